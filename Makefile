@@ -1,0 +1,63 @@
+# The commands of the project; all of them work in .venv, which the first one makes.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+BIN := .venv/bin
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cuh' -o -name '*.cu')
+
+.PHONY: help demo test test-long bench lint format build clean
+
+help: ## what there is to run
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: .venv/experiments ## train, score and draw the double descent (minutes)
+	$(BIN)/python -m experiments run double-descent --scale demo
+
+test: .venv/test ## the tests, doctests included
+	$(BIN)/python -m pytest -m "not long"
+
+test-long: .venv/test ## the slow campaigns
+	$(BIN)/python -m pytest -m long
+
+bench: .venv/test ## ratios to plain PyTorch
+	$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=median,rounds -q --no-header -o python_files="bench_*.py" -o python_functions="bench_*"
+
+lint: .venv/lint ## formatting, lint and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
+
+format: .venv/lint ## rewrite to the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(SOURCES)
+
+build: .venv/built ## the extension, in place
+
+clean: ## everything that was built
+	rm -rf .venv build dist *.egg-info lipfast/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv/torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "lipfast needs Python 3.10 or later; set PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24" "setuptools>=77" wheel
+	$(BIN)/python -m pip install --quiet "$(TORCH)" "numpy>=1.26" "pybind11>=2.13" "ninja>=1.11"
+	@touch $@
+
+# The environment's bin comes first on the path: torch's build looks for ninja there.
+.venv/built: .venv/torch $(SOURCES) setup.py pyproject.toml lipfast/_version.py
+	PATH="$(abspath $(BIN)):$$PATH" MAX_JOBS=$(JOBS) $(BIN)/python -m pip install --quiet --no-build-isolation -e .
+	@touch $@
+
+.venv/experiments: .venv/built pyproject.toml
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[experiments]"
+	@touch $@
+
+.venv/test: .venv/experiments pyproject.toml
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[test,experiments]"
+	@touch $@
+
+.venv/lint: .venv/test pyproject.toml
+	$(BIN)/python -m pip install --quiet "ruff>=0.9" "mypy>=1.14" "clang-format>=18"
+	@touch $@

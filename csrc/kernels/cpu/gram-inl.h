@@ -1,0 +1,128 @@
+// Gram matrix of the smaller side of W, in float64.
+//
+//   G = B B^T,  B = 2^e W (s x l) when W has at most as many rows as columns, else 2^e W^T.
+//
+// Only G's upper triangle (with the diagonal) is defined on return; entries below it are scratch. Every entry is a
+// sum of l products in some order, each product and each addition rounded at most once:
+//   |G - B B^T| <= gamma_l |B| |B|^T  elementwise.
+
+constexpr int kTileRows = 4;          // rows of a register tile
+constexpr int kPanel = 2 * kDoubles;  // columns of a register tile: 4 x 2 vectors cover the latency of an FMA
+constexpr int64_t kGramDepth = 256;   // columns of B per pass: a panel of them (16 KiB with AVX2) stays in L1
+
+// Leading dimension of an s x s matrix with room for whole tiles, and the doubles that it takes.
+LIPFAST_INLINE int64_t leading_dimension(int64_t s) { return round_up(s, 16); }
+LIPFAST_INLINE int64_t square_size(int64_t s) { return leading_dimension(s) * leading_dimension(s); }
+
+// c += a b^T for one tile; a and b are packed panels [depth][kPanel].
+LIPFAST_INLINE void multiply_tile(const double* a, const double* b, int64_t depth, DoubleVector (&c)[kTileRows][2]) {
+  for (int64_t k = 0; k < depth; ++k) {
+    const DoubleVector b0 = load(b), b1 = load(b + kDoubles);
+    LIPFAST_UNROLL
+    for (int r = 0; r < kTileRows; ++r) {
+      const DoubleVector ar = splat(a[r]);
+      c[r][0] += ar * b0;
+      c[r][1] += ar * b1;
+    }
+    a += kPanel;
+    b += kPanel;
+  }
+}
+
+// Columns [k0, k0 + depth) of B into panels: panel p holds B[p kPanel + j][k0 + k] at [k][j], zero outside.
+template <class T>
+void pack_columns(const T* w, int64_t rows, int64_t cols, PowerOfTwo scaling, int64_t k0, int64_t depth,
+                  double* panels) {
+  const bool wide = rows <= cols;
+  const int64_t s = wide ? rows : cols;
+  for (int64_t p = 0; p * kPanel < s; ++p) {
+    double* panel = panels + p * depth * kPanel;
+    const int64_t count = smaller<int64_t>(kPanel, s - p * kPanel);
+    if (count < kPanel) memset(panel, 0, sizeof(double) * depth * kPanel);
+    if (wide) {
+      for (int64_t j = 0; j < count; ++j) {
+        const T* row = w + (p * kPanel + j) * cols + k0;
+        for (int64_t k = 0; k < depth; ++k) panel[k * kPanel + j] = scaling(row[k]);
+      }
+    } else {
+      for (int64_t k = 0; k < depth; ++k) {
+        const T* row = w + (k0 + k) * cols + p * kPanel;
+        for (int64_t j = 0; j < count; ++j) panel[k * kPanel + j] = scaling(row[j]);
+      }
+    }
+  }
+}
+
+inline int64_t gram_panels_size(int64_t s) { return round_up(s, kPanel) * kGramDepth; }
+
+// g: square_size(s) doubles; panels: gram_panels_size(s) doubles.
+template <class T>
+void gram(const T* w, int64_t rows, int64_t cols, PowerOfTwo scaling, double* g, double* panels) {
+  const int64_t s = smaller(rows, cols), l = larger(rows, cols), ld = leading_dimension(s);
+  for (int64_t k0 = 0; k0 < l; k0 += kGramDepth) {
+    const int64_t depth = smaller(kGramDepth, l - k0);
+    pack_columns(w, rows, cols, scaling, k0, depth, panels);
+    for (int64_t j = 0; j < s; j += kPanel) {
+      const double* b = panels + j * depth;
+      for (int64_t i = 0; i < smaller(s, j + kPanel); i += kTileRows) {
+        DoubleVector c[kTileRows][2] = {};
+        multiply_tile(panels + i / kPanel * kPanel * depth + i % kPanel, b, depth, c);
+        LIPFAST_UNROLL
+        for (int r = 0; r < kTileRows; ++r) {
+          double* out = g + (i + r) * ld + j;
+          store(out, k0 == 0 ? c[r][0] : load(out) + c[r][0]);
+          store(out + kDoubles, k0 == 0 ? c[r][1] : load(out + kDoubles) + c[r][1]);
+        }
+      }
+    }
+  }
+}
+
+// z = G v from the upper triangle: each entry is read once and used twice.
+inline void multiply_symmetric(const double* g, int64_t s, const double* v, double* z) {
+  const int64_t ld = leading_dimension(s);
+  for (int64_t i = 0; i < s; ++i) z[i] = 0;
+  int64_t i = 0;
+  for (; i + kTileRows <= s; i += kTileRows) {
+    const double* row[kTileRows];
+    DoubleVector factor[kTileRows], sum[kTileRows] = {};
+    double tail[kTileRows];
+    for (int r = 0; r < kTileRows; ++r) {
+      row[r] = g + (i + r) * ld;
+      factor[r] = splat(v[i + r]);
+      tail[r] = row[r][i + r] * v[i + r];
+      for (int q = r + 1; q < kTileRows; ++q) {
+        tail[r] += row[r][i + q] * v[i + q];
+        z[i + q] += row[r][i + q] * v[i + r];
+      }
+    }
+    int64_t j = i + kTileRows;
+    for (; j + kDoubles <= s; j += kDoubles) {
+      const DoubleVector vj = load(v + j);
+      DoubleVector zj = load(z + j);
+      LIPFAST_UNROLL
+      for (int r = 0; r < kTileRows; ++r) {
+        const DoubleVector entry = load(row[r] + j);
+        sum[r] += entry * vj;
+        zj += factor[r] * entry;
+      }
+      store(z + j, zj);
+    }
+    for (; j < s; ++j) {
+      for (int r = 0; r < kTileRows; ++r) {
+        tail[r] += row[r][j] * v[j];
+        z[j] += row[r][j] * v[i + r];
+      }
+    }
+    for (int r = 0; r < kTileRows; ++r) z[i + r] += tail[r] + horizontal_sum<double>(sum[r]);
+  }
+  for (; i < s; ++i) {
+    const double* row = g + i * ld;
+    double sum = row[i] * v[i];
+    for (int64_t j = i + 1; j < s; ++j) {
+      sum += row[j] * v[j];
+      z[j] += row[j] * v[i];
+    }
+    z[i] += sum;
+  }
+}

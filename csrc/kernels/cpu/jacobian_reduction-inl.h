@@ -1,0 +1,24 @@
+// Body of jacobian_reduction, once per instruction set.
+
+#include "tridiagonal-inl.h"
+#include "lanczos-inl.h"
+#include "matrix-inl.h"
+#include "symmetric_top-inl.h"
+#include "reduce-inl.h"
+
+template <class T>
+void jacobian_reduction_of(const JacobianReductionParams& p, int64_t begin, int64_t end, double* work) {
+  const int64_t size = p.outputs * p.inputs;
+  for (int64_t b = begin; b < end; b += kDoubles) {
+    reduce(static_cast<const T*>(p.jacobian) + b * size, smaller<int64_t>(kDoubles, end - b), p.outputs, p.inputs,
+           static_cast<T*>(p.spectral) + b, static_cast<T*>(p.frobenius) + b, work);
+  }
+}
+
+void jacobian_reduction(const JacobianReductionParams& p, int64_t begin, int64_t end, double* workspace) {
+  if (p.dtype == Dtype::kFloat32) {
+    jacobian_reduction_of<float>(p, begin, end, workspace);
+  } else {
+    jacobian_reduction_of<double>(p, begin, end, workspace);
+  }
+}

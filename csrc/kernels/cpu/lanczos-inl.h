@@ -1,0 +1,108 @@
+// Lanczos with full reorthogonalisation for the largest eigenvalue of a positive semidefinite operator, given as a
+// function z = A v. All vectors are float64, whatever the operator computes in.
+
+struct LanczosResult {
+  double value;  // Ritz value: a lower estimate of the largest eigenvalue, up to rounding
+  double error;  // estimate of what is missing: min(residual, residual^2 / gap)
+  int32_t passes;
+};
+
+constexpr int64_t kBasis = 64;        // vectors kept before a restart
+constexpr int64_t kLargeBasis = 120;  // for operators larger than 2000
+
+LIPFAST_INLINE int64_t basis_vectors(int64_t n) { return smaller(n, n > 2000 ? kLargeBasis : kBasis); }
+inline int64_t lanczos_size(int64_t n) { return (basis_vectors(n) + 2) * n + 6 * (kLargeBasis + 1); }
+
+// splitmix64 (Steele, Lea, Flood 2014): uniform in (-1, 1), the same for every thread count and position in a list.
+inline void random_vector(uint64_t seed, double* x, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    uint64_t z = (seed += 0x9e3779b97f4a7c15u);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    x[i] = static_cast<double>(static_cast<int64_t>((z ^ (z >> 31)) >> 11)) * 0x1p-52 - 1.0 + 0x1p-53;
+  }
+}
+
+inline double normalize(double* x, int64_t n) {
+  const double norm = sqrt(dot(x, x, n));
+  if (norm > 0) scale(1 / norm, x, n);
+  return norm;
+}
+
+// w orthogonal to the first `count` basis vectors; the second pass only where the first took much away (Kahan and
+// Parlett: twice is enough). Returns the norm that is left.
+inline double orthogonalize(const double* basis, int64_t count, double* w, int64_t n) {
+  double before = sqrt(dot(w, w, n));
+  for (int pass = 0; pass < 2; ++pass) {
+    for (int64_t i = 0; i < count; ++i) axpy(-dot(basis + i * n, w, n), basis + i * n, w, n);
+    const double after = sqrt(dot(w, w, n));
+    if (after > 0.7 * before) return after;
+    before = after;
+  }
+  return before;
+}
+
+// x: unit start vector in, Ritz vector (unit) out. tolerance: relative, on the eigenvalue. work: lanczos_size(n).
+template <class Operator>
+LanczosResult lanczos(Operator& apply, int64_t n, int32_t max_passes, double tolerance, double* x, double* work) {
+  const int64_t limit = basis_vectors(n);
+  double* basis = work;
+  double* w = basis + limit * n;
+  double* diagonal = w + 2 * n;
+  double* off = diagonal + kLargeBasis + 1;
+  double* ritz = off + kLargeBasis + 1;
+  double* scratch = ritz + kLargeBasis + 1;
+  LanczosResult result{0, 0, 0};
+  for (;;) {
+    memcpy(basis, x, sizeof(double) * n);
+    int64_t size = 0;
+    bool done = false;
+    while (!done && size < limit) {
+      const double* q = basis + size * n;
+      apply(q, w);
+      ++result.passes;
+      diagonal[size] = dot(q, w, n);
+      axpy(-diagonal[size], q, w, n);
+      if (size > 0) axpy(-off[size - 1], q - n, w, n);
+      ++size;
+      const double next = orthogonalize(basis, size, w, n);
+      off[size - 1] = next;
+      const bool last = size == limit || result.passes >= max_passes;
+      if (size % 3 == 0 || last || next <= 1e-14 * fabs(diagonal[0])) {
+        result.value = largest_eigenvalue(diagonal, off, size);
+        top_eigenvector(diagonal, off, size, result.value, ritz, scratch);
+        const double residual = next * fabs(ritz[size - 1]);
+        result.error = residual;
+        if (residual > 0 && size > 1) {
+          const double gap = result.value - second_eigenvalue(diagonal, off, size, result.value);
+          result.error = smaller(residual, residual * residual / larger(gap, 1e-300));
+        }
+        done = result.error <= tolerance * result.value || next <= 1e-14 * fabs(result.value) || !(result.value > 0);
+      }
+      if (result.passes >= max_passes) done = true;
+      if (!done && size < limit) {
+        memcpy(basis + size * n, w, sizeof(double) * n);
+        scale(1 / next, basis + size * n, n);
+      }
+    }
+    for (int64_t i = 0; i < n; ++i) x[i] = 0;
+    for (int64_t i = 0; i < size; ++i) axpy(ritz[i], basis + i * n, x, n);
+    normalize(x, n);
+    if (done) return result;
+  }
+}
+
+// The published method: `passes` power iterations, no stopping rule. The value is the last Rayleigh quotient.
+template <class Operator>
+LanczosResult power_iteration(Operator& apply, int64_t n, int32_t passes, double* x, double* work) {
+  LanczosResult result{0, 0, 0};
+  for (; result.passes < passes; ++result.passes) {
+    apply(x, work);
+    result.value = dot(x, work, n);
+    const double previous = result.value;
+    if (!(dot(work, work, n) > 0)) break;
+    memcpy(x, work, sizeof(double) * n);
+    result.error = normalize(x, n) - previous;
+  }
+  return result;
+}

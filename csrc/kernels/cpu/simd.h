@@ -1,0 +1,32 @@
+// Vectors for the kernel bodies (-inl.h), which are compiled once per instruction set.
+//
+// A body is included inside LIPFAST_ISA_BEGIN(name, bytes) ... LIPFAST_ISA_END, that is, inside an anonymous
+// namespace and under the compiler's target pragma. Hazards:
+//  * a body must not include or instantiate anything of the standard library: an inline function that two
+//    instruction sets share would be merged by the linker, and the baseline copy would then run AVX code.
+//    <cmath>'s builtins (sqrt, fabs, ldexp, frexp) on double are fine;
+//  * products and sums may be contracted to fused multiply-adds: error bounds may use that only in the
+//    direction in which it helps (fewer roundings).
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "../params.h"
+
+#if defined(__clang__)
+#define LIPFAST_PRAGMA(text) _Pragma(#text)
+#define LIPFAST_TARGET_PUSH(features) \
+  LIPFAST_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define LIPFAST_TARGET_POP LIPFAST_PRAGMA(clang attribute pop)
+#define LIPFAST_UNROLL LIPFAST_PRAGMA(clang loop unroll(full))
+#else
+#define LIPFAST_PRAGMA(text) _Pragma(#text)
+#define LIPFAST_TARGET_PUSH(features) LIPFAST_PRAGMA(GCC push_options) LIPFAST_PRAGMA(GCC target(features))
+#define LIPFAST_TARGET_POP LIPFAST_PRAGMA(GCC pop_options)
+#define LIPFAST_UNROLL LIPFAST_PRAGMA(GCC unroll 16)
+#endif
+
+#define LIPFAST_INLINE inline __attribute__((always_inline))

@@ -1,0 +1,242 @@
+// Body of spectral_norms, once per instruction set.
+
+#include "tridiagonal-inl.h"
+#include "lanczos-inl.h"
+#include "matrix-inl.h"
+#include "gram-inl.h"
+#include "cholesky-inl.h"
+
+constexpr double kUnitRoundoff = 0x1p-53;
+// Covers the rounding of evaluating an error term itself (a relative error of at most gamma_k, k < 2^30).
+constexpr double kWiden = 1 + 0x1p-20;
+
+LIPFAST_INLINE double gamma(int64_t k) {
+  const double ku = static_cast<double>(k) * kUnitRoundoff;
+  return ku / (1 - ku) * kWiden;
+}
+LIPFAST_INLINE double up(double v) { return nextafter(v, INFINITY); }
+LIPFAST_INLINE double down(double v) { return v > 0 ? nextafter(v, 0.0) : v; }
+
+struct GramOperator {
+  const double* g;
+  int64_t s;
+  void operator()(const double* in, double* out) const { multiply_symmetric(g, s, in, out); }
+};
+
+// Proved lower bound of the scaled norm from a vector x on either side; y (unit on return) is the image's direction.
+template <class T>
+double certified_lower(const Matrix<T>& w, bool transposed, const double* x, double* y, double* bound) {
+  const int64_t inner = transposed ? w.rows : w.cols, outer = transposed ? w.cols : w.rows;
+  multiply(w, transposed, x, y, bound);
+  const double image = sqrt(dot(y, y, outer)), error = sqrt(dot(bound, bound, outer)) * kWiden;
+  const double size = sqrt(dot(x, x, inner));
+  normalize(y, outer);
+  const double numerator = image * (1 - gamma(outer + 2)) - gamma(inner + 1) * error;
+  if (!(numerator > 0) || !(size > 0)) return 0;
+  return numerator / (size * (1 + gamma(inner + 2))) * (1 - 4 * kUnitRoundoff);
+}
+
+// 2^e value, rounded in the direction of the bound where the result is denormal.
+inline double unscale_up(double value, int exponent) {
+  const double scaled = ldexp(value, exponent);
+  return scaled < 0x1p-1021 && value > 0 ? up(scaled) : scaled;
+}
+inline double unscale_down(double value, int exponent) {
+  const double scaled = ldexp(value, exponent);
+  if (scaled == INFINITY) return 0x1.fffffffffffffp1023;
+  return scaled < 0x1p-1021 ? down(scaled) : scaled;
+}
+
+// ||W||_2 <= min(sqrt(||W||_1 ||W||_inf), ||W||_F), of the scaled matrix. column: cols doubles.
+template <class T>
+double holder_upper(const Matrix<T>& w, double* column) {
+  double row_sum = 0, column_sum = 0, squares = 0;
+  for (int64_t j = 0; j < w.cols; ++j) column[j] = 0;
+  for (int64_t i = 0; i < w.rows; ++i) {
+    double sum = 0;
+    for (int64_t j = 0; j < w.cols; ++j) {
+      const double entry = fabs(w.scaling(w.data[i * w.cols + j]));
+      sum += entry;
+      column[j] += entry;
+      squares += entry * entry;
+    }
+    row_sum = larger(row_sum, sum);
+  }
+  for (int64_t j = 0; j < w.cols; ++j) column_sum = larger(column_sum, column[j]);
+  const double widen = 1 + gamma(w.rows * w.cols + 8);
+  return up(sqrt(smaller(squares, row_sum * column_sum) * widen + 0x1p-900) * (1 + 4 * kUnitRoundoff));
+}
+
+// The certificate: everything about t I - G for one matrix.
+struct Certificate {
+  double* g;         // upper triangle: G; below: the last factor
+  int64_t s, l;      // sides
+  double* diagonal;  // s: the factor's diagonal
+  double* panels;
+  double trace;  // of G
+
+  // Tries to prove lambda_max(B B^T) <= the value written to `bound` with the shift t.
+  bool prove(double t, double* bound) const {
+    const int64_t ld = leading_dimension(s);
+    double sum = 0, largest = 0;
+    for (int64_t i = 0; i < s; ++i) {
+      diagonal[i] = t - g[i * ld + i];
+      sum += diagonal[i];
+      largest = larger(largest, fabs(diagonal[i]));
+    }
+    if (!cholesky(g, s, diagonal, panels)) return false;
+    const double cholesky_error = gamma(s + 2) / (1 - gamma(s + 2)) * sum;
+    const double diagonal_error = kUnitRoundoff * largest;
+    const double gram_error = gamma(l) * trace / (1 - gamma(s + l));
+    *bound = up(t + up((cholesky_error + diagonal_error + gram_error) * kWiden + 0x1p-900));
+    return true;
+  }
+
+  // Steps of Lanczos on the inverse of the last factor: the top of G's spectrum, far apart there, is found in three
+  // solves. x: unit vector in and out. Returns the Rayleigh quotient of G at x.
+  double refine(double* x, double* work) const {
+    struct Inverse {
+      const Certificate& certificate;
+      void operator()(const double* in, double* out) const {
+        memcpy(out, in, sizeof(double) * certificate.s);
+        solve(certificate.g, certificate.s, certificate.diagonal, out);
+      }
+    } inverse{*this};
+    // x may be an exact eigenvector, but of a smaller eigenvalue: a little noise leads out of it.
+    random_vector(static_cast<uint64_t>(s), work, s);
+    axpy(1e-4 / sqrt(dot(work, work, s)), work, x, s);
+    normalize(x, s);
+    lanczos(inverse, s, 4, 1e-14, x, work);
+    multiply_symmetric(g, s, x, work);
+    return dot(x, work, s);
+  }
+};
+
+// Proved upper bound of lambda_max(B B^T), within about rtol of `value` (times 1 + rtol: the square's share of a gap
+// of rtol / 2 in the norm). The first shift is generous when the estimate is poor; its factor then gives a better
+// one. A failed factorisation proves nothing and costs time only.
+inline double certified_upper(const Certificate& certificate, double value, double error, double rtol, double* x,
+                              double* work) {
+  const double ceiling = certificate.trace * (1 + 1e-6) + 0x1p-800;
+  double t = error <= 0.25 * rtol * value ? value * (1 + rtol) : value + 10 * error;
+  double failed = 0, proved = INFINITY, best = INFINITY;
+  for (int attempt = 0; attempt < 40; ++attempt) {
+    t = smaller(t, ceiling);
+    double bound;
+    if (certificate.prove(t, &bound)) {
+      proved = t;
+      best = smaller(best, bound);
+      if (best <= value * (1 + 1.5 * rtol)) break;
+      value = larger(value, certificate.refine(x, work));
+      if (best <= value * (1 + 1.5 * rtol)) break;
+      t = value * (1 + rtol);
+      if (t <= failed) t = 0.5 * (failed + proved);
+      // Below this distance the rounding terms, not the shift, decide: nothing is left to gain.
+      if (proved - t <= 1e-15 * proved || best - proved > 8 * (proved - value)) break;
+    } else {
+      if (t >= ceiling && proved == INFINITY) break;
+      failed = larger(failed, t);
+      t = proved < INFINITY ? 0.5 * (failed + proved) : value + 16 * (t - value) + 1e-15 * value;
+    }
+  }
+  return best;
+}
+
+template <class T>
+void spectral_norms_of(const SpectralProblem& problem, SpectralResult& result, double* work) {
+  const T* data = static_cast<const T*>(problem.data);
+  const int64_t rows = problem.rows, cols = problem.cols;
+  Matrix<T> w;
+  result.passes = 0;
+  result.finite = examine(data, rows, cols, w);
+  if (!result.finite) return;
+
+  const bool wide = rows <= cols;
+  const int64_t s = smaller(rows, cols), l = larger(rows, cols);
+  double* bound = work;
+  work += l;
+  random_vector(problem.seed, result.right, cols);
+  normalize(result.right, cols);
+  if (problem.start != nullptr) {
+    // A start vector may lie in an invariant subspace without the top singular vector: a little of a random one
+    // leads out of it.
+    double norm = sqrt(dot(problem.start, problem.start, cols));
+    if (norm > 0 && norm < INFINITY) {
+      scale(1e-3, result.right, cols);
+      axpy(1 / norm, problem.start, result.right, cols);
+      normalize(result.right, cols);
+    }
+  }
+  if (w.largest == 0) {
+    result.lower = 0;
+    result.upper = problem.certify ? 0 : INFINITY;
+    result.upper_method = problem.certify ? UpperMethod::kCholesky : UpperMethod::kNone;
+    random_vector(problem.seed, result.left, rows);
+    normalize(result.left, rows);
+    return;
+  }
+
+  double value_lower = 0, scaled_upper = INFINITY;
+  result.upper_method = UpperMethod::kNone;
+  if (spectral_norms_uses_gram(problem)) {
+    Certificate certificate{work, s, l, nullptr, nullptr, 0};
+    certificate.diagonal = work + square_size(s);
+    certificate.panels = certificate.diagonal + s;
+    double* rest = certificate.panels + larger(gram_panels_size(s), cholesky_panels_size(s));
+    gram(data, rows, cols, w.scaling, certificate.g, certificate.panels);
+    for (int64_t i = 0; i < s; ++i) certificate.trace += certificate.g[i * leading_dimension(s) + i];
+    GramOperator gram_operator{certificate.g, s};
+    double* x = wide ? result.left : result.right;
+    if (wide) {
+      multiply(w, false, result.right, x, bound);
+      if (!(normalize(x, s) > 0)) {
+        random_vector(problem.seed, x, s);
+        normalize(x, s);
+      }
+    }
+    LanczosResult found = problem.method == SpectralMethod::kPower
+                              ? power_iteration(gram_operator, s, problem.max_passes, x, rest)
+                              : lanczos(gram_operator, s, problem.max_passes, 0.1 * problem.rtol, x, rest);
+    result.passes = found.passes;
+    if (problem.certify) {
+      const double top = certified_upper(certificate, found.value, found.error, problem.rtol, x, rest);
+      scaled_upper = up(sqrt(top));
+      result.upper_method = UpperMethod::kCholesky;
+    }
+    value_lower = certified_lower(w, wide, x, wide ? result.right : result.left, bound);
+  } else {
+    double* rest = work;
+    MatrixOperator<T> matrix_operator{w, reinterpret_cast<T*>(rest), reinterpret_cast<T*>(rest + cols)};
+    rest += 2 * cols;
+    const LanczosResult found =
+        problem.method == SpectralMethod::kPower
+            ? power_iteration(matrix_operator, cols, problem.max_passes, result.right, rest)
+            : lanczos(matrix_operator, cols, problem.max_passes, problem.rtol, result.right, rest);
+    result.passes = found.passes;
+    value_lower = certified_lower(w, false, result.right, result.left, bound);
+  }
+  if (problem.certify) {
+    const double holder = holder_upper(w, bound);
+    if (holder < scaled_upper) {
+      scaled_upper = holder;
+      result.upper_method = UpperMethod::kHolder;
+    }
+  }
+  // The largest entry is a lower bound without any rounding.
+  result.lower = larger(unscale_down(value_lower, w.exponent), w.largest);
+  result.upper = unscale_up(scaled_upper, w.exponent);
+}
+
+void spectral_norms(const SpectralProblem& problem, SpectralResult& result, double* workspace) {
+  if (problem.dtype == Dtype::kFloat32) {
+    spectral_norms_of<float>(problem, result, workspace);
+  } else {
+    spectral_norms_of<double>(problem, result, workspace);
+  }
+}
+
+inline int64_t spectral_norms_workspace(const SpectralProblem& problem) {
+  const int64_t s = smaller(problem.rows, problem.cols), l = larger(problem.rows, problem.cols);
+  if (!spectral_norms_uses_gram(problem)) return l + 2 * problem.cols + lanczos_size(problem.cols);
+  return l + square_size(s) + s + larger(gram_panels_size(s), cholesky_panels_size(s)) + lanczos_size(s);
+}

@@ -1,0 +1,98 @@
+// Vector types of LIPFAST_VECTOR_BYTES and the few operations on them that every body needs.
+
+typedef float FloatVector __attribute__((vector_size(LIPFAST_VECTOR_BYTES)));
+typedef double DoubleVector __attribute__((vector_size(LIPFAST_VECTOR_BYTES)));
+// The same, loadable from any address.
+typedef float FloatVectorUnaligned __attribute__((vector_size(LIPFAST_VECTOR_BYTES), aligned(4), may_alias));
+typedef double DoubleVectorUnaligned __attribute__((vector_size(LIPFAST_VECTOR_BYTES), aligned(8), may_alias));
+// As many floats as a DoubleVector has doubles.
+typedef float HalfVectorUnaligned __attribute__((vector_size(LIPFAST_VECTOR_BYTES / 2), aligned(4), may_alias));
+
+template <class T>
+struct Simd;
+template <>
+struct Simd<float> {
+  typedef FloatVector Vector;
+  typedef FloatVectorUnaligned Unaligned;
+  static constexpr int kLanes = LIPFAST_VECTOR_BYTES / 4;
+};
+template <>
+struct Simd<double> {
+  typedef DoubleVector Vector;
+  typedef DoubleVectorUnaligned Unaligned;
+  static constexpr int kLanes = LIPFAST_VECTOR_BYTES / 8;
+};
+constexpr int kDoubles = LIPFAST_VECTOR_BYTES / 8;
+
+template <class T>
+LIPFAST_INLINE typename Simd<T>::Vector load(const T* p) {
+  return *reinterpret_cast<const typename Simd<T>::Unaligned*>(p);
+}
+template <class T>
+LIPFAST_INLINE void store(T* p, typename Simd<T>::Vector v) {
+  *reinterpret_cast<typename Simd<T>::Unaligned*>(p) = v;
+}
+// kDoubles values of T, converted.
+LIPFAST_INLINE DoubleVector load_double(const double* p) { return load(p); }
+LIPFAST_INLINE DoubleVector load_double(const float* p) {
+  return __builtin_convertvector(*reinterpret_cast<const HalfVectorUnaligned*>(p), DoubleVector);
+}
+template <class T>
+LIPFAST_INLINE typename Simd<T>::Vector splat(T value) {
+  return value - typename Simd<T>::Vector{};
+}
+LIPFAST_INLINE DoubleVector absolute(DoubleVector v) { return v < 0 ? -v : v; }
+template <class T>
+LIPFAST_INLINE T horizontal_sum(typename Simd<T>::Vector v) {
+  T sum = v[0];
+  for (int i = 1; i < Simd<T>::kLanes; ++i) sum += v[i];
+  return sum;
+}
+
+template <class T>
+LIPFAST_INLINE T larger(T a, T b) {
+  return a < b ? b : a;
+}
+template <class T>
+LIPFAST_INLINE T smaller(T a, T b) {
+  return b < a ? b : a;
+}
+
+inline double dot(const double* a, const double* b, int64_t n) {
+  DoubleVector s0{}, s1{}, s2{}, s3{};
+  int64_t i = 0;
+  for (; i + 4 * kDoubles <= n; i += 4 * kDoubles) {
+    s0 += load(a + i) * load(b + i);
+    s1 += load(a + i + kDoubles) * load(b + i + kDoubles);
+    s2 += load(a + i + 2 * kDoubles) * load(b + i + 2 * kDoubles);
+    s3 += load(a + i + 3 * kDoubles) * load(b + i + 3 * kDoubles);
+  }
+  for (; i + kDoubles <= n; i += kDoubles) s0 += load(a + i) * load(b + i);
+  double sum = horizontal_sum<double>((s0 + s1) + (s2 + s3));
+  for (; i < n; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+// y += alpha x
+inline void axpy(double alpha, const double* x, double* y, int64_t n) {
+  const DoubleVector factor = splat(alpha);
+  int64_t i = 0;
+  for (; i + kDoubles <= n; i += kDoubles) store(y + i, load(y + i) + factor * load(x + i));
+  for (; i < n; ++i) y[i] += alpha * x[i];
+}
+
+inline void scale(double alpha, double* x, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) x[i] *= alpha;
+}
+
+// The binary exponent e with 2^(e-1) <= value < 2^e, and multiplication by 2^e in two exact steps, for exponents
+// that no single power of two can hold.
+struct PowerOfTwo {
+  double first, second;
+  LIPFAST_INLINE double operator()(double value) const { return value * first * second; }
+};
+inline PowerOfTwo power_of_two(int exponent) { return {ldexp(1.0, exponent / 2), ldexp(1.0, exponent - exponent / 2)}; }
+
+LIPFAST_INLINE int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}

@@ -1,0 +1,45 @@
+// Checks that every device's registration of an op makes, and small helpers for tensors of the stable ABI.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <string>
+#include <vector>
+
+#include "../kernels/params.h"
+
+namespace lipfast {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// float32 or float64, dense and row-major; `what` names the tensor in the error.
+inline Dtype check_dense(const Tensor& tensor, int64_t dimensions, const std::string& what) {
+  STD_TORCH_CHECK(tensor.dim() == dimensions, what, ": expected ", dimensions, " dimensions, got ", tensor.dim());
+  STD_TORCH_CHECK(tensor.is_contiguous(), what, ": expected a contiguous tensor");
+  const ScalarType type = tensor.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, what, ": expected float32 or float64");
+  return type == ScalarType::Float ? Dtype::kFloat32 : Dtype::kFloat64;
+}
+
+// A tensor's values as T, which the caller has checked.
+template <class T>
+const T* values(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.data_ptr());
+}
+template <class T>
+T* mutable_values(Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
+}
+
+void check_spectral_norms(const std::vector<Tensor>& matrices, const std::vector<Tensor>& start);
+Dtype check_jacobian_reduction(const Tensor& jacobian);
+// Widths of the chain: layers + 1 numbers.
+std::vector<int64_t> check_chain_jacobian_norms(const Tensor& x, const std::vector<Tensor>& weights,
+                                                const std::vector<Tensor>& biases, int64_t layers);
+
+}  // namespace lipfast

@@ -1,0 +1,63 @@
+#include "../../kernels/cpu/chain_jacobian_norms.h"
+
+#include <algorithm>
+#include <tuple>
+
+#include "../checks.h"
+#include "workspace.h"
+
+namespace lipfast {
+namespace {
+
+std::tuple<Tensor, Tensor> chain_jacobian_norms_cpu(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> biases,
+                                                    std::vector<double> slopes) {
+  const auto layers = static_cast<int64_t>(slopes.size());
+  const std::vector<int64_t> widths = check_chain_jacobian_norms(x, weights, biases, layers);
+  const int64_t batch = x.size(0), networks = static_cast<int64_t>(weights.size()) / layers;
+  Tensor spectral = torch::stable::new_empty(x, {networks, batch});
+  Tensor frobenius = torch::stable::new_empty(x, {networks, batch});
+  std::vector<const void*> weight_data, bias_data;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    weight_data.push_back(weights[i].data_ptr());
+    bias_data.push_back(biases[i].numel() > 0 ? biases[i].data_ptr() : nullptr);
+  }
+  const bool single = x.scalar_type() == ScalarType::Float;
+  const ChainParams params{x.data_ptr(),
+                           single ? Dtype::kFloat32 : Dtype::kFloat64,
+                           batch,
+                           networks,
+                           layers,
+                           widths.data(),
+                           weight_data.data(),
+                           bias_data.data(),
+                           slopes.data(),
+                           spectral.data_ptr(),
+                           frobenius.data_ptr()};
+  const ChainKernel kernel = chain_jacobian_norms_kernel();
+  const ChainLayout layout = kernel.layout(params);
+  const int64_t packed_bytes = layout.packed * static_cast<int64_t>(single ? sizeof(float) : sizeof(double));
+  // Networks are packed in groups, so that the packed copies stay small however many networks there are.
+  const int64_t group = std::clamp<int64_t>((int64_t{16} << 20) / std::max<int64_t>(packed_bytes, 1), 1, networks);
+  const Workspace packed(group * packed_bytes + 64);
+  const int64_t tiles = (batch + layout.tile - 1) / layout.tile;
+  for (int64_t begin = 0; begin < networks && batch > 0; begin += group) {
+    const int64_t count = std::min(group, networks - begin);
+    for_each_item(
+        count, [] { return Workspace(1); },
+        [&](int64_t i, const Workspace&) { kernel.pack(params, begin + i, packed.as<char>() + i * packed_bytes); });
+    for_each_item(
+        count * tiles, [&] { return Workspace(layout.workspace); },
+        [&](int64_t item, const Workspace& workspace) {
+          const int64_t network = item / tiles, first = item % tiles * layout.tile;
+          kernel.tile(params, begin + network, packed.as<char>() + network * packed_bytes, first,
+                      std::min(layout.tile, batch - first), workspace.as<void>());
+        });
+  }
+  return {spectral, frobenius};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(lipfast, CPU, m) { m.impl("chain_jacobian_norms", TORCH_BOX(&chain_jacobian_norms_cpu)); }
+
+}  // namespace lipfast

@@ -1,0 +1,77 @@
+#include "../../kernels/cpu/spectral_norms.h"
+
+#include <algorithm>
+#include <numeric>
+#include <tuple>
+
+#include "../checks.h"
+#include "workspace.h"
+
+namespace lipfast {
+namespace {
+
+using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Outputs spectral_norms_cpu(std::vector<Tensor> matrices, std::vector<Tensor> start, bool certify, double rtol,
+                           int64_t max_passes, bool power, int64_t seed, int64_t memory) {
+  check_spectral_norms(matrices, start);
+  const auto count = static_cast<int64_t>(matrices.size());
+  std::vector<SpectralProblem> problems;
+  std::vector<int64_t> right_offset{0}, left_offset{0};
+  for (int64_t i = 0; i < count; ++i) {
+    const Tensor& matrix = matrices[i];
+    const bool given = !start.empty() && start[i].numel() > 0;
+    problems.push_back(
+        {matrix.data_ptr(), matrix.scalar_type() == ScalarType::Float ? Dtype::kFloat32 : Dtype::kFloat64,
+         matrix.size(0), matrix.size(1), given ? values<double>(start[i]) : nullptr, static_cast<uint64_t>(seed), rtol,
+         static_cast<int32_t>(max_passes), power ? SpectralMethod::kPower : SpectralMethod::kLanczos, certify, memory});
+    right_offset.push_back(right_offset.back() + matrix.size(1));
+    left_offset.push_back(left_offset.back() + matrix.size(0));
+  }
+  const Tensor& like = matrices[0];
+  const auto vector = [&](int64_t size, ScalarType type) { return torch::stable::new_empty(like, {size}, type); };
+  Tensor lower = vector(count, ScalarType::Double), upper = vector(count, ScalarType::Double);
+  Tensor passes = vector(count, ScalarType::Long), method = vector(count, ScalarType::Long);
+  Tensor right = vector(right_offset.back(), ScalarType::Double), left = vector(left_offset.back(), ScalarType::Double);
+
+  // The most expensive first, so that no thread is left with a large one at the end.
+  std::vector<int64_t> order(count);
+  std::iota(order.begin(), order.end(), 0);
+  std::vector<double> cost(count);
+  for (int64_t i = 0; i < count; ++i) {
+    const double rows = static_cast<double>(problems[i].rows), cols = static_cast<double>(problems[i].cols);
+    cost[i] = rows * cols * std::min(rows, cols);
+  }
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return cost[a] > cost[b]; });
+
+  int64_t workspace_size = 0;
+  for (const SpectralProblem& problem : problems)
+    workspace_size = std::max(workspace_size, spectral_norms_workspace(problem));
+  const SpectralNormsKernel kernel = spectral_norms_kernel();
+  auto* lower_values = mutable_values<double>(lower);
+  auto* upper_values = mutable_values<double>(upper);
+  auto* passes_values = mutable_values<int64_t>(passes);
+  auto* method_values = mutable_values<int64_t>(method);
+  auto* right_values = mutable_values<double>(right);
+  auto* left_values = mutable_values<double>(left);
+  for_each_item(
+      count, [&] { return Workspace(workspace_size * static_cast<int64_t>(sizeof(double))); },
+      [&](int64_t item, const Workspace& workspace) {
+        const int64_t i = order[item];
+        SpectralResult result{};
+        result.right = right_values + right_offset[i];
+        result.left = left_values + left_offset[i];
+        kernel(problems[i], result, workspace.as<double>());
+        lower_values[i] = result.lower;
+        upper_values[i] = result.upper;
+        passes_values[i] = result.passes;
+        method_values[i] = result.finite ? static_cast<int64_t>(result.upper_method) : -1;
+      });
+  return {lower, upper, passes, method, right, left};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(lipfast, CPU, m) { m.impl("spectral_norms", TORCH_BOX(&spectral_norms_cpu)); }
+
+}  // namespace lipfast

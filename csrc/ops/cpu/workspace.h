@@ -1,0 +1,64 @@
+// Scratch memory of one thread, and work handed to the threads of torch's pool in the order given.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cfenv>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+
+namespace lipfast {
+
+// Uninitialised, aligned to a cache line.
+class Workspace {
+ public:
+  explicit Workspace(int64_t bytes) : memory_(::operator new(static_cast<size_t>(bytes), kAlignment)) {}
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(memory_.get());
+  }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  struct Release {
+    void operator()(void* p) const { ::operator delete(p, kAlignment); }
+  };
+  std::unique_ptr<void, Release> memory_;
+};
+
+// IEEE arithmetic as the proofs assume it: round to nearest, denormals kept. A thread may come with another mode
+// (torch.set_flush_denormal); it gets it back.
+class StandardArithmetic {
+ public:
+  StandardArithmetic() {
+    std::fegetenv(&before_);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  ~StandardArithmetic() { std::fesetenv(&before_); }
+  StandardArithmetic(const StandardArithmetic&) = delete;
+  StandardArithmetic& operator=(const StandardArithmetic&) = delete;
+
+ private:
+  std::fenv_t before_;
+};
+
+// Calls body(item, workspace) for every item in [0, count), each on one thread, taken one by one from a shared
+// counter: items of very different cost balance. make_workspace is called once per thread.
+template <class MakeWorkspace, class Body>
+void for_each_item(int64_t count, const MakeWorkspace& make_workspace, const Body& body) {
+  std::atomic<int64_t> next{0};
+  const int64_t threads = std::min<int64_t>(count, torch::stable::get_num_threads());
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    int64_t item = next.fetch_add(1);
+    if (item >= count) return;
+    const StandardArithmetic arithmetic;
+    const Workspace workspace = make_workspace();
+    for (; item < count; item = next.fetch_add(1)) body(item, workspace);
+  });
+}
+
+}  // namespace lipfast

@@ -1,0 +1,85 @@
+"""Certified bounds on the Lipschitz constant of neural networks, for thousands of checkpoints.
+
+Every estimate says its side (lower or upper), its norm, its method and whether it is certified:
+true in real arithmetic, with every rounding accounted for.
+
+The names below are imported when they are first used, so that `lipfast --help` does not wait for
+torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from lipfast._version import __version__
+from lipfast.errors import LipfastError
+
+if TYPE_CHECKING:
+    from lipfast._info import info
+    from lipfast.estimators.compose import (
+        bounds,
+        compile,  # noqa: A004
+        jacobian_norms,
+        lower_bound,
+        upper_bound,
+    )
+    from lipfast.estimators.estimate import Bounds, Estimate, LayerBracket, LowerBound, UpperBound
+    from lipfast.ops.spectral_norms import SpectralNorms, spectral_norms
+    from lipfast.plan.plan import Plan
+    from lipfast.rules.registry import rule
+    from lipfast.scoring import read_scores, score
+
+_HOME = {
+    "info": "lipfast._info",
+    "bounds": "lipfast.estimators.compose",
+    "compile": "lipfast.estimators.compose",
+    "jacobian_norms": "lipfast.estimators.compose",
+    "lower_bound": "lipfast.estimators.compose",
+    "upper_bound": "lipfast.estimators.compose",
+    "Bounds": "lipfast.estimators.estimate",
+    "Estimate": "lipfast.estimators.estimate",
+    "LayerBracket": "lipfast.estimators.estimate",
+    "LowerBound": "lipfast.estimators.estimate",
+    "UpperBound": "lipfast.estimators.estimate",
+    "SpectralNorms": "lipfast.ops.spectral_norms",
+    "spectral_norms": "lipfast.ops.spectral_norms",
+    "Plan": "lipfast.plan.plan",
+    "rule": "lipfast.rules.registry",
+    "read_scores": "lipfast.scoring",
+    "score": "lipfast.scoring",
+}
+
+__all__ = [
+    "Bounds",
+    "Estimate",
+    "LayerBracket",
+    "LipfastError",
+    "LowerBound",
+    "Plan",
+    "SpectralNorms",
+    "UpperBound",
+    "__version__",
+    "bounds",
+    "compile",
+    "info",
+    "jacobian_norms",
+    "lower_bound",
+    "read_scores",
+    "rule",
+    "score",
+    "spectral_norms",
+    "upper_bound",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'lipfast' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

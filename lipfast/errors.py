@@ -1,0 +1,58 @@
+"""The errors that lipfast raises: all derive from `LipfastError`.
+
+Each says what was wrong, where (file, parameter, entry of the list) and what to do next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class LipfastError(Exception):
+    """Base class of every error that lipfast raises on purpose."""
+
+
+class ArgumentError(LipfastError, ValueError):
+    """An argument has the wrong value, type, shape, dtype or device."""
+
+
+class NonFiniteError(LipfastError, ValueError):
+    """A weight or a sample is NaN or infinite; the message names which."""
+
+
+class TraceError(LipfastError):
+    """`torch.export` could not trace the model into a graph."""
+
+
+class UnsupportedOpError(LipfastError, NotImplementedError):
+    """The model holds ops without a rule: all of them are listed.
+
+    Attributes:
+        ops: pairs (ATen op, module path), one per offending node.
+    """
+
+    def __init__(self, ops: Sequence[tuple[str, str]], hint: str = "") -> None:
+        self.ops = list(ops)
+        where = "; ".join(f"{op} in module '{module or '(root)'}'" for op, module in self.ops)
+        message = f"no rule for {where}"
+        super().__init__(f"{message}. {hint}" if hint else message)
+
+
+class StateDictError(LipfastError, ValueError):
+    """A state dict does not match the architecture; names the parameter and both shapes."""
+
+
+class CheckpointError(LipfastError):
+    """A checkpoint file is missing, truncated, or is not plain weights."""
+
+
+class ArchiveError(LipfastError):
+    """An archive is missing or holds no checkpoints."""
+
+
+class StoreError(LipfastError):
+    """A store of scores cannot be written or read, or has an unknown schema version."""
+
+
+class NativeError(LipfastError, ImportError):
+    """The native extension is missing or does not match this installation."""
