@@ -1,0 +1,1 @@
+"""Estimators: bounds on a Lipschitz constant, one method per file."""

@@ -1,0 +1,279 @@
+"""Certified lower bounds: difference quotients in float64 with running error bounds.
+
+Autograd's value at a kink is not a derivative, and a float64 evaluation by itself proves nothing.
+For any two points a, b, ``||f(a) - f(b)|| / ||a - b||`` is a lower bound on the Lipschitz constant.
+The points are stored float64 numbers; f is evaluated with an elementwise bound of its rounding
+error (running error analysis, Higham, 2002, sec. 3.3); the quotient is rounded down. So the result
+holds in real arithmetic, at kinks and for smooth activations, whatever the points are. Only the
+choice of the points (a direction and steps) is heuristic.
+
+Assumed: sums and products of float64 are IEEE (in any order, fused or not), and torch's float64
+elementary functions are as accurate as `rules.pointwise.EVALUATION_ROUNDOFFS` says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipfast.plan.graph import Node
+from lipfast.plan.interpret import NodeArguments, evaluate, joined_outputs, walk
+from lipfast.plan.plan import Plan
+from lipfast.plan.state import stack
+from lipfast.rules.registry import RULES, Norm
+from lipfast.rules.rounding import UNIT_ROUNDOFF, gamma
+
+# Relative to the size of the sample: long steps average out rounding errors, short ones
+# curvature and kinks.
+_LADDER = tuple(10.0**-power for power in range(7))
+# Steps to the nearest kinks and half way; a network without kinks is linear everywhere.
+_FRACTIONS = (0.99, 0.5)
+_LONGEST = 100.0
+
+
+@dataclass(frozen=True)
+class Secants:
+    """The best certified difference quotient of each network.
+
+    Attributes:
+        values: (networks,), rounded down; 0 where nothing could be proved.
+        points: (networks, 2, *shape), the two stored points in float64.
+    """
+
+    values: Tensor
+    points: Tensor
+
+
+def missing_error_rules(plan: Plan) -> list[str]:
+    """Ops that have no rule for rounding errors: nothing can be certified through them."""
+    ops = [node.op for node in plan.graph.nodes if node.op != "input"]
+    return sorted({op for op in ops if op in RULES and RULES[op].error is None})
+
+
+def certified_secants(
+    plan: Plan,
+    tensors: Sequence[Mapping[str, Tensor]],
+    samples: Tensor,
+    *,
+    norm: Norm = 2,
+    memory: int = 1 << 30,
+) -> Secants:
+    """Certified lower bounds from one sample per network.
+
+    Args:
+        plan: the architecture; every op must have an error rule (`missing_error_rules`).
+        tensors: checked parameters of each network.
+        samples: (networks, *shape): where to look, usually the arg-max of the Jacobian norm.
+        norm: 1, 2 or inf.
+        memory: bytes for stacked parameters and activations.
+
+    Returns:
+        The best secant of each network among several steps along the direction that the Jacobian
+        stretches most.
+    """
+    block = max(1, int(memory // _bytes_per_network(plan)))
+    parts = [
+        _block(plan, tensors[start : start + block], samples[start : start + block], norm)
+        for start in range(0, len(tensors), block)
+    ]
+    return Secants(
+        torch.cat([part.values for part in parts]), torch.cat([part.points for part in parts])
+    )
+
+
+def _bytes_per_network(plan: Plan) -> int:
+    parameters = sum(math.prod(plan.parameters[name]) for name in plan.used_parameters)
+    activations = sum(math.prod(node.shape) for node in plan.graph.nodes)
+    outputs = sum(math.prod(shape) for shape in plan.output_shapes)
+    points = 1 + 2 * (len(_LADDER) + len(_FRACTIONS))
+    # Weights and their absolute values; values and errors; forward and backward passes per row.
+    return 8 * (3 * parameters + 4 * points * activations + 4 * outputs * activations) + 1
+
+
+def _block(
+    plan: Plan, tensors: Sequence[Mapping[str, Tensor]], samples: Tensor, norm: Norm
+) -> Secants:
+    with torch.inference_mode(False), torch.no_grad():
+        parameters = stack(tensors, plan.used_parameters, torch.float64)
+        x = samples.detach().to(torch.float64).clone()
+        jacobians = _jacobians(plan, parameters, x)
+        direction = steepest_direction(jacobians, norm).reshape(x.shape)
+        offsets, pairs = _steps(plan, parameters, x, direction)
+        shape = [*offsets.shape, *[1] * (x.dim() - 1)]
+        points = x.unsqueeze(1) + offsets.reshape(shape) * direction.unsqueeze(1)
+        outputs, errors = enclose(plan, parameters, points)
+        values = quotients(points, outputs, errors, pairs, norm)
+        best = values.argmax(1)
+        first, second = pairs
+        rows = torch.arange(len(best))
+        chosen = torch.stack([points[rows, first[best]], points[rows, second[best]]], 1)
+        return Secants(values[rows, best], chosen)
+
+
+def _jacobians(plan: Plan, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """(networks, K, D): one copy of the sample per output, each asked for its own gradient."""
+    rows = sum(math.prod(shape) for shape in plan.output_shapes)
+    with torch.enable_grad():
+        copies = x.unsqueeze(1).expand(-1, rows, *x.shape[1:]).clone().requires_grad_()
+        outputs = evaluate(plan.graph, parameters, plan.constants, [copies])
+        (gradients,) = torch.autograd.grad(outputs.diagonal(dim1=1, dim2=2).sum(), copies)
+    return gradients.reshape(*gradients.shape[:2], -1)
+
+
+def steepest_direction(jacobians: Tensor, norm: Norm) -> Tensor:
+    """Find the input direction (networks, D) that each Jacobian stretches most.
+
+    Norm 2: top right singular vector; 1: unit vector of the largest column; inf: signs of the
+    largest row. Where the Jacobian is 0 or not finite, some direction.
+    """
+    finite = torch.nan_to_num(jacobians, nan=0.0, posinf=0.0, neginf=0.0)
+    networks, rows, columns = finite.shape
+    if norm == 1:
+        largest = finite.abs().sum(1).argmax(1)
+        return torch.nn.functional.one_hot(largest, columns).to(finite.dtype)
+    if math.isinf(norm):
+        largest = finite.abs().sum(2).argmax(1)
+        row = finite[torch.arange(networks), largest]
+        return torch.where(row < 0, -1.0, 1.0).to(finite.dtype)
+    peak = finite.abs().amax((1, 2), keepdim=True)
+    scaled = finite / torch.where(peak > 0, peak, torch.ones_like(peak))
+    if rows <= columns:
+        _, vectors = torch.linalg.eigh(scaled @ scaled.mT)
+        direction = (scaled.mT @ vectors[:, :, -1:]).squeeze(-1)
+    else:
+        _, vectors = torch.linalg.eigh(scaled.mT @ scaled)
+        direction = vectors[:, :, -1]
+    length = direction.norm(dim=1, keepdim=True)
+    axis = torch.zeros_like(direction)
+    axis[:, 0] = 1.0
+    return torch.where(length > 0, direction / length, axis)
+
+
+def _steps(
+    plan: Plan, parameters: Mapping[str, Tensor], x: Tensor, direction: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Offsets (networks, C) along the direction, and which pairs of them make a secant."""
+    size = x.reshape(len(x), -1).abs().amax(1)
+    scale = torch.where(size > 0, size, torch.ones_like(size))
+    backward, forward = kink_distances(plan, parameters, x, direction)
+    forward = torch.minimum(forward, _LONGEST * scale)
+    backward = torch.minimum(backward, _LONGEST * scale)
+    columns = [torch.zeros_like(scale)]
+    pairs: list[tuple[int, int]] = []
+    steps = [(fraction * backward, fraction * forward) for fraction in _FRACTIONS]
+    steps += [(step * scale, step * scale) for step in _LADDER]
+    for down, up in steps:
+        low, high = len(columns), len(columns) + 1
+        columns += [-down, up]
+        pairs += [(low, high), (0, high), (low, 0)]
+    return torch.stack(columns, 1), (
+        torch.tensor([pair[0] for pair in pairs]),
+        torch.tensor([pair[1] for pair in pairs]),
+    )
+
+
+def kink_distances(
+    plan: Plan, parameters: Mapping[str, Tensor], x: Tensor, direction: Tensor
+) -> tuple[Tensor, Tensor]:
+    """How far the line ``x + t direction`` stays in the linear region, down and up: (networks,).
+
+    Exact up to rounding for piecewise-linear networks: before the first kink every
+    pre-activation is linear in t. A heuristic only: secants are valid whatever the step.
+    """
+    kinked: list[tuple[str, tuple[float, ...]]] = []
+    for node in plan.graph.nodes:
+        rule = RULES.get(node.op)
+        if rule is not None and rule.breakpoints is not None:
+            kinked.append((_source(node), rule.breakpoints(node)))
+    infinite = torch.full((len(x),), math.inf, dtype=x.dtype)
+    backward, forward = infinite, infinite.clone()
+    if not kinked:
+        return backward, forward
+
+    def activations(point: Tensor) -> dict[str, Tensor]:
+        found = walk(plan.graph, parameters, plan.constants, [point.unsqueeze(1)], keep=True)
+        return {name: found[name] for name, _ in kinked}
+
+    result = torch.func.jvp(activations, (x,), (direction,))
+    values, slopes = result[0], result[1]
+    for name, breakpoints in kinked:
+        value, slope = values[name].flatten(1), slopes[name].flatten(1)
+        for point in breakpoints:
+            # A unit that does not move has no kink ahead: 0 / 0 and c / 0 are not distances.
+            distance = torch.where(slope != 0, (point - value) / slope, math.inf)
+            up = torch.where(distance > 0, distance, math.inf).amin(1)
+            down = torch.where(distance < 0, -distance, math.inf).amin(1)
+            forward, backward = torch.minimum(forward, up), torch.minimum(backward, down)
+    return backward, forward
+
+
+def _source(node: Node) -> str:
+    return next(reference.name for reference in node.references() if reference.kind == "node")
+
+
+def enclose(plan: Plan, parameters: Mapping[str, Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
+    """Evaluate stored float64 points with an elementwise bound of their error.
+
+    Args:
+        plan: the architecture.
+        parameters: stacked, float64.
+        points: (networks, C, *shape), float64, taken as exact.
+
+    Returns:
+        Outputs and error bounds, (networks, C, K) each: the output in real arithmetic is within
+        the error bound of the computed one.
+    """
+    errors: dict[str, Tensor] = {}
+
+    def visit(arguments: NodeArguments, output: Tensor) -> None:
+        node = arguments.node
+        incoming = [
+            errors.get(reference.name) if reference.kind == "node" else None
+            for reference in node.references()
+            if reference.kind in ("node", "parameter", "constant")
+        ]
+        rule = RULES[node.op]
+        assert rule.error is not None
+        errors[node.name] = rule.error(arguments, incoming, output)
+
+    outputs = walk(plan.graph, parameters, plan.constants, [points], visit)
+    for node in plan.graph.inputs:
+        errors[node.name] = torch.zeros_like(points)
+    return joined_outputs(plan.graph, outputs), joined_outputs(plan.graph, errors)
+
+
+def quotients(
+    points: Tensor, outputs: Tensor, errors: Tensor, pairs: tuple[Tensor, Tensor], norm: Norm
+) -> Tensor:
+    """Certified difference quotients (networks, pairs), rounded down; 0 where nothing is proved.
+
+    With ``d = max(|f(a) - f(b)| - e_a - e_b, 0)`` elementwise, the value is
+    ``||d|| / ||a - b||`` with the numerator rounded down and the denominator rounded up.
+    """
+    u = UNIT_ROUNDOFF
+    first, second = pairs
+    flat = points.reshape(*points.shape[:2], -1)
+    change = (outputs[:, first] - outputs[:, second]).abs() * (1 - 2 * u)
+    room = (errors[:, first] + errors[:, second]) * (1 + 4 * u)
+    proved = (change - room).clamp_min(0.0) * (1 - 2 * u)
+    distance = (flat[:, first] - flat[:, second]).abs() * (1 + 2 * u)
+    numerator = vector_norm(proved, norm) * (1 - gamma(proved.shape[-1] + 8))
+    denominator = vector_norm(distance, norm) * (1 + gamma(distance.shape[-1] + 8))
+    value = numerator / denominator * (1 - 4 * u)
+    # Also false where the points coincide, the forward pass overflowed, or numbers are so small
+    # that squares underflow.
+    sound = torch.isfinite(value) & (denominator > 1e-140) & (numerator > 1e-140)
+    return torch.where(sound, value, torch.zeros_like(value))
+
+
+def vector_norm(vectors: Tensor, norm: Norm) -> Tensor:
+    """Norm of non-negative vectors along the last dimension, at most k + 2 roundings each."""
+    if norm == 1:
+        return vectors.sum(-1)
+    if math.isinf(norm):
+        return vectors.amax(-1)
+    return (vectors * vectors).sum(-1).sqrt()

@@ -1,0 +1,231 @@
+"""The public calls: trace a model, and bound its Lipschitz constant from both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import overload
+
+from torch import Tensor, nn
+
+from lipfast.errors import ArgumentError
+from lipfast.estimators.estimate import Bounds, LowerBound, UpperBound, check_order
+from lipfast.estimators.jacobian import check_samples, jacobian_norms
+from lipfast.estimators.sample_maximum import lower_bounds
+from lipfast.estimators.spectral_product import upper_bounds
+from lipfast.plan.plan import Plan, StateDict
+from lipfast.plan.trace import Source, unwrap
+from lipfast.rules.registry import Norm
+
+__all__ = ["bounds", "compile", "jacobian_norms", "lower_bound", "upper_bound"]
+
+
+def compile(  # noqa: A001 (the name that torch users know)
+    model: Source, example_input: Tensor | Sequence[Tensor] | None = None
+) -> Plan:
+    """Trace an architecture once, for any number of state dicts.
+
+    The model is traced in eval mode with any number of samples and left as it was found (mode of
+    every submodule, requires_grad, hooks, random number generators).
+
+    Args:
+        model: a module (also inside DataParallel or `torch.compile`), a
+            `torch.export.ExportedProgram`, or the path of a ``.pt2`` file.
+        example_input: a tensor (B, D...) whose first dimension is the sample; a tuple of tensors
+            for a model with several inputs; not needed for an exported program.
+
+    Returns:
+        A `Plan`: no weights, only names.
+
+    Raises:
+        ArgumentError: integer inputs (token ids have no Lipschitz constant), or no samples.
+        TraceError: `torch.export` cannot trace the model; says where, and what to do.
+        UnsupportedOpError: ops without a rule: all of them are listed.
+
+    Examples:
+        >>> import torch, lipfast
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(40, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10)
+        ... )
+        >>> plan = lipfast.compile(model, torch.zeros(2, 40))
+        >>> [(layer.name, layer.kind, layer.shape) for layer in plan.layers]
+        [('0', 'linear', (16, 40)), ('2', 'linear', (10, 16))]
+    """
+    return Plan.trace(model, example_input)
+
+
+def upper_bound(
+    model: nn.Module, example_input: Tensor | Sequence[Tensor], *, norm: Norm = 2
+) -> UpperBound:
+    """Certified upper bound on the Lipschitz constant of a model.
+
+    ``||f(x) - f(y)|| <= L ||x - y||`` for all x, y, in eval mode; L is a product of certified
+    operator norms and constants of activations, rounded up (Szegedy et al., 2014).
+
+    Args:
+        model: left as it is found.
+        example_input: a tensor (B, D...), only its shape and dtype matter.
+        norm: 1, 2 or inf, of inputs and outputs alike.
+
+    Returns:
+        An `UpperBound` with the brackets of the layers.
+
+    Raises:
+        ArgumentError, TraceError, UnsupportedOpError: see `compile`.
+        NonFiniteError: a weight is NaN or infinite.
+
+    Examples:
+        >>> import torch, lipfast
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Sigmoid())
+        >>> _ = model[0].weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+        >>> estimate = lipfast.upper_bound(model, torch.zeros(1, 2))
+        >>> round(float(estimate), 6), estimate.certified
+        (1.0, True)
+    """
+    return upper_bounds(compile(model, example_input), _state_dict(model), norm=norm)
+
+
+def lower_bound(
+    model: nn.Module,
+    data: Tensor,
+    *,
+    norm: Norm = 2,
+    per_sample: bool = False,
+    memory: int = 1 << 30,
+) -> LowerBound:
+    """Certified lower bound on the Lipschitz constant of a model, found from data.
+
+    The value is a difference quotient ``||f(a) - f(b)|| / ||a - b||`` of two stored points next to
+    the sample whose Jacobian norm is largest, with all rounding errors accounted for. That norm
+    itself is `.jacobian`, not certified; `.mean` and `.rms` are over all samples.
+
+    Args:
+        model: left as it is found.
+        data: samples (B, D...).
+        norm: 1, 2 or inf.
+        per_sample: keep the Jacobian norm of every sample.
+        memory: bytes that intermediate tensors may take.
+
+    Returns:
+        A `LowerBound`.
+
+    Raises:
+        ArgumentError, TraceError, UnsupportedOpError: see `compile`.
+        NonFiniteError: a weight or a sample is NaN or infinite.
+
+    Examples:
+        >>> import torch, lipfast
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.ReLU())
+        >>> _ = model[0].weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+        >>> lower = lipfast.lower_bound(model, torch.tensor([[1.0, -1.0], [1.0, 1.0]]))
+        >>> round(lower.value, 6), lower.jacobian.value, lower.sample, lower.mean
+        (4.0, 4.0, 1, 3.5)
+    """
+    plan, state_dict = _traced_on(model, data)
+    return lower_bounds(plan, state_dict, data, norm=norm, per_sample=per_sample, memory=memory)
+
+
+def bounds(
+    model: nn.Module,
+    data: Tensor,
+    *,
+    norm: Norm = 2,
+    per_sample: bool = False,
+    memory: int = 1 << 30,
+) -> Bounds:
+    """Lower and upper bound on the Lipschitz constant of a model, both certified.
+
+    Args:
+        model: left as it is found.
+        data: samples (B, D...), for the lower bound.
+        norm: 1, 2 or inf.
+        per_sample: keep the Jacobian norm of every sample.
+        memory: bytes that intermediate tensors may take.
+
+    Returns:
+        `Bounds`: `.lower`, `.upper`, `.mean`, `.rms`, `.layers`; printing it shows a table.
+
+    Raises:
+        ArgumentError, TraceError, UnsupportedOpError: see `compile`.
+        NonFiniteError: a weight or a sample is NaN or infinite.
+
+    Examples:
+        >>> import torch, lipfast
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(2, 2, bias=False), torch.nn.ReLU(), torch.nn.Linear(2, 1)
+        ... )
+        >>> _ = model[0].weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+        >>> _ = model[2].weight.data.copy_(torch.tensor([[2.0, 0.0]]))
+        >>> result = lipfast.bounds(model, torch.tensor([[1.0, 1.0], [-1.0, 1.0]]))
+        >>> round(result.lower.value, 5), round(result.upper.value, 5), result.mean
+        (6.0, 8.0, 3.0)
+    """
+    plan, state_dict = _traced_on(model, data)
+    return bounds_of_plan(plan, state_dict, data, norm=norm, per_sample=per_sample, memory=memory)
+
+
+@overload
+def bounds_of_plan(
+    plan: Plan,
+    state_dicts: StateDict,
+    x: Tensor,
+    *,
+    norm: Norm = 2,
+    rtol: float = 1e-6,
+    seed: int = 0,
+    per_sample: bool = False,
+    memory: int = ...,
+) -> Bounds: ...
+@overload
+def bounds_of_plan(
+    plan: Plan,
+    state_dicts: StateDict | Sequence[StateDict],
+    x: Tensor,
+    *,
+    norm: Norm = 2,
+    rtol: float = 1e-6,
+    seed: int = 0,
+    per_sample: bool = False,
+    memory: int = ...,
+) -> Bounds | list[Bounds]: ...
+def bounds_of_plan(
+    plan: Plan,
+    state_dicts: StateDict | Sequence[StateDict],
+    x: Tensor,
+    *,
+    norm: Norm = 2,
+    rtol: float = 1e-6,
+    seed: int = 0,
+    per_sample: bool = False,
+    memory: int = 1 << 30,
+) -> Bounds | list[Bounds]:
+    """`Plan.bounds`: both bounds of one or many state dicts, their order asserted.
+
+    Raises:
+        BoundOrderError: a certified lower bound exceeds a certified upper bound (a defect).
+    """
+    uppers = upper_bounds(plan, state_dicts, norm=norm, rtol=rtol, seed=seed)
+    lowers = lower_bounds(plan, state_dicts, x, norm=norm, per_sample=per_sample, memory=memory)
+    if isinstance(uppers, UpperBound) and isinstance(lowers, LowerBound):
+        return _joined(lowers, uppers)
+    assert isinstance(uppers, list) and isinstance(lowers, list)
+    return [_joined(lower, upper) for lower, upper in zip(lowers, uppers, strict=True)]
+
+
+def _joined(lower: LowerBound, upper: UpperBound) -> Bounds:
+    check_order(lower, upper)
+    return Bounds(lower, upper)
+
+
+def _state_dict(model: nn.Module) -> Mapping[str, Tensor]:
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(
+            f"model must be an nn.Module, not {type(model).__name__}; for an exported program use "
+            "lipfast.compile and give the state dict to the plan"
+        )
+    return unwrap(model).state_dict()
+
+
+def _traced_on(model: nn.Module, data: Tensor) -> tuple[Plan, Mapping[str, Tensor]]:
+    state_dict = _state_dict(model)
+    data = check_samples(data, None)
+    return compile(model, data[:2]), state_dict

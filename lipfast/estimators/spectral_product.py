@@ -1,0 +1,228 @@
+"""Upper bounds: one forward sweep over the graph with the certified norms of the layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from lipfast.estimators.estimate import LayerBracket, UpperBound
+from lipfast.ops.spectral_norms import spectral_norms
+from lipfast.plan.graph import Node, Reference
+from lipfast.plan.plan import Layer, Plan, StateDict
+from lipfast.rules.registry import Call, Norm, Rule, check_norm, lookup
+from lipfast.rules.upward import Upward
+
+_METHODS = {1: "product of column-sum norms", 2: "product of certified spectral norms"}
+
+
+@overload
+def upper_bounds(
+    plan: Plan, state_dicts: StateDict, *, norm: Norm = 2, rtol: float = 1e-6, seed: int = 0
+) -> UpperBound: ...
+@overload
+def upper_bounds(
+    plan: Plan,
+    state_dicts: StateDict | Sequence[StateDict],
+    *,
+    norm: Norm = 2,
+    rtol: float = 1e-6,
+    seed: int = 0,
+) -> UpperBound | list[UpperBound]: ...
+def upper_bounds(
+    plan: Plan,
+    state_dicts: StateDict | Sequence[StateDict],
+    *,
+    norm: Norm = 2,
+    rtol: float = 1e-6,
+    seed: int = 0,
+) -> UpperBound | list[UpperBound]:
+    """Upper bounds on the Lipschitz constants of many networks of one architecture.
+
+    For a chain this is the product of the layers' operator norms and the activations' constants,
+    ``L <= prod_l ||W_l|| prod_l sup |phi_l'|`` (Szegedy et al., 2014); sums of branches add.
+    Every operation after the certified norms is rounded up.
+
+    Args:
+        plan: the architecture.
+        state_dicts: one or many.
+        norm: 1, 2 or inf.
+        rtol: relative gap of each layer's bracket.
+        seed: of the start vectors.
+
+    Returns:
+        One `UpperBound` per state dict. A product beyond float64 has the value inf, a finite
+        `log_value` and a `reason`.
+
+    Raises:
+        StateDictError, NonFiniteError: a state dict does not fit the architecture.
+    """
+    norm = check_norm(norm)
+    tensors, single = plan.resolve_all(state_dicts)
+    brackets = layer_brackets(plan, tensors, norm=norm, rtol=rtol, seed=seed)
+    steps = _steps(plan)
+    results = [
+        _compose(plan, steps, parameters, layers, norm)
+        for parameters, layers in zip(tensors, brackets, strict=True)
+    ]
+    return results[0] if single else results
+
+
+def layer_brackets(
+    plan: Plan,
+    tensors: Sequence[Mapping[str, Tensor]],
+    *,
+    norm: Norm,
+    rtol: float,
+    seed: int,
+) -> list[tuple[LayerBracket, ...]]:
+    """Brackets of all layers of all networks, from one native call (two if some are transposed)."""
+    layers = plan.layers
+    found: dict[tuple[int, int], LayerBracket] = {}
+    for transposed in (False, True):
+        chosen = [layer for layer in layers if (layer.transposed and norm != 2) is transposed]
+        matrices = [
+            _native(parameters[layer.parameter]) for parameters in tensors for layer in chosen
+        ]
+        if not matrices:
+            continue
+        effective = {1: math.inf, math.inf: 1}.get(norm, norm) if transposed else norm
+        result = spectral_norms(matrices, norm=effective, rtol=rtol, seed=seed)
+        columns = zip(
+            result.lower.tolist(),
+            result.upper.tolist(),
+            result.certified.tolist(),
+            result.passes.tolist(),
+            strict=True,
+        )
+        for position, values in enumerate(columns):
+            network, layer = position // len(chosen), chosen[position % len(chosen)]
+            found[network, layer.index] = _bracket(layer, values, result.method[position])
+    return [
+        tuple(found[network, layer.index] for layer in layers) for network in range(len(tensors))
+    ]
+
+
+def _native(weight: Tensor) -> Tensor:
+    """Give the weight a dtype of the native op; half precision widens exactly."""
+    weight = weight.detach()
+    return weight if weight.dtype in (torch.float32, torch.float64) else weight.float()
+
+
+def _bracket(layer: Layer, values: tuple[float, float, bool, int], method: str) -> LayerBracket:
+    lower, upper, certified, passes = values
+    return LayerBracket(
+        index=layer.index,
+        name=layer.name,
+        kind=layer.kind,
+        shape=layer.shape,
+        lower=lower,
+        upper=upper,
+        certified=certified,
+        method=method,
+        passes=passes,
+    )
+
+
+class _Step:
+    """One node, resolved once for all state dicts."""
+
+    def __init__(self, plan: Plan, node: Node, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.node = node
+        self.rule: Rule = lookup(node.op)
+        self.layer = next((layer.index for layer in plan.layers if layer.node == node.name), None)
+        references = [
+            ref for ref in node.references() if ref.kind in ("node", "parameter", "constant")
+        ]
+        self.operands = [ref.name if ref.kind == "node" else None for ref in references]
+        self.operand_shapes = [self._shape(plan, ref, shapes) for ref in references]
+
+    @staticmethod
+    def _shape(
+        plan: Plan, reference: Reference, shapes: Mapping[str, tuple[int, ...]]
+    ) -> tuple[int, ...]:
+        if reference.kind == "node":
+            return shapes[reference.name]
+        if reference.kind == "parameter":
+            return plan.parameters[reference.name]
+        return plan.constants[reference.name].shape
+
+
+def _steps(plan: Plan) -> list[_Step]:
+    shapes = {node.name: node.shape for node in plan.graph.nodes}
+    return [_Step(plan, node, shapes) for node in plan.graph.nodes if node.op != "input"]
+
+
+_ZERO = Upward.of(0.0)
+_ONE = Upward.of(1.0)
+
+
+def _compose(
+    plan: Plan,
+    steps: Sequence[_Step],
+    parameters: Mapping[str, Tensor],
+    layers: tuple[LayerBracket, ...],
+    norm: Norm,
+) -> UpperBound:
+    """Carry ``L(node)`` through the graph."""
+    constants = {node.name: _ONE for node in plan.graph.inputs}
+    reasons: list[str] = []
+    for step in steps:
+        call = Call(
+            node=step.node,
+            norm=norm,
+            operands=[_ZERO if name is None else constants[name] for name in step.operands],
+            operand_shapes=step.operand_shapes,
+            layer=0.0 if step.layer is None else layers[step.layer].upper,
+            parameters=parameters,
+            constants=plan.constants,
+        )
+        result = step.rule.bound(call)
+        constants[step.node.name] = result if isinstance(result, Upward) else Upward.of(result)
+        if call.reason is not None:
+            reasons.append(f"{call.reason} (module '{step.node.module}')")
+    total = _join([constants[name] for name in plan.graph.outputs], norm)
+    return _upper_bound(total, layers, norm, reasons)
+
+
+def _join(outputs: Sequence[Upward], norm: Norm) -> Upward:
+    """Several outputs, taken together as one vector."""
+    total = outputs[0]
+    if len(outputs) == 1:
+        return total
+    if norm == 2:
+        total = total * total
+    for output in outputs[1:]:
+        if math.isinf(norm):
+            total = total.maximum(output)
+        else:
+            total = total + (output * output if norm == 2 else output)
+    return total.square_root() if norm == 2 else total
+
+
+def _upper_bound(
+    total: Upward, layers: tuple[LayerBracket, ...], norm: Norm, reasons: list[str]
+) -> UpperBound:
+    doubtful = [str(layer.index) for layer in layers if not layer.certified]
+    value = total.value
+    reason: str | None = None
+    if total.unbounded:
+        reason = "; ".join(dict.fromkeys(reasons)) or "a layer's norm is unbounded"
+    elif math.isinf(value):
+        reason = "the bound is finite but exceeds float64: see log_value"
+    if doubtful:
+        note = f"the norms of layers {', '.join(doubtful)} are not certified"
+        reason = f"{reason}; {note}" if reason else note
+    return UpperBound(
+        value=value,
+        log_value=total.log,
+        side="upper",
+        norm=norm,
+        method=_METHODS.get(int(norm) if norm != math.inf else 0, "product of row-sum norms"),
+        certified=not doubtful,
+        reason=reason,
+        layers=layers,
+    )

@@ -1,0 +1,1 @@
+"""Architectures: traced once, simplified, and applied to any number of state dicts."""

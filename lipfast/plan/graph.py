@@ -1,0 +1,198 @@
+"""The graph of an architecture: nodes that name their parameters and hold no weights.
+
+Everything here is frozen and becomes plain JSON, so that a traced architecture can be saved,
+compared and hashed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, Union, cast
+
+import torch
+from torch import Tensor
+
+from lipfast.errors import ArgumentError
+
+ReferenceKind = Literal["node", "parameter", "constant", "batch", "dtype"]
+_KINDS: tuple[ReferenceKind, ...] = ("node", "parameter", "constant", "batch", "dtype")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An argument that is looked up when the graph is evaluated.
+
+    Attributes:
+        kind: ``node`` (an earlier node), ``parameter`` (an entry of the state dict), ``constant``
+            (a small tensor that the plan keeps), ``batch`` (the number of samples) or ``dtype``.
+        name: what is looked up; empty for ``batch``.
+    """
+
+    kind: ReferenceKind
+    name: str = ""
+
+    def __str__(self) -> str:
+        return "batch" if self.kind == "batch" else self.name
+
+
+Argument: TypeAlias = Union[Reference, bool, int, float, str, tuple["Argument", ...], None]  # noqa: UP007
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation of the graph.
+
+    Attributes:
+        name: unique in the graph.
+        op: ATen operator without its overload such as ``aten.linear``; ``input`` for an input.
+        args: positional arguments.
+        kwargs: keyword arguments as pairs, sorted by name.
+        shape: shape of the result for one sample (the batch dimension is left out).
+        module: path of the module that the operation came from; empty for the root.
+    """
+
+    name: str
+    op: str
+    args: tuple[Argument, ...] = ()
+    kwargs: tuple[tuple[str, Argument], ...] = ()
+    shape: tuple[int, ...] = ()
+    module: str = ""
+
+    def references(self) -> Iterator[Reference]:
+        """Every reference among the arguments, in order, nested ones included."""
+        yield from _references(self.args)
+        for _, value in self.kwargs:
+            yield from _references(value)
+
+    def argument(self, position: int, name: str, default: Argument = None) -> Argument:
+        """Return the argument at `position`, or by keyword, or its default."""
+        if position < len(self.args):
+            return self.args[position]
+        return dict(self.kwargs).get(name, default)
+
+    def number(self, position: int, name: str, default: float) -> float:
+        """Like `argument`, for an argument that must be a number."""
+        value = self.argument(position, name, default)
+        if value is None:
+            return default
+        if isinstance(value, (bool, int, float)):
+            return float(value)
+        raise ArgumentError(f"{self.op} in module '{self.module}': {name} is not a number: {value}")
+
+    def __str__(self) -> str:
+        arguments = [_show(value) for value in self.args]
+        arguments += [f"{key}={_show(value)}" for key, value in self.kwargs]
+        return f"{self.name} = {self.op}({', '.join(arguments)})"
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A small tensor that belongs to the architecture and not to the state dict."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    values: tuple[float, ...]
+
+    @staticmethod
+    def from_tensor(tensor: Tensor) -> Constant:
+        """Copy a tensor; float64 holds the entries of every floating dtype exactly."""
+        values = tuple(float(value) for value in tensor.detach().flatten().tolist())
+        return Constant(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), values)
+
+    def tensor(self) -> Tensor:
+        """Return the constant as a tensor of its own dtype."""
+        dtype = cast(torch.dtype, getattr(torch, self.dtype))
+        return torch.tensor(self.values, dtype=torch.float64).reshape(self.shape).to(dtype)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes in topological order (inputs first), and which of them are the outputs."""
+
+    nodes: tuple[Node, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def inputs(self) -> tuple[Node, ...]:
+        """The nodes that are the inputs of the model."""
+        return tuple(node for node in self.nodes if node.op == "input")
+
+    def node(self, name: str) -> Node:
+        """Return the node of that name."""
+        return next(node for node in self.nodes if node.name == name)
+
+
+def _references(value: Argument) -> Iterator[Reference]:
+    if isinstance(value, Reference):
+        yield value
+    elif isinstance(value, tuple):
+        for entry in value:
+            yield from _references(entry)
+
+
+def _show(value: Argument) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_show(entry) for entry in value) + "]"
+    return str(value) if isinstance(value, Reference) else repr(value)
+
+
+def substitute(value: Argument, replacements: Mapping[str, Argument]) -> Argument:
+    """`value` with references to the nodes named in `replacements` replaced."""
+    if isinstance(value, Reference) and value.kind == "node":
+        return replacements.get(value.name, value)
+    if isinstance(value, tuple):
+        return tuple(substitute(entry, replacements) for entry in value)
+    return value
+
+
+def argument_to_json(value: Argument) -> Any:
+    """Encode as plain JSON: references and non-finite numbers become one-key objects."""
+    if isinstance(value, Reference):
+        return {value.kind: value.name}
+    if isinstance(value, tuple):
+        return [argument_to_json(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
+    return value
+
+
+def argument_from_json(value: Any) -> Argument:
+    """Invert `argument_to_json`."""
+    if isinstance(value, list):
+        return tuple(argument_from_json(entry) for entry in value)
+    if isinstance(value, dict):
+        ((kind, name),) = value.items()
+        if kind == "float":
+            return float(name)
+        if kind not in _KINDS:
+            raise ValueError(f"unknown reference kind {kind!r}")
+        return Reference(kind, str(name))
+    return cast(Argument, value)
+
+
+def node_to_json(node: Node) -> dict[str, Any]:
+    """Encode a node as plain JSON."""
+    return {
+        "name": node.name,
+        "op": node.op,
+        "args": argument_to_json(node.args),
+        "kwargs": {key: argument_to_json(value) for key, value in node.kwargs},
+        "shape": list(node.shape),
+        "module": node.module,
+    }
+
+
+def node_from_json(value: Mapping[str, Any]) -> Node:
+    """Invert `node_to_json`."""
+    return Node(
+        name=str(value["name"]),
+        op=str(value["op"]),
+        args=tuple(argument_from_json(entry) for entry in value["args"]),
+        kwargs=tuple(
+            (key, argument_from_json(entry)) for key, entry in sorted(value["kwargs"].items())
+        ),
+        shape=tuple(int(size) for size in value["shape"]),
+        module=str(value["module"]),
+    )

@@ -1,0 +1,416 @@
+"""The plan: an architecture traced once, applied to any number of state dicts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import torch
+from torch import Tensor
+
+from lipfast.errors import ArgumentError, TraceError
+from lipfast.plan.graph import Constant, Graph, Node, node_from_json, node_to_json
+from lipfast.plan.state import require_finite, resolve
+from lipfast.plan.trace import Source, trace
+from lipfast.rules.registry import LayerRequest, Norm, lookup, require_rules
+
+if TYPE_CHECKING:
+    from lipfast.estimators.estimate import Bounds, LowerBound, UpperBound
+
+SCHEMA_VERSION = 1
+StateDict = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer whose operator norm the bound needs.
+
+    Attributes:
+        index: position among the layers.
+        name: module path (name of the weight without its last part).
+        kind: for instance ``linear``.
+        parameter: name of the weight in the state dict.
+        shape: of the weight.
+        transposed: the operator is the transpose of the stored matrix.
+        node: name of the node in the graph.
+    """
+
+    index: int
+    name: str
+    kind: str
+    parameter: str
+    shape: tuple[int, ...]
+    transposed: bool
+    node: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An architecture as a graph of nodes with rules; holds no weights.
+
+    Made by `lipfast.compile` or `Plan.load`. A plan is immutable, becomes JSON, and evaluates any
+    number of state dicts in one call.
+
+    Attributes:
+        graph: nodes in topological order.
+        parameters: name -> shape: what a state dict must hold.
+        aliases: name -> other names of the same tensor (tied weights).
+        constants: small tensors that belong to the architecture.
+        dtype: floating dtype of the input that it was traced with.
+
+    Examples:
+        >>> import torch, lipfast
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU())
+        >>> plan = lipfast.compile(model, torch.zeros(2, 3))
+        >>> plan.input_shapes, plan.output_shapes, dict(plan.parameters)
+        (((3,),), ((4,),), {'0.weight': (4, 3), '0.bias': (4,)})
+    """
+
+    graph: Graph
+    parameters: Mapping[str, tuple[int, ...]]
+    aliases: Mapping[str, tuple[str, ...]]
+    constants: Mapping[str, Constant]
+    dtype: torch.dtype
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    @staticmethod
+    def trace(model: Source, example_input: Tensor | Sequence[Tensor] | None = None) -> Plan:
+        """Trace a model; see `lipfast.compile`."""
+        found = trace(model, example_input)
+        return Plan(found.graph, found.parameters, found.aliases, found.constants, found.dtype)
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers whose operator norms the bound needs, in the order of evaluation."""
+        found: list[Layer] = []
+        for node in self.graph.nodes:
+            request = self._request(node)
+            if request is not None:
+                name = request.parameter.rpartition(".")[0] or request.parameter
+                found.append(
+                    Layer(
+                        len(found),
+                        name,
+                        request.kind,
+                        request.parameter,
+                        self.parameters[request.parameter],
+                        request.transposed,
+                        node.name,
+                    )
+                )
+        return tuple(found)
+
+    @staticmethod
+    def _request(node: Node) -> LayerRequest | None:
+        if node.op == "input":
+            return None
+        rule = lookup(node.op)
+        return None if rule.layer is None else rule.layer(node)
+
+    @property
+    def input_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of one sample, for each input."""
+        return tuple(node.shape for node in self.graph.inputs)
+
+    @property
+    def output_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of the result for one sample, for each output."""
+        return tuple(self.graph.node(name).shape for name in self.graph.outputs)
+
+    @cached_property
+    def used_parameters(self) -> tuple[str, ...]:
+        """Names of the parameters that the function depends on."""
+        names = [
+            reference.name
+            for node in self.graph.nodes
+            for reference in node.references()
+            if reference.kind == "parameter"
+        ]
+        return tuple(dict.fromkeys(names))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the graph, the shapes and the schema; the same for the same architecture."""
+        text = json.dumps(self._to_json(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def check(self, state_dict: StateDict) -> None:
+        """Check that a state dict fits: names, shapes, floating dtypes, finite entries.
+
+        Names may carry the prefixes that DataParallel and `torch.compile` add. Tied weights may
+        be stored once.
+
+        Raises:
+            StateDictError: names the parameter and both shapes.
+            NonFiniteError: names the parameter and says how many entries.
+        """
+        self.resolve(state_dict)
+
+    def resolve(self, state_dict: StateDict, where: str = "") -> dict[str, Tensor]:
+        """`check`, and the tensors under the plan's own names."""
+        tensors = resolve(state_dict, self.parameters, self.aliases, where)
+        require_finite(tensors, self.used_parameters, where)
+        return tensors
+
+    def resolve_all(
+        self, state_dicts: StateDict | Sequence[StateDict]
+    ) -> tuple[list[dict[str, Tensor]], bool]:
+        """Check one or many state dicts; also says whether it was a single one."""
+        if isinstance(state_dicts, Mapping):
+            return [self.resolve(state_dicts)], True
+        if isinstance(state_dicts, torch.nn.Module):
+            raise ArgumentError("expected a state dict or a list of them: give model.state_dict()")
+        entries = list(state_dicts)
+        where = [f"state dict {index}: " for index in range(len(entries))]
+        return [self.resolve(e, w) for e, w in zip(entries, where, strict=True)], False
+
+    # The estimators stand above plans, so they are imported where they are called: these methods
+    # are the public face of functions that take a plan.
+
+    @overload
+    def upper(
+        self, state_dicts: StateDict, *, norm: Norm = 2, rtol: float = 1e-6, seed: int = 0
+    ) -> UpperBound: ...
+    @overload
+    def upper(
+        self, state_dicts: Sequence[StateDict], *, norm: Norm = 2, rtol: float = 1e-6, seed: int = 0
+    ) -> list[UpperBound]: ...
+    def upper(
+        self,
+        state_dicts: StateDict | Sequence[StateDict],
+        *,
+        norm: Norm = 2,
+        rtol: float = 1e-6,
+        seed: int = 0,
+    ) -> UpperBound | list[UpperBound]:
+        """Certified upper bounds on the Lipschitz constant; see `spectral_product.upper_bounds`.
+
+        Args:
+            state_dicts: one state dict, or a list of them (all layers of all are one native call).
+            norm: 1, 2 or inf, of inputs and outputs alike.
+            rtol: relative gap of each layer's bracket.
+            seed: of the start vectors.
+
+        Returns:
+            One `UpperBound`, or a list in the order of the state dicts.
+
+        Raises:
+            StateDictError, NonFiniteError: a state dict does not fit the architecture.
+
+        Examples:
+            >>> import torch, lipfast
+            >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.ReLU())
+            >>> plan = lipfast.compile(model, torch.zeros(2, 2))
+            >>> weights = {"0.weight": torch.tensor([[3.0, 0.0], [0.0, 4.0]])}
+            >>> round(plan.upper(weights).value, 6)
+            4.0
+        """
+        from lipfast.estimators.spectral_product import upper_bounds  # noqa: PLC0415
+
+        return upper_bounds(self, state_dicts, norm=norm, rtol=rtol, seed=seed)
+
+    @overload
+    def lower(
+        self,
+        state_dicts: StateDict,
+        x: Tensor,
+        *,
+        norm: Norm = 2,
+        per_sample: bool = False,
+        memory: int = ...,
+    ) -> LowerBound: ...
+    @overload
+    def lower(
+        self,
+        state_dicts: Sequence[StateDict],
+        x: Tensor,
+        *,
+        norm: Norm = 2,
+        per_sample: bool = False,
+        memory: int = ...,
+    ) -> list[LowerBound]: ...
+    def lower(
+        self,
+        state_dicts: StateDict | Sequence[StateDict],
+        x: Tensor,
+        *,
+        norm: Norm = 2,
+        per_sample: bool = False,
+        memory: int = 1 << 30,
+    ) -> LowerBound | list[LowerBound]:
+        """Lower bounds from samples; see `estimators.sample_maximum.lower_bounds`.
+
+        Args:
+            state_dicts: one state dict, or a list of them.
+            x: samples (B, D...), floating.
+            norm: 1, 2 or inf.
+            per_sample: keep the Jacobian norm of every sample.
+            memory: bytes that intermediate tensors may take.
+
+        Returns:
+            One `LowerBound`, or a list in the order of the state dicts.
+
+        Raises:
+            ArgumentError, NonFiniteError: the samples do not fit, or hold NaN or Inf.
+            StateDictError, NonFiniteError: a state dict does not fit the architecture.
+
+        Examples:
+            >>> import torch, lipfast
+            >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.ReLU())
+            >>> plan = lipfast.compile(model, torch.zeros(2, 2))
+            >>> weights = {"0.weight": torch.tensor([[3.0, 0.0], [0.0, 4.0]])}
+            >>> lower = plan.lower(weights, torch.tensor([[1.0, -1.0], [1.0, 1.0]]))
+            >>> round(lower.value, 6), lower.sample, lower.certified
+            (4.0, 1, True)
+        """
+        from lipfast.estimators.sample_maximum import lower_bounds  # noqa: PLC0415
+
+        return lower_bounds(self, state_dicts, x, norm=norm, per_sample=per_sample, memory=memory)
+
+    @overload
+    def bounds(
+        self,
+        state_dicts: StateDict,
+        x: Tensor,
+        *,
+        norm: Norm = 2,
+        rtol: float = 1e-6,
+        seed: int = 0,
+        per_sample: bool = False,
+        memory: int = ...,
+    ) -> Bounds: ...
+    @overload
+    def bounds(
+        self,
+        state_dicts: Sequence[StateDict],
+        x: Tensor,
+        *,
+        norm: Norm = 2,
+        rtol: float = 1e-6,
+        seed: int = 0,
+        per_sample: bool = False,
+        memory: int = ...,
+    ) -> list[Bounds]: ...
+    def bounds(
+        self,
+        state_dicts: StateDict | Sequence[StateDict],
+        x: Tensor,
+        *,
+        norm: Norm = 2,
+        rtol: float = 1e-6,
+        seed: int = 0,
+        per_sample: bool = False,
+        memory: int = 1 << 30,
+    ) -> Bounds | list[Bounds]:
+        """Lower and upper bounds together, with lower <= upper asserted.
+
+        Arguments, result order and errors as for `upper` and `lower`.
+        """
+        from lipfast.estimators.compose import bounds_of_plan  # noqa: PLC0415
+
+        return bounds_of_plan(
+            self,
+            state_dicts,
+            x,
+            norm=norm,
+            rtol=rtol,
+            seed=seed,
+            per_sample=per_sample,
+            memory=memory,
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as JSON (no weights)."""
+        Path(path).write_text(json.dumps(self._to_json(), indent=1, allow_nan=False) + "\n")
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Plan:
+        """Read a plan that `save` wrote.
+
+        Raises:
+            TraceError: the file is missing, is not a plan, or has an unknown schema version.
+            UnsupportedOpError: it needs rules that are not registered here.
+        """
+        try:
+            value = json.loads(Path(path).read_text())
+        except (OSError, ValueError) as error:
+            raise TraceError(f"{path}: cannot read a plan: {error}") from error
+        if not isinstance(value, dict) or "lipfast_plan" not in value:
+            raise TraceError(f"{path}: not a lipfast plan")
+        if value["lipfast_plan"] != SCHEMA_VERSION:
+            raise TraceError(
+                f"{path}: plan of schema version {value['lipfast_plan']}; this lipfast reads "
+                f"version {SCHEMA_VERSION}. Trace the model again."
+            )
+        try:
+            plan = _from_json(value)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise TraceError(f"{path}: damaged plan: {error!r}") from error
+        require_rules(plan.graph.nodes)
+        return plan
+
+    def _to_json(self) -> dict[str, Any]:
+        return {
+            "lipfast_plan": SCHEMA_VERSION,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "parameters": {name: list(shape) for name, shape in self.parameters.items()},
+            "aliases": {name: list(others) for name, others in self.aliases.items()},
+            "constants": {
+                name: {
+                    "dtype": value.dtype,
+                    "shape": list(value.shape),
+                    "values": [entry.hex() for entry in value.values],
+                }
+                for name, value in self.constants.items()
+            },
+            "nodes": [node_to_json(node) for node in self.graph.nodes],
+            "outputs": list(self.graph.outputs),
+        }
+
+    def __repr__(self) -> str:
+        entries = sum(_product(shape) for shape in self.parameters.values())
+        head = (
+            f"Plan({_shapes(self.input_shapes)} -> {_shapes(self.output_shapes)}, "
+            f"{len(self.layers)} layers, {entries:,} parameters, {self.fingerprint[:8]}"
+        )
+        return "\n".join([head, *(f"  {node}" for node in self.graph.nodes), ")"])
+
+
+def _product(shape: Sequence[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:
+    return ", ".join("x".join(str(size) for size in shape) or "scalar" for shape in shapes)
+
+
+def _from_json(value: Mapping[str, Any]) -> Plan:
+    dtype = getattr(torch, value["dtype"])
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"unknown dtype {value['dtype']!r}")
+    constants = {
+        name: Constant(
+            str(entry["dtype"]),
+            tuple(entry["shape"]),
+            tuple(float.fromhex(number) for number in entry["values"]),
+        )
+        for name, entry in value["constants"].items()
+    }
+    return Plan(
+        Graph(tuple(node_from_json(node) for node in value["nodes"]), tuple(value["outputs"])),
+        {name: tuple(shape) for name, shape in value["parameters"].items()},
+        {name: tuple(others) for name, others in value["aliases"].items()},
+        constants,
+        dtype,
+    )

@@ -1,0 +1,137 @@
+"""Which ATen calls a module makes: the same calls with other sizes need no second trace.
+
+Tracing with `torch.export` takes tens of milliseconds, evaluating a small model well under one. An
+archive with many widths of one architecture is traced once; for each further width the model is
+evaluated once and what it called is compared. Anything that differs, a scalar argument included,
+means a full trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lipfast.plan.graph import Graph
+from lipfast.plan.interpret import walk
+from lipfast.plan.plan import Plan
+from lipfast.plan.trace import MAX_CONSTANT_ENTRIES, aliases_of
+
+Record = tuple[Any, ...]
+
+# A call whose result is a Python number: what follows may depend on the data.
+_DATA_DEPENDENT = ("aten._local_scalar_dense", "aten.item", "aten.nonzero", "aten.is_nonzero")
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Lists the calls below autograd, operands named by where they come from."""
+
+    def __init__(self, names: Mapping[int, Any]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names = dict(names)
+        self.alive: list[Any] = []  # an id names an object only while that object lives
+        self.calls: list[Any] = []
+        self.comparable = True
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = str(func)
+        self.comparable &= not name.startswith(_DATA_DEPENDENT)
+        operands = self._name(tuple(args)), self._name(tuple(sorted(kwargs.items())))
+        self.calls.append((name, *operands))
+        result = func(*args, **kwargs)
+        for value in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(value, Tensor) and id(value) not in self.names:
+                self.names[id(value)] = ("value", len(self.alive))
+                self.alive.append(value)
+        return result
+
+    def _name(self, value: Any) -> Any:
+        if isinstance(value, (tuple, list)):
+            return tuple(self._name(entry) for entry in value)
+        if not isinstance(value, Tensor):
+            self.comparable &= not isinstance(value, torch.SymInt)
+            return (type(value).__name__, repr(value))
+        if id(value) not in self.names:
+            self._name_constant(value)
+        return self.names[id(value)]
+
+    def _name_constant(self, value: Tensor) -> None:
+        """A tensor that is neither a parameter nor a result is known by its content."""
+        self.alive.append(value)
+        if value.numel() > MAX_CONSTANT_ENTRIES:
+            self.comparable = False
+            self.names[id(value)] = ("constant",)
+        else:
+            content = repr(torch.utils._pytree.tree_map(float, value.flatten().tolist()))
+            self.names[id(value)] = ("constant", str(value.dtype), tuple(value.shape), content)
+
+
+def record(module: nn.Module, inputs: Sequence[Tensor]) -> Record | None:
+    """Evaluate a module once and list what it called.
+
+    Two modules with equal records apply the same ATen ops with the same scalar arguments to the
+    same parameters in the same order; only the shapes of the parameters may differ. So a plan of
+    one is, with the other's shapes, a plan of the other.
+
+    Args:
+        module: in eval mode.
+        inputs: example inputs.
+
+    Returns:
+        A hashable record, or None where calls do not tell (data-dependent control flow, large
+        constants, no calls at all).
+    """
+    named = [*module.named_parameters(), *module.named_buffers()]
+    names: dict[int, Any] = {id(value): ("parameter", name) for name, value in named}
+    names.update({id(value): ("input", index) for index, value in enumerate(inputs)})
+    recorder = _Recorder(names)
+    with torch.no_grad(), recorder:
+        outputs = module(*inputs)
+    if not recorder.comparable or not recorder.calls:
+        return None
+    leaves, structure = torch.utils._pytree.tree_flatten(outputs)
+    results = tuple(recorder.names.get(id(leaf), repr(leaf)) for leaf in leaves)
+    state_dict = module.state_dict(keep_vars=True)
+    modules = tuple((name, type(child)) for name, child in module.named_modules())
+    samples = tuple((tuple(value.shape), value.dtype) for value in inputs)
+    aliases = tuple(sorted(aliases_of(state_dict).items()))
+    calls = tuple(recorder.calls)
+    return (modules, tuple(state_dict), aliases, samples, calls, results, repr(structure))
+
+
+def resized(plan: Plan, module: nn.Module) -> Plan:
+    """The plan of a module whose record equals that of the module that `plan` was traced from.
+
+    Args:
+        plan: the traced plan.
+        module: the same architecture with parameters of other shapes.
+
+    Returns:
+        The plan with the module's shapes, as tracing the module would give it.
+    """
+    shapes = {
+        name: tuple(value.shape)
+        for name, value in module.state_dict().items()
+        if isinstance(value, Tensor)
+    }
+    meta = torch.device("meta")
+    parameters = {
+        name: torch.empty((1, *shapes[name]), dtype=plan.dtype, device=meta)
+        for name in plan.used_parameters
+    }
+    inputs = [
+        torch.empty((1, 2, *shape), dtype=plan.dtype, device=meta) for shape in plan.input_shapes
+    ]
+    with torch.no_grad():
+        values = walk(plan.graph, parameters, plan.constants, inputs, keep=True)
+    nodes = tuple(
+        replace(node, shape=tuple(values[node.name].shape[2:])) for node in plan.graph.nodes
+    )
+    return replace(plan, graph=Graph(nodes, plan.graph.outputs), parameters=shapes)

@@ -1,0 +1,167 @@
+"""Drop what does not change the function, and join what export takes apart.
+
+Every rewriting here is exact in real arithmetic; nothing touches weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from lipfast.plan.graph import Argument, Graph, Node, Reference, substitute
+
+# Identities for every argument that they are traced with (dropout: training mode is refused
+# before). `detach` stops gradients, not the function.
+IDENTITIES = frozenset(
+    {
+        "aten.alias",
+        "aten.alpha_dropout",
+        "aten.clone",
+        "aten.contiguous",
+        "aten.detach",
+        "aten.detach_",
+        "aten.dropout",
+        "aten.feature_alpha_dropout",
+        "aten.feature_dropout",
+        "aten.lift_fresh",
+        "aten.lift_fresh_copy",
+        "aten.positive",
+    }
+)
+# Identities as long as the result is a floating tensor.
+CASTS = frozenset({"aten.to", "aten._to_copy", "aten.type_as"})
+_TRANSPOSES = frozenset({"aten.t", "aten.numpy_T"})
+_PRODUCTS = frozenset({"aten.matmul", "aten.mm"})
+
+
+def simplify(graph: Graph, floating: Mapping[str, bool], ranks: Mapping[str, int]) -> Graph:
+    """Return the same function with fewer nodes.
+
+    Args:
+        graph: as traced.
+        floating: for each node, whether its result is a floating tensor.
+        ranks: number of dimensions of each parameter.
+
+    Returns:
+        The graph without identities and unused nodes, with softsign and products with a
+        (transposed) parameter recognised.
+    """
+    graph = _drop_identities(graph, floating)
+    graph = _join_softsign(graph)
+    graph = _join_products(graph, ranks)
+    return _drop_unused(graph)
+
+
+def _rewritten(graph: Graph, nodes: Sequence[Node], replaced: Mapping[str, Argument]) -> Graph:
+    outputs = []
+    for name in graph.outputs:
+        target = replaced.get(name, Reference("node", name))
+        outputs.append(target.name if isinstance(target, Reference) else name)
+    return Graph(tuple(nodes), tuple(outputs))
+
+
+def _drop_identities(graph: Graph, floating: Mapping[str, bool]) -> Graph:
+    replaced: dict[str, Argument] = {}
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        args = tuple(substitute(value, replaced) for value in node.args)
+        kwargs = tuple((key, substitute(value, replaced)) for key, value in node.kwargs)
+        current = replace(node, args=args, kwargs=kwargs)
+        cast = node.op in CASTS and floating.get(node.name, False)
+        source = args[0] if args else None
+        # An output must stay a node: do not replace it by a parameter.
+        if (
+            (node.op in IDENTITIES or cast)
+            and isinstance(source, Reference)
+            and (source.kind == "node" or node.name not in graph.outputs)
+        ):
+            replaced[node.name] = source
+        else:
+            nodes.append(current)
+    return _rewritten(graph, nodes, replaced)
+
+
+def _defining(argument: Argument, nodes: Mapping[str, Node]) -> Node | None:
+    if isinstance(argument, Reference) and argument.kind == "node":
+        return nodes.get(argument.name)
+    return None
+
+
+def _join_softsign(graph: Graph) -> Graph:
+    """``x / (1 + |x|)`` is how softsign is exported; as a quotient it would have no rule."""
+    by_name = {node.name: node for node in graph.nodes}
+    nodes = []
+    for node in graph.nodes:
+        if node.op == "aten.div" and len(node.args) == 2 and not node.kwargs:
+            denominator = _defining(node.args[1], by_name)
+            if denominator is not None and _is_one_plus_abs(denominator, node.args[0], by_name):
+                nodes.append(replace(node, op="lipfast.softsign", args=node.args[:1]))
+                continue
+        nodes.append(node)
+    return Graph(tuple(nodes), graph.outputs)
+
+
+def _is_one_plus_abs(node: Node, x: Argument, by_name: Mapping[str, Node]) -> bool:
+    if node.op != "aten.add" or node.kwargs or len(node.args) != 2:
+        return False
+    operand, one = node.args if not isinstance(node.args[0], (int, float)) else node.args[::-1]
+    magnitude = _defining(operand, by_name)
+    is_one = isinstance(one, (int, float)) and float(one) == 1.0
+    return (
+        is_one and magnitude is not None and magnitude.op == "aten.abs" and magnitude.args == (x,)
+    )
+
+
+def _transposed_parameter(
+    argument: Argument, by_name: Mapping[str, Node], ranks: Mapping[str, int]
+) -> Reference | None:
+    """Find the matrix parameter whose transpose `argument` is."""
+    node = _defining(argument, by_name)
+    if node is None:
+        return None
+    swap = (node.op == "aten.transpose" and {*node.args[1:]} in ({0, 1}, {-1, -2})) or (
+        node.op == "aten.permute" and node.args[1:] == ((1, 0),)
+    )
+    source = node.args[0] if node.args else None
+    if not (node.op in _TRANSPOSES or swap) or not isinstance(source, Reference):
+        return None
+    is_matrix = source.kind == "parameter" and ranks.get(source.name) == 2
+    return source if is_matrix else None
+
+
+def _join_products(graph: Graph, ranks: Mapping[str, int]) -> Graph:
+    by_name = {node.name: node for node in graph.nodes}
+    return Graph(tuple(_as_linear(node, by_name, ranks) for node in graph.nodes), graph.outputs)
+
+
+def _as_linear(node: Node, by_name: Mapping[str, Node], ranks: Mapping[str, int]) -> Node:
+    """``x @ W.T (+ b)`` becomes `aten.linear`, ``x @ W (+ b)`` becomes `lipfast.matmul`."""
+    bias: tuple[Argument, ...] = ()
+    operands = node.args
+    if node.op == "aten.addmm" and not node.kwargs:
+        bias, operands = node.args[:1], node.args[1:]
+        vector = isinstance(bias[0], Reference) and ranks.get(bias[0].name) == 1
+        if not vector:
+            return node
+    elif node.op not in _PRODUCTS:
+        return node
+    if len(operands) != 2:
+        return node
+    x, weight = operands
+    transposed = _transposed_parameter(weight, by_name, ranks)
+    if transposed is not None:
+        return replace(node, op="aten.linear", args=(x, transposed, *bias), kwargs=())
+    direct = isinstance(weight, Reference) and weight.kind == "parameter"
+    if isinstance(weight, Reference) and direct and ranks.get(weight.name) == 2:
+        return replace(node, op="lipfast.matmul", args=(x, weight, *bias), kwargs=())
+    return node
+
+
+def _drop_unused(graph: Graph) -> Graph:
+    used = set(graph.outputs)
+    kept: list[Node] = []
+    for node in reversed(graph.nodes):
+        if node.name in used or node.op == "input":
+            kept.append(node)
+            used.update(ref.name for ref in node.references() if ref.kind == "node")
+    return Graph(tuple(reversed(kept)), graph.outputs)

@@ -1,0 +1,155 @@
+"""State dicts against a plan: names, shapes, dtypes, finite entries; and stacks of many."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lipfast.errors import NonFiniteError, StateDictError
+
+# What DataParallel and torch.compile put in front of every name.
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+def without_wrapper_prefix(
+    state_dict: Mapping[str, Tensor], parameters: Mapping[str, tuple[int, ...]]
+) -> Mapping[str, Tensor]:
+    """Return the state dict of the module inside a wrapper, if the names say that there was one."""
+    for _ in range(len(_PREFIXES) + 1):
+        if not state_dict or any(name in parameters for name in state_dict):
+            return state_dict
+        prefix = next(
+            (p for p in _PREFIXES if all(name.startswith(p) for name in state_dict)), None
+        )
+        if prefix is None:
+            return state_dict
+        state_dict = {name.removeprefix(prefix): value for name, value in state_dict.items()}
+    return state_dict
+
+
+def resolve(
+    state_dict: Mapping[str, Tensor],
+    parameters: Mapping[str, tuple[int, ...]],
+    aliases: Mapping[str, tuple[str, ...]],
+    where: str = "",
+) -> dict[str, Tensor]:
+    """Collect the entries that a plan needs, of the right shapes, under the plan's names.
+
+    Args:
+        state_dict: name -> tensor.
+        parameters: name -> shape: what it must hold.
+        aliases: name -> other names of the same tensor; one of them is enough.
+        where: prefix for messages (which entry of a list).
+
+    Returns:
+        name -> tensor, for every name in `parameters`.
+
+    Raises:
+        StateDictError: names are missing or unexpected, or a tensor has the wrong shape or dtype.
+    """
+    if not isinstance(state_dict, Mapping):
+        raise StateDictError(
+            f"{where}expected a state dict (name -> tensor), not {type(state_dict).__name__}; "
+            "for a module give model.state_dict()"
+        )
+    state_dict = without_wrapper_prefix(state_dict, parameters)
+    resolved: dict[str, Tensor] = {}
+    missing: list[str] = []
+    for name, shape in parameters.items():
+        tensor = state_dict.get(name)
+        if tensor is None:
+            other = next((alias for alias in aliases.get(name, ()) if alias in state_dict), None)
+            if other is None:
+                missing.append(name)
+                continue
+            tensor = state_dict[other]
+        if not isinstance(tensor, Tensor):
+            raise StateDictError(f"{where}'{name}' is a {type(tensor).__name__}, not a tensor")
+        if tuple(tensor.shape) != shape:
+            raise StateDictError(
+                f"{where}parameter '{name}' has shape {tuple(tensor.shape)}, but the architecture "
+                f"has {shape}"
+            )
+        resolved[name] = tensor
+    unexpected = [name for name in state_dict if name not in parameters]
+    if missing or unexpected:
+        raise StateDictError(where + _mismatch(missing, unexpected, parameters, state_dict))
+    if aliases:
+        _check_tied(state_dict, aliases, where)
+    return resolved
+
+
+def _mismatch(
+    missing: Sequence[str],
+    unexpected: Sequence[str],
+    parameters: Mapping[str, tuple[int, ...]],
+    state_dict: Mapping[str, Tensor],
+) -> str:
+    parts = []
+    if missing:
+        shown = _names((name, parameters[name]) for name in missing)
+        parts.append(f"the state dict lacks {shown}")
+    if unexpected:
+        shown = _names((name, getattr(state_dict[name], "shape", ())) for name in unexpected)
+        parts.append(f"the architecture does not have {shown}")
+    return "state dict does not match the architecture: " + "; ".join(parts)
+
+
+def _names(entries: Iterable[tuple[str, Sequence[int]]]) -> str:
+    listed = list(entries)
+    shown = ", ".join(f"'{name}' {tuple(shape)}" for name, shape in listed[:8])
+    return shown + (f" and {len(listed) - 8} more" if len(listed) > 8 else "")
+
+
+def _check_tied(
+    state_dict: Mapping[str, Tensor], aliases: Mapping[str, tuple[str, ...]], where: str
+) -> None:
+    for name, others in aliases.items():
+        for other in others:
+            first, second = state_dict.get(name), state_dict.get(other)
+            if first is None or second is None or first is second:
+                continue
+            if not torch.equal(first, second):
+                raise StateDictError(
+                    f"{where}'{name}' and '{other}' are one tensor in the architecture, but differ "
+                    "in the state dict"
+                )
+
+
+def require_finite(tensors: Mapping[str, Tensor], used: Iterable[str], where: str = "") -> None:
+    """Check that the parameters that the function depends on are floating and finite.
+
+    Raises:
+        StateDictError: one is not of a floating dtype.
+        NonFiniteError: one holds NaN or Inf; says which and how many.
+    """
+    for name in used:
+        tensor = tensors[name]
+        if not tensor.dtype.is_floating_point:
+            raise StateDictError(
+                f"{where}parameter '{name}' has dtype {tensor.dtype}; expected a floating dtype"
+            )
+        # One cheap reduction; a sum of finite entries may overflow, so only then look closely.
+        if math.isfinite(tensor.detach().sum().item()):
+            continue
+        finite = torch.isfinite(tensor)
+        bad = tensor.numel() - int(finite.sum())
+        if bad:
+            nan = int(torch.isnan(tensor).sum())
+            raise NonFiniteError(
+                f"{where}parameter '{name}' of shape {tuple(tensor.shape)} holds {bad} non-finite "
+                f"entries ({nan} NaN, {bad - nan} Inf)"
+            )
+
+
+def stack(
+    state_dicts: Sequence[Mapping[str, Tensor]], names: Iterable[str], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Parameters of many networks: (networks, *shape) each, all of one dtype."""
+    return {
+        name: torch.stack([entry[name].detach() for entry in state_dicts]).to(dtype)
+        for name in names
+    }

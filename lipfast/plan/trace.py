@@ -1,0 +1,498 @@
+"""Trace an architecture with `torch.export` into a graph that holds no weights."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
+from torch.fx import Node as FxNode
+
+from lipfast.errors import ArgumentError, TraceError, UnsupportedOpError
+from lipfast.plan.graph import Argument, Constant, Graph, Node, Reference
+from lipfast.plan.simplify import simplify
+from lipfast.rules.registry import require_rules
+
+# A tensor that is not in the state dict is kept in the plan up to this many entries.
+MAX_CONSTANT_ENTRIES = 4096
+
+_ADVICE = (
+    "Export the model yourself (torch.export.export(model, args, strict=False or strict=True, "
+    "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))), save it with torch.export.save, and pass "
+    "the ExportedProgram or the path of the .pt2 file instead of the model."
+)
+# Position of the flag that says "training", per op.
+_TRAINING_FLAGS = {
+    "aten.dropout": 2,
+    "aten.alpha_dropout": 2,
+    "aten.feature_dropout": 2,
+    "aten.feature_alpha_dropout": 2,
+    "aten.native_dropout": 2,
+    "aten.batch_norm": 5,
+    "aten.native_batch_norm": 5,
+    "aten.rrelu": 3,
+    "aten._native_batch_norm_legit": 5,
+}
+_CHECKS = frozenset(
+    {
+        "aten._assert_tensor_metadata",
+        "aten._assert_async",
+        "aten._assert_scalar",
+        "aten.sym_constrain_range",
+        "aten.sym_constrain_range_for_size",
+    }
+)
+Source = nn.Module | ExportedProgram | str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What tracing finds: the simplified graph and the tensors that it refers to.
+
+    Attributes:
+        graph: nodes that all have a rule.
+        parameters: name -> shape, every entry of the state dict, used or not.
+        aliases: name -> other names of the same tensor (tied weights).
+        constants: small tensors that are not in the state dict.
+        dtype: floating dtype of the input.
+    """
+
+    graph: Graph
+    parameters: Mapping[str, tuple[int, ...]]
+    aliases: Mapping[str, tuple[str, ...]]
+    constants: Mapping[str, Constant]
+    dtype: torch.dtype
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the module inside DataParallel, DistributedDataParallel or `torch.compile`."""
+    while True:
+        parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+        inner = model.module if isinstance(model, parallel) else getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Every submodule in eval mode and uncompiled inside, exactly as it was afterwards.
+
+    Flags are set directly: `Module.train` may be overridden to do more. The random number
+    generators are restored as well.
+    """
+    modules = list(model.modules())
+    flags = [module.training for module in modules]
+    compiled = [getattr(module, "_compiled_call_impl", None) for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+            if getattr(module, "_compiled_call_impl", None) is not None:
+                module._compiled_call_impl = None
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        for module, flag, implementation in zip(modules, flags, compiled, strict=True):
+            module.training = flag
+            if implementation is not None:
+                module._compiled_call_impl = implementation
+
+
+def trace(model: Source, example_input: Tensor | Sequence[Tensor] | None = None) -> Traced:
+    """Trace a model in eval mode, with any number of samples.
+
+    Args:
+        model: a module (may be wrapped in DataParallel or compiled), an `ExportedProgram`, or the
+            path of a ``.pt2`` file.
+        example_input: a tensor whose first dimension is the sample, or a tuple of such tensors for
+            a model with several inputs; not needed for an exported program.
+
+    Returns:
+        The simplified graph, in which every node has a rule.
+
+    Raises:
+        ArgumentError: the example input is missing, not floating, or has no sample dimension.
+        TraceError: the model cannot be traced, or was exported in training mode.
+        UnsupportedOpError: it holds ops without a rule (all are listed).
+    """
+    if isinstance(model, (str, os.PathLike)):
+        program = _load(Path(model))
+        return _convert(program, program.state_dict)
+    if isinstance(model, ExportedProgram):
+        return _convert(model, model.state_dict)
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(
+            "model must be an nn.Module, an ExportedProgram or the path of a .pt2 file, "
+            f"not {type(model).__name__}"
+        )
+    module = unwrap(model)
+    program = _export(module, _example(example_input))
+    return _convert(program, module.state_dict(keep_vars=True))
+
+
+def _load(path: Path) -> ExportedProgram:
+    if not path.is_file():
+        raise TraceError(f"{path}: no such file; expected one written by torch.export.save")
+    try:
+        program: ExportedProgram = torch.export.load(path)
+        return program
+    except Exception as error:  # a damaged archive fails in many ways
+        raise TraceError(
+            f"{path}: not a program written by torch.export.save ({_first_line(error)})"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+
+
+def _example(example: Tensor | Sequence[Tensor] | None) -> tuple[Tensor, ...]:
+    if example is None:
+        raise ArgumentError("a module needs an example input: a tensor of samples")
+    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+    if not inputs:
+        raise ArgumentError("the example input is empty: give at least one tensor")
+    for value in inputs:
+        if not isinstance(value, Tensor):
+            raise ArgumentError(
+                f"the example input must be a tensor or a tuple of them, not {type(value).__name__}"
+            )
+        check_floating_input(value)
+        if value.dim() == 0 or value.shape[0] == 0:
+            raise ArgumentError(
+                f"the example input has shape {tuple(value.shape)}: the first dimension must be "
+                "the samples, at least one of them"
+            )
+    # torch.export would take a single sample to mean "always one sample".
+    return tuple(
+        torch.cat([value, value]) if value.shape[0] == 1 else value
+        for value in (value.detach() for value in inputs)
+    )
+
+
+def check_floating_input(value: Tensor) -> None:
+    """Refuse integer inputs, with the reason.
+
+    Raises:
+        ArgumentError: `value` is not a tensor of a floating dtype.
+    """
+    if not value.dtype.is_floating_point:
+        raise ArgumentError(
+            f"inputs of dtype {value.dtype}: a Lipschitz constant is a ratio of distances and "
+            "integers such as token ids have none. Convert numbers with .float(); for tokens, "
+            "give the model from the embeddings on."
+        )
+
+
+def _export(module: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TraceError("TorchScript modules cannot be traced: give the original nn.Module")
+    shapes = tuple({0: Dim.DYNAMIC} for _ in inputs)
+    try:
+        # Without gradients a model's own no_grad blocks leave no trace in the graph.
+        with (
+            evaluation_mode(module),
+            torch.no_grad(),
+            warnings.catch_warnings(),
+            _quiet_export(),
+        ):
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
+    except Exception as error:  # user code runs here: anything may come out
+        where = _where(error)
+        raise TraceError(
+            f"torch.export could not trace {type(module).__name__}{where}: "
+            f"{_first_line(error)}. {_ADVICE}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet_export() -> Iterator[None]:
+    """Keep torch's own report off the log: our error says what it says."""
+    import logging  # noqa: PLC0415
+
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _where(error: BaseException) -> str:
+    """File and line of the last frame outside torch and lipfast."""
+    frames = []
+    traceback = error.__traceback__
+    torch_root = str(Path(torch.__file__).parent)
+    while traceback is not None:
+        name = traceback.tb_frame.f_code.co_filename
+        if not name.startswith((torch_root, str(Path(__file__).parent), "<")):
+            frames.append(f"{name}:{traceback.tb_lineno}")
+        traceback = traceback.tb_next
+    return f" (at {frames[-1]})" if frames else ""
+
+
+def _op_name(target: object) -> str:
+    schema = getattr(target, "_schema", None)
+    if schema is not None:
+        return str(schema.name).replace("::", ".")
+    module = str(getattr(target, "__module__", ""))
+    return f"{module}.{getattr(target, '__name__', target)}".lstrip(".")
+
+
+def _module_path(node: FxNode) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [entry[0] for entry in stack.values()]
+    return str(paths[-1]) if paths else ""
+
+
+def _refuse_training(program: ExportedProgram) -> None:
+    for node in program.graph.nodes:
+        position = (
+            _TRAINING_FLAGS.get(_op_name(node.target)) if node.op == "call_function" else None
+        )
+        if position is not None and len(node.args) > position and node.args[position] is True:
+            raise TraceError(
+                f"module '{_module_path(node)}' runs {_op_name(node.target)} in training mode. "
+                "Call model.eval() before torch.export.export, and give functional dropout "
+                "training=self.training."
+            )
+    for output in program.graph_signature.output_specs:
+        if output.kind is OutputKind.BUFFER_MUTATION:
+            raise TraceError(
+                f"the exported program writes to its buffer '{output.target}': it was exported in "
+                "training mode. Call model.eval() before torch.export.export."
+            )
+
+
+def _functional(program: ExportedProgram) -> ExportedProgram:
+    """Replace in-place operations, if there are any, without decomposing the others."""
+    for node in program.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if schema is not None and schema.is_mutable and _op_name(node.target) != "aten.detach_":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                functional: ExportedProgram = program.run_decompositions({})
+                return functional
+    return program
+
+
+@dataclass
+class _Conversion:
+    """State of the walk over an exported graph."""
+
+    program: ExportedProgram
+    values: dict[FxNode, Argument] = field(default_factory=dict)
+    nodes: list[Node] = field(default_factory=list)
+    constants: dict[str, Constant] = field(default_factory=dict)
+    floating: dict[str, bool] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+    batch: str = ""
+    dtypes: list[torch.dtype] = field(default_factory=list)
+
+
+def _convert(program: ExportedProgram, state_dict: Mapping[str, Any]) -> Traced:
+    _refuse_training(program)
+    program = _functional(program)
+    state = _Conversion(program)
+    specs = {
+        spec.arg.name: spec
+        for spec in program.graph_signature.input_specs
+        if isinstance(spec.arg, TensorArgument)
+    }
+    outputs: tuple[str, ...] = ()
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            _placeholder(state, node, specs.get(node.name))
+        elif node.op == "output":
+            outputs = _outputs(state, node)
+        elif node.op == "call_function":
+            _call(state, node)
+        else:
+            state.nodes.append(Node(node.name, f"{node.op}.{node.target}"))
+            state.values[node] = Reference("node", node.name)
+    shapes = {
+        name: tuple(value.shape) for name, value in state_dict.items() if isinstance(value, Tensor)
+    }
+    ranks = {name: len(shape) for name, shape in shapes.items()}
+    graph = simplify(Graph(tuple(state.nodes), outputs), state.floating, ranks)
+    _validate(graph, state)
+    used = {ref.name for node in graph.nodes for ref in node.references() if ref.kind == "constant"}
+    constants = {name: value for name, value in state.constants.items() if name in used}
+    return Traced(graph, shapes, aliases_of(state_dict), constants, state.dtypes[0])
+
+
+def _placeholder(state: _Conversion, node: FxNode, spec: Any) -> None:
+    if spec is None or isinstance(spec.arg, ConstantArgument):
+        state.values[node] = None
+        return
+    if spec.kind is InputKind.PARAMETER or (spec.kind is InputKind.BUFFER and spec.persistent):
+        state.values[node] = Reference("parameter", spec.target)
+    elif spec.kind in (InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+        state.values[node] = Reference("constant", spec.target)
+        _keep_constant(state, spec.target)
+    elif spec.kind is InputKind.USER_INPUT:
+        _input(state, node)
+    else:
+        raise TraceError(f"input '{node.name}' of kind {spec.kind.name} is not supported")
+
+
+def _keep_constant(state: _Conversion, name: str) -> None:
+    tensor = state.program.constants.get(name)
+    if not isinstance(tensor, Tensor):
+        raise TraceError(f"the value of constant '{name}' is not in the exported program")
+    if tensor.numel() > MAX_CONSTANT_ENTRIES:
+        raise TraceError(
+            f"constant '{name}' of shape {tuple(tensor.shape)} is not in the state dict and too "
+            f"large for a plan (more than {MAX_CONSTANT_ENTRIES} entries): make it a parameter or "
+            "a persistent buffer (register_buffer)"
+        )
+    if tensor.is_complex():
+        raise TraceError(f"constant '{name}' is complex: only real networks are supported")
+    state.constants[name] = Constant.from_tensor(tensor)
+
+
+def _input(state: _Conversion, node: FxNode) -> None:
+    value = node.meta["val"]
+    if not isinstance(value, Tensor):
+        state.values[node] = None
+        return
+    check_floating_input(value)
+    sizes: list[Any] = list(value.shape)
+    if not sizes or isinstance(sizes[0], int):
+        raise TraceError(
+            f"input '{node.name}' was exported with a fixed number of samples "
+            f"({tuple(value.shape)}). Export it with "
+            "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)."
+        )
+    state.batch = state.batch or str(sizes[0])
+    state.dtypes.append(value.dtype)
+    shape = _sample_shape(state, node.name, value)
+    if shape is None:
+        raise TraceError(f"input '{node.name}': {state.problems[node.name]}")
+    state.nodes.append(Node(node.name, "input", shape=shape))
+    state.values[node] = Reference("node", node.name)
+
+
+def _sample_shape(state: _Conversion, name: str, value: Any) -> tuple[int, ...] | None:
+    """Return the shape without its sample dimension; None (and a noted problem) if it has none."""
+    if not isinstance(value, Tensor):
+        state.problems[name] = "its result is not one tensor"
+        return None
+    sizes = list(value.shape)
+    shown = "(" + ", ".join(str(size) for size in sizes) + ")"
+    if not sizes or str(sizes[0]) != state.batch:
+        state.problems[name] = (
+            f"its result has shape {shown}, and the first dimension is not the samples "
+            f"({state.batch}): samples must stay apart"
+        )
+        return None
+    if any(not isinstance(size, int) for size in sizes[1:]):
+        state.problems[name] = (
+            f"its result has shape {shown}: only the first dimension may vary with the samples"
+        )
+        return None
+    return tuple(int(size) for size in sizes[1:])
+
+
+def _call(state: _Conversion, node: FxNode) -> None:
+    value = node.meta.get("val")
+    if isinstance(value, torch.SymInt) and str(value) == state.batch:
+        state.values[node] = Reference("batch")
+        return
+    op = _op_name(node.target)
+    if op in _CHECKS:
+        return
+    if isinstance(value, Tensor):
+        state.floating[node.name] = value.dtype.is_floating_point
+        if not value.dtype.is_floating_point:
+            state.problems[node.name] = f"its result is of dtype {value.dtype}, not floating"
+    shape = () if node.name in state.problems else _sample_shape(state, node.name, value)
+    args = tuple(_argument(state, entry) for entry in node.args)
+    # Where a tensor lies does not matter to the function.
+    kwargs = tuple(
+        (key, _argument(state, entry))
+        for key, entry in sorted(node.kwargs.items())
+        if key not in ("device", "layout", "pin_memory", "memory_format")
+    )
+    state.nodes.append(Node(node.name, op, args, kwargs, shape or (), _module_path(node)))
+    state.values[node] = Reference("node", node.name)
+
+
+def _argument(state: _Conversion, value: Any) -> Argument:
+    if isinstance(value, FxNode):
+        return state.values.get(value)
+    if isinstance(value, (list, tuple)):
+        return tuple(_argument(state, entry) for entry in value)
+    if isinstance(value, torch.dtype):
+        return Reference("dtype", str(value).removeprefix("torch."))
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
+
+
+def _outputs(state: _Conversion, node: FxNode) -> tuple[str, ...]:
+    names: list[str] = []
+    results = node.args[0]
+    assert isinstance(results, (list, tuple))
+    for spec, result in zip(state.program.graph_signature.output_specs, results, strict=True):
+        value = state.values.get(result) if isinstance(result, FxNode) else None
+        if spec.kind is not OutputKind.USER_OUTPUT:
+            raise TraceError(f"the model has a side effect that is not supported: {spec.kind.name}")
+        if result is None or isinstance(spec.arg, ConstantArgument):
+            continue
+        if not isinstance(value, Reference) or value.kind != "node":
+            raise TraceError("an output of the model does not depend on its input")
+        names.append(value.name)
+    if not names:
+        raise TraceError("the model returns no tensor")
+    return tuple(names)
+
+
+def _validate(graph: Graph, state: _Conversion) -> None:
+    """Every node has a rule, depends on the input, and keeps the samples apart."""
+    known = {node.name for node in graph.nodes if node.op == "input"}
+    if not known:
+        raise TraceError("the model has no tensor input")
+    require_rules(graph.nodes)
+    constant = []
+    for node in graph.nodes:
+        if node.op == "input":
+            continue
+        if not any(ref.kind == "node" and ref.name in known for ref in node.references()):
+            constant.append((f"{node.op} (applied to parameters only)", node.module))
+        known.add(node.name)
+    if constant:
+        raise UnsupportedOpError(
+            constant,
+            "Bake the result into the state dict (for parametrizations: "
+            "torch.nn.utils.parametrize.remove_parametrizations).",
+        )
+    for node in graph.nodes:
+        if node.name in state.problems:
+            raise TraceError(f"{node.op} in module '{node.module}': {state.problems[node.name]}")
+
+
+def aliases_of(state_dict: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Name -> other names of the same tensor, from a state dict with `keep_vars=True`."""
+    groups: dict[int, list[str]] = {}
+    for name, value in state_dict.items():
+        if isinstance(value, Tensor):
+            groups.setdefault(id(value), []).append(name)
+    return {
+        name: tuple(other for other in names if other != name)
+        for names in groups.values()
+        if len(names) > 1
+        for name in names
+    }

@@ -1,0 +1,20 @@
+"""Rules: what one ATen operation does to a Lipschitz bound, one file per family.
+
+Importing this package registers the rules that lipfast ships.
+"""
+
+from __future__ import annotations
+
+from lipfast.rules import affine, pointwise, structural
+from lipfast.rules.registry import RULES, Call, LayerRequest, Rule, rule
+
+__all__ = [
+    "RULES",
+    "Call",
+    "LayerRequest",
+    "Rule",
+    "affine",
+    "pointwise",
+    "rule",
+    "structural",
+]

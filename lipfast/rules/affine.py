@@ -1,0 +1,82 @@
+"""Rules of affine maps: the Lipschitz constant is the operator norm of the weight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lipfast.plan.graph import Node, Reference
+from lipfast.rules.registry import Arguments, Call, LayerRequest, rule
+from lipfast.rules.rounding import UNDERFLOW, gamma
+from lipfast.rules.upward import Upward
+
+
+def _layer(node: Node) -> LayerRequest:
+    weight = node.args[1]
+    assert isinstance(weight, Reference)
+    return LayerRequest("linear", weight.name, transposed=node.op == "lipfast.matmul")
+
+
+def _supports(node: Node) -> str | None:
+    weight, bias = node.args[1], node.argument(2, "bias")
+    if not (isinstance(weight, Reference) and weight.kind == "parameter"):
+        return "its weight is computed, not a parameter"
+    if bias is not None and not (isinstance(bias, Reference) and bias.kind == "parameter"):
+        return "its bias is computed, not a parameter"
+    return None
+
+
+def _operands(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor | None]:
+    node = arguments.node
+    bias = node.argument(2, "bias")
+    weight = arguments.value(node.args[1])
+    if node.op != "lipfast.matmul":
+        weight = weight.mT
+    return arguments.value(node.args[0]), weight, None if bias is None else arguments.value(bias)
+
+
+def _apply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x @ weight + bias`` for x (N, C, ..., in), weight (N, in, out), bias (N, out)."""
+    rows = x.flatten(1, -2)
+    if bias is None:
+        product = torch.bmm(rows, weight)
+    else:
+        product = torch.baddbmm(bias.unsqueeze(1), rows, weight)
+    return product.reshape(*x.shape[:-1], -1)
+
+
+def _evaluate(arguments: Arguments) -> Tensor:
+    return _apply(*_operands(arguments))
+
+
+def _error(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
+    """``|W| e + gamma_{n+2} (|W| |x| + |b|)`` plus the roundings of this line itself.
+
+    Holds for every order of summation, with or without fused multiply-add (Higham, 2002, sec. 3.5).
+    """
+    x, weight, bias = _operands(arguments)
+    relative = gamma(weight.shape[1] + 2)
+    magnitude = x.abs() * relative
+    if errors[0] is not None:
+        magnitude = magnitude + errors[0]
+    bound = _apply(magnitude, weight.abs(), None if bias is None else bias.abs() * relative)
+    return bound * (1.0 + 2 * gamma(weight.shape[1] + 8)) + UNDERFLOW
+
+
+@rule(
+    "aten.linear",
+    "lipfast.matmul",
+    layer=_layer,
+    supports=_supports,
+    evaluate=_evaluate,
+    error=_error,
+)
+def linear(call: Call) -> Upward:
+    """``L(W x + b) = ||W|| L(x)``; applied to the last dimension, whatever stands before it.
+
+    ``lipfast.matmul`` is ``x @ W``. For positions in front of the features the operator is
+    block diagonal with equal blocks and has the same norm.
+    """
+    return call.input * call.layer

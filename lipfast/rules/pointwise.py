@@ -1,0 +1,222 @@
+"""Rules of pointwise functions: the Lipschitz constant is the supremum of |derivative|.
+
+A pointwise function has the same constant in the norms 1, 2 and inf. The constants below are
+suprema rounded up to the next float64 (the tests enclose them in higher precision). A function
+that jumps has no finite constant; the bound is then inf, with the reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lipfast.plan.graph import Node
+from lipfast.rules.registry import Arguments, Call, rule
+from lipfast.rules.rounding import UNIT_ROUNDOFF
+from lipfast.rules.upward import Upward
+
+# Attained at sqrt(2): Phi(sqrt 2) + sqrt(2) phi(sqrt 2).
+GELU = 1.128904145185155
+GELU_TANH = 1.128993068658772
+SILU = 1.099839320128867
+MISH = 1.088498161251728
+# scale * alpha, the slope at 0 from the left (Klambauer et al., 2017).
+SELU = 1.758099340847377
+SIGMOID = 0.25
+HARDSIGMOID = math.nextafter(1.0 / 6.0, 1.0)
+HARDSWISH = 1.5
+
+# Assumed of torch's float64 kernels, which promise no bound: the result differs from the
+# function by at most this many unit roundoffs times (|x| + |f(x)| + offset). The vectorised
+# elementary functions that they are made of (SLEEF, libm) stay within 1 to 2 ulp each.
+EVALUATION_ROUNDOFFS = 32
+
+Constant = Callable[[Call], "Upward | float"]
+
+
+def _pointwise(
+    op: str,
+    constant: float | Callable[[Node], float],
+    *,
+    exact: bool = False,
+    offset: float | Callable[[Node], float] = 0.0,
+    breakpoints: Callable[[Node], tuple[float, ...]] | None = None,
+    evaluate: Callable[[Arguments], Tensor] | None = None,
+) -> None:
+    """Register a function whose constant depends on its static arguments only.
+
+    Args:
+        op: the ATen op.
+        constant: sup |f'|, rounded up.
+        exact: float64 evaluates the function without any rounding.
+        offset: see `EVALUATION_ROUNDOFFS`.
+        breakpoints: the kinks.
+        evaluate: replaces torch's kernel where that is not the ideal function.
+    """
+
+    def value(number: float | Callable[[Node], float], node: Node) -> float:
+        return number(node) if callable(number) else number
+
+    def bound(call: Call) -> Upward:
+        supremum = value(constant, call.node)
+        if math.isinf(supremum):
+            return call.unbounded(f"{call.node.op} has no finite Lipschitz constant")
+        return call.input * supremum
+
+    def error(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
+        node = arguments.node
+        slope = value(constant, node)
+        x = arguments.value(node.args[0])
+        incoming = torch.zeros_like(x) if errors[0] is None else errors[0]
+        if exact:
+            return incoming * slope if slope != 1.0 else incoming
+        rounding = x.abs() + output.abs() + value(offset, node)
+        rounding = rounding * (EVALUATION_ROUNDOFFS * UNIT_ROUNDOFF)
+        return (incoming * slope + rounding) * (1.0 + 8 * UNIT_ROUNDOFF)
+
+    rule(op, supports=_one_activation, evaluate=evaluate, error=error, breakpoints=breakpoints)(
+        bound
+    )
+
+
+def _one_activation(node: Node) -> str | None:
+    """Only the first argument may be a tensor, and it must be an activation."""
+    tensors = [ref.kind for ref in node.references() if ref.kind != "dtype"]
+    return None if tensors == ["node"] else "with more than one tensor argument"
+
+
+def _leaky_relu(node: Node) -> float:
+    return max(1.0, abs(node.number(1, "negative_slope", 0.01)))
+
+
+def _elu(node: Node) -> float:
+    alpha = node.number(1, "alpha", 1.0)
+    scale = node.number(2, "scale", 1.0)
+    input_scale = node.number(3, "input_scale", 1.0)
+    if input_scale < 0:  # exp grows without bound on the negative side
+        return math.inf
+    left = Upward.of(abs(alpha)) * input_scale
+    return (left.maximum(Upward.of(1.0)) * abs(scale)).value
+
+
+def _celu(node: Node) -> float:
+    return 1.0 if node.number(1, "alpha", 1.0) > 0 else math.inf
+
+
+def _gelu(node: Node) -> float:
+    return GELU_TANH if node.argument(1, "approximate", "none") == "tanh" else GELU
+
+
+def _softplus(node: Node) -> float:
+    return math.inf if node.number(1, "beta", 1.0) == 0 else 1.0
+
+
+def _evaluate_softplus(arguments: Arguments) -> Tensor:
+    """Evaluate the ideal ``log(1 + exp(beta x)) / beta``.
+
+    torch returns x itself beyond its threshold: a jump of 2e-9 / beta, which no finite Lipschitz
+    constant covers. Bounds speak of the ideal function.
+    """
+    x = arguments.value(arguments.node.args[0])
+    beta = arguments.node.number(1, "beta", 1.0)
+    return torch.logaddexp(x * beta, torch.zeros_like(x)) / beta
+
+
+def _evaluate_softsign(arguments: Arguments) -> Tensor:
+    x = arguments.value(arguments.node.args[0])
+    return x / (x.abs() + 1.0)
+
+
+def _clamp_points(node: Node) -> tuple[float, ...]:
+    limits = node.argument(1, "min"), node.argument(2, "max")
+    return tuple(float(value) for value in limits if isinstance(value, (int, float)))
+
+
+def _hardtanh_points(node: Node) -> tuple[float, ...]:
+    return node.number(1, "min_val", -1.0), node.number(2, "max_val", 1.0)
+
+
+def _at_zero(node: Node) -> tuple[float, ...]:
+    return (0.0,)
+
+
+_pointwise("aten.relu", 1.0, exact=True, breakpoints=_at_zero)
+_pointwise("aten.relu6", 1.0, exact=True, breakpoints=lambda node: (0.0, 6.0))
+_pointwise("aten.hardtanh", 1.0, exact=True, breakpoints=_hardtanh_points)
+_pointwise("aten.clamp", 1.0, exact=True, breakpoints=_clamp_points)
+_pointwise(
+    "aten.clamp_min", 1.0, exact=True, breakpoints=lambda node: (node.number(1, "min", 0.0),)
+)
+_pointwise(
+    "aten.clamp_max", 1.0, exact=True, breakpoints=lambda node: (node.number(1, "max", 0.0),)
+)
+_pointwise("aten.abs", 1.0, exact=True, breakpoints=_at_zero)
+_pointwise("aten.neg", 1.0, exact=True)
+_pointwise("aten.leaky_relu", _leaky_relu, breakpoints=_at_zero)
+_pointwise(
+    "aten.elu", _elu, offset=lambda node: 1.0 + _elu(node) * abs(node.number(1, "alpha", 1.0))
+)
+_pointwise("aten.selu", SELU, offset=2.0)
+_pointwise("aten.celu", _celu, offset=lambda node: 1.0 + abs(node.number(1, "alpha", 1.0)))
+_pointwise("aten.tanh", 1.0)
+_pointwise("aten.sigmoid", SIGMOID, offset=1.0)
+_pointwise("aten.hardsigmoid", HARDSIGMOID, offset=1.0, breakpoints=lambda node: (-3.0, 3.0))
+_pointwise("aten.hardswish", HARDSWISH, breakpoints=lambda node: (-3.0, 3.0))
+_pointwise("aten.gelu", _gelu)
+_pointwise("aten.silu", SILU)
+_pointwise("aten.mish", MISH)
+_pointwise(
+    "aten.softplus",
+    _softplus,
+    offset=lambda node: 1.0 / abs(node.number(1, "beta", 1.0)),
+    evaluate=_evaluate_softplus,
+)
+_pointwise("lipfast.softsign", 1.0, evaluate=_evaluate_softsign)
+_pointwise("aten.log_sigmoid", 1.0, offset=1.0)
+_pointwise("aten.softshrink", 1.0, offset=1.0)
+_pointwise("aten.hardshrink", math.inf)
+_pointwise("aten.threshold", math.inf)
+
+
+def _prelu_weight(arguments: Arguments) -> Tensor:
+    """Return the slopes (networks, 1, channels, 1...), ready to multiply the activation."""
+    x = arguments.value(arguments.node.args[0])
+    weight = arguments.value(arguments.node.args[1])
+    return weight.reshape(weight.shape[0], 1, -1, *[1] * max(0, x.dim() - 3))
+
+
+def _evaluate_prelu(arguments: Arguments) -> Tensor:
+    x = arguments.value(arguments.node.args[0])
+    slopes = _prelu_weight(arguments)
+    if x.dim() == 2:  # samples that are scalars
+        slopes = slopes.squeeze(-1)
+    return torch.where(x > 0, x, x * slopes)
+
+
+def _error_prelu(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
+    weight = arguments.value(arguments.node.args[1])
+    slope = weight.abs().flatten(1).amax(1).clamp_min(1.0)
+    slope = slope.reshape(-1, *[1] * (output.dim() - 1))
+    incoming = torch.zeros_like(output) if errors[0] is None else errors[0]
+    return (incoming * slope + output.abs() * UNIT_ROUNDOFF) * (1.0 + 8 * UNIT_ROUNDOFF)
+
+
+def _prelu_supported(node: Node) -> str | None:
+    kinds = [ref.kind for ref in node.references()]
+    return None if kinds in (["node", "parameter"], ["node", "constant"]) else "computed slopes"
+
+
+@rule(
+    "aten.prelu",
+    supports=_prelu_supported,
+    evaluate=_evaluate_prelu,
+    error=_error_prelu,
+    breakpoints=_at_zero,
+)
+def prelu(call: Call) -> Upward:
+    """PReLU: ``max(1, max |slope|)``."""
+    slopes = call.tensor(call.node.args[1]).detach()
+    return call.input * max(1.0, float(slopes.abs().max()))

@@ -1,0 +1,110 @@
+"""Upper bounds: certified, tight, and never overflowing silently."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lipfast.plan.plan import Plan
+
+
+def mlp(seed: int, *widths: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), activation()]
+    return nn.Sequential(*layers[:-1])
+
+
+def product_of_singular_values(state_dict: dict[str, Tensor]) -> float:
+    weights = [value.double() for value in state_dict.values() if value.dim() == 2]
+    return math.prod(float(torch.linalg.matrix_norm(weight, 2)) for weight in weights)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("widths", [(4, 3), (40, 64, 10), (7, 30, 20, 5), (3, 1, 2)])
+def test_certified_and_tight_on_random_networks(seed: int, widths: tuple[int, ...]) -> None:
+    model = mlp(seed, *widths)
+    plan = Plan.trace(model, torch.zeros(2, widths[0]))
+    bound = plan.upper(model.state_dict(), rtol=1e-6 / len(widths))
+    truth = product_of_singular_values(model.state_dict())
+    assert bound.certified
+    # The reference's own rounding is below 1e-13.
+    assert bound.value >= truth * (1 - 1e-13)
+    assert bound.value <= truth * (1 + 1e-6)
+    assert bound.log_value == pytest.approx(math.log(truth), abs=2e-6)
+    for layer in bound.layers:
+        weight = model.state_dict()[f"{layer.name}.weight"].double()
+        sigma = float(torch.linalg.matrix_norm(weight, 2))
+        assert layer.lower <= sigma * (1 + 1e-13)
+        assert sigma * (1 - 1e-13) <= layer.upper <= sigma * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("norm", [1, math.inf])
+def test_other_norms(norm: float) -> None:
+    model = mlp(0, 5, 6, 4)
+    plan = Plan.trace(model, torch.zeros(2, 5))
+    bound = plan.upper(model.state_dict(), norm=norm)
+    weights = [value.double() for value in model.state_dict().values() if value.dim() == 2]
+    truth = math.prod(float(torch.linalg.matrix_norm(weight, norm)) for weight in weights)
+    assert truth * (1 - 1e-14) <= bound.value <= truth * (1 + 1e-12)
+    assert bound.norm == norm
+
+
+def test_many_state_dicts_at_once_equal_one_by_one() -> None:
+    model = mlp(0, 6, 8, 3)
+    plan = Plan.trace(model, torch.zeros(2, 6))
+    state_dicts = [mlp(seed, 6, 8, 3).state_dict() for seed in range(5)]
+    together = plan.upper(state_dicts)
+    assert len(together) == 5
+    assert together == [plan.upper(entry) for entry in state_dicts]
+    assert plan.upper([]) == []
+
+
+def test_product_beyond_float64_has_a_finite_logarithm_and_a_reason() -> None:
+    model = nn.Sequential(*[nn.Linear(3, 3, bias=False) for _ in range(12)])
+    plan = Plan.trace(model, torch.zeros(2, 3))
+    weights = {name: torch.eye(3) * 1e30 for name in plan.parameters}
+    bound = plan.upper(weights)
+    assert bound.value == math.inf
+    assert bound.log_value == pytest.approx(360 * math.log(10), rel=1e-6)
+    assert bound.log_value >= 360 * math.log(10) * (1 - 1e-7)
+    assert bound.certified
+    assert "exceeds float64" in (bound.reason or "")
+    assert "e+360" in repr(bound)
+    lower = plan.lower(weights, torch.ones(2, 3))
+    assert lower.jacobian.value == math.inf
+    assert lower.value == 0.0
+    assert lower.certified
+
+
+def test_product_that_underflows_stays_above_zero() -> None:
+    model = nn.Sequential(*[nn.Linear(2, 2, bias=False) for _ in range(12)])
+    plan = Plan.trace(model, torch.zeros(2, 2))
+    bound = plan.upper({name: torch.eye(2) * 1e-30 for name in plan.parameters})
+    assert 0.0 < bound.value < 1e-300
+    assert bound.log_value == pytest.approx(-360 * math.log(10), rel=1e-6)
+
+
+def test_zero_weights() -> None:
+    model = mlp(0, 3, 4, 2)
+    plan = Plan.trace(model, torch.zeros(2, 3))
+    state_dict = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+    result = plan.bounds(state_dict, torch.randn(3, 3))
+    assert result.lower.value == 0.0
+    assert 0.0 <= result.upper.value < 1e-100
+    assert "lower" in str(result)
+
+
+def test_state_dicts_with_gradients_and_views_are_left_alone() -> None:
+    model = mlp(0, 3, 4, 2)
+    plan = Plan.trace(model, torch.zeros(2, 3))
+    weight = model[0].weight.detach().t().contiguous().t().requires_grad_()
+    state_dict = dict(model.state_dict(), **{"0.weight": weight})
+    assert plan.upper(state_dict) == plan.upper(model.state_dict())
+    assert weight.grad is None
+    assert weight.requires_grad

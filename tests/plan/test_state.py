@@ -1,0 +1,115 @@
+"""State dicts that fit, and messages for those that do not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lipfast.errors import ArgumentError, NonFiniteError, StateDictError
+from lipfast.plan.plan import Plan
+from lipfast.plan.state import stack
+
+
+@pytest.fixture
+def model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+@pytest.fixture
+def plan(model: nn.Module) -> Plan:
+    return Plan.trace(model, torch.zeros(2, 4))
+
+
+def test_fitting_state_dict(plan: Plan, model: nn.Module) -> None:
+    resolved = plan.resolve(model.state_dict())
+    assert list(resolved) == list(plan.parameters)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_names_of_wrapped_modules(plan: Plan, model: nn.Module, prefix: str) -> None:
+    state_dict = {prefix + name: value for name, value in model.state_dict().items()}
+    assert list(plan.resolve(state_dict)) == list(plan.parameters)
+
+
+def test_wrong_shape_names_parameter_and_both_shapes(plan: Plan, model: nn.Module) -> None:
+    state_dict = dict(model.state_dict(), **{"2.weight": torch.zeros(7, 5)})
+    with pytest.raises(StateDictError, match=r"'2\.weight'.*\(7, 5\).*\(3, 5\)"):
+        plan.check(state_dict)
+
+
+def test_missing_and_unexpected_names(plan: Plan, model: nn.Module) -> None:
+    state_dict = dict(model.state_dict())
+    state_dict["9.weight"] = state_dict.pop("0.bias")
+    with pytest.raises(StateDictError, match=r"lacks '0\.bias' \(5,\).*not have '9\.weight'"):
+        plan.check(state_dict)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_non_finite_weights_name_the_parameter(plan: Plan, model: nn.Module, bad: float) -> None:
+    state_dict = {name: value.clone() for name, value in model.state_dict().items()}
+    state_dict["2.weight"][1, 2] = bad
+    with pytest.raises(NonFiniteError, match=r"'2\.weight'.*1 non-finite"):
+        plan.check(state_dict)
+
+
+def test_infinities_that_cancel_are_found(plan: Plan, model: nn.Module) -> None:
+    state_dict = {name: value.clone() for name, value in model.state_dict().items()}
+    state_dict["0.bias"][0] = float("inf")
+    state_dict["0.bias"][1] = -float("inf")
+    with pytest.raises(NonFiniteError, match="2 non-finite entries \\(0 NaN, 2 Inf\\)"):
+        plan.check(state_dict)
+
+
+def test_finite_weights_whose_sum_overflows_pass(plan: Plan, model: nn.Module) -> None:
+    state_dict = dict(model.state_dict(), **{"0.weight": torch.full((5, 4), 3e38)})
+    plan.check(state_dict)
+
+
+def test_integer_weights(plan: Plan, model: nn.Module) -> None:
+    state_dict = dict(model.state_dict(), **{"0.weight": torch.ones(5, 4, dtype=torch.int32)})
+    with pytest.raises(StateDictError, match=r"'0\.weight' has dtype torch\.int32"):
+        plan.check(state_dict)
+
+
+def test_things_that_are_no_state_dicts(plan: Plan, model: nn.Module) -> None:
+    with pytest.raises(ArgumentError, match=r"model\.state_dict\(\)"):
+        plan.upper(model)  # type: ignore[call-overload]
+    with pytest.raises(StateDictError, match="not a tensor"):
+        plan.check(dict(model.state_dict(), **{"0.bias": [1.0]}))  # type: ignore[dict-item]
+
+
+def test_entry_of_a_list_is_named(plan: Plan, model: nn.Module) -> None:
+    good = model.state_dict()
+    with pytest.raises(StateDictError, match=r"state dict 1: .*'0\.weight'"):
+        plan.upper([good, dict(good, **{"0.weight": torch.zeros(1, 4)})])
+
+
+def test_tied_weights_may_be_stored_once_but_not_differ() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    plan = Plan.trace(model, torch.zeros(2, 3))
+    state_dict: dict[str, Tensor] = dict(model.state_dict())
+    plan.check(state_dict)
+    del state_dict["1.weight"]
+    assert torch.equal(plan.resolve(state_dict)["1.weight"], model[0].weight)
+    with pytest.raises(StateDictError, match="one tensor in the architecture"):
+        plan.check(dict(state_dict, **{"1.weight": torch.zeros(3, 3)}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_all_floating_dtypes_work(plan: Plan, model: nn.Module, dtype: torch.dtype) -> None:
+    state_dict = {name: value.to(dtype) for name, value in model.state_dict().items()}
+    wide = {name: value.double() for name, value in state_dict.items()}
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    result, reference = plan.bounds(state_dict, x), plan.bounds(wide, x)
+    assert result.upper.value == pytest.approx(reference.upper.value, rel=2e-6)
+    assert result.lower.value == pytest.approx(reference.lower.value, rel=2e-6)
+    assert result.lower.certified
+    assert result.upper.certified
+
+
+def test_stack() -> None:
+    stacked = stack([{"a": torch.ones(2)}, {"a": torch.zeros(2)}], ["a"], torch.float64)
+    assert torch.equal(stacked["a"], torch.tensor([[1.0, 1.0], [0.0, 0.0]], dtype=torch.float64))

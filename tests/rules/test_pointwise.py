@@ -1,0 +1,170 @@
+"""Constants of pointwise functions: at least the true supremum, and hardly more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import mpmath
+import pytest
+import torch
+from mpmath import mp
+from torch import Tensor, nn
+
+from lipfast.estimators.spectral_product import upper_bounds
+from lipfast.plan.plan import Plan
+from lipfast.rules import pointwise
+
+mp.dps = 40
+
+FUNCTIONS: dict[str, nn.Module] = {
+    "relu": nn.ReLU(),
+    "relu6": nn.ReLU6(),
+    "hardtanh": nn.Hardtanh(-0.5, 2.0),
+    "leaky relu": nn.LeakyReLU(0.3),
+    "steep leaky relu": nn.LeakyReLU(-2.5),
+    "elu": nn.ELU(),
+    "steep elu": nn.ELU(3.0),
+    "negative elu": nn.ELU(-2.0),
+    "celu": nn.CELU(0.4),
+    "selu": nn.SELU(),
+    "tanh": nn.Tanh(),
+    "sigmoid": nn.Sigmoid(),
+    "hardsigmoid": nn.Hardsigmoid(),
+    "hardswish": nn.Hardswish(),
+    "gelu": nn.GELU(),
+    "gelu tanh": nn.GELU(approximate="tanh"),
+    "silu": nn.SiLU(),
+    "mish": nn.Mish(),
+    "softplus": nn.Softplus(),
+    "sharp softplus": nn.Softplus(beta=3.0, threshold=40.0),
+    "softsign": nn.Softsign(),
+    "logsigmoid": nn.LogSigmoid(),
+    "softshrink": nn.Softshrink(0.3),
+    "prelu": nn.PReLU(init=-1.7),
+}
+
+
+def constant(module: nn.Module, norm: float = 2) -> float:
+    plan = Plan.trace(module, torch.zeros(2, 3))
+    return upper_bounds(plan, module.state_dict(), norm=norm).value
+
+
+def difference_quotients(module: nn.Module) -> Tensor:
+    """Quotients of neighbours and of random pairs, less the rounding of the evaluations."""
+    generator = torch.Generator().manual_seed(0)
+    grid = torch.linspace(-12, 12, 200_001, dtype=torch.float64)
+    x = torch.cat([grid[:-1], 8 * torch.randn(50_000, generator=generator, dtype=torch.float64)])
+    y = torch.cat([grid[1:], 8 * torch.randn(50_000, generator=generator, dtype=torch.float64)])
+    with torch.no_grad():
+        wide = module.double()
+        first, second = wide(x[:, None])[:, 0], wide(y[:, None])[:, 0]
+        module.float()
+    rounding = 2.0**-49 * (first.abs() + second.abs() + 1.0)
+    return ((first - second).abs() - rounding) / (x - y).abs()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_constant_bounds_difference_quotients_and_is_nearly_attained(name: str) -> None:
+    module = FUNCTIONS[name]
+    largest = float(difference_quotients(module).max())
+    bound = constant(module)
+    assert bound >= largest
+    assert bound <= largest * (1 + 2e-4)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_constant_is_the_same_in_all_norms(name: str) -> None:
+    module = FUNCTIONS[name]
+    assert constant(module, 1) == constant(module, 2) == constant(module, math.inf)
+
+
+def normal_density(x: mpmath.mpf) -> mpmath.mpf:
+    return mpmath.exp(-x * x / 2) / mpmath.sqrt(2 * mp.pi)
+
+
+def sigmoid(x: mpmath.mpf) -> mpmath.mpf:
+    return 1 / (1 + mpmath.exp(-x))
+
+
+def gelu_slope(x: mpmath.mpf) -> mpmath.mpf:
+    return mpmath.ncdf(x) + x * normal_density(x)
+
+
+def gelu_tanh_slope(x: mpmath.mpf) -> mpmath.mpf:
+    scale, cubic = mpmath.sqrt(2 / mp.pi), mpmath.mpf("0.044715")
+    inner = scale * (x + cubic * x**3)
+    slope = scale * (1 + 3 * cubic * x * x)
+    return (1 + mpmath.tanh(inner)) / 2 + x / 2 * mpmath.sech(inner) ** 2 * slope
+
+
+def silu_slope(x: mpmath.mpf) -> mpmath.mpf:
+    return sigmoid(x) * (1 + x * (1 - sigmoid(x)))
+
+
+def mish_slope(x: mpmath.mpf) -> mpmath.mpf:
+    soft = mpmath.log(1 + mpmath.exp(x))
+    return mpmath.tanh(soft) + x * mpmath.sech(soft) ** 2 * sigmoid(x)
+
+
+@pytest.mark.parametrize(
+    ("value", "slope", "near"),
+    [
+        (pointwise.GELU, gelu_slope, 1.41),
+        (pointwise.GELU_TANH, gelu_tanh_slope, 1.42),
+        (pointwise.SILU, silu_slope, 2.4),
+        (pointwise.MISH, mish_slope, 1.49),
+    ],
+)
+def test_supremum_rounded_up_to_the_next_float(
+    value: float, slope: Callable[[mpmath.mpf], mpmath.mpf], near: float
+) -> None:
+    peak = mpmath.findroot(lambda x: mpmath.diff(slope, x), near)
+    supremum = slope(peak)
+    assert mpmath.mpf(math.nextafter(value, 0.0)) < supremum <= mpmath.mpf(value)
+    # The peak is the global one: scan both sides.
+    scan = [slope(mpmath.mpf(step) / 50) for step in range(-500, 501)]
+    assert max(abs(entry) for entry in scan) <= supremum
+
+
+def test_remaining_constants_are_rounded_up() -> None:
+    alpha = mpmath.mpf("1.6732632423543772848170429916717")
+    scale = mpmath.mpf("1.0507009873554804934193349852946")
+    assert mpmath.mpf(math.nextafter(pointwise.SELU, 0.0)) < alpha * scale <= pointwise.SELU
+    assert math.nextafter(pointwise.HARDSIGMOID, 0.0) * 6 <= 1.0
+    assert mpmath.mpf(pointwise.HARDSIGMOID) * 6 >= 1
+
+
+@pytest.mark.parametrize(
+    "module",
+    [nn.Hardshrink(0.5), nn.Threshold(0.1, 20.0), nn.CELU(-1.0)],
+    ids=["hardshrink", "threshold", "celu with negative alpha"],
+)
+def test_functions_without_a_constant_are_unbounded_with_a_reason(module: nn.Module) -> None:
+    plan = Plan.trace(module, torch.zeros(2, 3))
+    bound = upper_bounds(plan, {})
+    assert bound.value == math.inf
+    assert bound.log_value == math.inf
+    assert "no finite Lipschitz constant" in (bound.reason or "")
+
+
+def test_clamp_with_tensor_limits_is_refused() -> None:
+    class Clamped(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.clamp(x, min=-x)
+
+    with pytest.raises(NotImplementedError, match="more than one tensor argument"):
+        Plan.trace(Clamped(), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (3, 4)])
+def test_prelu_slopes_per_channel(shape: tuple[int, ...]) -> None:
+    module = nn.PReLU(3 if shape else 1)
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor([0.5, -3.0, 1.0][: module.weight.numel()]))
+    plan = Plan.trace(module, torch.zeros(2, *shape))
+    assert upper_bounds(plan, module.state_dict()).value == (3.0 if shape else 1.0)
+    x = torch.randn(5, *shape, generator=torch.Generator().manual_seed(0))
+    lower = plan.lower(module.state_dict(), x)
+    assert lower.value <= (3.0 if shape else 1.0)
+    assert lower.certified
