@@ -1,0 +1,119 @@
+"""The metadata of a checkpoint: run, step, epoch, hyper-parameters and metrics."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import TypeAlias
+
+from lipfast.checkpoints.text import to_utf8
+
+Value: TypeAlias = "bool | int | float | str"
+
+_INTEGER = re.compile(r"[+-]?(0|[1-9][0-9]*)\Z")
+_FLOAT = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\Z")
+_NON_FINITE = re.compile(r"[+-]?(nan|inf|infinity)\Z", re.IGNORECASE)
+_BOOLEANS = {"true": True, "True": True, "false": False, "False": False}
+_MAX_INTEGER_DIGITS = 4000  # int() refuses longer ones, and takes quadratic time
+
+STEP_KEYS = ("step", "global_step", "iteration")
+INT64_MAX = 2**63 - 1
+
+
+@lru_cache(maxsize=1 << 14)
+def parse_value(text: str) -> Value:
+    """Turn text into a boolean, an integer or a float where it spells one.
+
+    Args:
+        text: a value as a safetensors header or a command line has it.
+
+    Returns:
+        The value. Leading zeros, underscores and other spellings that Python's own conversions
+        accept stay text: they are names more often than numbers.
+
+    Example:
+        >>> [parse_value(text) for text in ("64", "5e-3", "true", "relu", "007", "nan")]
+        [64, 0.005, True, 'relu', '007', nan]
+    """
+    if text in _BOOLEANS:
+        return _BOOLEANS[text]
+    if len(text) > _MAX_INTEGER_DIGITS:
+        return text
+    if _INTEGER.match(text):
+        return int(text)
+    zeros = text.lstrip("+-")[:2]
+    if _FLOAT.match(text) and not (len(zeros) == 2 and zeros[0] == "0" and zeros[1].isdigit()):
+        return float(text)
+    if _NON_FINITE.match(text):
+        return float(text)
+    return text
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a checkpoint says about itself.
+
+    Attributes:
+        raw: keys and values as stored; a safetensors header holds text only.
+        folder: the run's name where `raw` has no key `run`.
+
+    Example:
+        >>> metadata = Metadata({"step": "100", "width": "64", "loss": "ce"}, folder="w64")
+        >>> metadata.run, metadata.step, metadata.epoch, metadata.values["width"]
+        ('w64', 100, None, 64)
+    """
+
+    raw: Mapping[str, Value]
+    folder: str = ""
+
+    @cached_property
+    def values(self) -> dict[str, Value]:
+        """The metadata with numbers and booleans parsed."""
+        return {
+            key: parse_value(value) if isinstance(value, str) else value
+            for key, value in self.raw.items()
+        }
+
+    @property
+    def run(self) -> str:
+        """The name of the training run."""
+        return str(self.raw.get("run", self.folder))
+
+    @property
+    def step(self) -> int | None:
+        """Optimiser steps taken, from the first of `STEP_KEYS` that is there."""
+        for key in STEP_KEYS:
+            value = self.values.get(key)
+            if isinstance(value, float) and value.is_integer():
+                value = int(value)
+            if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= INT64_MAX:
+                return value
+        return None
+
+    @property
+    def epoch(self) -> float | None:
+        """Epochs trained, possibly fractional."""
+        value = self.values.get("epoch")
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return None
+        try:
+            return float(value)
+        except OverflowError:
+            return None
+
+    def to_json(self) -> str:
+        """One line of strict JSON; non-finite numbers are the texts `nan`, `inf` and `-inf`."""
+        return json.dumps(
+            {to_utf8(key): _json_value(value) for key, value in self.values.items()},
+            separators=(",", ":"),
+        )
+
+
+def _json_value(value: Value) -> Value:
+    if isinstance(value, str):
+        return to_utf8(value)
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

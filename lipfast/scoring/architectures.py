@@ -1,0 +1,315 @@
+"""Architectures by name: build the model that a checkpoint's metadata asks for, compile it once."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+import os
+import sys
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from lipfast.checkpoints.metadata import Value, parse_value
+from lipfast.errors import ArgumentError, LipfastError
+from lipfast.plan.plan import Plan
+from lipfast.plan.record import Record, record, resized
+
+ArchSource: TypeAlias = "str | os.PathLike[str] | Callable[..., nn.Module] | nn.Module"
+Arguments: TypeAlias = "tuple[tuple[str, Value], ...]"
+
+_FORMS = "expected module:function (the current folder is importable) or a file model.pt2"
+
+
+class Architecture:
+    """What makes a model for a checkpoint, and the plans compiled so far.
+
+    Args:
+        source: `module:function`, a function or class that returns an `nn.Module`, a module, or a
+            `.pt2` file that `torch.export.save` wrote. A function's keyword arguments are those
+            metadata keys of the checkpoint that its signature names.
+        overrides: keyword arguments that go before the metadata; text is parsed.
+
+    Raises:
+        ArgumentError: it cannot be imported or read, or an override is not one of its parameters.
+
+    Example:
+        >>> def mlp(width: int) -> nn.Module:
+        ...     return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 2))
+        >>> architecture = Architecture(mlp)
+        >>> architecture.arguments({"width": 8, "lr": 0.1})
+        (('width', 8),)
+        >>> architecture.plan((("width", 8),), torch.zeros(2, 4)).parameters["0.weight"]
+        (8, 4)
+    """
+
+    def __init__(self, source: ArchSource, overrides: Mapping[str, Value] | None = None) -> None:
+        self.name = _name(source)
+        self._program = _load_program(source)
+        self._make: Callable[..., nn.Module] | nn.Module = (
+            nn.Identity() if self._program is not None else _resolve(source)
+        )
+        self._parameters = _parameters(self._make)
+        self._overrides = {
+            key: parse_value(value) if isinstance(value, str) else value
+            for key, value in (overrides or {}).items()
+        }
+        self._check_overrides()
+        self._plans: dict[Arguments, Plan | LipfastError] = {}
+        self._traced: dict[Record, Plan] = {}
+        self.compiled = 0
+
+    @property
+    def input_shape(self) -> tuple[int, ...] | None:
+        """Shape of one sample, where an exported program says it."""
+        if self._program is None:
+            return None
+        (values, _) = self._program.example_inputs
+        return tuple(values[0].shape[1:]) if len(values) == 1 else None
+
+    def arguments(self, metadata: Mapping[str, Value]) -> Arguments:
+        """Return the keyword arguments for a checkpoint with this metadata, sorted by name.
+
+        Raises:
+            ArgumentError: a keyword without a default is neither in the metadata nor given; names
+                the keyword and the metadata's keys.
+        """
+        chosen = dict(self._overrides)
+        for name, (kind, required) in self._parameters.items():
+            if name in chosen:
+                chosen[name] = _convert(chosen[name], kind, name)
+            elif name in metadata:
+                chosen[name] = _convert(metadata[name], kind, name)
+            elif required:
+                raise ArgumentError(
+                    f"'{self.name}' needs the keyword '{name}', which is not in the checkpoint's "
+                    f"metadata (its keys: {', '.join(sorted(metadata)) or 'none'}). Give it with "
+                    f"--arch-arg {name}=VALUE"
+                )
+        return tuple(sorted(chosen.items()))
+
+    def plan(self, arguments: Arguments, x: Tensor) -> Plan:
+        """Return the plan of the model with these arguments, compiled at the first call.
+
+        Args:
+            arguments: as `arguments` returns them.
+            x: samples; the first two serve as the example input.
+
+        Raises:
+            ArgumentError: the model cannot be made, or cannot be evaluated on the samples.
+            LipfastError: the model cannot be compiled.
+        """
+        plan = self._plans.get(arguments)
+        if plan is None:
+            try:
+                plan = self._compile(arguments, x)
+                self.compiled += 1
+            except LipfastError as error:
+                plan = error
+            self._plans[arguments] = plan
+        if isinstance(plan, LipfastError):
+            raise plan.with_traceback(None)
+        return plan
+
+    def model(self, arguments: Arguments) -> nn.Module:
+        """Build the model, in eval mode; its weights are whatever the function gives them.
+
+        Raises:
+            ArgumentError: the function raised an error, or returned something else.
+        """
+        if isinstance(self._make, nn.Module):
+            return self._make.eval()
+        call = f"{self.name}({', '.join(f'{k}={v!r}' for k, v in arguments)})"
+        try:
+            with _current_folder_importable(), torch.random.fork_rng(devices=[]):
+                model: Any = self._make(**dict(arguments))
+        except Exception as error:  # the user's code can fail in any way
+            raise ArgumentError(f"{call} raised {type(error).__name__}: {error}") from error
+        if not isinstance(model, nn.Module):
+            raise ArgumentError(f"{call} returned a {type(model).__name__}, not an nn.Module")
+        return model.eval()
+
+    def _compile(self, arguments: Arguments, x: Tensor) -> Plan:
+        if self._program is not None:
+            plan = Plan.trace(self._program)
+            self._check_shape(plan.input_shapes, x)
+            return plan
+        model = self.model(arguments)
+        example = x[:2].to(_dtype(model))
+        try:
+            with torch.random.fork_rng(devices=[]):
+                calls = record(model, (example,))
+        except Exception as error:  # shapes that do not fit show in many ways
+            raise ArgumentError(
+                f"'{self.name}' cannot be evaluated on samples of shape {tuple(x.shape[1:])}: "
+                f"{(str(error).strip().splitlines() or [''])[0]}. Check the data's shape and the "
+                "architecture's arguments"
+            ) from error
+        # The same calls with other sizes: the plan that is there needs other shapes only.
+        if calls is not None and calls in self._traced:
+            return resized(self._traced[calls], model)
+        plan = Plan.trace(model, example)
+        if calls is not None:
+            self._traced[calls] = plan
+        return plan
+
+    def _check_shape(self, shapes: Sequence[Sequence[int]], x: Tensor) -> None:
+        if [tuple(shape) for shape in shapes] != [tuple(x.shape[1:])]:
+            expected = " and ".join(str(tuple(shape)) for shape in shapes)
+            raise ArgumentError(
+                f"'{self.name}' takes samples of shape {expected}, the data has "
+                f"{tuple(x.shape[1:])}. Check the data's shape"
+            )
+
+    def _check_overrides(self) -> None:
+        unknown = sorted(set(self._overrides) - set(self._parameters))
+        if unknown and not _takes_any_keyword(self._make):
+            raise ArgumentError(
+                f"'{self.name}' has no parameter {', '.join(map(repr, unknown))}; it has "
+                f"{', '.join(self._parameters) or 'none'}"
+            )
+
+
+def parse_arguments(texts: Sequence[str]) -> dict[str, Value]:
+    """Parse `key=value` texts; numbers and booleans become such.
+
+    Raises:
+        ArgumentError: a text has no `=`.
+
+    Example:
+        >>> parse_arguments(["width=64", "bias=false", "activation=relu"])
+        {'width': 64, 'bias': False, 'activation': 'relu'}
+    """
+    found: dict[str, Value] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not (equals and key.strip()):
+            raise ArgumentError(f"--arch-arg '{text}': expected key=value")
+        found[key.strip()] = parse_value(value)
+    return found
+
+
+def _name(source: ArchSource) -> str:
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    if isinstance(source, nn.Module):
+        return type(source).__name__
+    module, name = getattr(source, "__module__", ""), getattr(source, "__qualname__", repr(source))
+    return f"{module}:{name}"
+
+
+def _load_program(source: ArchSource) -> torch.export.ExportedProgram | None:
+    if not isinstance(source, (str, os.PathLike)):
+        return None
+    path = Path(source)
+    if path.suffix != ".pt2":
+        return None
+    if not path.is_file():
+        raise ArgumentError(f"architecture '{path}': no such file")
+    try:
+        return torch.export.load(path)
+    except Exception as error:  # a damaged archive can fail in any way
+        raise ArgumentError(
+            f"architecture '{path}' is not what torch.export.save writes: {error}"
+        ) from error
+
+
+def _resolve(source: ArchSource) -> Callable[..., nn.Module] | nn.Module:
+    if isinstance(source, nn.Module):
+        return copy.deepcopy(source)  # the user's stays as it is: in its mode, with its statistics
+    if not isinstance(source, (str, os.PathLike)):
+        if not callable(source):
+            raise ArgumentError(f"architecture {source!r}: {_FORMS}")
+        return source
+    module_name, colon, attribute = os.fspath(source).partition(":")
+    if not (module_name and colon and attribute):
+        raise ArgumentError(f"architecture '{source}': {_FORMS}")
+    found: Any
+    try:
+        with _current_folder_importable():
+            found = importlib.import_module(module_name)
+    except Exception as error:  # the user's module can fail in any way
+        raise ArgumentError(
+            f"architecture '{source}': importing '{module_name}' raised "
+            f"{type(error).__name__}: {error}. {_FORMS.capitalize()}"
+        ) from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise ArgumentError(f"architecture '{source}': '{module_name}' has no '{attribute}'")
+        found = getattr(found, part)
+    if not callable(found):
+        raise ArgumentError(f"architecture '{source}' is a {type(found).__name__}, not a function")
+    return typing.cast("Callable[..., nn.Module]", found)
+
+
+@contextmanager
+def _current_folder_importable() -> Iterator[None]:
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
+
+
+def _parameters(make: Callable[..., nn.Module]) -> dict[str, tuple[Any, bool]]:
+    """Map each keyword to its annotation and whether it must be given."""
+    if isinstance(make, nn.Module):
+        return {}
+    try:
+        signature = inspect.signature(make)
+    except (TypeError, ValueError):
+        return {}
+    target = make.__init__ if inspect.isclass(make) else make
+    try:
+        hints = typing.get_type_hints(target)
+    except Exception:  # annotations may name what is not importable at run time
+        hints = {}
+    keywords = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {
+        name: (hints.get(name), parameter.default is inspect.Parameter.empty)
+        for name, parameter in signature.parameters.items()
+        if parameter.kind in keywords
+    }
+
+
+def _takes_any_keyword(make: Callable[..., nn.Module]) -> bool:
+    if isinstance(make, nn.Module):
+        return False
+    try:
+        parameters = inspect.signature(make).parameters.values()
+    except (TypeError, ValueError):
+        return True
+    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def _convert(value: Value, annotation: Any, name: str) -> Value:
+    """Give a value the type that the signature names, where that loses nothing."""
+    if annotation is str and not isinstance(value, str):
+        return str(value)
+    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if annotation is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if annotation is bool and isinstance(value, int) and value in (0, 1):
+        return bool(value)
+    if annotation in (int, float) and not isinstance(value, (int, annotation)):
+        raise ArgumentError(
+            f"the keyword '{name}' is {value!r}, expected {annotation.__name__}. Override it with "
+            f"--arch-arg {name}=VALUE"
+        )
+    return value
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.is_floating_point():
+            return tensor.dtype
+    return torch.float32

@@ -1,0 +1,150 @@
+"""Stores and bounds as plain text and as JSON values."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from lipfast.checkpoints.text import printable
+from lipfast.estimators.estimate import Bounds, Estimate, UpperBound, layer_table
+from lipfast.scoring.store import read_scores
+
+if TYPE_CHECKING:
+    import os
+
+    from lipfast.checkpoints import Checkpoint
+
+MAX_RUNS = 40
+_MAX_REASONS = 5
+
+
+def store_overview(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Describe a store: counts, reasons of failures, and the newest checkpoint of each run.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    names = ["run", "step", "status", "error", "uri", "upper", "lower", "mean", "norm"]
+    rows = read_scores(path).select([*names, "fingerprint", "lipfast_version"]).to_pylist()
+    failed = [row for row in rows if row["status"] == "error"]
+    latest: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:  # sorted by run and step: the last one stays
+        if row["status"] == "ok":
+            key = (row["run"], row["fingerprint"]) if row["run"] else (row["uri"], "")
+            row["checkpoints"] = latest.get(key, {}).get("checkpoints", 0) + 1
+            latest[key] = row
+    shown = ("run", "checkpoints", "step", "lower", "mean", "upper", "norm")
+    return {
+        "checkpoints": len(rows),
+        "scored": len(rows) - len(failed),
+        "failed": len(failed),
+        "versions": sorted({row["lipfast_version"] for row in rows}),
+        "errors": [
+            {"reason": reason, "count": count, "uri": _first(failed, reason)}
+            for reason, count in Counter(_reason(row) for row in failed).most_common(_MAX_REASONS)
+        ],
+        "runs": [{name: row[name] for name in shown} for row in latest.values()],
+    }
+
+
+def overview_text(overview: dict[str, Any]) -> str:
+    """Lay out what `store_overview` returns, at most `MAX_RUNS` runs of it."""
+    lines = [
+        f"{overview['checkpoints']} checkpoints: {overview['scored']} scored, "
+        f"{overview['failed']} failed; written by lipfast {', '.join(overview['versions']) or '-'}"
+    ]
+    lines += [
+        f"  {error['count']} failed: {printable(error['reason'])} ({error['uri']})"
+        for error in overview["errors"]
+    ]
+    runs = overview["runs"]
+    if runs:
+        names = list(runs[0])
+        lines += ["", *table(names, [[row[name] for name in names] for row in runs[:MAX_RUNS]])]
+    if len(runs) > MAX_RUNS:
+        lines.append(f"... and {len(runs) - MAX_RUNS} more (lipfast.read_scores reads them all)")
+    return "\n".join(lines)
+
+
+def bounds_text(checkpoint: Checkpoint, found: Bounds | UpperBound) -> str:
+    """Lay out the bounds of one checkpoint and the brackets of its layers."""
+    if isinstance(found, Bounds):
+        return f"{checkpoint.file.uri}\n\n{found}"
+    return "\n".join([checkpoint.file.uri, "", *layer_table(found.layers), "", repr(found)])
+
+
+def bounds_json(checkpoint: Checkpoint, found: Bounds | UpperBound) -> dict[str, Any]:
+    """Turn the bounds of one checkpoint into JSON values."""
+    upper = found.upper if isinstance(found, Bounds) else found
+    result: dict[str, Any] = {
+        "uri": checkpoint.file.uri,
+        "metadata": checkpoint.metadata.values,
+        "upper": _estimate_json(upper),
+        "layers": [asdict(layer) for layer in upper.layers],
+    }
+    if isinstance(found, Bounds):
+        lower = found.lower
+        result["lower"] = {**_estimate_json(lower), "sample": lower.sample}
+        result["jacobian_max"] = lower.jacobian.value
+        result |= {"mean": lower.mean, "rms": lower.rms, "samples": lower.samples}
+    return result
+
+
+def strict_json(value: Any) -> Any:
+    """Replace NaN and infinities, which JSON does not have, by their names."""
+    if isinstance(value, dict):
+        return {key: strict_json(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [strict_json(entry) for entry in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    r"""Lay out rows below their names, numbers to the right.
+
+    Example:
+        >>> print("\n".join(table(["run", "upper"], [["a", 12.5], ["bc", None]])))
+        run  upper
+        a     12.5
+        bc       -
+    """
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
+    numeric = [not any(isinstance(row[i], str) for row in rows) for i in range(len(names))]
+    return [
+        "  ".join(
+            text.rjust(width) if right else text.ljust(width)
+            for text, width, right in zip(line, widths, numeric, strict=True)
+        ).rstrip()
+        for line in [list(names), *cells]
+    ]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.6g}" if isinstance(value, float) else printable(str(value))
+
+
+def _estimate_json(estimate: Estimate) -> dict[str, Any]:
+    return {
+        "value": estimate.value,
+        "log_value": estimate.log_value,
+        "norm": estimate.norm,
+        "method": estimate.method,
+        "certified": estimate.certified,
+        "reason": estimate.reason,
+    }
+
+
+def _reason(row: dict[str, Any]) -> str:
+    return str(row["error"]).removeprefix(f"{row['uri']}: ")
+
+
+def _first(rows: Sequence[dict[str, Any]], reason: str) -> str:
+    return next(str(row["uri"]) for row in rows if _reason(row) == reason)

@@ -1,0 +1,76 @@
+"""Bound one checkpoint, without a store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lipfast.checkpoints import Checkpoint, find_checkpoints, read_checkpoint
+from lipfast.checkpoints.metadata import Value
+from lipfast.checkpoints.source import Archive
+from lipfast.errors import ArgumentError
+from lipfast.estimators.estimate import Bounds, UpperBound
+from lipfast.rules.registry import Norm
+from lipfast.scoring.architectures import Architecture, ArchSource, Arguments
+from lipfast.scoring.data import DataSource, load_data
+
+
+def bound_checkpoint(
+    path: Archive,
+    *,
+    arch: ArchSource,
+    data: DataSource | None = None,
+    arch_args: Mapping[str, Value] | None = None,
+    input_shape: Sequence[int] | None = None,
+    norm: Norm = 2,
+    seed: int = 0,
+) -> tuple[Checkpoint, Bounds | UpperBound]:
+    """Bound the Lipschitz constant of one checkpoint.
+
+    Args:
+        path: a `.safetensors`, `.pt` or `.pth` file, or its fsspec URL.
+        arch: as for `score`.
+        data: samples, as for `score`; without them only the upper bound is computed.
+        arch_args: keyword arguments that go before the checkpoint's metadata.
+        input_shape: shape of one sample, where there is no data; by default that of the first
+            layer when it is linear.
+        norm: 1, 2 or inf.
+        seed: seed of the start vectors.
+
+    Returns:
+        The checkpoint, and its bounds; an `UpperBound` alone without data.
+
+    Raises:
+        LipfastError: as `score` raises, and where `score` makes a row with an error.
+    """
+    files = find_checkpoints(path)
+    if len(files) > 1:
+        raise ArgumentError(f"'{path}' holds {len(files)} checkpoints: use 'lipfast score'")
+    checkpoint = read_checkpoint(files[0])
+    architecture = Architecture(arch, arch_args)
+    arguments = architecture.arguments(checkpoint.metadata.values)
+    x = _example(architecture, arguments, input_shape) if data is None else load_data(data).x
+    plan = architecture.plan(arguments, x)
+    plan.check(checkpoint.state_dict)
+    if data is None:
+        return checkpoint, plan.upper(checkpoint.state_dict, norm=norm, seed=seed)
+    return checkpoint, plan.bounds(checkpoint.state_dict, x.to(plan.dtype), norm=norm, seed=seed)
+
+
+def _example(
+    architecture: Architecture, arguments: Arguments, shape: Sequence[int] | None
+) -> Tensor:
+    shape = shape or architecture.input_shape
+    if shape is None:
+        for module in architecture.model(arguments).modules():
+            if next(module.parameters(recurse=False), None) is not None:
+                shape = (module.in_features,) if isinstance(module, nn.Linear) else None
+                break
+    if shape is None:
+        raise ArgumentError(
+            f"the shape of a sample for '{architecture.name}' is not known: give --data, or "
+            "--input-shape such as 3,32,32"
+        )
+    return torch.zeros(2, *shape)

@@ -1,0 +1,104 @@
+"""What a scoring run did."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        done: checkpoints finished, failed ones included.
+        total: checkpoints to do in this run.
+        failed: how many of those done failed.
+        skipped: checkpoints that the store had already.
+    """
+
+    done: int
+    total: int
+    failed: int
+    skipped: int
+
+
+@dataclass
+class Summary:
+    """What a scoring run did.
+
+    Attributes:
+        store: the store's folder.
+        found: checkpoints in the archive.
+        skipped: of these, how many the store had already.
+        scored: of these, how many were scored (with `dry_run`: could be).
+        failed: of these, how many failed.
+        reasons: kind of failure to how often it occurred.
+        examples: the first failures, as `uri: reason`.
+        plans: architectures compiled.
+        seconds: time by stage; `read` overlaps with the others, `total` is the wall clock.
+        dry_run: nothing was computed or written.
+    """
+
+    store: str
+    found: int = 0
+    skipped: int = 0
+    scored: int = 0
+    failed: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    examples: list[str] = field(default_factory=list)
+    plans: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    dry_run: bool = False
+
+    @property
+    def rate(self) -> float:
+        """Checkpoints per second of wall-clock time, failed ones included."""
+        total = self.seconds.get("total", 0.0)
+        return (self.scored + self.failed) / total if total > 0 else 0.0
+
+    @property
+    def next(self) -> str:
+        """What to type next."""
+        if self.dry_run:
+            return "the same command without --dry-run"
+        return f"lipfast store show {shlex.quote(self.store)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON values."""
+        return {
+            "store": self.store,
+            "found": self.found,
+            "skipped": self.skipped,
+            "scored": self.scored,
+            "failed": self.failed,
+            "reasons": self.reasons,
+            "examples": self.examples,
+            "plans": self.plans,
+            "seconds": self.seconds,
+            "rate": self.rate,
+            "dry_run": self.dry_run,
+            "next": self.next,
+        }
+
+    def __str__(self) -> str:
+        verb = "can be scored" if self.dry_run else "scored"
+        lines = [
+            f"{self.found} checkpoints: {self.scored} {verb}, {self.skipped} already in the store, "
+            f"{self.failed} failed"
+        ]
+        lines += [f"  {count} failed: {reason}" for reason, count in self.reasons.items()]
+        lines += [f"    for instance {example}" for example in self.examples]
+        if self.scored + self.failed:
+            lines.append(
+                f"{self.seconds['total']:.1f} s, {self.rate:.0f} checkpoints/s, "
+                f"{self.plans} architectures ({_stages(self.seconds)})"
+            )
+        lines += [] if self.dry_run else [f"store: {self.store}"]
+        return "\n".join([*lines, f"next: {self.next}"])
+
+
+def _stages(seconds: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items() if name != "total")

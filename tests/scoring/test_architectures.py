@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lipfast.errors import ArgumentError, LipfastError
+from lipfast.scoring.architectures import Architecture, parse_arguments
+
+X = torch.zeros(5, 4)
+
+
+def typed(width: int, scale: float = 1.0, *, flag: bool = True, name: str = "a") -> nn.Module:
+    return nn.Linear(4, width)
+
+
+def test_keywords_come_from_the_metadata_in_the_types_of_the_signature(toy_models):
+    architecture = Architecture(toy_models, {"name": 5})
+    arguments = architecture.arguments({"width": 8.0, "bias": 0, "lr": 0.1, "depth": 2})
+    assert arguments == (("bias", False), ("depth", 2), ("name", "5"), ("width", 8))
+    assert architecture.plan(arguments, X).parameters == {
+        "0.weight": (8, 4),
+        "2.weight": (8, 8),
+        "4.weight": (3, 8),
+    }
+
+
+def test_overrides_go_before_the_metadata_and_are_parsed():
+    architecture = Architecture(typed, {"width": "3", "flag": "false"})
+    assert architecture.arguments({"width": 8, "scale": 2, "name": "b"}) == (
+        ("flag", False),
+        ("name", "b"),
+        ("scale", 2.0),
+        ("width", 3),
+    )
+
+
+def test_a_missing_keyword_says_what_there_is(toy_models):
+    with pytest.raises(ArgumentError) as caught:
+        Architecture(toy_models).arguments({"lr": 0.1, "depth": 2})
+    for word in ("'width'", "its keys: depth, lr", "--arch-arg width=VALUE", toy_models):
+        assert word in str(caught.value)
+
+
+def test_a_value_of_the_wrong_type():
+    with pytest.raises(ArgumentError, match="the keyword 'width' is 'wide', expected int"):
+        Architecture(typed).arguments({"width": "wide"})
+    with pytest.raises(ArgumentError, match=r"the keyword 'width' is 0\.5, expected int"):
+        Architecture(typed).arguments({"width": 0.5})
+
+
+def test_an_unknown_override():
+    with pytest.raises(ArgumentError, match="no parameter 'wdith'; it has width, scale, flag"):
+        Architecture(typed, {"wdith": 3})
+    Architecture(lambda **anything: nn.Identity(), {"wdith": 3})
+
+
+def test_plans_are_compiled_once_per_arguments():
+    calls = []
+
+    def make(width: int) -> nn.Module:
+        calls.append(width)
+        return nn.Linear(4, width)
+
+    architecture = Architecture(make)
+    first = architecture.plan((("width", 2),), X)
+    assert architecture.plan((("width", 2),), X) is first
+    architecture.plan((("width", 3),), X)
+    assert calls == [2, 3]
+    assert architecture.compiled == 2
+
+
+def test_failures_are_remembered(toy_models):
+    architecture = Architecture(toy_models.replace("mlp", "broken"))
+    for _ in range(2):
+        with pytest.raises(ArgumentError, match=r"broken\(width=2\) raised RuntimeError: no such"):
+            architecture.plan((("width", 2),), X)
+    assert architecture.compiled == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("models", "expected module:function"),
+        ("no_such_module:f", r"importing 'no_such_module' raised ModuleNotFoundError.* current"),
+        ("lipfast_toy_models:missing", "'lipfast_toy_models' has no 'missing'"),
+        ("lipfast_toy_models:TOY", "has no 'TOY'"),
+        ("math:pi", "is a float, not a function"),
+        ("missing.pt2", r"'missing\.pt2': no such file"),
+        ("damaged.pt2", "is not what torch.export.save writes"),
+        (3, "architecture 3: expected module:function"),
+    ],
+)
+def test_what_is_no_architecture(toy_models, source, message):
+    Path("damaged.pt2").write_bytes(b"nothing")
+    with pytest.raises(ArgumentError, match=message):
+        Architecture(source)
+
+
+def test_what_is_no_model():
+    with pytest.raises(ArgumentError, match=r"returned a int, not an nn\.Module"):
+        Architecture(lambda: 3).plan((), X)
+
+
+def test_data_of_the_wrong_shape(toy_models):
+    with pytest.raises(ArgumentError, match=r"cannot be evaluated on samples of shape \(5,\)"):
+        Architecture(toy_models).plan((("width", 2),), torch.zeros(3, 5))
+
+
+def test_an_op_without_a_rule():
+    class Sorter(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.sort(dim=1).values
+
+    with pytest.raises(LipfastError, match="sort"):
+        Architecture(Sorter()).plan((), X)
+
+
+def test_a_module_stays_as_it_was():
+    model = nn.Sequential(nn.Linear(4, 2), nn.ReLU()).train()
+    plan = Architecture(model).plan((), X)
+    assert plan.parameters["0.weight"] == (2, 4)
+    assert model.training
+
+
+def test_global_state_is_left_alone(toy_models):
+    path = list(sys.path)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    Architecture(toy_models).plan((("width", 2),), X)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert sys.path == path
+
+
+def test_exported_programs(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 2), nn.ReLU())
+    batch = torch.export.Dim.DYNAMIC
+    program = torch.export.export(model, (X,), dynamic_shapes=({0: batch},))
+    torch.export.save(program, tmp_path / "model.pt2")
+    architecture = Architecture(tmp_path / "model.pt2")
+    assert architecture.input_shape == (4,)
+    assert architecture.arguments({"width": 3}) == ()
+    assert architecture.plan((), X).parameters == {"0.weight": (2, 4), "0.bias": (2,)}
+    with pytest.raises(ArgumentError, match="takes samples of shape"):
+        Architecture(tmp_path / "model.pt2").plan((), torch.zeros(2, 5))
+    with pytest.raises(ArgumentError, match="has no parameter 'width'; it has none"):
+        Architecture(tmp_path / "model.pt2", {"width": 3})
+
+
+def test_parse_arguments():
+    assert parse_arguments(["a=1", "b=x=y", "c="]) == {"a": 1, "b": "x=y", "c": ""}
+    for text in ("a", "=1"):
+        with pytest.raises(ArgumentError, match="expected key=value"):
+            parse_arguments([text])

@@ -1,0 +1,346 @@
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from typer.testing import CliRunner
+
+import lipfast
+from lipfast import cli
+from lipfast.errors import ArgumentError
+from lipfast.scoring import pipeline
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "100"}
+MODELS = """
+from torch import nn
+
+def mlp(width: int):
+    return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """A folder with models, data and an archive of four checkpoints; the current one."""
+    (tmp_path / "lipfast_cli_models.py").write_text(MODELS)
+    generator = torch.Generator().manual_seed(0)
+    np.save(tmp_path / "x.npy", torch.randn(5, 4, generator=generator).numpy())
+    for width in (4, 6):
+        for step in (1, 2):
+            state = {
+                "0.weight": torch.randn(width, 4, generator=generator),
+                "0.bias": torch.randn(width, generator=generator),
+                "2.weight": torch.randn(3, width, generator=generator),
+                "2.bias": torch.randn(3, generator=generator),
+            }
+            path = tmp_path / "runs" / f"w{width}" / f"step{step}.safetensors"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(state, path, metadata={"width": str(width), "step": str(step)})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+SCORE = ["score", "runs", "--arch", "lipfast_cli_models:mlp", "--data", "x.npy", "--out", "scores"]
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(cli.app, list(arguments))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_score_show_verify_and_resume(project):
+    code, out, err = run(*SCORE)
+    assert (code, err) == (0, "")
+    assert "4 checkpoints: 4 scored, 0 already in the store, 0 failed" in out
+    assert "next: lipfast store show scores" in out
+    code, out, _ = run(*SCORE)
+    assert code == 0
+    assert "0 scored, 4 already in the store" in out
+    code, out, _ = run("store", "show", "scores")
+    assert code == 0
+    assert "4 checkpoints: 4 scored, 0 failed" in out
+    assert [line.split()[:3] for line in out.splitlines()[-2:]] == [
+        ["w4", "2", "2"],
+        ["w6", "2", "2"],
+    ]
+    assert run("store", "verify", "scores")[:2] == (0, "1 parts, 4 rows: sound\n")
+
+
+def test_json(project):
+    code, out, _ = run(*SCORE, "--json", "--limit", "3")
+    summary = json.loads(out)
+    assert (code, summary["scored"], summary["found"]) == (0, 3, 4)
+    overview = json.loads(run("store", "show", "scores", "--json")[1])
+    assert (overview["checkpoints"], len(overview["runs"])) == (3, 2)
+    assert overview["runs"][0]["lower"] <= overview["runs"][0]["upper"]
+    assert json.loads(run("store", "verify", "scores", "--json")[1])["problems"] == []
+
+
+def test_quiet_and_dry_run(project):
+    assert run(*SCORE, "--dry-run")[1].startswith("4 checkpoints: 4 can be scored")
+    assert not Path("scores").exists()
+    assert run(*SCORE, "--quiet") == (0, "", "")
+    assert lipfast.read_scores("scores").num_rows == 4
+
+
+def test_options_reach_the_library(project):
+    options = ["--norm", "inf", "--seed", "3", "--batch-size", "1", "--threads", "1"]
+    before = torch.get_num_threads()
+    assert run(*SCORE, *options, "--memory", "1M", "--arch-arg", "width=4")[0] == 1
+    assert torch.get_num_threads() == before
+    table = lipfast.read_scores("scores").to_pydict()
+    assert set(table["norm"]) == {float("inf")}
+    assert set(table["seed"]) == {3}
+    assert sorted(table["status"]) == ["error", "error", "ok", "ok"]
+
+
+def test_several_archives(project):
+    code, out, _ = run("score", "runs/w4", "runs/w6/step1.safetensors", *SCORE[2:])
+    assert code == 0
+    assert out.startswith("3 checkpoints: 3 scored")
+
+
+def test_failed_checkpoints_are_counted_and_change_the_exit_status(project):
+    bad = project / "runs" / "bad\x1b[2J\n.safetensors"
+    bad.write_bytes(b"nonsense")
+    code, out, err = run(*SCORE)
+    assert code == 1
+    assert "4 scored, 0 already in the store, 1 failed" in out
+    assert "1 failed: cannot be read" in out
+    assert "bad\\x1b[2J\\x0a.safetensors: truncated" in out
+    assert "\x1b" not in out + err
+    code, out, err = run("store", "show", "scores")
+    assert code == 0
+    assert "1 failed: truncated" in out
+    assert "\x1b" not in out + err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["score", "missing"], "no such file or folder: 'missing'"),
+        (["score", "empty"], "no checkpoints in 'empty'"),
+        (["score", "bad\x1b[2J"], "nothing matches 'bad\\x1b[2J'"),
+        (["--arch", "nothing:here"], "importing 'nothing' raised ModuleNotFoundError"),
+        (["--arch-arg", "wdith=3"], "has no parameter 'wdith'; it has width"),
+        (["--arch-arg", "width"], "expected key=value"),
+        (["--data", "missing.npy"], "no data at 'missing.npy'"),
+        (["--data", "integers.npy"], "dtype int64, expected floating-point"),
+        (["--data", "narrow.npy"], "cannot be evaluated on samples of shape (3,)"),
+        (["--data", "nan.npy"], "hold NaN or infinity"),
+        (["--out", "x.npy"], "is a file"),
+        (["--out", "x.npy/below"], "a file is in its place"),
+        (["--norm", "3"], "--norm 3: expected 1, 2 or inf"),
+        (["--device", "cuda"], "--device cuda: this version computes on cpu only"),
+        (["--memory", "lots"], "--memory lots: expected bytes"),
+    ],
+)
+def test_wrong_input_is_one_message_and_exit_status_2(project, change, message):
+    Path("empty").mkdir()
+    np.save("integers.npy", np.ones((2, 4), dtype=np.int64))
+    np.save("narrow.npy", np.ones((2, 3), dtype=np.float32))
+    np.save("nan.npy", np.full((2, 4), np.nan))
+    command = [*change, *SCORE[2:]] if change[0] == "score" else [*SCORE, *change]
+    code, out, err = run(*command)
+    assert (code, out) == (2, "")
+    assert err.startswith("lipfast: error: ")
+    assert message in err
+    assert "\x1b" not in err
+    assert err.count("\n") == 1
+    assert not list(Path("scores").glob("part-*"))
+
+
+def test_usage_errors_exit_with_2(project):
+    assert run("score", "runs")[0] == 2
+    assert run("score")[0] == 2
+    assert run("nonsense")[0] == 2
+    assert run(*SCORE, "--limit", "0")[0] == 2
+
+
+def test_ctrl_c_prints_the_command_that_resumes(project, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/bin/lipfast", *SCORE, "--data", "my x.npy"])
+    genuine = pipeline.score
+
+    def interrupted(archive, **options):
+        def stop(at):
+            raise KeyboardInterrupt
+
+        return genuine(archive, **{**options, "progress": stop})
+
+    monkeypatch.setattr(pipeline, "score", interrupted)
+    code, out, err = run(*SCORE)
+    assert (code, out) == (130, "")
+    assert err.splitlines()[-1].strip() == shlex.join(["lipfast", *SCORE, "--data", "my x.npy"])
+    assert lipfast.read_scores("scores").num_rows == 2
+    monkeypatch.setattr(sys, "argv", ["/x/lipfast/__main__.py", "score"])
+    assert cli._this_command().endswith(" -m lipfast score")
+
+
+def test_bounds(project):
+    path = "runs/w4/step2.safetensors"
+    code, out, err = run("bounds", path, *SCORE[2:6])
+    assert (code, err) == (0, "")
+    assert f"file://{project}/{path}" in out
+    assert "certified" in out
+    found = json.loads(run("bounds", path, *SCORE[2:6], "--json")[1])
+    assert found["lower"]["value"] <= found["upper"]["value"]
+    assert [layer["shape"] for layer in found["layers"]] == [[4, 4], [3, 4]]
+    assert found["metadata"] == {"width": 4, "step": 2}
+    run(*SCORE)
+    stored = lipfast.read_scores("scores").to_pylist()[1]
+    assert stored["upper"] == pytest.approx(found["upper"]["value"], rel=1e-6)
+    assert stored["lower"] == pytest.approx(found["lower"]["value"], rel=1e-6)
+
+
+def test_bounds_without_data(project):
+    path = "runs/w4/step2.safetensors"
+    code, out, _ = run("bounds", path, *SCORE[2:4])
+    assert code == 0
+    assert "linear" in out
+    found = json.loads(run("bounds", path, *SCORE[2:4], "--input-shape", "4", "--json")[1])
+    assert found["upper"]["certified"]
+    assert "lower" not in found
+    code, _, err = run("bounds", path, *SCORE[2:4], "--input-shape", "4,0")
+    assert (code, "--input-shape 4,0: expected sizes" in err) == (2, True)
+
+
+def test_bounds_of_an_architecture_that_does_not_begin_with_a_linear_layer(project):
+    (project / "lipfast_cli_lone.py").write_text("import torch\nrelu = torch.nn.ReLU()\n")
+    torch.save({"weight": torch.ones(1)}, "a.pt")
+    code, _, err = run("bounds", "a.pt", "--arch", "lipfast_cli_lone:relu")
+    assert code == 2
+    assert "give --data, or --input-shape such as 3,32,32" in err
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: None, "no such file or folder"),
+        (lambda path: path.write_bytes(b""), "truncated"),
+        (lambda path: torch.save(nn.Linear(4, 4), path), "more than weights"),
+        (lambda path: torch.save({"width": 4, "state_dict": {"a": torch.ones(1)}}, path), "weight"),
+        (lambda path: torch.save({"state_dict": {"a": torch.ones(1)}}, path), "--arch-arg width"),
+    ],
+    ids=["missing", "truncated", "module", "mismatch", "metadata"],
+)
+def test_bounds_of_bad_checkpoints(project, write, message):
+    write(project / "a.pt")
+    code, out, err = run("bounds", "a.pt", *SCORE[2:6])
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_bounds_takes_one_checkpoint(project):
+    code, _, err = run("bounds", "runs", *SCORE[2:6])
+    assert (code, "holds 4 checkpoints: use 'lipfast score'" in err) == (2, True)
+
+
+def test_verify_reports_a_corrupt_part(project):
+    run(*SCORE)
+    (part,) = Path("scores").glob("part-*")
+    part.write_bytes(part.read_bytes()[:100])
+    code, out, _ = run("store", "verify", "scores")
+    assert code == 1
+    assert "1 problems" in out
+    assert part.name in out
+    assert run("store", "show", "scores")[0] == 2
+    code, _, err = run("store", "verify", "missing")
+    assert (code, "no store at 'missing'" in err) == (2, True)
+
+
+def test_info_and_version():
+    code, out, _ = run("info")
+    assert code == 0
+    assert "capability" in out
+    assert json.loads(run("info", "--json")[1])["torch"] == torch.__version__
+    assert run("--version") == (0, f"lipfast {lipfast.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    "command", [(), ("score",), ("bounds",), ("store",), ("store", "show"), ("store", "verify")]
+)
+def test_every_command_has_help_with_examples(command):
+    code, out, _ = run(*command, "--help")
+    assert code == 0
+    assert "Usage: " in out
+    if command not in ((), ("store",)):
+        assert "Example" in out
+    if command == ("score",):
+        assert "130" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("1", 1), ("2k", 2048), ("1.5G", 3 << 29), ("4GiB", 4 << 30), ("1MB", 1 << 20)],
+)
+def test_parse_bytes(text, size):
+    assert cli.parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "G", "-1", "0", "nan", "inf", "1X"])
+def test_parse_bytes_refuses(text):
+    with pytest.raises(ArgumentError, match="--memory"):
+        cli.parse_bytes(text)
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys, lipfast.cli; sys.exit('torch' in sys.modules or 'pyarrow' in sys.modules)"
+    process = subprocess.run([sys.executable, "-c", code], check=False, env=ENVIRONMENT)
+    assert process.returncode == 0
+
+
+def test_progress_goes_to_a_terminal_on_stderr_only(project):
+    controller, terminal = pty.openpty()
+    command = [sys.executable, "-m", "lipfast", *SCORE]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=terminal, env=ENVIRONMENT, text=True
+    ) as process:
+        os.close(terminal)
+        shown = b""
+        try:
+            while chunk := os.read(controller, 4096):
+                shown += chunk
+        except OSError:  # the other end is closed
+            pass
+        out = process.stdout.read() if process.stdout else ""
+    os.close(controller)
+    assert process.returncode == 0
+    assert b"4/4" in shown
+    assert "4 scored" in out
+    assert "\x1b" not in out
+
+
+def test_a_real_ctrl_c(project):
+    script = (
+        "import os, signal\n"
+        "from lipfast import cli\n"
+        "from lipfast.scoring import store\n"
+        "append = store.StoreWriter.append\n"
+        "def stop(self, rows):\n"
+        "    append(self, rows)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "store.StoreWriter.append = stop\n"
+        "cli.main()\n"
+    )
+    command = [sys.executable, "-c", script, *SCORE]
+    process = subprocess.run(
+        command, check=False, capture_output=True, text=True, env=ENVIRONMENT, timeout=120
+    )
+    assert process.returncode == 128 + signal.SIGINT
+    assert "what was done is kept. To go on:" in process.stderr
+    assert "Traceback" not in process.stderr
+    assert lipfast.read_scores("scores").num_rows == 2
