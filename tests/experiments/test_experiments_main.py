@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from experiments import __main__ as command_line
+from experiments.config import load_config
+from experiments.sweep import SweepFolder, TrainingSummary
+from lipfast.errors import LipfastError
+
+
+def _call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr("sys.argv", ["experiments", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        command_line.main()
+    code = stopped.value.code
+    return code if isinstance(code, int) else 0
+
+
+@pytest.fixture
+def no_work(monkeypatch: pytest.MonkeyPatch, scores: pa.Table) -> None:
+    summary = TrainingSummary(
+        trained=5, skipped=1, diverged=("width-00004-seed-1",), checkpoints=24, seconds=1.0
+    )
+    monkeypatch.setattr(command_line, "train_sweep", lambda config, folder: summary)
+    monkeypatch.setattr(command_line, "_read_scores", lambda folder: scores)
+    monkeypatch.setattr(command_line, "_score", lambda folder: 0)
+
+
+RUN = ("run", "double-descent", "--scale", "tiny", "--out")
+
+
+@pytest.mark.usefixtures("no_work")
+def test_run_reports_and_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _call(monkeypatch, *RUN, str(tmp_path)) == 0
+    output = capsys.readouterr().out
+    assert "5 runs trained, 1 complete already, 24 checkpoints" in output
+    assert "diverged (NaN or infinite, left out): width-00004-seed-1" in output
+    assert "peak of the test loss: width 16" in output
+    assert "peak of the upper bound: width 8 (a neighbouring width)" in output
+    assert "peaks aligned: yes" in output
+    assert (tmp_path / "double-descent-tiny" / "double-descent.png").is_file()
+
+
+@pytest.mark.usefixtures("no_work")
+def test_peaks_that_do_not_align_are_said_but_no_failure(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    scores: pa.Table,
+) -> None:
+    index = scores.column_names.index("upper")
+    shifted = scores.set_column(index, "upper", scores["meta.width"])
+    monkeypatch.setattr(command_line, "_read_scores", lambda folder: shifted)
+    assert _call(monkeypatch, *RUN, str(tmp_path)) == 0
+    output = capsys.readouterr().out
+    assert "peak of the upper bound: width 64 (NOT at the same or a neighbouring" in output
+    assert "peaks aligned: no" in output
+
+
+@pytest.mark.usefixtures("no_work")
+def test_failures_and_interruption_show_in_the_exit_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command_line, "_score", lambda folder: 1)
+    assert _call(monkeypatch, *RUN, str(tmp_path)) == 1
+    assert "some checkpoints could not be scored" in capsys.readouterr().err
+
+    def interrupted(config: object, folder: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command_line, "train_sweep", interrupted)
+    assert _call(monkeypatch, *RUN, str(tmp_path), "--force") == 130
+    error = capsys.readouterr().err
+    assert "To go on:\n  python -m experiments run double-descent --scale tiny" in error
+    assert "--force" not in error
+
+
+def test_list_and_wrong_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _call(monkeypatch, "list") == 0
+    assert "double-descent (demo, tiny): " in capsys.readouterr().out
+    assert _call(monkeypatch, "run", "double-ascent") == 2
+    assert "did you mean 'double-descent'" in capsys.readouterr().err
+    assert _call(monkeypatch, "figure", "double-descent", "--out", str(tmp_path)) == 1
+    assert "run: python -m experiments run double-descent" in capsys.readouterr().err
+
+
+def test_a_scorer_that_fails_outright_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        command_line, "score_command", lambda folder: ["python3", "-c", "raise SystemExit(2)"]
+    )
+    with pytest.raises(LipfastError, match="ended with status 2"):
+        command_line._score(SweepFolder(tmp_path))
+
+
+def test_the_whole_way_with_the_real_scorer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import lipfast  # noqa: PLC0415
+
+    assert _call(monkeypatch, *RUN, str(tmp_path)) == 0
+    assert "peak of the test loss: width" in capsys.readouterr().out
+    folder = SweepFolder(tmp_path / "double-descent-tiny")
+    config = load_config("double-descent", "tiny")
+    scored = lipfast.read_scores(folder.scores)
+    expected = len(config.widths) * len(config.seeds) * len(config.checkpoints)
+    assert scored.num_rows == expected
+    assert set(scored["status"].to_pylist()) == {"ok"}
+    for lower, upper in zip(
+        scored["jacobian_max"].to_pylist(), scored["upper"].to_pylist(), strict=True
+    ):
+        assert 0 < lower <= upper * (1 + 1e-5)
