@@ -1,0 +1,1 @@
+"""How far lipfast is ahead of plain PyTorch: `make bench`."""
