@@ -20,7 +20,7 @@ test-long: .venv/test ## the slow campaigns
 	$(BIN)/python -m pytest -m long
 
 bench: .venv/test ## ratios to plain PyTorch
-	$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=median,rounds -q --no-header -o python_files="bench_*.py" -o python_functions="bench_*"
+	$(BIN)/python -m pytest bench --benchmark-only --benchmark-quiet -q --no-header -o python_files="bench_*.py" -o python_functions="bench_*"
 
 lint: .venv/lint ## formatting, lint and types
 	$(BIN)/ruff check .
