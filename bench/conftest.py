@@ -27,14 +27,24 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def _figures(config: pytest.Config) -> dict[str, dict[str, float]]:
-    """case -> implementation -> median seconds per unit."""
+ESTIMATE = "lipfast, estimate only"
+
+
+def _figures(config: pytest.Config) -> dict[str, dict[str, tuple[float, float | None]]]:
+    """case -> implementation -> median seconds per unit, and passes over a matrix if known."""
     seconds: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    passes: dict[tuple[str, str], float] = {}
     for benchmark in config._benchmarksession.benchmarks:  # type: ignore[attr-defined]
         info = benchmark.extra_info
-        seconds[info["case"]][info["implementation"]].append(benchmark.stats.median / info["units"])
+        case, name = info["case"], info["implementation"]
+        seconds[case][name].append(benchmark.stats.median / info["units"])
+        if "passes" in info:
+            passes[case, name] = info["passes"]
     return {
-        case: {name: statistics.median(values) for name, values in implementations.items()}
+        case: {
+            name: (statistics.median(values), passes.get((case, name)))
+            for name, values in implementations.items()
+        }
         for case, implementations in seconds.items()
     }
 
@@ -49,22 +59,26 @@ def pytest_terminal_summary(
     table = Table(
         title="lipfast against plain PyTorch (medians over turns of one run)", title_justify="left"
     )
-    for heading in ("case", "implementation", "ms per unit", "ratio to lipfast"):
-        table.add_column(
-            heading, justify="left" if heading in ("case", "implementation") else "right"
-        )
+    for heading in ("case", "implementation"):
+        table.add_column(heading)
+    for heading in ("ms per unit", "ratio to lipfast", "to its estimate", "passes"):
+        table.add_column(heading, justify="right")
     for case, implementations in figures.items():
-        ours = implementations["lipfast"]
-        for name, value in implementations.items():
+        # Absent where only some implementations were selected (-k).
+        ours, _ = implementations.get("lipfast", (None, None))
+        estimate, _ = implementations.get(ESTIMATE, (None, None))
+        for number, (name, (value, passes)) in enumerate(implementations.items()):
             table.add_row(
-                case if name == "lipfast" else "",
+                "" if number else case,
                 name,
                 f"{value * 1e3:.4g}",
-                f"{value / ours:.3g}x",
+                f"{value / ours:.3g}x" if ours else "",
+                f"{value / estimate:.3g}x" if estimate else "",
+                f"{passes:.3g}" if passes is not None else "",
             )
         table.add_section()
     info = lipfast.info()
-    console = Console(file=terminalreporter._tw._file, width=110)
+    console = Console(file=terminalreporter._tw._file, width=130)
     console.print()
     console.print(table)
     console.print(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import pytest
+
+import lipfast
 
 TURNS = 5
 
@@ -13,24 +15,40 @@ Implementations = dict[str, tuple[Callable[[], object], int]]
 Benchmark = Any  # pytest-benchmark's fixture
 
 
-def in_turn(*implementations: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Parametrises a benchmark: turn 0 of every implementation comes before turn 1 of any."""
+def in_turn(
+    *implementations: str, turns: int = TURNS, once: Collection[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Parametrises a benchmark: turn 0 of every implementation comes before turn 1 of any.
 
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        for mark in (
-            pytest.mark.parametrize("implementation", implementations),
-            pytest.mark.parametrize("turn", range(TURNS)),
-        ):
-            function = mark(function)
-        return function
-
-    return decorate
+    Args:
+        implementations: their names.
+        turns: of each.
+        once: those that take so long that one turn has to do.
+    """
+    pairs = [
+        (turn, name)
+        for turn in range(turns)
+        for name in implementations
+        if not turn or name not in once
+    ]
+    return pytest.mark.parametrize(("turn", "implementation"), pairs)
 
 
 def measure(
-    benchmark: Benchmark, case: str, implementation: str, work: tuple[Callable[[], object], int]
+    benchmark: Benchmark,
+    case: str,
+    implementation: str,
+    work: tuple[Callable[[], object], int],
+    *,
+    warmup: bool = True,
 ) -> None:
-    """Times one call after one warm-up; `work` is the call and the units that it does."""
+    """Times one call after one warm-up; `work` is the call and the units that it does.
+
+    Long calls may do without the warm-up. Where the result says so, the mean number of passes over
+    a matrix goes into the table.
+    """
     call, units = work
     benchmark.extra_info.update(case=case, implementation=implementation, units=units)
-    benchmark.pedantic(call, rounds=1, iterations=1, warmup_rounds=1)
+    result = benchmark.pedantic(call, rounds=1, iterations=1, warmup_rounds=int(warmup))
+    if isinstance(result, lipfast.SpectralNorms):
+        benchmark.extra_info["passes"] = float(result.passes.double().mean())

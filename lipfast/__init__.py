@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         upper_bound,
     )
     from lipfast.estimators.estimate import Bounds, Estimate, LayerBracket, LowerBound, UpperBound
+    from lipfast.estimators.tracker import Tracker
     from lipfast.ops.spectral_norms import SpectralNorms, spectral_norms
     from lipfast.plan.plan import Plan
     from lipfast.rules.registry import rule
@@ -42,6 +43,7 @@ _HOME = {
     "LayerBracket": "lipfast.estimators.estimate",
     "LowerBound": "lipfast.estimators.estimate",
     "UpperBound": "lipfast.estimators.estimate",
+    "Tracker": "lipfast.estimators.tracker",
     "SpectralNorms": "lipfast.ops.spectral_norms",
     "spectral_norms": "lipfast.ops.spectral_norms",
     "Plan": "lipfast.plan.plan",
@@ -58,6 +60,7 @@ __all__ = [
     "LowerBound",
     "Plan",
     "SpectralNorms",
+    "Tracker",
     "UpperBound",
     "__version__",
     "bounds",

@@ -15,6 +15,11 @@ enum class UpperMethod : int32_t {
   kHolder = 2,    // min(sqrt(||W||_1 ||W||_inf), ||W||_F): loose, unless it happens to be the smaller; no Gram matrix
 };
 
+// Threads for one large matrix: calls body(argument, item) for every item in [0, count), in any order.
+struct Parallel {
+  void (*run)(int64_t count, void (*body)(void* argument, int64_t item), void* argument);
+};
+
 // One matrix of the grouped op: row-major and dense, rows x cols.
 struct SpectralProblem {
   const void* data;
@@ -27,7 +32,8 @@ struct SpectralProblem {
   int32_t max_passes;
   SpectralMethod method;
   bool certify;
-  int64_t memory;  // bytes that the Gram matrix may take
+  int64_t memory;            // bytes that the Gram matrix may take
+  const Parallel* parallel;  // nullptr: this thread does everything
 };
 
 struct SpectralResult {

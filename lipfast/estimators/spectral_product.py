@@ -9,6 +9,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from lipfast.errors import ArgumentError
 from lipfast.estimators.estimate import LayerBracket, UpperBound
 from lipfast.ops.spectral_norms import spectral_norms
 from lipfast.plan.graph import Node, Reference
@@ -19,9 +20,20 @@ from lipfast.rules.upward import Upward
 _METHODS = {1: "product of column-sum norms", 2: "product of certified spectral norms"}
 
 
+Vectors = Mapping[str, Tensor]
+"""Right singular vectors of the layers' matrices: name of the weight -> (columns,)."""
+Starts = Vectors | Sequence[Vectors | None] | None
+
+
 @overload
 def upper_bounds(
-    plan: Plan, state_dicts: StateDict, *, norm: Norm = 2, rtol: float = 1e-6, seed: int = 0
+    plan: Plan,
+    state_dicts: StateDict,
+    *,
+    norm: Norm = 2,
+    rtol: float = 1e-6,
+    seed: int = 0,
+    start: Vectors | None = None,
 ) -> UpperBound: ...
 @overload
 def upper_bounds(
@@ -31,6 +43,7 @@ def upper_bounds(
     norm: Norm = 2,
     rtol: float = 1e-6,
     seed: int = 0,
+    start: Starts = None,
 ) -> UpperBound | list[UpperBound]: ...
 def upper_bounds(
     plan: Plan,
@@ -39,6 +52,7 @@ def upper_bounds(
     norm: Norm = 2,
     rtol: float = 1e-6,
     seed: int = 0,
+    start: Starts = None,
 ) -> UpperBound | list[UpperBound]:
     """Upper bounds on the Lipschitz constants of many networks of one architecture.
 
@@ -52,6 +66,9 @@ def upper_bounds(
         norm: 1, 2 or inf.
         rtol: relative gap of each layer's bracket.
         seed: of the start vectors.
+        start: start vectors by the name of the weight, where there are some: one mapping for all
+            state dicts, or a list with one (or None) for each. Whether a bound is proved does not
+            depend on them.
 
     Returns:
         One `UpperBound` per state dict. A product beyond float64 has the value inf, a finite
@@ -59,16 +76,57 @@ def upper_bounds(
 
     Raises:
         StateDictError, NonFiniteError: a state dict does not fit the architecture.
+        ArgumentError: start vectors do not fit the architecture or the number of state dicts.
+    """
+    single = isinstance(state_dicts, Mapping)
+    results, _ = upper_bounds_and_vectors(
+        plan, state_dicts, norm=norm, rtol=rtol, seed=seed, start=start
+    )
+    return results[0] if single else results
+
+
+def upper_bounds_and_vectors(
+    plan: Plan,
+    state_dicts: StateDict | Sequence[StateDict],
+    *,
+    norm: Norm = 2,
+    rtol: float = 1e-6,
+    seed: int = 0,
+    start: Starts = None,
+) -> tuple[list[UpperBound], list[dict[str, Tensor]]]:
+    """`upper_bounds`, always as a list, and the vectors with which to start at similar weights.
+
+    The vectors are empty for norms 1 and inf, which take none.
     """
     norm = check_norm(norm)
-    tensors, single = plan.resolve_all(state_dicts)
-    brackets = layer_brackets(plan, tensors, norm=norm, rtol=rtol, seed=seed)
+    tensors, _ = plan.resolve_all(state_dicts)
+    starts = _starts(plan, start, len(tensors))
+    brackets, vectors = layer_brackets(plan, tensors, norm=norm, rtol=rtol, seed=seed, start=starts)
     steps = _steps(plan)
     results = [
         _compose(plan, steps, parameters, layers, norm)
         for parameters, layers in zip(tensors, brackets, strict=True)
     ]
-    return results[0] if single else results
+    return results, vectors
+
+
+def _starts(plan: Plan, start: Starts, count: int) -> list[Vectors]:
+    """One mapping per state dict, perhaps empty; names checked, shapes are the op's to check."""
+    if start is None or isinstance(start, Mapping):
+        starts: list[Vectors] = [start or {}] * count
+    else:
+        starts = [entry or {} for entry in start]
+    if len(starts) != count:
+        raise ArgumentError(f"start: {len(starts)} mappings for {count} state dicts")
+    names = {layer.parameter for layer in plan.layers}
+    for entry in starts:
+        unknown = [name for name in entry if name not in names]
+        if unknown:
+            raise ArgumentError(
+                f"start: '{unknown[0]}' is not the weight of a layer; those are "
+                f"{', '.join(sorted(names))}"
+            )
+    return starts
 
 
 def layer_brackets(
@@ -78,19 +136,24 @@ def layer_brackets(
     norm: Norm,
     rtol: float,
     seed: int,
-) -> list[tuple[LayerBracket, ...]]:
-    """Brackets of all layers of all networks, from one native call (two if some are transposed)."""
+    start: Sequence[Vectors],
+) -> tuple[list[tuple[LayerBracket, ...]], list[dict[str, Tensor]]]:
+    """Brackets of all layers of all networks, from one native call (two if some are transposed).
+
+    Also the right singular vectors, for each network by the name of the weight.
+    """
     layers = plan.layers
     found: dict[tuple[int, int], LayerBracket] = {}
+    vectors: list[dict[str, Tensor]] = [{} for _ in tensors]
     for transposed in (False, True):
         chosen = [layer for layer in layers if (layer.transposed and norm != 2) is transposed]
-        matrices = [
-            _native(parameters[layer.parameter]) for parameters in tensors for layer in chosen
-        ]
+        names = [layer.parameter for layer in chosen]
+        matrices = [_native(parameters[name]) for parameters in tensors for name in names]
         if not matrices:
             continue
         effective = {1: math.inf, math.inf: 1}.get(norm, norm) if transposed else norm
-        result = spectral_norms(matrices, norm=effective, rtol=rtol, seed=seed)
+        starts = [entry.get(name) for entry in start for name in names] if any(start) else None
+        result = spectral_norms(matrices, norm=effective, rtol=rtol, seed=seed, start=starts)
         columns = zip(
             result.lower.tolist(),
             result.upper.tolist(),
@@ -101,9 +164,12 @@ def layer_brackets(
         for position, values in enumerate(columns):
             network, layer = position // len(chosen), chosen[position % len(chosen)]
             found[network, layer.index] = _bracket(layer, values, result.method[position])
-    return [
+            if norm == 2:
+                vectors[network][layer.parameter] = result.right[position]
+    brackets = [
         tuple(found[network, layer.index] for layer in layers) for network in range(len(tensors))
     ]
+    return brackets, vectors
 
 
 def _native(weight: Tensor) -> Tensor:

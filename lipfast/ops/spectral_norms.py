@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError, NonFiniteError
-from lipfast.ops._arguments import Norm, check_floating, check_norm, native_dtype
+from lipfast.ops._arguments import FLOATING, Norm, check_floating, check_norm
 
 DEFAULT_MEMORY = 2 << 30
 _UPPER_METHODS = ("none", "cholesky", "holder")
@@ -60,7 +60,7 @@ class SpectralNorms(Generic[_Values]):
         for key in shown:
             mark = "certified" if self.certified[key] else "estimate "  # type: ignore[index]
             lines.append(
-                f"  {key!s:<{width}}  [{float(self.lower[key]):.9g}, {float(self.upper[key]):.9g}]"  # type: ignore[index]
+                f"  {key!s:<{width}}  [{self.lower[key].item():.9g}, {self.upper[key].item():.9g}]"  # type: ignore[index]
                 f"  {mark}  {self.method[key]}"
             )
         if len(keys) > len(shown):
@@ -75,7 +75,7 @@ def spectral_norms(
     rtol: float = 1e-6,
     certify: bool = True,
     method: str = "lanczos",
-    start: Sequence[Tensor | None] | Mapping[str, Tensor] | None = None,
+    start: Sequence[Tensor | None] | Mapping[str, Tensor | None] | Tensor | None = None,
     seed: int = 0,
     max_passes: int = 300,
     memory: int = DEFAULT_MEMORY,
@@ -88,9 +88,19 @@ def spectral_norms(
     every rounding (Demmel 1989; Rump, BIT 46, 2006). For p = 1 and inf, the largest column and row
     sum of magnitudes, rounded outward.
 
+    Where grad mode is on and a matrix requires gradients, `lower` and `upper` carry the gradient of
+    the norm: $u v^T$ for p = 2 (its only gradient where the largest singular value is simple, one
+    of its subgradients elsewhere), the signs of the largest column or row for p = 1 and inf, zero
+    for a zero matrix. Both sides carry the same one: that of the estimate, at the vectors u =
+    `left` and v = `right`, which are as accurate as the square root of `rtol`; the widening that
+    makes the bounds proved is not differentiated. It can be differentiated once, for p = 2: a
+    second time is an error.
+
     Args:
         tensors: matrices (float16, bfloat16, float32, float64), as a list, a mapping, one matrix,
-            or a 3-D tensor: a batch. Non-contiguous ones are copied.
+            or a 3-D tensor: a batch. Of a mapping, such as a module's state dict, the 2-D entries
+            are the matrices; biases, counters and other entries of fewer dimensions are left out.
+            Non-contiguous ones are copied.
         norm: 1, 2 or `float("inf")`.
         rtol: bound on `(upper - lower) / upper`; with `certify=False` on the estimated error of the
             Lanczos value. Rounding limits what can be certified: about 2e-13 for a side of 64, 1e-9
@@ -98,8 +108,9 @@ def spectral_norms(
         certify: prove an upper bound. Without it `upper` is infinite: an estimate from below is
             never called an upper bound.
         method: "lanczos", or "power": `max_passes` power iterations, the published method.
-        start: start vectors (cols values each), for instance `right` of an earlier call; None
-            entries and missing keys are seeded.
+        start: start vectors (cols values each), for instance `right` of an earlier call; keyed like
+            `tensors`, None entries and missing keys are seeded. They change the number of passes
+            and the last digits, never whether a bound is proved.
         seed: of the start vectors. Results depend on the seed and the matrix, not on the other
             matrices of the call nor on the number of threads.
         max_passes: limit on passes over each matrix.
@@ -123,6 +134,23 @@ def spectral_norms(
           1  [4, 4]  certified  holder
         >>> bool(((norms.upper - norms.lower) <= 1e-6 * norms.upper).all())
         True
+
+        A training step with the product of the layers' norms as a regulariser:
+
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2)
+        ... )
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> def penalty():
+        ...     norms = lipfast.spectral_norms(dict(model.named_parameters()), certify=False)
+        ...     return torch.stack(list(norms.lower.values())).prod()
+        >>> before = penalty()
+        >>> loss = model(torch.ones(4, 8)).square().mean() + 0.1 * before
+        >>> loss.backward()
+        >>> optimizer.step()
+        >>> bool(penalty() < before)
+        True
     """
     norm = check_norm(norm)
     if method not in _METHODS:
@@ -132,8 +160,8 @@ def spectral_norms(
     if max_passes < 1 or max_passes >= 2**31:
         raise ArgumentError(f"max_passes must be a positive 32-bit integer, got {max_passes!r}")
     keys, matrices = _matrices(tensors)
+    starts = _start_vectors(start, tensors, keys, matrices)
     if norm == 2:
-        starts = _start_vectors(start, keys, matrices)
         flat = torch.ops.lipfast.spectral_norms(
             matrices,
             starts,
@@ -166,6 +194,7 @@ def _name(key: object) -> str:
 
 def _matrices(tensors: object) -> tuple[list[Any], list[Tensor]]:
     """Keys and contiguous float32 or float64 matrices."""
+    keys: list[Any]
     if isinstance(tensors, Tensor):
         if tensors.dim() not in (2, 3):
             raise ArgumentError(
@@ -173,11 +202,20 @@ def _matrices(tensors: object) -> tuple[list[Any], list[Tensor]]:
             )
         tensors = list(tensors) if tensors.dim() == 3 else [tensors]
     if isinstance(tensors, Mapping):
-        keys, values = list(tensors.keys()), list(tensors.values())
-    elif isinstance(tensors, Sequence):
+        keys = [key for key, value in tensors.items() if not _left_out(key, value)]
+        values = [tensors[key] for key in keys]
+        if tensors and not keys:
+            raise ArgumentError(
+                f"no matrices among the {len(tensors)} entries of the mapping: all have fewer "
+                "than 2 dimensions"
+            )
+    elif isinstance(tensors, Sequence) and not isinstance(tensors, str):
         keys, values = list(range(len(tensors))), list(tensors)
     else:
-        raise ArgumentError(f"expected a list or a dict of matrices, got {type(tensors).__name__}")
+        hint = "; give module.state_dict()" if isinstance(tensors, torch.nn.Module) else ""
+        raise ArgumentError(
+            f"expected a list or a dict of matrices, got {type(tensors).__name__}{hint}"
+        )
     if not values:
         raise ArgumentError("no matrices were given")
     matrices = []
@@ -185,17 +223,40 @@ def _matrices(tensors: object) -> tuple[list[Any], list[Tensor]]:
         matrix = check_floating(value, _name(key), 2)
         if matrix.numel() == 0:
             raise ArgumentError(f"{_name(key)}: is empty, shape {tuple(matrix.shape)}")
-        matrices.append(native_dtype(matrix))
+        matrices.append(_native(matrix))
     return keys, matrices
 
 
-def _start_vectors(start: object, keys: list[Any], matrices: list[Tensor]) -> list[Tensor]:
+def _left_out(key: object, value: object) -> bool:
+    """Whether an entry of a mapping is no matrix: a bias, a running mean, a counter."""
+    if not isinstance(value, Tensor) or value.dim() == 2:
+        return False
+    if value.dim() > 2 and value.dtype in FLOATING:
+        raise ArgumentError(
+            f"{_name(key)}: has shape {tuple(value.shape)}. The norm of a convolution is not that "
+            "of its kernel reshaped to a matrix, and is not computed here. For the matrices only, "
+            "pass {name: value for name, value in state_dict.items() if value.dim() == 2}; a "
+            "stack of matrices is a batch when it is passed alone"
+        )
+    return True
+
+
+def _native(matrix: Tensor) -> Tensor:
+    """The same values, contiguous; float32 for the half types (exact).
+
+    Stays in the graph of autograd, which casts the gradient back.
+    """
+    if matrix.dtype in (torch.float16, torch.bfloat16):
+        matrix = matrix.float()
+    return matrix.contiguous()
+
+
+def _start_vectors(
+    start: object, tensors: object, keys: list[Any], matrices: list[Tensor]
+) -> list[Tensor]:
     if start is None:
         return []
-    if isinstance(start, Mapping):
-        given = [start.get(key) for key in keys]
-    else:
-        given = list(cast("Sequence[Tensor | None]", start))
+    given = _given_vectors(start, tensors, keys)
     if len(given) != len(matrices):
         raise ArgumentError(f"start: {len(given)} vectors for {len(matrices)} matrices")
     vectors = []
@@ -215,37 +276,60 @@ def _start_vectors(start: object, keys: list[Any], matrices: list[Tensor]) -> li
     return vectors
 
 
+def _given_vectors(start: object, tensors: object, keys: list[Any]) -> list[Any]:
+    """Start vectors in the order of the matrices, None where there is none."""
+    if isinstance(tensors, Mapping):
+        if not isinstance(start, Mapping):
+            raise ArgumentError(
+                f"start: expected a mapping with the keys of the matrices, got "
+                f"{type(start).__name__}"
+            )
+        unknown = [key for key in start if key not in tensors]
+        if unknown:
+            raise ArgumentError(f"start: there is no {_name(unknown[0])}")
+        return [start.get(key) for key in keys]
+    if isinstance(start, Tensor):
+        alone = isinstance(tensors, Tensor) and tensors.dim() == 2 and start.dim() == 1
+        return [start] if alone or start.dim() == 0 else list(start)
+    if isinstance(start, Sequence) and not isinstance(start, str):
+        return list(start)
+    raise ArgumentError(
+        f"start: expected a list with one vector (or None) per matrix, got {type(start).__name__}"
+    )
+
+
 def _sum_norms(
     matrices: list[Tensor], keys: list[Any], norm: Norm
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
     """Largest column (1) or row (inf) sum of magnitudes, rounded outward."""
     lower, upper, right, left = [], [], [], []
     for key, matrix in zip(keys, matrices, strict=True):
-        magnitudes = matrix.double().abs()
-        sums = magnitudes.sum(dim=0 if norm == 1 else 1)
-        top = int(sums.argmax())
-        value = float(sums[top])
-        if not math.isfinite(value) and not bool(torch.isfinite(matrix).all()):
+        sums = matrix.double().abs().sum(dim=0 if norm == 1 else 1)
+        top = int(sums.detach().argmax())
+        value = sums[top]
+        if not bool(torch.isfinite(value)) and not bool(torch.isfinite(matrix).all()):
             raise NonFiniteError(f"{_name(key)}: holds NaN or Inf; its norm is not defined")
         # Any order of summation of n non-negative terms: relative error at most gamma_{n-1}.
-        slack = 1.0 + 2.0 * magnitudes.numel() / sums.numel() * 2.0**-53
-        lower.append(value / slack if magnitudes.numel() > sums.numel() else value)
-        upper.append(value * slack if magnitudes.numel() > sums.numel() else value)
-        if norm == 1:
-            vector = torch.zeros(matrix.shape[1], dtype=torch.float64)
-            vector[top] = 1.0
-        else:
-            vector = torch.where(matrix[top] < 0, -1.0, 1.0).double() / math.sqrt(matrix.shape[1])
-        image = matrix.double() @ vector
-        size = float(image.norm())
+        terms = matrix.numel() // sums.numel()
+        slack = 1.0 + 2.0 * terms * 2.0**-53 if terms > 1 else 1.0
+        lower.append(value / slack)
+        upper.append(value * slack)
+        vector, image = _extremal(matrix.detach(), norm, top)
         right.append(vector)
-        left.append(image / size if 0 < size < math.inf else image)
-    return (
-        torch.tensor(lower, dtype=torch.float64),
-        torch.tensor(upper, dtype=torch.float64),
-        right,
-        left,
-    )
+        left.append(image)
+    return torch.stack(lower), torch.stack(upper), right, left
+
+
+def _extremal(matrix: Tensor, norm: Norm, top: int) -> tuple[Tensor, Tensor]:
+    """The unit vector whose image is the largest, and the image's direction."""
+    if norm == 1:
+        vector = torch.zeros(matrix.shape[1], dtype=torch.float64)
+        vector[top] = 1.0
+    else:
+        vector = torch.where(matrix[top] < 0, -1.0, 1.0).double() / math.sqrt(matrix.shape[1])
+    image = matrix.double() @ vector
+    size = float(image.norm())
+    return vector, image / size if 0 < size < math.inf else image
 
 
 def _keyed(result: SpectralNorms[Any], keys: list[Any]) -> SpectralNorms[Any]:
@@ -285,3 +369,50 @@ def _spectral_norms_fake(  # noqa: PLR0917 (the schema's order)
         vector(sum(matrix.shape[1] for matrix in matrices), torch.float64),
         vector(sum(matrix.shape[0] for matrix in matrices), torch.float64),
     )
+
+
+def _save_vectors(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    matrices, start, certify = inputs[:3]
+    lower, upper, passes, upper_method, right, left = output
+    # Without a certificate `upper` is infinite whatever the matrix.
+    constant = [passes, upper_method, right, left] + ([] if certify else [upper])
+    ctx.mark_non_differentiable(*constant)
+    ctx.save_for_backward(lower, right, left)
+    ctx.dtypes = [matrix.dtype for matrix in matrices]
+    ctx.columns = [matrix.shape[1] for matrix in matrices]
+    ctx.rows = [matrix.shape[0] for matrix in matrices]
+    ctx.starts = len(start)
+
+
+def _rank_one_gradients(ctx: Any, lower: Tensor, upper: Tensor, *_: Any) -> tuple[Any, ...]:
+    """Gradient u v^T of each norm, times what comes from `lower` and `upper`; 0 for W = 0."""
+    value, right, left = ctx.saved_tensors
+    incoming = torch.where(value > 0, lower + upper, 0.0)
+    if torch.is_grad_enabled() and incoming.requires_grad:
+        # u and v are constants here, so a second derivative would be wrong without a word.
+        incoming = _Once.apply(incoming)  # type: ignore[no-untyped-call]
+    pieces = zip(
+        incoming.unbind(), left.split(ctx.rows), right.split(ctx.columns), ctx.dtypes, strict=True
+    )
+    gradients = [
+        torch.outer((factor * u).to(dtype), v.to(dtype)) if needed else None
+        for needed, (factor, u, v, dtype) in zip(ctx.needs_input_grad[0], pieces, strict=True)
+    ]
+    return (gradients, [None] * ctx.starts, *[None] * 6)
+
+
+class _Once(torch.autograd.Function):
+    """The identity; differentiating it is an error."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return tensor.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise RuntimeError("spectral_norms: the gradient of norm=2 cannot be differentiated again")
+
+
+torch.library.register_autograd(
+    "lipfast::spectral_norms", _rank_one_gradients, setup_context=_save_vectors
+)

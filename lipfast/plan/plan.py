@@ -22,6 +22,7 @@ from lipfast.rules.registry import LayerRequest, Norm, lookup, require_rules
 
 if TYPE_CHECKING:
     from lipfast.estimators.estimate import Bounds, LowerBound, UpperBound
+    from lipfast.estimators.tracker import Tracker
 
 SCHEMA_VERSION = 1
 StateDict = Mapping[str, Tensor]
@@ -177,11 +178,23 @@ class Plan:
 
     @overload
     def upper(
-        self, state_dicts: StateDict, *, norm: Norm = 2, rtol: float = 1e-6, seed: int = 0
+        self,
+        state_dicts: StateDict,
+        *,
+        norm: Norm = 2,
+        rtol: float = 1e-6,
+        seed: int = 0,
+        start: Mapping[str, Tensor] | None = None,
     ) -> UpperBound: ...
     @overload
     def upper(
-        self, state_dicts: Sequence[StateDict], *, norm: Norm = 2, rtol: float = 1e-6, seed: int = 0
+        self,
+        state_dicts: Sequence[StateDict],
+        *,
+        norm: Norm = 2,
+        rtol: float = 1e-6,
+        seed: int = 0,
+        start: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor] | None] | None = None,
     ) -> list[UpperBound]: ...
     def upper(
         self,
@@ -190,6 +203,7 @@ class Plan:
         norm: Norm = 2,
         rtol: float = 1e-6,
         seed: int = 0,
+        start: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor] | None] | None = None,
     ) -> UpperBound | list[UpperBound]:
         """Certified upper bounds on the Lipschitz constant; see `spectral_product.upper_bounds`.
 
@@ -198,12 +212,16 @@ class Plan:
             norm: 1, 2 or inf, of inputs and outputs alike.
             rtol: relative gap of each layer's bracket.
             seed: of the start vectors.
+            start: start vectors by the name of the weight, for instance `Tracker.vectors`: one
+                mapping for all state dicts, or a list with one (or None) for each. The bounds are
+                certified whatever they are.
 
         Returns:
             One `UpperBound`, or a list in the order of the state dicts.
 
         Raises:
             StateDictError, NonFiniteError: a state dict does not fit the architecture.
+            ArgumentError: a start vector does not fit it.
 
         Examples:
             >>> import torch, lipfast
@@ -215,7 +233,19 @@ class Plan:
         """
         from lipfast.estimators.spectral_product import upper_bounds  # noqa: PLC0415
 
-        return upper_bounds(self, state_dicts, norm=norm, rtol=rtol, seed=seed)
+        return upper_bounds(self, state_dicts, norm=norm, rtol=rtol, seed=seed, start=start)
+
+    def tracker(self, *, norm: Norm = 2, rtol: float = 1e-6, seed: int = 0) -> Tracker:
+        """Upper bounds along a run, each from the singular vectors before it; see `Tracker`.
+
+        Args:
+            norm: 1, 2 or inf; the same for the whole run.
+            rtol: relative gap of each layer's bracket.
+            seed: of the first checkpoint's start vectors.
+        """
+        from lipfast.estimators.tracker import Tracker  # noqa: PLC0415
+
+        return Tracker(self, norm=norm, rtol=rtol, seed=seed)
 
     @overload
     def lower(

@@ -28,6 +28,7 @@ from lipfast.errors import (
     UnsupportedOpError,
 )
 from lipfast.estimators.estimate import LowerBound, UpperBound, check_order
+from lipfast.estimators.spectral_product import upper_bounds_and_vectors
 from lipfast.plan.plan import Plan
 from lipfast.rules.registry import Norm
 from lipfast.scoring.architectures import Architecture, Arguments
@@ -114,6 +115,8 @@ class Scorer:
     def __post_init__(self) -> None:
         self._samples_as: dict[torch.dtype, Tensor] = {self.samples.x.dtype: self.samples.x}
         self._fingerprints: dict[Arguments, str] = {}
+        # Of the last batch of every plan: run -> singular vectors of its last checkpoint there.
+        self._vectors: dict[Arguments, dict[str, Mapping[str, Tensor]]] = {}
         self._constants: Row = {
             "norm": float(self.options.norm),
             "seed": self.options.seed,
@@ -212,7 +215,18 @@ class Scorer:
         state_dicts = [checkpoint.state_dict for _, checkpoint in members]
         options = self.options
         started = time.perf_counter()
-        uppers = plan.upper(state_dicts, norm=options.norm, seed=options.seed)
+        # Batches are in the order of runs and steps: a run that goes on from the batch before
+        # starts from its last checkpoint there. Within a batch that would take several calls.
+        runs = [checkpoint.metadata.run for _, checkpoint in members]
+        known = self._vectors.get(arguments, {})
+        uppers, vectors = upper_bounds_and_vectors(
+            plan,
+            state_dicts,
+            norm=options.norm,
+            seed=options.seed,
+            start=[known.get(run) for run in runs],
+        )
+        self._vectors[arguments] = dict(zip(runs, vectors, strict=True))
         seconds_upper = self._count("upper", started)
         started = time.perf_counter()
         lowers = plan.lower(

@@ -303,7 +303,125 @@ def test_inputs_keep_their_keys(generator: torch.Generator) -> None:
     assert batch.lower.tolist() == pytest.approx([1.0, 2.0])
 
 
+def test_state_dict_gives_its_matrices(generator: torch.Generator) -> None:
+    model = torch.nn.Sequential(
+        torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
+    )
+    state_dict = model.state_dict()
+    norms = lipfast.spectral_norms(state_dict)
+    assert list(norms.lower) == list(norms.right) == ["0.weight", "3.weight"]
+    alone = lipfast.spectral_norms([state_dict["0.weight"], state_dict["3.weight"]])
+    assert [float(value) for value in norms.upper.values()] == alone.upper.tolist()
+    again = lipfast.spectral_norms(state_dict, start=norms.right, certify=False)
+    assert float(again.lower["3.weight"]) == pytest.approx(float(norms.lower["3.weight"]), rel=1e-6)
+    column_sums = lipfast.spectral_norms(state_dict, norm=1)
+    assert list(column_sums.upper) == ["0.weight", "3.weight"]
+
+
+def test_start_of_one_matrix_and_of_a_batch(generator: torch.Generator) -> None:
+    batch = torch.randn(3, 40, 20, generator=generator)
+    cold = lipfast.spectral_norms(batch)
+    warm = lipfast.spectral_norms(batch, start=torch.stack(cold.right))
+    single = lipfast.spectral_norms(batch[0], start=cold.right[0])
+    assert bool((warm.passes < cold.passes).all())
+    assert single.lower.tolist() == warm.lower.tolist()[:1]
+
+
+def scalar(norms: lipfast.SpectralNorms, side: str) -> Tensor:
+    values = getattr(norms, side)
+    return (torch.stack(list(values.values())) if isinstance(values, dict) else values).sum()
+
+
+@pytest.mark.parametrize("norm", [1, 2, math.inf])
+@pytest.mark.parametrize("side", ["lower", "upper"])
+def test_gradcheck(side: str, norm: float, generator: torch.Generator) -> None:
+    """Gaussian matrices: the largest singular value is simple."""
+    matrices = [
+        torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+        for shape in ((1, 1), (3, 5), (5, 2), (70, 66))
+    ]
+
+    def function(*values: Tensor) -> Tensor:
+        result: Tensor = getattr(lipfast.spectral_norms(list(values), norm=norm, rtol=1e-12), side)
+        return result
+
+    assert torch.autograd.gradcheck(function, matrices[:3])
+    assert torch.autograd.gradcheck(function, matrices, fast_mode=True)
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_gradient_is_the_outer_product(keyed: bool, generator: torch.Generator) -> None:
+    matrix = torch.randn(30, 20, generator=generator, requires_grad=True)
+    fixed = torch.randn(4, 4, generator=generator)
+    tensors = {"a": matrix, "b": fixed} if keyed else [matrix, fixed]
+    norms = lipfast.spectral_norms(tensors)
+    scalar(norms, "lower").backward()
+    key = "a" if keyed else 0
+    expected = torch.outer(norms.left[key], norms.right[key]).float()
+    torch.testing.assert_close(matrix.grad, expected)
+    u, _, vh = torch.linalg.svd(matrix.detach().double())
+    torch.testing.assert_close(expected.double(), torch.outer(u[:, 0], vh[0]), atol=1e-3, rtol=0)
+    assert not norms.right[key].requires_grad
+    assert fixed.grad is None
+    assert "certified" in repr(norms)  # without the warning of a conversion that loses gradients
+
+
+@pytest.mark.parametrize("norm", [1, 2, math.inf])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_gradient_has_the_dtype_of_the_matrix(
+    norm: float, dtype: torch.dtype, generator: torch.Generator
+) -> None:
+    leaf = torch.randn(6, 4, generator=generator).to(dtype).requires_grad_()
+    scalar(lipfast.spectral_norms([leaf.T], norm=norm), "upper").backward()
+    assert leaf.grad is not None
+    assert leaf.grad.dtype == dtype
+    # The norm is homogeneous: <gradient, W> = norm (Euler).
+    value = float(lipfast.spectral_norms([leaf.detach().T], norm=norm).upper[0])
+    product = float((leaf.grad.double() * leaf.detach().double()).sum())
+    assert product == pytest.approx(value, rel=0.03)
+
+
+@pytest.mark.parametrize("norm", [1, 2, math.inf])
+@pytest.mark.parametrize("shape", [(3, 4), (100, 70)])
+def test_gradient_at_zero_is_zero(norm: float, shape: tuple[int, int]) -> None:
+    matrix = torch.zeros(shape, requires_grad=True)
+    norms = lipfast.spectral_norms([matrix], norm=norm)
+    (norms.lower + norms.upper).sum().backward()
+    assert matrix.grad is not None
+    assert not matrix.grad.any()
+
+
+def test_gradient_only_where_it_is_asked_for() -> None:
+    matrix = torch.eye(3, requires_grad=True)
+    with torch.no_grad():
+        assert not lipfast.spectral_norms([matrix]).lower.requires_grad
+    assert not lipfast.spectral_norms([matrix.detach()]).lower.requires_grad
+    estimate = lipfast.spectral_norms([matrix], certify=False)
+    assert estimate.lower.requires_grad
+    assert not estimate.upper.requires_grad  # infinite, whatever the matrix
+
+
+def test_second_derivative_is_an_error(generator: torch.Generator) -> None:
+    matrix = torch.randn(3, 4, generator=generator, requires_grad=True)
+    value = lipfast.spectral_norms([matrix]).lower.square().sum()
+    (gradient,) = torch.autograd.grad(value, matrix, create_graph=True)
+    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
+        gradient.sum().backward()
+
+
+KERNEL = torch.ones(8, 4, 3, 3)
 BAD = {
+    "convolution": ({"a": torch.eye(2), "conv.weight": KERNEL}, ArgumentError, "conv.weight.*conv"),
+    "1-D convolution": ({"conv.weight": torch.ones(8, 4, 3)}, ArgumentError, "conv.weight.*conv"),
+    "convolution in a list": ([KERNEL], ArgumentError, "matrix 0.*2 dimensions"),
+    "batch in a list": ([torch.ones(2, 3, 3)], ArgumentError, "matrix 0.*2 dimensions"),
+    "no matrix in a dict": ({"bias": torch.ones(3)}, ArgumentError, "no matrices among"),
+    "empty dict": ({}, ArgumentError, "no matrices"),
+    "module": (torch.nn.Linear(2, 2), ArgumentError, "state_dict"),
+    "integer in a dict": ({"w": torch.ones(2, 2).int()}, ArgumentError, "'w'.*int32"),
+    "complex in a dict": ({"w": torch.ones(2, 2) * 1j}, ArgumentError, "'w'.*complex64"),
+    "sparse in a dict": ({"w": torch.eye(3).to_sparse()}, ArgumentError, "'w'.*to_dense"),
+    "not a tensor in a dict": ({"w": torch.eye(3), "extra": 3}, ArgumentError, "'extra'.*int"),
     "nan": ([torch.eye(2), torch.tensor([[1.0, math.nan]])], NonFiniteError, "matrix 1"),
     "inf": ([torch.tensor([[math.inf, 0.0]])], NonFiniteError, "matrix 0"),
     "inf in a large one": ({"w": torch.full((100, 100), -math.inf)}, NonFiniteError, "'w'"),
@@ -340,11 +458,27 @@ def test_bad_input_other_norms(norm: float) -> None:
         {"max_passes": 0},
         {"start": []},
         {"start": [torch.ones(3)]},
+        {"start": {0: torch.ones(2)}},
+        {"start": [torch.ones(2).int()]},
+        {"start": [[1.0, 1.0]]},
+        {"start": [torch.tensor([1.0, math.nan])]},
+        {"start": torch.tensor(1.0)},
+        {"start": "1"},
     ],
 )
 def test_bad_options(options: dict[str, object]) -> None:
-    with pytest.raises(ArgumentError):
+    with pytest.raises(ArgumentError if "nan" not in str(options) else NonFiniteError):
         lipfast.spectral_norms([torch.eye(2)], **options)
+
+
+def test_bad_start_of_a_mapping() -> None:
+    matrices = {"w": torch.eye(2), "bias": torch.ones(2)}
+    with pytest.raises(ArgumentError, match="expected a mapping"):
+        lipfast.spectral_norms(matrices, start=[torch.ones(2)])
+    with pytest.raises(ArgumentError, match="no matrix 'v'"):
+        lipfast.spectral_norms(matrices, start={"v": torch.ones(2)})
+    with pytest.raises(ArgumentError, match=r"'w'.*expected 2 values"):
+        lipfast.spectral_norms(matrices, start={"w": torch.ones(3)})
 
 
 def test_opcheck(generator: torch.Generator) -> None:
@@ -356,6 +490,8 @@ def test_opcheck(generator: torch.Generator) -> None:
     for starts in ([], start):
         arguments = (matrices, starts, True, 1e-6, 100, False, 0, 1 << 20)
         torch.library.opcheck(torch.ops.lipfast.spectral_norms.default, arguments)
+        leaves = [matrices[0].clone().requires_grad_(), matrices[1]]
+        torch.library.opcheck(torch.ops.lipfast.spectral_norms.default, (leaves, *arguments[1:]))
 
 
 def test_native_checks_of_its_own() -> None:

@@ -74,11 +74,15 @@ inline void unpack_rows(const double* x, double* a, int64_t ld, int64_t s, int64
   }
 }
 
-// The trailing rows [first, s): subtract the products of the panels just solved, below the diagonal and on it.
-inline void update_trailing(double* a, int64_t ld, int64_t s, int64_t first, const double* panels, double* diagonal) {
-  for (int64_t j = first; j < s; j += kPanel) {
+// Rows [i0, i0 + kTrailingRows) of the trailing part [first, s): subtract the products of the panels just solved,
+// below the diagonal and on it.
+constexpr int64_t kTrailingRows = 128;
+inline void update_trailing(double* a, int64_t ld, int64_t s, int64_t first, int64_t i0, const double* panels,
+                            double* diagonal) {
+  const int64_t end = smaller(s, i0 + kTrailingRows);
+  for (int64_t j = first; j < end; j += kPanel) {
     const double* b = panels + (j - first) * kBlock;
-    for (int64_t i = j; i < s; i += kTileRows) {
+    for (int64_t i = larger(i0, j); i < end; i += kTileRows) {
       DoubleVector c[kTileRows][2] = {};
       const int64_t offset = i - first;
       multiply_tile(panels + offset / kPanel * kPanel * kBlock + offset % kPanel, b, kBlock, c);
@@ -105,17 +109,20 @@ inline void update_trailing(double* a, int64_t ld, int64_t s, int64_t first, con
   }
 }
 
-// a: G above and on the diagonal; on success L strictly below it. diagonal: A's on entry, L's on success.
-// panels: cholesky_panels_size(s) doubles. False when A is not positive definite in floating point.
-inline bool cholesky(double* a, int64_t s, double* diagonal, double* panels) {
-  const int64_t ld = leading_dimension(s);
-  for (int64_t i0 = 0; i0 < s; i0 += 16) {  // A = -G below the diagonal; in blocks, for the cache's sake
-    for (int64_t j0 = 0; j0 <= i0; j0 += 16) {
-      for (int64_t i = i0; i < smaller(s, i0 + 16); ++i) {
-        for (int64_t j = j0; j < smaller(i, j0 + 16); ++j) a[i * ld + j] = -a[j * ld + i];
-      }
+// The lower triangle of rows [i0, i0 + 16): -G.
+inline void negate_rows(double* a, int64_t ld, int64_t s, int64_t i0) {
+  for (int64_t j0 = 0; j0 <= i0; j0 += 16) {  // in blocks, for the cache's sake
+    for (int64_t i = i0; i < smaller(s, i0 + 16); ++i) {
+      for (int64_t j = j0; j < smaller(i, j0 + 16); ++j) a[i * ld + j] = -a[j * ld + i];
     }
   }
+}
+
+// a: G above and on the diagonal; on success L strictly below it. diagonal: A's on entry, L's on success.
+// panels: cholesky_panels_size(s) doubles. False when A is not positive definite in floating point.
+inline bool cholesky(double* a, int64_t s, double* diagonal, double* panels, const Parallel* parallel) {
+  const int64_t ld = leading_dimension(s);
+  for_items(parallel, (s + 15) / 16, [&](int64_t block) { negate_rows(a, ld, s, block * 16); });
   double* u = panels;
   panels += kBlock * kBlock;
   for (int64_t c0 = 0; c0 < s; c0 += kBlock) {
@@ -130,13 +137,16 @@ inline bool cholesky(double* a, int64_t s, double* diagonal, double* panels) {
       for (int64_t k = 0; k < i; ++k) a[(c0 + i) * ld + c0 + k] = u[k * kBlock + i];
     }
     const int64_t first = c0 + n;
-    for (int64_t i = first; i < s; i += kPanel) {
-      double* x = panels + (i - first) * kBlock;
-      pack_rows(a, ld, s, i, c0, n, x);
+    for_items(parallel, (s - first + kPanel - 1) / kPanel, [&](int64_t p) {
+      double* x = panels + p * kPanel * kBlock;
+      pack_rows(a, ld, s, first + p * kPanel, c0, n, x);
       solve_panel(u, n, x);
-      unpack_rows(x, a, ld, s, i, c0, n);
-    }
-    update_trailing(a, ld, s, first, panels, diagonal);
+      unpack_rows(x, a, ld, s, first + p * kPanel, c0, n);
+    });
+    const int64_t blocks = (s - first + kTrailingRows - 1) / kTrailingRows;
+    for_items(parallel, blocks, [&](int64_t item) {  // the longest rows first
+      update_trailing(a, ld, s, first, first + (blocks - 1 - item) * kTrailingRows, panels, diagonal);
+    });
   }
   for (int64_t i = 0; i < s; ++i) {
     if (!(diagonal[i] > 0) || !(diagonal[i] < INFINITY)) return false;

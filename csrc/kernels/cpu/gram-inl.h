@@ -6,9 +6,9 @@
 // sum of l products in some order, each product and each addition rounded at most once:
 //   |G - B B^T| <= gamma_l |B| |B|^T  elementwise.
 
-constexpr int kTileRows = 4;          // rows of a register tile
-constexpr int kPanel = 2 * kDoubles;  // columns of a register tile: 4 x 2 vectors cover the latency of an FMA
-constexpr int64_t kGramDepth = 256;   // columns of B per pass: a panel of them (16 KiB with AVX2) stays in L1
+constexpr int kTileRows = LIPFAST_VECTOR_BYTES == 64 ? 8 : 4;  // rows of a register tile, as registers allow
+constexpr int kPanel = 2 * kDoubles;                           // columns of a register tile; a multiple of kTileRows
+constexpr int64_t kGramDepth = 256;  // columns of B per pass: a panel of them (16 KiB with AVX2) stays in L1
 
 // Leading dimension of an s x s matrix with room for whole tiles, and the doubles that it takes.
 LIPFAST_INLINE int64_t leading_dimension(int64_t s) { return round_up(s, 16); }
@@ -29,52 +29,61 @@ LIPFAST_INLINE void multiply_tile(const double* a, const double* b, int64_t dept
   }
 }
 
-// Columns [k0, k0 + depth) of B into panels: panel p holds B[p kPanel + j][k0 + k] at [k][j], zero outside.
+// Panel p of columns [k0, k0 + depth) of B: B[p kPanel + j][k0 + k] at [k][j], zero outside.
 template <class T>
-void pack_columns(const T* w, int64_t rows, int64_t cols, PowerOfTwo scaling, int64_t k0, int64_t depth,
-                  double* panels) {
+void pack_panel(const T* w, int64_t rows, int64_t cols, PowerOfTwo scaling, int64_t k0, int64_t depth, int64_t p,
+                double* panel) {
   const bool wide = rows <= cols;
   const int64_t s = wide ? rows : cols;
-  for (int64_t p = 0; p * kPanel < s; ++p) {
-    double* panel = panels + p * depth * kPanel;
-    const int64_t count = smaller<int64_t>(kPanel, s - p * kPanel);
-    if (count < kPanel) memset(panel, 0, sizeof(double) * depth * kPanel);
-    if (wide) {
-      for (int64_t j = 0; j < count; ++j) {
-        const T* row = w + (p * kPanel + j) * cols + k0;
-        for (int64_t k = 0; k < depth; ++k) panel[k * kPanel + j] = scaling(row[k]);
-      }
-    } else {
-      for (int64_t k = 0; k < depth; ++k) {
-        const T* row = w + (k0 + k) * cols + p * kPanel;
-        for (int64_t j = 0; j < count; ++j) panel[k * kPanel + j] = scaling(row[j]);
-      }
+  const int64_t count = smaller<int64_t>(kPanel, s - p * kPanel);
+  if (count < kPanel) memset(panel, 0, sizeof(double) * depth * kPanel);
+  if (wide) {
+    for (int64_t j = 0; j < count; ++j) {
+      const T* row = w + (p * kPanel + j) * cols + k0;
+      for (int64_t k = 0; k < depth; ++k) panel[k * kPanel + j] = scaling(row[k]);
+    }
+  } else {
+    for (int64_t k = 0; k < depth; ++k) {
+      const T* row = w + (k0 + k) * cols + p * kPanel;
+      for (int64_t j = 0; j < count; ++j) panel[k * kPanel + j] = scaling(row[j]);
     }
   }
 }
 
 inline int64_t gram_panels_size(int64_t s) { return round_up(s, kPanel) * kGramDepth; }
 
-// g: square_size(s) doubles; panels: gram_panels_size(s) doubles.
-template <class T>
-void gram(const T* w, int64_t rows, int64_t cols, PowerOfTwo scaling, double* g, double* panels) {
-  const int64_t s = smaller(rows, cols), l = larger(rows, cols), ld = leading_dimension(s);
-  for (int64_t k0 = 0; k0 < l; k0 += kGramDepth) {
-    const int64_t depth = smaller(kGramDepth, l - k0);
-    pack_columns(w, rows, cols, scaling, k0, depth, panels);
-    for (int64_t j = 0; j < s; j += kPanel) {
-      const double* b = panels + j * depth;
-      for (int64_t i = 0; i < smaller(s, j + kPanel); i += kTileRows) {
-        DoubleVector c[kTileRows][2] = {};
-        multiply_tile(panels + i / kPanel * kPanel * depth + i % kPanel, b, depth, c);
-        LIPFAST_UNROLL
-        for (int r = 0; r < kTileRows; ++r) {
-          double* out = g + (i + r) * ld + j;
-          store(out, k0 == 0 ? c[r][0] : load(out) + c[r][0]);
-          store(out + kDoubles, k0 == 0 ? c[r][1] : load(out + kDoubles) + c[r][1]);
-        }
+// Rows of G that are computed together: their panels (256 KiB) stay in L2 while all columns pass by.
+constexpr int64_t kGramRows = 128;
+
+// Rows [i0, i0 + kGramRows) of G, right of the diagonal: add (or set) the products of `depth` columns.
+inline void gram_rows(double* g, int64_t s, int64_t i0, const double* panels, int64_t depth, bool add) {
+  const int64_t ld = leading_dimension(s), end = smaller(s, i0 + kGramRows);
+  for (int64_t j = i0 / kPanel * kPanel; j < s; j += kPanel) {
+    const double* b = panels + j * depth;
+    for (int64_t i = i0; i < smaller(end, j + kPanel); i += kTileRows) {
+      DoubleVector c[kTileRows][2] = {};
+      multiply_tile(panels + i / kPanel * kPanel * depth + i % kPanel, b, depth, c);
+      LIPFAST_UNROLL
+      for (int r = 0; r < kTileRows; ++r) {
+        double* out = g + (i + r) * ld + j;
+        store(out, add ? load(out) + c[r][0] : c[r][0]);
+        store(out + kDoubles, add ? load(out + kDoubles) + c[r][1] : c[r][1]);
       }
     }
+  }
+}
+
+// g: square_size(s) doubles; panels: gram_panels_size(s) doubles.
+template <class T>
+void gram(const T* w, int64_t rows, int64_t cols, PowerOfTwo scaling, double* g, double* panels,
+          const Parallel* parallel) {
+  const int64_t s = smaller(rows, cols), l = larger(rows, cols);
+  for (int64_t k0 = 0; k0 < l; k0 += kGramDepth) {
+    const int64_t depth = smaller(kGramDepth, l - k0);
+    for_items(parallel, (s + kPanel - 1) / kPanel,
+              [&](int64_t p) { pack_panel(w, rows, cols, scaling, k0, depth, p, panels + p * kPanel * depth); });
+    for_items(parallel, (s + kGramRows - 1) / kGramRows,
+              [&](int64_t block) { gram_rows(g, s, block * kGramRows, panels, depth, k0 > 0); });
   }
 }
 

@@ -5,6 +5,7 @@ struct LanczosResult {
   double value;  // Ritz value: a lower estimate of the largest eigenvalue, up to rounding
   double error;  // estimate of what is missing: min(residual, residual^2 / gap)
   int32_t passes;
+  double gap;  // from the value to the second one, estimated
 };
 
 constexpr int64_t kBasis = 64;        // vectors kept before a restart
@@ -43,8 +44,11 @@ inline double orthogonalize(const double* basis, int64_t count, double* w, int64
 }
 
 // x: unit start vector in, Ritz vector (unit) out. tolerance: relative, on the eigenvalue. work: lanczos_size(n).
+// Convergence is looked at after each of the first check_all steps (a good start may need no more), then every third,
+// or every sixth while it is far.
 template <class Operator>
-LanczosResult lanczos(Operator& apply, int64_t n, int32_t max_passes, double tolerance, double* x, double* work) {
+LanczosResult lanczos(Operator& apply, int64_t n, int32_t max_passes, double tolerance, double* x, double* work,
+                      int64_t check_all = 0) {
   const int64_t limit = basis_vectors(n);
   double* basis = work;
   double* w = basis + limit * n;
@@ -52,10 +56,10 @@ LanczosResult lanczos(Operator& apply, int64_t n, int32_t max_passes, double tol
   double* off = diagonal + kLargeBasis + 1;
   double* ritz = off + kLargeBasis + 1;
   double* scratch = ritz + kLargeBasis + 1;
-  LanczosResult result{0, 0, 0};
+  LanczosResult result{0, 0, 0, 0};
   for (;;) {
     memcpy(basis, x, sizeof(double) * n);
-    int64_t size = 0;
+    int64_t size = 0, check = smaller<int64_t>(6, limit);
     bool done = false;
     while (!done && size < limit) {
       const double* q = basis + size * n;
@@ -68,15 +72,16 @@ LanczosResult lanczos(Operator& apply, int64_t n, int32_t max_passes, double tol
       const double next = orthogonalize(basis, size, w, n);
       off[size - 1] = next;
       const bool last = size == limit || result.passes >= max_passes;
-      if (size % 3 == 0 || last || next <= 1e-14 * fabs(diagonal[0])) {
+      if (size >= check || size < check_all || last || next <= 1e-14 * fabs(diagonal[0])) {
         result.value = largest_eigenvalue(diagonal, off, size);
         top_eigenvector(diagonal, off, size, result.value, ritz, scratch);
         const double residual = next * fabs(ritz[size - 1]);
         result.error = residual;
-        if (residual > 0 && size > 1) {
-          const double gap = result.value - second_eigenvalue(diagonal, off, size, result.value);
-          result.error = smaller(residual, residual * residual / larger(gap, 1e-300));
+        if (size > 1) {
+          result.gap = result.value - second_eigenvalue(diagonal, off, size, result.value);
+          result.error = smaller(residual, residual * residual / larger(result.gap, 1e-300));
         }
+        check = size + (result.error > 1e3 * tolerance * result.value ? 6 : 3);
         done = result.error <= tolerance * result.value || next <= 1e-14 * fabs(result.value) || !(result.value > 0);
       }
       if (result.passes >= max_passes) done = true;
@@ -95,7 +100,7 @@ LanczosResult lanczos(Operator& apply, int64_t n, int32_t max_passes, double tol
 // The published method: `passes` power iterations, no stopping rule. The value is the last Rayleigh quotient.
 template <class Operator>
 LanczosResult power_iteration(Operator& apply, int64_t n, int32_t passes, double* x, double* work) {
-  LanczosResult result{0, 0, 0};
+  LanczosResult result{0, 0, 0, 0};
   for (; result.passes < passes; ++result.passes) {
     apply(x, work);
     result.value = dot(x, work, n);

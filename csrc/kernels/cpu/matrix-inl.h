@@ -39,53 +39,131 @@ bool examine(const T* data, int64_t rows, int64_t cols, Matrix<T>& matrix) {
   return true;
 }
 
-// z = (2^-e W)^T (2^-e W) v in one pass over W, four rows at a time: the rows of a block are used again for z while
-// they are in the cache. The scaling is spread over v, y and z so that no intermediate leaves T's range.
-template <class T>
-struct MatrixOperator {
-  const Matrix<T>& matrix;
-  T* v;  // cols
-  T* z;  // cols
+// Z = (2^-e W)^T (2^-e W) V for kVectors vectors in one pass over W: the rows of a strip are used again for Z while
+// they are in the cache. The scaling is spread over V, Y and Z so that no intermediate leaves T's range.
+//
+// W is cut into chunks of rows by its size alone, each with a Z of its own, added up in order: the result does not
+// depend on the number of threads.
+constexpr int64_t kStripRows = 16;       // rows whose products with V are kept while they are in the cache
+constexpr int64_t kStripColumns = 1024;  // columns of them that pass together
+constexpr int64_t kMaxChunks = 16;
 
+LIPFAST_INLINE int64_t operator_chunks(int64_t rows, int64_t cols) {
+  return rows * cols < (int64_t{1} << 20) ? 1 : smaller(kMaxChunks, (rows + kStripRows - 1) / kStripRows);
+}
+
+template <class T, int kVectors>
+struct MatrixOperator {
+  typedef typename Simd<T>::Vector Vector;
+  static constexpr int kLanes = Simd<T>::kLanes;
+  // Rows in registers: kRows x kVectors sums, beside kVectors + 1 operands.
+  static constexpr int kRows = kVectors == 1 ? 8 : (LIPFAST_VECTOR_BYTES == 64 ? 4 : 2);
+
+  const Matrix<T>& matrix;
+  const Parallel* parallel;
+  T* v;  // kVectors x cols
+  T* z;  // chunks x kVectors x cols
+
+  static int64_t size(int64_t rows, int64_t cols) { return (1 + operator_chunks(rows, cols)) * kVectors * cols; }
+
+  MatrixOperator(const Matrix<T>& of, const Parallel* threads, T* work)
+      : matrix(of), parallel(threads), v(work), z(work + kVectors * of.cols) {}
+
+  // in, out: kVectors x cols.
   void operator()(const double* in, double* out) {
-    const int64_t rows = matrix.rows, cols = matrix.cols;
+    const int64_t rows = matrix.rows, size = kVectors * matrix.cols, chunks = operator_chunks(rows, matrix.cols);
     const int half = matrix.exponent / 2;
     const PowerOfTwo outer = power_of_two(-half), inner = power_of_two(-2 * (matrix.exponent - half));
-    for (int64_t j = 0; j < cols; ++j) {
-      v[j] = static_cast<T>(outer(in[j]));
-      z[j] = 0;
+    for (int64_t j = 0; j < size; ++j) v[j] = static_cast<T>(outer(in[j]));
+    const int64_t height = round_up((rows + chunks - 1) / chunks, kStripRows);
+    for_items(parallel, chunks, [&](int64_t chunk) {
+      T* sum = z + chunk * size;
+      for (int64_t j = 0; j < size; ++j) sum[j] = 0;
+      for (int64_t i = chunk * height; i < smaller(rows, (chunk + 1) * height); i += kStripRows) {
+        strip(i, smaller(kStripRows, rows - i), inner, sum);
+      }
+    });
+    for (int64_t j = 0; j < size; ++j) {
+      double total = 0;
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) total += z[chunk * size + j];
+      out[j] = outer(total);
     }
-    int64_t i = 0;
-    for (; i + 4 <= rows; i += 4) block<4>(matrix.data + i * cols, cols, inner);
-    for (; i < rows; ++i) block<1>(matrix.data + i * cols, cols, inner);
-    for (int64_t j = 0; j < cols; ++j) out[j] = outer(static_cast<double>(z[j]));
   }
 
-  template <int kRows>
-  LIPFAST_INLINE void block(const T* w, int64_t cols, PowerOfTwo inner) {
-    typedef typename Simd<T>::Vector Vector;
-    constexpr int kLanes = Simd<T>::kLanes;
-    Vector sum[kRows] = {};
-    T y[kRows];
+  void strip(int64_t first, int64_t count, PowerOfTwo inner, T* sum) const {
+    const int64_t cols = matrix.cols;
+    const T* w = matrix.data + first * cols;
+    double products[kStripRows][kVectors] = {};
+    for (int64_t j = 0; j < cols; j += kStripColumns) {
+      const int64_t width = smaller(kStripColumns, cols - j);
+      int64_t r = 0;
+      for (; r + kRows <= count; r += kRows) project<kRows>(w + r * cols + j, j, width, products + r);
+      for (; r < count; ++r) project<1>(w + r * cols + j, j, width, products + r);
+    }
+    T y[kStripRows][kVectors];
+    for (int64_t r = 0; r < count; ++r) {
+      for (int c = 0; c < kVectors; ++c) y[r][c] = static_cast<T>(inner(products[r][c]));
+    }
+    for (int64_t j = 0; j < cols; j += kStripColumns) {
+      const int64_t width = smaller(kStripColumns, cols - j);
+      int64_t r = 0;
+      for (; r + kRows <= count; r += kRows) expand<kRows>(w + r * cols + j, j, width, y + r, sum);
+      for (; r < count; ++r) expand<1>(w + r * cols + j, j, width, y + r, sum);
+    }
+  }
+
+  // products[r][c] += w_r . v_c over columns [j0, j0 + width).
+  template <int kCount>
+  LIPFAST_INLINE void project(const T* w, int64_t j0, int64_t width, double (*products)[kVectors]) const {
+    const int64_t cols = matrix.cols;
+    Vector sums[kCount][kVectors] = {};
     int64_t j = 0;
-    for (; j + kLanes <= cols; j += kLanes) {
-      const Vector vj = load(v + j);
+    for (; j + kLanes <= width; j += kLanes) {
+      Vector operand[kVectors];
       LIPFAST_UNROLL
-      for (int r = 0; r < kRows; ++r) sum[r] += load(w + r * cols + j) * vj;
-    }
-    for (int r = 0; r < kRows; ++r) {
-      double total = horizontal_sum<T>(sum[r]);
-      for (int64_t k = j; k < cols; ++k) total += w[r * cols + k] * v[k];
-      y[r] = static_cast<T>(inner(total));
-    }
-    for (j = 0; j + kLanes <= cols; j += kLanes) {
-      Vector zj = load(z + j);
+      for (int c = 0; c < kVectors; ++c) operand[c] = load(v + c * cols + j0 + j);
       LIPFAST_UNROLL
-      for (int r = 0; r < kRows; ++r) zj += load(w + r * cols + j) * y[r];
-      store(z + j, zj);
+      for (int r = 0; r < kCount; ++r) {
+        const Vector entry = load(w + r * cols + j);
+        LIPFAST_UNROLL
+        for (int c = 0; c < kVectors; ++c) sums[r][c] += entry * operand[c];
+      }
     }
-    for (; j < cols; ++j) {
-      for (int r = 0; r < kRows; ++r) z[j] += w[r * cols + j] * y[r];
+    for (int r = 0; r < kCount; ++r) {
+      for (int c = 0; c < kVectors; ++c) {
+        double total = horizontal_sum<T>(sums[r][c]);
+        for (int64_t k = j; k < width; ++k) total += w[r * cols + k] * v[c * cols + j0 + k];
+        products[r][c] += total;
+      }
+    }
+  }
+
+  // sum_c += y_rc w_r over columns [j0, j0 + width).
+  template <int kCount>
+  LIPFAST_INLINE void expand(const T* w, int64_t j0, int64_t width, const T (*y)[kVectors], T* sum) const {
+    const int64_t cols = matrix.cols;
+    int64_t j = 0;
+    for (; j + kLanes <= width; j += kLanes) {
+      Vector entry[kCount];
+      LIPFAST_UNROLL
+      for (int r = 0; r < kCount; ++r) {
+        entry[r] = load(w + r * cols + j);
+        // The next strip of a large matrix comes while this one is used; what lies in L2 anyway would only cost slots.
+        if (kVectors > 1) __builtin_prefetch(w + (r + kStripRows) * cols + j, 0, 2);
+      }
+      LIPFAST_UNROLL
+      for (int c = 0; c < kVectors; ++c) {
+        T* out = sum + c * cols + j0 + j;
+        Vector total = load(out);
+        LIPFAST_UNROLL
+        for (int r = 0; r < kCount; ++r) total += entry[r] * y[r][c];
+        store(out, total);
+      }
+    }
+    for (; j < width; ++j) {
+      for (int c = 0; c < kVectors; ++c) {
+        for (int r = 0; r < kCount; ++r) sum[c * cols + j0 + j] += w[r * cols + j] * y[r][c];
+      }
     }
   }
 };

@@ -5,7 +5,8 @@ constexpr int32_t kReducePasses = 1000;  // beyond: Lanczos; never reached in pr
 
 inline int64_t reduce_size(int64_t outputs, int64_t inputs) {
   const int64_t s = smaller(outputs, inputs), l = larger(outputs, inputs);
-  if (s > kSmallSide) return 2 * outputs + 4 * inputs + lanczos_size(inputs);
+  if (s > kSmallSide)
+    return 2 * outputs + inputs + MatrixOperator<double, 1>::size(outputs, inputs) + lanczos_size(inputs);
   return s * round_up(l, kDoubles) + (s * s + 4 * s + 2) * kDoubles;
 }
 
@@ -92,8 +93,9 @@ void reduce_large(const T* jacobian, int64_t outputs, int64_t inputs, T* spectra
   *frobenius = static_cast<T>(ldexp(sqrt(squares), matrix.exponent));
   random_vector(0, x, inputs);
   normalize(x, inputs);
-  MatrixOperator<T> apply{matrix, reinterpret_cast<T*>(work), reinterpret_cast<T*>(work + inputs)};
-  lanczos(apply, inputs, kReducePasses, sizeof(T) == 4 ? 1e-6 : 1e-13, x, work + 2 * inputs);
+  MatrixOperator<T, 1> apply(matrix, nullptr, reinterpret_cast<T*>(work));
+  work += MatrixOperator<double, 1>::size(outputs, inputs);
+  lanczos(apply, inputs, kReducePasses, sizeof(T) == 4 ? 1e-6 : 1e-13, x, work);
   multiply(matrix, false, x, y, bound);
   *spectral = static_cast<T>(ldexp(sqrt(dot(y, y, outputs)), matrix.exponent));
 }

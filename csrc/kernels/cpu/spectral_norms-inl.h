@@ -2,6 +2,7 @@
 
 #include "tridiagonal-inl.h"
 #include "lanczos-inl.h"
+#include "block_lanczos-inl.h"
 #include "matrix-inl.h"
 #include "gram-inl.h"
 #include "cholesky-inl.h"
@@ -16,6 +17,9 @@ LIPFAST_INLINE double gamma(int64_t k) {
 }
 LIPFAST_INLINE double up(double v) { return nextafter(v, INFINITY); }
 LIPFAST_INLINE double down(double v) { return v > 0 ? nextafter(v, 0.0) : v; }
+
+// A start vector from a checkpoint nearby may need no more than a step or two: look after each of the first.
+inline int64_t warm_steps(const SpectralProblem& problem) { return problem.start != nullptr ? 8 : 0; }
 
 struct GramOperator {
   const double* g;
@@ -74,6 +78,7 @@ struct Certificate {
   double* diagonal;  // s: the factor's diagonal
   double* panels;
   double trace;  // of G
+  const Parallel* parallel;
 
   // Tries to prove lambda_max(B B^T) <= the value written to `bound` with the shift t.
   bool prove(double t, double* bound) const {
@@ -84,7 +89,7 @@ struct Certificate {
       sum += diagonal[i];
       largest = larger(largest, fabs(diagonal[i]));
     }
-    if (!cholesky(g, s, diagonal, panels)) return false;
+    if (!cholesky(g, s, diagonal, panels, parallel)) return false;
     const double cholesky_error = gamma(s + 2) / (1 - gamma(s + 2)) * sum;
     const double diagonal_error = kUnitRoundoff * largest;
     const double gram_error = gamma(l) * trace / (1 - gamma(s + l));
@@ -142,6 +147,50 @@ inline double certified_upper(const Certificate& certificate, double value, doub
   return best;
 }
 
+// Lanczos on W itself. x: unit start vector in, right singular vector out. tolerance: relative, on the square.
+template <class T>
+LanczosResult estimate(const Matrix<T>& w, const SpectralProblem& problem, double tolerance, double* x, double* work) {
+  const int64_t rows = w.rows, cols = w.cols;
+  if (problem.method == SpectralMethod::kLanczos && spectral_norms_uses_blocks(problem)) {
+    MatrixOperator<T, kBlockVectors> apply(w, problem.parallel, reinterpret_cast<T*>(work));
+    work += MatrixOperator<double, kBlockVectors>::size(rows, cols);
+    return block_lanczos(apply, cols, problem.max_passes, tolerance, x, work);
+  }
+  MatrixOperator<T, 1> apply(w, problem.parallel, reinterpret_cast<T*>(work));
+  work += MatrixOperator<double, 1>::size(rows, cols);
+  if (problem.method == SpectralMethod::kPower) return power_iteration(apply, cols, problem.max_passes, x, work);
+  return lanczos(apply, cols, problem.max_passes, tolerance, x, work, warm_steps(problem));
+}
+
+// With a Gram matrix at hand: its largest eigenvalue and unit eigenvector x. Lanczos runs on G, in float64, unless W is
+// large: then on W, in its own type and with all threads. right: the start vector; overwritten.
+template <class T>
+LanczosResult find_top(const Matrix<T>& w, const SpectralProblem& problem, const Certificate& certificate,
+                       double* right, double* x, double* bound, double* work) {
+  const int64_t s = certificate.s;
+  const bool wide = w.rows <= w.cols, on_w = problem.parallel != nullptr;
+  const double tolerance = 0.2 * problem.rtol;
+  LanczosResult found{};
+  if (on_w) found = estimate(w, problem, tolerance, right, work);
+  if (wide) multiply(w, false, right, x, bound);
+  if (wide && !(normalize(x, s) > 0)) {
+    random_vector(problem.seed, x, s);
+    normalize(x, s);
+  }
+  const GramOperator gram_operator{certificate.g, s};
+  if (on_w) {
+    gram_operator(x, work);
+    const double value = dot(x, work, s);
+    found.error += larger(0.0, found.value - value);
+    found.value = value;
+    return found;
+  }
+  if (problem.method == SpectralMethod::kPower) {
+    return power_iteration(gram_operator, s, problem.max_passes, x, work);
+  }
+  return lanczos(gram_operator, s, problem.max_passes, tolerance, x, work, warm_steps(problem));
+}
+
 template <class T>
 void spectral_norms_of(const SpectralProblem& problem, SpectralResult& result, double* work) {
   const T* data = static_cast<const T*>(problem.data);
@@ -162,7 +211,7 @@ void spectral_norms_of(const SpectralProblem& problem, SpectralResult& result, d
     // leads out of it.
     double norm = sqrt(dot(problem.start, problem.start, cols));
     if (norm > 0 && norm < INFINITY) {
-      scale(1e-3, result.right, cols);
+      scale(1e-4, result.right, cols);
       axpy(1 / norm, problem.start, result.right, cols);
       normalize(result.right, cols);
     }
@@ -179,24 +228,14 @@ void spectral_norms_of(const SpectralProblem& problem, SpectralResult& result, d
   double value_lower = 0, scaled_upper = INFINITY;
   result.upper_method = UpperMethod::kNone;
   if (spectral_norms_uses_gram(problem)) {
-    Certificate certificate{work, s, l, nullptr, nullptr, 0};
+    Certificate certificate{work, s, l, nullptr, nullptr, 0, problem.parallel};
     certificate.diagonal = work + square_size(s);
     certificate.panels = certificate.diagonal + s;
     double* rest = certificate.panels + larger(gram_panels_size(s), cholesky_panels_size(s));
-    gram(data, rows, cols, w.scaling, certificate.g, certificate.panels);
+    gram(data, rows, cols, w.scaling, certificate.g, certificate.panels, problem.parallel);
     for (int64_t i = 0; i < s; ++i) certificate.trace += certificate.g[i * leading_dimension(s) + i];
-    GramOperator gram_operator{certificate.g, s};
     double* x = wide ? result.left : result.right;
-    if (wide) {
-      multiply(w, false, result.right, x, bound);
-      if (!(normalize(x, s) > 0)) {
-        random_vector(problem.seed, x, s);
-        normalize(x, s);
-      }
-    }
-    LanczosResult found = problem.method == SpectralMethod::kPower
-                              ? power_iteration(gram_operator, s, problem.max_passes, x, rest)
-                              : lanczos(gram_operator, s, problem.max_passes, 0.1 * problem.rtol, x, rest);
+    const LanczosResult found = find_top(w, problem, certificate, result.right, x, bound, rest);
     result.passes = found.passes;
     if (problem.certify) {
       const double top = certified_upper(certificate, found.value, found.error, problem.rtol, x, rest);
@@ -205,13 +244,7 @@ void spectral_norms_of(const SpectralProblem& problem, SpectralResult& result, d
     }
     value_lower = certified_lower(w, wide, x, wide ? result.right : result.left, bound);
   } else {
-    double* rest = work;
-    MatrixOperator<T> matrix_operator{w, reinterpret_cast<T*>(rest), reinterpret_cast<T*>(rest + cols)};
-    rest += 2 * cols;
-    const LanczosResult found =
-        problem.method == SpectralMethod::kPower
-            ? power_iteration(matrix_operator, cols, problem.max_passes, result.right, rest)
-            : lanczos(matrix_operator, cols, problem.max_passes, problem.rtol, result.right, rest);
+    const LanczosResult found = estimate(w, problem, 2 * problem.rtol, result.right, work);
     result.passes = found.passes;
     value_lower = certified_lower(w, false, result.right, result.left, bound);
   }
@@ -235,8 +268,17 @@ void spectral_norms(const SpectralProblem& problem, SpectralResult& result, doub
   }
 }
 
+inline int64_t estimate_size(const SpectralProblem& problem) {
+  if (!spectral_norms_uses_blocks(problem)) {
+    return MatrixOperator<double, 1>::size(problem.rows, problem.cols) + lanczos_size(problem.cols);
+  }
+  return MatrixOperator<double, kBlockVectors>::size(problem.rows, problem.cols) + block_lanczos_size(problem.cols);
+}
+
 inline int64_t spectral_norms_workspace(const SpectralProblem& problem) {
   const int64_t s = smaller(problem.rows, problem.cols), l = larger(problem.rows, problem.cols);
-  if (!spectral_norms_uses_gram(problem)) return l + 2 * problem.cols + lanczos_size(problem.cols);
-  return l + square_size(s) + s + larger(gram_panels_size(s), cholesky_panels_size(s)) + lanczos_size(s);
+  if (!spectral_norms_uses_gram(problem)) return l + estimate_size(problem);
+  const int64_t search = spectral_norms_is_large(problem) ? estimate_size(problem) : 0;
+  return l + square_size(s) + s + larger(gram_panels_size(s), cholesky_panels_size(s)) +
+         larger(lanczos_size(s), search);
 }

@@ -14,6 +14,16 @@ bool spectral_norms_uses_gram(const SpectralProblem& problem) {
   return problem.certify && bytes <= static_cast<double>(problem.memory);
 }
 
+bool spectral_norms_uses_blocks(const SpectralProblem& problem) {
+  return problem.rows * problem.cols >= int64_t{4} << 20 && problem.cols >= 64;
+}
+
+bool spectral_norms_is_large(const SpectralProblem& problem) {
+  const double rows = static_cast<double>(problem.rows), cols = static_cast<double>(problem.cols);
+  if (!spectral_norms_uses_gram(problem)) return rows * cols >= 1 << 20;
+  return rows * cols * (rows < cols ? rows : cols) >= 5e8;
+}
+
 int64_t spectral_norms_workspace(const SpectralProblem& problem) {
   static constexpr int64_t (*table[kCapabilities])(const SpectralProblem&) = LIPFAST_TABLE(spectral_norms_workspace);
   return dispatch(table)(problem);

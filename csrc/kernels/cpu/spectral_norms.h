@@ -22,6 +22,12 @@ SpectralNormsKernel spectral_norms_kernel();
 // Doubles of workspace that a problem needs, for every capability.
 int64_t spectral_norms_workspace(const SpectralProblem& problem);
 
+// Whether Lanczos takes blocks of vectors: W is larger than the cache and every pass over it counts.
+bool spectral_norms_uses_blocks(const SpectralProblem& problem);
+
+// Whether all threads should share this one matrix.
+bool spectral_norms_is_large(const SpectralProblem& problem);
+
 // Whether the Gram matrix of the smaller side is formed (and factored, when certifying).
 bool spectral_norms_uses_gram(const SpectralProblem& problem);
 

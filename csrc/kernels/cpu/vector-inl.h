@@ -96,3 +96,15 @@ inline PowerOfTwo power_of_two(int exponent) { return {ldexp(1.0, exponent / 2),
 LIPFAST_INLINE int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
+
+// body(item) for every item in [0, count), on the given threads.
+template <class Body>
+void for_items(const Parallel* parallel, int64_t count, const Body& body) {
+  if (parallel == nullptr) {
+    for (int64_t item = 0; item < count; ++item) body(item);
+    return;
+  }
+  parallel->run(
+      count, [](void* argument, int64_t item) { (*static_cast<const Body*>(argument))(item); },
+      const_cast<void*>(static_cast<const void*>(&body)));
+}

@@ -21,10 +21,11 @@ Outputs spectral_norms_cpu(std::vector<Tensor> matrices, std::vector<Tensor> sta
   for (int64_t i = 0; i < count; ++i) {
     const Tensor& matrix = matrices[i];
     const bool given = !start.empty() && start[i].numel() > 0;
-    problems.push_back(
-        {matrix.data_ptr(), matrix.scalar_type() == ScalarType::Float ? Dtype::kFloat32 : Dtype::kFloat64,
-         matrix.size(0), matrix.size(1), given ? values<double>(start[i]) : nullptr, static_cast<uint64_t>(seed), rtol,
-         static_cast<int32_t>(max_passes), power ? SpectralMethod::kPower : SpectralMethod::kLanczos, certify, memory});
+    problems.push_back({matrix.data_ptr(),
+                        matrix.scalar_type() == ScalarType::Float ? Dtype::kFloat32 : Dtype::kFloat64, matrix.size(0),
+                        matrix.size(1), given ? values<double>(start[i]) : nullptr, static_cast<uint64_t>(seed), rtol,
+                        static_cast<int32_t>(max_passes), power ? SpectralMethod::kPower : SpectralMethod::kLanczos,
+                        certify, memory, nullptr});
     right_offset.push_back(right_offset.back() + matrix.size(1));
     left_offset.push_back(left_offset.back() + matrix.size(0));
   }
@@ -44,9 +45,6 @@ Outputs spectral_norms_cpu(std::vector<Tensor> matrices, std::vector<Tensor> sta
   }
   std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return cost[a] > cost[b]; });
 
-  int64_t workspace_size = 0;
-  for (const SpectralProblem& problem : problems)
-    workspace_size = std::max(workspace_size, spectral_norms_workspace(problem));
   const SpectralNormsKernel kernel = spectral_norms_kernel();
   auto* lower_values = mutable_values<double>(lower);
   auto* upper_values = mutable_values<double>(upper);
@@ -54,19 +52,33 @@ Outputs spectral_norms_cpu(std::vector<Tensor> matrices, std::vector<Tensor> sta
   auto* method_values = mutable_values<int64_t>(method);
   auto* right_values = mutable_values<double>(right);
   auto* left_values = mutable_values<double>(left);
+  const auto solve = [&](int64_t i, const Workspace& workspace) {
+    SpectralResult result{};
+    result.right = right_values + right_offset[i];
+    result.left = left_values + left_offset[i];
+    kernel(problems[i], result, workspace.as<double>());
+    lower_values[i] = result.lower;
+    upper_values[i] = result.upper;
+    passes_values[i] = result.passes;
+    method_values[i] = result.finite ? static_cast<int64_t>(result.upper_method) : -1;
+  };
+  const auto workspace_for = [&](int64_t i) {
+    return spectral_norms_workspace(problems[i]) * static_cast<int64_t>(sizeof(double));
+  };
+  // Large matrices one by one, each with all threads; then the others, each on one.
+  static constexpr Parallel threads{run_items};
+  const auto middle = std::stable_partition(order.begin(), order.end(),
+                                            [&](int64_t i) { return spectral_norms_is_large(problems[i]); });
+  for (auto i = order.begin(); i != middle; ++i) {
+    problems[*i].parallel = &threads;
+    const StandardArithmetic arithmetic;
+    solve(*i, Workspace(workspace_for(*i)));
+  }
+  int64_t largest = 0;
+  for (auto i = middle; i != order.end(); ++i) largest = std::max(largest, workspace_for(*i));
   for_each_item(
-      count, [&] { return Workspace(workspace_size * static_cast<int64_t>(sizeof(double))); },
-      [&](int64_t item, const Workspace& workspace) {
-        const int64_t i = order[item];
-        SpectralResult result{};
-        result.right = right_values + right_offset[i];
-        result.left = left_values + left_offset[i];
-        kernel(problems[i], result, workspace.as<double>());
-        lower_values[i] = result.lower;
-        upper_values[i] = result.upper;
-        passes_values[i] = result.passes;
-        method_values[i] = result.finite ? static_cast<int64_t>(result.upper_method) : -1;
-      });
+      order.end() - middle, [&] { return Workspace(largest); },
+      [&](int64_t item, const Workspace& workspace) { solve(middle[item], workspace); });
   return {lower, upper, passes, method, right, left};
 }
 
