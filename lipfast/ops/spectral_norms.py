@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from lipfast.errors import ArgumentError, NonFiniteError
 from lipfast.ops._arguments import Norm, check_floating, check_norm, native_dtype
+from lipfast.ops.denormals import denormals_flushed
 
 DEFAULT_MEMORY = 2 << 30
 _UPPER_METHODS = ("none", "cholesky", "holder")
@@ -30,7 +32,8 @@ class SpectralNorms(Generic[_Values]):
     Attributes:
         lower: float64. Never above the truth (proved, rounding included).
         upper: float64. Never below the truth where `certified`; `inf` where no bound was asked for.
-        certified: whether `upper` is a proved bound.
+        certified: whether `upper` is a proved bound (norm 1 and inf: not while denormals are
+            rounded to zero, see `lipfast.ops.denormals`).
         right: float64 vectors of unit norm (cols): where `lower` is attained; for norm 1 and inf
             the vector whose image is the largest.
         left: float64 vectors of unit norm (rows): its image's direction.
@@ -155,7 +158,9 @@ def spectral_norms(
         lower, upper, right, left = _sum_norms(matrices, keys, norm)
         passes = torch.ones(len(matrices), dtype=torch.int64)
         how = ["sums"] * len(matrices)
-    certified = torch.full((len(matrices),), True) if norm != 2 else codes != 0
+        # The native op sets the mode of its threads itself.
+        codes = torch.full((len(matrices),), 0 if denormals_flushed() else 1)
+    certified = codes != 0
     result = SpectralNorms(lower, upper, certified, right, left, passes, how)
     return _keyed(result, keys) if isinstance(tensors, Mapping) else result
 
@@ -227,10 +232,12 @@ def _sum_norms(
         value = float(sums[top])
         if not math.isfinite(value) and not bool(torch.isfinite(matrix).all()):
             raise NonFiniteError(f"{_name(key)}: holds NaN or Inf; its norm is not defined")
-        # Any order of summation of n non-negative terms: relative error at most gamma_{n-1}.
-        slack = 1.0 + 2.0 * magnitudes.numel() / sums.numel() * 2.0**-53
-        lower.append(value / slack if magnitudes.numel() > sums.numel() else value)
-        upper.append(value * slack if magnitudes.numel() > sums.numel() else value)
+        # Any order of summation of n non-negative terms: relative error at most gamma_{n-1}. A sum
+        # that overflows is finite all the same: about the largest float64 at least.
+        terms = magnitudes.numel() // sums.numel()
+        slack = 1.0 + 2.0 * terms * 2.0**-53 if terms > 1 else 1.0
+        lower.append(min(value, sys.float_info.max) / slack)
+        upper.append(value * slack)
         if norm == 1:
             vector = torch.zeros(matrix.shape[1], dtype=torch.float64)
             vector[top] = 1.0

@@ -275,6 +275,14 @@ def test_one_norm_and_inf_norm(generator: torch.Generator) -> None:
             assert float(norms.upper[index]) <= float(max(sums)) * (1 + 1e-12)
 
 
+@pytest.mark.parametrize("norm", [1, math.inf])
+def test_sums_that_overflow_have_a_finite_lower_bound(norm: float) -> None:
+    matrix = torch.full((5, 5), 1.1e308, dtype=torch.float64)
+    norms = lipfast.spectral_norms([matrix], norm=norm)
+    assert 1.7e308 < float(norms.lower[0]) < math.inf
+    assert float(norms.upper[0]) == math.inf
+
+
 def test_results_do_not_depend_on_threads_or_company(
     capability: str, generator: torch.Generator
 ) -> None:
