@@ -17,9 +17,10 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.analysis import WidthSummary, neighbouring, peak_widths, summarise
-from experiments.config import SweepConfig, describe_sweep, load_config, sweep_names
+from experiments.config import SweepConfig, describe_sweep, find_sweep, load_config, sweep_names
 from experiments.sweep import SweepFolder, TrainingSummary, open_sweep, train_sweep
 from lipfast.errors import LipfastError, StoreError
+from lipfast.scoring.summary import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,24 +34,85 @@ app = typer.Typer(
     help="Train sweeps of small networks, bound their Lipschitz constants, draw the result.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-_Sweep = Annotated[str, typer.Argument(help="Name of the sweep; see the list command.")]
-_Scale = Annotated[str, typer.Option(help="Which of the sweep's scales.")]
-_Out = Annotated[Path, typer.Option(help="Folder of all sweeps; each has its own inside.")]
+_Sweep = Annotated[
+    str,
+    typer.Argument(
+        help="Name of a sweep (see the list command), or a .toml file.", metavar="SWEEP"
+    ),
+]
+_Scale = Annotated[str, typer.Option(help="Which of the sweep's scales.", metavar="SCALE")]
+_Out = Annotated[
+    Path, typer.Option(help="Folder of all sweeps; each has its own inside.", metavar="DIR")
+]
 _Force = Annotated[
     bool, typer.Option("--force", help="Delete what an earlier run of this sweep left, start anew.")
 ]
+
+_LIST_HELP = """List the sweeps and their scales.
+
+\b
+Example:
+  python -m experiments list
+"""
+
+_RUN_HELP = """Train a sweep, score its checkpoints and draw the figures.
+
+Stopped at any moment, the same command goes on where it was.
+
+\b
+Examples:
+  python -m experiments run double-descent --scale tiny
+  python -m experiments run my-sweep.toml --scale small --out runs
+
+\b
+Exit codes:
+  0    done
+  1    a checkpoint could not be scored, or something failed
+  2    the arguments or the settings are wrong
+  130  interrupted
+"""
+
+_FIGURE_HELP = """Draw the figures of a sweep that has been run, from its scores.
+
+\b
+Example:
+  python -m experiments figure double-descent --scale demo
+"""
+
+
+def _here(path: str | Path) -> str:
+    """Return a path relative to the current folder where it lies inside, else as it is."""
+    path = Path(path)
+    if path.is_absolute() and path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
+    return str(path)
+
+
+def shown_command(*arguments: str) -> str:
+    """Return a command of this interpreter as a user would type it in the current folder.
+
+    Args:
+        arguments: after the interpreter: `-m`, the module, and its arguments.
+    """
+    _, module, *rest = arguments
+    script = Path(sys.executable).with_name(module)
+    if module == "lipfast" and script.is_file():
+        return shlex.join([_here(script), *rest])
+    return shlex.join([_here(sys.executable), *arguments])
 
 
 def score_command(folder: SweepFolder) -> list[str]:
     """Return the `lipfast score` command that scores the checkpoints of a sweep."""
     return [
         sys.executable,
-        *("-m", "lipfast", "score", str(folder.checkpoints)),
+        *("-m", "lipfast", "score", _here(folder.checkpoints)),
         *("--arch", "experiments.models:fcn"),
-        *("--data", f"{folder.data}:x_train"),
-        *("--out", str(folder.scores)),
+        *("--data", f"{_here(folder.data)}:x_train"),
+        *("--out", _here(folder.scores)),
     ]
 
 
@@ -63,10 +125,11 @@ def _score(folder: SweepFolder) -> int:
     """
     command = score_command(folder)
     environment = dict(os.environ)
-    shown = shlex.join(command)
+    shown = shown_command(*command[1:])
     if not Path.cwd().samefile(_REPOSITORY):
         # The scorer looks for experiments.models in the current folder.
-        path = os.pathsep.join(filter(None, [str(_REPOSITORY), os.environ.get("PYTHONPATH", "")]))
+        before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        path = os.pathsep.join(dict.fromkeys([str(_REPOSITORY), *filter(None, before)]))
         environment["PYTHONPATH"] = path
         shown = f"PYTHONPATH={shlex.quote(path)} {shown}"
     print(f"$ {shown}", flush=True)
@@ -97,7 +160,7 @@ def _print_table(summary: WidthSummary) -> None:
         "mean": ("mean", ".2f"),
         "upper": ("upper", ".2f"),
     }
-    table = Table(title=f"Last step, mean over {int(summary.seeds.max())} seeds")
+    table = Table(title=f"Last step, mean over {counted(int(summary.seeds.max()), 'seed')}")
     for heading in ("width", *columns):
         table.add_column(heading, justify="right")
     for index, width in enumerate(summary.widths):
@@ -141,7 +204,10 @@ def _print_training(summary: TrainingSummary) -> None:
 
 def _train_score_draw(config: SweepConfig, folder: SweepFolder) -> int:
     """Do all that `run` does in the folder and return its exit status."""
-    _print_training(train_sweep(config, folder))
+    training = train_sweep(config, folder)
+    _print_training(training)
+    if len(training.diverged) == training.trained + training.skipped:
+        raise LipfastError("every run diverged, so there is nothing to draw: choose a smaller lr")
     started = time.perf_counter()
     status = _score(folder)
     print(f"scored in {time.perf_counter() - started:.1f} s")
@@ -160,7 +226,12 @@ def _train_score_draw(config: SweepConfig, folder: SweepFolder) -> int:
     return status
 
 
-@app.command("list")
+def _run_command(sweep: str, scale: str, out: Path) -> str:
+    command = ["-m", "experiments", "run", sweep, "--scale", scale, "--out", str(out)]
+    return shown_command(*command)
+
+
+@app.command("list", help=_LIST_HELP)
 def list_sweeps() -> None:
     """List the sweeps and their scales."""
     for name in sweep_names():
@@ -168,39 +239,32 @@ def list_sweeps() -> None:
         print(f"{name} ({', '.join(scales)}): {description}")
 
 
-@app.command()
+@app.command(help=_RUN_HELP)
 def run(
     sweep: _Sweep, scale: _Scale = "demo", out: _Out = Path("runs"), force: _Force = False
 ) -> None:
-    """Train a sweep, score its checkpoints with `lipfast score` and draw the figures.
-
-    Stopped at any moment, the same command goes on where it was. Exit status: 0; 1 when a
-    checkpoint could not be scored; 2 when the arguments or the settings are wrong; 130 when
-    interrupted.
-    """
-    config = load_config(sweep, scale)
+    """Train a sweep, score its checkpoints and draw the figures."""
+    name, configs = find_sweep(sweep)
+    config = load_config(name, scale, configs)
     folder = open_sweep(config, out, force=force)
-    print(f"sweep {sweep}, scale {scale}, in {folder.root}", flush=True)
+    print(f"sweep {name}, scale {scale}, in {folder.root}", flush=True)
     try:
         status = _train_score_draw(config, folder)
     except KeyboardInterrupt:
-        resume = ["python", "-m", "experiments", "run", sweep, "--scale", scale, "--out", str(out)]
         print("interrupted; what is complete is kept. To go on:", file=sys.stderr)
-        print(f"  {shlex.join(resume)}", file=sys.stderr)
+        print(f"  {_run_command(sweep, scale, out)}", file=sys.stderr)
         status = _EXIT_INTERRUPTED
     raise typer.Exit(status)
 
 
-@app.command()
+@app.command(help=_FIGURE_HELP)
 def figure(sweep: _Sweep, scale: _Scale = "demo", out: _Out = Path("runs")) -> None:
     """Draw the figures of a sweep that has been run, from its scores."""
-    config = load_config(sweep, scale)
-    folder = SweepFolder(out / f"{sweep}-{scale}")
+    name, configs = find_sweep(sweep)
+    config = load_config(name, scale, configs)
+    folder = SweepFolder(out / f"{name}-{scale}")
     if not folder.scores.is_dir():
-        raise StoreError(
-            f"{folder.scores} does not exist; "
-            f"run: python -m experiments run {sweep} --scale {scale} --out {out}"
-        )
+        raise StoreError(f"{folder.scores} does not exist; run: {_run_command(sweep, scale, out)}")
     _draw(config, folder, _read_scores(folder))
 
 

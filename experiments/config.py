@@ -298,14 +298,37 @@ def sweep_names(folder: Path = CONFIG_FOLDER) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.toml"))
 
 
+def find_sweep(sweep: str) -> tuple[str, Path]:
+    """Return the name of a sweep and the folder of its file.
+
+    Args:
+        sweep: the name of a file in `CONFIG_FOLDER`, or the path of any file that ends in `.toml`.
+
+    Raises:
+        ConfigError: there is no such file.
+
+    Example:
+        >>> find_sweep("double-descent")[1] == CONFIG_FOLDER
+        True
+    """
+    if not sweep.endswith(".toml"):
+        return sweep, CONFIG_FOLDER
+    path = Path(sweep)
+    if not path.is_file():
+        raise ConfigError(f"{sweep}: no such file")
+    return path.stem, path.parent
+
+
 def _read(name: str, folder: Path) -> dict[str, Any]:
     path = folder / f"{name}.toml"
-    if not path.is_file():
+    if name not in sweep_names(folder):
         raise ConfigError(_unknown("sweep", name, sweep_names(folder)))
     try:
         with path.open("rb") as file:
             content = tomllib.load(file)
-    except tomllib.TOMLDecodeError as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from None
     allowed = {"description": str, "defaults": dict, "scales": dict}
     for key, value in content.items():

@@ -165,7 +165,7 @@ def double_descent_figure(summary: WidthSummary, config: SweepConfig) -> Figure:
         panels["test"].set_ylabel("test loss")
         panels["train"].set_ylabel("training loss")
         panels["bounds"].set_ylabel("Lipschitz constant (2-norm)")
-        panels["bounds"].legend(loc="upper right")
+        panels["bounds"].legend(loc="best")
         figure.align_ylabels([panels["test"], panels["train"]])
         caption = _caption(summary, config, threshold)
         figure.supxlabel(caption, fontsize=8.5, color="0.3", linespacing=1.4)

@@ -141,8 +141,8 @@ def open_sweep(config: SweepConfig, out: Path, *, force: bool = False) -> SweepF
         The folder, which holds this configuration.
 
     Raises:
-        ConfigError: the folder holds a sweep with another configuration, or something else.
-        LipfastError: the folder cannot be written.
+        ConfigError: the folder holds a sweep with another configuration, or something else, or
+            cannot be written.
     """
     folder = SweepFolder(out / f"{config.name}-{config.scale}")
     wanted = {"format": _FORMAT, **config.settings()}
@@ -167,7 +167,10 @@ def open_sweep(config: SweepConfig, out: Path, *, force: bool = False) -> SweepF
             )
         folder.checkpoints.mkdir(exist_ok=True)
     except OSError as error:
-        raise LipfastError(f"{folder.root}: cannot write the sweep: {error}") from None
+        raise ConfigError(
+            f"{folder.root}: cannot write the sweep: {error.strerror or error}. Choose another "
+            "folder with --out"
+        ) from None
     return folder
 
 

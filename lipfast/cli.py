@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -37,14 +39,27 @@ Function = TypeVar("Function", bound=Callable[..., None])
 app = typer.Typer(
     name="lipfast",
     help="Certified bounds on the Lipschitz constant of neural networks, for many checkpoints.",
-    epilog="Results go to stdout, progress and errors to stderr.",
+    epilog="""\b
+Examples:
+  lipfast bounds run/last.safetensors --arch models:mlp --data x.npy
+  lipfast score runs/ --arch models:mlp --data x.npy --out scores/
+  lipfast store show scores/
+
+'lipfast COMMAND --help' says more. Results go to stdout, progress and errors to stderr.""",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-store_app = typer.Typer(help="Look at a store of scores.", no_args_is_help=True)
+store_app = typer.Typer(
+    help="Look at a store of scores.",
+    epilog="""\b
+Examples:
+  lipfast store show scores/
+  lipfast store verify scores/""",
+    no_args_is_help=True,
+)
 app.add_typer(store_app, name="store")
 
 Arch = Annotated[
@@ -59,10 +74,13 @@ ArchArgs = Annotated[
     list[str] | None,
     typer.Option("--arch-arg", help="Keyword argument of the architecture.", metavar="KEY=VALUE"),
 ]
-Norm = Annotated[str, typer.Option(help="Norm of inputs and outputs: 1, 2 or inf.")]
-Seed = Annotated[int, typer.Option(help="Seed of the start vectors.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads.", min=1)]
-Device = Annotated[str, typer.Option(help="Where to compute: cpu.")]
+Norm = Annotated[str, typer.Option(help="Norm of inputs and outputs: 1, 2 or inf.", metavar="NORM")]
+Seed = Annotated[int, typer.Option(help="Seed of the start vectors.", metavar="N")]
+Threads = Annotated[
+    int | None,
+    typer.Option(help="CPU threads; by default as torch has it.", min=1, metavar="N"),
+]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu.", metavar="DEVICE")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -74,6 +92,11 @@ def handle_errors(function: Function) -> Function:
         try:
             function(*args, **kwargs)
         except LipfastError as error:
+            _say(f"lipfast: error: {error}")
+            raise typer.Exit(EXIT_USAGE) from None
+        except BrokenPipeError:
+            raise  # whoever read stdout has seen enough: typer ends quietly
+        except OSError as error:
             _say(f"lipfast: error: {error}")
             raise typer.Exit(EXIT_USAGE) from None
         except KeyboardInterrupt:
@@ -112,7 +135,7 @@ Examples:
 @handle_errors
 def score(
     archive: Annotated[
-        list[str], typer.Argument(help="Where the checkpoints are.", metavar="ARCHIVE...")
+        list[str], typer.Argument(help="Where the checkpoints are.", metavar="ARCHIVE")
     ],
     *,
     arch: Arch,
@@ -129,13 +152,14 @@ def score(
     norm: Norm = "2",
     seed: Seed = 0,
     limit: Annotated[
-        int | None, typer.Option(help="Score at most so many checkpoints.", min=1)
+        int | None, typer.Option(help="Score at most so many checkpoints.", min=1, metavar="N")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Checkpoints per call.", min=1)] = 64,
+    batch_size: Annotated[int, typer.Option(help="Checkpoints per call.", min=1, metavar="N")] = 64,
     threads: Threads = None,
     device: Device = "cpu",
     memory: Annotated[
-        str, typer.Option(help="Checkpoints to hold at most, such as 512M or 4G.")
+        str,
+        typer.Option(help="Checkpoints to hold at most, such as 512M or 4G.", metavar="BYTES"),
     ] = "1G",
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no summary.")] = False,
@@ -237,7 +261,7 @@ def bounds(
         typer.echo(_clean(show.bounds_text(read, found)))
 
 
-_SHOW_HELP = """Print a short summary of a store: counts, failures, the newest checkpoint per run.
+_SHOW_HELP = """Print counts, failures and the newest checkpoint per run.
 
 \b
 Examples:
@@ -284,13 +308,14 @@ def store_verify(
 ) -> None:
     """Read every part of a store and check it."""
     from lipfast.scoring import verify_store  # noqa: PLC0415
+    from lipfast.scoring.summary import counted  # noqa: PLC0415
 
     found = verify_store(path)
     if as_json:
         _print_json({"parts": found.parts, "rows": found.rows, "problems": list(found.problems)})
     else:
-        verdict = f"{len(found.problems)} problems" if found.problems else "sound"
-        typer.echo(f"{found.parts} parts, {found.rows} rows: {verdict}")
+        verdict = counted(len(found.problems), "problem") if found.problems else "sound"
+        typer.echo(f"{counted(found.parts, 'part')}, {counted(found.rows, 'row')}: {verdict}")
         for problem in found.problems:
             typer.echo(_clean(f"  {problem}"))
     if found.problems:
@@ -376,6 +401,9 @@ def _check_device(device: str) -> None:
 def _threads(count: int | None) -> Iterator[None]:
     import torch  # noqa: PLC0415
 
+    most = 4 * (os.cpu_count() or 1)
+    if count is not None and count > most:  # far more end in a crash of the thread library
+        raise ArgumentError(f"--threads {count}: expected at most {most} on this machine")
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -402,7 +430,9 @@ def _rich_progress() -> Iterator[Callable[[Progress], None]]:
         progress.TimeRemainingColumn(),
         progress.TextColumn("{task.fields[failed]}"),
     )
-    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    # The stream itself: tracing turns sys.stderr aside for a while.
+    console = Console(file=sys.stderr)
+    with progress.Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("reading", total=None, rate="", failed="")
 
         def report(at: Progress) -> None:
@@ -412,7 +442,7 @@ def _rich_progress() -> Iterator[Callable[[Progress], None]]:
                 description="scoring",
                 completed=at.done,
                 total=at.total,
-                rate=f"{at.done / elapsed:.0f}/s" if elapsed > 0 else "",
+                rate=f"{at.done / elapsed:.3g}/s" if elapsed > 0 else "",
                 failed=f"{at.failed} failed" if at.failed else "",
             )
 
@@ -421,6 +451,9 @@ def _rich_progress() -> Iterator[Callable[[Progress], None]]:
 
 def _this_command() -> str:
     program = "lipfast"
+    typed = Path(sys.argv[0])
+    if typed.name == program and typed.parent.parts and not typed.is_absolute():
+        program = shlex.quote(str(typed))  # such as .venv/bin/lipfast, which is not on the path
     if Path(sys.argv[0]).name == "__main__.py":
         program = f"{Path(sys.executable).name} -m lipfast"
     return f"{program} {shlex.join(sys.argv[1:])}"
@@ -444,6 +477,8 @@ def _print_json(value: Any) -> None:
 
 def main() -> None:
     """Run the command line."""
+    # torch warns of its own deprecations while it reads old files: nothing that a user can mend.
+    warnings.filterwarnings("ignore", module=r"torch\b")
     app(prog_name="lipfast")
 
 

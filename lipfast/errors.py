@@ -5,6 +5,7 @@ Each says what was wrong, where (file, parameter, entry of the list) and what to
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 
@@ -33,7 +34,11 @@ class UnsupportedOpError(LipfastError, NotImplementedError):
 
     def __init__(self, ops: Sequence[tuple[str, str]], hint: str = "") -> None:
         self.ops = list(ops)
-        where = "; ".join(f"{op} in module '{module or '(root)'}'" for op, module in self.ops)
+        times = Counter(self.ops)
+        where = "; ".join(
+            f"{op} in module '{module or '(root)'}'" + (f" ({count} times)" if count > 1 else "")
+            for (op, module), count in times.items()
+        )
         message = f"no rule for {where}"
         super().__init__(f"{message}. {hint}" if hint else message)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -74,6 +76,7 @@ def read_checkpoint(file: CheckpointFile) -> Checkpoint:
         (['weight'], 7)
     """
     try:
+        _require_regular(file)
         if file.suffix == ".safetensors":
             tensors, raw = _read_safetensors(file)
         else:
@@ -103,6 +106,12 @@ def without_compiled(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ['encoder.weight']
     """
     return {_COMPILED.sub("", name): tensor for name, tensor in state_dict.items()}
+
+
+def _require_regular(file: CheckpointFile) -> None:
+    """Refuse pipes and devices: reading one may wait for ever."""
+    if file.filesystem is None and not stat.S_ISREG(os.stat(file.path).st_mode):  # noqa: PTH116
+        raise CheckpointError(f"{file.uri}: not a regular file, so it cannot be a checkpoint")
 
 
 def _read_bytes(file: CheckpointFile) -> bytes:
@@ -202,7 +211,8 @@ def _not_weights(file: CheckpointFile, error: Exception) -> CheckpointError:
     elif text.startswith("Weights only load failed"):
         reason = detail.group(1) if detail else "its pickle holds something else"
     else:
-        reason = f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
+        first = text.splitlines()[0].partition(". ")[0] if text else ""
+        reason = f"{type(error).__name__}: {first}"
     return CheckpointError(
         f"{file.uri}: truncated, or not weights saved by torch.save: {reason[:200]}. Copy it "
         "again, or save the weights alone: torch.save(model.state_dict(), ...)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -78,7 +79,11 @@ def find_checkpoints(archive: Archive | Sequence[Archive]) -> list[CheckpointFil
         >>> [(file.folder, file.size) for file in find_checkpoints(root)]
         [('w64', 0)]
     """
-    several = [archive] if isinstance(archive, (str, os.PathLike)) else list(archive)
+    several = [archive] if isinstance(archive, (str, os.PathLike)) else archive
+    if not isinstance(several, (list, tuple)) or not all(
+        isinstance(one, (str, os.PathLike)) for one in several
+    ):
+        raise ArchiveError(f"the archive is {archive!r}: pass a path, a URL, or a list of them")
     if not several:
         raise ArchiveError("no archive given: pass a file, a folder, a glob or a URL")
     found: dict[str, CheckpointFile] = {}
@@ -149,12 +154,17 @@ def _walk(top: str, root: str) -> Iterator[CheckpointFile]:
         for name in sorted(names):
             if _is_checkpoint(name) and not name.startswith("."):
                 # Files may vanish during the search: training prunes old checkpoints.
-                with _ignore_missing():
+                with suppress(FileNotFoundError):
                     yield _local_file(os.path.join(folder, name), root)  # noqa: PTH118 (fast)
 
 
 def _local_file(path: str, root: str) -> CheckpointFile:
-    status = os.stat(path)  # noqa: PTH116 (fast)
+    try:
+        status = os.stat(path)  # noqa: PTH116 (fast)
+    except FileNotFoundError:
+        raise
+    except OSError:  # such as a link to itself: listed, so that reading it gives the reason
+        status = os.lstat(path)
     shown = printable(os.fsencode(path).decode("utf-8", "backslashreplace"))
     return CheckpointFile(
         uri=f"file://{shown}",
@@ -163,14 +173,6 @@ def _local_file(path: str, root: str) -> CheckpointFile:
         mtime=status.st_mtime,
         folder=printable(_folder(path, root)),
     )
-
-
-class _ignore_missing:  # noqa: N801 (used like a function)
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> bool:
-        return kind is not None and issubclass(kind, FileNotFoundError)
 
 
 # Everything else, through fsspec.

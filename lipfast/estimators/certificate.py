@@ -7,8 +7,9 @@ error (running error analysis, Higham, 2002, sec. 3.3); the quotient is rounded 
 holds in real arithmetic, at kinks and for smooth activations, whatever the points are. Only the
 choice of the points (a direction and steps) is heuristic.
 
-Assumed: sums and products of float64 are IEEE (in any order, fused or not), and torch's float64
-elementary functions are as accurate as `rules.pointwise.EVALUATION_ROUNDOFFS` says.
+Assumed: sums and products of float64 are IEEE (in any order, fused or not; denormals are kept, see
+`lipfast.ops.denormals`), and torch's float64 elementary functions are as accurate as
+`rules.pointwise.EVALUATION_ROUNDOFFS` says.
 """
 
 from __future__ import annotations
@@ -238,7 +239,9 @@ def enclose(plan: Plan, parameters: Mapping[str, Tensor], points: Tensor) -> tup
         ]
         rule = RULES[node.op]
         assert rule.error is not None
-        errors[node.name] = rule.error(arguments, incoming, output)
+        error = rule.error(arguments, incoming, output)
+        # An overflow, perhaps of a partial sum only, is not a number near the truth.
+        errors[node.name] = torch.where(torch.isfinite(output), error, math.inf)
 
     outputs = walk(plan.graph, parameters, plan.constants, [points], visit)
     for node in plan.graph.inputs:
@@ -260,13 +263,14 @@ def quotients(
     change = (outputs[:, first] - outputs[:, second]).abs() * (1 - 2 * u)
     room = (errors[:, first] + errors[:, second]) * (1 + 4 * u)
     proved = (change - room).clamp_min(0.0) * (1 - 2 * u)
-    distance = (flat[:, first] - flat[:, second]).abs() * (1 + 2 * u)
+    distance = (flat[:, first] - flat[:, second]).abs() * (1 + 4 * u)
     numerator = vector_norm(proved, norm) * (1 - gamma(proved.shape[-1] + 8))
     denominator = vector_norm(distance, norm) * (1 + gamma(distance.shape[-1] + 8))
     value = numerator / denominator * (1 - 4 * u)
     # Also false where the points coincide, the forward pass overflowed, or numbers are so small
-    # that squares underflow.
+    # that squares underflow or the quotient is denormal: its rounding is not relative then.
     sound = torch.isfinite(value) & (denominator > 1e-140) & (numerator > 1e-140)
+    sound &= value > 1e-300
     return torch.where(sound, value, torch.zeros_like(value))
 
 

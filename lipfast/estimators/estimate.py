@@ -225,11 +225,11 @@ def layer_table(layers: tuple[LayerBracket, ...]) -> list[str]:
 def _log_shares(layers: tuple[LayerBracket, ...]) -> list[str]:
     """Share of each layer in the logarithm of the product; negative for a layer that contracts.
 
-    A product near 1 has no shares: its logarithm is near 0.
+    Where layers that expand and layers that contract nearly cancel, shares say nothing: "-".
     """
     logs = [math.log(layer.upper) if layer.upper > 0 else -math.inf for layer in layers]
     total, size = math.fsum(logs), math.fsum(abs(value) for value in logs)
-    if not math.isfinite(total) or abs(total) <= 0.05 * size:
+    if not math.isfinite(total) or abs(total) <= 0.5 * size:
         return ["-"] * len(layers)
     return [f"{100 * value / total:.1f}%" for value in logs]
 

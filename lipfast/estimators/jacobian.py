@@ -97,6 +97,8 @@ def check_samples(x: object, shape: tuple[int, ...] | None) -> Tensor:
         )
     if x.shape[0] == 0:
         raise ArgumentError("there are no samples: the first dimension of the data is 0")
+    if x.is_meta:
+        raise ArgumentError("the samples hold no data (device meta): give real ones")
     if not bool(torch.isfinite(x).all()):
         finite = torch.isfinite(x.reshape(x.shape[0], -1)).all(1)
         bad = (~finite).nonzero().flatten().tolist()

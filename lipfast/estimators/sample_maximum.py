@@ -14,6 +14,7 @@ from lipfast.errors import ArgumentError
 from lipfast.estimators.certificate import Secants, certified_secants, missing_error_rules
 from lipfast.estimators.estimate import Estimate, LowerBound, log_down
 from lipfast.estimators.jacobian import check_samples, find_chain, plan_jacobian_norms
+from lipfast.ops.denormals import FLUSHED, denormals_flushed
 from lipfast.plan.plan import Plan, StateDict
 from lipfast.rules.registry import Norm, check_norm
 
@@ -100,6 +101,7 @@ def lower_bounds(
         per_sample=list(norms) if per_sample else None,
         secants=secants,
         missing=missing,
+        flushed=denormals_flushed(),
     )
     results = [_lower_bound(found, index) for index in range(len(tensors))]
     return results[0] if single else results
@@ -119,6 +121,7 @@ class _Found:
     per_sample: list[Tensor] | None
     secants: Secants | None
     missing: list[str]
+    flushed: bool
 
 
 def _finite_norms(
@@ -162,7 +165,9 @@ def _lower_bound(found: _Found, index: int) -> LowerBound:
     else:
         proved = float(found.secants.values[index])
         points = found.secants.points[index]
-        if proved == 0 and value != 0:
+        if found.flushed:
+            reason = FLUSHED
+        elif proved == 0 and value != 0:
             reason = "no difference of outputs could be proved, so only that it is not negative"
     return LowerBound(
         value=proved,
@@ -170,7 +175,7 @@ def _lower_bound(found: _Found, index: int) -> LowerBound:
         side="lower",
         norm=found.norm,
         method=found.method if found.secants is None else "certified secant",
-        certified=found.secants is not None,
+        certified=found.secants is not None and not found.flushed,
         reason=reason,
         jacobian=jacobian,
         sample=sample,

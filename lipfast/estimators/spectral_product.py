@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import overload
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from lipfast.errors import ArgumentError
 from lipfast.estimators.estimate import LayerBracket, UpperBound
+from lipfast.ops.denormals import FLUSHED, denormals_flushed
 from lipfast.ops.spectral_norms import spectral_norms
 from lipfast.plan.graph import Node, Reference
 from lipfast.plan.plan import Layer, Plan, StateDict
@@ -107,6 +109,14 @@ def upper_bounds_and_vectors(
         _compose(plan, steps, parameters, layers, norm)
         for parameters, layers in zip(tensors, brackets, strict=True)
     ]
+    if denormals_flushed():
+        reasons = [
+            f"{result.reason}; {FLUSHED}" if result.reason else FLUSHED for result in results
+        ]
+        results = [
+            replace(result, certified=False, reason=reason)
+            for result, reason in zip(results, reasons, strict=True)
+        ]
     return results, vectors
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from lipfast.errors import ArgumentError, NonFiniteError
 from lipfast.ops._arguments import FLOATING, Norm, check_floating, check_norm
+from lipfast.ops.denormals import denormals_flushed
 
 DEFAULT_MEMORY = 2 << 30
 _UPPER_METHODS = ("none", "cholesky", "holder")
@@ -30,7 +32,8 @@ class SpectralNorms(Generic[_Values]):
     Attributes:
         lower: float64. Never above the truth (proved, rounding included).
         upper: float64. Never below the truth where `certified`; `inf` where no bound was asked for.
-        certified: whether `upper` is a proved bound.
+        certified: whether `upper` is a proved bound (norm 1 and inf: not while denormals are
+            rounded to zero, see `lipfast.ops.denormals`).
         right: float64 vectors of unit norm (cols): where `lower` is attained; for norm 1 and inf
             the vector whose image is the largest.
         left: float64 vectors of unit norm (rows): its image's direction.
@@ -183,7 +186,9 @@ def spectral_norms(
         lower, upper, right, left = _sum_norms(matrices, keys, norm)
         passes = torch.ones(len(matrices), dtype=torch.int64)
         how = ["sums"] * len(matrices)
-    certified = torch.full((len(matrices),), True) if norm != 2 else codes != 0
+        # The native op sets the mode of its threads itself.
+        codes = torch.full((len(matrices),), 0 if denormals_flushed() else 1)
+    certified = codes != 0
     result = SpectralNorms(lower, upper, certified, right, left, passes, how)
     return _keyed(result, keys) if isinstance(tensors, Mapping) else result
 
@@ -309,10 +314,11 @@ def _sum_norms(
         value = sums[top]
         if not bool(torch.isfinite(value)) and not bool(torch.isfinite(matrix).all()):
             raise NonFiniteError(f"{_name(key)}: holds NaN or Inf; its norm is not defined")
-        # Any order of summation of n non-negative terms: relative error at most gamma_{n-1}.
+        # Any order of summation of n non-negative terms: relative error at most gamma_{n-1}. A sum
+        # that overflows is finite all the same: about the largest float64 at least.
         terms = matrix.numel() // sums.numel()
         slack = 1.0 + 2.0 * terms * 2.0**-53 if terms > 1 else 1.0
-        lower.append(value / slack)
+        lower.append(value.clamp(max=sys.float_info.max) / slack)
         upper.append(value * slack)
         vector, image = _extremal(matrix.detach(), norm, top)
         right.append(vector)

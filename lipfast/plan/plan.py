@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -169,6 +169,10 @@ class Plan:
             return [self.resolve(state_dicts)], True
         if isinstance(state_dicts, torch.nn.Module):
             raise ArgumentError("expected a state dict or a list of them: give model.state_dict()")
+        if not isinstance(state_dicts, Iterable):
+            raise ArgumentError(
+                f"expected a state dict or a list of them, not {type(state_dicts).__name__}"
+            )
         entries = list(state_dicts)
         where = [f"state dict {index}: " for index in range(len(entries))]
         return [self.resolve(e, w) for e, w in zip(entries, where, strict=True)], False

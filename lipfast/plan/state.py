@@ -128,6 +128,15 @@ def require_finite(tensors: Mapping[str, Tensor], used: Iterable[str], where: st
     """
     for name in used:
         tensor = tensors[name]
+        if tensor.is_meta:
+            raise StateDictError(
+                f"{where}parameter '{name}' has no data (device meta): load the weights first"
+            )
+        if tensor.layout != torch.strided:
+            raise StateDictError(
+                f"{where}parameter '{name}' has layout {tensor.layout}; expected a dense tensor "
+                "(tensor.to_dense())"
+            )
         if not tensor.dtype.is_floating_point:
             raise StateDictError(
                 f"{where}parameter '{name}' has dtype {tensor.dtype}; expected a floating dtype"
@@ -140,8 +149,8 @@ def require_finite(tensors: Mapping[str, Tensor], used: Iterable[str], where: st
         if bad:
             nan = int(torch.isnan(tensor).sum())
             raise NonFiniteError(
-                f"{where}parameter '{name}' of shape {tuple(tensor.shape)} holds {bad} non-finite "
-                f"entries ({nan} NaN, {bad - nan} Inf)"
+                f"{where}parameter '{name}' of shape {tuple(tensor.shape)} holds {bad} "
+                f"non-finite {'entry' if bad == 1 else 'entries'} ({nan} NaN, {bad - nan} Inf)"
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -167,6 +168,8 @@ def _example(example: Tensor | Sequence[Tensor] | None) -> tuple[Tensor, ...]:
                 f"the example input must be a tensor or a tuple of them, not {type(value).__name__}"
             )
         check_floating_input(value)
+        if value.is_meta:
+            raise ArgumentError("the example input holds no data (device meta): give real samples")
         if value.dim() == 0 or value.shape[0] == 0:
             raise ArgumentError(
                 f"the example input has shape {tuple(value.shape)}: the first dimension must be "
@@ -209,6 +212,7 @@ def _export(module: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
             warnings.simplefilter("ignore", UserWarning)
             return torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # user code runs here: anything may come out
+        _require_evaluates(module, inputs)
         where = _where(error)
         raise TraceError(
             f"torch.export could not trace {type(module).__name__}{where}: "
@@ -216,18 +220,45 @@ def _export(module: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
         ) from error
 
 
+def _require_evaluates(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Evaluate a module that could not be traced: its own error says more than torch.export's.
+
+    Raises:
+        TraceError: the module cannot be evaluated on the inputs either.
+    """
+    try:
+        with evaluation_mode(module), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module(*inputs)
+    except Exception as error:  # user code runs here: anything may come out
+        shapes = ", ".join(str(tuple(value.shape[1:])) for value in inputs)
+        raise TraceError(
+            f"{type(module).__name__} cannot be evaluated on samples of shape {shapes}"
+            f"{_where(error)}: {_first_line(error)}. Check the data: its first dimension is the "
+            "sample, the others are what the model takes."
+        ) from error
+
+
 @contextlib.contextmanager
 def _quiet_export() -> Iterator[None]:
-    """Keep torch's own report off the log: our error says what it says."""
+    """Keep torch's own reports off the log: our error says what they say."""
     import logging  # noqa: PLC0415
 
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    names = (
+        "torch.fx.experimental.symbolic_shapes",
+        "torch._subclasses.fake_tensor",
+        "torch._export.non_strict_utils",
+        "torch.export",
+    )
+    levels = {logging.getLogger(name): logging.getLogger(name).level for name in names}
     try:
-        yield
+        for logger in levels:
+            logger.setLevel(logging.CRITICAL)
+        with contextlib.redirect_stderr(io.StringIO()):  # a failed trace prints its graph
+            yield
     finally:
-        logger.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 def _where(error: BaseException) -> str:
@@ -235,9 +266,10 @@ def _where(error: BaseException) -> str:
     frames = []
     traceback = error.__traceback__
     torch_root = str(Path(torch.__file__).parent)
+    library = str(Path(contextlib.__file__).parent)
     while traceback is not None:
         name = traceback.tb_frame.f_code.co_filename
-        if not name.startswith((torch_root, str(Path(__file__).parent), "<")):
+        if not name.startswith((torch_root, library, str(Path(__file__).parent), "<")):
             frames.append(f"{name}:{traceback.tb_lineno}")
         traceback = traceback.tb_next
     return f" (at {frames[-1]})" if frames else ""

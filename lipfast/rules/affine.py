@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lipfast.plan.graph import Node, Reference
 from lipfast.rules.registry import Arguments, Call, LayerRequest, rule
-from lipfast.rules.rounding import UNDERFLOW, gamma
+from lipfast.rules.rounding import SMALLEST, UNDERFLOW, gamma
 from lipfast.rules.upward import Upward
 
 
@@ -58,7 +58,7 @@ def _error(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
     """
     x, weight, bias = _operands(arguments)
     relative = gamma(weight.shape[1] + 2)
-    magnitude = x.abs() * relative
+    magnitude = x.abs() * relative + SMALLEST  # the product may underflow, and meet a huge weight
     if errors[0] is not None:
         magnitude = magnitude + errors[0]
     bound = _apply(magnitude, weight.abs(), None if bias is None else bias.abs() * relative)

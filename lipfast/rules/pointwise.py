@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lipfast.plan.graph import Node
 from lipfast.rules.registry import Arguments, Call, rule
-from lipfast.rules.rounding import UNIT_ROUNDOFF
+from lipfast.rules.rounding import UNDERFLOW, UNIT_ROUNDOFF
 from lipfast.rules.upward import Upward
 
 # Attained at sqrt(2): Phi(sqrt 2) + sqrt(2) phi(sqrt 2).
@@ -75,7 +75,7 @@ def _pointwise(
             return incoming * slope if slope != 1.0 else incoming
         rounding = x.abs() + output.abs() + value(offset, node)
         rounding = rounding * (EVALUATION_ROUNDOFFS * UNIT_ROUNDOFF)
-        return (incoming * slope + rounding) * (1.0 + 8 * UNIT_ROUNDOFF)
+        return (incoming * slope + rounding) * (1.0 + 8 * UNIT_ROUNDOFF) + UNDERFLOW
 
     rule(op, supports=_one_activation, evaluate=evaluate, error=error, breakpoints=breakpoints)(
         bound
@@ -201,7 +201,8 @@ def _error_prelu(arguments: Arguments, errors: Sequence[Tensor | None], output: 
     slope = weight.abs().flatten(1).amax(1).clamp_min(1.0)
     slope = slope.reshape(-1, *[1] * (output.dim() - 1))
     incoming = torch.zeros_like(output) if errors[0] is None else errors[0]
-    return (incoming * slope + output.abs() * UNIT_ROUNDOFF) * (1.0 + 8 * UNIT_ROUNDOFF)
+    total = incoming * slope + output.abs() * UNIT_ROUNDOFF
+    return total * (1.0 + 8 * UNIT_ROUNDOFF) + UNDERFLOW
 
 
 def _prelu_supported(node: Node) -> str | None:

@@ -86,9 +86,9 @@ def _error_sum(arguments: Arguments, errors: Sequence[Tensor | None], output: Te
     total = output.abs() * UNIT_ROUNDOFF
     for factor, argument in zip((1.0, abs(_alpha(node))), node.args[:2], strict=True):
         if factor != 1.0:  # the product alpha y is rounded too
-            total = total + torch.as_tensor(_aligned(arguments, argument)).abs() * (
-                factor * 2 * UNIT_ROUNDOFF
-            )
+            # In this order: 2 u alpha may underflow where u |alpha y| does not.
+            product = torch.as_tensor(_aligned(arguments, argument)).abs() * factor
+            total = total + product * (2 * UNIT_ROUNDOFF)
         error = next(remaining) if isinstance(argument, Reference) else None
         if error is not None:
             total = total + error * factor
@@ -139,12 +139,10 @@ def _error_scale(arguments: Arguments, errors: Sequence[Tensor | None], output: 
     node = arguments.node
     other = _aligned(arguments, _other(node))
     factor = torch.as_tensor(other, dtype=output.dtype, device=output.device).abs()
-    if node.op == "aten.div":
-        factor = factor.reciprocal()
     total = output.abs() * UNIT_ROUNDOFF
     for error in errors:
-        if error is not None:
-            total = total + error * factor
+        if error is not None:  # dividing: the reciprocal of a factor may be denormal, or inf
+            total = total + (error / factor if node.op == "aten.div" else error * factor)
     return total * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
 
 

@@ -129,8 +129,8 @@ class Architecture:
         try:
             with _current_folder_importable(), torch.random.fork_rng(devices=[]):
                 model: Any = self._make(**dict(arguments))
-        except Exception as error:  # the user's code can fail in any way
-            raise ArgumentError(f"{call} raised {type(error).__name__}: {error}") from error
+        except (Exception, SystemExit) as error:  # the user's code can fail in any way
+            raise ArgumentError(f"{call} raised {_first_line(error)}") from error
         if not isinstance(model, nn.Module):
             raise ArgumentError(f"{call} returned a {type(model).__name__}, not an nn.Module")
         return model.eval()
@@ -230,14 +230,20 @@ def _resolve(source: ArchSource) -> Callable[..., nn.Module] | nn.Module:
     module_name, colon, attribute = os.fspath(source).partition(":")
     if not (module_name and colon and attribute):
         raise ArgumentError(f"architecture '{source}': {_FORMS}")
+    if module_name.endswith(".py") or "/" in module_name:
+        name = module_name.removesuffix(".py").strip("./").replace("/", ".")
+        raise ArgumentError(
+            f"architecture '{source}': name the module, not its file: '{name}:{attribute}', from "
+            "the folder in which that can be imported"
+        )
     found: Any
     try:
         with _current_folder_importable():
             found = importlib.import_module(module_name)
-    except Exception as error:  # the user's module can fail in any way
+    except (Exception, SystemExit) as error:  # the user's module can fail in any way
         raise ArgumentError(
-            f"architecture '{source}': importing '{module_name}' raised "
-            f"{type(error).__name__}: {error}. {_FORMS.capitalize()}"
+            f"architecture '{source}': importing '{module_name}' raised {_first_line(error)}. "
+            f"{_FORMS.capitalize()}"
         ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -246,6 +252,12 @@ def _resolve(source: ArchSource) -> Callable[..., nn.Module] | nn.Module:
     if not callable(found):
         raise ArgumentError(f"architecture '{source}' is a {type(found).__name__}, not a function")
     return typing.cast("Callable[..., nn.Module]", found)
+
+
+def _first_line(error: BaseException) -> str:
+    """Kind and first line: torch appends its C++ stack to some messages."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 @contextmanager

@@ -65,6 +65,10 @@ def load_data(source: DataSource) -> Samples:
         return _checked(source, "<tensor>")
     if isinstance(source, np.ndarray):
         return _checked(_from_numpy(source, "<array>"), "<array>")
+    if not isinstance(source, (str, os.PathLike)):
+        raise ArgumentError(
+            f"data must be a tensor, an array, a path or a name, not {type(source).__name__}"
+        )
     name = os.fspath(source)
     base, _, key = name.rpartition(":")
     if Path(name).is_file():

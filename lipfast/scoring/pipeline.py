@@ -22,7 +22,6 @@ from lipfast.scoring.summary import Progress, Summary
 
 ENGINES = ("local",)
 MEMORY = 1 << 30
-_EXAMPLES = 3
 
 
 def score(
@@ -102,7 +101,7 @@ def score(
         ([4, 8], [True, True])
     """
     started = time.perf_counter()
-    _check(engine, batch_size=batch_size, limit=limit, memory=memory)
+    _check(engine, seed, batch_size=batch_size, limit=limit, memory=memory)
     options = Options(check_norm(norm), seed, batch_size, memory)
     summary = Summary(store=str(store_folder(out)), dry_run=dry_run)
     with _timed(summary, "find"):
@@ -123,6 +122,7 @@ def score(
                 done = summary.scored + summary.failed
                 progress(Progress(done, len(todo), summary.failed, summary.skipped))
     summary.reasons = dict(scorer.reasons)
+    summary.examples = dict(scorer.examples)
     summary.plans = scorer.architecture.compiled
     summary.seconds.update(scorer.seconds)
     if store is not None:
@@ -131,10 +131,14 @@ def score(
     return summary
 
 
-def _check(engine: str, **counts: int | None) -> None:
+def _check(engine: str, seed: int, **counts: int | None) -> None:
     if engine not in ENGINES:
         raise ArgumentError(f"engine '{engine}': expected {' or '.join(ENGINES)}")
+    if not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+        raise ArgumentError(f"seed {seed!r}: expected an integer of 64 bits")
     for name, value in counts.items():
+        if value is not None and not isinstance(value, int):
+            raise ArgumentError(f"{name} {value!r}: expected an integer")
         if value is not None and value < 1:
             raise ArgumentError(f"{name} {value}: expected at least 1")
 
@@ -167,11 +171,8 @@ def _count(summary: Summary, rows: Sequence[Row]) -> None:
         seconds["read"] = seconds.get("read", 0.0) + row["seconds_read"]
         if row["status"] == "ok":
             summary.scored += 1
-            continue
-        summary.failed += 1
-        if len(summary.examples) < _EXAMPLES:
-            error = row["error"].removeprefix(f"{row['uri']}: ")
-            summary.examples.append(f"{row['uri']}: {error}")
+        else:
+            summary.failed += 1
 
 
 @contextmanager

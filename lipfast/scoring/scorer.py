@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -103,6 +104,7 @@ class Scorer:
         bounds: compute bounds; False only reads and checks.
         seconds: time by stage so far: `compile`, `check`, `upper`, `lower`, `rows`.
         reasons: kind of failure to how often it occurred.
+        examples: kind of failure to its first occurrence, as `uri: reason`.
     """
 
     architecture: Architecture
@@ -111,6 +113,7 @@ class Scorer:
     bounds: bool = True
     seconds: dict[str, float] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._samples_as: dict[torch.dtype, Tensor] = {self.samples.x.dtype: self.samples.x}
@@ -162,7 +165,9 @@ class Scorer:
             except LipfastError as error:  # noqa: PERF203
                 misfits += [(reading, error) for reading, _ in groups[arguments]]
         if misfits and not self.architecture.compiled:
-            raise misfits[0][1]
+            # A stray file may come first; what most of them have is what is wrong.
+            times = Counter(str(error) for _, error in misfits)
+            raise max((error for _, error in misfits), key=lambda error: times[str(error)])
         if failed or misfits:
             yield [self._error_row(reading, error) for reading, error in failed + misfits]
         for arguments, plan in plans.items():
@@ -283,6 +288,8 @@ class Scorer:
             reason = f"{type(error).__name__}: {reason}"
         kind = _KINDS.get(type(error), type(error).__name__)
         self.reasons[kind] = self.reasons.get(kind, 0) + 1
+        uri = reading.file.uri
+        self.examples.setdefault(kind, f"{uri}: {reason.removeprefix(f'{uri}: ')}")
         return self._row(reading, arguments, status="error", error=to_utf8(reason))
 
     def _row(self, reading: Reading, arguments: Arguments | None, **values: Any) -> Row:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lipfast.checkpoints.text import printable
 from lipfast.estimators.estimate import Bounds, Estimate, UpperBound, layer_table
 from lipfast.scoring.store import read_scores
+from lipfast.scoring.summary import counted
 
 if TYPE_CHECKING:
     import os
@@ -53,13 +54,16 @@ def store_overview(path: str | os.PathLike[str]) -> dict[str, Any]:
 def overview_text(overview: dict[str, Any]) -> str:
     """Lay out what `store_overview` returns, at most `MAX_RUNS` runs of it."""
     lines = [
-        f"{overview['checkpoints']} checkpoints: {overview['scored']} scored, "
+        f"{counted(overview['checkpoints'], 'checkpoint')}: {overview['scored']} scored, "
         f"{overview['failed']} failed; written by lipfast {', '.join(overview['versions']) or '-'}"
     ]
     lines += [
         f"  {error['count']} failed: {printable(error['reason'])} ({error['uri']})"
         for error in overview["errors"]
     ]
+    unlisted = overview["failed"] - sum(error["count"] for error in overview["errors"])
+    if unlisted:
+        lines.append(f"  {unlisted} failed for other reasons (lipfast.read_scores lists them all)")
     runs = overview["runs"]
     if runs:
         names = list(runs[0])

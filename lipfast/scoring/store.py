@@ -152,6 +152,8 @@ def store_folder(path: str | os.PathLike[str]) -> Path:
     Raises:
         StoreError: the URL names something that is not a local folder.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise StoreError(f"a store must be the path of a folder, not {path!r}")
     text = os.fspath(path).removeprefix("file://")
     if "://" in text:
         raise StoreError(f"a store must be a local folder, not '{text}'")

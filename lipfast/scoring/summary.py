@@ -36,7 +36,7 @@ class Summary:
         scored: of these, how many were scored (with `dry_run`: could be).
         failed: of these, how many failed.
         reasons: kind of failure to how often it occurred.
-        examples: the first failures, as `uri: reason`.
+        examples: kind of failure to its first occurrence, as `uri: reason`.
         plans: architectures compiled.
         seconds: time by stage; `read` overlaps with the others, `total` is the wall clock.
         dry_run: nothing was computed or written.
@@ -48,7 +48,7 @@ class Summary:
     scored: int = 0
     failed: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
-    examples: list[str] = field(default_factory=list)
+    examples: dict[str, str] = field(default_factory=dict)
     plans: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     dry_run: bool = False
@@ -85,19 +85,35 @@ class Summary:
 
     def __str__(self) -> str:
         verb = "can be scored" if self.dry_run else "scored"
+        left = self.found - self.scored - self.skipped - self.failed
         lines = [
-            f"{self.found} checkpoints: {self.scored} {verb}, {self.skipped} already in the store, "
-            f"{self.failed} failed"
+            f"{counted(self.found, 'checkpoint')}: {self.scored} {verb}, {self.skipped} already in "
+            f"the store, {self.failed} failed"
         ]
-        lines += [f"  {count} failed: {reason}" for reason, count in self.reasons.items()]
-        lines += [f"    for instance {example}" for example in self.examples]
+        if left:
+            lines.append(f"  {left} left by the limit: the same command goes on")
+        for kind, count in self.reasons.items():
+            lines.append(f"  {count} failed: {kind}")
+            if kind in self.examples:
+                lines.append(f"    for instance {self.examples[kind]}")
         if self.scored + self.failed:
+            rate = f"{self.rate:.0f}" if self.rate >= 10 else f"{self.rate:.1f}"
             lines.append(
-                f"{self.seconds['total']:.1f} s, {self.rate:.0f} checkpoints/s, "
-                f"{self.plans} architectures ({_stages(self.seconds)})"
+                f"{self.seconds['total']:.1f} s, {rate} checkpoints/s, "
+                f"{counted(self.plans, 'architecture')} ({_stages(self.seconds)})"
             )
         lines += [] if self.dry_run else [f"store: {self.store}"]
         return "\n".join([*lines, f"next: {self.next}"])
+
+
+def counted(number: int, noun: str) -> str:
+    """Write a number and its noun.
+
+    Example:
+        >>> counted(1, "checkpoint"), counted(2, "checkpoint")
+        ('1 checkpoint', '2 checkpoints')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _stages(seconds: Mapping[str, float]) -> str:

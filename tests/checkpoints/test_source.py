@@ -6,8 +6,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from lipfast.checkpoints import find_checkpoints
-from lipfast.errors import ArchiveError
+from lipfast.checkpoints import find_checkpoints, read_checkpoint
+from lipfast.errors import ArchiveError, CheckpointError
 
 
 def make(root: Path, *names: str) -> Path:
@@ -120,3 +120,19 @@ def test_bad_archives(tmp_path, make_archive, message):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ArchiveError, match=message):
         find_checkpoints(make_archive(tmp_path))
+
+
+def test_a_link_to_itself_and_a_pipe_are_reported_not_waited_for(tmp_path):
+    (tmp_path / "itself.pt").symlink_to("itself.pt")
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    itself, pipe = find_checkpoints(tmp_path)
+    with pytest.raises(CheckpointError, match="Too many levels of symbolic links"):
+        read_checkpoint(itself)
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        read_checkpoint(pipe)
+
+
+@pytest.mark.parametrize("wrong", [3, [None], {"a": 1}])
+def test_an_archive_of_the_wrong_type(wrong):
+    with pytest.raises(ArchiveError, match="pass a path, a URL, or a list"):
+        find_checkpoints(wrong)

@@ -80,5 +80,5 @@ def test_bad_arguments(data: Tensor) -> None:
         bounds(ResidualNetwork(), data[:0])
     with pytest.raises(ArgumentError, match="1, 2 or inf"):
         bounds(ResidualNetwork(), data, norm=3)
-    with pytest.raises(TraceError, match="could not trace"):
+    with pytest.raises(TraceError, match="cannot be evaluated on samples of shape"):
         bounds(nn.Linear(7, 2), data)

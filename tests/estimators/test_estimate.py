@@ -67,6 +67,7 @@ def test_shares_of_layers_that_contract_are_negative() -> None:
 
 def test_shares_are_left_out_where_they_mean_nothing() -> None:
     assert layer_table((bracket(0, 2.0), bracket(1, 0.5)))[1].endswith("-")
+    assert layer_table((bracket(0, 4.0), bracket(1, 0.5)))[1].endswith("-")  # 200% and -100%
     assert layer_table((bracket(0, 2.0), bracket(1, 0.0)))[1].endswith("-")
 
 

@@ -8,6 +8,7 @@ import pytest
 from experiments.config import (
     ConfigError,
     describe_sweep,
+    find_sweep,
     load_config,
     log_spaced_steps,
     parse_settings,
@@ -109,3 +110,16 @@ def test_log_spaced_steps(steps: int, count: int) -> None:
     assert chosen[-1] == steps
     assert list(chosen) == sorted(set(chosen))
     assert len(chosen) == min(count, steps + 1)
+
+
+def test_a_sweep_may_be_any_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("[scales.s]\nwidths=[2]\nseeds=[0]\nsteps=3\nlr=0.1\ncheckpoints=2\n")
+    assert load_config("mine", "s", find_sweep(str(path))[1]).widths == (2,)
+    with pytest.raises(ConfigError, match="no such file"):
+        find_sweep(str(tmp_path / "other.toml"))
+    with pytest.raises(ConfigError, match="unknown sweep"):
+        load_config(str(path.with_suffix("")), "s")
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="not TOML"):
+        load_config("mine", "s", tmp_path)

@@ -76,7 +76,8 @@ def test_failures_and_interruption_show_in_the_exit_status(
     monkeypatch.setattr(command_line, "train_sweep", interrupted)
     assert _call(monkeypatch, *RUN, str(tmp_path), "--force") == 130
     error = capsys.readouterr().err
-    assert "To go on:\n  python -m experiments run double-descent --scale tiny" in error
+    resume = command_line.shown_command("-m", "experiments", "run", "double-descent", "--scale")
+    assert f"To go on:\n  {resume} tiny" in error
     assert "--force" not in error
 
 
@@ -88,7 +89,7 @@ def test_list_and_wrong_arguments(
     assert _call(monkeypatch, "run", "double-ascent") == 2
     assert "did you mean 'double-descent'" in capsys.readouterr().err
     assert _call(monkeypatch, "figure", "double-descent", "--out", str(tmp_path)) == 1
-    assert "run: python -m experiments run double-descent" in capsys.readouterr().err
+    assert "python -m experiments run double-descent" in capsys.readouterr().err
 
 
 def test_a_scorer_that_fails_outright_is_an_error(
@@ -118,3 +119,38 @@ def test_the_whole_way_with_the_real_scorer(
         scored["jacobian_max"].to_pylist(), scored["upper"].to_pylist(), strict=True
     ):
         assert 0 < lower <= upper * (1 + 1e-5)
+
+
+def test_commands_are_shown_relative_to_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripts = tmp_path / ".venv" / "bin"
+    scripts.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.executable", str(scripts / "python"))
+    command = command_line.score_command(SweepFolder(tmp_path / "runs" / "a b"))
+    assert command_line.shown_command(*command[1:]).startswith(
+        ".venv/bin/python -m lipfast score 'runs/a b/checkpoints' --arch"
+    )
+    (scripts / "lipfast").touch()
+    assert command_line.shown_command(*command[1:]).startswith(".venv/bin/lipfast score 'runs/a b")
+
+
+@pytest.mark.usefixtures("no_work")
+def test_a_sweep_that_diverged_as_a_whole_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = TrainingSummary(
+        trained=1, skipped=0, diverged=("width-00004-seed-1",), checkpoints=1, seconds=1.0
+    )
+    monkeypatch.setattr(command_line, "train_sweep", lambda config, folder: summary)
+    assert _call(monkeypatch, *RUN, str(tmp_path)) == 1
+    assert "every run diverged" in capsys.readouterr().err
+
+
+def test_an_unwritable_folder_is_wrong_usage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert _call(monkeypatch, *RUN, str(tmp_path / "file")) == 2
+    assert "Choose another folder with --out" in capsys.readouterr().err

@@ -275,6 +275,14 @@ def test_one_norm_and_inf_norm(generator: torch.Generator) -> None:
             assert float(norms.upper[index]) <= float(max(sums)) * (1 + 1e-12)
 
 
+@pytest.mark.parametrize("norm", [1, math.inf])
+def test_sums_that_overflow_have_a_finite_lower_bound(norm: float) -> None:
+    matrix = torch.full((5, 5), 1.1e308, dtype=torch.float64)
+    norms = lipfast.spectral_norms([matrix], norm=norm)
+    assert 1.7e308 < float(norms.lower[0]) < math.inf
+    assert float(norms.upper[0]) == math.inf
+
+
 def test_results_do_not_depend_on_threads_or_company(
     capability: str, generator: torch.Generator
 ) -> None:
@@ -515,3 +523,50 @@ def test_never_below_campaign(capability: str) -> None:
         assert bool((norms.lower <= truth * (1 + SVD_ERROR)).all())
         assert bool((norms.upper >= truth * (1 - SVD_ERROR)).all())
         assert bool((norms.upper - norms.lower <= 1e-6 * norms.upper).all())
+
+
+# Shape, and whether to certify: all threads on the Gram matrix, on W, and blocks of vectors.
+LARGE = {
+    "gram": ((1200, 900), True),
+    "wide gram": ((800, 1400), True),
+    "one pass": ((1100, 1000), False),
+    "blocks": ((2100, 2000), False),
+    "blocks of a wide matrix of small rank": ((70, 60000), False),
+    "blocks of a tall matrix": ((60000, 70), False),
+    "half the threads' memory": ((1100, 1000), True),
+}
+
+
+@pytest.mark.parametrize("case", list(LARGE))
+def test_large_matrices_share_the_threads(case: str, generator: torch.Generator) -> None:
+    shape, certify = LARGE[case]
+    memory = 1000 if case.startswith("half") else 2 << 30
+    matrix = torch.randn(shape, generator=generator)
+    norms = lipfast.spectral_norms([matrix], certify=certify, memory=memory)
+    wide = matrix.double() if shape[0] <= shape[1] else matrix.double().T
+    gram = wide @ wide.T
+    truth = float(torch.linalg.eigvalsh(gram)[-1]) ** 0.5
+    assert truth * (1 - 1e-6) <= float(norms.lower[0]) <= truth * (1 + 1e-12)
+    if certify:
+        assert float(norms.upper[0]) >= truth * (1 - 1e-12)
+        if memory > 1000:
+            assert float(norms.upper[0]) <= truth * (1 + 1e-6)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = lipfast.spectral_norms([matrix], certify=certify, memory=memory)
+    finally:
+        torch.set_num_threads(threads)
+    assert alone.lower.tolist() == norms.lower.tolist()
+    assert alone.upper.tolist() == norms.upper.tolist()
+    assert torch.equal(alone.right[0], norms.right[0])
+
+
+def test_huge_entries_in_a_large_matrix(capability: str, generator: torch.Generator) -> None:
+    """The one-pass operator scales by powers of two: neither 1e37 nor 1e-37 leaves float32."""
+    matrix = torch.randn(90, 80, generator=generator)
+    for scale in (1e37, 1e-37, 1e-42):
+        scaled = matrix * scale
+        reference = float(torch.linalg.svdvals(scaled.double() / scale)[0])
+        norms = lipfast.spectral_norms([scaled], certify=False)
+        assert float(norms.lower[0]) / scale == pytest.approx(reference, rel=1e-5)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lipfast.errors import TraceError, UnsupportedOpError
+from lipfast.errors import ArgumentError, TraceError, UnsupportedOpError
 from lipfast.plan.plan import Plan
 
 
@@ -105,3 +105,10 @@ def test_plan_with_an_op_that_has_no_rule_here(plan: Plan, tmp_path: Path) -> No
     path.write_text(path.read_text().replace("aten.clamp", "aten.unheard_of"))
     with pytest.raises(UnsupportedOpError, match=r"aten\.unheard_of"):
         Plan.load(path)
+
+
+@pytest.mark.parametrize("wrong", [None, 3])
+def test_no_state_dict_at_all(wrong):
+    plan = Plan.trace(nn.Linear(3, 2), torch.zeros(2, 3))
+    with pytest.raises(ArgumentError, match="expected a state dict or a list of them, not"):
+        plan.upper(wrong)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lipfast.errors import ArgumentError, NonFiniteError, StateDictError
 from lipfast.plan.plan import Plan
-from lipfast.plan.state import stack
+from lipfast.plan.state import require_finite, stack
 
 
 @pytest.fixture
@@ -113,3 +113,15 @@ def test_all_floating_dtypes_work(plan: Plan, model: nn.Module, dtype: torch.dty
 def test_stack() -> None:
     stacked = stack([{"a": torch.ones(2)}, {"a": torch.zeros(2)}], ["a"], torch.float64)
     assert torch.equal(stacked["a"], torch.tensor([[1.0, 1.0], [0.0, 0.0]], dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.to("meta"), "'w' has no data"),
+        (lambda t: t.to_sparse(), "'w' has layout torch.sparse_coo"),
+    ],
+)
+def test_tensors_without_dense_data_are_named(change, message):
+    with pytest.raises(StateDictError, match=message):
+        require_finite({"w": change(torch.ones(2, 2))}, ["w"])

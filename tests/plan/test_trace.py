@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lipfast.errors import ArgumentError, TraceError, UnsupportedOpError
 from lipfast.plan.plan import Plan
-from lipfast.plan.trace import evaluation_mode, unwrap
+from lipfast.plan.trace import evaluation_mode, trace, unwrap
 
 DYNAMIC = ({0: torch.export.Dim.DYNAMIC},)
 
@@ -264,3 +264,25 @@ def test_tied_weights_keep_all_their_names() -> None:
 def test_traced_in_double_precision() -> None:
     plan = Plan.trace(mlp().double(), torch.zeros(2, 4, dtype=torch.float64))
     assert plan.dtype == torch.float64
+
+
+@pytest.mark.parametrize("shape", [(2,), (5, 7)])
+def test_samples_of_the_wrong_shape_give_the_models_own_error(shape, capfd):
+    with pytest.raises(TraceError, match="cannot be evaluated on samples of shape") as caught:
+        trace(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), torch.zeros(shape))
+    assert "mat1 and mat2" in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_meta_tensor_is_no_example():
+    with pytest.raises(ArgumentError, match="holds no data"):
+        trace(nn.Linear(3, 4), torch.zeros(2, 3, device="meta"))
+
+
+def test_repeated_ops_are_listed_once():
+    class Twice(nn.Module):
+        def forward(self, x):
+            return torch.fft.fft(torch.fft.fft(x.cumsum(1).cumsum(1)).real).real
+
+    with pytest.raises(UnsupportedOpError, match=r"aten.cumsum in module '\(root\)' \(2 times\)"):
+        trace(Twice(), torch.zeros(2, 3))

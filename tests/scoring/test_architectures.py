@@ -155,3 +155,22 @@ def test_parse_arguments():
     for text in ("a", "=1"):
         with pytest.raises(ArgumentError, match="expected key=value"):
             parse_arguments([text])
+
+
+@pytest.mark.parametrize("how", ["toy.py:mlp", "./toy.py:mlp", "./toy:mlp"])
+def test_a_file_instead_of_a_module(how):
+    with pytest.raises(ArgumentError, match="name the module, not its file: 'toy:mlp'"):
+        Architecture(how)
+
+
+def test_a_function_that_exits_or_says_much_is_an_error_of_one_line():
+    def leaves(width: int) -> nn.Module:
+        raise SystemExit(3)
+
+    def talks(width: int) -> nn.Module:
+        raise RuntimeError("first\nsecond")
+
+    with pytest.raises(ArgumentError, match="raised SystemExit: 3"):
+        Architecture(leaves).model((("width", 1),))
+    with pytest.raises(ArgumentError, match=r"raised RuntimeError: first$"):
+        Architecture(talks).model((("width", 1),))

@@ -128,3 +128,8 @@ def test_missing_package_names_the_extra(monkeypatch):
 def test_a_name_is_registered_once():
     with pytest.raises(ArgumentError, match="'mnist1d' is registered already"):
         register_data("mnist1d")(lambda split: X)
+
+
+def test_data_of_the_wrong_type():
+    with pytest.raises(ArgumentError, match="not list"):
+        load_data([[1.0, 2.0]])

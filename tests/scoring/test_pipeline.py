@@ -288,7 +288,7 @@ def test_bad_checkpoints_become_rows(toy_models, archive, samples, tmp_path):
         "state dict does not match the architecture": 2,
         "architecture or data does not fit": 1,
     }
-    assert len(summary.examples) == 3
+    assert list(summary.examples) == list(summary.reasons)
     assert not proof.exists()
     rows = rows_by_name(tmp_path / "s")
     messages = {
@@ -449,3 +449,21 @@ def test_a_deleted_part_is_scored_again(toy_models, archive, samples, tmp_path):
         score(archive, **arguments)
     shutil.move(part, tmp_path / "aside")
     assert score(archive, **arguments).scored == 4
+
+
+def test_the_error_of_most_checkpoints_is_the_one_that_is_raised(archive, samples, tmp_path):
+    torch.save({"weight": torch.zeros(1)}, archive / "a_stray.pt")  # first, and has no metadata
+
+    def broken(width: int) -> torch.nn.Module:
+        raise RuntimeError("no such layer")
+
+    with pytest.raises(ArgumentError, match="no such layer"):
+        score(archive / "w4s0", arch=broken, data=samples, out=tmp_path / "s")
+    with pytest.raises(ArgumentError, match="no such layer"):
+        score(archive, arch=broken, data=samples, out=tmp_path / "s")
+
+
+@pytest.mark.parametrize("change", [{"seed": "q"}, {"seed": 2**70}, {"limit": 1.5}])
+def test_options_of_the_wrong_type(archive, samples, tmp_path, change):
+    with pytest.raises(ArgumentError, match="integer"):
+        score(archive, arch="a:b", data=samples, out=tmp_path / "s", **change)

@@ -316,3 +316,8 @@ def test_verify_checks_what_rows_promise(tmp_path):
     )
     problems = verify_store(tmp_path).problems
     assert [problem.split("file:///")[1].split(".pt")[0] for problem in problems] == list("bdef")
+
+
+def test_a_store_must_be_a_path():
+    with pytest.raises(StoreError, match="path of a folder, not 3"):
+        read_scores(3)

@@ -37,7 +37,8 @@ double certified_lower(const Matrix<T>& w, bool transposed, const double* x, dou
   normalize(y, outer);
   const double numerator = image * (1 - gamma(outer + 2)) - gamma(inner + 1) * error;
   if (!(numerator > 0) || !(size > 0)) return 0;
-  return numerator / (size * (1 + gamma(inner + 2))) * (1 - 4 * kUnitRoundoff);
+  // At most eight roundings of factors near one in this line and the one before.
+  return numerator / (size * (1 + gamma(inner + 2))) * (1 - 8 * kUnitRoundoff);
 }
 
 // 2^e value, rounded in the direction of the bound where the result is denormal.

@@ -1,0 +1,128 @@
+"""Error bounds where float64 ends: overflowing sums, denormal numbers, huge and tiny factors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lipfast
+from lipfast.estimators.certificate import enclose, quotients
+from lipfast.ops.denormals import denormals_flushed
+from lipfast.plan.plan import Plan
+from lipfast.plan.state import stack
+
+
+class Pointwise(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def enclosed(model: nn.Module, points: list[list[float]]) -> tuple[list[list[float]], Tensor]:
+    """Outputs and error bounds of one network."""
+    x = torch.tensor([points], dtype=torch.float64)
+    plan = Plan.trace(model.double(), torch.zeros(2, x.shape[-1], dtype=torch.float64))
+    parameters = stack([model.state_dict()], plan.used_parameters, torch.float64)
+    outputs, errors = enclose(plan, parameters, x)
+    return outputs[0].tolist(), errors[0]
+
+
+def linear(weight: list[list[float]]) -> nn.Linear:
+    layer = nn.Linear(len(weight[0]), len(weight), bias=False).double()
+    layer.weight.data.copy_(torch.tensor(weight, dtype=torch.float64))
+    return layer
+
+
+def test_a_partial_sum_that_overflows_proves_nothing() -> None:
+    model = nn.Sequential(linear([[1e308, 1e308, -1e308, -1e308]]), nn.Hardtanh(-1e300, 1e300))
+    outputs, errors = enclosed(model, [[1.5, 1.5, 1.5, 1.5]])  # in truth 0
+    assert abs(outputs[0][0]) <= float(errors[0, 0]) or math.isnan(outputs[0][0])
+
+
+def test_denormal_inputs_of_huge_weights() -> None:
+    weight = [1.3e308, -1.1e308, 1.7e307]
+    points = [[k * 1.7e-311, k * 1e-312, k * 3e-312] for k in (1.0, 1.3, 1.9, 7.7)]
+    outputs, errors = enclosed(linear([weight]), points)
+    for point, output, error in zip(points, outputs, errors.tolist(), strict=True):
+        truth = sum(Fraction(w) * Fraction(x) for w, x in zip(weight, point, strict=True))
+        assert abs(Fraction(output[0]) - truth) <= Fraction(error[0])
+        assert error[0] < 1e-11 * abs(output[0])
+
+
+@pytest.mark.parametrize(
+    ("function", "truth"),
+    [
+        (partial(nn.functional.leaky_relu, negative_slope=0.6), lambda x: x * Fraction(0.6)),
+        (nn.functional.softsign, lambda x: x / (1 + abs(x))),
+        (nn.functional.hardswish, lambda x: x * (x + 3) / 6),
+        (lambda x: x / 1.7e308, lambda x: x / Fraction(1.7e308)),
+    ],
+    ids=["leaky_relu", "softsign", "hardswish", "division"],
+)
+def test_roundings_that_underflow(
+    function: Callable[[Tensor], Tensor], truth: Callable[[Fraction], Fraction]
+) -> None:
+    points = [[-5e-324], [-3.5e-323], [-1e-310], [-0.3]]
+    outputs, errors = enclosed(Pointwise(function), points)
+    for point, output, error in zip(points, outputs, errors.tolist(), strict=True):
+        assert abs(Fraction(output[0]) - truth(Fraction(point[0]))) <= Fraction(error[0])
+
+
+class Cancelling(nn.Module):
+    """``p + alpha x``."""
+
+    def __init__(self, p: float, alpha: float) -> None:
+        super().__init__()
+        self.p, self.alpha = nn.Parameter(torch.full((1,), p, dtype=torch.float64)), alpha
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.add(self.p, x, alpha=self.alpha)
+
+
+def test_a_tiny_alpha_keeps_the_rounding_of_the_product() -> None:
+    alpha, x = 1e-320, 1.1e300
+    outputs, errors = enclosed(Cancelling(-(alpha * x), alpha), [[x]])
+    truth = Fraction(alpha) * Fraction(x) - Fraction(alpha * x)
+    assert truth != 0 == outputs[0][0]
+    assert abs(truth) <= Fraction(float(errors[0, 0])) < 1e-15 * (alpha * x)
+
+
+@pytest.mark.parametrize("norm", [1, math.inf])
+def test_a_denormal_quotient_is_not_claimed(norm: float) -> None:
+    points = torch.tensor([[[0.0], [1.7e300]]], dtype=torch.float64)
+    outputs = torch.tensor([[[0.0], [3.0e-20]]], dtype=torch.float64)
+    pairs = (torch.tensor([0]), torch.tensor([1]))
+    value = quotients(points, outputs, torch.zeros_like(outputs), pairs, norm)
+    assert Fraction(float(value)) * Fraction(1.7e300) <= Fraction(3.0e-20)
+
+
+@pytest.fixture
+def flushing() -> Iterator[None]:
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush denormals")
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@pytest.mark.usefixtures("flushing")
+@pytest.mark.parametrize("norm", [1, 2, math.inf])
+def test_nothing_is_certified_while_denormals_are_flushed(norm: float) -> None:
+    assert denormals_flushed()
+    model = nn.Sequential(nn.Linear(2, 2), nn.PReLU(init=1e-40), nn.Linear(2, 1))
+    bounds = lipfast.bounds(model, torch.randn(3, 2), norm=norm)
+    for bound in (bounds.lower, bounds.upper):
+        assert not bound.certified
+        assert bound.reason is not None and "denormal" in bound.reason
+    sums = lipfast.spectral_norms([torch.full((3, 3), 1e-310, dtype=torch.float64)], norm=1)
+    assert not bool(sums.certified[0])
