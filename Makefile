@@ -47,15 +47,15 @@ clean: ## everything that was built
 
 # The environment's bin comes first on the path: torch's build looks for ninja there.
 .venv/built: .venv/torch $(SOURCES) setup.py pyproject.toml lipfast/_version.py
-	PATH="$(abspath $(BIN)):$$PATH" MAX_JOBS=$(JOBS) $(BIN)/python -m pip install --quiet --no-build-isolation -e .
+	PATH="$(abspath $(BIN)):$$PATH" PYTHONWARNINGS=ignore MAX_JOBS=$(JOBS) $(BIN)/python -m pip install --quiet --no-build-isolation -e .
 	@touch $@
 
 .venv/experiments: .venv/built pyproject.toml
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[experiments]"
+	PATH="$(abspath $(BIN)):$$PATH" PYTHONWARNINGS=ignore MAX_JOBS=$(JOBS) $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[experiments]"
 	@touch $@
 
 .venv/test: .venv/experiments pyproject.toml
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[test,experiments]"
+	PATH="$(abspath $(BIN)):$$PATH" PYTHONWARNINGS=ignore MAX_JOBS=$(JOBS) $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[test,experiments]"
 	@touch $@
 
 .venv/lint: .venv/test pyproject.toml
