@@ -59,5 +59,5 @@ clean: ## everything that was built
 	@touch $@
 
 .venv/lint: .venv/test pyproject.toml
-	$(BIN)/python -m pip install --quiet "ruff>=0.9" "mypy>=1.14" "clang-format>=18"
+	$(BIN)/python -m pip install --quiet "ruff>=0.17,<0.18" "mypy>=2.4,<3" "clang-format>=23,<24"
 	@touch $@

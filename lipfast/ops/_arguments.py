@@ -33,7 +33,9 @@ def check_floating(tensor: object, name: str, dimensions: int | None = None) -> 
             f"{name}: has dtype {tensor.dtype}; expected float16, bfloat16, float32 or float64 "
             "(tensor.float())"
         )
-    if tensor.device.type not in ("cpu", "meta"):
+    if tensor.is_meta:
+        raise ArgumentError(f"{name}: is a meta tensor and holds no data")
+    if tensor.device.type != "cpu":
         raise ArgumentError(
             f"{name}: is on {tensor.device}; this build has CPU kernels only (tensor.cpu())"
         )

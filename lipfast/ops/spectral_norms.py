@@ -57,7 +57,7 @@ class SpectralNorms(Generic[_Values]):
             if keyed
             else range(len(cast(Tensor, self.lower)))
         )
-        lines = [f"SpectralNorms of {len(keys)} matrices"]
+        lines = [f"SpectralNorms of {len(keys)} {'matrix' if len(keys) == 1 else 'matrices'}"]
         shown = list(keys)[:20]
         width = max((len(str(key)) for key in shown), default=0)
         for key in shown:
@@ -158,10 +158,13 @@ def spectral_norms(
     norm = check_norm(norm)
     if method not in _METHODS:
         raise ArgumentError(f"method must be one of {', '.join(_METHODS)}, got {method!r}")
-    if not 0 < rtol < 1:
-        raise ArgumentError(f"rtol must lie between 0 and 1, got {rtol!r}")
-    if max_passes < 1 or max_passes >= 2**31:
+    if not isinstance(rtol, (int, float)) or not 0 < rtol < 1:
+        raise ArgumentError(f"rtol must be a number between 0 and 1, got {rtol!r}")
+    if not isinstance(max_passes, int) or not 1 <= max_passes < 2**31:
         raise ArgumentError(f"max_passes must be a positive 32-bit integer, got {max_passes!r}")
+    for name, value in (("seed", seed), ("memory", memory)):
+        if not isinstance(value, int) or not 0 <= value < 2**63:
+            raise ArgumentError(f"{name} must be a non-negative 64-bit integer, got {value!r}")
     keys, matrices = _matrices(tensors)
     starts = _start_vectors(start, tensors, keys, matrices)
     if norm == 2:

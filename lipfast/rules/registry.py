@@ -164,7 +164,7 @@ def rule(
         ...     return call.input * 1.0  # |cos x| <= 1
     """
     for op in ops:
-        if op.count(".") != 1:
+        if not isinstance(op, str) or op.count(".") != 1:
             raise ArgumentError(f"op must look like 'aten.sin' (no overload), not {op!r}")
 
     def register(bound: Bound) -> Bound:
