@@ -42,20 +42,23 @@ clean: ## everything that was built
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "lipfast needs Python 3.10 or later; set PYTHON=...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24" "setuptools>=77" wheel
-	$(BIN)/python -m pip install --quiet "$(TORCH)" "numpy>=1.26" "pybind11>=2.13" "ninja>=1.11"
+	$(BIN)/python -m pip install "$(TORCH)" "numpy>=1.26" "pybind11>=2.13" "ninja>=1.11"
 	@touch $@
 
 # The environment's bin comes first on the path: torch's build looks for ninja there.
 .venv/built: .venv/torch $(SOURCES) setup.py pyproject.toml lipfast/_version.py
-	PATH="$(abspath $(BIN)):$$PATH" PYTHONWARNINGS=ignore MAX_JOBS=$(JOBS) $(BIN)/python -m pip install --quiet --no-build-isolation -e .
+	@echo "building the extension with $(JOBS) jobs: about a minute"
+	@PATH="$(abspath $(BIN)):$$PATH" PYTHONWARNINGS=ignore MAX_JOBS=$(JOBS) $(BIN)/python -m pip install --quiet --no-build-isolation -e .
 	@touch $@
 
 .venv/experiments: .venv/built pyproject.toml
-	PATH="$(abspath $(BIN)):$$PATH" PYTHONWARNINGS=ignore MAX_JOBS=$(JOBS) $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[experiments]"
+	@echo "installing what the experiments need"
+	@PATH="$(abspath $(BIN)):$$PATH" PYTHONWARNINGS=ignore MAX_JOBS=$(JOBS) $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[experiments]"
 	@touch $@
 
 .venv/test: .venv/experiments pyproject.toml
-	PATH="$(abspath $(BIN)):$$PATH" PYTHONWARNINGS=ignore MAX_JOBS=$(JOBS) $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[test,experiments]"
+	@echo "installing what the tests need"
+	@PATH="$(abspath $(BIN)):$$PATH" PYTHONWARNINGS=ignore MAX_JOBS=$(JOBS) $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[test,experiments]"
 	@touch $@
 
 .venv/lint: .venv/test pyproject.toml
