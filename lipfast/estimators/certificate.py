@@ -15,6 +15,7 @@ Assumed: sums and products of float64 are IEEE (in any order, fused or not; deno
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -199,7 +200,10 @@ def kink_distances(
         found = walk(plan.graph, parameters, plan.constants, [point.unsqueeze(1)], keep=True)
         return {name: found[name] for name, _ in kinked}
 
-    result = torch.func.jvp(activations, (x,), (direction,))
+    with warnings.catch_warnings():
+        # The first use of forward mode makes torch import its own deprecated torch.jit.script.
+        warnings.filterwarnings("ignore", message="`torch.jit")
+        result = torch.func.jvp(activations, (x,), (direction,))
     values, slopes = result[0], result[1]
     for name, breakpoints in kinked:
         value, slope = values[name].flatten(1), slopes[name].flatten(1)
