@@ -75,7 +75,7 @@ ArchArgs = Annotated[
     typer.Option("--arch-arg", help="Keyword argument of the architecture.", metavar="KEY=VALUE"),
 ]
 Norm = Annotated[str, typer.Option(help="Norm of inputs and outputs: 1, 2 or inf.", metavar="NORM")]
-Seed = Annotated[int, typer.Option(help="Seed of the start vectors.", metavar="N")]
+Seed = Annotated[int, typer.Option(help="Seed of the start vectors.", metavar="N", min=0)]
 Threads = Annotated[
     int | None,
     typer.Option(help="CPU threads; by default as torch has it.", min=1, metavar="N"),

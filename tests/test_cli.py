@@ -243,6 +243,7 @@ def test_bounds_of_bad_checkpoints(project, write, message):
     code, out, err = run("bounds", "a.pt", *SCORE[2:6])
     assert (code, out) == (2, "")
     assert message in err
+    assert "a.pt" in err
     assert "Traceback" not in err
 
 

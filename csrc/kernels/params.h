@@ -12,7 +12,7 @@ enum class SpectralMethod : int32_t { kLanczos = 0, kPower = 1 };
 enum class UpperMethod : int32_t {
   kNone = 0,      // no upper bound was asked for: +inf
   kCholesky = 1,  // t I - W W^T was factored: tight
-  kHolder = 2,    // min(sqrt(||W||_1 ||W||_inf), ||W||_F): loose, unless it happens to be the smaller; no Gram matrix
+  kHolder = 2,    // min(sqrt(||W||_1 ||W||_inf), ||W||_F): loose; no Gram matrix
 };
 
 // Threads for one large matrix: calls body(argument, item) for every item in [0, count), in any order.

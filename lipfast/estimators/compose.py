@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import overload
 
 from torch import Tensor, nn
 
 from lipfast.errors import ArgumentError
-from lipfast.estimators.estimate import Bounds, LowerBound, UpperBound, check_order
+from lipfast.estimators.estimate import Bounds, LowerBound, UpperBound
 from lipfast.estimators.jacobian import check_samples, jacobian_norms
-from lipfast.estimators.sample_maximum import lower_bounds
-from lipfast.estimators.spectral_product import upper_bounds
-from lipfast.plan.plan import Plan, StateDict
+from lipfast.plan.plan import Plan
 from lipfast.plan.trace import Source, unwrap
 from lipfast.rules.registry import Norm
 
@@ -81,7 +78,7 @@ def upper_bound(
         >>> round(float(estimate), 6), estimate.certified
         (1.0, True)
     """
-    return upper_bounds(compile(model, example_input), _state_dict(model), norm=norm)
+    return compile(model, example_input).upper(_state_dict(model), norm=norm)
 
 
 def lower_bound(
@@ -121,7 +118,7 @@ def lower_bound(
         (4.0, 4.0, 1, 3.5)
     """
     plan, state_dict = _traced_on(model, data)
-    return lower_bounds(plan, state_dict, data, norm=norm, per_sample=per_sample, memory=memory)
+    return plan.lower(state_dict, data, norm=norm, per_sample=per_sample, memory=memory)
 
 
 def bounds(
@@ -156,64 +153,11 @@ def bounds(
         >>> _ = model[0].weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
         >>> _ = model[2].weight.data.copy_(torch.tensor([[2.0, 0.0]]))
         >>> result = lipfast.bounds(model, torch.tensor([[1.0, 1.0], [-1.0, 1.0]]))
-        >>> round(result.lower.value, 5), round(result.upper.value, 5), result.mean
+        >>> round(result.lower.value, 4), round(result.upper.value, 4), result.mean
         (6.0, 8.0, 3.0)
     """
     plan, state_dict = _traced_on(model, data)
-    return bounds_of_plan(plan, state_dict, data, norm=norm, per_sample=per_sample, memory=memory)
-
-
-@overload
-def bounds_of_plan(
-    plan: Plan,
-    state_dicts: StateDict,
-    x: Tensor,
-    *,
-    norm: Norm = 2,
-    rtol: float = 1e-6,
-    seed: int = 0,
-    per_sample: bool = False,
-    memory: int = ...,
-) -> Bounds: ...
-@overload
-def bounds_of_plan(
-    plan: Plan,
-    state_dicts: StateDict | Sequence[StateDict],
-    x: Tensor,
-    *,
-    norm: Norm = 2,
-    rtol: float = 1e-6,
-    seed: int = 0,
-    per_sample: bool = False,
-    memory: int = ...,
-) -> Bounds | list[Bounds]: ...
-def bounds_of_plan(
-    plan: Plan,
-    state_dicts: StateDict | Sequence[StateDict],
-    x: Tensor,
-    *,
-    norm: Norm = 2,
-    rtol: float = 1e-6,
-    seed: int = 0,
-    per_sample: bool = False,
-    memory: int = 1 << 30,
-) -> Bounds | list[Bounds]:
-    """`Plan.bounds`: both bounds of one or many state dicts, their order asserted.
-
-    Raises:
-        BoundOrderError: a certified lower bound exceeds a certified upper bound (a defect).
-    """
-    uppers = upper_bounds(plan, state_dicts, norm=norm, rtol=rtol, seed=seed)
-    lowers = lower_bounds(plan, state_dicts, x, norm=norm, per_sample=per_sample, memory=memory)
-    if isinstance(uppers, UpperBound) and isinstance(lowers, LowerBound):
-        return _joined(lowers, uppers)
-    assert isinstance(uppers, list) and isinstance(lowers, list)
-    return [_joined(lower, upper) for lower, upper in zip(lowers, uppers, strict=True)]
-
-
-def _joined(lower: LowerBound, upper: UpperBound) -> Bounds:
-    check_order(lower, upper)
-    return Bounds(lower, upper)
+    return plan.bounds(state_dict, data, norm=norm, per_sample=per_sample, memory=memory)
 
 
 def _state_dict(model: nn.Module) -> Mapping[str, Tensor]:

@@ -267,6 +267,16 @@ def check_order(lower: Estimate, upper: Estimate) -> None:
         )
 
 
+def joined(lower: LowerBound, upper: UpperBound) -> Bounds:
+    """Both bounds of one network, their order asserted.
+
+    Raises:
+        BoundOrderError: a certified lower bound exceeds a certified upper bound.
+    """
+    check_order(lower, upper)
+    return Bounds(lower, upper)
+
+
 def log_down(value: float) -> float:
     """Natural logarithm, rounded down; -inf for 0."""
     if value <= 0.0:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import overload
 
 import torch
 from torch import Tensor
@@ -21,26 +20,6 @@ from lipfast.rules.registry import Norm, check_norm
 _NOT_PROVED = "not proved: floating point, and at a kink autograd's value is not a derivative"
 
 
-@overload
-def lower_bounds(
-    plan: Plan,
-    state_dicts: StateDict,
-    x: Tensor,
-    *,
-    norm: Norm = 2,
-    per_sample: bool = False,
-    memory: int = ...,
-) -> LowerBound: ...
-@overload
-def lower_bounds(
-    plan: Plan,
-    state_dicts: StateDict | Sequence[StateDict],
-    x: Tensor,
-    *,
-    norm: Norm = 2,
-    per_sample: bool = False,
-    memory: int = ...,
-) -> LowerBound | list[LowerBound]: ...
 def lower_bounds(
     plan: Plan,
     state_dicts: StateDict | Sequence[StateDict],
@@ -49,7 +28,7 @@ def lower_bounds(
     norm: Norm = 2,
     per_sample: bool = False,
     memory: int = 1 << 30,
-) -> LowerBound | list[LowerBound]:
+) -> list[LowerBound]:
     """Lower bounds on the Lipschitz constants of many networks, from samples.
 
     ``jacobian = max_b ||J(x_b)||`` (Khromov and Singh, 2024) is a lower bound wherever the network
@@ -77,7 +56,7 @@ def lower_bounds(
             f"lower bounds need a model with one input; this one has {len(plan.input_shapes)}"
         )
     x = check_samples(x, plan.input_shapes[0])
-    tensors, single = plan.resolve_all(state_dicts)
+    tensors = plan.resolve_all(state_dicts)
     if not tensors:
         return []
     norms = _finite_norms(plan, tensors, x, norm, memory)
@@ -103,8 +82,7 @@ def lower_bounds(
         missing=missing,
         flushed=denormals_flushed(),
     )
-    results = [_lower_bound(found, index) for index in range(len(tensors))]
-    return results[0] if single else results
+    return [_lower_bound(found, index) for index in range(len(tensors))]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import overload
 
 import torch
 from torch import Tensor
@@ -27,17 +26,6 @@ Vectors = Mapping[str, Tensor]
 Starts = Vectors | Sequence[Vectors | None] | None
 
 
-@overload
-def upper_bounds(
-    plan: Plan,
-    state_dicts: StateDict,
-    *,
-    norm: Norm = 2,
-    rtol: float = 1e-6,
-    seed: int = 0,
-    start: Vectors | None = None,
-) -> UpperBound: ...
-@overload
 def upper_bounds(
     plan: Plan,
     state_dicts: StateDict | Sequence[StateDict],
@@ -46,16 +34,7 @@ def upper_bounds(
     rtol: float = 1e-6,
     seed: int = 0,
     start: Starts = None,
-) -> UpperBound | list[UpperBound]: ...
-def upper_bounds(
-    plan: Plan,
-    state_dicts: StateDict | Sequence[StateDict],
-    *,
-    norm: Norm = 2,
-    rtol: float = 1e-6,
-    seed: int = 0,
-    start: Starts = None,
-) -> UpperBound | list[UpperBound]:
+) -> tuple[list[UpperBound], list[dict[str, Tensor]]]:
     """Upper bounds on the Lipschitz constants of many networks of one architecture.
 
     For a chain this is the product of the layers' operator norms and the activations' constants,
@@ -73,35 +52,16 @@ def upper_bounds(
             depend on them.
 
     Returns:
-        One `UpperBound` per state dict. A product beyond float64 has the value inf, a finite
-        `log_value` and a `reason`.
+        One `UpperBound` per state dict, and the vectors with which to start at similar weights
+        (empty for norms 1 and inf, which take none). A product beyond float64 has the value inf, a
+        finite `log_value` and a `reason`.
 
     Raises:
         StateDictError, NonFiniteError: a state dict does not fit the architecture.
         ArgumentError: start vectors do not fit the architecture or the number of state dicts.
     """
-    single = isinstance(state_dicts, Mapping)
-    results, _ = upper_bounds_and_vectors(
-        plan, state_dicts, norm=norm, rtol=rtol, seed=seed, start=start
-    )
-    return results[0] if single else results
-
-
-def upper_bounds_and_vectors(
-    plan: Plan,
-    state_dicts: StateDict | Sequence[StateDict],
-    *,
-    norm: Norm = 2,
-    rtol: float = 1e-6,
-    seed: int = 0,
-    start: Starts = None,
-) -> tuple[list[UpperBound], list[dict[str, Tensor]]]:
-    """`upper_bounds`, always as a list, and the vectors with which to start at similar weights.
-
-    The vectors are empty for norms 1 and inf, which take none.
-    """
     norm = check_norm(norm)
-    tensors, _ = plan.resolve_all(state_dicts)
+    tensors = plan.resolve_all(state_dicts)
     starts = _starts(plan, start, len(tensors))
     brackets, vectors = layer_brackets(plan, tensors, norm=norm, rtol=rtol, seed=seed, start=starts)
     steps = _steps(plan)

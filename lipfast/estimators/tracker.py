@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lipfast.errors import ArgumentError
 from lipfast.estimators.estimate import UpperBound
-from lipfast.estimators.spectral_product import upper_bounds_and_vectors
+from lipfast.estimators.spectral_product import upper_bounds
 from lipfast.plan.plan import Plan, StateDict
 from lipfast.rules.registry import Norm, check_norm
 
@@ -74,7 +74,7 @@ class Tracker:
         single = isinstance(state_dicts, Mapping)
         if not single and not len(state_dicts):
             raise ArgumentError("no state dicts were given")
-        results, vectors = upper_bounds_and_vectors(
+        results, vectors = upper_bounds(
             self.plan,
             state_dicts,
             norm=self._norm,

@@ -38,8 +38,8 @@ class SpectralNorms(Generic[_Values]):
             the vector whose image is the largest.
         left: float64 vectors of unit norm (rows): its image's direction.
         passes: products with the matrix (or its Gram matrix) that the estimate took.
-        method: how `upper` was proved: "cholesky", "holder" (happened to be smaller, or there was
-            no memory for the Gram matrix: loose then), "sums" (norm 1 and inf) or "none".
+        method: how `upper` was proved: "cholesky", "holder" (nothing tighter could be, usually for
+            want of memory for the Gram matrix: loose), "sums" (norm 1 and inf) or "none".
     """
 
     lower: _Values
@@ -134,7 +134,7 @@ def spectral_norms(
         >>> norms
         SpectralNorms of 2 matrices
           0  [5.4649857, 5.46498844]  certified  cholesky
-          1  [4, 4]  certified  holder
+          1  [4, 4.000002]  certified  cholesky
         >>> bool(((norms.upper - norms.lower) <= 1e-6 * norms.upper).all())
         True
 

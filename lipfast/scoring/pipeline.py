@@ -134,8 +134,8 @@ def score(
 def _check(engine: str, seed: int, **counts: int | None) -> None:
     if engine not in ENGINES:
         raise ArgumentError(f"engine '{engine}': expected {' or '.join(ENGINES)}")
-    if not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
-        raise ArgumentError(f"seed {seed!r}: expected an integer of 64 bits")
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ArgumentError(f"seed {seed!r}: expected a non-negative integer of 64 bits")
     for name, value in counts.items():
         if value is not None and not isinstance(value, int):
             raise ArgumentError(f"{name} {value!r}: expected an integer")

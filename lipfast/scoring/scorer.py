@@ -29,7 +29,7 @@ from lipfast.errors import (
     UnsupportedOpError,
 )
 from lipfast.estimators.estimate import LowerBound, UpperBound, check_order
-from lipfast.estimators.spectral_product import upper_bounds_and_vectors
+from lipfast.estimators.spectral_product import upper_bounds
 from lipfast.plan.plan import Plan
 from lipfast.rules.registry import Norm
 from lipfast.scoring.architectures import Architecture, Arguments
@@ -224,7 +224,7 @@ class Scorer:
         # starts from its last checkpoint there. Within a batch that would take several calls.
         runs = [checkpoint.metadata.run for _, checkpoint in members]
         known = self._vectors.get(arguments, {})
-        uppers, vectors = upper_bounds_and_vectors(
+        uppers, vectors = upper_bounds(
             plan,
             state_dicts,
             norm=options.norm,

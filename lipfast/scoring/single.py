@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from lipfast.checkpoints import Checkpoint, find_checkpoints, read_checkpoint
 from lipfast.checkpoints.metadata import Value
 from lipfast.checkpoints.source import Archive
-from lipfast.errors import ArgumentError
+from lipfast.errors import ArgumentError, NonFiniteError, StateDictError
 from lipfast.estimators.estimate import Bounds, UpperBound
 from lipfast.rules.registry import Norm
 from lipfast.scoring.architectures import Architecture, ArchSource, Arguments
@@ -50,13 +51,24 @@ def bound_checkpoint(
         raise ArgumentError(f"'{path}' holds {len(files)} checkpoints: use 'lipfast score'")
     checkpoint = read_checkpoint(files[0])
     architecture = Architecture(arch, arch_args)
-    arguments = architecture.arguments(checkpoint.metadata.values)
+    with _naming(files[0].uri):
+        arguments = architecture.arguments(checkpoint.metadata.values)
     x = _example(architecture, arguments, input_shape) if data is None else load_data(data).x
     plan = architecture.plan(arguments, x)
-    plan.check(checkpoint.state_dict)
+    with _naming(files[0].uri):
+        plan.check(checkpoint.state_dict)
     if data is None:
         return checkpoint, plan.upper(checkpoint.state_dict, norm=norm, seed=seed)
     return checkpoint, plan.bounds(checkpoint.state_dict, x.to(plan.dtype), norm=norm, seed=seed)
+
+
+@contextmanager
+def _naming(uri: str) -> Iterator[None]:
+    """Errors about a checkpoint's content say which file."""
+    try:
+        yield
+    except (ArgumentError, StateDictError, NonFiniteError) as error:
+        raise type(error)(f"{uri}: {error}") from error
 
 
 def _example(

@@ -11,7 +11,6 @@ import torch
 from mpmath import mp
 from torch import Tensor, nn
 
-from lipfast.estimators.spectral_product import upper_bounds
 from lipfast.plan.plan import Plan
 from lipfast.rules import pointwise
 
@@ -47,7 +46,7 @@ FUNCTIONS: dict[str, nn.Module] = {
 
 def constant(module: nn.Module, norm: float = 2) -> float:
     plan = Plan.trace(module, torch.zeros(2, 3))
-    return upper_bounds(plan, module.state_dict(), norm=norm).value
+    return plan.upper(module.state_dict(), norm=norm).value
 
 
 def difference_quotients(module: nn.Module) -> Tensor:
@@ -142,7 +141,7 @@ def test_remaining_constants_are_rounded_up() -> None:
 )
 def test_functions_without_a_constant_are_unbounded_with_a_reason(module: nn.Module) -> None:
     plan = Plan.trace(module, torch.zeros(2, 3))
-    bound = upper_bounds(plan, {})
+    bound = plan.upper({})
     assert bound.value == math.inf
     assert bound.log_value == math.inf
     assert "no finite Lipschitz constant" in (bound.reason or "")
@@ -163,7 +162,7 @@ def test_prelu_slopes_per_channel(shape: tuple[int, ...]) -> None:
     with torch.no_grad():
         module.weight.copy_(torch.tensor([0.5, -3.0, 1.0][: module.weight.numel()]))
     plan = Plan.trace(module, torch.zeros(2, *shape))
-    assert upper_bounds(plan, module.state_dict()).value == (3.0 if shape else 1.0)
+    assert plan.upper(module.state_dict()).value == (3.0 if shape else 1.0)
     x = torch.randn(5, *shape, generator=torch.Generator().manual_seed(0))
     lower = plan.lower(module.state_dict(), x)
     assert lower.value <= (3.0 if shape else 1.0)

@@ -463,7 +463,7 @@ def test_the_error_of_most_checkpoints_is_the_one_that_is_raised(archive, sample
         score(archive, arch=broken, data=samples, out=tmp_path / "s")
 
 
-@pytest.mark.parametrize("change", [{"seed": "q"}, {"seed": 2**70}, {"limit": 1.5}])
+@pytest.mark.parametrize("change", [{"seed": "q"}, {"seed": -1}, {"seed": 2**70}, {"limit": 1.5}])
 def test_options_of_the_wrong_type(archive, samples, tmp_path, change):
     with pytest.raises(ArgumentError, match="integer"):
         score(archive, arch="a:b", data=samples, out=tmp_path / "s", **change)
