@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from lipfast.errors import ArgumentError
 from lipfast.estimators.estimate import Bounds, LowerBound, UpperBound
-from lipfast.estimators.jacobian import check_samples, jacobian_norms
+from lipfast.estimators.function import check_samples
+from lipfast.estimators.jacobian import jacobian_norms
 from lipfast.plan.plan import Plan
 from lipfast.plan.trace import Source, unwrap
 from lipfast.rules.registry import Norm

@@ -12,7 +12,8 @@ from torch import Tensor
 from lipfast.errors import ArgumentError
 from lipfast.estimators.certificate import Secants, certified_secants, missing_error_rules
 from lipfast.estimators.estimate import Estimate, LowerBound, log_down
-from lipfast.estimators.jacobian import check_samples, find_chain, plan_jacobian_norms
+from lipfast.estimators.function import check_samples
+from lipfast.estimators.jacobian import find_chain, plan_jacobian_norms
 from lipfast.ops.denormals import FLUSHED, denormals_flushed
 from lipfast.plan.plan import Plan, StateDict
 from lipfast.rules.registry import Norm, check_norm
