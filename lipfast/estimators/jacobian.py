@@ -25,7 +25,7 @@ from lipfast.estimators.jacobian_gradient import differentiable_values
 from lipfast.estimators.jacobian_lanczos import lanczos_triplets
 from lipfast.estimators.jacobian_rows import row_norms
 from lipfast.estimators.linearization import SMALL_SIDE, DerivativeError, footprint
-from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms
+from lipfast.ops.chain_jacobian_norms import Activation, Linear, Stage, chain_jacobian_norms
 from lipfast.plan.cache import cached_plan
 from lipfast.plan.graph import Reference
 from lipfast.plan.interpret import evaluate
@@ -151,7 +151,12 @@ def _chain_norms(chain: Chain, tensors: Sequence[Mapping[str, Tensor]], x: Tenso
     biases = [
         [None if name is None else typed(entry[name]) for name in chain.biases] for entry in tensors
     ]
-    spectral, _ = chain_jacobian_norms(x.contiguous(), weights, biases, list(chain.slopes))
+    stages: list[Stage] = []
+    for slope in chain.slopes:
+        stages.append(Linear())
+        if slope != 1.0:
+            stages.append(Activation("leaky_relu", (slope,)))
+    spectral, _ = chain_jacobian_norms(x.contiguous(), weights, biases, stages)
     return spectral
 
 
