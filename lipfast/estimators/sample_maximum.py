@@ -13,8 +13,9 @@ from lipfast.errors import ArgumentError
 from lipfast.estimators.certificate import Secants, certified_secants, missing_error_rules
 from lipfast.estimators.estimate import Estimate, LowerBound, log_down
 from lipfast.estimators.function import check_samples
-from lipfast.estimators.jacobian import find_chain, plan_jacobian_norms
+from lipfast.estimators.jacobian import plan_jacobian_norms
 from lipfast.ops.denormals import FLUSHED, denormals_flushed
+from lipfast.plan.chain import fused_chain
 from lipfast.plan.plan import Plan, StateDict
 from lipfast.rules.registry import Norm, check_norm
 
@@ -69,7 +70,7 @@ def lower_bounds(
         else certified_secants(plan, tensors, x[positions], norm=norm, memory=memory)
     )
     wide = norms.double()
-    method = "fused chain" if norm == 2 and find_chain(plan) is not None else "autograd"
+    method = "fused chain" if norm == 2 and fused_chain(plan) is not None else "autograd"
     found = _Found(
         x=x,
         norm=norm,

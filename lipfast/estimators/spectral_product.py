@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
+from lipfast.estimators.convolution_norms import convolution_brackets
 from lipfast.estimators.estimate import LayerBracket, UpperBound
 from lipfast.ops.denormals import FLUSHED, denormals_flushed
 from lipfast.ops.spectral_norms import spectral_norms
+from lipfast.plan.fold import ROUNDINGS_PER_FOLD, FoldedGraph, folded_parameters
 from lipfast.plan.graph import Node, Reference
 from lipfast.plan.plan import Layer, Plan, StateDict
 from lipfast.rules.registry import Call, Norm, Rule, check_norm, lookup
+from lipfast.rules.rounding import UNIT_ROUNDOFF
 from lipfast.rules.upward import Upward
 
 _METHODS = {1: "product of column-sum norms", 2: "product of certified spectral norms"}
@@ -34,6 +37,7 @@ def upper_bounds(
     rtol: float = 1e-6,
     seed: int = 0,
     start: Starts = None,
+    simplify: bool = True,
 ) -> tuple[list[UpperBound], list[dict[str, Tensor]]]:
     """Upper bounds on the Lipschitz constants of many networks of one architecture.
 
@@ -50,6 +54,7 @@ def upper_bounds(
         start: start vectors by the name of the weight, where there are some: one mapping for all
             state dicts, or a list with one (or None) for each. Whether a bound is proved does not
             depend on them.
+        simplify: fold BatchNorm into its neighbours; otherwise layer by layer, as published.
 
     Returns:
         One `UpperBound` per state dict, and the vectors with which to start at similar weights
@@ -63,8 +68,18 @@ def upper_bounds(
     norm = check_norm(norm)
     tensors = plan.resolve_all(state_dicts)
     starts = _starts(plan, start, len(tensors))
-    brackets, vectors = layer_brackets(plan, tensors, norm=norm, rtol=rtol, seed=seed, start=starts)
-    steps = _steps(plan)
+    folded = plan.folded if simplify else FoldedGraph(plan.graph, {})
+    layers_of_plan = plan.layers if simplify else plan.layers_of(folded)
+    if folded.maps:
+        where = [f"state dict {index}: " for index in range(len(tensors))]
+        tensors = [
+            {**entry, **folded_parameters(folded.maps, entry, plan.constants, position)}
+            for entry, position in zip(tensors, where, strict=True)
+        ]
+    brackets, vectors = layer_brackets(
+        layers_of_plan, tensors, norm=norm, rtol=rtol, seed=seed, start=starts
+    )
+    steps = _steps(plan, folded, layers_of_plan)
     results = [
         _compose(plan, steps, parameters, layers, norm)
         for parameters, layers in zip(tensors, brackets, strict=True)
@@ -100,7 +115,7 @@ def _starts(plan: Plan, start: Starts, count: int) -> list[Vectors]:
 
 
 def layer_brackets(
-    plan: Plan,
+    layers: Sequence[Layer],
     tensors: Sequence[Mapping[str, Tensor]],
     *,
     norm: Norm,
@@ -108,20 +123,23 @@ def layer_brackets(
     seed: int,
     start: Sequence[Vectors],
 ) -> tuple[list[tuple[LayerBracket, ...]], list[dict[str, Tensor]]]:
-    """Brackets of all layers of all networks, from one native call (two if some are transposed).
+    """Brackets of all layers of all networks: few native calls, whatever the number of either.
 
-    Also the right singular vectors, for each network by the name of the weight.
+    Also the right singular vectors of matrices, for each network by the name of the weight.
     """
-    layers = plan.layers
     found: dict[tuple[int, int], LayerBracket] = {}
     vectors: list[dict[str, Tensor]] = [{} for _ in tensors]
     for transposed in (False, True):
-        chosen = [layer for layer in layers if (layer.transposed and norm != 2) is transposed]
-        names = [layer.parameter for layer in chosen]
-        matrices = [_native(parameters[name]) for parameters in tensors for name in names]
+        chosen = [
+            layer
+            for layer in layers
+            if layer.convolution is None and (layer.transposed and norm != 2) is transposed
+        ]
+        matrices = [_native(entry[layer.weight]) for entry in tensors for layer in chosen]
         if not matrices:
             continue
         effective = {1: math.inf, math.inf: 1}.get(norm, norm) if transposed else norm
+        names = [layer.parameter for layer in chosen]
         starts = [entry.get(name) for entry in start for name in names] if any(start) else None
         result = spectral_norms(matrices, norm=effective, rtol=rtol, seed=seed, start=starts)
         columns = zip(
@@ -133,13 +151,59 @@ def layer_brackets(
         )
         for position, values in enumerate(columns):
             network, layer = position // len(chosen), chosen[position % len(chosen)]
-            found[network, layer.index] = _bracket(layer, values, result.method[position])
+            found[network, layer.index] = _bracket(
+                layer, values, result.method[position], _fold_error(layer, matrices[position], norm)
+            )
             if norm == 2:
                 vectors[network][layer.parameter] = result.right[position]
+    _add_convolutions(found, layers, tensors, norm)
     brackets = [
         tuple(found[network, layer.index] for layer in layers) for network in range(len(tensors))
     ]
     return brackets, vectors
+
+
+def _add_convolutions(
+    found: dict[tuple[int, int], LayerBracket],
+    layers: Sequence[Layer],
+    tensors: Sequence[Mapping[str, Tensor]],
+    norm: Norm,
+) -> None:
+    chosen = [
+        (network, layer)
+        for network in range(len(tensors))
+        for layer in layers
+        if layer.convolution is not None
+    ]
+    weights = [tensors[network][layer.weight] for network, layer in chosen]
+    results = convolution_brackets([layer for _, layer in chosen], weights, norm)
+    for (network, layer), weight, result in zip(chosen, weights, results, strict=True):
+        values = (result.lower, result.upper, True, result.passes)
+        error = 0.0
+        if layer.folds and norm == 2:
+            (magnitude,) = convolution_brackets([layer], [weight], 1)
+            (other,) = convolution_brackets([layer], [weight], math.inf)
+            error = _fold_roundings(layer) * math.sqrt(magnitude.upper) * math.sqrt(other.upper)
+        elif layer.folds:
+            error = _fold_roundings(layer) * result.upper
+        found[network, layer.index] = _bracket(layer, values, result.method, error)
+
+
+def _fold_roundings(layer: Layer) -> float:
+    """Relative error of the entries of a weight that BatchNorms are folded into, with room."""
+    return 2 * ROUNDINGS_PER_FOLD * layer.folds * UNIT_ROUNDOFF
+
+
+def _fold_error(layer: Layer, matrix: Tensor, norm: Norm) -> float:
+    """Norm of the difference between a folded matrix in real arithmetic and the stored one.
+
+    ``|E| <= eps |W|``, so ``||E||_2 <= eps ||W||_F`` and ``||E||_p <= eps || |W| ||_p``.
+    """
+    if not layer.folds:
+        return 0.0
+    order = "fro" if norm == 2 else norm
+    size = float(torch.linalg.matrix_norm(matrix.abs(), order))
+    return _fold_roundings(layer) * size
 
 
 def _native(weight: Tensor) -> Tensor:
@@ -148,8 +212,13 @@ def _native(weight: Tensor) -> Tensor:
     return weight if weight.dtype in (torch.float32, torch.float64) else weight.float()
 
 
-def _bracket(layer: Layer, values: tuple[float, float, bool, int], method: str) -> LayerBracket:
+def _bracket(
+    layer: Layer, values: tuple[float, float, bool, int], method: str, error: float
+) -> LayerBracket:
     lower, upper, certified, passes = values
+    if error > 0.0:
+        lower = max(0.0, math.nextafter(lower - error, 0.0))
+        upper = math.nextafter(upper + error, math.inf)
     return LayerBracket(
         index=layer.index,
         name=layer.name,
@@ -166,10 +235,16 @@ def _bracket(layer: Layer, values: tuple[float, float, bool, int], method: str) 
 class _Step:
     """One node, resolved once for all state dicts."""
 
-    def __init__(self, plan: Plan, node: Node, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        node: Node,
+        shapes: Mapping[str, tuple[int, ...]],
+        layers: Mapping[str, int],
+    ) -> None:
         self.node = node
         self.rule: Rule = lookup(node.op)
-        self.layer = next((layer.index for layer in plan.layers if layer.node == node.name), None)
+        self.layer = layers.get(node.name)
         references = [
             ref for ref in node.references() if ref.kind in ("node", "parameter", "constant")
         ]
@@ -183,13 +258,17 @@ class _Step:
         if reference.kind == "node":
             return shapes[reference.name]
         if reference.kind == "parameter":
-            return plan.parameters[reference.name]
+            # What BatchNorms make of a weight is not in the state dict; no rule asks for its shape.
+            return plan.parameters.get(reference.name, ())
         return plan.constants[reference.name].shape
 
 
-def _steps(plan: Plan) -> list[_Step]:
-    shapes = {node.name: node.shape for node in plan.graph.nodes}
-    return [_Step(plan, node, shapes) for node in plan.graph.nodes if node.op != "input"]
+def _steps(plan: Plan, folded: FoldedGraph, layers: Sequence[Layer]) -> list[_Step]:
+    shapes = {node.name: node.shape for node in folded.graph.nodes}
+    positions = {layer.node: layer.index for layer in layers}
+    return [
+        _Step(plan, node, shapes, positions) for node in folded.graph.nodes if node.op != "input"
+    ]
 
 
 _ZERO = Upward.of(0.0)

@@ -12,6 +12,7 @@ from typing import Literal, Protocol, TypeAlias, cast
 from torch import Tensor
 
 from lipfast.errors import ArgumentError, UnsupportedOpError
+from lipfast.plan.apply import call_op
 from lipfast.plan.graph import Argument, Constant, Node, Reference
 from lipfast.rules.upward import Upward
 
@@ -31,11 +32,41 @@ class LayerRequest:
         kind: what the layer table calls it.
         parameter: name of the weight in the state dict.
         transposed: the operator is the transpose of the stored matrix (matters for norms 1, inf).
+        convolution: how the weight is applied, if it is a kernel.
     """
 
     kind: str
     parameter: str
     transposed: bool = False
+    convolution: Convolution | None = None
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """How a kernel is applied: arguments of a convolution, one entry per axis.
+
+    Attributes:
+        stride: distance of the windows.
+        padding: zeros on either side, or ``same``.
+        dilation: distance of the taps.
+        groups: blocks of channels that do not mix.
+        output_padding: of a transposed convolution.
+        transposed: the adjoint of the convolution with this kernel.
+    """
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | Literal["same"]
+    dilation: tuple[int, ...]
+    groups: int
+    output_padding: tuple[int, ...] = ()
+    transposed: bool = False
+
+    def sides(self, kernel: Sequence[int]) -> tuple[tuple[int, int], ...]:
+        """Zeros before and after each axis, for a kernel of these sizes."""
+        if isinstance(self.padding, tuple):
+            return tuple((side, side) for side in self.padding)
+        totals = [step * (size - 1) for step, size in zip(self.dilation, kernel, strict=True)]
+        return tuple((total // 2, total - total // 2) for total in totals)
 
 
 @dataclass
@@ -80,6 +111,18 @@ class Call:
                 return self.constants[argument.name].tensor()
         raise ArgumentError(f"{self.node}: {argument} is not a parameter or a constant")
 
+    def apply(self, x: Tensor) -> Tensor:
+        """The op itself on one sample (*shape) in place of its first operand.
+
+        Other operands must be parameters or constants.
+        """
+        first = next(ref for ref in self.node.references() if ref.kind == "node")
+
+        def value(reference: Reference) -> Tensor:
+            return x.unsqueeze(0) if reference == first else self.tensor(reference)
+
+        return call_op(self.node, value, 1).squeeze(0)
+
     def unbounded(self, reason: str) -> Upward:
         """Answer "no finite constant", with its reason."""
         self.reason = reason
@@ -93,6 +136,12 @@ class Arguments(Protocol):
 
     def value(self, argument: Argument) -> Tensor:
         """Activation (networks, samples, *shape) or parameter (networks, *shape)."""
+
+    def shape(self, argument: Argument) -> tuple[int, ...]:
+        """Shape of an activation for one sample, or of a parameter or constant."""
+
+    def apply(self, replaced: Mapping[Reference, Tensor]) -> Tensor:
+        """The op itself on the operands, some of them replaced by other tensors alike."""
 
 
 Bound: TypeAlias = Callable[[Call], "Upward | float"]
