@@ -13,9 +13,6 @@ from lipfast.rules.registry import Arguments, Call, rule
 from lipfast.rules.rounding import UNDERFLOW, UNIT_ROUNDOFF, gamma
 from lipfast.rules.upward import Upward
 
-# sup of r^2 sqrt(1 - r^2) on [0, 1] is 2 / (3 sqrt 3), at r^2 = 2/3.
-_CROSS = math.nextafter(2.0 / (3.0 * math.sqrt(3.0)), 1.0)
-
 
 def running_statistics(node: Node) -> tuple[Argument, Argument, Argument, Argument, float]:
     """Weight, bias, mean, variance and eps of a normalisation by stored statistics."""
@@ -251,12 +248,11 @@ def by_sample(call: Call) -> Upward:
 
     p = 2: its eigenvalues are 0, 1/s and (1 - r^2)/s, so at most $1/\sqrt\epsilon$.
 
-    p = 1, inf (it is symmetric): a row of $|P|$ sums to $2(1 - 1/n)$, and
-    $|\hat x_i| \sum_j |\hat x_j|/n \le r^2\sqrt{n - 1}$, since $\sum_j|\hat x_j| \le n r$ and a
-    vector of mean 0 has $\hat x_i^2 \le (1 - 1/n)\|\hat x\|^2$. With
-    $r^2\sqrt{1 - r^2} \le 2/(3\sqrt 3)$ the constant is
-    $(2(1 - 1/n) + \frac{2}{3\sqrt 3}\sqrt{n - 1})/\sqrt\epsilon$. RMSNorm: the row of I sums to
-    1 and $\hat x_i^2 \le \|\hat x\|^2$: $(1 + \frac{2}{3\sqrt 3}\sqrt n)/\sqrt\epsilon$.
+    p = 1, inf (it is symmetric): with $\hat x_i = \sqrt n\, r \cos\theta$ and
+    $\sum_{j \ne i}|\hat x_j| \le \sqrt{n - 1}\sqrt n\, r \sin\theta$, row i of $s J$ sums to at
+    most $A - \hat x_i^2/n + |\hat x_i|\sum_{j \ne i}|\hat x_j|/n \le A + r^2(\sqrt n - 1)/2$, where A is
+    $2(1 - 1/n)$, the row sum of $|P|$ (RMSNorm: 1). With $B = (\sqrt n - 1)/2$ the constant is the
+    largest value of $\sqrt{1 - t}(A + Bt)$ on [0, 1], over $\sqrt\epsilon$.
     """
     return _sample_constant(call) * call.input
 
@@ -270,7 +266,15 @@ def _sample_constant(call: Call) -> Upward:
     factor = factor * (1.0 / math.sqrt(groups.eps)) * (1.0 + 4 * UNIT_ROUNDOFF)
     if call.norm == 2:
         return factor * (0.0 if groups.centred and groups.size == 1 else 1.0)
-    n = groups.size
-    cross = Upward.of(float(n - 1 if groups.centred else n)).square_root() * _CROSS
-    own = Upward.of(2.0 * (n - 1)) * math.nextafter(1.0 / n, math.inf)
-    return factor * (cross + (own if groups.centred else 1.0))
+    return factor * _row_sum(groups.size, groups.centred)
+
+
+def _row_sum(count: int, centred: bool) -> float:
+    """``max sqrt(1 - t) (A + B t)``: at t = 0, or at ``t = (2 a - 1) / (3 a)`` with a = B / A."""
+    own = 2.0 * (count - 1) / count if centred else 1.0
+    if own == 0.0:
+        return 0.0
+    ratio = (math.sqrt(count) - 1.0) / 2.0 / own
+    if ratio > 0.5:
+        own *= 2.0 * (ratio + 1.0) / 3.0 * math.sqrt((ratio + 1.0) / (3.0 * ratio))
+    return own * (1.0 + 32 * UNIT_ROUNDOFF)
