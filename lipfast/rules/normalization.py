@@ -248,11 +248,11 @@ def by_sample(call: Call) -> Upward:
 
     p = 2: its eigenvalues are 0, 1/s and (1 - r^2)/s, so at most $1/\sqrt\epsilon$.
 
-    p = 1, inf (it is symmetric): with $\hat x_i = \sqrt n\, r \cos\theta$ and
-    $\sum_{j \ne i}|\hat x_j| \le \sqrt{n - 1}\sqrt n\, r \sin\theta$, row i of $s J$ sums to at
-    most $A - \hat x_i^2/n + |\hat x_i|\sum_{j \ne i}|\hat x_j|/n \le A + r^2(\sqrt n - 1)/2$, where A is
-    $2(1 - 1/n)$, the row sum of $|P|$ (RMSNorm: 1). With $B = (\sqrt n - 1)/2$ the constant is the
-    largest value of $\sqrt{1 - t}(A + Bt)$ on [0, 1], over $\sqrt\epsilon$.
+    p = 1, inf (it is symmetric): let $\hat x_i = \sqrt n\, r \cos\theta$, so that
+    $\sum_{j \ne i}|\hat x_j| \le \sqrt{n - 1}\sqrt n\, r \sin\theta$. Row i of $s J$ sums to at
+    most $A - \hat x_i^2/n + |\hat x_i|\sum_{j \ne i}|\hat x_j|/n \le A + r^2(\sqrt n - 1)/2$,
+    where A is $2(1 - 1/n)$, the row sum of $|P|$ (RMSNorm: 1). With $B = (\sqrt n - 1)/2$ the
+    constant is the largest value of $\sqrt{1 - t}(A + Bt)$ on [0, 1], over $\sqrt\epsilon$.
     """
     return _sample_constant(call) * call.input
 
