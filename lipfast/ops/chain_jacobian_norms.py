@@ -10,6 +10,8 @@ from torch import Tensor
 from lipfast.errors import ArgumentError
 from lipfast.ops._arguments import check_floating, native_dtype
 from lipfast.ops.chain_stages import (
+    AFFINE_KINDS,
+    NUMBERS,
     Activation,
     AveragePool,
     Convolution,
@@ -17,6 +19,7 @@ from lipfast.ops.chain_stages import (
     Linear,
     MaxPool,
     Stage,
+    encode,
     is_affine,
     output_shape,
 )
@@ -90,12 +93,13 @@ def chain_jacobian_norms(
                 f"{affine} Linear and Convolution stages"
             )
         _check_network(f"network {network}", x, network_weights, network_biases, stages)
-        flat_weights += [weight.detach().contiguous() for weight in network_weights]
+        flat_weights += [_as_planes(weight.detach().contiguous()) for weight in network_weights]
         flat_biases += [
             none if bias is None else bias.detach().contiguous() for bias in network_biases
         ]
+    numbers, parameters = encode(stages, [tuple(weight.shape) for weight in weights[0]])
     spectral, frobenius = torch.ops.lipfast.chain_jacobian_norms(
-        x, flat_weights, flat_biases, _slopes(stages)
+        _as_planes(x), flat_weights, flat_biases, numbers, parameters
     )
     return spectral, frobenius
 
@@ -125,27 +129,19 @@ def _check_network(
             raise ArgumentError(f"{name}: expected a bias ({shape[0]},), got {tuple(bias.shape)}")
 
 
-def _slopes(stages: Sequence[Stage]) -> list[float]:
-    """One slope per Linear stage; an error for stages that the kernel does not take."""
-    slopes: list[float] = []
-    for index, stage in enumerate(stages):
-        if isinstance(stage, Linear):
-            slopes.append(1.0)
-        elif (
-            isinstance(stage, Activation)
-            and stage.name in {"relu", "leaky_relu"}
-            and index > 0
-            and isinstance(stages[index - 1], Linear)
-        ):
-            slopes[-1] = stage.parameters[0] if stage.parameters else 0.0
-        elif not isinstance(stage, Flatten):
-            raise ArgumentError(f"stage {index}: {stage} is not supported")
-    return slopes
+def _as_planes(tensor: Tensor) -> Tensor:
+    """A kernel or samples with one axis, (n, channels, length), with a height of 1."""
+    return tensor.unsqueeze(2) if tensor.dim() == 3 else tensor
 
 
 @torch.library.register_fake("lipfast::chain_jacobian_norms")
 def _chain_jacobian_norms_fake(
-    x: Tensor, weights: list[Tensor], biases: list[Tensor], slopes: list[float]
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    stages: list[int],
+    parameters: list[float],
 ) -> tuple[Tensor, Tensor]:
-    shape = (len(weights) // len(slopes), x.shape[0])
+    affine = sum(kind in AFFINE_KINDS for kind in stages[::NUMBERS])
+    shape = (len(weights) // affine, x.shape[0])
     return x.new_empty(shape), x.new_empty(shape)

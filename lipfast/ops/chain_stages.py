@@ -198,3 +198,39 @@ def _with_channels(channels: int, sizes: Sequence[int], stage: Stage, shape: Sha
 def is_affine(stage: Stage) -> bool:
     """Whether the stage has a weight."""
     return isinstance(stage, Linear | Convolution)
+
+
+# What the native op takes: these numbers per stage, and two parameters.
+NUMBERS = 12
+AFFINE_KINDS = (0, 1)
+_KINDS = {Linear: 0, Convolution: 1, MaxPool: 2, AveragePool: 3, Activation: 4, Flatten: 5}
+
+
+def encode(stages: Sequence[Stage], weights: Sequence[Shape]) -> tuple[list[int], list[float]]:
+    """The stages as the native op takes them; one axis becomes a height of 1 and a width.
+
+    Args:
+        stages: stages that `output_shape` accepts one after another.
+        weights: shapes of the affine stages' weights.
+    """
+    numbers: list[int] = []
+    parameters: list[float] = []
+    remaining = iter(weights)
+    for stage in stages:
+        weight = next(remaining) if is_affine(stage) else ()
+        axes = [_two(getattr(stage, name, ()), 1) for name in ("kernel_size", "stride")]
+        axes += [_two(getattr(stage, "padding", ()), 0), _two(getattr(stage, "dilation", ()), 1)]
+        if isinstance(stage, Convolution):
+            axes[0] = _two(weight[2:], 1)
+        name = list(ACTIVATIONS).index(stage.name) if isinstance(stage, Activation) else 0
+        flags = getattr(stage, "count_include_pad", False) + 2 * getattr(stage, "ceil_mode", False)
+        groups = getattr(stage, "groups", 1)
+        numbers += [_KINDS[type(stage)], name, *(n for pair in axes for n in pair), groups, flags]
+        values = stage.parameters if isinstance(stage, Activation) else ()
+        parameters += [float(value) for value in (*values, 0.0, 0.0)][:2]
+    return numbers, parameters
+
+
+def _two(values: Sequence[int], default: int) -> tuple[int, int]:
+    height, width = (default, default, *values)[-2:]
+    return height, width

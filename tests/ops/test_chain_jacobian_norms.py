@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from itertools import chain
 
 import pytest
 import torch
-from chain_cases import RELU, Biases, Weights, draw, mlp, mlp_shapes
+from chain_cases import ACTIVATIONS, CASES, RELU, Biases, Weights, draw, mlp, mlp_shapes, samples
+from torch import Tensor
 
 from lipfast.errors import ArgumentError
 from lipfast.ops.chain_jacobian_norms import Activation, Linear, chain_jacobian_norms
+from lipfast.ops.chain_stages import encode
 from lipfast.reference.chain_jacobian_norms import chain_jacobian_norms as reference
 
 CHAINS = [
@@ -66,6 +69,52 @@ def test_matches_the_reference(capability: str, dtype: torch.dtype, dims: tuple[
             rtol=TOLERANCE[dtype],
             atol=1e-8 * scale * (dtype == torch.float32),
         )
+
+
+def assert_close(got: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor], largest: Tensor) -> None:
+    for value, expected in zip(got, truth, strict=True):
+        dtype = value.dtype
+        torch.testing.assert_close(
+            value.double(),
+            expected,
+            rtol=TOLERANCE[dtype],
+            atol=1e-8 * float(largest) * (dtype == torch.float32),
+        )
+
+
+@cache
+def case_truth(
+    name: str, dtype: torch.dtype, bias: bool
+) -> tuple[Weights, Biases, tuple[Tensor, Tensor]]:
+    shape, stages, weight_shapes = CASES[name]
+    weights, biases = draw(weight_shapes, dtype, networks=2, bias=bias)
+    return weights, biases, reference(samples(5, shape, dtype), weights, biases, stages)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", CASES)
+def test_stages_match_the_reference(capability: str, dtype: torch.dtype, name: str) -> None:
+    shape, stages, _ = CASES[name]
+    x = samples(5, shape, dtype)
+    for bias in (True, False):
+        weights, biases, truth = case_truth(name, dtype, bias)
+        got = chain_jacobian_norms(x, weights, biases, stages)
+        assert_close(got, truth, truth[1].max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_activations_match_the_reference(
+    capability: str, dtype: torch.dtype, activation: Activation
+) -> None:
+    dims = (6, 29, 4)
+    weights, biases = draw(mlp_shapes(dims), dtype)
+    stages = mlp(dims, activation, activation)
+    for scale in (1.0, 8.0):
+        x = scale * samples(9, (6,), dtype)
+        truth = reference(x, weights, biases, stages)
+        got = chain_jacobian_norms(x, weights, biases, stages)
+        assert_close(got, truth, truth[1].max())
 
 
 @pytest.mark.parametrize("batch", [0, 1, 7, 8, 9, 65])
@@ -134,7 +183,8 @@ def test_opcheck(generator: torch.Generator) -> None:
     flat_weights, flat_biases = list(chain(*weights)), list(chain(*biases))
     x = torch.randn(5, 6, generator=generator)
     torch.library.opcheck(
-        torch.ops.lipfast.chain_jacobian_norms.default, (x, flat_weights, flat_biases, [0.0, 1.0])
+        torch.ops.lipfast.chain_jacobian_norms.default,
+        (x, flat_weights, flat_biases, *encode(RELU_MLP, mlp_shapes((6, 9, 4)))),
     )
 
 
@@ -157,10 +207,10 @@ def test_bad_input() -> None:
         (x, weights, [[torch.ones(3), None]] * 2, stages, r"expected a bias \(9,\)"),
         (x.long(), weights, biases, stages, "int64"),
     ]
-    for samples, w, b, s, message in bad:
+    for given, w, b, s, message in bad:
         with pytest.raises(ArgumentError, match=message):
-            chain_jacobian_norms(samples, w, b, s)
-    with pytest.raises(RuntimeError, match="weight 1"):
-        torch.ops.lipfast.chain_jacobian_norms(
-            x, [weights[0][0]] * 2, [torch.empty(0)] * 2, [0.0, 1.0]
-        )
+            chain_jacobian_norms(given, w, b, s)
+    numbers, parameters = encode(RELU_MLP, mlp_shapes((6, 9, 4)))
+    twice = [weights[0][0]] * 2
+    with pytest.raises(RuntimeError, match="stage 2: expected a weight n x 9, got 9 x 6"):
+        torch.ops.lipfast.chain_jacobian_norms(x, twice, [torch.empty(0)] * 2, numbers, parameters)

@@ -10,10 +10,9 @@ namespace lipfast {
 namespace {
 
 std::tuple<Tensor, Tensor> chain_jacobian_norms_cpu(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> biases,
-                                                    std::vector<double> slopes) {
-  const auto layers = static_cast<int64_t>(slopes.size());
-  const std::vector<int64_t> widths = check_chain_jacobian_norms(x, weights, biases, layers);
-  const int64_t batch = x.size(0), networks = static_cast<int64_t>(weights.size()) / layers;
+                                                    std::vector<int64_t> stages, std::vector<double> parameters) {
+  const ChainStages chain = check_chain_jacobian_norms(x, weights, biases, stages, parameters);
+  const int64_t batch = x.size(0), networks = static_cast<int64_t>(weights.size()) / chain.affine;
   Tensor spectral = torch::stable::new_empty(x, {networks, batch});
   Tensor frobenius = torch::stable::new_empty(x, {networks, batch});
   std::vector<const void*> weight_data, bias_data;
@@ -26,11 +25,13 @@ std::tuple<Tensor, Tensor> chain_jacobian_norms_cpu(Tensor x, std::vector<Tensor
                            single ? Dtype::kFloat32 : Dtype::kFloat64,
                            batch,
                            networks,
-                           layers,
-                           widths.data(),
+                           static_cast<int64_t>(chain.stages.size()),
+                           chain.stages.data(),
+                           chain.in,
+                           chain.out,
+                           chain.affine,
                            weight_data.data(),
                            bias_data.data(),
-                           slopes.data(),
                            spectral.data_ptr(),
                            frobenius.data_ptr()};
   const ChainKernel kernel = chain_jacobian_norms_kernel();
