@@ -37,6 +37,8 @@ T* mutable_values(Tensor& tensor) {
 }
 
 void check_spectral_norms(const std::vector<Tensor>& matrices, const std::vector<Tensor>& start);
+void check_conv_norms(const std::vector<Tensor>& taps, const std::vector<Tensor>& start,
+                      const std::vector<int64_t>& grid);
 Dtype check_jacobian_reduction(const Tensor& jacobian);
 // The stages with the shapes between them, and the shapes of the first input and the last output.
 struct ChainStages {
