@@ -25,9 +25,9 @@ from lipfast.estimators.jacobian_gradient import differentiable_values
 from lipfast.estimators.jacobian_lanczos import lanczos_triplets
 from lipfast.estimators.jacobian_rows import row_norms
 from lipfast.estimators.linearization import SMALL_SIDE, DerivativeError, footprint
-from lipfast.ops.chain_jacobian_norms import Flatten, chain_jacobian_norms
+from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms
 from lipfast.plan.cache import cached_plan
-from lipfast.plan.chain import Chain, fused_chain
+from lipfast.plan.chain import Chain, find_chain
 from lipfast.plan.interpret import evaluate
 from lipfast.plan.plan import Plan
 from lipfast.plan.trace import Source
@@ -74,7 +74,7 @@ def plan_jacobian_norms(
     x = x.to(dtype)
     chain = None
     if norm == 2 and (method == "fused" or (method == "auto" and _small(plan))):
-        chain = fused_chain(plan)
+        chain = find_chain(plan)
     if chain is not None:
         return _chain_norms(plan, chain, tensors, x)
     if method == "fused":
@@ -106,10 +106,7 @@ def _chain_norms(
         found = chain.parameters(entry, plan.constants)
         weights.append([typed(tensor) for tensor in found[0]])
         biases.append([None if tensor is None else typed(tensor) for tensor in found[1]])
-    stages = chain.stages
-    if isinstance(stages[0], Flatten):
-        x, stages = x.flatten(1), stages[1:]
-    spectral, _ = chain_jacobian_norms(x.contiguous(), weights, biases, stages)
+    spectral, _ = chain_jacobian_norms(x.contiguous(), weights, biases, chain.stages)
     return spectral
 
 
@@ -292,7 +289,7 @@ def _module_norms(
             if method == "fused"
             else cached_plan(module, problem.x[:2])
         )
-        if plan is not None and (method == "fused" or fused_chain(plan) is not None):
+        if plan is not None and (method == "fused" or find_chain(plan) is not None):
             entry = plan.resolve(module.state_dict())
             values = plan_jacobian_norms(plan, [entry], problem.x, norm=norm, method="fused")[0]
             return JacobianNorms(values, "fused")

@@ -10,13 +10,16 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
-from lipfast.estimators.convolution_norms import convolution_brackets
+from lipfast.estimators.convolution_norms import convolution_brackets, holder_bound
+from lipfast.estimators.domain import Domain
 from lipfast.estimators.estimate import LayerBracket, UpperBound
+from lipfast.estimators.sizes import Sizes
 from lipfast.ops.denormals import FLUSHED, denormals_flushed
 from lipfast.ops.spectral_norms import spectral_norms
 from lipfast.plan.fold import ROUNDINGS_PER_FOLD, FoldedGraph, folded_parameters
 from lipfast.plan.graph import Node, Reference
 from lipfast.plan.plan import Layer, Plan, StateDict
+from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.registry import Call, Norm, Rule, check_norm, lookup
 from lipfast.rules.rounding import UNIT_ROUNDOFF
 from lipfast.rules.upward import Upward
@@ -38,6 +41,7 @@ def upper_bounds(
     seed: int = 0,
     start: Starts = None,
     simplify: bool = True,
+    domain: Domain | None = None,
 ) -> tuple[list[UpperBound], list[dict[str, Tensor]]]:
     """Upper bounds on the Lipschitz constants of many networks of one architecture.
 
@@ -55,6 +59,7 @@ def upper_bounds(
             state dicts, or a list with one (or None) for each. Whether a bound is proved does not
             depend on them.
         simplify: fold BatchNorm into its neighbours; otherwise layer by layer, as published.
+        domain: the bound holds for inputs in this set only; products of activations may need one.
 
     Returns:
         One `UpperBound` per state dict, and the vectors with which to start at similar weights
@@ -81,7 +86,7 @@ def upper_bounds(
     )
     steps = _steps(plan, folded, layers_of_plan)
     results = [
-        _compose(plan, steps, parameters, layers, norm)
+        _compose(plan, steps, parameters, layers, norm=norm, domain=domain)
         for parameters, layers in zip(tensors, brackets, strict=True)
     ]
     if denormals_flushed():
@@ -156,7 +161,7 @@ def layer_brackets(
             )
             if norm == 2:
                 vectors[network][layer.parameter] = result.right[position]
-    _add_convolutions(found, layers, tensors, norm)
+    _add_convolutions(found, vectors, layers, tensors, norm=norm, rtol=rtol, seed=seed, start=start)
     brackets = [
         tuple(found[network, layer.index] for layer in layers) for network in range(len(tensors))
     ]
@@ -165,10 +170,16 @@ def layer_brackets(
 
 def _add_convolutions(
     found: dict[tuple[int, int], LayerBracket],
+    vectors: Sequence[dict[str, Tensor]],
     layers: Sequence[Layer],
     tensors: Sequence[Mapping[str, Tensor]],
+    *,
     norm: Norm,
+    rtol: float,
+    seed: int,
+    start: Sequence[Vectors],
 ) -> None:
+    """Brackets of the convolutions, into `found`, and what they may start from, into `vectors`."""
     chosen = [
         (network, layer)
         for network in range(len(tensors))
@@ -176,17 +187,23 @@ def _add_convolutions(
         if layer.convolution is not None
     ]
     weights = [tensors[network][layer.weight] for network, layer in chosen]
-    results = convolution_brackets([layer for _, layer in chosen], weights, norm)
+    results = convolution_brackets(
+        [layer for _, layer in chosen],
+        weights,
+        norm,
+        rtol=rtol,
+        seed=seed,
+        start=[start[network].get(layer.parameter) for network, layer in chosen],
+    )
     for (network, layer), weight, result in zip(chosen, weights, results, strict=True):
-        values = (result.lower, result.upper, True, result.passes)
         error = 0.0
-        if layer.folds and norm == 2:
-            (magnitude,) = convolution_brackets([layer], [weight], 1)
-            (other,) = convolution_brackets([layer], [weight], math.inf)
-            error = _fold_roundings(layer) * math.sqrt(magnitude.upper) * math.sqrt(other.upper)
-        elif layer.folds:
-            error = _fold_roundings(layer) * result.upper
+        if layer.folds:  # |E| <= eps |W| entry by entry
+            size = holder_bound(layer, weight) if norm == 2 else result.upper
+            error = _fold_roundings(layer) * size
+        values = (result.lower, result.upper, result.certified, result.passes)
         found[network, layer.index] = _bracket(layer, values, result.method, error)
+        if result.vector is not None:
+            vectors[network][layer.parameter] = result.vector
 
 
 def _fold_roundings(layer: Layer) -> float:
@@ -245,7 +262,7 @@ class _Step:
         self.node = node
         self.rule: Rule = lookup(node.op)
         self.layer = layers.get(node.name)
-        references = [
+        self.references = references = [
             ref for ref in node.references() if ref.kind in ("node", "parameter", "constant")
         ]
         self.operands = [ref.name if ref.kind == "node" else None for ref in references]
@@ -280,10 +297,13 @@ def _compose(
     steps: Sequence[_Step],
     parameters: Mapping[str, Tensor],
     layers: tuple[LayerBracket, ...],
+    *,
     norm: Norm,
+    domain: Domain | None,
 ) -> UpperBound:
-    """Carry ``L(node)`` through the graph."""
+    """Carry ``L(node)`` through the graph, and magnitudes where a product needs them."""
     constants = {node.name: _ONE for node in plan.graph.inputs}
+    sizes = _sizes(plan, steps, parameters, norm, domain)
     reasons: list[str] = []
     for step in steps:
         call = Call(
@@ -295,12 +315,30 @@ def _compose(
             parameters=parameters,
             constants=plan.constants,
         )
+        if sizes is not None:
+            call.magnitudes = [sizes.of(reference, parameters) for reference in step.references]
         result = step.rule.bound(call)
         constants[step.node.name] = result if isinstance(result, Upward) else Upward.of(result)
+        if sizes is not None:
+            own = Magnitude() if step.rule.magnitude is None else step.rule.magnitude(call)
+            sizes.add(step.node, constants[step.node.name], own)
         if call.reason is not None:
             reasons.append(f"{call.reason} (module '{step.node.module}')")
     total = _join([constants[name] for name in plan.graph.outputs], norm)
     return _upper_bound(total, layers, norm, reasons)
+
+
+def _sizes(
+    plan: Plan,
+    steps: Sequence[_Step],
+    parameters: Mapping[str, Tensor],
+    norm: Norm,
+    domain: Domain | None,
+) -> Sizes | None:
+    """Magnitudes of the inputs, if any product asks for some."""
+    if not any(step.rule.product is not None and step.rule.product(step.node) for step in steps):
+        return None
+    return Sizes(plan, parameters, norm, domain)
 
 
 def _join(outputs: Sequence[Upward], norm: Norm) -> Upward:

@@ -89,27 +89,12 @@ def find_chain(plan: Plan) -> Chain | None:
         previous = node
     if not found.weights or graph.outputs != (previous.name,):
         return None
-    stages = tuple(found.stages)
     return Chain(
-        stages, tuple(found.weights), tuple(found.biases), tuple(found.transposed), folded.maps
-    )
-
-
-def fused_chain(plan: Plan) -> Chain | None:
-    """`find_chain`, if the fused op takes what it finds."""
-    chain = find_chain(plan)
-    return chain if chain is not None and _op_takes(chain.stages) else None
-
-
-def _op_takes(stages: tuple[Stage, ...]) -> bool:
-    """The kernel takes linear layers with ReLU or LeakyReLU."""
-    if any(isinstance(stage, (Convolution, MaxPool, AveragePool)) for stage in stages):
-        return False
-    follows = zip((None, *stages), stages, strict=False)
-    return all(
-        stage.name in ("relu", "leaky_relu") and isinstance(before, Linear)
-        for before, stage in follows
-        if isinstance(stage, Activation)
+        tuple(found.stages),
+        tuple(found.weights),
+        tuple(found.biases),
+        tuple(found.transposed),
+        folded.maps,
     )
 
 

@@ -22,6 +22,7 @@ from lipfast.plan.trace import Source, trace
 from lipfast.rules.registry import Convolution, LayerRequest, Norm, lookup, require_rules
 
 if TYPE_CHECKING:
+    from lipfast.estimators.domain import Domain
     from lipfast.estimators.estimate import Bounds, LowerBound, UpperBound
     from lipfast.estimators.tracker import Tracker
 
@@ -220,6 +221,7 @@ class Plan:
         seed: int = 0,
         start: Mapping[str, Tensor] | None = None,
         simplify: bool = True,
+        domain: Domain | None = None,
     ) -> UpperBound: ...
     @overload
     def upper(
@@ -231,6 +233,7 @@ class Plan:
         seed: int = 0,
         start: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor] | None] | None = None,
         simplify: bool = True,
+        domain: Domain | None = None,
     ) -> list[UpperBound]: ...
     def upper(
         self,
@@ -241,6 +244,7 @@ class Plan:
         seed: int = 0,
         start: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor] | None] | None = None,
         simplify: bool = True,
+        domain: Domain | None = None,
     ) -> UpperBound | list[UpperBound]:
         """Certified upper bounds on the Lipschitz constant; see `spectral_product.upper_bounds`.
 
@@ -254,6 +258,8 @@ class Plan:
                 certified whatever they are.
             simplify: fold BatchNorm into its neighbours; False gives the published product, layer
                 by layer.
+            domain: `lipfast.Box` or `lipfast.Ball`: the bound holds for inputs in this set; without
+                one for all inputs.
 
         Returns:
             One `UpperBound`, or a list in the order of the state dicts.
@@ -273,7 +279,14 @@ class Plan:
         from lipfast.estimators.spectral_product import upper_bounds  # noqa: PLC0415
 
         results, _ = upper_bounds(
-            self, state_dicts, norm=norm, rtol=rtol, seed=seed, start=start, simplify=simplify
+            self,
+            state_dicts,
+            norm=norm,
+            rtol=rtol,
+            seed=seed,
+            start=start,
+            simplify=simplify,
+            domain=domain,
         )
         return results[0] if isinstance(state_dicts, Mapping) else results
 
@@ -361,6 +374,7 @@ class Plan:
         seed: int = 0,
         per_sample: bool = False,
         memory: int = ...,
+        domain: Domain | None = None,
     ) -> Bounds: ...
     @overload
     def bounds(
@@ -373,6 +387,7 @@ class Plan:
         seed: int = 0,
         per_sample: bool = False,
         memory: int = ...,
+        domain: Domain | None = None,
     ) -> list[Bounds]: ...
     def bounds(
         self,
@@ -384,6 +399,7 @@ class Plan:
         seed: int = 0,
         per_sample: bool = False,
         memory: int = 1 << 30,
+        domain: Domain | None = None,
     ) -> Bounds | list[Bounds]:
         """Lower and upper bounds together, with lower <= upper asserted.
 
@@ -396,8 +412,10 @@ class Plan:
         from lipfast.estimators.sample_maximum import lower_bounds  # noqa: PLC0415
         from lipfast.estimators.spectral_product import upper_bounds  # noqa: PLC0415
 
-        uppers, _ = upper_bounds(self, state_dicts, norm=norm, rtol=rtol, seed=seed)
-        lowers = lower_bounds(self, state_dicts, x, norm=norm, per_sample=per_sample, memory=memory)
+        uppers, _ = upper_bounds(self, state_dicts, norm=norm, rtol=rtol, seed=seed, domain=domain)
+        lowers = lower_bounds(
+            self, state_dicts, x, norm=norm, per_sample=per_sample, memory=memory, domain=domain
+        )
         results = [joined(lower, upper) for lower, upper in zip(lowers, uppers, strict=True)]
         return results[0] if isinstance(state_dicts, Mapping) else results
 

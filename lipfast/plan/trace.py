@@ -21,6 +21,7 @@ from torch.fx import Node as FxNode
 
 from lipfast.errors import ArgumentError, TraceError, UnsupportedOpError
 from lipfast.plan.apply import call_op
+from lipfast.plan.batch_first import samples_in_front
 from lipfast.plan.canonical import Call, from_the_front, only_constants, part, rank_of_first_tensor
 from lipfast.plan.graph import Argument, Constant, Graph, Node, Reference
 from lipfast.plan.simplify import simplify
@@ -208,6 +209,7 @@ def _export(module: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
         # Without gradients a model's own no_grad blocks leave no trace in the graph.
         with (
             evaluation_mode(module),
+            samples_in_front(module),
             torch.no_grad(),
             warnings.catch_warnings(),
             _quiet_export(),

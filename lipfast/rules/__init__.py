@@ -13,6 +13,7 @@ from lipfast.rules import (
     normalization,
     pointwise,
     pooling,
+    products,
     resampling,
     structural,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "normalization",
     "pointwise",
     "pooling",
+    "products",
     "resampling",
     "rule",
     "structural",

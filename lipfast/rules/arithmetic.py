@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from lipfast.plan.graph import Argument, Node, Reference
+from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.pooling import error_of_a_mean, power
+from lipfast.rules.products import (
+    activations,
+    copy_count,
+    error_of_product,
+    magnitude_of_product,
+    product,
+)
 from lipfast.rules.registry import Arguments, Call, Norm, rule
 from lipfast.rules.rounding import UNDERFLOW, UNIT_ROUNDOFF
 from lipfast.rules.upward import Upward
@@ -61,7 +69,23 @@ def _error_sum(arguments: Arguments, errors: Sequence[Tensor | None], output: Te
     return total * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
 
 
-@rule("aten.add", "aten.sub", evaluate=_evaluate_sum, error=_error_sum)
+def _sum_magnitude(call: Call) -> Magnitude:
+    """Of a sum: magnitudes add; what is broadcast counts by its entries."""
+    total, position = Magnitude(*[Upward.of(0.0)] * 3), 0
+    for factor, argument in zip((1.0, abs(_alpha(call.node))), call.node.args[:2], strict=True):
+        if isinstance(argument, Reference):
+            size = call.magnitudes[position]
+            if copy_count(call, position) > 1:
+                size = Magnitude(entry=size.entry)
+            position += 1
+        else:
+            assert isinstance(argument, (int, float))
+            size = Magnitude(entry=Upward.of(abs(float(argument))))
+        total = total.plus(size.within(call.node.shape).scaled(factor))
+    return total
+
+
+@rule("aten.add", "aten.sub", evaluate=_evaluate_sum, error=_error_sum, magnitude=_sum_magnitude)
 def add(call: Call) -> Upward:
     """``L(x + alpha y) = L(x) + |alpha| L(y)``; constants add nothing (residual: 1 + branch).
 
@@ -80,7 +104,7 @@ def _scale_supported(node: Node) -> str | None:
     nodes = [
         value for value in node.args[:2] if isinstance(value, Reference) and value.kind == "node"
     ]
-    if len(nodes) > 1:
+    if len(nodes) > 1 and node.op == "aten.div":
         return "a product or quotient of two activations"
     if node.op == "aten.div":
         if not nodes or node.args[0] is not nodes[0]:
@@ -103,6 +127,9 @@ def _evaluate_scale(arguments: Arguments) -> Tensor:
 
 def _error_scale(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
     node = arguments.node
+    if activations(node) == 2:
+        x, y = (torch.as_tensor(_aligned(arguments, value)) for value in node.args[:2])
+        return error_of_product(x, y, _alignments(errors, output), output)
     other = _aligned(arguments, _other(node))
     factor = torch.as_tensor(other, dtype=output.dtype, device=output.device).abs()
     total = output.abs() * UNIT_ROUNDOFF
@@ -118,28 +145,59 @@ def _error_scale(arguments: Arguments, errors: Sequence[Tensor | None], output: 
     supports=_scale_supported,
     evaluate=_evaluate_scale,
     error=_error_scale,
+    magnitude=lambda call: _scaled_magnitude(call),  # noqa: PLW0108 (defined below)
+    product=lambda node: activations(node) == 2,
 )
 def scale(call: Call) -> Upward:
     """Multiplication by a constant or a parameter: its largest absolute entry.
 
-    Division: the reciprocal of the smallest absolute entry.
+    Division: the reciprocal of the smallest absolute entry. Two activations: see
+    `products.product`.
     """
+    if activations(call.node) == 2:
+        return product(call)
+    factor = _factor(call)
+    if math.isinf(factor):
+        return call.unbounded(f"{call.node} divides by zero")
+    position = _activation_position(call.node)
+    return call.operands[position] * factor * _copies(call, position)
+
+
+def _activation_position(node: Node) -> int:
+    """Where the activation stands among the tensor arguments."""
+    tensors = [value for value in node.args[:2] if isinstance(value, Reference)]
+    return next(index for index, value in enumerate(tensors) if value.kind == "node")
+
+
+def _factor(call: Call) -> float:
+    """Largest magnitude that entries are multiplied by."""
     other = _other(call.node)
     if isinstance(other, (bool, int, float)):
         largest = smallest = abs(float(other))
     else:
         entries = call.tensor(other).detach().abs().double()
         largest, smallest = float(entries.max()), float(entries.min())
-    if call.node.op == "aten.div":
-        if smallest == 0.0:
-            return call.unbounded(f"{call.node} divides by zero")
-        largest = math.nextafter(1.0 / smallest, math.inf)
-    position = next(
-        index
-        for index, value in enumerate(v for v in call.node.args[:2] if isinstance(v, Reference))
-        if value.kind == "node"
-    )
-    return call.operands[position] * largest * _copies(call, position)
+    if call.node.op != "aten.div":
+        return largest
+    return math.nextafter(1.0 / smallest, math.inf) if smallest > 0.0 else math.inf
+
+
+def _scaled_magnitude(call: Call) -> Magnitude:
+    if activations(call.node) == 2:
+        return magnitude_of_product(call)
+    position = _activation_position(call.node)
+    found = call.magnitudes[position].scaled(_factor(call))
+    return Magnitude(entry=found.entry) if copy_count(call, position) > 1 else found
+
+
+def _alignments(errors: Sequence[Tensor | None], output: Tensor) -> list[Tensor | None]:
+    """Errors with as many dimensions as the result, those missing in front of the sample's."""
+    return [
+        None
+        if error is None
+        else error.reshape(*error.shape[:2], *[1] * (output.dim() - error.dim()), *error.shape[2:])
+        for error in errors
+    ]
 
 
 def joined(parts: Sequence[Upward], norm: Norm) -> Upward:
@@ -171,10 +229,9 @@ def _error_extremum(
     arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
 ) -> Tensor:
     total = torch.zeros_like(output)
-    for error in errors:
+    for error in _alignments(errors, output):
         if error is not None:
-            ones = [1] * (output.dim() - error.dim())
-            total = torch.maximum(total, error.reshape(*error.shape[:2], *ones, *error.shape[2:]))
+            total = torch.maximum(total, error)
     return total
 
 
@@ -182,6 +239,9 @@ def _error_extremum(
     "aten.maximum",
     "aten.minimum",
     supports=_extremum_supported,
+    magnitude=lambda call: Magnitude(
+        entry=call.magnitudes[0].entry.maximum(call.magnitudes[1].entry)
+    ),
     evaluate=_evaluate_extremum,
     error=_error_extremum,
 )
@@ -216,6 +276,7 @@ def _error_reduced(arguments: Arguments, errors: Sequence[Tensor | None], output
     "aten.min",
     supports=_keeps_samples,
     error=_error_reduced,
+    magnitude=lambda call: Magnitude(entry=call.magnitudes[0].entry),
 )
 def reduced_extremum(call: Call) -> Upward:
     """1 in every norm: each entry is in one maximum, which moves by no more than its largest."""
@@ -236,7 +297,12 @@ def total(call: Call) -> Upward:
     return call.input * (power(count, 2) if call.norm == 2 else 1.0)
 
 
-@rule("aten.mean", supports=_keeps_samples, error=error_of_a_mean)
+@rule(
+    "aten.mean",
+    supports=_keeps_samples,
+    error=error_of_a_mean,
+    magnitude=lambda call: Magnitude(entry=call.magnitudes[0].entry),
+)
 def mean(call: Call) -> Upward:
     """Over n entries: ``1/n`` for p = 1, ``1/sqrt(n)`` for p = 2, 1 for p = inf."""
     count = max(1, _reduced_count(call))

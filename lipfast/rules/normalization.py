@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lipfast.plan.graph import Argument, Node, Reference
+from lipfast.rules.magnitude import Magnitude, of_tensor
 from lipfast.rules.registry import Arguments, Call, rule
 from lipfast.rules.rounding import UNDERFLOW, UNIT_ROUNDOFF, gamma
 from lipfast.rules.upward import Upward
@@ -238,6 +239,7 @@ def _error_by_sample(
     supports=_sample_supported,
     evaluate=_evaluate_by_sample,
     error=_error_by_sample,
+    magnitude=lambda call: _magnitude(call),  # noqa: PLW0108 (defined below)
 )
 def by_sample(call: Call) -> Upward:
     r"""LayerNorm, GroupNorm, InstanceNorm, RMSNorm: ``max |weight| / sqrt(eps)`` for p = 2.
@@ -255,6 +257,26 @@ def by_sample(call: Call) -> Upward:
     constant is the largest value of $\sqrt{1 - t}(A + Bt)$ on [0, 1], over $\sqrt\epsilon$.
     """
     return _sample_constant(call) * call.input
+
+
+def _magnitude(call: Call) -> Magnitude:
+    """``||P x / s|| <= sqrt(n)`` and ``|entry| <= sqrt(n - 1)`` (RMSNorm: sqrt(n)) per group."""
+    if call.node.op == "aten.instance_norm" and not _by_sample(call.node):
+        return Magnitude()
+    groups = _Groups(call.node)
+    n = groups.size
+    rows = math.prod(call.node.shape) // n
+    factor = _largest(call, groups.weight)
+    entry = Upward.of(float(n - 1 if groups.centred else n)).square_root() * factor
+    group = Upward.of(float(n)).square_root() * factor
+    total = group * Upward.of(float(rows)).square_root()
+    own_row = n == call.node.shape[-1] and call.node.op in ("aten.layer_norm", "aten.rms_norm")
+    found = Magnitude(entry, group if own_row else Upward(math.inf), total)
+    if not isinstance(groups.bias, Reference):
+        return found
+    bias = of_tensor(call.tensor(groups.bias))
+    shift = Magnitude(entry=bias.entry, row=bias.total if own_row else Upward(math.inf))
+    return found.plus(shift.within(call.node.shape))
 
 
 def _sample_constant(call: Call) -> Upward:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lipfast.plan.graph import Node, Reference
+from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.registry import Arguments, Call, Norm, rule
 from lipfast.rules.rounding import SMALLEST, UNDERFLOW, gamma
 from lipfast.rules.upward import Upward
@@ -53,6 +54,7 @@ def error_of_a_maximum(
     "aten.max_pool2d_with_indices",
     "aten.max_pool3d_with_indices",
     error=error_of_a_maximum,
+    magnitude=lambda call: Magnitude(entry=call.magnitudes[0].entry),
 )
 def max_pool(call: Call) -> Upward:
     """``m^(1/p)``, m the largest number of windows that one entry is in; 1 for p = inf.
@@ -84,6 +86,7 @@ def _given(node: Node, position: int, name: str) -> bool:
     "aten.adaptive_max_pool2d",
     "aten.adaptive_max_pool3d",
     error=error_of_a_maximum,
+    magnitude=lambda call: Magnitude(entry=call.magnitudes[0].entry),
 )
 def adaptive_max_pool(call: Call) -> Upward:
     """As for `max_pool`, with windows ``[floor(i n / k), ceil((i + 1) n / k))``."""
@@ -177,6 +180,7 @@ def _undivided(windows: WindowMap) -> WindowMap:
     "aten.adaptive_avg_pool2d",
     "aten.adaptive_avg_pool3d",
     error=error_of_a_mean,
+    magnitude=lambda call: Magnitude(entry=call.magnitudes[0].entry),
 )
 def adaptive_average_pool(call: Call) -> Upward:
     """As for `average_pool`, with windows ``[floor(i n / k), ceil((i + 1) n / k))``."""

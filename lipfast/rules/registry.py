@@ -14,6 +14,7 @@ from torch import Tensor
 from lipfast.errors import ArgumentError, UnsupportedOpError
 from lipfast.plan.apply import call_op
 from lipfast.plan.graph import Argument, Constant, Node, Reference
+from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.upward import Upward
 
 Norm: TypeAlias = Literal[1, 2] | float
@@ -81,6 +82,7 @@ class Call:
         operand_shapes: their shapes; those of activations are for one sample.
         layer: certified upper end of the bracket that the rule asked for (0 if it did not).
         parameters: the state dict.
+        magnitudes: for each tensor argument in order, how large its values can be.
         reason: set by `unbounded`.
     """
 
@@ -91,6 +93,7 @@ class Call:
     layer: float
     parameters: Mapping[str, Tensor]
     constants: Mapping[str, Constant] = field(default_factory=dict)
+    magnitudes: Sequence[Magnitude] = ()
     reason: str | None = None
 
     @property
@@ -145,6 +148,7 @@ class Arguments(Protocol):
 
 
 Bound: TypeAlias = Callable[[Call], "Upward | float"]
+Size: TypeAlias = Callable[[Call], Magnitude]
 Evaluate: TypeAlias = Callable[[Arguments], Tensor]
 # (arguments, error of each tensor operand or None, output) -> error of the output, elementwise.
 RoundingError: TypeAlias = Callable[[Arguments, "Sequence[Tensor | None]", Tensor], Tensor]
@@ -162,6 +166,8 @@ class Rule:
         evaluate: evaluates many networks at once; None calls the op itself.
         error: propagates absolute errors in float64 (None: no certified lower bound through it).
         breakpoints: where a pointwise function has kinks.
+        magnitude: how large the result can be (None: nothing is known).
+        product: whether a node's bound needs the magnitudes of its operands.
     """
 
     op: str
@@ -171,6 +177,8 @@ class Rule:
     evaluate: Evaluate | None = None
     error: RoundingError | None = None
     breakpoints: Callable[[Node], tuple[float, ...]] | None = None
+    magnitude: Size | None = None
+    product: Callable[[Node], bool] | None = None
 
 
 RULES: dict[str, Rule] = {}
@@ -183,6 +191,8 @@ def rule(
     evaluate: Evaluate | None = None,
     error: RoundingError | None = None,
     breakpoints: Callable[[Node], tuple[float, ...]] | None = None,
+    magnitude: Size | None = None,
+    product: Callable[[Node], bool] | None = None,
 ) -> Callable[[Bound], Bound]:
     """Register the Lipschitz rule of one or more ATen ops.
 
@@ -199,6 +209,8 @@ def rule(
         error: elementwise rounding error in float64, for the certified lower bound; without it
             a model with this op gets an uncertified lower bound.
         breakpoints: the kinks of a piecewise-linear pointwise function.
+        magnitude: how large the result can be; from ``call.magnitudes``, those of the operands.
+        product: whether the bound of a node needs `Call.magnitudes`; they are empty otherwise.
 
     Returns:
         The decorator; it returns the function unchanged.
@@ -218,7 +230,9 @@ def rule(
 
     def register(bound: Bound) -> Bound:
         for op in ops:
-            RULES[op] = Rule(op, bound, layer, supports, evaluate, error, breakpoints)
+            RULES[op] = Rule(
+                op, bound, layer, supports, evaluate, error, breakpoints, magnitude, product
+            )
         return bound
 
     return register

@@ -10,9 +10,43 @@ from torch import Tensor
 
 from lipfast.plan.graph import Argument, Node, Reference
 from lipfast.rules.arithmetic import joined
+from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.pooling import power
 from lipfast.rules.registry import Arguments, Call, rule
 from lipfast.rules.upward import Upward
+
+
+def _same_entries(call: Call) -> Magnitude:
+    """Entries are moved, at most once each; rows stay together if the last axis only splits."""
+    size, shape = call.magnitudes[0], call.operand_shapes[0]
+    split = bool(shape and call.node.shape) and shape[-1] % max(1, call.node.shape[-1]) == 0
+    reshaped = call.node.op in _RESHAPES
+    return Magnitude(size.entry, size.row if reshaped and split else Upward(math.inf), size.total)
+
+
+def _rows_kept(call: Call) -> Magnitude:
+    """As `_same_entries`; rows stay rows where the last axis is not touched."""
+    size, node = call.magnitudes[0], call.node
+    last = len(call.operand_shapes[0])
+    kept = node.op == "aten.slice"
+    if node.op == "aten.permute":
+        kept = node.dimensions(1, "dims")[-1] == last
+    elif node.op == "aten.transpose":
+        kept = last not in {*node.dimensions(1, "dim0"), *node.dimensions(2, "dim1")}
+    elif node.op == "aten.select":
+        kept = node.dimensions(1, "dim") != (last,)
+    return Magnitude(size.entry, size.row if kept else Upward(math.inf), size.total)
+
+
+_RESHAPES = (
+    "aten.flatten",
+    "aten.view",
+    "aten.reshape",
+    "aten._unsafe_view",
+    "aten.unflatten",
+    "aten.squeeze",
+    "aten.unsqueeze",
+)
 
 
 def _evaluate_reshape(arguments: Arguments) -> Tensor:
@@ -30,14 +64,9 @@ def _reshape_supported(node: Node) -> str | None:
 
 
 @rule(
-    "aten.flatten",
-    "aten.view",
-    "aten.reshape",
-    "aten._unsafe_view",
-    "aten.unflatten",
-    "aten.squeeze",
-    "aten.unsqueeze",
+    *_RESHAPES,
     supports=_reshape_supported,
+    magnitude=_same_entries,
     evaluate=_evaluate_reshape,
     error=_error_reshape,
 )
@@ -80,6 +109,7 @@ def _permutation_supported(node: Node) -> str | None:
     "aten.pixel_unshuffle",
     "aten.channel_shuffle",
     supports=_permutation_supported,
+    magnitude=_rows_kept,
     error=_moved_error,
 )
 def permutation(call: Call) -> Upward:
@@ -99,7 +129,13 @@ def _selection_supported(node: Node) -> str | None:
     return None
 
 
-@rule("aten.slice", "aten.select", supports=_selection_supported, error=_moved_error)
+@rule(
+    "aten.slice",
+    "aten.select",
+    supports=_selection_supported,
+    error=_moved_error,
+    magnitude=_rows_kept,
+)
 def selection(call: Call) -> Upward:
     """1 in every norm: some of the entries, each once."""
     return call.input
@@ -146,6 +182,7 @@ def _gather_supported(node: Node) -> str | None:
     "aten.index_select",
     "aten.unfold",
     supports=_gather_supported,
+    magnitude=lambda call: Magnitude(entry=call.magnitudes[0].entry),
     error=_moved_error,
 )
 @rule("aten.pad", "aten.constant_pad_nd", "aten.im2col", error=_padding_error)
@@ -198,7 +235,20 @@ def _error_join(arguments: Arguments, errors: Sequence[Tensor | None], output: T
     return arguments.apply(replaced)
 
 
-@rule("aten.cat", "aten.stack", supports=_join_supported, error=_error_join)
+def _join_magnitude(call: Call) -> Magnitude:
+    entry, total = Upward.of(0.0), Upward.of(0.0)
+    for size in call.magnitudes:
+        entry, total = entry.maximum(size.entry), total + size.total * size.total
+    return Magnitude(entry=entry, total=total.square_root())
+
+
+@rule(
+    "aten.cat",
+    "aten.stack",
+    supports=_join_supported,
+    error=_error_join,
+    magnitude=_join_magnitude,
+)
 def join(call: Call) -> Upward:
     """The p-norm of the branches' constants: their sum for p = 1, the largest for p = inf.
 
