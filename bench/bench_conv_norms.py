@@ -16,6 +16,8 @@ from torch import Tensor
 import lipfast
 from bench import baselines
 from bench.turns import Benchmark, Implementations, in_turn, measure
+from lipfast.ops import conv_norms as op  # the op's own steps, which users have no need of
+from lipfast.ops._convolution import convolution
 
 SIZE = 32
 LIPFAST, FFT = "lipfast", "FFT and SVD, half of 32 x 32"
@@ -28,8 +30,7 @@ families = pytest.mark.parametrize("family", ["gaussian", "low-pass"])
 def forget() -> Iterator[None]:
     """The kernels of a case do not outlive the module."""
     yield
-    for function in (kernel, known):
-        function.cache_clear()
+    kernel.cache_clear()
 
 
 @cache
@@ -74,18 +75,10 @@ def bench_supremum_512(benchmark: Benchmark, family: str, turn: int, implementat
     measure(benchmark, case, implementation, work[implementation], warmup=False)
 
 
-@cache
-def known(channels: int, family: str) -> lipfast.ConvNorms[Tensor]:
-    """The supremum, which the lower value at the true size begins with."""
-    return supremum(kernel(channels, family))
-
-
 def lower_at_true_size(channels: int, family: str) -> Callable[[], object]:
     """One tenth of the default tolerance, certified, from the supremum's frequency and vector."""
-    from lipfast.ops import conv_norms as op  # the op's own steps, which users have no need of
-
     weight = kernel(channels, family)
-    conv = op.convolution(
+    conv = convolution(
         weight,
         "kernel",
         input_size=SIZE,

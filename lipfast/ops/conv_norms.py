@@ -214,6 +214,8 @@ def conv_norms(
 
 
 class Budget(NamedTuple):
+    """What one call may spend, and what for."""
+
     rtol: float
     seed: int
     max_passes: int
