@@ -37,10 +37,10 @@ def tuned_spectral_norm(weight: Tensor) -> Tensor:
     return value
 
 
-def fft_conv_norm(weight: Tensor, size: int, frequencies: int | None = None) -> Tensor:
+def fft_conv_norm(weight: Tensor, size: int) -> Tensor:
     """Largest singular value of the symbol at half of the frequencies of a size x size input."""
     symbol = torch.fft.rfft2(weight, s=(size, size)).permute(2, 3, 0, 1).flatten(0, 1)
-    value: Tensor = torch.linalg.svdvals(symbol[:frequencies]).max()
+    value: Tensor = torch.linalg.svdvals(symbol).max()
     return value
 
 
