@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from lipfast.estimators.estimate import Bounds, Estimate, LayerBracket, LowerBound, UpperBound
     from lipfast.estimators.tracker import Tracker
+    from lipfast.ops.conv_norms import ConvNorms, conv_norms
     from lipfast.ops.spectral_norms import SpectralNorms, spectral_norms
     from lipfast.plan.plan import Plan
     from lipfast.rules.registry import rule
@@ -44,6 +45,8 @@ _HOME = {
     "LowerBound": "lipfast.estimators.estimate",
     "UpperBound": "lipfast.estimators.estimate",
     "Tracker": "lipfast.estimators.tracker",
+    "ConvNorms": "lipfast.ops.conv_norms",
+    "conv_norms": "lipfast.ops.conv_norms",
     "SpectralNorms": "lipfast.ops.spectral_norms",
     "spectral_norms": "lipfast.ops.spectral_norms",
     "Plan": "lipfast.plan.plan",
@@ -54,6 +57,7 @@ _HOME = {
 
 __all__ = [
     "Bounds",
+    "ConvNorms",
     "Estimate",
     "LayerBracket",
     "LipfastError",
@@ -65,6 +69,7 @@ __all__ = [
     "__version__",
     "bounds",
     "compile",
+    "conv_norms",
     "info",
     "jacobian_norms",
     "lower_bound",

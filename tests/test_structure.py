@@ -27,7 +27,7 @@ BELOW = {
     "cli": {"errors", "_version", "scoring", "estimators", "checkpoints", "_info"},
     "__main__": {"cli"},
 }
-STEMS = ("spectral_norms", "jacobian_reduction", "chain_jacobian_norms")
+STEMS = ("spectral_norms", "conv_norms", "jacobian_reduction", "chain_jacobian_norms")
 
 
 def imported_parts(path: Path) -> set[str]:

@@ -37,6 +37,8 @@ T* mutable_values(Tensor& tensor) {
 }
 
 void check_spectral_norms(const std::vector<Tensor>& matrices, const std::vector<Tensor>& start);
+void check_conv_norms(const std::vector<Tensor>& taps, const std::vector<Tensor>& start,
+                      const std::vector<int64_t>& grid);
 Dtype check_jacobian_reduction(const Tensor& jacobian);
 // Widths of the chain: layers + 1 numbers.
 std::vector<int64_t> check_chain_jacobian_norms(const Tensor& x, const std::vector<Tensor>& weights,
