@@ -40,8 +40,14 @@ void check_spectral_norms(const std::vector<Tensor>& matrices, const std::vector
 void check_conv_norms(const std::vector<Tensor>& taps, const std::vector<Tensor>& start,
                       const std::vector<int64_t>& grid);
 Dtype check_jacobian_reduction(const Tensor& jacobian);
-// Widths of the chain: layers + 1 numbers.
-std::vector<int64_t> check_chain_jacobian_norms(const Tensor& x, const std::vector<Tensor>& weights,
-                                                const std::vector<Tensor>& biases, int64_t layers);
+// The stages with the shapes between them, and the shapes of the first input and the last output.
+struct ChainStages {
+  std::vector<ChainStage> stages;
+  ImageShape in, out;
+  int64_t affine;
+};
+ChainStages check_chain_jacobian_norms(const Tensor& x, const std::vector<Tensor>& weights,
+                                       const std::vector<Tensor>& biases, const std::vector<int64_t>& stages,
+                                       const std::vector<double>& parameters);
 
 }  // namespace lipfast
