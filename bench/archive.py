@@ -1,4 +1,4 @@
-"""An archive of real runs: 40-256-256-10 perceptrons trained on MNIST1D, checkpoint by checkpoint."""
+"""An archive of real runs: 40-256-256-10 perceptrons, trained on MNIST1D."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Entry:
 
 
 def read_manifest(path: str) -> Iterator[Entry]:
-    """Read a manifest.
+    r"""Read a manifest.
 
     A CSV file has a header; a JSON lines file has one object per line. One of `COLUMNS` names the
     checkpoint, everything else is its metadata and goes before what the checkpoint itself says.
@@ -45,7 +45,7 @@ def read_manifest(path: str) -> Iterator[Entry]:
     Example:
         >>> import pathlib, tempfile
         >>> table = pathlib.Path(tempfile.mkdtemp()) / "runs.csv"
-        >>> _ = table.write_text("path,run,width\\na.pt,first,64\\n")
+        >>> _ = table.write_text("path,run,width\na.pt,first,64\n")
         >>> [(pathlib.Path(entry.path).name, entry.metadata) for entry in read_manifest(str(table))]
         [('a.pt', {'run': 'first', 'width': '64'})]
     """

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-import torch
 from torch import Tensor
 
 from lipfast.checkpoints.access import require_no_bomb, require_regular
@@ -18,7 +17,7 @@ from lipfast.checkpoints.safetensors_file import read_safetensors
 from lipfast.checkpoints.sharded import read_sharded
 from lipfast.checkpoints.sidecar import sidecar_metadata
 from lipfast.checkpoints.torch_file import WRAPPERS, read_torch
-from lipfast.errors import CheckpointError
+from lipfast.errors import CheckpointError, UnreachableError
 
 _COMPILED = re.compile(r"(?<![^.])_orig_mod\.")  # at the start, or after a dot
 
@@ -57,9 +56,10 @@ def read_checkpoint(file: CheckpointFile) -> Checkpoint:
     Raises:
         CheckpointError: the file is missing, truncated, or not plain weights; names the file, the
             reason, and what to do.
+        UnreachableError: the same, where another try may succeed.
 
     Example:
-        >>> import pathlib, tempfile
+        >>> import pathlib, tempfile, torch
         >>> from safetensors.torch import save_file
         >>> from lipfast.checkpoints import find_checkpoints
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "step7.safetensors"
@@ -72,10 +72,10 @@ def read_checkpoint(file: CheckpointFile) -> Checkpoint:
         tensors, raw = _read(file)
         beside = sidecar_metadata(file)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{file.uri}: no such file: it was moved or deleted") from error
+        raise UnreachableError(f"{file.uri}: no such file: it was moved or deleted") from error
     except OSError as error:
         reason = error.strerror or f"{type(error).__name__}: {error}"
-        raise CheckpointError(f"{file.uri}: cannot be read: {reason}") from error
+        raise UnreachableError(f"{file.uri}: cannot be read: {reason}") from error
     if not tensors:
         raise CheckpointError(
             f"{file.uri}: holds no tensors; expected a state dict, as "
@@ -108,6 +108,7 @@ def without_compiled(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     only a plan can tell, and does.
 
     Example:
+        >>> import torch
         >>> list(without_compiled({"_orig_mod.encoder._orig_mod.weight": torch.zeros(1)}))
         ['encoder.weight']
     """

@@ -80,7 +80,7 @@ def locate(url: str, metadata: Mapping[str, Value]) -> CheckpointFile:
             info, beside = filesystem.info(path), _beside(filesystem, root)
         except FileNotFoundError:
             info, beside = {}, {}
-        return _file(place, path, info, root, beside, metadata)
+        return _file(place, path, info, root, beside, extra=metadata)
     except Exception as error:  # each file system has errors of its own
         raise ArchiveError(f"cannot look up '{url}': {type(error).__name__}: {error}") from error
 
@@ -124,6 +124,7 @@ def _file(
     info: Mapping[str, Any],
     root: str,
     beside: Infos,
+    *,
     extra: Mapping[str, Value] | None = None,
 ) -> CheckpointFile:
     name = path.rpartition("/")[2]
