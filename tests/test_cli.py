@@ -274,7 +274,17 @@ def test_info_and_version():
 
 
 @pytest.mark.parametrize(
-    "command", [(), ("score",), ("bounds",), ("store",), ("store", "show"), ("store", "verify")]
+    "command",
+    [
+        (),
+        ("score",),
+        ("bounds",),
+        ("store",),
+        ("store", "show"),
+        ("store", "verify"),
+        ("store", "compact"),
+        ("store", "export"),
+    ],
 )
 def test_every_command_has_help_with_examples(command):
     code, out, _ = run(*command, "--help")

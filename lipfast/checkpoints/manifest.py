@@ -59,6 +59,8 @@ def read_manifest(path: str) -> Iterator[Entry]:
                 f"manifest '{path}', line {number}: names no checkpoint; expected a column "
                 f"{', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}"
             )
+        if "\0" in str(values[column]):
+            raise ArchiveError(f"manifest '{path}', line {number}: a zero byte in a path")
         yield Entry(_absolute(str(values[column]), folder), _metadata(values, column))
 
 

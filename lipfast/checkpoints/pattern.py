@@ -58,7 +58,7 @@ class Pattern:
                 f"pattern '{text}': expected fields such as {{run}} or {{step:d}}, for instance "
                 "'{run}/step_{step:d}.pt'"
             )
-        self._regex = re.compile(f"(?:^|.*/){''.join(pieces)}{re.escape(rest)}", re.DOTALL)
+        self._regex = re.compile(f"(?:^|.*?/){''.join(pieces)}{re.escape(rest)}", re.DOTALL)
 
     def _piece(self, token: re.Match[str]) -> str:
         if token["any"]:
@@ -94,15 +94,20 @@ def _value(text: str, kind: str) -> Value:
     return parse_value(text) if kind == "" else text
 
 
+def customary_folder(name: str) -> dict[str, Value]:
+    """Step and epoch where a folder's name says nothing else, such as `checkpoint-500`."""
+    return customary(name) if _STEP_FOLDER.fullmatch(name) else {}
+
+
 @lru_cache(maxsize=1 << 12)
 def customary(name: str) -> dict[str, Value]:
     """Step and epoch as common file and folder names spell them.
 
     Args:
-        name: a file name, perhaps with the folder before it.
+        name: of a file or a folder.
 
     Example:
-        >>> customary("epoch=3-step=100.ckpt"), customary("checkpoint-500/model.safetensors")
+        >>> customary("epoch=3-step=100.ckpt"), customary("checkpoint-500")
         ({'epoch': 3, 'step': 100}, {'step': 500})
         >>> customary("resnet50.pt")
         {}

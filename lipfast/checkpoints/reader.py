@@ -12,7 +12,7 @@ from torch import Tensor
 from lipfast.checkpoints.access import require_no_bomb, require_regular
 from lipfast.checkpoints.file import CheckpointFile
 from lipfast.checkpoints.metadata import Metadata, Value
-from lipfast.checkpoints.pattern import customary, run_folder
+from lipfast.checkpoints.pattern import customary, customary_folder, run_folder
 from lipfast.checkpoints.safetensors_file import read_safetensors
 from lipfast.checkpoints.sharded import read_sharded
 from lipfast.checkpoints.sidecar import sidecar_metadata
@@ -98,7 +98,7 @@ def _read(file: CheckpointFile) -> tuple[dict[str, Tensor], dict[str, Value]]:
 
 def _customary(file: CheckpointFile) -> dict[str, Value]:
     path = PurePosixPath(file.path)
-    return {**customary(path.parent.name), **customary(path.stem)}
+    return {**customary_folder(path.parent.name), **customary(path.stem)}
 
 
 def without_compiled(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -42,7 +42,9 @@ def find(archive: str) -> Iterator[CheckpointFile]:
         ArchiveError: it cannot be searched: unknown protocol, missing package, no access.
     """
     try:
-        filesystem, path = fsspec.url_to_fs(archive)
+        # fsspec knows the compression of .tar.gz, not of .tgz
+        options = {"tar": {"compression": "gzip"}} if archive.lower().endswith(".tgz") else {}
+        filesystem, path = fsspec.url_to_fs(archive, **options)
         place = _place(archive, filesystem)
         if any(c in path for c in MAGIC):
             head = path[: min(path.index(c) for c in MAGIC if c in path)]
