@@ -369,7 +369,7 @@ def test_a_full_disk_behind_stdout_is_one_line(project, monkeypatch):
     def full(*_args: object, **_options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cli, "_print_json", full)
+    monkeypatch.setattr(cli, "print_json", full)
     code, _, err = run("info", "--json")
     assert (code, err) == (2, "lipfast: error: [Errno 28] No space left on device\n")
 

@@ -154,6 +154,7 @@ class Architecture:
             plan = Plan.trace(self._program)
             self._check_shape(plan.input_shapes, x)
             return plan
+        self._require_moderate(arguments, elements)
         model = self.model(arguments, elements)
         example = x[:2].to(_dtype(model))
         try:
@@ -172,6 +173,17 @@ class Architecture:
         if calls is not None:
             self._traced[calls] = plan
         return plan
+
+    def _require_moderate(self, arguments: Arguments, elements: int | None) -> None:
+        """Refuse integers that no size of the checkpoint's model can be: lists of that length."""
+        for name, value in arguments:
+            if name in self._overrides or elements is None or not isinstance(value, int):
+                continue
+            if abs(value) > elements:
+                raise BudgetError(
+                    f"'{self.name}': the metadata has {name}={value}, far beyond what the "
+                    f"checkpoint can hold. Override it with --arch-arg {name}=VALUE"
+                )
 
     def _check_shape(self, shapes: Sequence[Sequence[int]], x: Tensor) -> None:
         if [tuple(shape) for shape in shapes] != [tuple(x.shape[1:])]:

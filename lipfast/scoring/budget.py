@@ -13,7 +13,7 @@ from lipfast.errors import ArgumentError
 
 _FLOOR = 1 << 24  # elements that any model may have
 _PER_BYTE = 4  # elements per byte of the checkpoint: temporaries of the initialisation included
-_PER_CALL = 512  # elements that a tensor counts at least: modules take memory, too
+_PER_CALL = 2048  # elements that a tensor counts at least: modules take memory, too
 
 
 def elements_allowed(size: int) -> int:

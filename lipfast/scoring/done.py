@@ -21,6 +21,10 @@ Fingerprint: TypeAlias = "Callable[[Mapping[str, Value], int], str | None]"
 UNREADABLE = "cannot be read"
 """The kind of failure that depends on the file's content alone."""
 
+NON_FINITE = "NaN or infinite weights"
+MISMATCH = "state dict does not match the architecture"
+_REPEATING = (UNREADABLE, NON_FINITE, MISMATCH)
+
 
 @dataclass
 class Done:
@@ -90,6 +94,6 @@ def completed(path: str | os.PathLike[str]) -> Done:
         attempt = ("" if kind == UNREADABLE else mark, metadata or "{}")
         if status == "ok":
             done.scored.setdefault((uri, size, mtime), []).append(attempt)
-        elif version == __version__ and kind is not None and (metadata or kind == UNREADABLE):
+        elif version == __version__ and kind in _REPEATING:
             done.failed.setdefault((uri, size, mtime), []).append(attempt)
     return done

@@ -36,7 +36,7 @@ from lipfast.rules.registry import Norm
 from lipfast.scoring.architectures import Architecture, ArchSource, Arguments
 from lipfast.scoring.budget import BudgetError, elements_allowed
 from lipfast.scoring.data import Samples
-from lipfast.scoring.done import UNREADABLE
+from lipfast.scoring.done import MISMATCH, NON_FINITE, UNREADABLE
 from lipfast.scoring.fit import fitted
 from lipfast.scoring.schema import Row
 
@@ -50,8 +50,8 @@ _KINDS: dict[type[Exception], str] = {
     BudgetError: "metadata asks for a far larger model",
     CheckpointError: UNREADABLE,
     UnreachableError: "cannot be reached",
-    NonFiniteError: "NaN or infinite weights",
-    StateDictError: "state dict does not match the architecture",
+    NonFiniteError: NON_FINITE,
+    StateDictError: MISMATCH,
     TraceError: "architecture cannot be traced",
     UnsupportedOpError: "architecture holds an op without a rule",
 }

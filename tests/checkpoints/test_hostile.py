@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import resource
 import struct
 import subprocess
@@ -264,7 +265,7 @@ def once(data):
         path.unlink()
 
 arguments = [sys.argv[0], sys.argv[2], "-max_total_time=60", "-rss_limit_mb=3000", "-max_len=4096",
-             "-seed=1", "-verbosity=0", f"-artifact_prefix={folder}/"]
+             "-seed=1", "-print_final_stats=1", f"-artifact_prefix={folder}/"]
 atheris.Setup(arguments, once)
 atheris.Fuzz()
 """
@@ -292,4 +293,5 @@ def test_a_coverage_guided_campaign(tmp_path):
     command = [sys.executable, "-c", ATHERIS, str(work), str(corpus)]
     process = subprocess.run(command, check=False, capture_output=True, text=True, timeout=400)
     assert process.returncode == 0, process.stderr[-3000:]
-    assert "Done" in process.stderr
+    executed = re.search(r"number_of_executed_units:\s*(\d+)", process.stderr)
+    assert executed is not None and int(executed[1]) > 1000
