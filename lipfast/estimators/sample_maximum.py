@@ -165,7 +165,7 @@ def assembled(
         norm,
         label,
         certified=False,
-        reason=_NOT_PROVED if math.isfinite(value) else "the Jacobian overflows float64",
+        reason=_NOT_PROVED if math.isfinite(value) else "the Jacobian is not finite in float64",
     )
     reason, method = why_not, "certified secant"
     if secant is None:
