@@ -24,6 +24,8 @@ from lipfast.estimators.search import (
 
 # A step that does not lead up is taken back and halved, one that does makes the next one longer.
 _SHRINK, _GROW = 0.5, 1.5
+# Random steps are between this part of the first step length and all of it.
+_SHORTEST = 0.03
 
 
 @dataclass
@@ -32,14 +34,14 @@ class Ascent:
 
     P projects to the box. Steps that do not increase the norm are taken back, so the result is
     never below the data's own maximum. The gradient of a piecewise linear network's Jacobian norm
-    is 0 almost everywhere; there g is a random direction.
+    is 0 almost everywhere; there the step is a random one of random length.
 
     Attributes:
         steps: of each start.
         starts: number of samples.
         step: first step length h, by default a tenth of the start's l2 norm (or 1).
         box: (low, high) that points are projected to; the data must lie inside.
-        seed: of the random directions.
+        seed: of the random steps.
     """
 
     steps: int = 50
@@ -68,35 +70,35 @@ class Ascent:
         x, values = self._best.points, self._best.values
         generator = torch.Generator().manual_seed(self.seed)
         sizes = x.flatten(1).double().norm(dim=1)
-        lengths = torch.where(sizes > 0, 0.1 * sizes, 1.0)
+        first = torch.where(sizes > 0, 0.1 * sizes, 1.0)
         if self.step is not None:
-            lengths = torch.full_like(lengths, self.step)
-        found = Best(max(KEPT, self.starts))
+            first = torch.full_like(first, self.step)
+        lengths = first.clone()
+        shape = (-1, *[1] * (x.dim() - 1))
         for _ in range(self.steps):
-            directions = self._directions(landscape, x, generator)
-            moves = lengths.reshape(-1, *[1] * (x.dim() - 1)).to(x) * directions
-            trial = into_box(x + moves, self._box)
+            gradient = _gradients(landscape, x)
+            size = gradient.flatten(1).double().norm(dim=1)
+            smooth = torch.isfinite(size) & (size > 0)
+            # Steps that became too short would never leave a linear region: random ones do not.
+            random = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+            spread = _SHORTEST ** torch.rand(len(x), generator=generator, dtype=torch.float64)
+            random_scale = first * spread / random.flatten(1).norm(dim=1)
+            moves = torch.where(
+                smooth.reshape(shape),
+                gradient.double() * (lengths / torch.where(smooth, size, 1)).reshape(shape),
+                random * random_scale.reshape(shape),
+            )
+            trial = into_box(x + moves.to(x), self._box)
             reached = landscape.norms(trial).double()
             better = reached > values
-            x = torch.where(better.reshape(-1, *[1] * (x.dim() - 1)), trial, x)
+            x = torch.where(better.reshape(shape), trial, x)
             values = torch.where(better, reached, values)
             lengths = lengths * torch.where(better, _GROW, _SHRINK)
             landscape.advance(len(x))
+        found = Best(max(KEPT, self.starts))
         found.add(x, values)
         label = f"maximum Jacobian norm after gradient ascent ({self.steps} steps)"
         return found.result(label, landscape.norm)
-
-    @staticmethod
-    def _directions(landscape: Landscape, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Unit vectors: the gradient, or random where that is 0 or not finite."""
-        random = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
-        gradient = _gradients(landscape, x)
-        size = gradient.flatten(1).norm(dim=1)
-        usable = torch.isfinite(size) & (size > 0)
-        shape = (-1, *[1] * (x.dim() - 1))
-        chosen = torch.where(usable.reshape(shape), gradient, random)
-        lengths: Tensor = chosen.flatten(1).norm(dim=1).reshape(shape)
-        return chosen / lengths
 
 
 def _gradients(landscape: Landscape, x: Tensor) -> Tensor:
