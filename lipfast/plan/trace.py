@@ -528,3 +528,14 @@ def aliases_of(state_dict: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
         if len(names) > 1
         for name in names
     }
+
+
+def exported_module(source: ExportedProgram | str | os.PathLike[str]) -> nn.Module:
+    """The module of an exported program or a ``.pt2`` file.
+
+    Raises:
+        TraceError: the file cannot be read, or the program was exported in training mode.
+    """
+    program = source if isinstance(source, ExportedProgram) else _load(Path(source))
+    _refuse_training(program)
+    return program.module()

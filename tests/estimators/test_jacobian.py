@@ -9,12 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lipfast.errors import ArgumentError, NonFiniteError, UnsupportedOpError
-from lipfast.estimators.jacobian import (
-    explicit_jacobians,
-    find_chain,
-    jacobian_norms,
-    plan_jacobian_norms,
-)
+from lipfast.estimators.function import SampleFunction, differentiating
+from lipfast.estimators.jacobian import find_chain, jacobian_norms, plan_jacobian_norms
+from lipfast.estimators.jacobian_rows import explicit_jacobians
 from lipfast.plan.plan import Plan
 
 MODELS = {
@@ -89,7 +86,9 @@ def test_functions_that_vmap_cannot_batch_take_one_pass_per_row() -> None:
         def backward(ctx: object, gradient: Tensor) -> Tensor:
             return gradient * float(torch.ones(()).item()) * (3.0 + 0.0 * float(gradient.sum()))
 
-    (block,) = explicit_jacobians(Unbatched.apply, samples(4, 2), 1 << 20)
+    with differentiating():
+        problem = SampleFunction(Unbatched.apply, samples(4, 2), 2)
+        (block,) = explicit_jacobians(problem, 1 << 20)
     torch.testing.assert_close(block, 3.0 * torch.eye(2).expand(4, 2, 2))
 
 
@@ -168,11 +167,11 @@ def test_residual_networks_are_not_chains() -> None:
     torch.testing.assert_close(result, reference, rtol=1e-5, atol=1e-6)
 
 
-def test_method_chain_says_why_not() -> None:
+def test_method_fused_says_why_not() -> None:
     with pytest.raises(ArgumentError, match="ReLU or LeakyReLU"):
-        jacobian_norms(MODELS["tanh"](), samples(2, 6), method="chain")
+        jacobian_norms(MODELS["tanh"](), samples(2, 6), method="fused")
     with pytest.raises(UnsupportedOpError):
-        jacobian_norms(MODELS["batch norm"](), samples(2, 6), method="chain")
+        jacobian_norms(MODELS["batch norm"](), samples(2, 6), method="fused")
     with pytest.raises(ArgumentError, match="method must be"):
         jacobian_norms(MODELS["tanh"](), samples(2, 6), method="magic")  # type: ignore[arg-type]
 
