@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         lower_bound,
         upper_bound,
     )
+    from lipfast.estimators.domain import Ball, Box
     from lipfast.estimators.estimate import Bounds, Estimate, LayerBracket, LowerBound, UpperBound
     from lipfast.estimators.tracker import Tracker
     from lipfast.ops.conv_norms import ConvNorms, conv_norms
@@ -41,7 +42,9 @@ _HOME = {
     "jacobian_norms": "lipfast.estimators.compose",
     "lower_bound": "lipfast.estimators.compose",
     "upper_bound": "lipfast.estimators.compose",
+    "Ball": "lipfast.estimators.domain",
     "Bounds": "lipfast.estimators.estimate",
+    "Box": "lipfast.estimators.domain",
     "Estimate": "lipfast.estimators.estimate",
     "LayerBracket": "lipfast.estimators.estimate",
     "LowerBound": "lipfast.estimators.estimate",
@@ -58,7 +61,9 @@ _HOME = {
 }
 
 __all__ = [
+    "Ball",
     "Bounds",
+    "Box",
     "ConvNorms",
     "Estimate",
     "LayerBracket",

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from lipfast.errors import ArgumentError
+from lipfast.estimators.domain import Domain
 from lipfast.estimators.estimate import Bounds, LowerBound, UpperBound
 from lipfast.estimators.function import check_samples
 from lipfast.estimators.input_gradient import input_gradient_norms
@@ -62,7 +63,11 @@ def compile(  # noqa: A001 (the name that torch users know)
 
 
 def upper_bound(
-    model: nn.Module, example_input: Tensor | Sequence[Tensor], *, norm: Norm = 2
+    model: nn.Module,
+    example_input: Tensor | Sequence[Tensor],
+    *,
+    norm: Norm = 2,
+    domain: Domain | None = None,
 ) -> UpperBound:
     """Certified upper bound on the Lipschitz constant of a model.
 
@@ -73,6 +78,8 @@ def upper_bound(
         model: left as it is found.
         example_input: a tensor (B, D...), only its shape and dtype matter.
         norm: 1, 2 or inf, of inputs and outputs alike.
+        domain: `lipfast.Box` or `lipfast.Ball`: the bound holds for inputs in this set. Products of
+            activations have no finite constant without one, unless a normalisation bounds them.
 
     Returns:
         An `UpperBound` with the brackets of the layers.
@@ -89,7 +96,7 @@ def upper_bound(
         >>> round(float(estimate), 6), estimate.certified
         (1.0, True)
     """
-    return compile(model, example_input).upper(_state_dict(model), norm=norm)
+    return compile(model, example_input).upper(_state_dict(model), norm=norm, domain=domain)
 
 
 def lower_bound(
@@ -169,6 +176,7 @@ def bounds(
     norm: Norm = 2,
     per_sample: bool = False,
     memory: int = 1 << 30,
+    domain: Domain | None = None,
 ) -> Bounds:
     """Lower and upper bound on the Lipschitz constant of a model, both certified.
 
@@ -178,6 +186,7 @@ def bounds(
         norm: 1, 2 or inf.
         per_sample: keep the Jacobian norm of every sample.
         memory: bytes that intermediate tensors may take.
+        domain: the bounds hold for inputs in this set, see `upper_bound`.
 
     Returns:
         `Bounds`: `.lower`, `.upper`, `.mean`, `.rms`, `.layers`; printing it shows a table.
@@ -198,7 +207,9 @@ def bounds(
         (6.0, 8.0, 3.0)
     """
     plan, state_dict = _traced_on(model, data)
-    return plan.bounds(state_dict, data, norm=norm, per_sample=per_sample, memory=memory)
+    return plan.bounds(
+        state_dict, data, norm=norm, per_sample=per_sample, memory=memory, domain=domain
+    )
 
 
 def _state_dict(model: nn.Module) -> Mapping[str, Tensor]:

@@ -25,9 +25,9 @@ from lipfast.estimators.jacobian_gradient import differentiable_values
 from lipfast.estimators.jacobian_lanczos import lanczos_triplets
 from lipfast.estimators.jacobian_rows import row_norms
 from lipfast.estimators.linearization import SMALL_SIDE, DerivativeError, footprint
-from lipfast.ops.chain_jacobian_norms import Activation, Linear, Stage, chain_jacobian_norms
+from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms
 from lipfast.plan.cache import cached_plan
-from lipfast.plan.graph import Reference
+from lipfast.plan.chain import Chain, find_chain
 from lipfast.plan.interpret import evaluate
 from lipfast.plan.plan import Plan
 from lipfast.plan.trace import Source
@@ -35,55 +35,6 @@ from lipfast.rules.registry import Norm, check_norm
 
 Method = Literal["auto", "fused", "rows", "lanczos"]
 METHODS: tuple[str, ...] = get_args(Method)
-_RESHAPES = frozenset({"aten.flatten", "aten.view", "aten.reshape", "aten._unsafe_view"})
-
-
-@dataclass(frozen=True)
-class Chain:
-    """Affine maps and piecewise-linear activations with one kink at 0.
-
-    Attributes:
-        weights: names of the weights, first layer first.
-        biases: names of the biases, None where there is none.
-        slopes: slope of the activation after each layer for negative input; 1 for none.
-    """
-
-    weights: tuple[str, ...]
-    biases: tuple[str | None, ...]
-    slopes: tuple[float, ...]
-
-
-def find_chain(plan: Plan) -> Chain | None:
-    """Read the plan as a chain of linear layers with ReLU, LeakyReLU or nothing, if it is one."""
-    graph = plan.graph
-    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
-        return None
-    weights: list[str] = []
-    biases: list[str | None] = []
-    slopes: list[float] = []
-    previous = graph.nodes[0]
-    for node in graph.nodes[1:]:
-        source = node.args[0] if node.args else None
-        if source != Reference("node", previous.name):
-            return None
-        previous = node
-        if node.op == "aten.linear" and len(node.shape) == 1:
-            weight, bias = node.args[1], node.argument(2, "bias")
-            assert isinstance(weight, Reference)
-            weights.append(weight.name)
-            biases.append(bias.name if isinstance(bias, Reference) else None)
-            slopes.append(1.0)
-        elif node.op in ("aten.relu", "aten.leaky_relu") and slopes:
-            slope = 0.0 if node.op == "aten.relu" else node.number(1, "negative_slope", 0.01)
-            # Slopes of activations in a row multiply as long as the sign is kept.
-            if slopes[-1] < 0.0:
-                return None
-            slopes[-1] *= slope
-        elif node.op not in _RESHAPES or len(node.shape) != 1:
-            return None
-    if not weights or graph.outputs != (previous.name,):
-        return None
-    return Chain(tuple(weights), tuple(biases), tuple(slopes))
 
 
 def compute_dtype(tensors: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> torch.dtype:
@@ -125,10 +76,11 @@ def plan_jacobian_norms(
     if norm == 2 and (method == "fused" or (method == "auto" and _small(plan))):
         chain = find_chain(plan)
     if chain is not None:
-        return _chain_norms(chain, tensors, x.reshape(x.shape[0], -1))
+        return _chain_norms(plan, chain, tensors, x)
     if method == "fused":
         raise ArgumentError(
-            "method='fused' needs linear layers with ReLU or LeakyReLU and norm=2; use 'auto'"
+            "method='fused' needs a chain of linear layers, convolutions, pools and activations, "
+            "and norm=2; use 'auto'"
         )
     norms = [
         _interpreted_norms(plan, entry, x, norm=norm, method=method, memory=memory)
@@ -143,20 +95,18 @@ def _small(plan: Plan) -> bool:
     return min(sum(math.prod(shape) for shape in shapes) for shapes in sides) <= SMALL_SIDE
 
 
-def _chain_norms(chain: Chain, tensors: Sequence[Mapping[str, Tensor]], x: Tensor) -> Tensor:
+def _chain_norms(
+    plan: Plan, chain: Chain, tensors: Sequence[Mapping[str, Tensor]], x: Tensor
+) -> Tensor:
     def typed(tensor: Tensor) -> Tensor:
         return tensor.detach().to(x.dtype).contiguous()
 
-    weights = [[typed(entry[name]) for name in chain.weights] for entry in tensors]
-    biases = [
-        [None if name is None else typed(entry[name]) for name in chain.biases] for entry in tensors
-    ]
-    stages: list[Stage] = []
-    for slope in chain.slopes:
-        stages.append(Linear())
-        if slope != 1.0:
-            stages.append(Activation("leaky_relu", (slope,)))
-    spectral, _ = chain_jacobian_norms(x.contiguous(), weights, biases, stages)
+    weights, biases = [], []
+    for entry in tensors:
+        found = chain.parameters(entry, plan.constants)
+        weights.append([typed(tensor) for tensor in found[0]])
+        biases.append([None if tensor is None else typed(tensor) for tensor in found[1]])
+    spectral, _ = chain_jacobian_norms(x.contiguous(), weights, biases, chain.stages)
     return spectral
 
 

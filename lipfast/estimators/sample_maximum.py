@@ -11,10 +11,12 @@ from torch import Tensor
 
 from lipfast.errors import ArgumentError
 from lipfast.estimators.certificate import certified_secants, missing_error_rules
+from lipfast.estimators.domain import Domain
 from lipfast.estimators.estimate import Estimate, LowerBound, Search, log_down
 from lipfast.estimators.function import check_samples
-from lipfast.estimators.jacobian import find_chain, plan_jacobian_norms
+from lipfast.estimators.jacobian import plan_jacobian_norms
 from lipfast.ops.denormals import FLUSHED, denormals_flushed
+from lipfast.plan.chain import find_chain
 from lipfast.plan.plan import Plan, StateDict
 from lipfast.rules.registry import Norm, check_norm
 
@@ -29,6 +31,7 @@ def lower_bounds(
     norm: Norm = 2,
     per_sample: bool = False,
     memory: int = 1 << 30,
+    domain: Domain | None = None,
 ) -> list[LowerBound]:
     """Lower bounds on the Lipschitz constants of many networks, from samples.
 
@@ -43,6 +46,7 @@ def lower_bounds(
         norm: 1, 2 or inf.
         per_sample: keep the Jacobian norm of every sample.
         memory: bytes that intermediate tensors may take.
+        domain: the certified difference quotient is of two points in this set.
 
     Returns:
         One `LowerBound` per state dict.
@@ -66,7 +70,7 @@ def lower_bounds(
     secants = (
         None
         if missing
-        else certified_secants(plan, tensors, x[positions], norm=norm, memory=memory)
+        else certified_secants(plan, tensors, x[positions], norm=norm, memory=memory, domain=domain)
     )
     flushed = denormals_flushed()
     label = jacobian_label(plan, norm)
