@@ -37,12 +37,33 @@ def tuned_spectral_norm(weight: Tensor) -> Tensor:
     return value
 
 
+def fft_conv_norm(weight: Tensor, size: int) -> Tensor:
+    """Largest singular value of the symbol at half of the frequencies of a size x size input."""
+    symbol = torch.fft.rfft2(weight, s=(size, size)).permute(2, 3, 0, 1).flatten(0, 1)
+    value: Tensor = torch.linalg.svdvals(symbol).max()
+    return value
+
+
+def naive_conv_norm(weight: Tensor, size: int) -> Tensor:
+    """100 power iterations with the convolution and its adjoint; 3 x 3, zero padding of 1."""
+    v = torch.randn(1, weight.shape[1], size, size, dtype=weight.dtype)
+    v = v / v.norm()
+    for _ in range(POWER_ITERATIONS):
+        u = torch.nn.functional.conv2d(v, weight, padding=1)
+        u = u / u.norm()
+        v = torch.nn.functional.conv_transpose2d(u, weight, padding=1)
+        v = v / v.norm()
+    value: Tensor = torch.nn.functional.conv2d(v, weight, padding=1).norm()
+    return value
+
+
 def naive_jacobian_norms(model: nn.Module, x: Tensor) -> Tensor:
     """One Jacobian and one SVD per sample."""
     norms = []
     for sample in x:
-        jacobian = torch.autograd.functional.jacobian(model, sample)  # type: ignore[no-untyped-call]
-        norms.append(torch.linalg.svdvals(jacobian)[0])
+        batch = sample.unsqueeze(0)
+        jacobian = torch.autograd.functional.jacobian(model, batch)  # type: ignore[no-untyped-call]
+        norms.append(torch.linalg.svdvals(jacobian.reshape(-1, sample.numel()))[0])
     return torch.stack(norms)
 
 
@@ -60,11 +81,11 @@ def vmap_jacobian_norms(model: nn.Module, x: Tensor, chunk: int = 256) -> Tensor
     parameters = {name: value.detach() for name, value in model.state_dict().items()}
 
     def function(sample: Tensor) -> Tensor:
-        output: Tensor = functional_call(model, parameters, (sample,))
-        return output
+        output: Tensor = functional_call(model, parameters, (sample.unsqueeze(0),))
+        return output.squeeze(0)
 
     jacobians = vmap(jacrev(function))
-    return torch.cat([gram_norms(jacobians(part)) for part in torch.split(x, chunk)])
+    return torch.cat([gram_norms(jacobians(part).flatten(2)) for part in torch.split(x, chunk)])
 
 
 def loop_jacobian_norms(model: nn.Module, x: Tensor, chunk: int = 256) -> Tensor:

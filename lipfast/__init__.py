@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lipfast.estimators.compose import (
         bounds,
         compile,  # noqa: A004
+        input_gradient_norms,
         jacobian_norms,
         lower_bound,
         upper_bound,
@@ -37,6 +38,7 @@ _HOME = {
     "info": "lipfast._info",
     "bounds": "lipfast.estimators.compose",
     "compile": "lipfast.estimators.compose",
+    "input_gradient_norms": "lipfast.estimators.compose",
     "jacobian_norms": "lipfast.estimators.compose",
     "lower_bound": "lipfast.estimators.compose",
     "upper_bound": "lipfast.estimators.compose",
@@ -76,6 +78,7 @@ __all__ = [
     "compile",
     "conv_norms",
     "info",
+    "input_gradient_norms",
     "jacobian_norms",
     "lower_bound",
     "read_scores",

@@ -50,6 +50,10 @@ class Secants:
     values: Tensor
     points: Tensor
 
+    def of(self, network: int) -> tuple[float, Tensor]:
+        """Value and points (2, *shape) of one network."""
+        return float(self.values[network]), self.points[network]
+
 
 def missing_error_rules(plan: Plan) -> list[str]:
     """Ops that have no rule for rounding errors: nothing can be certified through them."""
@@ -88,6 +92,22 @@ def certified_secants(
     return Secants(
         torch.cat([part.values for part in parts]), torch.cat([part.points for part in parts])
     )
+
+
+def certified_quotient(
+    plan: Plan, tensors: Mapping[str, Tensor], pair: Tensor, *, norm: Norm = 2
+) -> tuple[float, Tensor]:
+    """``||f(a) - f(b)|| / ||a - b||`` for two given points (2, *shape), rounded down.
+
+    0 where the points coincide or nothing can be proved.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        parameters = stack([tensors], plan.used_parameters, torch.float64)
+        points = pair.detach().to(torch.float64).clone().unsqueeze(0)
+        outputs, errors = enclose(plan, parameters, points)
+        indices = (torch.tensor([0]), torch.tensor([1]))
+        values = quotients(points, outputs, errors, indices, norm)
+        return float(values[0, 0]), points[0]
 
 
 def _bytes_per_network(plan: Plan) -> int:

@@ -10,12 +10,22 @@ from lipfast.errors import ArgumentError
 from lipfast.estimators.domain import Domain
 from lipfast.estimators.estimate import Bounds, LowerBound, UpperBound
 from lipfast.estimators.function import check_samples
+from lipfast.estimators.input_gradient import input_gradient_norms
 from lipfast.estimators.jacobian import jacobian_norms
+from lipfast.estimators.sampled_lower_bound import SearchName, sampled_lower_bound, search_method
+from lipfast.estimators.samples import Data
 from lipfast.plan.plan import Plan
 from lipfast.plan.trace import Source, unwrap
 from lipfast.rules.registry import Norm
 
-__all__ = ["bounds", "compile", "jacobian_norms", "lower_bound", "upper_bound"]
+__all__ = [
+    "bounds",
+    "compile",
+    "input_gradient_norms",
+    "jacobian_norms",
+    "lower_bound",
+    "upper_bound",
+]
 
 
 def compile(  # noqa: A001 (the name that torch users know)
@@ -90,43 +100,73 @@ def upper_bound(
 
 
 def lower_bound(
-    model: nn.Module,
-    data: Tensor,
+    model: Source,
+    data: Data,
     *,
     norm: Norm = 2,
+    search: SearchName = "data",
     per_sample: bool = False,
     memory: int = 1 << 30,
+    seed: int = 0,
+    **options: object,
 ) -> LowerBound:
-    """Certified lower bound on the Lipschitz constant of a model, found from data.
+    """Lower bound on the Lipschitz constant of a model, found from data and certified.
 
     The value is a difference quotient ``||f(a) - f(b)|| / ||a - b||`` of two stored points next to
     the sample whose Jacobian norm is largest, with all rounding errors accounted for. That norm
-    itself is `.jacobian`, not certified; `.mean` and `.rms` are over all samples.
+    itself is `.jacobian`, not certified; `.mean` and `.rms` are over all samples. Where the model
+    cannot be traced into a graph with rules for rounding errors, the value is the largest norm,
+    not certified, and `.reason` says why.
+
+    `search` looks beyond the data. What it finds is `.search`, labelled, with its points; the
+    certified value is the better of the quotients there and at the best sample.
 
     Args:
-        model: left as it is found.
-        data: samples (B, D...).
+        model: a module, an exported program or the path of a ``.pt2`` file; left as it is found.
+        data: samples (B, D...); a tuple of tensors for a model with several inputs (flattened and
+            joined); or a Dataset or DataLoader of tensors, or of tuples with the samples first.
+            Batches are read once, and progress is shown on a terminal after two seconds.
         norm: 1, 2 or inf.
+        search: ``data``: the samples only. ``convex``: convex combinations of them (S*; options
+            draws, limit). ``neighbourhood``: random points around them (radius, noise, draws,
+            centres, box). ``ascent``: gradient ascent on the Jacobian norm (steps, starts, step,
+            box). ``pairs``: difference quotients between samples (limit).
         per_sample: keep the Jacobian norm of every sample.
         memory: bytes that intermediate tensors may take.
+        seed: of everything random in a search.
+        **options: of the search.
 
     Returns:
         A `LowerBound`.
 
     Raises:
-        ArgumentError, TraceError, UnsupportedOpError: see `compile`.
+        ArgumentError: data, search or options do not fit; the message says which.
         NonFiniteError: a weight or a sample is NaN or infinite.
+        TraceError: an exported program was exported in training mode.
 
     Examples:
         >>> import torch, lipfast
         >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.ReLU())
         >>> _ = model[0].weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
-        >>> lower = lipfast.lower_bound(model, torch.tensor([[1.0, -1.0], [1.0, 1.0]]))
+        >>> x = torch.tensor([[1.0, -1.0], [1.0, 0.5]])
+        >>> lower = lipfast.lower_bound(model, x)
         >>> round(lower.value, 6), lower.jacobian.value, lower.sample, lower.mean
         (4.0, 4.0, 1, 3.5)
+        >>> found = lipfast.lower_bound(model, x, search="pairs")
+        >>> round(found.search.estimate.value, 6), round(found.value, 6), found.certified
+        (1.333333, 4.0, True)
     """
-    plan, state_dict = _traced_on(model, data)
-    return plan.lower(state_dict, data, norm=norm, per_sample=per_sample, memory=memory)
+    if search != "data":
+        options = {"seed": seed, **options}
+    return sampled_lower_bound(
+        model,
+        data,
+        norm=norm,
+        search=search_method(search, options),
+        per_sample=per_sample,
+        memory=memory,
+        seed=seed,
+    )
 
 
 def bounds(

@@ -46,8 +46,8 @@ class SampleFunction:
     constants: tuple[Tensor, ...] = ()
 
 
-def check_samples(x: object, shape: tuple[int, ...] | None) -> Tensor:
-    """Check samples (B, *shape): floating, finite, at least one.
+def check_samples(x: object, shape: tuple[int, ...] | None, first: int = 0) -> Tensor:
+    """Check samples (B, *shape): floating, finite, at least one; `first` is the first one's index.
 
     Raises:
         ArgumentError: not a tensor, not floating, of the wrong shape, or empty.
@@ -76,7 +76,8 @@ def check_samples(x: object, shape: tuple[int, ...] | None) -> Tensor:
         finite = torch.isfinite(x.reshape(x.shape[0], -1)).all(1)
         bad = (~finite).nonzero().flatten().tolist()
         raise NonFiniteError(
-            f"{len(bad)} of {x.shape[0]} samples hold NaN or Inf; the first is sample {bad[0]}"
+            f"{len(bad)} of {x.shape[0]} samples hold NaN or Inf; "
+            f"the first is sample {first + bad[0]}"
         )
     return x.detach()
 
@@ -121,36 +122,40 @@ def module_of(model: Source) -> nn.Module:
     return unwrap(model)
 
 
-def check_inputs(x: object) -> tuple[Tensor, ...]:
+def check_inputs(x: object, first: int = 0) -> tuple[Tensor, ...]:
     """One tensor of samples, or several for a model with several inputs, checked; not detached.
 
     Raises:
         ArgumentError, NonFiniteError: as `check_samples`; or the inputs differ in their samples.
     """
     if not isinstance(x, (tuple, list)):
-        check_samples(x, None)
+        check_samples(x, None, first)
         assert isinstance(x, Tensor)
         return (x,)
     if not x:
         raise ArgumentError("there are no inputs: give a tensor of samples")
     for position, value in enumerate(x):
-        _check_input(position, value)
+        _check_input(position, value, first)
     counts = [value.shape[0] for value in x]
     if len(set(counts)) > 1:
         raise ArgumentError(f"the inputs have {counts} samples: the first dimensions must agree")
     return tuple(x)
 
 
-def _check_input(position: int, value: object) -> None:
+def _check_input(position: int, value: object, first: int) -> None:
     try:
-        check_samples(value, None)
+        check_samples(value, None, first)
     except (ArgumentError, NonFiniteError) as error:
         raise type(error)(f"input {position}: {error}") from error
 
 
 @contextlib.contextmanager
 def model_function(
-    module: nn.Module, inputs: Sequence[Tensor], *, create_graph: bool = False
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    *,
+    create_graph: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> Iterator[SampleFunction]:
     """The module in eval mode as a function of its samples; afterwards it is as it was found.
 
@@ -161,6 +166,7 @@ def model_function(
         module: treats the samples of a batch apart.
         inputs: checked, one per input of the module.
         create_graph: use the module's own parameters and the inputs' own graph.
+        dtype: of the computation; by default float64 for a float64 model, else float32.
 
     Raises:
         ArgumentError: module and inputs are on different devices, or the module cannot be
@@ -172,7 +178,7 @@ def model_function(
     parameters = dict(module.named_parameters())
     buffers = dict(module.named_buffers())
     _check_state({**parameters, **buffers}, inputs[0])
-    dtype = _compute_dtype([*parameters.values(), *buffers.values()], inputs)
+    dtype = dtype or _compute_dtype([*parameters.values(), *buffers.values()], inputs)
     shapes = [tuple(value.shape[1:]) for value in inputs]
 
     def typed(value: Tensor) -> Tensor:
@@ -190,10 +196,15 @@ def model_function(
             outputs = torch.func.functional_call(module, state, values)
             return flat_outputs(outputs, samples)
 
-        values = [(value if create_graph else ordinary(value)).to(dtype) for value in inputs]
-        x = values[0] if len(values) == 1 else torch.cat([v.flatten(1) for v in values], 1)
+        x = joined([value if create_graph else ordinary(value) for value in inputs], dtype)
         outputs = _outputs(function, x, module, shapes)
         yield SampleFunction(function, x, outputs, tuple(state.values()))
+
+
+def joined(inputs: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """One input as it is, several flattened per sample and joined."""
+    values = [value.to(dtype) for value in inputs]
+    return values[0] if len(values) == 1 else torch.cat([v.flatten(1) for v in values], 1)
 
 
 def _separate(samples: Tensor, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:

@@ -12,7 +12,12 @@ from lipfast.estimators.certificate import steepest_direction
 from lipfast.estimators.function import SampleFunction, differentiating
 from lipfast.estimators.jacobian_lanczos import lanczos_triplets
 from lipfast.estimators.jacobian_rows import explicit_jacobians
-from lipfast.estimators.linearization import SMALL_SIDE, DerivativeError, footprint
+from lipfast.estimators.linearization import (
+    SMALL_SIDE,
+    DerivativeError,
+    Linearization,
+    footprint,
+)
 from lipfast.rules.registry import Norm
 
 
@@ -29,19 +34,22 @@ def differentiable_values(
         ArgumentError: the model has no second derivatives.
     """
     with differentiating():
+        _require_second_derivatives(problem)
         left, right = _maximisers(problem, norm, method, memory)
         x = problem.x if problem.x.requires_grad else problem.x.detach().requires_grad_()
         output = problem.function(x)
         if not output.requires_grad:
             return x.new_zeros(len(x))
-        try:
-            (pulled,) = torch.autograd.grad(output, x, left, create_graph=True)
-        except (RuntimeError, NotImplementedError) as error:
-            raise ArgumentError(
-                f"create_graph needs second derivatives, which an op of the model does not have: "
-                f"{str(error).splitlines()[0]}"
-            ) from error
+        (pulled,) = torch.autograd.grad(output, x, left, create_graph=True)
         return (pulled.reshape(len(x), -1) * right).sum(1)
+
+
+def _require_second_derivatives(problem: SampleFunction) -> None:
+    """Some ops differentiate once only, and a gradient through them would silently lack a part."""
+    try:
+        Linearization(problem.function, problem.x[:2]).columns(0, 1)
+    except DerivativeError as error:
+        raise ArgumentError(f"create_graph: {error}") from error
 
 
 def _maximisers(

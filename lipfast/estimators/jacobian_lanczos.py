@@ -22,9 +22,13 @@ from lipfast.estimators.linearization import (
 )
 
 # Estimated relative error of a norm at which its sample is done.
-TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-14}
+TOLERANCE = {torch.float32: 3e-6, torch.float64: 1e-14}
 _BASIS, _KEPT = 64, 12
 _FIRST_CHECK, _BETWEEN_CHECKS = 12, 4
+# What the residual bound may be above the tolerance when the last steps changed nothing.
+_CONSERVATIVE = 30
+# With all errors this many times the tolerance, the next check can wait longer.
+_FAR = 100
 # A block is rebuilt without its converged samples when at most this part of it is left.
 _REBUILD_BELOW = 0.8
 
@@ -66,7 +70,7 @@ def lanczos_triplets(
         size: of one sample.
         memory: bytes; decides how many samples make a block. Every sample starts from the same
             seeded vector, so that its value does not depend on its block but for rounding.
-        tolerance: estimated relative error; by default 1e-6 in float32 and 1e-14 in float64.
+        tolerance: estimated relative error; by default 3e-6 in float32 and 1e-14 in float64.
         max_passes: of one sample.
         seed: of the start vector.
 
@@ -128,7 +132,9 @@ class _Block:
         self.projected = x.new_zeros(len(x), capacity, capacity, dtype=torch.float64)
         self.next = x.new_zeros(len(x), dtype=torch.float64)
         self.scale = x.new_zeros(len(x), dtype=torch.float64)
+        self.top = x.new_zeros(len(x), dtype=torch.float64)
         self.size = 0
+        self.kept = 0
         self.passes = 0
 
     @property
@@ -148,13 +154,17 @@ class _Block:
         )
         middle = first(current)
         length = torch.linalg.vector_norm(middle, dim=1, dtype=torch.float64)
-        w = second((middle / torch.where(length > 0, length, 1)[:, None]).to(middle.dtype))
+        shrink = torch.where(length == 0, 0, 1 / length)
+        w = second(middle * shrink[:, None].to(middle.dtype)).unsqueeze(1)
         basis = self.basis[:, : self.size + 1]
-        coefficients = w.new_zeros(len(w), self.size + 1, dtype=torch.float64)
-        for _ in range(2):  # twice is enough
-            part = torch.bmm(basis, w.unsqueeze(2))
-            w = w - torch.bmm(part.mT, basis).squeeze(1)
-            coefficients += part.squeeze(2)
+        # Three terms, but for rounding and right after a restart; then all vectors once more.
+        recent = basis if self.size == self.kept else basis[:, -2:]
+        first_part = torch.bmm(w, recent.mT)
+        w = torch.baddbmm(w, first_part, recent, alpha=-1)
+        rest_part = torch.bmm(w, basis.mT)
+        w = torch.baddbmm(w, rest_part, basis, alpha=-1).squeeze(1)
+        coefficients = rest_part.squeeze(1).double()
+        coefficients[:, -recent.shape[1] :] += first_part.squeeze(1)
         self._check_adjoint(coefficients[:, self.size], length)
         coefficients *= length[:, None]
         self.projected[:, : self.size + 1, self.size] = coefficients
@@ -187,7 +197,11 @@ class _Block:
         return values, vectors
 
     def errors(self, values: Tensor, vectors: Tensor) -> Tensor:
-        """Estimated relative errors of the norms; NaN for broken samples."""
+        """Estimated relative errors of the norms; NaN for broken samples.
+
+        The bound residual^2 / gap is far too large where the residual lies in directions of small
+        singular values; there the progress since the last look says more, and both must be small.
+        """
         top = values[:, -1]
         residual = self.next * vectors[:, -1, -1].abs()
         error = residual
@@ -195,6 +209,9 @@ class _Block:
             gap = top - values[:, -2]
             error = torch.minimum(residual, residual.square() / gap.clamp_min(1e-300))
         broken = ~torch.isfinite(self.projected[:, : self.size, : self.size]).all(2).all(1)
+        progress = (top - self.top).abs()
+        error = torch.minimum(error, torch.maximum(progress, error / _CONSERVATIVE))
+        self.top = top
         relative = torch.where(top > 0, 0.5 * error / top, 0)
         return torch.where(broken | ~torch.isfinite(self.next), torch.nan, relative)
 
@@ -210,7 +227,7 @@ class _Block:
         self.basis = used.new_empty(len(used), *self.basis.shape[1:])
         self.basis[:, : self.size + 1] = used
         self.projected = self.projected[rest]
-        self.next, self.scale = self.next[rest], self.scale[rest]
+        self.next, self.scale, self.top = self.next[rest], self.scale[rest], self.top[rest]
         self.linear = Linearization(self.function, self.x)
 
     def restart(self, values: Tensor, vectors: Tensor) -> None:
@@ -222,7 +239,7 @@ class _Block:
         self.basis[:, kept] = following
         self.projected.zero_()
         self.projected[:, :kept, :kept] = torch.diag_embed(values[:, -kept:])
-        self.size = kept
+        self.size = self.kept = kept
 
 
 def _ritz_vectors(
@@ -239,9 +256,10 @@ def _ritz_vectors(
         last = block.passes >= max_passes
         if not (block.full or last or block.passes >= check):
             continue
-        check = block.passes + _BETWEEN_CHECKS
         values, vectors = block.ritz()
         errors = block.errors(values, vectors)
+        far = bool((errors > _FAR * tolerance).all())
+        check = block.passes + (2 if far else 1) * _BETWEEN_CHECKS
         # Where all of the space is spanned nothing is missing.
         done = ~(errors > tolerance) | finished
         done |= block.size == len(start) or last

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from lipfast.estimators.function import SampleFunction
-from lipfast.estimators.linearization import DerivativeError, Footprint, Linearization, footprint
+from lipfast.estimators.linearization import (
+    SMALL_SIDE,
+    DerivativeError,
+    Footprint,
+    Linearization,
+    footprint,
+)
 from lipfast.ops.jacobian_reduction import RowReduction, operator_norms
 from lipfast.rules.registry import Norm
 
@@ -77,15 +83,17 @@ def _streamed(
 ) -> Tensor:
     """One sample at a time, some rows (or columns) at a time.
 
-    For norm 2 the Gram matrix of the smaller side needs the products of the larger one.
+    For norm 2 the rows of the smaller side are kept, or, where that would be many, the Gram matrix
+    of the smaller side, which takes the products of the larger one.
     """
-    if norm == 2 and size.inputs != size.outputs:
+    gathered = norm == 2 and min(size.inputs, size.outputs) > SMALL_SIDE
+    if gathered and size.inputs != size.outputs:
         by_columns = size.outputs < size.inputs
     products, length = size.outputs, size.inputs
     if by_columns:
         products, length = length, products
     effective = _transposed(norm) if by_columns else norm
-    gram = 8 * length * length if norm == 2 else 0
+    gram = 8 * length * length if gathered else 0
     per_row = _WORKING * size.largest + 4 * 8 * length
     block = int(min(max(1, (memory - 3 * size.saved - gram) // per_row), products))
     norms = []

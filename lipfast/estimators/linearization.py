@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipfast.errors import LipfastError
+from lipfast.errors import ArgumentError, LipfastError
 from lipfast.estimators.function import Function, SampleFunction
 
 # Up to here all min(K, D) rows or columns are formed; beyond, Lanczos needs fewer products.
@@ -41,6 +41,7 @@ class Linearization:
         self._output = function(self._x)
         self._pulled: tuple[Tensor, Tensor] | None = None
         self._forward_mode = False
+        self._adjoint = False
         self.samples = x.shape[0]
         self.inputs = x[0].numel()
         self.outputs = self._output.shape[1]
@@ -114,6 +115,8 @@ class Linearization:
 
     def _require_adjoint(self) -> None:
         """<u, J v> = <J^T u, v>, unless a custom backward pass hides its gradient from autograd."""
+        if self._adjoint:
+            return
         generator = torch.Generator().manual_seed(0)
 
         def draw(size: int) -> Tensor:
@@ -126,6 +129,7 @@ class Linearization:
         wrong = ((u * pushed).sum(1) - (v * pulled).sum(1)).abs() > ADJOINT_TOLERANCE * size
         if bool(wrong.any()):
             raise DerivativeError("a custom backward pass has a wrong second derivative")
+        self._adjoint = True
 
     def _many(self, output: Tensor, wanted: Tensor, cotangents: Tensor) -> Tensor:
         """One product per cotangent, all at once where `torch.vmap` can batch the backward pass."""
@@ -167,7 +171,11 @@ class Footprint:
 
 
 def footprint(problem: SampleFunction) -> Footprint:
-    """Evaluate two samples and count what is kept for the backward pass."""
+    """Evaluate two samples and count what is kept for the backward pass.
+
+    Raises:
+        ArgumentError: autograd does not see how the outputs depend on the inputs.
+    """
     x = problem.x[:2].detach()
     held = {value.untyped_storage().data_ptr() for value in problem.constants}
     sizes: dict[int, int] = {}
@@ -179,7 +187,12 @@ def footprint(problem: SampleFunction) -> Footprint:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        problem.function(x.clone().requires_grad_())
+        output = problem.function(x.clone().requires_grad_())
+    if not output.requires_grad and not torch.equal(output, problem.function(2 * x + 1)):
+        raise ArgumentError(
+            "the model's outputs depend on its inputs, but not through autograd: is a result "
+            "detached, or computed under torch.no_grad or by another library?"
+        )
     samples, item = x.shape[0], x.element_size()
     inputs, outputs = x[0].numel(), problem.outputs
     edges = (inputs + outputs) * item

@@ -12,7 +12,7 @@ from lipfast.ops._convolution import Convolution
 UNIT_ROUNDOFF = 2.0**-53
 _BASIS = 64
 # Passes before the gap to the second Ritz value is believed.
-_TRUSTED = 6
+_TRUSTED = 8
 
 
 def gamma(k: int) -> float:
@@ -130,6 +130,18 @@ def _scaled(weight: Tensor) -> tuple[Tensor, int]:
     exponent = math.frexp(largest)[1] if largest > 0 else 0
     half = exponent // 2  # 2^1074 is no float64
     return weight.double() * 2.0**-half * 2.0 ** -(exponent - half), exponent
+
+
+def lower_bound(
+    convolution: Convolution, start: Tensor, *, tolerance: float, max_passes: int, memory: int
+) -> tuple[float, Tensor, Tensor, int]:
+    """Proved lower bound, its unit right vector, the image's direction, and the passes."""
+    vector, passes = top_vector(
+        convolution, start, tolerance=tolerance, max_passes=max_passes, memory=memory
+    )
+    lower, image = certified_lower(convolution, vector, memory)
+    image = image.reshape(convolution.channels[0], *convolution.output_size)
+    return lower, vector / vector.norm(), image, passes
 
 
 def certified_lower(convolution: Convolution, vector: Tensor, memory: int) -> tuple[float, Tensor]:

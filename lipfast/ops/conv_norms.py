@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lipfast.errors import ArgumentError, NonFiniteError
 from lipfast.ops._arguments import FLOATING, check_floating, native_dtype
-from lipfast.ops._conv_lower import certified_lower, plane_wave, top_vector
+from lipfast.ops._conv_lower import lower_bound, plane_wave
 from lipfast.ops._convolution import Convolution, convolution
 from lipfast.ops.denormals import denormals_flushed
 from lipfast.ops.spectral_norms import DEFAULT_MEMORY, SpectralNorms, spectral_norms
@@ -202,9 +202,9 @@ def conv_norms(
         for i, (key, weight) in enumerate(zip(keys, weights, strict=True))
     ]
     begin = _starts(start, kernels, keys, convolutions)
-    budget = _Budget(float(rtol), int(seed), int(max_passes), int(max_cells), int(memory))
+    budget = Budget(float(rtol), int(seed), int(max_passes), int(max_cells), int(memory))
     with torch.no_grad():
-        uppers = _upper_bounds(convolutions, keys, begin, budget)
+        uppers = upper_bounds(convolutions, begin, budget)
         flushed = denormals_flushed()
         rows = [
             _row(conv, upper, first, budget, not flushed)
@@ -213,7 +213,9 @@ def conv_norms(
     return _collect(rows, keys, keyed=isinstance(kernels, Mapping))
 
 
-class _Budget(NamedTuple):
+class Budget(NamedTuple):
+    """What one call may spend, and what for."""
+
     rtol: float
     seed: int
     max_passes: int
@@ -221,7 +223,7 @@ class _Budget(NamedTuple):
     memory: int
 
 
-class _Start(NamedTuple):
+class Start(NamedTuple):
     """What is known from an earlier call: the symbol's maximum, the operator's right vector."""
 
     maximum: Tensor | None
@@ -311,10 +313,10 @@ def _spread(value: object, name: str, kernels: object, keys: list[Any]) -> list[
 
 def _starts(
     start: object, kernels: object, keys: list[Any], convolutions: list[Convolution]
-) -> list[_Start]:
+) -> list[Start]:
     """What an earlier result knows; nothing where a kernel was not part of it."""
     if start is None:
-        return [_Start(None, None)] * len(keys)
+        return [Start(None, None)] * len(keys)
     if not isinstance(start, ConvNorms):
         raise ArgumentError(
             f"start: expected the ConvNorms of an earlier call, got {type(start).__name__}"
@@ -326,7 +328,7 @@ def _starts(
     found = []
     for key, conv in zip(keys, convolutions, strict=True):
         if isinstance(start.maximum, dict) and key not in start.maximum:
-            found.append(_Start(None, None))
+            found.append(Start(None, None))
             continue
         out, inputs = conv.channels
         shape = (out, *conv.output_size) if conv.transposed else (inputs, *conv.input_size)
@@ -338,12 +340,12 @@ def _starts(
                 f"{tuple(right.shape)}, expected {shape}"
             )
         source = start.left[key] if conv.transposed else right
-        found.append(_Start(maximum, source if bool(source.any()) else None))
+        found.append(Start(maximum, source if bool(source.any()) else None))
     return found
 
 
-def _upper_bounds(
-    convolutions: list[Convolution], keys: list[Any], begin: list[_Start], budget: _Budget
+def upper_bounds(
+    convolutions: list[Convolution], begin: list[Start], budget: Budget
 ) -> list[_Upper]:
     """The symbols' brackets: kernels of several taps in one native call, the others as matrices."""
     taps = [conv.taps() for conv in convolutions]
@@ -375,7 +377,7 @@ def _upper_bounds(
 
 
 def _native(
-    taps: list[Tensor], starts: list[Tensor | None], grid: list[int], budget: _Budget
+    taps: list[Tensor], starts: list[Tensor | None], grid: list[int], budget: Budget
 ) -> list[tuple[Any, ...]]:
     """Per kernel: lower, upper, frequency, group, cells, method, left, right."""
     empty = torch.empty(0, dtype=torch.float64)
@@ -410,7 +412,7 @@ def _symbol_bounds(
     convolutions: list[Convolution],
     taps: list[Tensor],
     starts: list[Tensor | None],
-    budget: _Budget,
+    budget: Budget,
 ) -> list[_Upper]:
     if not taps:
         return []
@@ -458,7 +460,7 @@ def _kernel_axes(conv: Convolution, theta: Tensor) -> Tensor:
 
 
 def _matrix_bounds(
-    taps: list[Tensor], convolutions: list[Convolution], budget: _Budget
+    taps: list[Tensor], convolutions: list[Convolution], budget: Budget
 ) -> list[_Upper]:
     """One tap: the norm of a matrix, the largest of the groups'."""
     if not taps:
@@ -496,7 +498,7 @@ def _matrix_bounds(
     return results
 
 
-def _at_true_size(upper: _Upper, conv: Convolution, budget: _Budget) -> float:
+def _at_true_size(upper: _Upper, conv: Convolution, budget: Budget) -> float:
     """The supremum's bound times what padding may add, or a circulant's own norm."""
     factor, covered = conv.padding_factor()
     bound = upper.upper
@@ -524,10 +526,10 @@ def sorted_taps(conv: Convolution) -> list[int]:
     return sorted(conv.kernel_size, key=lambda k: k == 1)
 
 
-def _row(
-    conv: Convolution, upper: _Upper, begin: _Start, budget: _Budget, certified: bool
-) -> dict[str, Any]:
-    """Every field of the result for one kernel."""
+def lower_bound_from(
+    conv: Convolution, upper: _Upper, begin: Start, budget: Budget
+) -> tuple[float, Tensor, Tensor, int]:
+    """Proved lower bound at the true size, its vector, its image's direction, and the passes."""
     _, channels = conv.channels
     generator = torch.Generator().manual_seed(budget.seed)
     noise = torch.randn((channels, *conv.input_size), generator=generator, dtype=torch.float64)
@@ -538,16 +540,20 @@ def _row(
         first, share = plane_wave(conv, upper.vector, upper.theta, upper.group), 0.1
     size = float(first.norm())
     vector = first / size + share * noise if size > 0 else noise
-    vector, passes = top_vector(
+    return lower_bound(
         conv,
         vector,
         tolerance=0.2 * budget.rtol,
         max_passes=budget.max_passes,
         memory=budget.memory,
     )
-    lower, image = certified_lower(conv, vector, budget.memory)
-    image = image.reshape(conv.channels[0], *conv.output_size)
-    vector = vector / vector.norm()
+
+
+def _row(
+    conv: Convolution, upper: _Upper, begin: Start, budget: Budget, certified: bool
+) -> dict[str, Any]:
+    """Every field of the result for one kernel."""
+    lower, vector, image, passes = lower_bound_from(conv, upper, begin, budget)
     return {
         "lower": lower,
         "upper": upper.bound,

@@ -9,6 +9,8 @@ nothing. Entries vanish with their modules.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -46,10 +48,31 @@ def cached_plan(module: nn.Module, example: Tensor) -> Plan | None:
     return plan
 
 
+@contextmanager
+def _buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Undo what a module writes to its buffers, or puts in their place."""
+    found = [(child, dict(child._buffers)) for child in module.modules()]
+    values = {
+        id(buffer): (buffer, buffer.detach().clone())
+        for _, buffers in found
+        for buffer in buffers.values()
+        if buffer is not None
+    }
+    try:
+        yield
+    finally:
+        for child, buffers in found:
+            child._buffers.update(buffers)
+        with torch.no_grad():
+            for buffer, value in values.values():
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
 def _signature(module: nn.Module, example: Tensor) -> Record | None:
     """What the module calls, and the shapes; None where calls do not tell."""
     try:
-        with evaluation_mode(module):
+        with evaluation_mode(module), _buffers_kept(module):
             calls = record(module, (example,))
     except Exception:  # user code runs here; tracing would fail alike
         return None

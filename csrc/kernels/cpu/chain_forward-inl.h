@@ -4,9 +4,10 @@
 template <class T>
 void forward_linear(const ChainStage& stage, const T* packed, int64_t count, ChainBuffers<T>& buffers) {
   const int64_t inputs = stage.in.channels, units = stage.out.channels, width = buffers.width;
-  for (int64_t i = 0; i < inputs; ++i) buffers.terms[i] = {static_cast<int32_t>(i), static_cast<int32_t>(i)};
-  for (int64_t j = 0; j < units; j += kPanel<T>) {
-    all_rows_times_panel(buffers.activations, count, width, buffers.terms, inputs, panel_at<T>(packed, inputs, j),
+  for (int64_t i = 0; i < inputs; ++i) buffers.left[i] = static_cast<int32_t>(i);
+  const Terms terms{buffers.left, buffers.left, inputs};
+  for (int64_t j = 0; j < units; j += kColumns<T>) {
+    all_rows_times_panel(buffers.activations, count, width, terms, panel_at<T>(packed, inputs, j),
                          panel_width<T>(units - j), buffers.spare + j, width);
   }
 }
@@ -34,12 +35,14 @@ void forward_convolution(const ChainStage& stage, const T* packed, const T* h, T
     for (int64_t x = 0; x < stage.kernel[1]; ++x) {
       const int64_t at = (y * stage.dilation[0] * padded_width + x * stage.dilation[1]) * all_channels;
       for (int64_t c = 0; c < channels; ++c, ++term) {
-        buffers.terms[term] = {static_cast<int32_t>(at + c), static_cast<int32_t>(term)};
+        buffers.left[term] = static_cast<int32_t>(at + c);
+        buffers.right[term] = static_cast<int32_t>(term);
       }
     }
   }
+  const Terms terms{buffers.left, buffers.right, count};
   pad_image(stage, h, buffers.padded);
-  const int64_t last = (units - 1) / kPanel<T> * kPanel<T>;
+  const int64_t last = (units - 1) / kColumns<T> * kColumns<T>;
   const int64_t run = stage.groups > 1 ? 1 : stage.out.width, step = stage.stride[1] * all_channels;
   for (int64_t y = 0; y < stage.out.height; ++y) {
     for (int64_t x = 0; x < stage.out.width; x += run) {
@@ -47,8 +50,8 @@ void forward_convolution(const ChainStage& stage, const T* packed, const T* h, T
       T* to = z + (y * stage.out.width + x) * all_units;
       for (int64_t group = 0; group < stage.groups; ++group) {
         const T* w = packed + group * packed_size<T>(count, units);
-        for (int64_t j = last; j >= 0; j -= kPanel<T>) {
-          all_rows_times_panel(from + group * channels, run, step, buffers.terms, count, panel_at<T>(w, count, j),
+        for (int64_t j = last; j >= 0; j -= kColumns<T>) {
+          all_rows_times_panel(from + group * channels, run, step, terms, panel_at<T>(w, count, j),
                                panel_width<T>(units - j), to + group * units + j, all_units);
         }
       }

@@ -7,6 +7,9 @@
 #include "reduce-inl.h"
 #include "panel_product-inl.h"
 #include "chain_activations-inl.h"
+#include "gram-inl.h"
+#include "cholesky-inl.h"
+#include "chain_triangle-inl.h"
 #include "chain_layers-inl.h"
 #include "chain_forward-inl.h"
 #include "chain_backward-inl.h"
@@ -18,9 +21,7 @@ void chain_tile_of(const ChainParams& p, int64_t network, const T* packed, int64
   buffers.place(p, workspace);
   const int64_t outputs = buffers.outputs, inputs = buffers.inputs;
   forward(p, network, packed, first, count, buffers);
-  for (int64_t t = 0; t < count; ++t) {
-    chain_product(p, packed, t, buffers, buffers.jacobians + t * outputs * inputs);
-  }
+  chain_products(p, packed, count, buffers);
   T* spectral = static_cast<T*>(p.spectral) + network * p.batch + first;
   T* frobenius = static_cast<T*>(p.frobenius) + network * p.batch + first;
   for (int64_t t = 0; t < count; t += kDoubles) {
@@ -35,22 +36,24 @@ void chain_tile_of(const ChainParams& p, int64_t network, const T* packed, int64
 template <class T>
 ChainLayout chain_layout_of(const ChainParams& p) {
   LayerReader<T> reader{p};
+  int64_t triangle = 0;
   for (ChainLayer layer; reader.next(layer);) {
+    if (layer.triangular) triangle = triangle_size(layer.columns) * static_cast<int64_t>(sizeof(double));
   }
   ChainBuffers<T> buffers;
   const int64_t workspace = buffers.place(p, nullptr);
-  return {reader.packed, buffers.tile, workspace};
+  return {reader.packed, triangle, buffers.tile, workspace};
 }
 
 ChainLayout chain_layout(const ChainParams& p) {
   return p.dtype == Dtype::kFloat32 ? chain_layout_of<float>(p) : chain_layout_of<double>(p);
 }
 
-void chain_pack(const ChainParams& p, int64_t network, void* packed) {
+void chain_pack(const ChainParams& p, int64_t network, void* packed, double* workspace, const Parallel* parallel) {
   if (p.dtype == Dtype::kFloat32) {
-    pack_chain(p, network, static_cast<float*>(packed));
+    pack_chain(p, network, static_cast<float*>(packed), workspace, parallel);
   } else {
-    pack_chain(p, network, static_cast<double*>(packed));
+    pack_chain(p, network, static_cast<double*>(packed), workspace, parallel);
   }
 }
 

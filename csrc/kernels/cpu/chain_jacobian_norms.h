@@ -21,17 +21,18 @@
 
 namespace lipfast {
 
-// How one call is cut: packed weights per network (elements of the dtype), samples per tile, bytes per thread.
+// How one call is cut.
 struct ChainLayout {
-  int64_t packed;
-  int64_t tile;
-  int64_t workspace;
+  int64_t packed;          // elements of the dtype, per network
+  int64_t pack_workspace;  // bytes while one network is packed
+  int64_t tile;            // samples
+  int64_t workspace;       // bytes while a tile is computed
 };
 
 struct ChainKernel {
   ChainLayout (*layout)(const ChainParams&);
   // Packs the weights of one network into column panels that the tiles then share.
-  void (*pack)(const ChainParams&, int64_t network, void* packed);
+  void (*pack)(const ChainParams&, int64_t network, void* packed, double* workspace, const Parallel* parallel);
   void (*tile)(const ChainParams&, int64_t network, const void* packed, int64_t first, int64_t count, void* workspace);
 };
 

@@ -16,6 +16,8 @@ struct ChainLayer {
   ImageShape in, out;        // of the map
   ImageShape selected;       // of the layer
   int64_t largest;           // elements, between its stages
+  bool triangular;           // the product takes the triangle L with L L^T = W W^T instead of W
+  int64_t columns;           // of the map's matrix, as the product takes it
   int64_t forward, product;  // offsets of the packed weights
   int64_t factors, sources;  // offsets of f and u, for one sample
 };
@@ -42,7 +44,7 @@ ProductShape product_shape(const ChainStage& stage) {
   if (stage.groups > 1 || stage.stride[1] > 1 || stage.dilation[1] > 1) return best;
   // Share of the multiplications that count.
   double share = static_cast<double>(channels) / static_cast<double>(round_up(channels, Simd<T>::kLanes));
-  for (int64_t block = 2; block * channels <= kPanel<T> && block <= stage.in.width; ++block) {
+  for (int64_t block = 2; block * channels <= kColumns<T> && block <= stage.in.width; ++block) {
     const int64_t taps = stage.kernel[1] + block - 1, columns = block * channels;
     const double filled = static_cast<double>(columns) / static_cast<double>(round_up(columns, Simd<T>::kLanes));
     const double candidate = filled * static_cast<double>(stage.kernel[1]) / static_cast<double>(taps);
@@ -64,7 +66,7 @@ int64_t forward_size(const ChainStage& stage) {
 // Rows of Jacobians are apart by whole vectors, an odd number of them: rows at a power of two would share cache sets.
 template <class T>
 LIPFAST_INLINE int64_t row_stride(int64_t columns) {
-  return (round_up(columns + kPanel<T>, Simd<T>::kLanes) / Simd<T>::kLanes | 1) * Simd<T>::kLanes;
+  return (round_up(columns + kColumns<T>, Simd<T>::kLanes) / Simd<T>::kLanes | 1) * Simd<T>::kLanes;
 }
 // The last linear stage's rows are where the product starts: plain rows.
 LIPFAST_INLINE bool starts_product(const ChainParams& p, const ChainStage& stage) {
@@ -87,12 +89,15 @@ struct LayerReader {
     if (stage == p.stages) return false;
     const ChainStage& head = p.stage[stage];
     layer = {};
+    const bool leading = stage == 0;
     layer.map = is_map(head) ? &head : nullptr;
     layer.in = head.in;
     layer.out = layer.selected = layer.map != nullptr ? head.out : head.in;
     stage += layer.map != nullptr;
     layer.first = stage;
     layer.largest = elements(layer.out);
+    layer.triangular = leading && head.kind == StageKind::kLinear && !starts_product(p, head) && triangle_pays(p, head);
+    layer.columns = layer.triangular ? head.out.channels : elements(head.in);
     for (; stage < p.stages && !is_map(p.stage[stage]); ++stage) {
       const ChainStage& follower = p.stage[stage];
       layer.pooled = layer.pooled || follower.kind == StageKind::kMaxPool;
@@ -104,7 +109,8 @@ struct LayerReader {
     if (layer.map != nullptr && has_weight(*layer.map)) {
       layer.forward = packed;
       layer.product = packed + forward_size<T>(*layer.map);
-      packed = layer.product + product_size<T>(p, *layer.map);
+      packed = layer.product +
+               (layer.triangular ? packed_size<T>(layer.columns, layer.columns) : product_size<T>(p, *layer.map));
     }
     layer.factors = layer.sources = kept;
     kept += round_up(layer.largest, Simd<T>::kLanes);
@@ -139,13 +145,17 @@ void pack_convolution(const ChainStage& stage, const T* w, T* forward, T* produc
   }
 }
 
+// work: triangle_size() doubles if the layer is triangular.
 template <class T>
-void pack_linear(const ChainParams& p, const ChainStage& stage, const T* w, T* forward, T* product) {
+void pack_linear(const ChainParams& p, const ChainLayer& layer, const T* w, T* forward, T* product, double* work,
+                 const Parallel* parallel) {
+  const ChainStage& stage = *layer.map;
   const int64_t inputs = stage.in.channels, units = stage.out.channels, pixels = stage.pixels;
   const int64_t channels = inputs / pixels, stride = row_stride<T>(inputs);
   for (int64_t pixel = 0; pixel < pixels; ++pixel) {
     const T* from = w + pixel;
     pack_block(from, channels, units, pixels, inputs, forward, inputs, units, pixel * channels, 0);
+    if (layer.triangular) continue;
     if (!starts_product(p, stage)) {
       pack_block(from, units, channels, inputs, pixels, product, units, inputs, 0, pixel * channels);
       continue;
@@ -156,10 +166,11 @@ void pack_linear(const ChainParams& p, const ChainStage& stage, const T* w, T* f
       }
     }
   }
+  if (layer.triangular) pack_triangle(w, units, inputs, product, work, parallel);
 }
 
 template <class T>
-void pack_chain(const ChainParams& p, int64_t network, T* packed) {
+void pack_chain(const ChainParams& p, int64_t network, T* packed, double* work, const Parallel* parallel) {
   LayerReader<T> reader{p};
   for (ChainLayer layer; reader.next(layer);) {
     if (layer.map == nullptr || !has_weight(*layer.map)) continue;
@@ -167,7 +178,7 @@ void pack_chain(const ChainParams& p, int64_t network, T* packed) {
     const T* w = static_cast<const T*>(p.weights[network * p.affine + layer.map->affine]);
     T *forward = packed + layer.forward, *product = packed + layer.product;
     if (layer.map->kind == StageKind::kLinear) {
-      pack_linear(p, *layer.map, w, forward, product);
+      pack_linear(p, layer, w, forward, product, work, parallel);
     } else {
       pack_convolution(*layer.map, w, forward, product);
     }
@@ -175,7 +186,7 @@ void pack_chain(const ChainParams& p, int64_t network, T* packed) {
 }
 
 constexpr int64_t kMaxTile = 8;          // samples of one tile: they share the forward pass's reads of the weights
-constexpr int64_t kTileBytes = 1 << 20;  // of Jacobians, and of activations, per thread
+constexpr int64_t kTileBytes = 1 << 21;  // of their buffers, per thread
 
 // Buffers of one thread.
 template <class T>
@@ -189,10 +200,15 @@ struct ChainBuffers {
   T* padded;               // one sample's input of a convolution
   T *factors, *pooled_factors;
   int32_t *sources, *pooled_sources;
-  bool* defined;  // no output is NaN
-  Term *terms, *sorted;
-  int32_t* begin;  // of the terms of each output pixel and group
-  T *rows, *product, *jacobians;
+  bool* defined;                        // no output is NaN
+  int32_t *left, *right;                // terms of one product
+  int32_t *sorted_left, *sorted_right;  // terms by output pixel and group, those of bucket b from begin[b]
+  int32_t* begin;
+  int32_t* active;   // tile x most_units: units of a linear stage with a derivative other than zero
+  int64_t* actives;  // how many of them, and where those start that the current panel needs
+  int64_t most_units;
+  T *rows, *product;  // tile x outputs x stride each
+  T* jacobians;
   double* reduce;
 
   // Lays the buffers out from `base` (nullptr: only measures). Returns the bytes taken.
@@ -207,14 +223,18 @@ template <class T>
 int64_t ChainBuffers<T>::place(const ChainParams& p, char* base) {
   LayerReader<T> reader{p};
   int64_t most_terms = 0, largest = elements(p.in), most_buckets = 0, most_padded = 0;
+  int64_t columns = 0;
+  most_units = 0;
   layers = 0;
   bool pooled = false;
   for (ChainLayer each; reader.next(each); ++layers) {
+    if (layers == 0) columns = each.columns;
     largest = larger(largest, each.largest);
     most_terms = larger(most_terms, elements(each.selected));
     pooled = pooled || each.pooled;
     if (each.map == nullptr || !has_weight(*each.map)) continue;
     most_terms = larger(most_terms, forward_terms(*each.map));
+    if (each.map->kind == StageKind::kLinear) most_units = larger(most_units, each.map->out.channels);
     most_buckets = larger(most_buckets, each.out.height * each.out.width * each.map->groups);
     most_padded = larger(most_padded, padded_size(*each.map));
   }
@@ -222,8 +242,8 @@ int64_t ChainBuffers<T>::place(const ChainParams& p, char* base) {
   width = row_stride<T>(largest);
   stride = width;
   outputs = elements(p.out);
-  inputs = elements(p.in);
-  const int64_t bytes = static_cast<int64_t>(sizeof(T)) * larger(outputs * inputs, 2 * width + kept);
+  inputs = columns;
+  const int64_t bytes = static_cast<int64_t>(sizeof(T)) * (outputs * (inputs + 2 * stride) + 2 * width + kept);
   const int64_t fit = kTileBytes / larger<int64_t>(bytes, 1);
   // Whole groups of lanes, so that the reduction is the same wherever a tile ends.
   tile = fit >= kMaxTile ? kMaxTile : larger<int64_t>(fit / kDoubles * kDoubles, 1);
@@ -242,11 +262,16 @@ int64_t ChainBuffers<T>::place(const ChainParams& p, char* base) {
   take(sources, pooled ? tile * kept : 0);
   take(pooled_sources, pooled ? largest : 0);
   take(defined, tile);
-  take(terms, most_terms);
-  take(sorted, most_terms);
+  // Terms are copied in whole vectors.
+  take(left, most_terms + kIndices);
+  take(right, most_terms + kIndices);
+  take(sorted_left, most_terms + kIndices);
+  take(sorted_right, most_terms + kIndices);
   take(begin, most_buckets + 1);
-  take(rows, outputs * stride);
-  take(product, outputs * stride);
+  take(active, tile * most_units);
+  take(actives, 2 * tile);
+  take(rows, tile * outputs * stride);
+  take(product, tile * outputs * stride);
   take(jacobians, tile * outputs * inputs);
   take(reduce, reduce_size(outputs, inputs));
   if (base != nullptr) {

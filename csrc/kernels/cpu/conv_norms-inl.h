@@ -289,23 +289,9 @@ inline double conv_lower_without_gram(const ConvProblem& problem, int exponent, 
 }
 
 inline const ConvKernels* conv_table() {
-  static constexpr ConvKernels table{conv_examine,
-                                     conv_magnitudes,
-                                     conv_pack,
-                                     autocorrelate,
-                                     offset_phases,
-                                     dot,
-                                     conv_test_width,
-                                     conv_test_size,
-                                     conv_test,
-                                     conv_top,
-                                     conv_coefficients,
-                                     conv_top_size,
-                                     conv_lower,
-                                     conv_lower_without_gram,
-                                     conv_lower_size,
-                                     tap_panels_size,
-                                     offset_square_size,
-                                     packed_size};
+  static constexpr ConvKernels table{
+      conv_examine,    conv_magnitudes,         conv_pack,       autocorrelate,   offset_phases,      dot,
+      conv_test_width, conv_test_size,          conv_test,       conv_top,        conv_coefficients,  conv_top_size,
+      conv_lower,      conv_lower_without_gram, conv_lower_size, tap_panels_size, offset_square_size, packed_size};
   return &table;
 }

@@ -427,8 +427,7 @@ void Search::estimate() {
   };
   look(0);
   each(static_cast<int64_t>(candidates.size()) - 1, [&](int64_t i) { look(static_cast<size_t>(i) + 1); });
-  std::stable_sort(maxima.begin(), maxima.end(),
-                   [](const Maximum& a, const Maximum& b) { return a.value > b.value; });
+  std::stable_sort(maxima.begin(), maxima.end(), [](const Maximum& a, const Maximum& b) { return a.value > b.value; });
   maxima.resize(std::min<size_t>(maxima.size(), problem_.on_grid ? 1 : 4));
   std::vector<Maximum> ascended(maxima.size());
   each(static_cast<int64_t>(maxima.size()), [&](int64_t i) {
@@ -497,8 +496,9 @@ std::vector<bool> Search::prove(const std::vector<Cell>& cells, const std::vecto
       possible = possible && shifts[i] > 0;
     }
     if (!possible) return;
-    batch.mask = kernels_.test(
-        table(group), {circle.data(), static_cast<int64_t>(batch.count), shifts.data(), limits.data(), sign}, work.get());
+    batch.mask = kernels_.test(table(group),
+                               {circle.data(), static_cast<int64_t>(batch.count), shifts.data(), limits.data(), sign},
+                               work.get());
   });
   std::vector<bool> proved(cells.size());
   for (const Batch& batch : batches) {
@@ -715,14 +715,14 @@ void Search::run() {
   const double scaled_up = std::ldexp(upper, exponent_), scaled_down = std::ldexp(lower, exponent_);
   result_.upper = largest == 0 ? 0 : scaled_up < 0x1p-1021 ? std::nextafter(scaled_up, INFINITY) : scaled_up;
   // The largest tap entry is a lower bound without any rounding: it is a mean of symbols.
-  const double rounded = scaled_down == INFINITY ? 0x1.fffffffffffffp1023
+  const double rounded = scaled_down == INFINITY                      ? 0x1.fffffffffffffp1023
                          : scaled_down < 0x1p-1021 && scaled_down > 0 ? std::nextafter(scaled_down, 0.0)
                                                                       : scaled_down;
   result_.lower = problem_.on_grid ? rounded : std::max(rounded, largest);
   result_.group = best_.group;
   for (int64_t a = 0; a < problem_.axes; ++a) {
-    result_.frequency[a] = static_cast<double>(best_.p[static_cast<size_t>(a)]) /
-                           static_cast<double>(frequency_denominator(problem_, a));
+    result_.frequency[a] =
+        static_cast<double>(best_.p[static_cast<size_t>(a)]) / static_cast<double>(frequency_denominator(problem_, a));
   }
   for (int64_t part = 0; part < 2; ++part) {
     std::copy_n(&best_.x[static_cast<size_t>(part * half_)], problem_.rows, result_.left + part * problem_.rows);

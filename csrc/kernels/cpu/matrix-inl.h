@@ -7,32 +7,56 @@ struct Matrix {
   int exponent;  // scaled entries are data * 2^-exponent, of largest magnitude in [1/2, 1)
   PowerOfTwo scaling;
   double largest;  // unscaled
+
+  // A float's power of two fits into one double.
+  LIPFAST_INLINE DoubleVector scaled(const T* p) const {
+    const DoubleVector entries = load_double(p);
+    return sizeof(T) == 4 ? entries * (scaling.first * scaling.second) : entries * scaling.first * scaling.second;
+  }
 };
+
+// Largest magnitude of `size` entries; NaN when one of them is not finite.
+template <class T>
+T largest_entry(const T* data, int64_t size) {
+  typedef typename Simd<T>::Vector Vector;
+  constexpr int kLanes = Simd<T>::kLanes, kChains = 4;  // one chain of additions would wait for itself
+  Vector top[kChains] = {}, poison[kChains] = {};
+  int64_t i = 0;
+  for (; i + kChains * kLanes <= size; i += kChains * kLanes) {
+    LIPFAST_UNROLL
+    for (int c = 0; c < kChains; ++c) {
+      const Vector v = load(data + i + c * kLanes);
+      const Vector magnitude = v < 0 ? -v : v;
+      top[c] = magnitude > top[c] ? magnitude : top[c];
+      poison[c] += v - v;  // NaN as soon as one entry is NaN or infinite
+    }
+  }
+  T largest = 0, poisoned = 0;
+  for (; i < size; ++i) {
+    largest = larger<T>(largest, data[i] < 0 ? -data[i] : data[i]);
+    poisoned += data[i] - data[i];
+  }
+  for (int c = 0; c < kChains; ++c) {
+    for (int j = 0; j < kLanes; ++j) largest = larger<T>(largest, top[c][j]);
+    poisoned += horizontal_sum<T>(poison[c]);
+  }
+  return largest + poisoned;
+}
 
 // False when an entry is not finite.
 template <class T>
-bool examine(const T* data, int64_t rows, int64_t cols, Matrix<T>& matrix) {
-  typename Simd<T>::Vector top{};
-  const int64_t size = rows * cols;
-  constexpr int kLanes = Simd<T>::kLanes;
-  T largest = 0, poison = 0;
-  typename Simd<T>::Vector poisons{};
-  int64_t i = 0;
-  for (; i + kLanes <= size; i += kLanes) {
-    const typename Simd<T>::Vector v = load(data + i);
-    const typename Simd<T>::Vector magnitude = v < 0 ? -v : v;
-    top = magnitude > top ? magnitude : top;
-    poisons += v - v;  // NaN as soon as one entry is NaN or infinite
+bool examine(const T* data, int64_t rows, int64_t cols, const Parallel* parallel, Matrix<T>& matrix) {
+  constexpr int64_t kPieces = 16;
+  const int64_t size = rows * cols, piece = size < (int64_t{1} << 20) ? size : (size + kPieces - 1) / kPieces;
+  T tops[kPieces] = {};
+  for_items(parallel, (size + piece - 1) / piece, [&](int64_t item) {
+    tops[item] = largest_entry(data + item * piece, smaller(piece, size - item * piece));
+  });
+  T largest = 0;
+  for (T top : tops) {
+    if (!(top >= 0)) return false;
+    largest = larger(largest, top);
   }
-  for (; i < size; ++i) {
-    largest = larger<T>(largest, data[i] < 0 ? -data[i] : data[i]);
-    poison += data[i] - data[i];
-  }
-  for (int j = 0; j < kLanes; ++j) {
-    largest = larger<T>(largest, top[j]);
-    poison += poisons[j];
-  }
-  if (!(poison == 0)) return false;
   int exponent = 0;
   if (largest > 0) frexp(static_cast<double>(largest), &exponent);
   matrix = {data, rows, cols, exponent, power_of_two(-exponent), static_cast<double>(largest)};
@@ -46,6 +70,7 @@ bool examine(const T* data, int64_t rows, int64_t cols, Matrix<T>& matrix) {
 // depend on the number of threads.
 constexpr int64_t kStripRows = 16;       // rows whose products with V are kept while they are in the cache
 constexpr int64_t kStripColumns = 1024;  // columns of them that pass together
+constexpr int64_t kStreamColumns = 256;  // the same for a matrix that comes from memory
 constexpr int64_t kMaxChunks = 16;
 
 LIPFAST_INLINE int64_t operator_chunks(int64_t rows, int64_t cols) {
@@ -61,149 +86,311 @@ struct MatrixOperator {
 
   const Matrix<T>& matrix;
   const Parallel* parallel;
-  T* v;  // kVectors x cols
-  T* z;  // chunks x kVectors x cols
+  T* v;  // packed(cols)
+  T* z;  // chunks x packed(cols)
 
-  static int64_t size(int64_t rows, int64_t cols) { return (1 + operator_chunks(rows, cols)) * kVectors * cols; }
+  // V and Z are packed: kLanes columns of the first vector, the same of the second, and so on. As rows of their own,
+  // with a power of two between them, they and the rows of W would fight for the same few places in L1.
+  static int64_t packed(int64_t cols) { return round_up(cols, kLanes) * kVectors; }
+  LIPFAST_INLINE static int64_t at(int64_t j, int64_t c) { return (j / kLanes * kVectors + c) * kLanes + j % kLanes; }
+
+  // In elements of T, for every width of vectors.
+  static int64_t size(int64_t rows, int64_t cols) {
+    return (1 + operator_chunks(rows, cols)) * kVectors * round_up(cols, 16);
+  }
 
   MatrixOperator(const Matrix<T>& of, const Parallel* threads, T* work)
-      : matrix(of), parallel(threads), v(work), z(work + kVectors * of.cols) {}
+      : matrix(of), parallel(threads), v(work), z(work + packed(of.cols)) {}
 
   // in, out: kVectors x cols.
   void operator()(const double* in, double* out) {
-    const int64_t rows = matrix.rows, size = kVectors * matrix.cols, chunks = operator_chunks(rows, matrix.cols);
+    const int64_t rows = matrix.rows, cols = matrix.cols, size = packed(cols), chunks = operator_chunks(rows, cols);
     const int half = matrix.exponent / 2;
     const PowerOfTwo outer = power_of_two(-half), inner = power_of_two(-2 * (matrix.exponent - half));
-    for (int64_t j = 0; j < size; ++j) v[j] = static_cast<T>(outer(in[j]));
+    for (int64_t c = 0; c < kVectors; ++c) {
+      for (int64_t j = 0; j < cols; ++j) v[at(j, c)] = static_cast<T>(outer(in[c * cols + j]));
+    }
     const int64_t height = round_up((rows + chunks - 1) / chunks, kStripRows);
     for_items(parallel, chunks, [&](int64_t chunk) {
       T* sum = z + chunk * size;
-      for (int64_t j = 0; j < size; ++j) sum[j] = 0;
-      for (int64_t i = chunk * height; i < smaller(rows, (chunk + 1) * height); i += kStripRows) {
-        strip(i, smaller(kStripRows, rows - i), inner, sum);
+      memset(sum, 0, sizeof(T) * size);
+      const int64_t first = smaller(rows, chunk * height), end = smaller(rows, (chunk + 1) * height);
+      if (kVectors == 1) {
+        for (int64_t i = first; i < end; i += kStripRows) strip(i, smaller(kStripRows, end - i), inner, sum);
+      } else {
+        stream(first, end, inner, sum);
       }
     });
-    for (int64_t j = 0; j < size; ++j) {
-      double total = 0;
-      for (int64_t chunk = 0; chunk < chunks; ++chunk) total += z[chunk * size + j];
-      out[j] = outer(total);
+    constexpr int64_t kPiece = 256;
+    for_items(parallel, (cols + kPiece - 1) / kPiece, [&](int64_t piece) {
+      add_chunks(chunks, piece * kPiece, smaller(cols, (piece + 1) * kPiece), outer, out);
+    });
+  }
+
+  // Columns [first, end) of the chunks' sums, in float64.
+  void add_chunks(int64_t chunks, int64_t first, int64_t end, PowerOfTwo outer, double* out) const {
+    const int64_t cols = matrix.cols, size = packed(cols);
+    for (int64_t c = 0; c < kVectors; ++c) {
+      for (int64_t j0 = first; j0 < end; j0 += kLanes) {
+        const int64_t width = smaller<int64_t>(kLanes, end - j0);
+        double total[kLanes] = {};
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+          const T* sum = z + chunk * size + at(j0, c);
+          for (int64_t k = 0; k < kLanes; ++k) total[k] += sum[k];
+        }
+        for (int64_t k = 0; k < width; ++k) out[c * cols + j0 + k] = outer(total[k]);
+      }
     }
   }
 
+  // Rows [first, first + count): both products, the second from L1. For a matrix in L2.
   void strip(int64_t first, int64_t count, PowerOfTwo inner, T* sum) const {
-    const int64_t cols = matrix.cols;
-    const T* w = matrix.data + first * cols;
-    double products[kStripRows][kVectors] = {};
-    for (int64_t j = 0; j < cols; j += kStripColumns) {
-      const int64_t width = smaller(kStripColumns, cols - j);
-      int64_t r = 0;
-      for (; r + kRows <= count; r += kRows) project<kRows>(w + r * cols + j, j, width, products + r);
-      for (; r < count; ++r) project<1>(w + r * cols + j, j, width, products + r);
-    }
+    const T* w = matrix.data + first * matrix.cols;
+    Vector sums[kStripRows][kVectors] = {};
     T y[kStripRows][kVectors];
-    for (int64_t r = 0; r < count; ++r) {
-      for (int c = 0; c < kVectors; ++c) y[r][c] = static_cast<T>(inner(products[r][c]));
-    }
-    for (int64_t j = 0; j < cols; j += kStripColumns) {
-      const int64_t width = smaller(kStripColumns, cols - j);
-      int64_t r = 0;
-      for (; r + kRows <= count; r += kRows) expand<kRows>(w + r * cols + j, j, width, y + r, sum);
-      for (; r < count; ++r) expand<1>(w + r * cols + j, j, width, y + r, sum);
+    for (int64_t j = 0; j < matrix.cols; j += kStripColumns) project_strip(w, count, j, kStripColumns, sums);
+    finish_products(w, count, sums, inner, y);
+    for (int64_t j = 0; j < matrix.cols; j += kStripColumns) expand_strip(w, count, j, kStripColumns, y, sum);
+  }
+
+  // Rows [first, end) of a matrix that comes from memory: while a strip's products with V wait for it, those of the
+  // strip before, from L2, are added to the sum.
+  void stream(int64_t first, int64_t end, PowerOfTwo inner, T* sum) const {
+    const int64_t cols = matrix.cols;
+    T y[kStripRows][kVectors];
+    int64_t before = 0;  // rows of the strip before
+    for (int64_t i = first; before > 0 || i < end; i += kStripRows) {
+      const int64_t count = i < end ? smaller(kStripRows, end - i) : 0;
+      const T *w = matrix.data + i * cols, *last = w - kStripRows * cols;
+      Vector sums[kStripRows][kVectors] = {};
+      const bool whole = count == kStripRows && before == kStripRows;
+      for (int64_t j = 0; j < cols; j += kStreamColumns) {
+        if (whole) {
+          advance_strip(w, j, y, sums, sum);
+        } else {
+          project_strip(w, count, j, kStreamColumns, sums);
+          expand_strip(last, before, j, kStreamColumns, y, sum);
+        }
+      }
+      finish_products(w, count, sums, inner, y);
+      before = count;
     }
   }
 
-  // products[r][c] += w_r . v_c over columns [j0, j0 + width).
-  template <int kCount>
-  LIPFAST_INLINE void project(const T* w, int64_t j0, int64_t width, double (*products)[kVectors]) const {
+  // y[r][c] = w_r . v_c, scaled: the lanes of the sums, and the columns that fill no vector.
+  LIPFAST_INLINE void finish_products(const T* w, int64_t count, const Vector (*sums)[kVectors], PowerOfTwo inner,
+                                      T (*y)[kVectors]) const {
     const int64_t cols = matrix.cols;
-    Vector sums[kCount][kVectors] = {};
-    int64_t j = 0;
-    for (; j + kLanes <= width; j += kLanes) {
+    for (int64_t r = 0; r < count; ++r) {
+      for (int c = 0; c < kVectors; ++c) {
+        double total = horizontal_sum<T>(sums[r][c]);
+        for (int64_t j = cols / kLanes * kLanes; j < cols; ++j) total += w[r * cols + j] * v[at(j, c)];
+        y[r][c] = static_cast<T>(inner(total));
+      }
+    }
+  }
+
+  // Columns [j, j + columns) of the first `count` rows from w on.
+  LIPFAST_INLINE void project_strip(const T* w, int64_t count, int64_t j, int64_t columns,
+                                    Vector (*sums)[kVectors]) const {
+    const int64_t cols = matrix.cols, end = smaller(j + columns, cols / kLanes * kLanes);
+    int64_t r = 0;
+    for (; r + kRows <= count; r += kRows) project<kRows>(w + r * cols, j, end, sums + r);
+    for (; r < count; ++r) project<1>(w + r * cols, j, end, sums + r);
+  }
+  LIPFAST_INLINE void expand_strip(const T* w, int64_t count, int64_t j, int64_t columns, const T (*y)[kVectors],
+                                   T* sum) const {
+    const int64_t cols = matrix.cols, end = smaller(j + columns, cols);
+    int64_t r = 0;
+    for (; r + kRows <= count; r += kRows) expand<kRows>(w + r * cols, j, end, y + r, sum);
+    for (; r < count; ++r) expand<1>(w + r * cols, j, end, y + r, sum);
+  }
+
+  // project_strip of the rows from w on and expand_strip of those before them, in one loop: two loops in turn would
+  // leave the memory idle during the second.
+  LIPFAST_INLINE void advance_strip(const T* w, int64_t j, const T (*y)[kVectors], Vector (*sums)[kVectors],
+                                    T* sum) const {
+    const int64_t cols = matrix.cols, end = smaller(j + kStreamColumns, cols / kLanes * kLanes);
+    for (int64_t r = 0; r < kStripRows; r += kRows) advance(w + r * cols, j, end, y + r, sums + r, sum);
+    if (end < smaller(j + kStreamColumns, cols)) {
+      const T* last = w - kStripRows * cols;
+      for (int64_t r = 0; r < kStripRows; r += kRows) expand<kRows>(last + r * cols, end, cols, y + r, sum);
+    }
+  }
+  LIPFAST_INLINE void advance(const T* w, int64_t j, int64_t end, const T (*y)[kVectors], Vector (*sums)[kVectors],
+                              T* sum) const {
+    const int64_t cols = matrix.cols;
+    const T* last = w - kStripRows * cols;
+    Vector local[kRows][kVectors];
+    LIPFAST_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      LIPFAST_UNROLL
+      for (int c = 0; c < kVectors; ++c) local[r][c] = sums[r][c];
+    }
+    for (; j < end; j += kLanes) {
+      Vector entry[kRows], before[kRows];
+      LIPFAST_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        entry[r] = load(w + r * cols + j);
+        before[r] = load(last + r * cols + j);
+      }
+      LIPFAST_UNROLL
+      for (int c = 0; c < kVectors; ++c) {
+        const Vector operand = load(v + at(j, c));
+        Vector total = load(sum + at(j, c));
+        LIPFAST_UNROLL
+        for (int r = 0; r < kRows; ++r) {
+          local[r][c] += entry[r] * operand;
+          total += before[r] * y[r][c];
+        }
+        store(sum + at(j, c), total);
+      }
+    }
+    LIPFAST_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      LIPFAST_UNROLL
+      for (int c = 0; c < kVectors; ++c) sums[r][c] = local[r][c];
+    }
+  }
+
+  // sums[r][c] += w_r . v_c lane by lane over columns [j, end), whole vectors.
+  template <int kCount>
+  LIPFAST_INLINE void project(const T* w, int64_t j, int64_t end, Vector (*sums)[kVectors]) const {
+    const int64_t cols = matrix.cols;
+    Vector local[kCount][kVectors];
+    LIPFAST_UNROLL
+    for (int r = 0; r < kCount; ++r) {
+      LIPFAST_UNROLL
+      for (int c = 0; c < kVectors; ++c) local[r][c] = sums[r][c];
+    }
+    for (; j < end; j += kLanes) {
       Vector operand[kVectors];
       LIPFAST_UNROLL
-      for (int c = 0; c < kVectors; ++c) operand[c] = load(v + c * cols + j0 + j);
+      for (int c = 0; c < kVectors; ++c) operand[c] = load(v + at(j, c));
       LIPFAST_UNROLL
       for (int r = 0; r < kCount; ++r) {
         const Vector entry = load(w + r * cols + j);
         LIPFAST_UNROLL
-        for (int c = 0; c < kVectors; ++c) sums[r][c] += entry * operand[c];
+        for (int c = 0; c < kVectors; ++c) local[r][c] += entry * operand[c];
       }
     }
+    LIPFAST_UNROLL
     for (int r = 0; r < kCount; ++r) {
-      for (int c = 0; c < kVectors; ++c) {
-        double total = horizontal_sum<T>(sums[r][c]);
-        for (int64_t k = j; k < width; ++k) total += w[r * cols + k] * v[c * cols + j0 + k];
-        products[r][c] += total;
-      }
+      LIPFAST_UNROLL
+      for (int c = 0; c < kVectors; ++c) sums[r][c] = local[r][c];
     }
   }
 
-  // sum_c += y_rc w_r over columns [j0, j0 + width).
+  // sum_c += y_rc w_r over columns [j, end).
   template <int kCount>
-  LIPFAST_INLINE void expand(const T* w, int64_t j0, int64_t width, const T (*y)[kVectors], T* sum) const {
+  LIPFAST_INLINE void expand(const T* w, int64_t j, int64_t end, const T (*y)[kVectors], T* sum) const {
     const int64_t cols = matrix.cols;
-    int64_t j = 0;
-    for (; j + kLanes <= width; j += kLanes) {
-      Vector entry[kCount];
-      LIPFAST_UNROLL
-      for (int r = 0; r < kCount; ++r) {
-        entry[r] = load(w + r * cols + j);
-        // The next strip of a large matrix comes while this one is used; what lies in L2 anyway would only cost slots.
-        if (kVectors > 1) __builtin_prefetch(w + (r + kStripRows) * cols + j, 0, 2);
-      }
-      LIPFAST_UNROLL
+    // Several vectors share a broadcast y: loads are what limits blocks.
+    constexpr int kWidth = kVectors == 1 ? 1 : 2;
+    for (; j + kWidth * kLanes <= end; j += kWidth * kLanes) expand_vectors<kCount, kWidth>(w, j, y, sum);
+    for (; j + kLanes <= end; j += kLanes) expand_vectors<kCount, 1>(w, j, y, sum);
+    for (; j < end; ++j) {
       for (int c = 0; c < kVectors; ++c) {
-        T* out = sum + c * cols + j0 + j;
-        Vector total = load(out);
-        LIPFAST_UNROLL
-        for (int r = 0; r < kCount; ++r) total += entry[r] * y[r][c];
-        store(out, total);
+        for (int r = 0; r < kCount; ++r) sum[at(j, c)] += w[r * cols + j] * y[r][c];
       }
     }
-    for (; j < width; ++j) {
-      for (int c = 0; c < kVectors; ++c) {
-        for (int r = 0; r < kCount; ++r) sum[c * cols + j0 + j] += w[r * cols + j] * y[r][c];
+  }
+  template <int kCount, int kWidth>
+  LIPFAST_INLINE void expand_vectors(const T* w, int64_t j, const T (*y)[kVectors], T* sum) const {
+    const int64_t cols = matrix.cols;
+    Vector entry[kCount][kWidth];
+    LIPFAST_UNROLL
+    for (int r = 0; r < kCount; ++r) {
+      LIPFAST_UNROLL
+      for (int k = 0; k < kWidth; ++k) entry[r][k] = load(w + r * cols + j + k * kLanes);
+    }
+    LIPFAST_UNROLL
+    for (int c = 0; c < kVectors; ++c) {
+      Vector total[kWidth];
+      LIPFAST_UNROLL
+      for (int k = 0; k < kWidth; ++k) total[k] = load(sum + at(j + k * kLanes, c));
+      LIPFAST_UNROLL
+      for (int r = 0; r < kCount; ++r) {
+        const Vector factor = splat(y[r][c]);
+        LIPFAST_UNROLL
+        for (int k = 0; k < kWidth; ++k) total[k] += entry[r][k] * factor;
       }
+      LIPFAST_UNROLL
+      for (int k = 0; k < kWidth; ++k) store(sum + at(j + k * kLanes, c), total[k]);
     }
   }
 };
 
-// y = (2^-e W) x, or with the transpose, and bound = |W| |x| beside it: float64, whatever T.
-template <class T>
-void multiply(const Matrix<T>& w, bool transposed, const double* x, double* y, double* bound) {
+// y = (2^-e W) x and bound = |W| |x| beside it for rows [first, first + kCount): float64, whatever T.
+template <int kCount, class T>
+LIPFAST_INLINE void multiply_rows(const Matrix<T>& w, int64_t first, const double* x, double* y, double* bound) {
   const int64_t cols = w.cols;
-  if (transposed) {
-    for (int64_t j = 0; j < cols; ++j) y[j] = bound[j] = 0;
-  }
-  for (int64_t i = 0; i < w.rows; ++i) {
-    const T* row = w.data + i * cols;
-    int64_t j = 0;
-    if (transposed) {
-      const double xi = x[i], size = fabs(x[i]);
-      for (; j + kDoubles <= cols; j += kDoubles) {
-        const DoubleVector entry = load_double(row + j) * w.scaling.first * w.scaling.second;
-        store(y + j, load(y + j) + entry * xi);
-        store(bound + j, load(bound + j) + absolute(entry) * size);
-      }
-      for (; j < cols; ++j) {
-        const double entry = w.scaling(row[j]);
-        y[j] += entry * xi;
-        bound[j] += fabs(entry) * size;
-      }
-    } else {
-      DoubleVector sums{}, bounds{};
-      for (; j + kDoubles <= cols; j += kDoubles) {
-        const DoubleVector product = load_double(row + j) * w.scaling.first * w.scaling.second * load(x + j);
-        sums += product;
-        bounds += absolute(product);
-      }
-      double sum = horizontal_sum<double>(sums), size = horizontal_sum<double>(bounds);
-      for (; j < cols; ++j) {
-        sum += w.scaling(row[j]) * x[j];
-        size += fabs(w.scaling(row[j]) * x[j]);
-      }
-      y[i] = sum;
-      bound[i] = size;
+  const T* row = w.data + first * cols;
+  DoubleVector sums[kCount] = {}, bounds[kCount] = {};
+  int64_t j = 0;
+  for (; j + kDoubles <= cols; j += kDoubles) {
+    const DoubleVector xj = load(x + j);
+    LIPFAST_UNROLL
+    for (int r = 0; r < kCount; ++r) {
+      const DoubleVector product = w.scaled(row + r * cols + j) * xj;
+      sums[r] += product;
+      bounds[r] += absolute(product);
     }
   }
+  for (int r = 0; r < kCount; ++r) {
+    double sum = horizontal_sum<double>(sums[r]), size = horizontal_sum<double>(bounds[r]);
+    for (int64_t k = j; k < cols; ++k) {
+      const double product = w.scaling(row[r * cols + k]) * x[k];
+      sum += product;
+      size += fabs(product);
+    }
+    y[first + r] = sum;
+    bound[first + r] = size;
+  }
+}
+
+// y += (2^-e W)^T x and bound += |W|^T |x|, of the same rows.
+template <int kCount, class T>
+LIPFAST_INLINE void add_rows(const Matrix<T>& w, int64_t first, const double* x, double* y, double* bound) {
+  const int64_t cols = w.cols;
+  const T* row = w.data + first * cols;
+  int64_t j = 0;
+  for (; j + kDoubles <= cols; j += kDoubles) {
+    DoubleVector sum = load(y + j), size = load(bound + j);
+    LIPFAST_UNROLL
+    for (int r = 0; r < kCount; ++r) {
+      const DoubleVector product = w.scaled(row + r * cols + j) * x[first + r];
+      sum += product;
+      size += absolute(product);
+    }
+    store(y + j, sum);
+    store(bound + j, size);
+  }
+  for (; j < cols; ++j) {
+    for (int r = 0; r < kCount; ++r) {
+      const double product = w.scaling(row[r * cols + j]) * x[first + r];
+      y[j] += product;
+      bound[j] += fabs(product);
+    }
+  }
+}
+
+// y = (2^-e W) x, or with the transpose, and bound = |W| |x|: every product and every sum rounded once.
+template <class T>
+void multiply(const Matrix<T>& w, bool transposed, const Parallel* parallel, const double* x, double* y,
+              double* bound) {
+  constexpr int64_t kRows = 4, kBlock = 256;
+  if (transposed) {
+    for (int64_t j = 0; j < w.cols; ++j) y[j] = bound[j] = 0;
+    int64_t i = 0;
+    for (; i + kRows <= w.rows; i += kRows) add_rows<kRows>(w, i, x, y, bound);
+    for (; i < w.rows; ++i) add_rows<1>(w, i, x, y, bound);
+    return;
+  }
+  for_items(parallel, (w.rows + kBlock - 1) / kBlock, [&](int64_t block) {
+    const int64_t end = smaller(w.rows, (block + 1) * kBlock);
+    int64_t i = block * kBlock;
+    for (; i + kRows <= end; i += kRows) multiply_rows<kRows>(w, i, x, y, bound);
+    for (; i < end; ++i) multiply_rows<1>(w, i, x, y, bound);
+  });
 }

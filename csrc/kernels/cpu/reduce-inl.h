@@ -75,7 +75,7 @@ inline void gram_lane(const double* rows, int64_t s, int64_t stride, double* gra
 template <class T>
 void reduce_large(const T* jacobian, int64_t outputs, int64_t inputs, T* spectral, T* frobenius, double* work) {
   Matrix<T> matrix;
-  if (!examine(jacobian, outputs, inputs, matrix)) {
+  if (!examine(jacobian, outputs, inputs, nullptr, matrix)) {
     *spectral = *frobenius = NAN;
     return;
   }
@@ -96,7 +96,7 @@ void reduce_large(const T* jacobian, int64_t outputs, int64_t inputs, T* spectra
   MatrixOperator<T, 1> apply(matrix, nullptr, reinterpret_cast<T*>(work));
   work += MatrixOperator<double, 1>::size(outputs, inputs);
   lanczos(apply, inputs, kReducePasses, sizeof(T) == 4 ? 1e-6 : 1e-13, x, work);
-  multiply(matrix, false, x, y, bound);
+  multiply(matrix, false, nullptr, x, y, bound);
   *spectral = static_cast<T>(ldexp(sqrt(dot(y, y, outputs)), matrix.exponent));
 }
 

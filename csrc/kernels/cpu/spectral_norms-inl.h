@@ -29,9 +29,10 @@ struct GramOperator {
 
 // Proved lower bound of the scaled norm from a vector x on either side; y (unit on return) is the image's direction.
 template <class T>
-double certified_lower(const Matrix<T>& w, bool transposed, const double* x, double* y, double* bound) {
+double certified_lower(const Matrix<T>& w, bool transposed, const Parallel* parallel, const double* x, double* y,
+                       double* bound) {
   const int64_t inner = transposed ? w.rows : w.cols, outer = transposed ? w.cols : w.rows;
-  multiply(w, transposed, x, y, bound);
+  multiply(w, transposed, parallel, x, y, bound);
   const double image = sqrt(dot(y, y, outer)), error = sqrt(dot(bound, bound, outer)) * kWiden;
   const double size = sqrt(dot(x, x, inner));
   normalize(y, outer);
@@ -173,7 +174,7 @@ LanczosResult find_top(const Matrix<T>& w, const SpectralProblem& problem, const
   const double tolerance = 0.2 * problem.rtol;
   LanczosResult found{};
   if (on_w) found = estimate(w, problem, tolerance, right, work);
-  if (wide) multiply(w, false, right, x, bound);
+  if (wide) multiply(w, false, problem.parallel, right, x, bound);
   if (wide && !(normalize(x, s) > 0)) {
     random_vector(problem.seed, x, s);
     normalize(x, s);
@@ -198,7 +199,7 @@ void spectral_norms_of(const SpectralProblem& problem, SpectralResult& result, d
   const int64_t rows = problem.rows, cols = problem.cols;
   Matrix<T> w;
   result.passes = 0;
-  result.finite = examine(data, rows, cols, w);
+  result.finite = examine(data, rows, cols, problem.parallel, w);
   if (!result.finite) return;
 
   const bool wide = rows <= cols;
@@ -243,11 +244,11 @@ void spectral_norms_of(const SpectralProblem& problem, SpectralResult& result, d
       scaled_upper = up(sqrt(top));
       result.upper_method = UpperMethod::kCholesky;
     }
-    value_lower = certified_lower(w, wide, x, wide ? result.right : result.left, bound);
+    value_lower = certified_lower(w, wide, problem.parallel, x, wide ? result.right : result.left, bound);
   } else {
     const LanczosResult found = estimate(w, problem, 2 * problem.rtol, result.right, work);
     result.passes = found.passes;
-    value_lower = certified_lower(w, false, result.right, result.left, bound);
+    value_lower = certified_lower(w, false, problem.parallel, result.right, result.left, bound);
   }
   // A pass of its own over W: only where nothing tight was proved.
   if (problem.certify && !(scaled_upper <= value_lower * (1 + 2 * problem.rtol))) {

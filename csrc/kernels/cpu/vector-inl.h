@@ -5,6 +5,8 @@ typedef double DoubleVector __attribute__((vector_size(LIPFAST_VECTOR_BYTES)));
 // The same, loadable from any address.
 typedef float FloatVectorUnaligned __attribute__((vector_size(LIPFAST_VECTOR_BYTES), aligned(4), may_alias));
 typedef double DoubleVectorUnaligned __attribute__((vector_size(LIPFAST_VECTOR_BYTES), aligned(8), may_alias));
+typedef int32_t IndexVectorUnaligned __attribute__((vector_size(LIPFAST_VECTOR_BYTES), aligned(4), may_alias));
+constexpr int kIndices = LIPFAST_VECTOR_BYTES / 4;
 // As many floats as a DoubleVector has doubles.
 typedef float HalfVectorUnaligned __attribute__((vector_size(LIPFAST_VECTOR_BYTES / 2), aligned(4), may_alias));
 
@@ -35,18 +37,44 @@ LIPFAST_INLINE void store(T* p, typename Simd<T>::Vector v) {
 // kDoubles values of T, converted.
 LIPFAST_INLINE DoubleVector load_double(const double* p) { return load(p); }
 LIPFAST_INLINE DoubleVector load_double(const float* p) {
+#if LIPFAST_VECTOR_BYTES == 64  // GCC 12 would convert the halves one by one and join them
+  return reinterpret_cast<DoubleVector>(_mm512_maskz_cvtps_pd(0xff, _mm256_loadu_ps(p)));
+#else
   return __builtin_convertvector(*reinterpret_cast<const HalfVectorUnaligned*>(p), DoubleVector);
+#endif
 }
 template <class T>
 LIPFAST_INLINE typename Simd<T>::Vector splat(T value) {
   return value - typename Simd<T>::Vector{};
 }
-LIPFAST_INLINE DoubleVector absolute(DoubleVector v) { return v < 0 ? -v : v; }
+typedef int64_t IntegerVector __attribute__((vector_size(LIPFAST_VECTOR_BYTES)));
+LIPFAST_INLINE DoubleVector absolute(DoubleVector v) {
+  const IntegerVector bits = reinterpret_cast<IntegerVector>(v) & INT64_MAX;
+  return reinterpret_cast<DoubleVector>(bits);
+}
+// Halves are added until 16 bytes are left: a chain of additions as long as the vector would cost more than a short
+// row.
+template <class T, int kBytes>
+struct HorizontalSum {
+  typedef T Whole __attribute__((vector_size(kBytes)));
+  typedef T Half __attribute__((vector_size(kBytes / 2)));
+  LIPFAST_INLINE static T of(const Whole& v) {
+    Half low, high;
+    memcpy(&low, &v, sizeof(Half));
+    memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof(Half), sizeof(Half));
+    return HorizontalSum<T, kBytes / 2>::of(low + high);
+  }
+};
+template <class T>
+struct HorizontalSum<T, 16> {
+  typedef T Whole __attribute__((vector_size(16)));
+  LIPFAST_INLINE static T of(const Whole& v) {
+    return sizeof(T) == 8 ? v[0] + v[1] : (v[0] + v[1]) + (v[2 % (16 / sizeof(T))] + v[3 % (16 / sizeof(T))]);
+  }
+};
 template <class T>
 LIPFAST_INLINE T horizontal_sum(typename Simd<T>::Vector v) {
-  T sum = v[0];
-  for (int i = 1; i < Simd<T>::kLanes; ++i) sum += v[i];
-  return sum;
+  return HorizontalSum<T, LIPFAST_VECTOR_BYTES>::of(v);
 }
 
 template <class T>
