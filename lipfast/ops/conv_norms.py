@@ -58,8 +58,10 @@ class ConvNorms(Generic[_Values]):
         frequency: where the supremum's lower value is attained, one angle per axis, in radians per
             step of the (polyphase) taps.
         method: how `upper` was proved: "cholesky", "holder" (nothing tighter fits into `memory`:
-            loose), each for the symbol, or "matrix" for kernels of one tap.
+            loose), each for the symbol, "difference" (the bound of the kernel in `start` and that
+            of the difference), or "matrix" for kernels of one tap.
         maximum: what `start` of a later call begins its search with.
+        reference: for the same, the taps that were proved by branch and bound, and their bound.
     """
 
     lower: _Values
@@ -73,6 +75,7 @@ class ConvNorms(Generic[_Values]):
     frequency: Any
     method: Any
     maximum: Any
+    reference: Any
 
     def __repr__(self) -> str:
         keys = (
@@ -145,8 +148,10 @@ def conv_norms(
         transposed: whether a kernel is that of a transposed convolution.
         output_padding: as torch's, of transposed convolutions.
         rtol: bound on `(upper - lower) / upper` of `supremum`.
-        start: what an earlier call with kernels of the same shapes returned: begins with its
-            vectors and frequencies. Whether a bound is proved does not depend on it.
+        start: what an earlier call with kernels of the same shapes and options returned: begins
+            with its vectors and frequencies. Where a kernel has changed by much less than `rtol`,
+            its bound is that of the earlier kernel plus one of the difference. Whether a bound is
+            proved does not depend on it.
         seed: of start vectors.
         max_passes: limit on Lanczos passes per kernel.
         max_cells: work budget: after so many factored cells the bound is the best that can be
@@ -228,6 +233,7 @@ class Start(NamedTuple):
 
     maximum: Tensor | None
     right: Tensor | None
+    reference: tuple[Tensor, float] | None = None
 
 
 @dataclass
@@ -243,6 +249,7 @@ class _Upper:
     group: int
     theta: Tensor  # per axis of the kernel
     vector: Tensor  # complex: the symbol's right singular vector
+    reference: tuple[Tensor, float] | None  # taps that a branch and bound proved, and their bound
 
 
 def _name(key: object) -> str:
@@ -340,7 +347,8 @@ def _starts(
                 f"{tuple(right.shape)}, expected {shape}"
             )
         source = start.left[key] if conv.transposed else right
-        found.append(Start(maximum, source if bool(source.any()) else None))
+        known = source if bool(source.any()) else None
+        found.append(Start(maximum, known, start.reference[key]))
     return found
 
 
@@ -351,17 +359,22 @@ def upper_bounds(
     taps = [conv.taps() for conv in convolutions]
     single = [tensor.shape[1:4].numel() == 1 for tensor in taps]
     found: list[_Upper | None] = [None] * len(taps)
-    where = [i for i, alone in enumerate(single) if not alone]
+    several = [i for i, alone in enumerate(single) if not alone]
+    for i in several:
+        found[i] = _near_reference(convolutions[i], taps[i], begin[i], budget)
+    several = [i for i in several if found[i] is None]
     for i, upper in zip(
-        where,
+        several,
         _symbol_bounds(
-            [convolutions[i] for i in where],
-            [taps[i] for i in where],
-            [begin[i].maximum for i in where],
+            [convolutions[i] for i in several],
+            [taps[i] for i in several],
+            [begin[i].maximum for i in several],
             budget,
         ),
         strict=True,
     ):
+        # A copy: taps may share memory with a parameter that an optimizer changes.
+        upper.reference = (taps[i].clone(), upper.upper)
         found[i] = upper
     matrices = [i for i, alone in enumerate(single) if alone]
     for i, upper in zip(
@@ -434,9 +447,34 @@ def _symbol_bounds(
                 group,
                 _kernel_axes(conv, 2 * math.pi * frequency),
                 vector,
+                None,
             )
         )
     return results
+
+
+def _near_reference(conv: Convolution, taps: Tensor, begin: Start, budget: Budget) -> _Upper | None:
+    r"""Bound by an earlier kernel: $S(W') \le S(W) + S(W' - W)$; None where that is too loose.
+
+    The difference's own bound is loose and cheap, the lower value one ascent from the earlier one.
+    """
+    if begin.reference is None or begin.reference[0].shape != taps.shape:
+        return None
+    before, bound = begin.reference
+    difference = taps.double() - before.double()
+    room = budget.rtol * bound
+    # The root mean square over the frequencies: the supremum is above it.
+    if not float(difference.norm()) / math.sqrt(taps.shape[0] * taps.shape[4]) <= room:
+        return None
+    (change,) = _native([difference], [None], [0, 0, 0], budget._replace(rtol=0.5))
+    (near,) = _symbol_bounds([conv], [taps], [begin.maximum], budget._replace(max_cells=0))
+    # The first factor covers the rounding of the difference, the second that of the sum.
+    near.upper = (bound + change[1] * (1 + 2.0**-30)) * (1 + 2.0**-50)
+    if not near.upper - near.lower <= budget.rtol * near.upper:
+        return None
+    near.bound, near.cells, near.method = near.upper, change[4], "difference"
+    near.reference = begin.reference
+    return near
 
 
 def _input_side(conv: Convolution, taps: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -492,6 +530,7 @@ def _matrix_bounds(
                 group,
                 torch.zeros(conv.axes, dtype=torch.float64),
                 vector,
+                None,
             )
         )
         first += groups
@@ -567,6 +606,7 @@ def _row(
         "frequency": upper.theta,
         "method": upper.method,
         "maximum": upper.maximum,
+        "reference": upper.reference,
     }
 
 

@@ -202,6 +202,36 @@ def test_warm_start_begins_at_the_maximum() -> None:
     assert float(warm_up.lower[0]) == pytest.approx(float(up.lower[0]), rel=1e-3)
 
 
+def test_a_kernel_nearby_is_bounded_by_the_difference() -> None:
+    generator = torch.Generator().manual_seed(18)
+    kernel = torch.randn(20, 16, 3, 3, generator=generator)
+    options: dict[str, Any] = {"input_sizes": (8, 8), "padding": 1, "rtol": 1e-2}
+    first = norms = lipfast.conv_norms(kernel, **options)
+    methods = []
+    for _ in range(6):
+        kernel = kernel + 1e-3 * torch.randn(kernel.shape, generator=generator)
+        norms = lipfast.conv_norms(kernel, **options, start=norms)
+        cold = lipfast.conv_norms(kernel, **{**options, "rtol": 1e-4})
+        lower, upper = supremum(norms)
+        assert lower <= supremum(cold)[1] and upper >= supremum(cold)[0]
+        assert upper - lower <= 1e-2 * upper
+        methods += norms.method
+    assert methods[0] == "difference" and methods.count("difference") >= 3
+    assert int(norms.cells[0]) < int(first.cells[0]) or norms.method == ["cholesky"]
+    same = lipfast.conv_norms(kernel, **options, start=norms)
+    far = lipfast.conv_norms(2 * kernel, **options, start=norms)
+    assert same.method == norms.method and far.method == ["cholesky"]
+    assert float(far.upper[0]) >= 2 * supremum(norms)[0]
+
+
+def test_a_start_survives_changes_in_place() -> None:
+    kernel = torch.tensor([0.25, 0.5, 0.25]).reshape(1, 1, 3)
+    before = lipfast.conv_norms(kernel, input_sizes=9, padding=1)
+    kernel.mul_(2.0)
+    after = lipfast.conv_norms(kernel, input_sizes=9, padding=1, start=before)
+    assert float(after.supremum.upper[0]) >= 2.0
+
+
 def test_results_do_not_depend_on_threads() -> None:
     generator = torch.Generator().manual_seed(15)
     kernels = [torch.randn(n, n, 3, 3, generator=generator) for n in (2, 60, 90)]

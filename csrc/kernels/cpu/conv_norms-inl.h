@@ -19,12 +19,12 @@ inline bool conv_examine(const ConvProblem& problem, int* exponent, double* larg
   bool finite;
   if (problem.dtype == Dtype::kFloat32) {
     Matrix<float> w{};
-    finite = examine(static_cast<const float*>(problem.taps), rows, problem.cols, w);
+    finite = examine(static_cast<const float*>(problem.taps), rows, problem.cols, problem.parallel, w);
     *exponent = w.exponent;
     *largest = w.largest;
   } else {
     Matrix<double> w{};
-    finite = examine(static_cast<const double*>(problem.taps), rows, problem.cols, w);
+    finite = examine(static_cast<const double*>(problem.taps), rows, problem.cols, problem.parallel, w);
     *exponent = w.exponent;
     *largest = w.largest;
   }

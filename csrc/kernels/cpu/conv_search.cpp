@@ -133,7 +133,8 @@ class Search {
   void push_children(const Cell& cell);
   bool worth_testing(int32_t level);
   void set_tau(double square) { tau_ = std::max(tau_, square); }
-  double delta() const { return 1.9 * problem_.rtol; }
+  // A gap of 0.6 rtol: what is left serves kernels nearby, whose bound is this one's and that of the difference.
+  double delta() const { return 1.2 * problem_.rtol; }
   void finish();
 
   const ConvProblem& problem_;
@@ -702,8 +703,12 @@ void Search::run() {
       tests_ = std::make_unique<Pool>(kernels_.test_size(problem_.rows, count_));
       tops_ = std::make_unique<Pool>(kernels_.top_size(problem_.rows));
       estimate();
-      bound_below();
-      branch_and_bound();
+      if (problem_.max_cells > 0) {
+        bound_below();
+        branch_and_bound();
+      } else {
+        tau_ = INFINITY;
+      }
       lower = kernels_.lower(problem_, exponent_, best_.group, best_.p.data(), best_.x.data(), y.data(), work.get());
     } else {
       run_without_grams();
