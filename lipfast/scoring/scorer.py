@@ -187,7 +187,8 @@ class Scorer:
         """
         try:
             arguments = self.architecture.arguments(metadata)
-            self._plan(arguments, size)
+            if arguments not in self._fingerprints:
+                self._plan(arguments, size)
         except LipfastError:
             return None
         return self._fingerprint(arguments)

@@ -102,7 +102,7 @@ def read_scores(
     """
     if table not in ("checkpoints", "layers"):
         raise ArgumentError(f"table must be 'checkpoints' or 'layers', got {table!r}")
-    rows = newest(read_rows(path))
+    rows = newest(read_rows(path).combine_chunks())
     if table == "layers":
         return _layers(rows)
     scores = rows.drop_columns(["metadata", "layers"])
@@ -149,7 +149,9 @@ def _expand(texts: Sequence[str | None]) -> dict[str, pa.Array]:
     found: dict[str, list[Any]] = {}
     for index, text in enumerate(texts):
         for key, value in json.loads(text or "{}").items():
-            found.setdefault(key, [None] * len(texts))[index] = value
+            if key not in found:
+                found[key] = [None] * len(texts)
+            found[key][index] = value
     return {key: _column(values) for key, values in found.items()}
 
 
