@@ -115,6 +115,11 @@ def part(op: str, source: FxNode, args: Sequence[Argument], index: int) -> Call 
     Pieces of `chunk` and `split` become slices; a slice is cut off at the end of the tensor, so
     it stays right when the same graph is used for another width.
     """
+    if op == "aten._native_batch_norm_legit_no_training" and index == 0:
+        # (x, weight, bias, mean, variance, momentum, eps): what in-place models decompose to.
+        return "aten.batch_norm", (*args[:5], False, args[5], args[6], False), ()
+    if op == "aten.native_layer_norm" and index == 0:
+        return "aten.layer_norm", tuple(args), ()
     if op in _VALUES_FIRST:
         return (op, tuple(args), _kwargs(source)) if index == 0 else None
     values = source.meta.get("val")

@@ -133,3 +133,15 @@ def test_a_broken_variance_is_named() -> None:
     with pytest.raises(NonFiniteError, match=r"1\.running_var"):
         plan.upper(state)
     assert plan.upper(state, simplify=False).value == float("inf")
+
+
+def test_batch_norm_before_an_in_place_activation_folds() -> None:
+    layers = [nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(inplace=True), nn.Flatten()]
+    model = randomised(nn.Sequential(*layers, nn.Linear(27, 2)))
+    plan = Plan.trace(model, torch.zeros(2, 2, 5, 5))
+    assert [node.op for node in plan.graph.nodes[1:4]] == [
+        "aten.conv2d",
+        "aten.batch_norm",
+        "aten.relu",
+    ]
+    assert norms_left(fold_batch_norm(plan.graph, values=True).graph.nodes) == 0
