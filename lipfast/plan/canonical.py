@@ -46,6 +46,8 @@ _PARTS = frozenset({"aten.chunk", "aten.split", "aten.split_with_sizes", "aten.u
 # Of these results only the first, the values, has a rule; the second are indices.
 _VALUES_FIRST = frozenset(
     {
+        "aten._native_batch_norm_legit_no_training",
+        "aten.native_layer_norm",
         "aten.adaptive_max_pool1d",
         "aten.adaptive_max_pool2d",
         "aten.adaptive_max_pool3d",
@@ -115,13 +117,8 @@ def part(op: str, source: FxNode, args: Sequence[Argument], index: int) -> Call 
     Pieces of `chunk` and `split` become slices; a slice is cut off at the end of the tensor, so
     it stays right when the same graph is used for another width.
     """
-    if op == "aten._native_batch_norm_legit_no_training" and index == 0:
-        # (x, weight, bias, mean, variance, momentum, eps): what in-place models decompose to.
-        return "aten.batch_norm", (*args[:5], False, args[5], args[6], False), ()
-    if op == "aten.native_layer_norm" and index == 0:
-        return "aten.layer_norm", tuple(args), ()
     if op in _VALUES_FIRST:
-        return (op, tuple(args), _kwargs(source)) if index == 0 else None
+        return _values(op, source, args) if index == 0 else None
     values = source.meta.get("val")
     operand = source.args[0]
     if op not in _PARTS or not isinstance(operand, FxNode) or values is None:
@@ -140,6 +137,16 @@ def part(op: str, source: FxNode, args: Sequence[Argument], index: int) -> Call 
     if not isinstance(start, int) or not isinstance(length, int):
         return None
     return "aten.slice", (args[0], dim, start, start + length), ()
+
+
+def _values(op: str, source: FxNode, args: Sequence[Argument]) -> Call:
+    """The call for the first result; models with in-place operations come decomposed."""
+    if op == "aten._native_batch_norm_legit_no_training":
+        # (x, weight, bias, mean, variance, momentum, eps)
+        return "aten.batch_norm", (*args[:5], False, args[5], args[6], False), ()
+    if op == "aten.native_layer_norm":
+        return "aten.layer_norm", tuple(args), ()
+    return op, tuple(args), _kwargs(source)
 
 
 def _piece(
