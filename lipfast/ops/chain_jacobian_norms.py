@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -35,6 +36,9 @@ __all__ = [
     "chain_jacobian_norms",
 ]
 
+MAX_OUTPUTS = 1024
+"""Most rows K of a Jacobian: every thread holds a few of K x the largest layer."""
+
 
 def chain_jacobian_norms(
     x: Tensor,
@@ -65,7 +69,8 @@ def chain_jacobian_norms(
         Two tensors (N, B) of x's dtype.
 
     Raises:
-        ArgumentError: wrong types, dtypes or shapes; the message names network and stage.
+        ArgumentError: wrong types, dtypes or shapes (the message names network and stage), or more
+            than `MAX_OUTPUTS` outputs.
 
     Example:
         >>> import torch
@@ -127,6 +132,10 @@ def _check_network(
             raise ArgumentError(f"{name}: {error}") from None
         if bias is not None and bias.shape != shape[:1]:
             raise ArgumentError(f"{name}: expected a bias ({shape[0]},), got {tuple(bias.shape)}")
+    if math.prod(shape) > MAX_OUTPUTS:
+        raise ArgumentError(
+            f"{math.prod(shape)} outputs are more than the {MAX_OUTPUTS} that are formed row by row"
+        )
 
 
 def _as_planes(tensor: Tensor) -> Tensor:

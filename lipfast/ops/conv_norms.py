@@ -61,7 +61,8 @@ class ConvNorms(Generic[_Values]):
             loose), each for the symbol, "difference" (the bound of the kernel in `start` and that
             of the difference), or "matrix" for kernels of one tap.
         maximum: what `start` of a later call begins its search with.
-        reference: for the same, the taps that were proved by branch and bound, and their bound.
+        reference: for the same, the taps that were proved by branch and bound, and their bound; a
+            `start` without it (None) begins with vectors only.
     """
 
     lower: _Values
@@ -75,7 +76,7 @@ class ConvNorms(Generic[_Values]):
     frequency: Any
     method: Any
     maximum: Any
-    reference: Any
+    reference: Any = None
 
     def __repr__(self) -> str:
         keys = (
@@ -348,7 +349,8 @@ def _starts(
             )
         source = start.left[key] if conv.transposed else right
         known = source if bool(source.any()) else None
-        found.append(Start(maximum, known, start.reference[key]))
+        reference = None if start.reference is None else start.reference[key]
+        found.append(Start(maximum, known, reference))
     return found
 
 
