@@ -28,11 +28,13 @@ std::vector<int64_t> check_chain_jacobian_norms(const Tensor& x, const std::vect
   return widths;
 }
 
+#if !defined(LIPFAST_CHECKS_ONLY)
 STABLE_TORCH_LIBRARY_FRAGMENT(lipfast, m) {
   // weights, biases: network by network, layer by layer; an empty bias is none. slopes: one per layer.
   m.def(
       "chain_jacobian_norms(Tensor x, Tensor[] weights, Tensor[] biases, float[] slopes) -> (Tensor spectral, "
       "Tensor frobenius)");
 }
+#endif
 
 }  // namespace lipfast

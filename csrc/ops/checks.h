@@ -36,8 +36,11 @@ T* mutable_values(Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());
 }
 
+// The definitions stand beside the schemas; _C_cuda compiles them once more with LIPFAST_CHECKS_ONLY, without the
+// schemas.
 void check_spectral_norms(const std::vector<Tensor>& matrices, const std::vector<Tensor>& start);
 Dtype check_jacobian_reduction(const Tensor& jacobian);
+void check_cholesky_residual(const Tensor& matrices, const Tensor& factors, const Tensor& shifts);
 // Widths of the chain: layers + 1 numbers.
 std::vector<int64_t> check_chain_jacobian_norms(const Tensor& x, const std::vector<Tensor>& weights,
                                                 const std::vector<Tensor>& biases, int64_t layers);

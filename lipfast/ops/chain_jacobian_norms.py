@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
-from lipfast.ops._arguments import check_floating, native_dtype
+from lipfast.ops._arguments import check_floating, check_same_device, native_dtype
 
 
 def chain_jacobian_norms(
@@ -66,6 +66,8 @@ def chain_jacobian_norms(
                 raise ArgumentError(
                     f"{name}: weights must have the dtype of x, {x.dtype}, got {weight.dtype}"
                 )
+            for tensor in (weight,) if bias is None else (weight, bias):
+                check_same_device(tensor, x, name)
             if weight.dim() != 2 or weight.shape[1] != width:
                 raise ArgumentError(
                     f"{name}: expected a weight (n_out, {width}), got {tuple(weight.shape)}"
