@@ -41,8 +41,9 @@ def naive_jacobian_norms(model: nn.Module, x: Tensor) -> Tensor:
     """One Jacobian and one SVD per sample."""
     norms = []
     for sample in x:
-        jacobian = torch.autograd.functional.jacobian(model, sample)  # type: ignore[no-untyped-call]
-        norms.append(torch.linalg.svdvals(jacobian)[0])
+        batch = sample.unsqueeze(0)
+        jacobian = torch.autograd.functional.jacobian(model, batch)  # type: ignore[no-untyped-call]
+        norms.append(torch.linalg.svdvals(jacobian.reshape(-1, sample.numel()))[0])
     return torch.stack(norms)
 
 
@@ -60,11 +61,11 @@ def vmap_jacobian_norms(model: nn.Module, x: Tensor, chunk: int = 256) -> Tensor
     parameters = {name: value.detach() for name, value in model.state_dict().items()}
 
     def function(sample: Tensor) -> Tensor:
-        output: Tensor = functional_call(model, parameters, (sample,))
-        return output
+        output: Tensor = functional_call(model, parameters, (sample.unsqueeze(0),))
+        return output.squeeze(0)
 
     jacobians = vmap(jacrev(function))
-    return torch.cat([gram_norms(jacobians(part)) for part in torch.split(x, chunk)])
+    return torch.cat([gram_norms(jacobians(part).flatten(2)) for part in torch.split(x, chunk)])
 
 
 def loop_jacobian_norms(model: nn.Module, x: Tensor, chunk: int = 256) -> Tensor:

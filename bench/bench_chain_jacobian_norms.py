@@ -1,57 +1,47 @@
-"""Per-sample Jacobian norms of an MLP: the fused chain against plain PyTorch."""
+"""The fused op by activation: what a forward pass with derivatives costs beside the products."""
 
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-import lipfast
-from bench import baselines
 from bench.turns import Benchmark, Implementations, in_turn, measure
-from lipfast.estimators.jacobian import plan_jacobian_norms
+from lipfast.ops.chain_jacobian_norms import Activation, Linear, Stage, chain_jacobian_norms
 
-SAMPLES, FEW = 1000, 20
+SAMPLES, WIDTHS = 1000, (40, 256, 256, 10)
+RELU = "lipfast"
+SMOOTH = ("tanh", "sigmoid", "gelu", "silu", "elu")
 
 
 @cache
-def problem() -> tuple[nn.Module, lipfast.Plan, Tensor]:
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Linear(40, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
-    )
-    x = torch.randn(SAMPLES, 40)
-    return baselines.without_parameter_gradients(model), lipfast.compile(model, x[:2]), x
+def problem() -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
+    generator = torch.Generator().manual_seed(0)
+    weights = [
+        torch.randn(after, before, generator=generator) / before**0.5
+        for before, after in pairwise(WIDTHS)
+    ]
+    return torch.randn(SAMPLES, WIDTHS[0], generator=generator), weights, [None] * len(weights)
 
 
 def implementations() -> Implementations:
-    model, plan, x = problem()
-    state_dict = dict(model.state_dict())
+    x, weights, biases = problem()
+
+    def run(activation: Activation) -> Tensor:
+        stages: list[Stage] = [Linear(), activation, Linear(), activation, Linear()]
+        return chain_jacobian_norms(x, [weights], [biases], stages)[0]
+
+    parameters = {"elu": (1.0,)}
+    smooth = {name: Activation(name, parameters.get(name, ())) for name in SMOOTH}
     return {
-        "lipfast": (lambda: plan_jacobian_norms(plan, [state_dict], x), SAMPLES),
-        "tuned (vmap(jacrev))": (lambda: baselines.vmap_jacobian_norms(model, x), SAMPLES),
-        "tuned (K x autograd.grad)": (lambda: baselines.loop_jacobian_norms(model, x), SAMPLES),
-        "naive (jacobian, SVD per sample)": (
-            lambda: baselines.naive_jacobian_norms(model, x[:FEW]),
-            FEW,
-        ),
+        RELU: (lambda: run(Activation("relu")), SAMPLES),
+        **{name: (lambda a=a: run(a), SAMPLES) for name, a in smooth.items()},  # type: ignore[misc]
     }
 
 
-NAMES = (
-    "lipfast",
-    "tuned (vmap(jacrev))",
-    "tuned (K x autograd.grad)",
-    "naive (jacobian, SVD per sample)",
-)
-
-
-@in_turn(*NAMES)
-def bench_samples(benchmark: Benchmark, turn: int, implementation: str) -> None:
-    measure(
-        benchmark,
-        "Jacobian norms, 40-256-256-10, B = 1000",
-        implementation,
-        implementations()[implementation],
-    )
+@in_turn(RELU, *SMOOTH)
+def bench_activations(benchmark: Benchmark, turn: int, implementation: str) -> None:
+    case = "fused Jacobian norms, 40-256-256-10, per sample: ReLU, then others"
+    measure(benchmark, case, implementation, implementations()[implementation])

@@ -30,19 +30,25 @@ def two_threads() -> Iterator[None]:
 ESTIMATE = "lipfast, estimate only"
 
 
-def _figures(config: pytest.Config) -> dict[str, dict[str, tuple[float, float | None]]]:
-    """case -> implementation -> median seconds per unit, and passes over a matrix if known."""
+Figure = tuple[float, float | None, float | None]
+
+
+def _figures(config: pytest.Config) -> dict[str, dict[str, Figure]]:
+    """case -> implementation -> median seconds per unit, passes, operations per unit if known."""
     seconds: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     passes: dict[tuple[str, str], float] = {}
+    operations: dict[str, float] = {}
     for benchmark in config._benchmarksession.benchmarks:  # type: ignore[attr-defined]
         info = benchmark.extra_info
         case, name = info["case"], info["implementation"]
         seconds[case][name].append(benchmark.stats.median / info["units"])
         if "passes" in info:
             passes[case, name] = info["passes"]
+        if "operations" in info:
+            operations[case] = info["operations"]
     return {
         case: {
-            name: (statistics.median(values), passes.get((case, name)))
+            name: (statistics.median(values), passes.get((case, name)), operations.get(case))
             for name, values in implementations.items()
         }
         for case, implementations in seconds.items()
@@ -61,13 +67,13 @@ def pytest_terminal_summary(
     )
     for heading in ("case", "implementation"):
         table.add_column(heading)
-    for heading in ("ms per unit", "ratio to lipfast", "to its estimate", "passes"):
+    for heading in ("ms per unit", "ratio to lipfast", "to its estimate", "passes", "GFLOP/s"):
         table.add_column(heading, justify="right")
     for case, implementations in figures.items():
         # Absent where only some implementations were selected (-k).
-        ours, _ = implementations.get("lipfast", (None, None))
-        estimate, _ = implementations.get(ESTIMATE, (None, None))
-        for number, (name, (value, passes)) in enumerate(implementations.items()):
+        ours = implementations.get("lipfast", (None,))[0]
+        estimate = implementations.get(ESTIMATE, (None,))[0]
+        for number, (name, (value, passes, operations)) in enumerate(implementations.items()):
             table.add_row(
                 "" if number else case,
                 name,
@@ -75,6 +81,7 @@ def pytest_terminal_summary(
                 f"{value / ours:.3g}x" if ours else "",
                 f"{value / estimate:.3g}x" if estimate else "",
                 f"{passes:.3g}" if passes is not None else "",
+                f"{operations / value / 1e9:.4g}" if operations is not None else "",
             )
         table.add_section()
     info = lipfast.info()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lipfast import _native
 from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms
+from lipfast.ops.chain_stages import Activation, Linear
 from lipfast.ops.jacobian_reduction import jacobian_reduction
 
 # Bytes and float32 operations per second, without tensor cores (NVIDIA's data sheets).
@@ -95,13 +96,13 @@ def chain(networks: int, batch: int, widths: tuple[int, ...]) -> Case:
     weights = [[random(*shape) / shape[1] ** 0.5 for shape in shapes] for _ in range(networks)]
     biases: list[list[Tensor | None]] = [[random(shape[0]) for shape in shapes] for _ in weights]
     x = random(batch, widths[0])
-    slopes = [0.0] * (len(shapes) - 1) + [1.0]
+    stages = [Linear(), *[Activation("relu"), Linear()] * (len(shapes) - 1)]
     products = sum(widths[-1] * a * b for b, a in shapes[:-1])  # half of 2 K a b
     forward = sum(2 * a * b for b, a in shapes)
     parameters = 4.0 * networks * sum(a * b for b, a in shapes)
     return Case(
         f"chain_jacobian_norms {networks} networks, batch {batch}, {'-'.join(map(str, widths))}",
-        lambda: chain_jacobian_norms(x, weights, biases, slopes),
+        lambda: chain_jacobian_norms(x, weights, biases, stages),
         parameters + 4.0 * networks * batch * (widths[0] + 2),
         float(networks) * batch * (products + forward),
     )

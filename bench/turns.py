@@ -41,14 +41,18 @@ def measure(
     work: tuple[Callable[[], object], int],
     *,
     warmup: bool = True,
+    operations: float | None = None,
 ) -> None:
     """Times one call after one warm-up; `work` is the call and the units that it does.
 
     Long calls may do without the warm-up. Where the result says so, the mean number of passes over
-    a matrix goes into the table.
+    a matrix goes into the table, and where `operations` says how many floating-point operations a
+    unit is, however they are done, so does their rate.
     """
     call, units = work
     benchmark.extra_info.update(case=case, implementation=implementation, units=units)
+    if operations is not None:
+        benchmark.extra_info["operations"] = operations
     result = benchmark.pedantic(call, rounds=1, iterations=1, warmup_rounds=int(warmup))
     if isinstance(result, lipfast.SpectralNorms):
         benchmark.extra_info["passes"] = float(result.passes.double().mean())

@@ -17,7 +17,7 @@ BELOW = {
     "_version": set(),
     "_native": {"errors", "_version"},
     "_info": {"_native", "_version"},
-    "reference": {"errors"},
+    "reference": {"errors", "ops"},
     "ops": {"errors", "_native"},
     "rules": {"errors", "ops", "plan"},
     "plan": {"errors", "ops", "rules"},

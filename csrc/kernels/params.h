@@ -57,18 +57,50 @@ struct JacobianReductionParams {
   void* frobenius;  // (batch)
 };
 
-// `networks` chains of `layers` affine maps, all of the same shapes:
-//   h_l = a_l(W_l h_{l-1} + b_l),  a_l(z) = z for z > 0, slope_l z otherwise.
+// A stage of a chain: an affine map, a pool, or a pointwise activation.
+enum class StageKind : int32_t { kLinear = 0, kConvolution = 1, kMaxPool = 2, kAveragePool = 3, kActivation = 4 };
+enum class Activation : int32_t {
+  kReLU = 0,
+  kLeakyReLU = 1,  // parameters: slope
+  kReLU6 = 2,
+  kHardtanh = 3,  // min, max
+  kTanh = 4,
+  kSigmoid = 5,
+  kGELU = 6,      // with erf
+  kGELUTanh = 7,  // its approximation
+  kSiLU = 8,
+  kSoftplus = 9,  // beta, threshold
+  kELU = 10,      // alpha
+};
+
+struct ImageShape {
+  int64_t channels, height, width;
+};
+
+struct ChainStage {
+  StageKind kind;
+  Activation activation;
+  ImageShape in, out;  // kLinear: one pixel each
+  int64_t pixels;      // kLinear: of the image that it flattens; its weight's columns are channel by channel
+  int64_t affine;      // kLinear, kConvolution: index among the weights
+  int64_t kernel[2], stride[2], padding[2], dilation[2];  // along height and width
+  int64_t groups;
+  bool count_include_pad;
+  double parameters[2];
+};
+
+// `networks` chains of the same stages and shapes.
 struct ChainParams {
-  const void* x;  // (batch, widths[0])
+  const void* x;  // (batch, channels, height, width) of the first stage's input
   Dtype dtype;
   int64_t batch;
   int64_t networks;
-  int64_t layers;
-  const int64_t* widths;       // layers + 1: input width, then the width after every layer
-  const void* const* weights;  // networks * layers, row-major widths[l + 1] x widths[l]
-  const void* const* biases;   // networks * layers, nullptr: no bias
-  const double* slopes;        // layers
+  int64_t stages;
+  const ChainStage* stage;
+  ImageShape in, out;          // of the chain
+  int64_t affine;              // linear and convolutional stages
+  const void* const* weights;  // networks * affine, as torch has them
+  const void* const* biases;   // networks * affine, nullptr: no bias
   void* spectral;              // (networks, batch)
   void* frobenius;             // (networks, batch)
 };

@@ -41,8 +41,14 @@ T* mutable_values(Tensor& tensor) {
 void check_spectral_norms(const std::vector<Tensor>& matrices, const std::vector<Tensor>& start);
 Dtype check_jacobian_reduction(const Tensor& jacobian);
 void check_cholesky_residual(const Tensor& matrices, const Tensor& factors, const Tensor& shifts);
-// Widths of the chain: layers + 1 numbers.
-std::vector<int64_t> check_chain_jacobian_norms(const Tensor& x, const std::vector<Tensor>& weights,
-                                                const std::vector<Tensor>& biases, int64_t layers);
+// The stages with the shapes between them, and the shapes of the first input and the last output.
+struct ChainStages {
+  std::vector<ChainStage> stages;
+  ImageShape in, out;
+  int64_t affine;
+};
+ChainStages check_chain_jacobian_norms(const Tensor& x, const std::vector<Tensor>& weights,
+                                       const std::vector<Tensor>& biases, const std::vector<int64_t>& stages,
+                                       const std::vector<double>& parameters);
 
 }  // namespace lipfast

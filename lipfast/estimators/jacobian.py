@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lipfast.errors import ArgumentError, NonFiniteError, TraceError, UnsupportedOpError
-from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms
+from lipfast.ops.chain_jacobian_norms import Activation, Linear, Stage, chain_jacobian_norms
 from lipfast.ops.jacobian_reduction import jacobian_reduction
 from lipfast.plan.graph import Reference
 from lipfast.plan.interpret import evaluate
@@ -155,7 +155,12 @@ def _chain_norms(chain: Chain, tensors: Sequence[Mapping[str, Tensor]], x: Tenso
     biases = [
         [None if name is None else typed(entry[name]) for name in chain.biases] for entry in tensors
     ]
-    spectral, _ = chain_jacobian_norms(x.contiguous(), weights, biases, list(chain.slopes))
+    stages: list[Stage] = []
+    for slope in chain.slopes:
+        stages.append(Linear())
+        if slope != 1.0:
+            stages.append(Activation("leaky_relu", (slope,)))
+    spectral, _ = chain_jacobian_norms(x.contiguous(), weights, biases, stages)
     return spectral
 
 

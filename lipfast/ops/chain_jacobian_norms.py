@@ -1,4 +1,4 @@
-"""Per-sample Jacobian norms of chains of affine maps and piecewise linear activations, fused."""
+"""Per-sample Jacobian norms of chains of affine maps, activations and pools, fused."""
 
 from __future__ import annotations
 
@@ -9,83 +9,177 @@ from torch import Tensor
 
 from lipfast.errors import ArgumentError
 from lipfast.ops._arguments import check_floating, check_same_device, native_dtype
+from lipfast.ops.chain_stages import (
+    AFFINE_KINDS,
+    NUMBERS,
+    Activation,
+    AveragePool,
+    Convolution,
+    Flatten,
+    Linear,
+    MaxPool,
+    Stage,
+    encode,
+    is_affine,
+    output_shape,
+)
+
+__all__ = [
+    "Activation",
+    "AveragePool",
+    "Convolution",
+    "Flatten",
+    "Linear",
+    "MaxPool",
+    "Stage",
+    "chain_jacobian_norms",
+    "has_chain_kernel",
+]
+
+_MOST_LAYERS_ON_CUDA = 64
 
 
 def chain_jacobian_norms(
     x: Tensor,
     weights: Sequence[Sequence[Tensor]],
     biases: Sequence[Sequence[Tensor | None]],
-    slopes: Sequence[float],
+    stages: Sequence[Stage],
 ) -> tuple[Tensor, Tensor]:
-    r"""Norms of $J(x) = D_L W_L \cdots D_1 W_1$, spectral and Frobenius: N networks, B samples.
+    r"""Norms of $J(x) = J_S \cdots J_1$, spectral and Frobenius: N networks, B samples.
 
-    $D_l = \mathrm{diag}(1 \text{ where } z_l > 0, s_l \text{ elsewhere})$ is the derivative of the
-    activation after layer l: $s_l = 0$ for ReLU, the slope of a LeakyReLU, 1 for none. Forward
-    pass, derivatives, products from the output side and reduction run for a few samples at a time;
-    nothing of size B x K x n is stored, and rows of inactive units are skipped.
+    $J_s$ is the Jacobian of stage s where the sample meets it: the weight of a linear layer or of a
+    convolution, the diagonal of an activation's derivatives, the selection that a max pool makes.
+    Forward pass, derivatives, products from the output side and reduction run for a few samples at
+    a time; nothing of size B x K x n is stored, and units with derivative zero are skipped, as are
+    those that a max pool passes over.
 
     Not certified: autograd's convention at kinks, in the dtype's rounding (relative error about
     1e-6 in float32, 1e-14 in float64, away from kinks).
 
     Args:
-        x: (B, D) samples, float32 or float64.
-        weights: per network, per layer: (n_out, n_in), dtype of x; all networks alike.
+        x: (B, *shape) samples, float32 or float64: (B, n), (B, channels, length) or
+            (B, channels, height, width).
+        weights: per network, one for each `Linear` and `Convolution`, first stage first; dtype of
+            x; all networks alike.
         biases: alike: (n_out,) or None.
-        slopes: one per layer, finite.
+        stages: what the chain consists of, with at least one affine map.
 
     Returns:
         Two tensors (N, B) of x's dtype.
 
     Raises:
-        ArgumentError: wrong types, dtypes or shapes; the message names network and layer.
+        ArgumentError: wrong types, dtypes or shapes; the message names network and stage.
 
     Example:
         >>> import torch
-        >>> from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms
+        >>> from lipfast.ops.chain_jacobian_norms import Activation, Linear, chain_jacobian_norms
         >>> hidden = torch.tensor([[3.0, 0.0], [0.0, 5.0]])
         >>> x = torch.tensor([[1.0, 1.0], [1.0, -1.0]])  # both units active; the first only
-        >>> chain_jacobian_norms(x, [[hidden, torch.eye(2)]], [[None, None]], [0.0, 1.0])[0]
+        >>> stages = [Linear(), Activation("relu"), Linear()]
+        >>> chain_jacobian_norms(x, [[hidden, torch.eye(2)]], [[None, None]], stages)[0]
         tensor([[5., 3.]])
     """
-    x = native_dtype(check_floating(x, "x", 2))
+    x = native_dtype(check_floating(x, "x"))
+    if x.dim() < 2:
+        raise ArgumentError(f"x: expected samples (B, *shape), got shape {tuple(x.shape)}")
     if len(weights) == 0 or len(weights) != len(biases):
         raise ArgumentError(f"{len(weights)} networks' weights and {len(biases)} networks' biases")
-    depth = len(slopes)
+    affine = sum(is_affine(stage) for stage in stages)
+    if affine == 0:
+        raise ArgumentError("a chain needs at least one Linear or Convolution")
     none = x.new_empty(0)
     flat_weights, flat_biases = [], []
     for network, (network_weights, network_biases) in enumerate(zip(weights, biases, strict=True)):
-        if len(network_weights) != depth or len(network_biases) != depth:
+        if len(network_weights) != affine or len(network_biases) != affine:
             raise ArgumentError(
                 f"network {network}: {len(network_weights)} weights, {len(network_biases)} biases, "
-                f"{depth} slopes"
+                f"{affine} Linear and Convolution stages"
             )
-        width = x.shape[1]
-        for layer, (weight, bias) in enumerate(zip(network_weights, network_biases, strict=True)):
-            name = f"network {network}, layer {layer}"
-            if weight.dtype != x.dtype or (bias is not None and bias.dtype != x.dtype):
-                raise ArgumentError(
-                    f"{name}: weights must have the dtype of x, {x.dtype}, got {weight.dtype}"
-                )
-            for tensor in (weight,) if bias is None else (weight, bias):
-                check_same_device(tensor, x, name)
-            if weight.dim() != 2 or weight.shape[1] != width:
-                raise ArgumentError(
-                    f"{name}: expected a weight (n_out, {width}), got {tuple(weight.shape)}"
-                )
-            width = weight.shape[0]
-            if bias is not None and bias.shape != (width,):
-                raise ArgumentError(f"{name}: expected a bias ({width},), got {tuple(bias.shape)}")
-            flat_weights.append(weight.detach().contiguous())
-            flat_biases.append(none if bias is None else bias.detach().contiguous())
+        _check_network(f"network {network}", x, network_weights, network_biases, stages)
+        flat_weights += [_as_planes(weight.detach().contiguous()) for weight in network_weights]
+        flat_biases += [
+            none if bias is None else bias.detach().contiguous() for bias in network_biases
+        ]
+    if not has_chain_kernel(stages, x.device):
+        raise ArgumentError(
+            f"on {x.device} a chain is up to {_MOST_LAYERS_ON_CUDA} linear stages with ReLU or "
+            "LeakyReLU between them: use the CPU, or explicit Jacobians (method='autograd')"
+        )
+    numbers, parameters = encode(stages, [tuple(weight.shape) for weight in weights[0]])
     spectral, frobenius = torch.ops.lipfast.chain_jacobian_norms(
-        x, flat_weights, flat_biases, [float(slope) for slope in slopes]
+        _as_planes(x), flat_weights, flat_biases, numbers, parameters
     )
     return spectral, frobenius
 
 
+def _check_network(
+    network: str,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    stages: Sequence[Stage],
+) -> None:
+    shape = tuple(x.shape[1:])
+    affine = zip(weights, biases, strict=True)
+    for index, stage in enumerate(stages):
+        name = f"{network}, stage {index}"
+        weight, bias = next(affine) if is_affine(stage) else (None, None)
+        for tensor in (weight, bias):
+            if tensor is not None and tensor.dtype != x.dtype:
+                raise ArgumentError(
+                    f"{name}: weights must have the dtype of x, {x.dtype}, got {tensor.dtype}"
+                )
+            if tensor is not None:
+                check_same_device(tensor, x, name)
+        try:
+            shape = output_shape(stage, shape, None if weight is None else tuple(weight.shape))
+        except ArgumentError as error:
+            raise ArgumentError(f"{name}: {error}") from None
+        if bias is not None and bias.shape != shape[:1]:
+            raise ArgumentError(f"{name}: expected a bias ({shape[0]},), got {tuple(bias.shape)}")
+
+
+def has_chain_kernel(stages: Sequence[Stage], device: torch.device) -> bool:
+    """Whether `chain_jacobian_norms` takes a chain on a device.
+
+    The CPU takes every chain; CUDA takes linear stages, each followed by any number of ReLU and
+    LeakyReLU, up to 64 of them, and Flatten before the first.
+
+    Example:
+        >>> from lipfast.ops.chain_jacobian_norms import Activation, Linear, has_chain_kernel
+        >>> has_chain_kernel([Linear(), Activation("tanh")], torch.device("cpu"))
+        True
+        >>> has_chain_kernel([Linear(), Activation("tanh")], torch.device("cuda"))
+        False
+    """
+    if device.type == "cpu":
+        return True
+    linear, slope = 0, 1.0
+    for stage in stages:
+        if isinstance(stage, Linear):
+            linear, slope = linear + 1, 1.0
+        elif isinstance(stage, Activation) and linear > 0 and slope >= 0:
+            if stage.name not in ("relu", "leaky_relu"):
+                return False
+            slope *= stage.parameters[0] if stage.name == "leaky_relu" else 0.0
+        elif not isinstance(stage, Flatten):
+            return False
+    return 1 <= linear <= _MOST_LAYERS_ON_CUDA
+
+
+def _as_planes(tensor: Tensor) -> Tensor:
+    """A kernel or samples with one axis, (n, channels, length), with a height of 1."""
+    return tensor.unsqueeze(2) if tensor.dim() == 3 else tensor
+
+
 @torch.library.register_fake("lipfast::chain_jacobian_norms")
 def _chain_jacobian_norms_fake(
-    x: Tensor, weights: list[Tensor], biases: list[Tensor], slopes: list[float]
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    stages: list[int],
+    parameters: list[float],
 ) -> tuple[Tensor, Tensor]:
-    shape = (len(weights) // len(slopes), x.shape[0])
+    affine = sum(kind in AFFINE_KINDS for kind in stages[::NUMBERS])
+    shape = (len(weights) // affine, x.shape[0])
     return x.new_empty(shape), x.new_empty(shape)

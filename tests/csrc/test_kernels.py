@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import kernels
@@ -12,6 +12,7 @@ import torch
 from harness import Harness
 from torch import Tensor
 
+from lipfast.ops.chain_stages import Activation, Linear, Stage
 from lipfast.reference import chain_jacobian_norms as reference_chain
 from lipfast.reference import cholesky_residual as reference_residual
 from lipfast.reference import jacobian_reduction as reference_reduction
@@ -237,6 +238,11 @@ CHAINS = [(1, 1), (3, 2), (1, 1, 1), (5, 1, 7), (33, 31, 10), (40, 33, 17, 10), 
 LARGE_CHAINS = [(40, 64, 10), (50, 20, 1), (16, 8, 6, 14), (130, 140, 4), (20, 70, 30, 66)]
 
 
+def stages(slopes: Sequence[float]) -> list[Stage]:
+    """Linear layers, each with a LeakyReLU of its slope."""
+    return [stage for slope in slopes for stage in (Linear(), Activation("leaky_relu", (slope,)))]
+
+
 def chain(
     dims: tuple[int, ...], dtype: torch.dtype, networks: int = 2, bias: bool = True
 ) -> tuple[list[list[Tensor]], list[list[Tensor | None]]]:
@@ -263,7 +269,7 @@ def test_chain_jacobian_norms(plain: Harness, dtype: torch.dtype, dims: tuple[in
             return kernels.chain_jacobian_norms(plain, x, weights, biases, slopes, seed=order)  # noqa: B023
 
         found = same_under_every_order(run) if slope == 0 else run(1)
-        truth = reference_chain.chain_jacobian_norms(x, weights, biases, slopes)
+        truth = reference_chain.chain_jacobian_norms(x, weights, biases, stages(slopes))
         tolerance = 8 * sum(dims) * EPS[dtype]
         for one, other in zip(found, truth, strict=True):
             torch.testing.assert_close(
@@ -285,7 +291,7 @@ def test_chain_batches(plain: Harness, batch: int) -> None:
     found = kernels.chain_jacobian_norms(plain, x, weights, biases, [0.0, 1.0], grid=3)
     assert found[0].shape == (2, batch)
     if batch:
-        truth = reference_chain.chain_jacobian_norms(x, weights, biases, [0.0, 1.0])
+        truth = reference_chain.chain_jacobian_norms(x, weights, biases, stages([0.0, 1.0]))
         torch.testing.assert_close(found[0], truth[0], rtol=1e-13, atol=1e-14)
 
 

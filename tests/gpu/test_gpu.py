@@ -13,6 +13,7 @@ from torch import Tensor
 import lipfast
 from lipfast.errors import ArgumentError, NonFiniteError
 from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms
+from lipfast.ops.chain_stages import Activation, Linear, Stage
 from lipfast.ops.cholesky_residual import cholesky_residual
 from lipfast.ops.jacobian_reduction import jacobian_reduction
 from lipfast.reference import chain_jacobian_norms as reference_chain
@@ -65,17 +66,21 @@ def chain(dims: tuple[int, ...], dtype: torch.dtype, networks: int) -> tuple[lis
     return weights, biases
 
 
+def relu_between(layers: int) -> list[Stage]:
+    return [Linear(), *[Activation("relu"), Linear()] * (layers - 1)]
+
+
 def moved(tensors: list, device: torch.device) -> list:
     return [[tensor.to(device) for tensor in network] for network in tensors]
 
 
 def check_chain(dims: tuple[int, ...], dtype: torch.dtype, networks: int, device: object) -> None:
     weights, biases = chain(dims, dtype, networks)
-    x, slopes = normal(67, dims[0], seed=5, dtype=dtype), [0.0] * (len(dims) - 2) + [1.0]
+    x, stages = normal(67, dims[0], seed=5, dtype=dtype), relu_between(len(dims) - 1)
     found = chain_jacobian_norms(
-        x.to(device), moved(weights, device), moved(biases, device), slopes
+        x.to(device), moved(weights, device), moved(biases, device), stages
     )
-    truth = reference_chain.chain_jacobian_norms(x, weights, biases, slopes)
+    truth = reference_chain.chain_jacobian_norms(x, weights, biases, stages)
     for one, other in zip(found, truth, strict=True):
         scale = float(truth[1].max())
         torch.testing.assert_close(
@@ -186,7 +191,7 @@ def test_cuda_graphs(device: torch.device) -> None:
         return [
             torch.ops.lipfast.spectral_norms(matrices, [], True, 1e-6, 300, False, 0, 1 << 30)[0],
             jacobian_reduction(jacobian)[0],
-            torch.ops.lipfast.chain_jacobian_norms(x, flat, flat_biases, [0.0, 1.0])[0],
+            chain_jacobian_norms(x, [flat[:2]], [flat_biases[:2]], relu_between(2))[0],
         ]
 
     side = torch.cuda.Stream()

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import math
-from itertools import chain, pairwise
+from functools import cache
+from itertools import chain
 
 import pytest
 import torch
+from chain_cases import ACTIVATIONS, CASES, RELU, Biases, Weights, draw, mlp, mlp_shapes, samples
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
-from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms
+from lipfast.ops.chain_jacobian_norms import Activation, Linear, chain_jacobian_norms
+from lipfast.ops.chain_stages import encode
 from lipfast.reference.chain_jacobian_norms import chain_jacobian_norms as reference
-from lipfast.reference.chain_jacobian_norms import chain_jacobians
 
 CHAINS = [
     (1, 1),
@@ -29,15 +31,11 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 def networks(
     dims: tuple[int, ...], dtype: torch.dtype, count: int = 2, bias: bool = True
-) -> tuple[list, list]:
-    generator = torch.Generator().manual_seed(sum(dims))
+) -> tuple[Weights, Biases]:
+    return draw(mlp_shapes(dims), dtype, networks=count, bias=bias)
 
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
-    weights = [[draw(b, a) / math.sqrt(a) for a, b in pairwise(dims)] for _ in range(count)]
-    biases = [[draw(b) if bias else None for b in dims[1:]] for _ in range(count)]
-    return weights, biases
+RELU_MLP = mlp((0, 0, 0), RELU)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -53,10 +51,11 @@ def test_matches_the_reference(capability: str, dtype: torch.dtype, dims: tuple[
         (-2.0, 1.0, False),
     ]:
         weights, biases = networks(dims, dtype, bias=bias)
-        slopes = [slope] * (len(dims) - 2) + [output_slope]
-        spectral, frobenius = chain_jacobian_norms(x, weights, biases, slopes)
+        hidden, output = (Activation("leaky_relu", (value,)) for value in (slope, output_slope))
+        stages = mlp(dims, hidden, output)
+        spectral, frobenius = chain_jacobian_norms(x, weights, biases, stages)
         assert spectral.shape == frobenius.shape == (2, 13) and spectral.dtype == dtype
-        truth = reference(x, weights, biases, slopes)
+        truth = reference(x, weights, biases, stages)
         scale = truth[1].max()
         torch.testing.assert_close(
             spectral.double(),
@@ -72,44 +71,77 @@ def test_matches_the_reference(capability: str, dtype: torch.dtype, dims: tuple[
         )
 
 
-def test_reference_matches_autograd(generator: torch.Generator) -> None:
-    dims = (6, 9, 4)
-    weights, biases = networks(dims, torch.float64, count=1)
-    x = torch.randn(5, 6, generator=generator, dtype=torch.float64)
+def assert_close(got: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor], largest: Tensor) -> None:
+    for value, expected in zip(got, truth, strict=True):
+        dtype = value.dtype
+        torch.testing.assert_close(
+            value.double(),
+            expected,
+            rtol=TOLERANCE[dtype],
+            atol=1e-8 * float(largest) * (dtype == torch.float32),
+        )
 
-    def function(sample: Tensor) -> Tensor:
-        hidden = torch.relu(weights[0][0] @ sample + biases[0][0])
-        return torch.nn.functional.leaky_relu(weights[0][1] @ hidden + biases[0][1], 0.2)
 
-    torch.testing.assert_close(
-        chain_jacobians(x, weights[0], biases[0], [0.0, 0.2]),
-        torch.func.vmap(torch.func.jacrev(function))(x),
-    )
+@cache
+def case_truth(
+    name: str, dtype: torch.dtype, bias: bool
+) -> tuple[Weights, Biases, tuple[Tensor, Tensor]]:
+    shape, stages, weight_shapes = CASES[name]
+    weights, biases = draw(weight_shapes, dtype, networks=2, bias=bias)
+    return weights, biases, reference(samples(5, shape, dtype), weights, biases, stages)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", CASES)
+def test_stages_match_the_reference(capability: str, dtype: torch.dtype, name: str) -> None:
+    shape, stages, _ = CASES[name]
+    x = samples(5, shape, dtype)
+    for bias in (True, False):
+        weights, biases, truth = case_truth(name, dtype, bias)
+        got = chain_jacobian_norms(x, weights, biases, stages)
+        assert_close(got, truth, truth[1].max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_activations_match_the_reference(
+    capability: str, dtype: torch.dtype, activation: Activation
+) -> None:
+    dims = (6, 29, 4)
+    weights, biases = draw(mlp_shapes(dims), dtype)
+    stages = mlp(dims, activation, activation)
+    for scale in (1.0, 8.0):
+        x = scale * samples(9, (6,), dtype)
+        truth = reference(x, weights, biases, stages)
+        got = chain_jacobian_norms(x, weights, biases, stages)
+        assert_close(got, truth, truth[1].max())
 
 
 @pytest.mark.parametrize("batch", [0, 1, 7, 8, 9, 65])
 def test_batch_sizes(capability: str, batch: int, generator: torch.Generator) -> None:
     weights, biases = networks((10, 20, 5), torch.float32, count=3)
     x = torch.randn(batch, 10, generator=generator)
-    spectral, _ = chain_jacobian_norms(x, weights, biases, [0.0, 1.0])
+    spectral, _ = chain_jacobian_norms(x, weights, biases, RELU_MLP)
     assert spectral.shape == (3, batch)
     if batch:
         torch.testing.assert_close(
-            spectral.double(), reference(x, weights, biases, [0.0, 1.0])[0], rtol=1e-5, atol=1e-7
+            spectral.double(), reference(x, weights, biases, RELU_MLP)[0], rtol=1e-5, atol=1e-7
         )
 
 
 def test_derivative_at_a_kink_is_the_slope(capability: str) -> None:
     weight = [[torch.eye(2)]]
     x = torch.tensor([[0.0, 1.0], [-0.0, -1.0]])
-    assert chain_jacobian_norms(x, weight, [[None]], [0.5])[0].tolist() == [[1.0, 0.5]]
-    assert chain_jacobian_norms(x, weight, [[None]], [0.0])[0].tolist() == [[1.0, 0.0]]
+    assert chain_jacobian_norms(x, weight, [[None]], [Linear(), Activation("leaky_relu", (0.5,))])[
+        0
+    ].tolist() == [[1.0, 0.5]]
+    assert chain_jacobian_norms(x, weight, [[None]], [Linear(), RELU])[0].tolist() == [[1.0, 0.0]]
 
 
 def test_dead_network_has_norm_zero(capability: str) -> None:
     weights = [[torch.ones(4, 3), torch.ones(2, 4)]]
     biases = [[torch.full((4,), -100.0), None]]
-    spectral, frobenius = chain_jacobian_norms(torch.ones(3, 3), weights, biases, [0.0, 1.0])
+    spectral, frobenius = chain_jacobian_norms(torch.ones(3, 3), weights, biases, RELU_MLP)
     assert spectral.tolist() == frobenius.tolist() == [[0.0] * 3]
 
 
@@ -117,23 +149,23 @@ def test_nan_is_not_lost(capability: str, generator: torch.Generator) -> None:
     weights, biases = networks((10, 20, 5), torch.float32, count=1)
     x = torch.randn(9, 10, generator=generator)
     x[4, 3] = math.nan
-    spectral, _ = chain_jacobian_norms(x, weights, biases, [0.0, 1.0])
+    spectral, _ = chain_jacobian_norms(x, weights, biases, RELU_MLP)
     assert spectral[0].isnan().tolist() == [index == 4 for index in range(9)]
 
 
 def test_independent_of_threads_and_company(capability: str, generator: torch.Generator) -> None:
     weights, biases = networks((40, 64, 10), torch.float32, count=5)
     x = torch.randn(50, 40, generator=generator)
-    together = chain_jacobian_norms(x, weights, biases, [0.0, 1.0])[0]
+    together = chain_jacobian_norms(x, weights, biases, RELU_MLP)[0]
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        assert torch.equal(chain_jacobian_norms(x, weights, biases, [0.0, 1.0])[0], together)
+        assert torch.equal(chain_jacobian_norms(x, weights, biases, RELU_MLP)[0], together)
     finally:
         torch.set_num_threads(threads)
     for index in range(5):
         alone = chain_jacobian_norms(
-            x, weights[index : index + 1], biases[index : index + 1], [0.0, 1.0]
+            x, weights[index : index + 1], biases[index : index + 1], RELU_MLP
         )[0]
         assert torch.equal(alone[0], together[index])
 
@@ -142,8 +174,8 @@ def test_non_contiguous_input(generator: torch.Generator) -> None:
     weights, biases = networks((10, 20, 5), torch.float32, count=1)
     x = torch.randn(10, 9, generator=generator).T
     transposed = [[weight.T.contiguous().T for weight in weights[0]]]
-    expected = chain_jacobian_norms(x.contiguous(), weights, biases, [0.0, 1.0])[0]
-    assert torch.equal(chain_jacobian_norms(x, transposed, biases, [0.0, 1.0])[0], expected)
+    expected = chain_jacobian_norms(x.contiguous(), weights, biases, RELU_MLP)[0]
+    assert torch.equal(chain_jacobian_norms(x, transposed, biases, RELU_MLP)[0], expected)
 
 
 def test_opcheck(generator: torch.Generator) -> None:
@@ -151,31 +183,34 @@ def test_opcheck(generator: torch.Generator) -> None:
     flat_weights, flat_biases = list(chain(*weights)), list(chain(*biases))
     x = torch.randn(5, 6, generator=generator)
     torch.library.opcheck(
-        torch.ops.lipfast.chain_jacobian_norms.default, (x, flat_weights, flat_biases, [0.0, 1.0])
+        torch.ops.lipfast.chain_jacobian_norms.default,
+        (x, flat_weights, flat_biases, *encode(RELU_MLP, mlp_shapes((6, 9, 4)))),
     )
 
 
 def test_bad_input() -> None:
     weights, biases = networks((6, 9, 4), torch.float32)
-    slopes, x = [0.0, 1.0], torch.ones(2, 6)
+    stages, x = RELU_MLP, torch.ones(2, 6)
     bad = [
         (
             torch.ones(2, 5),
             weights,
             biases,
-            slopes,
-            r"network 0, layer 0: expected a weight \(n_out, 5\)",
+            stages,
+            r"network 0, stage 0: expected a weight \(n_out, 5\)",
         ),
-        (x.double(), weights, biases, slopes, "dtype of x"),
-        (x[0], weights, biases, slopes, "2 dimensions"),
-        (x, weights, biases[:1], slopes, "networks"),
-        (x, weights, biases, [0.0], "2 weights"),
-        (x, [weights[0], weights[0][:1]], biases, slopes, "network 1"),
-        (x, weights, [[torch.ones(3), None]] * 2, slopes, r"expected a bias \(9,\)"),
-        (x.long(), weights, biases, slopes, "int64"),
+        (x.double(), weights, biases, stages, "dtype of x"),
+        (x[0], weights, biases, stages, "expected samples"),
+        (x, weights, biases[:1], stages, "networks"),
+        (x, weights, biases, [Linear()], "2 weights"),
+        (x, [weights[0], weights[0][:1]], biases, stages, "network 1"),
+        (x, weights, [[torch.ones(3), None]] * 2, stages, r"expected a bias \(9,\)"),
+        (x.long(), weights, biases, stages, "int64"),
     ]
-    for samples, w, b, s, message in bad:
+    for given, w, b, s, message in bad:
         with pytest.raises(ArgumentError, match=message):
-            chain_jacobian_norms(samples, w, b, s)
-    with pytest.raises(RuntimeError, match="weight 1"):
-        torch.ops.lipfast.chain_jacobian_norms(x, [weights[0][0]] * 2, [torch.empty(0)] * 2, slopes)
+            chain_jacobian_norms(given, w, b, s)
+    numbers, parameters = encode(RELU_MLP, mlp_shapes((6, 9, 4)))
+    twice = [weights[0][0]] * 2
+    with pytest.raises(RuntimeError, match="stage 2: expected a weight n x 9, got 9 x 6"):
+        torch.ops.lipfast.chain_jacobian_norms(x, twice, [torch.empty(0)] * 2, numbers, parameters)

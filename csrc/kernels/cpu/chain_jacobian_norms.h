@@ -1,15 +1,18 @@
-// chain_jacobian_norms: per-sample norms of the Jacobian of a chain of affine maps and piecewise linear activations,
+// chain_jacobian_norms: per-sample norms of the Jacobian of a chain of stages,
 //
-//   J(x) = D_L W_L D_{L-1} W_{L-1} ... D_1 W_1,   D_l = diag(1 where z_l > 0, slope_l elsewhere),
+//   J(x) = J_S ... J_1,   J_s: the matrix of a linear stage, a convolution or an average pool; the diagonal of an
+//                         activation's derivatives; the 0-1 matrix of a max pool's choice,
 //
 // fused: forward pass, derivatives, the product from the output side and the reduction for a tile of samples at a
-// time. Nothing of size B x K x n is written; rows of units with derivative zero are skipped.
+// time. Nothing of size B x K x n is written; units with derivative zero, or that a max pool passes over, are skipped.
 //
 // Types        float32 or float64 for x, weights, products and results; the reduction accumulates in float64.
-// Error        that of a forward pass and of L products in the type: about n eps elementwise. Where rounding flips
-//              the sign of z_l the Jacobian of the neighbouring linear region is taken.
+// Error        that of a forward pass and of S products in the type: about n eps elementwise. Where rounding carries a
+//              unit over a kink, or changes a maximum, the Jacobian of the neighbouring linear region is taken.
+// Conventions  autograd's: derivative 0 at both ends of a clipped range (so relu'(0) = 0), slope or alpha at 0 for
+//              LeakyReLU and ELU, the first of equal maxima.
 // Not certified: see certificate.py for the lower bound that is.
-// Errors       none: NaN gives NaN for that sample.
+// Errors       none: NaN in an output gives NaN for that sample.
 // Threads      one tile of samples of one network is one thread's; the partition is fixed, so results do not depend
 //              on the number of threads.
 #pragma once
@@ -18,17 +21,18 @@
 
 namespace lipfast {
 
-// How one call is cut: packed weights per network (elements of the dtype), samples per tile, bytes per thread.
+// How one call is cut.
 struct ChainLayout {
-  int64_t packed;
-  int64_t tile;
-  int64_t workspace;
+  int64_t packed;          // elements of the dtype, per network
+  int64_t pack_workspace;  // bytes while one network is packed
+  int64_t tile;            // samples
+  int64_t workspace;       // bytes while a tile is computed
 };
 
 struct ChainKernel {
   ChainLayout (*layout)(const ChainParams&);
   // Packs the weights of one network into column panels that the tiles then share.
-  void (*pack)(const ChainParams&, int64_t network, void* packed);
+  void (*pack)(const ChainParams&, int64_t network, void* packed, double* workspace, const Parallel* parallel);
   void (*tile)(const ChainParams&, int64_t network, const void* packed, int64_t first, int64_t count, void* workspace);
 };
 

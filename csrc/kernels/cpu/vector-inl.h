@@ -5,6 +5,8 @@ typedef double DoubleVector __attribute__((vector_size(LIPFAST_VECTOR_BYTES)));
 // The same, loadable from any address.
 typedef float FloatVectorUnaligned __attribute__((vector_size(LIPFAST_VECTOR_BYTES), aligned(4), may_alias));
 typedef double DoubleVectorUnaligned __attribute__((vector_size(LIPFAST_VECTOR_BYTES), aligned(8), may_alias));
+typedef int32_t IndexVectorUnaligned __attribute__((vector_size(LIPFAST_VECTOR_BYTES), aligned(4), may_alias));
+constexpr int kIndices = LIPFAST_VECTOR_BYTES / 4;
 // As many floats as a DoubleVector has doubles.
 typedef float HalfVectorUnaligned __attribute__((vector_size(LIPFAST_VECTOR_BYTES / 2), aligned(4), may_alias));
 

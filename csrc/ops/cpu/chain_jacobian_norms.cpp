@@ -9,11 +9,27 @@
 namespace lipfast {
 namespace {
 
+// Networks [begin, begin + count): one thread each, or all threads for one after the other where there are few.
+void pack(const ChainKernel& kernel, const ChainLayout& layout, const ChainParams& params, int64_t begin, int64_t count,
+          char* packed, int64_t packed_bytes) {
+  static constexpr Parallel threads{run_items};
+  const auto workspace = [&] { return Workspace(layout.pack_workspace + 64); };
+  const auto pack_one = [&](int64_t i, const Workspace& work, const Parallel* parallel) {
+    kernel.pack(params, begin + i, packed + i * packed_bytes, work.as<double>(), parallel);
+  };
+  if (count >= torch::stable::get_num_threads()) {
+    for_each_item(count, workspace, [&](int64_t i, const Workspace& work) { pack_one(i, work, nullptr); });
+    return;
+  }
+  const StandardArithmetic arithmetic;
+  const Workspace work = workspace();
+  for (int64_t i = 0; i < count; ++i) pack_one(i, work, &threads);
+}
+
 std::tuple<Tensor, Tensor> chain_jacobian_norms_cpu(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> biases,
-                                                    std::vector<double> slopes) {
-  const auto layers = static_cast<int64_t>(slopes.size());
-  const std::vector<int64_t> widths = check_chain_jacobian_norms(x, weights, biases, layers);
-  const int64_t batch = x.size(0), networks = static_cast<int64_t>(weights.size()) / layers;
+                                                    std::vector<int64_t> stages, std::vector<double> parameters) {
+  const ChainStages chain = check_chain_jacobian_norms(x, weights, biases, stages, parameters);
+  const int64_t batch = x.size(0), networks = static_cast<int64_t>(weights.size()) / chain.affine;
   Tensor spectral = torch::stable::new_empty(x, {networks, batch});
   Tensor frobenius = torch::stable::new_empty(x, {networks, batch});
   std::vector<const void*> weight_data, bias_data;
@@ -26,11 +42,13 @@ std::tuple<Tensor, Tensor> chain_jacobian_norms_cpu(Tensor x, std::vector<Tensor
                            single ? Dtype::kFloat32 : Dtype::kFloat64,
                            batch,
                            networks,
-                           layers,
-                           widths.data(),
+                           static_cast<int64_t>(chain.stages.size()),
+                           chain.stages.data(),
+                           chain.in,
+                           chain.out,
+                           chain.affine,
                            weight_data.data(),
                            bias_data.data(),
-                           slopes.data(),
                            spectral.data_ptr(),
                            frobenius.data_ptr()};
   const ChainKernel kernel = chain_jacobian_norms_kernel();
@@ -42,9 +60,7 @@ std::tuple<Tensor, Tensor> chain_jacobian_norms_cpu(Tensor x, std::vector<Tensor
   const int64_t tiles = (batch + layout.tile - 1) / layout.tile;
   for (int64_t begin = 0; begin < networks && batch > 0; begin += group) {
     const int64_t count = std::min(group, networks - begin);
-    for_each_item(
-        count, [] { return Workspace(1); },
-        [&](int64_t i, const Workspace&) { kernel.pack(params, begin + i, packed.as<char>() + i * packed_bytes); });
+    pack(kernel, layout, params, begin, count, packed.as<char>(), packed_bytes);
     for_each_item(
         count * tiles, [&] { return Workspace(layout.workspace); },
         [&](int64_t item, const Workspace& workspace) {

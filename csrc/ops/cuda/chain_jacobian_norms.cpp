@@ -8,10 +8,32 @@
 namespace lipfast {
 namespace {
 
+// The widths and the slopes of a chain of linear stages with ReLU, LeakyReLU or nothing after each.
+void read_chain(const ChainStages& chain, std::vector<int64_t>& widths, std::vector<double>& slopes) {
+  widths.push_back(chain.in.channels * chain.in.height * chain.in.width);
+  for (size_t i = 0; i < chain.stages.size(); ++i) {
+    const ChainStage& stage = chain.stages[i];
+    if (stage.kind == StageKind::kLinear) {
+      widths.push_back(stage.out.channels);
+      slopes.push_back(1);
+      continue;
+    }
+    const bool piecewise = stage.kind == StageKind::kActivation &&
+                           (stage.activation == Activation::kReLU || stage.activation == Activation::kLeakyReLU);
+    // Slopes of activations in a row multiply as long as the sign is kept.
+    STD_TORCH_CHECK(piecewise && !slopes.empty() && slopes.back() >= 0, "chain_jacobian_norms: stage ", i,
+                    ": on CUDA a chain is linear stages with ReLU or LeakyReLU between them");
+    slopes.back() *= stage.activation == Activation::kReLU ? 0 : stage.parameters[0];
+  }
+}
+
 std::tuple<Tensor, Tensor> chain_jacobian_norms_cuda(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> biases,
-                                                     std::vector<double> slopes) {
+                                                     std::vector<int64_t> stages, std::vector<double> parameters) {
+  const ChainStages decoded = check_chain_jacobian_norms(x, weights, biases, stages, parameters);
+  std::vector<int64_t> widths;
+  std::vector<double> slopes;
+  read_chain(decoded, widths, slopes);
   const auto layers = static_cast<int64_t>(slopes.size());
-  const std::vector<int64_t> widths = check_chain_jacobian_norms(x, weights, biases, layers);
   STD_TORCH_CHECK(layers <= cuda::kMaxChainLayers, "chain_jacobian_norms: at most ", cuda::kMaxChainLayers,
                   " layers on CUDA, got ", layers);
   for (size_t i = 0; i < weights.size(); ++i) {

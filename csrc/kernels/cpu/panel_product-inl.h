@@ -1,0 +1,99 @@
+// Products of a few rows with a matrix that is packed in column panels, over a list of the terms that count.
+//
+// A panel is two vectors wide, the last one a single vector where that suffices: [row][width], zero-padded.
+
+constexpr int kRowTile = LIPFAST_VECTOR_BYTES == 64 ? 12 : 5;  // rows x 2 accumulators, 2 + 1 operands in registers
+
+// The terms that every entry of a product sums: g[r][left[a]] times row right[a] of the panel.
+struct Terms {
+  const int32_t *left, *right;
+  int64_t count;
+};
+
+template <class T>
+constexpr int64_t kColumns = 2 * Simd<T>::kLanes;
+template <class T>
+LIPFAST_INLINE int64_t panel_width(int64_t columns_left) {
+  return columns_left > Simd<T>::kLanes ? kColumns<T> : Simd<T>::kLanes;
+}
+template <class T>
+LIPFAST_INLINE int64_t packed_size(int64_t rows, int64_t cols) {
+  return rows * round_up(cols, Simd<T>::kLanes);
+}
+// The panel that starts at column `col`, a multiple of kColumns, in a packed matrix of `rows` rows.
+template <class T>
+LIPFAST_INLINE const T* panel_at(const T* packed, int64_t rows, int64_t col) {
+  return packed + rows * col;
+}
+
+// Writes a block of rows x cols entries, w[i * row_step + j * col_step], to (row0, col0) of a packed matrix.
+template <class T>
+void pack_block(const T* w, int64_t rows, int64_t cols, int64_t row_step, int64_t col_step, T* packed, int64_t all_rows,
+                int64_t all_cols, int64_t row0, int64_t col0) {
+  for (int64_t j = 0; j < cols;) {
+    const int64_t panel = (col0 + j) / kColumns<T> * kColumns<T>, width = panel_width<T>(all_cols - panel);
+    const int64_t count = smaller(cols - j, panel + width - col0 - j);
+    T* to = packed + all_rows * panel + row0 * width + (col0 + j - panel);
+    const T* from = w + j * col_step;
+    for (int64_t i = 0; i < rows; ++i, to += width, from += row_step) {
+      for (int64_t k = 0; k < count; ++k) to[k] = from[k * col_step];
+    }
+    j += count;
+  }
+}
+
+// out[r][0 .. kVectors * kLanes) = sum over the terms, for kRows rows: the inner kernel.
+template <class T, int kRows, int kVectors>
+void rows_times_panel(const T* g, int64_t g_stride, const Terms& terms, const T* panel, T* out, int64_t out_stride) {
+  typedef typename Simd<T>::Vector Vector;
+  constexpr int kLanes = Simd<T>::kLanes;
+  Vector sum[kRows][kVectors] = {};
+  const int32_t *lefts = terms.left, *rights = terms.right;
+  for (int64_t a = 0; a < terms.count; ++a) {
+    const T* left = g + lefts[a];
+    const T* right = panel + static_cast<int64_t>(rights[a]) * (kVectors * kLanes);
+    Vector w[kVectors];
+    LIPFAST_UNROLL
+    for (int v = 0; v < kVectors; ++v) w[v] = load(right + v * kLanes);
+    LIPFAST_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const Vector factor = splat(left[r * g_stride]);
+      LIPFAST_UNROLL
+      for (int v = 0; v < kVectors; ++v) sum[r][v] += factor * w[v];
+    }
+  }
+  LIPFAST_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    LIPFAST_UNROLL
+    for (int v = 0; v < kVectors; ++v) store(out + r * out_stride + v * kLanes, sum[r][v]);
+  }
+}
+
+template <class T, int kRows, int kVectors>
+LIPFAST_INLINE void some_rows(int64_t rows, const T* g, int64_t g_stride, const Terms& terms, const T* panel, T* out,
+                              int64_t out_stride) {
+  if constexpr (kRows > 0) {
+    if (rows == kRows) {
+      rows_times_panel<T, kRows, kVectors>(g, g_stride, terms, panel, out, out_stride);
+    } else {
+      some_rows<T, kRows - 1, kVectors>(rows, g, g_stride, terms, panel, out, out_stride);
+    }
+  }
+}
+
+// The same for any number of rows, in tiles of equal height. Writes whole panels: up to kColumns - 1 columns more than
+// the matrix has.
+template <class T>
+void all_rows_times_panel(const T* g, int64_t rows, int64_t g_stride, const Terms& terms, const T* panel, int64_t width,
+                          T* out, int64_t out_stride) {
+  const int64_t tiles = (rows + kRowTile - 1) / kRowTile;
+  for (int64_t tile = 0, r = 0; tile < tiles; ++tile) {
+    const int64_t height = (rows - r + tiles - tile - 1) / (tiles - tile);
+    if (width == kColumns<T>) {
+      some_rows<T, kRowTile, 2>(height, g + r * g_stride, g_stride, terms, panel, out + r * out_stride, out_stride);
+    } else {
+      some_rows<T, kRowTile, 1>(height, g + r * g_stride, g_stride, terms, panel, out + r * out_stride, out_stride);
+    }
+    r += height;
+  }
+}
