@@ -1,6 +1,7 @@
 // CUDA's execution model on one CPU thread, for testing kernels without a GPU: one fiber per CUDA thread.
 //
-// Fibers run in a seeded random order and switch only where threads may legally wait for each other: barriers, warp
+// Fibers run in a seeded random order (odd seeds: evenly mixed; even ones: some warps far ahead of others, as
+// Burckhardt et al. 2010) and switch only where threads may legally wait for each other: barriers, warp
 // operations, atomics. So a missing barrier, or a missing wait for an asynchronous copy, shows as a difference between
 // seeds or as poison in the result. Not shown: races of plain read-modify-writes in one stretch between two switches,
 // weak memory ordering between blocks, and anything about speed.
@@ -93,6 +94,7 @@ struct Block {
   unsigned index = 0;
   std::vector<Fiber*> fibers;
   std::vector<std::deque<Rendezvous>> warps;  // per warp, one per mask
+  std::vector<uint64_t> urgencies;            // per warp
   std::unique_ptr<char[]> shared;
   unsigned arrived = 0, finished = 0, votes = 0, last_votes = 0;
   int line = 0;
@@ -220,6 +222,7 @@ class Machine {
       Block& block = *blocks.back();
       block.index = index;
       block.warps.resize((launch_.block + kWarpSize - 1) / kWarpSize);
+      for (size_t i = 0; i < block.warps.size(); ++i) block.urgencies.push_back(random_());
       block.shared.reset(new char[launch_.shared_bytes + 1]);  // the sanitizer wants at least a byte
       std::memset(block.shared.get(), kPoison, launch_.shared_bytes);
       for (unsigned thread = 0; thread < launch_.block; ++thread) {
@@ -230,7 +233,7 @@ class Machine {
     }
     size_t unfinished = fibers.size();
     while (!ready_.empty()) {
-      const size_t pick = random_() % ready_.size();
+      const size_t pick = launch_.seed % 2 == 1 ? random_() % ready_.size() : most_urgent();
       std::swap(ready_[pick], ready_.back());
       current_ = ready_.back();
       ready_.pop_back();
@@ -243,6 +246,17 @@ class Machine {
     }
     if (unfinished > 0) fail("deadlock: " + std::to_string(unfinished) + " threads wait for others that never come");
   }
+
+  // Of the ready fibers, one of the warp that is furthest up the order; now and then a warp gets a new place in it.
+  size_t most_urgent() {
+    size_t best = random_() % ready_.size();
+    for (size_t i = 0; i < ready_.size(); ++i) {
+      if (urgency(*ready_[i]) > urgency(*ready_[best])) best = i;
+    }
+    if (random_() % 512 == 0) urgency(*ready_[best]) = random_();
+    return best;
+  }
+  uint64_t& urgency(Fiber& fiber) { return fiber.block->urgencies[fiber.thread / kWarpSize]; }
 
   std::unique_ptr<Fiber> make_fiber(Block& block, unsigned thread) {
     auto fiber = std::make_unique<Fiber>();

@@ -17,7 +17,7 @@ from lipfast.reference import chain_jacobian_norms as reference_chain
 from lipfast.reference import cholesky_residual as reference_residual
 from lipfast.reference import jacobian_reduction as reference_reduction
 
-ORDERS = (1, 2, 3)
+ORDERS = (1, 2, 4)
 DTYPES = [torch.float32, torch.float64]
 EPS = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 

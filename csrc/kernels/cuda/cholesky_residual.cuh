@@ -75,7 +75,6 @@ __global__ void __launch_bounds__(kResidualThreads) cholesky_residual_kernel(Res
       p.out[2 * at] = row == column ? squares : 2 * squares;
       p.out[2 * at + 1] = trace;
     }
-    __syncthreads();
   }
 }
 

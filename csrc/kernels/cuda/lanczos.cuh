@@ -85,14 +85,10 @@ __device__ inline void top_eigenvector(LanczosShared& shared, int n, double larg
 __device__ inline double ritz_value(LanczosShared& shared, int size, double next, double* error) {
   const double value = largest_eigenvalue(shared.diagonal, shared.off, size, 4e-16);
   if (thread() == 0 && value > 0) top_eigenvector(shared, size, value);
+  for (int64_t i = thread(); i < size && !(value > 0); i += threads()) shared.ritz[i] = i == 0;
   __syncthreads();
-  if (!(value > 0)) {
-    if (thread() < size) shared.ritz[thread()] = thread() == 0;
-    for (int64_t i = threads() + thread(); i < size; i += threads()) shared.ritz[i] = 0;
-    __syncthreads();
-    *error = 0;
-    return value;
-  }
+  *error = 0;
+  if (!(value > 0)) return value;
   const double residual = next * fabs(shared.ritz[size - 1]);
   *error = residual;
   if (size > 1) {
