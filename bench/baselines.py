@@ -37,6 +37,26 @@ def tuned_spectral_norm(weight: Tensor) -> Tensor:
     return value
 
 
+def fft_conv_norm(weight: Tensor, size: int) -> Tensor:
+    """Largest singular value of the symbol at half of the frequencies of a size x size input."""
+    symbol = torch.fft.rfft2(weight, s=(size, size)).permute(2, 3, 0, 1).flatten(0, 1)
+    value: Tensor = torch.linalg.svdvals(symbol).max()
+    return value
+
+
+def naive_conv_norm(weight: Tensor, size: int) -> Tensor:
+    """100 power iterations with the convolution and its adjoint; 3 x 3, zero padding of 1."""
+    v = torch.randn(1, weight.shape[1], size, size, dtype=weight.dtype)
+    v = v / v.norm()
+    for _ in range(POWER_ITERATIONS):
+        u = torch.nn.functional.conv2d(v, weight, padding=1)
+        u = u / u.norm()
+        v = torch.nn.functional.conv_transpose2d(u, weight, padding=1)
+        v = v / v.norm()
+    value: Tensor = torch.nn.functional.conv2d(v, weight, padding=1).norm()
+    return value
+
+
 def naive_jacobian_norms(model: nn.Module, x: Tensor) -> Tensor:
     """One Jacobian and one SVD per sample."""
     norms = []

@@ -88,6 +88,10 @@ def pytest_terminal_summary(
     console = Console(file=terminalreporter._tw._file, width=130)
     console.print()
     console.print(table)
+    for benchmark in config._benchmarksession.benchmarks:  # type: ignore[attr-defined]
+        if "share" in benchmark.extra_info:
+            share, case = benchmark.extra_info["share"], benchmark.extra_info["case"]
+            console.print(f"{case}: {share:.0%} of lipfast's time is spent inside the two ops")
     console.print(
         f"{min(2, torch.get_num_threads())} threads, capability {info['capability']}, "
         f"torch {info['torch']}, lipfast {info['lipfast']}; to read this: docs/performance.md"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lipfast import _native
 from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms
-from lipfast.ops.chain_stages import Activation, Linear
+from lipfast.ops.chain_stages import Activation, Linear, Stage
 from lipfast.ops.jacobian_reduction import jacobian_reduction
 
 # Bytes and float32 operations per second, without tensor cores (NVIDIA's data sheets).
@@ -96,7 +96,8 @@ def chain(networks: int, batch: int, widths: tuple[int, ...]) -> Case:
     weights = [[random(*shape) / shape[1] ** 0.5 for shape in shapes] for _ in range(networks)]
     biases: list[list[Tensor | None]] = [[random(shape[0]) for shape in shapes] for _ in weights]
     x = random(batch, widths[0])
-    stages = [Linear(), *[Activation("relu"), Linear()] * (len(shapes) - 1)]
+    hidden: list[Stage] = [Linear(), Activation("relu")]
+    stages = [*hidden * (len(shapes) - 1), Linear()]
     products = sum(widths[-1] * a * b for b, a in shapes[:-1])  # half of 2 K a b
     forward = sum(2 * a * b for b, a in shapes)
     parameters = 4.0 * networks * sum(a * b for b, a in shapes)

@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     from lipfast.estimators.compose import (
         bounds,
         compile,  # noqa: A004
+        input_gradient_norms,
         jacobian_norms,
         lower_bound,
         upper_bound,
     )
+    from lipfast.estimators.domain import Ball, Box
     from lipfast.estimators.estimate import Bounds, Estimate, LayerBracket, LowerBound, UpperBound
     from lipfast.estimators.tracker import Tracker
+    from lipfast.ops.conv_norms import ConvNorms, conv_norms
     from lipfast.ops.spectral_norms import SpectralNorms, spectral_norms
     from lipfast.plan.plan import Plan
     from lipfast.rules.registry import rule
@@ -35,15 +38,20 @@ _HOME = {
     "info": "lipfast._info",
     "bounds": "lipfast.estimators.compose",
     "compile": "lipfast.estimators.compose",
+    "input_gradient_norms": "lipfast.estimators.compose",
     "jacobian_norms": "lipfast.estimators.compose",
     "lower_bound": "lipfast.estimators.compose",
     "upper_bound": "lipfast.estimators.compose",
+    "Ball": "lipfast.estimators.domain",
     "Bounds": "lipfast.estimators.estimate",
+    "Box": "lipfast.estimators.domain",
     "Estimate": "lipfast.estimators.estimate",
     "LayerBracket": "lipfast.estimators.estimate",
     "LowerBound": "lipfast.estimators.estimate",
     "UpperBound": "lipfast.estimators.estimate",
     "Tracker": "lipfast.estimators.tracker",
+    "ConvNorms": "lipfast.ops.conv_norms",
+    "conv_norms": "lipfast.ops.conv_norms",
     "SpectralNorms": "lipfast.ops.spectral_norms",
     "spectral_norms": "lipfast.ops.spectral_norms",
     "Plan": "lipfast.plan.plan",
@@ -53,7 +61,10 @@ _HOME = {
 }
 
 __all__ = [
+    "Ball",
     "Bounds",
+    "Box",
+    "ConvNorms",
     "Estimate",
     "LayerBracket",
     "LipfastError",
@@ -65,7 +76,9 @@ __all__ = [
     "__version__",
     "bounds",
     "compile",
+    "conv_norms",
     "info",
+    "input_gradient_norms",
     "jacobian_norms",
     "lower_bound",
     "read_scores",

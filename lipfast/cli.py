@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import math
 import os
 import shlex
@@ -12,29 +10,35 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lipfast._version import __version__
-from lipfast.errors import ArgumentError, LipfastError
+from lipfast.cli_store import store_app
+from lipfast.errors import ArgumentError
+from lipfast.terminal import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    Json,
+    clean,
+    handle_errors,
+    print_json,
+    say,
+)
 
 if TYPE_CHECKING:
     from lipfast.scoring import Progress
 
 # torch takes a second to import: each command imports what it needs, and --help nothing of it.
 
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
-
 _EXIT_CODES = """\b
 Exit codes:
   0    every checkpoint was scored, or had been before
-  1    some checkpoints failed: they are rows with status "error"
+  1    some checkpoints failed, now or before: they are rows with status "error"
   2    wrong usage or input, or the store cannot be read or written
   130  interrupted; what was done is kept, the same command resumes
 """
-
-Function = TypeVar("Function", bound=Callable[..., None])
 
 app = typer.Typer(
     name="lipfast",
@@ -51,14 +55,6 @@ Examples:
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)
-store_app = typer.Typer(
-    help="Look at a store of scores.",
-    epilog="""\b
-Examples:
-  lipfast store show scores/
-  lipfast store verify scores/""",
-    no_args_is_help=True,
 )
 app.add_typer(store_app, name="store")
 
@@ -81,29 +77,6 @@ Threads = Annotated[
     typer.Option(help="CPU threads; by default as torch has it.", min=1, metavar="N"),
 ]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu.", metavar="DEVICE")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-
-
-def handle_errors(function: Function) -> Function:
-    """Turn errors that lipfast raises on purpose into one message and an exit code."""
-
-    @functools.wraps(function)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        try:
-            function(*args, **kwargs)
-        except LipfastError as error:
-            _say(f"lipfast: error: {error}")
-            raise typer.Exit(EXIT_USAGE) from None
-        except BrokenPipeError:
-            raise  # whoever read stdout has seen enough: typer ends quietly
-        except OSError as error:
-            _say(f"lipfast: error: {error}")
-            raise typer.Exit(EXIT_USAGE) from None
-        except KeyboardInterrupt:
-            _say("lipfast: interrupted")
-            raise typer.Exit(EXIT_INTERRUPTED) from None
-
-    return wrapped  # type: ignore[return-value]
 
 
 @app.callback(invoke_without_command=True)
@@ -118,15 +91,18 @@ def root(
 
 _SCORE_HELP = f"""Score every checkpoint of an archive.
 
-ARCHIVE is a file, a folder (searched recursively), a glob or an fsspec URL of .safetensors, .pt
-or .pth files; several may be given. Checkpoints that the store has already are skipped, so the
-same command resumes an interrupted run.
+ARCHIVE is a file, a folder (searched recursively), a glob, a .zip or .tar file, a manifest
+(.csv or .jsonl) or an fsspec URL of .safetensors, .pt, .pth or .ckpt files; several may be given.
+Checkpoints that the store has already are skipped, so the same command resumes an interrupted run.
 
 \b
 Examples:
   lipfast score runs/ --arch models:mlp --data mnist1d:train --out scores/
   lipfast score runs/ --arch models:mlp --arch-arg depth=2 --data x.safetensors:x_train --out s/
   lipfast score 'runs/seed*/last.pt' --arch model.pt2 --data x.npy --out scores/ --json
+  lipfast score runs/ --arch models:mlp --data x.npy --out s/ --pattern '{{run}}/step_{{step:d}}.pt'
+  lipfast score runs/ --arch models:mlp --data x.npy --out s/ --where 'step >= 1000' --every 10
+  lipfast score runs/ --arch models:mlp --data x.npy --out s/ --watch
 
 {_EXIT_CODES}"""
 
@@ -154,6 +130,40 @@ def score(
     limit: Annotated[
         int | None, typer.Option(help="Score at most so many checkpoints.", min=1, metavar="N")
     ] = None,
+    every: Annotated[
+        int,
+        typer.Option(
+            help="Of each run, the first checkpoint and every N-th after it.", min=1, metavar="N"
+        ),
+    ] = 1,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="Only checkpoints whose metadata satisfy this.", metavar="KEY<OP>VALUE"),
+    ] = None,
+    pattern: Annotated[
+        str | None,
+        typer.Option(help="Metadata from paths: '{run}/step_{step:d}.pt'.", metavar="PATTERN"),
+    ] = None,
+    prefix: Annotated[
+        str | None,
+        typer.Option(help="Of the names of the weights that are scored.", metavar="NAME"),
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try failed checkpoints again.")
+    ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Keep looking for new checkpoints until Ctrl-C.")
+    ] = False,
+    interval: Annotated[
+        float, typer.Option(help="Seconds between looks of --watch.", min=0.1, metavar="SECONDS")
+    ] = 10.0,
+    engine: Annotated[
+        str, typer.Option(help="local, or ray (extra lipfast[ray]).", metavar="ENGINE")
+    ] = "local",
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Of --engine ray; by default one per CPU.", min=1, metavar="N"),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Checkpoints per call.", min=1, metavar="N")] = 64,
     threads: Threads = None,
     device: Device = "cpu",
@@ -164,7 +174,10 @@ def score(
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no summary.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Read and check only; compute and write nothing.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Read and check, say how long scoring would take; write nothing."
+        ),
     ] = False,
 ) -> None:
     """Score every checkpoint of an archive."""
@@ -186,17 +199,25 @@ def score(
                 memory=parse_bytes(memory),
                 arch_args=parse_arguments(arch_arg or []),
                 dry_run=dry_run,
+                every=every,
+                where=where or [],
+                pattern=pattern,
+                prefix=prefix,
+                retry_failed=retry_failed,
+                watch=interval if watch else None,
+                engine=engine,
+                workers=workers,
                 progress=report,
             )
     except KeyboardInterrupt:
-        _say("lipfast: interrupted; what was done is kept. To go on:")
-        _say(f"  {_this_command()}")
+        say("lipfast: interrupted; what was done is kept. To go on:")
+        say(f"  {_this_command()}")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if as_json:
-        _print_json(summary.to_dict())
+        print_json(summary.to_dict())
     elif not quiet:
-        typer.echo(_clean(str(summary)))
-    if summary.failed:
+        typer.echo(clean(str(summary)))
+    if summary.failed or summary.failed_before:
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -256,70 +277,9 @@ def bounds(
             seed=seed,
         )
     if as_json:
-        _print_json(show.bounds_json(read, found))
+        print_json(show.bounds_json(read, found))
     else:
-        typer.echo(_clean(show.bounds_text(read, found)))
-
-
-_SHOW_HELP = """Print counts, failures and the newest checkpoint per run.
-
-\b
-Examples:
-  lipfast store show scores/
-  lipfast store show scores/ --json
-"""
-
-
-@store_app.command("show", help=_SHOW_HELP)
-@handle_errors
-def store_show(
-    path: Annotated[str, typer.Argument(help="Folder of the store.", metavar="PATH")],
-    as_json: Json = False,
-) -> None:
-    """Print a short summary of a store."""
-    from lipfast.scoring import show  # noqa: PLC0415
-
-    overview = show.store_overview(path)
-    if as_json:
-        _print_json(overview)
-    else:
-        typer.echo(_clean(show.overview_text(overview)))
-
-
-_VERIFY_HELP = """Read every part of a store completely and check it.
-
-\b
-Example:
-  lipfast store verify scores/
-
-\b
-Exit codes:
-  0    the store is sound
-  1    there are problems: each is printed
-  2    there is no store of a known version
-"""
-
-
-@store_app.command("verify", help=_VERIFY_HELP)
-@handle_errors
-def store_verify(
-    path: Annotated[str, typer.Argument(help="Folder of the store.", metavar="PATH")],
-    as_json: Json = False,
-) -> None:
-    """Read every part of a store and check it."""
-    from lipfast.scoring import verify_store  # noqa: PLC0415
-    from lipfast.scoring.summary import counted  # noqa: PLC0415
-
-    found = verify_store(path)
-    if as_json:
-        _print_json({"parts": found.parts, "rows": found.rows, "problems": list(found.problems)})
-    else:
-        verdict = counted(len(found.problems), "problem") if found.problems else "sound"
-        typer.echo(f"{counted(found.parts, 'part')}, {counted(found.rows, 'row')}: {verdict}")
-        for problem in found.problems:
-            typer.echo(_clean(f"  {problem}"))
-    if found.problems:
-        raise typer.Exit(EXIT_FAILED)
+        typer.echo(clean(show.bounds_text(read, found)))
 
 
 _INFO_HELP = """Print versions, CPU capability, threads and what was built.
@@ -338,9 +298,9 @@ def info(as_json: Json = False) -> None:
 
     found = lipfast.info()
     if as_json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
     else:
-        typer.echo(_clean(str(found)))
+        typer.echo(clean(str(found)))
 
 
 def parse_norm(text: str) -> float:
@@ -457,22 +417,6 @@ def _this_command() -> str:
     if Path(sys.argv[0]).name == "__main__.py":
         program = f"{Path(sys.executable).name} -m lipfast"
     return f"{program} {shlex.join(sys.argv[1:])}"
-
-
-def _clean(text: str) -> str:
-    from lipfast.checkpoints.text import printable  # noqa: PLC0415
-
-    return printable(text, newlines=True)
-
-
-def _say(text: str) -> None:
-    typer.echo(_clean(text), err=True)
-
-
-def _print_json(value: Any) -> None:
-    from lipfast.scoring.show import strict_json  # noqa: PLC0415
-
-    typer.echo(json.dumps(strict_json(value), indent=1, default=str))
 
 
 def main() -> None:

@@ -51,6 +51,10 @@ class CheckpointError(LipfastError):
     """A checkpoint file is missing, truncated, or is not plain weights."""
 
 
+class UnreachableError(CheckpointError):
+    """A checkpoint cannot be reached now: it is missing, forbidden, or the network is down."""
+
+
 class ArchiveError(LipfastError):
     """An archive is missing or holds no checkpoints."""
 

@@ -274,7 +274,17 @@ def test_info_and_version():
 
 
 @pytest.mark.parametrize(
-    "command", [(), ("score",), ("bounds",), ("store",), ("store", "show"), ("store", "verify")]
+    "command",
+    [
+        (),
+        ("score",),
+        ("bounds",),
+        ("store",),
+        ("store", "show"),
+        ("store", "verify"),
+        ("store", "compact"),
+        ("store", "export"),
+    ],
 )
 def test_every_command_has_help_with_examples(command):
     code, out, _ = run(*command, "--help")
@@ -359,7 +369,7 @@ def test_a_full_disk_behind_stdout_is_one_line(project, monkeypatch):
     def full(*_args: object, **_options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cli, "_print_json", full)
+    monkeypatch.setattr(cli, "print_json", full)
     code, _, err = run("info", "--json")
     assert (code, err) == (2, "lipfast: error: [Errno 28] No space left on device\n")
 

@@ -24,10 +24,21 @@ BELOW = {
     "estimators": {"errors", "ops", "rules", "plan"},
     "checkpoints": {"errors"},
     "scoring": {"errors", "_version", "_native", "plan", "rules", "estimators", "checkpoints"},
-    "cli": {"errors", "_version", "scoring", "estimators", "checkpoints", "_info"},
+    "terminal": {"errors", "checkpoints", "scoring"},
+    "cli_store": {"terminal", "scoring"},
+    "cli": {
+        "errors",
+        "_version",
+        "scoring",
+        "estimators",
+        "checkpoints",
+        "_info",
+        "terminal",
+        "cli_store",
+    },
     "__main__": {"cli"},
 }
-STEMS = ("spectral_norms", "jacobian_reduction", "chain_jacobian_norms")
+STEMS = ("spectral_norms", "conv_norms", "jacobian_reduction", "chain_jacobian_norms")
 
 
 def imported_parts(path: Path) -> set[str]:

@@ -1,4 +1,4 @@
-"""Find the checkpoints of an archive: a file, a folder, a glob or any fsspec URL."""
+"""Find the checkpoints of an archive: a file, a folder, a glob, a manifest or any fsspec URL."""
 
 from __future__ import annotations
 
@@ -6,67 +6,47 @@ import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TypeAlias
 
+from lipfast.checkpoints.file import CheckpointFile
+from lipfast.checkpoints.manifest import Entry, read_manifest
+from lipfast.checkpoints.names import (
+    MANIFEST_SUFFIXES,
+    SUFFIXES,
+    checkpoints_of,
+    container_protocol,
+    is_checkpoint,
+    is_index,
+    shards_of,
+    sidecars_of,
+)
 from lipfast.checkpoints.text import printable
 from lipfast.errors import ArchiveError
 
-if TYPE_CHECKING:
-    from fsspec import AbstractFileSystem
-
-SUFFIXES = (".safetensors", ".pt", ".pth")
-"""File name endings that mark a checkpoint."""
-
 Archive: TypeAlias = "str | os.PathLike[str]"
 
-_MAGIC = "*?["
+MAGIC = "*?["
 
 
-@dataclass(frozen=True)
-class CheckpointFile:
-    r"""One checkpoint of an archive, found but not read.
-
-    Attributes:
-        uri: what names it everywhere: protocol and absolute path, not percent-encoded
-            (`file:///runs/w64/step100.safetensors`), as fsspec opens it. Control
-            characters and bytes that are not UTF-8 are shown as `\xNN`.
-        path: the path that `filesystem` opens; the operating system's path when that is None.
-        size: bytes.
-        mtime: time of the last change, seconds since 1970; 0.0 where a file system has none.
-        folder: the parent folder relative to the archive (the archive's own name for a checkpoint
-            directly in it): the run's name where the metadata has none.
-        filesystem: the fsspec file system; None for local files.
-    """
-
-    uri: str
-    path: str
-    size: int
-    mtime: float
-    folder: str
-    filesystem: AbstractFileSystem | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def suffix(self) -> str:
-        """The file name's ending, in lower case: one of `SUFFIXES`."""
-        return PurePosixPath(self.path).suffix.lower()
-
-
-def find_checkpoints(archive: Archive | Sequence[Archive]) -> list[CheckpointFile]:
+def find_checkpoints(
+    archive: Archive | Sequence[Archive], *, may_be_empty: bool = False
+) -> list[CheckpointFile]:
     """List the checkpoints of an archive, sorted by URI, each file once.
 
     Folders are searched recursively, through links too; names that begin with a dot are skipped
     (temporary and version-control files), unless asked for by name. A glob may match files and
-    folders, `**` any depth.
+    folders, `**` any depth. A sharded checkpoint is its index file. Optimizer, scheduler and
+    generator states that trainers keep beside the weights are left out.
 
     Args:
-        archive: a file, a folder, a glob, an fsspec URL (`file://`, `memory://`, `s3://` ...) of
-            any of these, or several.
+        archive: a file, a folder, a glob, a `.zip` or `.tar` file, a manifest (`.csv`, `.jsonl`),
+            an fsspec URL (`file://`, `memory://`, `s3://`, `zip://...::...`) of any of these, or
+            several.
+        may_be_empty: an archive without checkpoints, or whose folder is not there yet, is no error.
 
     Returns:
-        The files that end in one of `SUFFIXES`.
+        The files that end in one of `SUFFIXES`, and indexes of sharded checkpoints.
 
     Raises:
         ArchiveError: the archive is missing or unreadable, or holds no checkpoints.
@@ -88,35 +68,71 @@ def find_checkpoints(archive: Archive | Sequence[Archive]) -> list[CheckpointFil
         raise ArchiveError("no archive given: pass a file, a folder, a glob or a URL")
     found: dict[str, CheckpointFile] = {}
     for one in several:
-        files = list(_find(os.fspath(one)))
+        name = os.fspath(one)
+        if may_be_empty and _is_local(name) and not Path(_without_scheme(name)).exists():
+            continue
+        files = list(_find(name))
         found.update((file.uri, file) for file in files)
-        if not files:
+        if not files and not may_be_empty:
             raise ArchiveError(
-                f"no checkpoints in '{os.fspath(one)}': looked for files that end in "
+                f"no checkpoints in '{name}': looked for files that end in "
                 f"{', '.join(SUFFIXES)}, in it and in all folders below"
             )
     return [found[uri] for uri in sorted(found)]
 
 
+def _without_scheme(archive: str) -> str:
+    return archive.removeprefix("file://")
+
+
+def _is_local(archive: str) -> bool:
+    path = _without_scheme(archive)
+    return "://" not in path and "::" not in path
+
+
 def _find(archive: str) -> Iterator[CheckpointFile]:
-    if archive.startswith("file://"):
-        archive = archive.removeprefix("file://")
-    if "://" in archive or "::" in archive:
-        return _find_remote(archive)
-    return _find_local(archive)
+    from lipfast.checkpoints import remote  # noqa: PLC0415 (fsspec is slow to import)
+
+    if archive.lower().endswith(MANIFEST_SUFFIXES):
+        return _listed(read_manifest(_without_scheme(archive)))
+    if not _is_local(archive):
+        protocol = None if "::" in archive else container_protocol(archive)
+        return remote.find(f"{protocol}://::{archive}" if protocol else archive)
+    path = Path(_without_scheme(archive)).expanduser()
+    protocol = container_protocol(path.name)
+    if protocol and path.is_file():
+        return remote.find(f"{protocol}://::file://{path.absolute()}")
+    return _find_local(str(path))
+
+
+def _listed(entries: Iterable[Entry]) -> Iterator[CheckpointFile]:
+    from lipfast.checkpoints import remote  # noqa: PLC0415
+
+    for entry in entries:
+        name = _without_scheme(entry.path)
+        if not _is_local(name):
+            yield remote.locate(name, entry.metadata)
+            continue
+        path = os.path.abspath(Path(name).expanduser())  # noqa: PTH100 (without following links)
+        try:
+            yield local_file(path, str(PurePosixPath(path).parent), extra=entry.metadata)
+        except OSError:  # listed, so that its row gives the reason
+            shown = printable(os.fsencode(path).decode("utf-8", "backslashreplace"))
+            folder = printable(Path(path).parent.name)
+            yield CheckpointFile(f"file://{shown}", path, 0, 0.0, folder, extra=entry.metadata)
 
 
 # Local files: os.walk and os.stat, several times faster than a generic file system.
 
 
 def _find_local(archive: str) -> Iterator[CheckpointFile]:
-    path = Path(archive).expanduser()
+    path = Path(archive)
     try:
         if path.is_dir():
             yield from _walk(str(path.absolute()), str(path.absolute()))
         elif path.exists():
-            _require_suffix(path.name, archive)
-            yield _local_file(str(path.absolute()), str(path.absolute().parent))
+            require_suffix(path.name, archive)
+            yield local_file(str(path.absolute()), str(path.absolute().parent))
         elif glob.has_magic(archive):
             yield from _expand(str(path.absolute()), archive)
         else:
@@ -127,7 +143,7 @@ def _find_local(archive: str) -> Iterator[CheckpointFile]:
 
 def _expand(pattern: str, archive: str) -> Iterator[CheckpointFile]:
     parts = Path(pattern).parts
-    fixed = next(i for i, part in enumerate(parts) if any(c in part for c in _MAGIC))
+    fixed = next(i for i, part in enumerate(parts) if any(c in part for c in MAGIC))
     root = str(Path(*parts[:fixed]))
     matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (absolute patterns)
     if not matches:
@@ -135,8 +151,8 @@ def _expand(pattern: str, archive: str) -> Iterator[CheckpointFile]:
     for match in matches:
         if Path(match).is_dir():
             yield from _walk(match, root)
-        elif _is_checkpoint(match):
-            yield _local_file(match, root)
+        elif is_checkpoint(match.rpartition("/")[2]):
+            yield local_file(match, root)
 
 
 def _walk(top: str, root: str) -> Iterator[CheckpointFile]:
@@ -151,101 +167,68 @@ def _walk(top: str, root: str) -> Iterator[CheckpointFile]:
             continue
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if _is_checkpoint(name) and not name.startswith("."):
-                # Files may vanish during the search: training prunes old checkpoints.
-                with suppress(FileNotFoundError):
-                    yield _local_file(os.path.join(folder, name), root)  # noqa: PTH118 (fast)
+        beside = set(names)
+        for name in checkpoints_of(beside):
+            # Files may vanish during the search: training prunes old checkpoints.
+            with suppress(FileNotFoundError):
+                yield local_file(os.path.join(folder, name), root, beside)  # noqa: PTH118 (fast)
 
 
-def _local_file(path: str, root: str) -> CheckpointFile:
-    try:
-        status = os.stat(path)  # noqa: PTH116 (fast)
-    except FileNotFoundError:
-        raise
-    except OSError:  # such as a link to itself: listed, so that reading it gives the reason
-        status = os.lstat(path)
+def local_file(
+    path: str,
+    root: str,
+    beside: set[str] | None = None,
+    extra: dict[str, bool | int | float | str] | None = None,
+) -> CheckpointFile:
+    """Describe a local file.
+
+    Args:
+        path: absolute.
+        root: of the archive.
+        beside: names of all files in its folder, where they are known.
+        extra: metadata that is known already.
+
+    Raises:
+        FileNotFoundError: it is gone.
+    """
+    parent, _, name = path.rpartition("/")
+    if beside is None:
+        beside = _names_in(parent)
+    paths = [path, *(f"{parent}/{shard}" for shard in _shards(name, beside))]
+    statuses = [_status(one) for one in paths]
     shown = printable(os.fsencode(path).decode("utf-8", "backslashreplace"))
     return CheckpointFile(
         uri=f"file://{shown}",
         path=path,
-        size=status.st_size,
-        mtime=status.st_mtime,
-        folder=printable(_folder(path, root)),
+        size=sum(status.st_size for status in statuses),
+        mtime=max(status.st_mtime for status in statuses),
+        folder=printable(folder_of(path, root)),
+        sidecars=tuple(f"{parent}/{sidecar}" for sidecar in sidecars_of(name, beside)),
+        extra=extra or {},
     )
 
 
-# Everything else, through fsspec.
+def _names_in(folder: str) -> set[str]:
+    with suppress(OSError), os.scandir(folder or "/") as entries:
+        return {entry.name for entry in entries}
+    return set()
 
 
-def _find_remote(archive: str) -> Iterator[CheckpointFile]:
-    import fsspec  # noqa: PLC0415 (slow to import, seldom needed)
+def _shards(name: str, beside: set[str]) -> list[str]:
+    return shards_of(name, beside) if is_index(name) else []
 
+
+def _status(path: str) -> os.stat_result:
     try:
-        filesystem, path = fsspec.url_to_fs(archive)
-        if any(c in path for c in _MAGIC):
-            head = path[: min(path.index(c) for c in _MAGIC if c in path)]
-            root = head.rpartition("/")[0]
-            matches = filesystem.glob(path, detail=True)
-        elif filesystem.isfile(path):
-            _require_suffix(path, archive)
-            root = path.rpartition("/")[0]
-            matches = {path: filesystem.info(path)}
-        elif filesystem.exists(path):
-            root = path
-            matches = filesystem.find(path, detail=True)
-        else:
-            raise ArchiveError(f"no such file or folder: '{archive}'")
-        yield from _remote_files(filesystem, matches, root)
-    except ArchiveError:
+        return os.stat(path)  # noqa: PTH116 (fast)
+    except FileNotFoundError:
         raise
-    except ImportError as error:
-        raise ArchiveError(f"cannot open '{archive}': {error}") from error
-    except Exception as error:  # each file system has errors of its own
-        raise ArchiveError(
-            f"cannot search '{archive}': {type(error).__name__}: {error}. Check the URL, the "
-            "network and the credentials"
-        ) from error
+    except OSError:  # such as a link to itself: listed, so that reading it gives the reason
+        return os.lstat(path)
 
 
-def _remote_files(
-    filesystem: AbstractFileSystem, matches: dict[str, dict[str, Any]], root: str
-) -> Iterator[CheckpointFile]:
-    pending = dict(matches)
-    for name in sorted(pending):
-        info = pending[name]
-        if info.get("type") == "directory":
-            yield from _remote_files(filesystem, filesystem.find(name, detail=True), root)
-            continue
-        below = name.removeprefix(root)
-        hidden = any(part.startswith(".") for part in below.split("/"))
-        if _is_checkpoint(name) and not hidden:
-            yield CheckpointFile(
-                uri=printable(filesystem.unstrip_protocol(name)),
-                path=name,
-                size=int(info.get("size") or 0),
-                mtime=_mtime(info),
-                folder=_folder(name, root),
-                filesystem=filesystem,
-            )
-
-
-def _mtime(info: dict[str, Any]) -> float:
-    for key in ("mtime", "LastModified", "last_modified", "updated", "modified", "created"):
-        value = info.get(key)
-        if isinstance(value, str):
-            try:
-                value = datetime.fromisoformat(value.replace("Z", "+00:00"))
-            except ValueError:
-                continue
-        if isinstance(value, datetime):
-            return value.timestamp()
-        if isinstance(value, (int, float)):
-            return float(value)
-    return 0.0
-
-
-def _folder(path: str, root: str) -> str:
+def folder_of(path: str, root: str) -> str:
+    """Return the parent folder relative to the root, or its own name directly below the root."""
     parent = PurePosixPath(path).parent
     try:
         relative = parent.relative_to(PurePosixPath(Path(root).as_posix()))
@@ -254,12 +237,13 @@ def _folder(path: str, root: str) -> str:
     return parent.name if str(relative) == "." else str(relative)
 
 
-def _is_checkpoint(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES)
+def require_suffix(name: str, archive: str) -> None:
+    """Refuse a file that was asked for by name and is no checkpoint.
 
-
-def _require_suffix(name: str, archive: str) -> None:
-    if not _is_checkpoint(name):
+    Raises:
+        ArchiveError: says which endings are.
+    """
+    if not is_checkpoint(name.rpartition("/")[2]):
         raise ArchiveError(
             f"'{archive}' is not a checkpoint: its name must end in {_or(SUFFIXES)}. Rename it, or "
             "save the weights with safetensors.torch.save_file"

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lipfast.estimators.domain import Domain
 from lipfast.plan.graph import Node
 from lipfast.plan.interpret import NodeArguments, evaluate, joined_outputs, walk
 from lipfast.plan.plan import Plan
@@ -49,6 +50,10 @@ class Secants:
     values: Tensor
     points: Tensor
 
+    def of(self, network: int) -> tuple[float, Tensor]:
+        """Value and points (2, *shape) of one network."""
+        return float(self.values[network]), self.points[network]
+
 
 def missing_error_rules(plan: Plan) -> list[str]:
     """Ops that have no rule for rounding errors: nothing can be certified through them."""
@@ -63,6 +68,7 @@ def certified_secants(
     *,
     norm: Norm = 2,
     memory: int = 1 << 30,
+    domain: Domain | None = None,
 ) -> Secants:
     """Certified lower bounds from one sample per network.
 
@@ -72,6 +78,7 @@ def certified_secants(
         samples: (networks, *shape): where to look, usually the arg-max of the Jacobian norm.
         norm: 1, 2 or inf.
         memory: bytes for stacked parameters and activations.
+        domain: both points of a secant are moved into it.
 
     Returns:
         The best secant of each network among several steps along the direction that the Jacobian
@@ -79,12 +86,28 @@ def certified_secants(
     """
     block = max(1, int(memory // _bytes_per_network(plan)))
     parts = [
-        _block(plan, tensors[start : start + block], samples[start : start + block], norm)
+        _block(plan, tensors[start : start + block], samples[start : start + block], norm, domain)
         for start in range(0, len(tensors), block)
     ]
     return Secants(
         torch.cat([part.values for part in parts]), torch.cat([part.points for part in parts])
     )
+
+
+def certified_quotient(
+    plan: Plan, tensors: Mapping[str, Tensor], pair: Tensor, *, norm: Norm = 2
+) -> tuple[float, Tensor]:
+    """``||f(a) - f(b)|| / ||a - b||`` for two given points (2, *shape), rounded down.
+
+    0 where the points coincide or nothing can be proved.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        parameters = stack([tensors], plan.used_parameters, torch.float64)
+        points = pair.detach().to(torch.float64).clone().unsqueeze(0)
+        outputs, errors = enclose(plan, parameters, points)
+        indices = (torch.tensor([0]), torch.tensor([1]))
+        values = quotients(points, outputs, errors, indices, norm)
+        return float(values[0, 0]), points[0]
 
 
 def _bytes_per_network(plan: Plan) -> int:
@@ -97,7 +120,11 @@ def _bytes_per_network(plan: Plan) -> int:
 
 
 def _block(
-    plan: Plan, tensors: Sequence[Mapping[str, Tensor]], samples: Tensor, norm: Norm
+    plan: Plan,
+    tensors: Sequence[Mapping[str, Tensor]],
+    samples: Tensor,
+    norm: Norm,
+    domain: Domain | None,
 ) -> Secants:
     with torch.inference_mode(False), torch.no_grad():
         parameters = stack(tensors, plan.used_parameters, torch.float64)
@@ -107,6 +134,7 @@ def _block(
         offsets, pairs = _steps(plan, parameters, x, direction)
         shape = [*offsets.shape, *[1] * (x.dim() - 1)]
         points = x.unsqueeze(1) + offsets.reshape(shape) * direction.unsqueeze(1)
+        points = points if domain is None else domain.project(points)
         outputs, errors = enclose(plan, parameters, points)
         values = quotients(points, outputs, errors, pairs, norm)
         best = values.argmax(1)
@@ -232,6 +260,18 @@ def enclose(plan: Plan, parameters: Mapping[str, Tensor], points: Tensor) -> tup
         Outputs and error bounds, (networks, C, K) each: the output in real arithmetic is within
         the error bound of the computed one.
     """
+    values, errors = enclose_nodes(plan, parameters, [points], keep=False)
+    return joined_outputs(plan.graph, values), joined_outputs(plan.graph, errors)
+
+
+def enclose_nodes(
+    plan: Plan,
+    parameters: Mapping[str, Tensor],
+    points: Sequence[Tensor],
+    *,
+    keep: bool = True,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """As `enclose`, for every node (or, without `keep`, for the outputs) and several inputs."""
     errors: dict[str, Tensor] = {}
 
     def visit(arguments: NodeArguments, output: Tensor) -> None:
@@ -247,10 +287,12 @@ def enclose(plan: Plan, parameters: Mapping[str, Tensor], points: Tensor) -> tup
         # An overflow, perhaps of a partial sum only, is not a number near the truth.
         errors[node.name] = torch.where(torch.isfinite(output), error, math.inf)
 
-    outputs = walk(plan.graph, parameters, plan.constants, [points], visit)
-    for node in plan.graph.inputs:
-        errors[node.name] = torch.zeros_like(points)
-    return joined_outputs(plan.graph, outputs), joined_outputs(plan.graph, errors)
+    # Running errors hold for sums of products in any order, not for transforms (Fourier, Winograd).
+    with torch.backends.cudnn.flags(enabled=False):
+        values = walk(plan.graph, parameters, plan.constants, points, visit, keep=keep)
+    for node, value in zip(plan.graph.inputs, points, strict=True):
+        errors[node.name] = torch.zeros_like(value)
+    return values, errors
 
 
 def quotients(

@@ -7,13 +7,25 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from lipfast.errors import ArgumentError
+from lipfast.estimators.domain import Domain
 from lipfast.estimators.estimate import Bounds, LowerBound, UpperBound
-from lipfast.estimators.jacobian import check_samples, jacobian_norms
+from lipfast.estimators.function import check_samples
+from lipfast.estimators.input_gradient import input_gradient_norms
+from lipfast.estimators.jacobian import jacobian_norms
+from lipfast.estimators.sampled_lower_bound import SearchName, sampled_lower_bound, search_method
+from lipfast.estimators.samples import Data
 from lipfast.plan.plan import Plan
 from lipfast.plan.trace import Source, unwrap
 from lipfast.rules.registry import Norm
 
-__all__ = ["bounds", "compile", "jacobian_norms", "lower_bound", "upper_bound"]
+__all__ = [
+    "bounds",
+    "compile",
+    "input_gradient_norms",
+    "jacobian_norms",
+    "lower_bound",
+    "upper_bound",
+]
 
 
 def compile(  # noqa: A001 (the name that torch users know)
@@ -51,7 +63,11 @@ def compile(  # noqa: A001 (the name that torch users know)
 
 
 def upper_bound(
-    model: nn.Module, example_input: Tensor | Sequence[Tensor], *, norm: Norm = 2
+    model: nn.Module,
+    example_input: Tensor | Sequence[Tensor],
+    *,
+    norm: Norm = 2,
+    domain: Domain | None = None,
 ) -> UpperBound:
     """Certified upper bound on the Lipschitz constant of a model.
 
@@ -62,6 +78,8 @@ def upper_bound(
         model: left as it is found.
         example_input: a tensor (B, D...), only its shape and dtype matter.
         norm: 1, 2 or inf, of inputs and outputs alike.
+        domain: `lipfast.Box` or `lipfast.Ball`: the bound holds for inputs in this set. Products of
+            activations have no finite constant without one, unless a normalisation bounds them.
 
     Returns:
         An `UpperBound` with the brackets of the layers.
@@ -78,47 +96,77 @@ def upper_bound(
         >>> round(float(estimate), 6), estimate.certified
         (1.0, True)
     """
-    return compile(model, example_input).upper(_state_dict(model), norm=norm)
+    return compile(model, example_input).upper(_state_dict(model), norm=norm, domain=domain)
 
 
 def lower_bound(
-    model: nn.Module,
-    data: Tensor,
+    model: Source,
+    data: Data,
     *,
     norm: Norm = 2,
+    search: SearchName = "data",
     per_sample: bool = False,
     memory: int = 1 << 30,
+    seed: int = 0,
+    **options: object,
 ) -> LowerBound:
-    """Certified lower bound on the Lipschitz constant of a model, found from data.
+    """Lower bound on the Lipschitz constant of a model, found from data and certified.
 
     The value is a difference quotient ``||f(a) - f(b)|| / ||a - b||`` of two stored points next to
     the sample whose Jacobian norm is largest, with all rounding errors accounted for. That norm
-    itself is `.jacobian`, not certified; `.mean` and `.rms` are over all samples.
+    itself is `.jacobian`, not certified; `.mean` and `.rms` are over all samples. Where the model
+    cannot be traced into a graph with rules for rounding errors, the value is the largest norm,
+    not certified, and `.reason` says why.
+
+    `search` looks beyond the data. What it finds is `.search`, labelled, with its points; the
+    certified value is the better of the quotients there and at the best sample.
 
     Args:
-        model: left as it is found.
-        data: samples (B, D...).
+        model: a module, an exported program or the path of a ``.pt2`` file; left as it is found.
+        data: samples (B, D...); a tuple of tensors for a model with several inputs (flattened and
+            joined); or a Dataset or DataLoader of tensors, or of tuples with the samples first.
+            Batches are read once, and progress is shown on a terminal after two seconds.
         norm: 1, 2 or inf.
+        search: ``data``: the samples only. ``convex``: convex combinations of them (S*; options
+            draws, limit). ``neighbourhood``: random points around them (radius, noise, draws,
+            centres, box). ``ascent``: gradient ascent on the Jacobian norm (steps, starts, step,
+            box). ``pairs``: difference quotients between samples (limit).
         per_sample: keep the Jacobian norm of every sample.
         memory: bytes that intermediate tensors may take.
+        seed: of everything random in a search.
+        **options: of the search.
 
     Returns:
         A `LowerBound`.
 
     Raises:
-        ArgumentError, TraceError, UnsupportedOpError: see `compile`.
+        ArgumentError: data, search or options do not fit; the message says which.
         NonFiniteError: a weight or a sample is NaN or infinite.
+        TraceError: an exported program was exported in training mode.
 
     Examples:
         >>> import torch, lipfast
         >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.ReLU())
         >>> _ = model[0].weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
-        >>> lower = lipfast.lower_bound(model, torch.tensor([[1.0, -1.0], [1.0, 1.0]]))
+        >>> x = torch.tensor([[1.0, -1.0], [1.0, 0.5]])
+        >>> lower = lipfast.lower_bound(model, x)
         >>> round(lower.value, 6), lower.jacobian.value, lower.sample, lower.mean
         (4.0, 4.0, 1, 3.5)
+        >>> found = lipfast.lower_bound(model, x, search="pairs")
+        >>> round(found.search.estimate.value, 6), round(found.value, 6), found.certified
+        (1.333333, 4.0, True)
     """
-    plan, state_dict = _traced_on(model, data)
-    return plan.lower(state_dict, data, norm=norm, per_sample=per_sample, memory=memory)
+    if search != "data":
+        options = {"seed": seed, **options}
+    return sampled_lower_bound(
+        model,
+        data,
+        norm=norm,
+        search=search_method(search, options),
+        per_sample=per_sample,
+        memory=memory,
+        seed=seed,
+    )
 
 
 def bounds(
@@ -128,6 +176,7 @@ def bounds(
     norm: Norm = 2,
     per_sample: bool = False,
     memory: int = 1 << 30,
+    domain: Domain | None = None,
 ) -> Bounds:
     """Lower and upper bound on the Lipschitz constant of a model, both certified.
 
@@ -137,6 +186,7 @@ def bounds(
         norm: 1, 2 or inf.
         per_sample: keep the Jacobian norm of every sample.
         memory: bytes that intermediate tensors may take.
+        domain: the bounds hold for inputs in this set, see `upper_bound`.
 
     Returns:
         `Bounds`: `.lower`, `.upper`, `.mean`, `.rms`, `.layers`; printing it shows a table.
@@ -157,7 +207,9 @@ def bounds(
         (6.0, 8.0, 3.0)
     """
     plan, state_dict = _traced_on(model, data)
-    return plan.bounds(state_dict, data, norm=norm, per_sample=per_sample, memory=memory)
+    return plan.bounds(
+        state_dict, data, norm=norm, per_sample=per_sample, memory=memory, domain=domain
+    )
 
 
 def _state_dict(model: nn.Module) -> Mapping[str, Tensor]:

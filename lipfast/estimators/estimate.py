@@ -102,6 +102,22 @@ class UpperBound(Estimate):
     layers: tuple[LayerBracket, ...] = ()
 
 
+@dataclass(frozen=True)
+class Search:
+    """What a search beyond the data found.
+
+    Attributes:
+        estimate: the largest value, labelled with how it was found; not certified.
+        points: where, best first: (n, D...), or (n, 2, D...) for difference quotients. Several
+            inputs are flattened and joined.
+        values: (n,): the Jacobian norm at each point, or the pair's difference quotient.
+    """
+
+    estimate: Estimate
+    points: Tensor = field(compare=False)
+    values: Tensor = field(compare=False)
+
+
 @dataclass(frozen=True, repr=False)
 class LowerBound(Estimate):
     """A lower bound from samples.
@@ -118,6 +134,7 @@ class LowerBound(Estimate):
         rms: root of their mean square.
         samples: how many there were.
         per_sample: the norms themselves (samples,), if asked for.
+        search: what a search beyond the data found, if one was asked for.
     """
 
     jacobian: Estimate = field(kw_only=True)
@@ -127,10 +144,15 @@ class LowerBound(Estimate):
     rms: float = field(kw_only=True)
     samples: int = field(kw_only=True)
     per_sample: Tensor | None = field(default=None, kw_only=True, compare=False)
+    search: Search | None = field(default=None, kw_only=True)
 
     def _summary(self) -> str:
         jacobian = format_value(self.jacobian.value, self.jacobian.log_value)
-        return f"{super()._summary()}; Jacobian {jacobian} at sample {self.sample}/{self.samples}"
+        text = f"{super()._summary()}; Jacobian {jacobian} at sample {self.sample}/{self.samples}"
+        if self.search is None:
+            return text
+        found = self.search.estimate
+        return f"{text}; {found.method} {format_value(found.value, found.log_value)}"
 
 
 @dataclass(frozen=True)

@@ -2,110 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, get_args, overload
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from lipfast.errors import ArgumentError, NonFiniteError, TraceError, UnsupportedOpError
-from lipfast.ops.chain_jacobian_norms import Activation, Linear, Stage, chain_jacobian_norms
-from lipfast.ops.jacobian_reduction import jacobian_reduction
-from lipfast.plan.graph import Reference
+from lipfast.errors import ArgumentError
+from lipfast.estimators.function import (
+    Inputs,
+    SampleFunction,
+    check_inputs,
+    check_memory,
+    differentiating,
+    model_function,
+    module_of,
+    ordinary,
+)
+from lipfast.estimators.jacobian_gradient import differentiable_values
+from lipfast.estimators.jacobian_lanczos import lanczos_triplets
+from lipfast.estimators.jacobian_rows import row_norms
+from lipfast.estimators.linearization import SMALL_SIDE, DerivativeError, footprint
+from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms, has_chain_kernel
+from lipfast.plan.cache import cached_plan
+from lipfast.plan.chain import Chain, find_chain
 from lipfast.plan.interpret import evaluate
 from lipfast.plan.plan import Plan
-from lipfast.plan.trace import check_floating_input, evaluation_mode, unwrap
+from lipfast.plan.trace import Source
 from lipfast.rules.registry import Norm, check_norm
 
-Method = Literal["auto", "chain", "autograd"]
-_RESHAPES = frozenset({"aten.flatten", "aten.view", "aten.reshape", "aten._unsafe_view"})
-
-
-@dataclass(frozen=True)
-class Chain:
-    """Affine maps and piecewise-linear activations with one kink at 0.
-
-    Attributes:
-        weights: names of the weights, first layer first.
-        biases: names of the biases, None where there is none.
-        slopes: slope of the activation after each layer for negative input; 1 for none.
-    """
-
-    weights: tuple[str, ...]
-    biases: tuple[str | None, ...]
-    slopes: tuple[float, ...]
-
-
-def find_chain(plan: Plan) -> Chain | None:
-    """Read the plan as a chain of linear layers with ReLU, LeakyReLU or nothing, if it is one."""
-    graph = plan.graph
-    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
-        return None
-    weights: list[str] = []
-    biases: list[str | None] = []
-    slopes: list[float] = []
-    previous = graph.nodes[0]
-    for node in graph.nodes[1:]:
-        source = node.args[0] if node.args else None
-        if source != Reference("node", previous.name):
-            return None
-        previous = node
-        if node.op == "aten.linear" and len(node.shape) == 1:
-            weight, bias = node.args[1], node.argument(2, "bias")
-            assert isinstance(weight, Reference)
-            weights.append(weight.name)
-            biases.append(bias.name if isinstance(bias, Reference) else None)
-            slopes.append(1.0)
-        elif node.op in ("aten.relu", "aten.leaky_relu") and slopes:
-            slope = 0.0 if node.op == "aten.relu" else node.number(1, "negative_slope", 0.01)
-            # Slopes of activations in a row multiply as long as the sign is kept.
-            if slopes[-1] < 0.0:
-                return None
-            slopes[-1] *= slope
-        elif node.op not in _RESHAPES or len(node.shape) != 1:
-            return None
-    if not weights or graph.outputs != (previous.name,):
-        return None
-    return Chain(tuple(weights), tuple(biases), tuple(slopes))
+Method = Literal["auto", "fused", "rows", "lanczos"]
+METHODS: tuple[str, ...] = get_args(Method)
 
 
 def compute_dtype(tensors: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> torch.dtype:
     """float64 if any parameter is, else float32."""
     wide = any(entry[name].dtype == torch.float64 for entry in tensors for name in names)
     return torch.float64 if wide else torch.float32
-
-
-def check_samples(x: object, shape: tuple[int, ...] | None) -> Tensor:
-    """Check samples (B, *shape): floating, finite, at least one.
-
-    Raises:
-        ArgumentError: not a tensor, not floating, of the wrong shape, or empty.
-        NonFiniteError: a sample holds NaN or Inf; says which.
-    """
-    if not isinstance(x, Tensor):
-        raise ArgumentError(
-            f"samples must be a tensor, not {type(x).__name__} (torch.from_numpy for an array)"
-        )
-    check_floating_input(x)
-    if (shape is not None and tuple(x.shape[1:]) != shape) or x.dim() == 0:
-        wanted = ", ".join(["samples", *(str(size) for size in shape or ())])
-        raise ArgumentError(
-            f"samples have shape {tuple(x.shape)}; expected ({wanted}): the first dimension is the "
-            "sample, the others are what the architecture was traced with"
-        )
-    if x.shape[0] == 0:
-        raise ArgumentError("there are no samples: the first dimension of the data is 0")
-    if x.is_meta:
-        raise ArgumentError("the samples hold no data (device meta): give real ones")
-    if not bool(torch.isfinite(x).all()):
-        finite = torch.isfinite(x.reshape(x.shape[0], -1)).all(1)
-        bad = (~finite).nonzero().flatten().tolist()
-        raise NonFiniteError(
-            f"{len(bad)} of {x.shape[0]} samples hold NaN or Inf; the first is sample {bad[0]}"
-        )
-    return x.detach()
 
 
 def plan_jacobian_norms(
@@ -126,202 +61,238 @@ def plan_jacobian_norms(
         x: samples (B, D...).
         norm: 1, 2 or inf.
         dtype: float32 or float64; by default that of the parameters.
-        method: ``chain`` (fused native op), ``autograd``, or whichever fits.
-        memory: bytes that explicit Jacobians may take.
+        method: ``fused`` (native op for chains), ``rows``, ``lanczos``, or whichever fits.
+        memory: bytes that intermediate results may take.
 
     Returns:
         (networks, B) in `dtype`.
 
     Raises:
-        ArgumentError: `method` is ``chain`` and the plan is not one.
+        ArgumentError: `method` is ``fused`` and the plan is not a chain.
     """
     dtype = dtype or compute_dtype(tensors, plan.used_parameters)
     x = x.to(dtype)
-    chain = None if method == "autograd" or norm != 2 else find_chain(plan)
-    if chain is not None:
-        return _chain_norms(chain, tensors, x.reshape(x.shape[0], -1))
-    if method == "chain":
+    chain = None
+    if norm == 2 and (method == "fused" or (method == "auto" and _small(plan))):
+        chain = find_chain(plan)
+    if chain is not None and (method == "fused" or has_chain_kernel(chain.stages, x.device)):
+        return _chain_norms(plan, chain, tensors, x)
+    if method == "fused":
         raise ArgumentError(
-            "method='chain' needs linear layers with ReLU or LeakyReLU and norm=2; use 'auto'"
+            "method='fused' needs a chain of linear layers, convolutions, pools and activations, "
+            "and norm=2; use 'auto'"
         )
-    return torch.stack([_interpreted_norms(plan, entry, x, norm, memory) for entry in tensors])
+    norms = [
+        _interpreted_norms(plan, entry, x, norm=norm, method=method, memory=memory)
+        for entry in tensors
+    ]
+    return torch.stack(norms)
 
 
-def _chain_norms(chain: Chain, tensors: Sequence[Mapping[str, Tensor]], x: Tensor) -> Tensor:
+def _small(plan: Plan) -> bool:
+    """Whether all rows of a Jacobian, or all columns, are worth forming."""
+    sides = (plan.input_shapes, plan.output_shapes)
+    return min(sum(math.prod(shape) for shape in shapes) for shapes in sides) <= SMALL_SIDE
+
+
+def _chain_norms(
+    plan: Plan, chain: Chain, tensors: Sequence[Mapping[str, Tensor]], x: Tensor
+) -> Tensor:
     def typed(tensor: Tensor) -> Tensor:
         return tensor.detach().to(x.dtype).contiguous()
 
-    weights = [[typed(entry[name]) for name in chain.weights] for entry in tensors]
-    biases = [
-        [None if name is None else typed(entry[name]) for name in chain.biases] for entry in tensors
-    ]
-    stages: list[Stage] = []
-    for slope in chain.slopes:
-        stages.append(Linear())
-        if slope != 1.0:
-            stages.append(Activation("leaky_relu", (slope,)))
-    spectral, _ = chain_jacobian_norms(x.contiguous(), weights, biases, stages)
+    weights, biases = [], []
+    for entry in tensors:
+        found = chain.parameters(entry, plan.constants)
+        weights.append([typed(tensor) for tensor in found[0]])
+        biases.append([None if tensor is None else typed(tensor) for tensor in found[1]])
+    spectral, _ = chain_jacobian_norms(x.contiguous(), weights, biases, chain.stages)
     return spectral
 
 
 def _interpreted_norms(
-    plan: Plan, parameters: Mapping[str, Tensor], x: Tensor, norm: Norm, memory: int
+    plan: Plan,
+    parameters: Mapping[str, Tensor],
+    x: Tensor,
+    *,
+    norm: Norm,
+    method: Method,
+    memory: int,
 ) -> Tensor:
     def function(samples: Tensor) -> Tensor:
         return evaluate(plan.graph, stacked, plan.constants, [samples.unsqueeze(0)])[0]
 
     with torch.inference_mode(False):
         stacked = {
-            name: _ordinary(parameters[name]).to(x.dtype).unsqueeze(0)
+            name: ordinary(parameters[name]).to(x.dtype).unsqueeze(0)
             for name in plan.used_parameters
         }
-        return function_jacobian_norms(function, x, norm=norm, memory=memory)
+        outputs = sum(math.prod(shape) for shape in plan.output_shapes)
+        problem = SampleFunction(function, ordinary(x), outputs, tuple(stacked.values()))
+        return function_jacobian_norms(problem, norm=norm, method=method, memory=memory).values
 
 
-def _ordinary(tensor: Tensor) -> Tensor:
-    """Detach; autograd cannot record tensors that were made in inference mode."""
-    return tensor.clone() if tensor.is_inference() else tensor.detach()
+@dataclass(frozen=True)
+class JacobianNorms:
+    """Per-sample Jacobian norms and how they were computed.
+
+    Attributes:
+        values: (B,).
+        method: ``fused``, ``rows`` or ``lanczos``.
+        residuals: (B,) for Lanczos, else None: ``||J^T u - value v|| / value`` of the last vectors.
+            A singular value lies within that relative distance of `value`; the error of the largest
+            one is of the order of its square.
+        passes: (B,) for Lanczos, else None: products with J and J^T that the sample took.
+    """
+
+    values: Tensor
+    method: str
+    residuals: Tensor | None = None
+    passes: Tensor | None = None
 
 
 def function_jacobian_norms(
-    function: Callable[[Tensor], Tensor], x: Tensor, *, norm: Norm, memory: int
-) -> Tensor:
-    """Norms of the Jacobian of a function that treats samples apart, (B, D...) -> (B, K)."""
-    blocks = [matrix_norms(block, norm) for block in explicit_jacobians(function, x, memory)]
-    return torch.cat(blocks)
+    problem: SampleFunction, *, norm: Norm, method: Method, memory: int
+) -> JacobianNorms:
+    """Norms of the Jacobians of any function that treats samples apart.
 
-
-def matrix_norms(matrices: Tensor, norm: Norm) -> Tensor:
-    """Operator norms of (B, K, D): largest singular value, column sum (1) or row sum (inf)."""
-    if norm == 2:
-        return jacobian_reduction(matrices)[0]
-    summed = 1 if norm == 1 else 2
-    return matrices.abs().sum(summed).amax(1)
-
-
-def explicit_jacobians(
-    function: Callable[[Tensor], Tensor], x: Tensor, memory: int
-) -> Iterator[Tensor]:
-    """Jacobians (b, K, D) of blocks of samples that fit the memory budget.
-
-    Rows come from one forward pass and a vector-Jacobian product with each unit vector, all at
-    once; functions that `torch.vmap` cannot batch take one backward pass per row.
+    Raises:
+        ArgumentError: `method` is ``lanczos`` and the norm is not 2.
+        DerivativeError: `method` is ``lanczos`` and the function has no Jacobian-vector products.
     """
-    with torch.inference_mode(False), torch.no_grad():
-        rows = function(x[:1].clone()).shape[-1]
-    per_sample = x[0].numel() * rows * x.element_size()
-    # A backward pass over hidden layers holds several arrays of this size at once.
-    block = max(1, int(memory // max(1, 8 * per_sample)))
-    for start in range(0, x.shape[0], block):
-        with torch.inference_mode(False), torch.enable_grad():
-            yield _rows_by_vjp(function, x[start : start + block].clone(), rows)
+    if method == "lanczos" and norm != 2:
+        raise ArgumentError("method='lanczos' computes norm 2 only; use 'rows' or 'auto'")
+    with differentiating():
+        size = footprint(problem)
+        large = min(size.inputs, size.outputs) > SMALL_SIDE
+        if norm == 2 and (method == "lanczos" or (method == "auto" and large)):
+            try:
+                found = lanczos_triplets(problem, size, memory=memory)
+                return JacobianNorms(found.values, "lanczos", found.residuals, found.passes)
+            except DerivativeError:
+                if method == "lanczos":
+                    raise
+        return JacobianNorms(row_norms(problem, size, norm, memory), "rows")
 
 
-def _rows_by_vjp(function: Callable[[Tensor], Tensor], x: Tensor, rows: int) -> Tensor:
-    samples = x.shape[0]
-    x = x.detach().requires_grad_()
-    output = function(x)
-    if not output.requires_grad:  # a constant function
-        return x.new_zeros(samples, rows, x[0].numel())
-    unit = torch.eye(rows, dtype=x.dtype, device=x.device)
-    cotangents = unit.unsqueeze(1).expand(rows, samples, rows)
-    try:
-        (jacobian,) = torch.autograd.grad(
-            output, x, cotangents, is_grads_batched=True, retain_graph=True, allow_unused=True
-        )
-    except RuntimeError:
-        pieces = [torch.autograd.grad(output, x, row, retain_graph=True)[0] for row in cotangents]
-        jacobian = torch.stack(pieces)
-    return jacobian.detach().reshape(rows, samples, -1).transpose(0, 1).contiguous()
-
-
+@overload
 def jacobian_norms(
-    model: nn.Module,
-    x: Tensor,
+    model: Source,
+    x: Inputs,
+    *,
+    norm: Norm = 2,
+    method: Method = "auto",
+    memory: int = ...,
+    create_graph: bool = False,
+    details: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def jacobian_norms(
+    model: Source,
+    x: Inputs,
+    *,
+    norm: Norm = 2,
+    method: Method = "auto",
+    memory: int = ...,
+    create_graph: bool = False,
+    details: Literal[True],
+) -> JacobianNorms: ...
+def jacobian_norms(
+    model: Source,
+    x: Inputs,
     *,
     norm: Norm = 2,
     method: Method = "auto",
     memory: int = 1 << 30,
-) -> Tensor:
-    """Norm of the input-output Jacobian of a model at every sample, ``||d f / d x (x_b)||``.
+    create_graph: bool = False,
+    details: bool = False,
+) -> Tensor | JacobianNorms:
+    r"""Norm of the input-output Jacobian of a model at every sample, ``||d f / d x (x_b)||_p``.
 
-    Evaluated in eval mode; the model is left as it was found. All outputs together are one vector,
-    all dimensions of a sample together are another. Each value is a lower estimate of the
-    Lipschitz constant wherever the model is differentiable; it is not certified (rounding; at a
-    kink autograd's value need not be a derivative).
+    Evaluated in eval mode; the model is left as it was found, and its parameters get no gradients.
+    All outputs together are one vector of K numbers, all inputs of a sample together another one
+    of D. Each value is a lower estimate of the Lipschitz constant wherever the model is
+    differentiable; it is not certified (rounding; at a kink autograd's value need not be a
+    derivative).
 
     Args:
-        model: a module that treats the samples of a batch apart.
-        x: samples (B, D...), floating.
+        model: a module that treats the samples of a batch apart, an exported program, or the path
+            of a ``.pt2`` file.
+        x: samples (B, D...), floating; a tuple of tensors for a model with several inputs.
         norm: 1 (largest absolute column sum), 2 (largest singular value) or inf (row sum).
-        method: ``chain`` for the fused op (chains of linear layers and ReLU or LeakyReLU),
-            ``autograd`` for explicit Jacobians, ``auto`` for whichever fits.
-        memory: bytes that explicit Jacobians may take.
+        method: ``fused`` for the native op (norm 2, recognised chains), ``rows`` for explicit
+            Jacobians, ``lanczos`` for products with J and J^T only (norm 2). ``auto`` takes the
+            fused op where it can, Lanczos where K and D both exceed 64, else rows.
+        memory: bytes for Jacobians and intermediate results; samples go in blocks of that size,
+            and rows in blocks where a single sample exceeds it.
+        create_graph: the norms can be differentiated once, with respect to x and the parameters:
+            the gradient of ``u^T J v`` with u and v fixed, a subgradient where the largest singular
+            value (row, column) is not unique. Not with the fused op.
+        details: return `JacobianNorms` with residuals and passes.
 
     Returns:
-        (B,), float64 for a float64 model, else float32.
+        (B,), float64 for a float64 model, else float32. NaN where the derivative is not finite.
+        Relative error about 1e-6 in float32, 1e-13 in float64, where products with J are accurate.
 
     Raises:
-        ArgumentError: the samples have the wrong shape or dtype, or the output is not floating.
-        NonFiniteError: a sample holds NaN or Inf.
+        ArgumentError: the samples have the wrong shape, dtype or device, the output is not
+            floating, or `method` does not fit.
+        NonFiniteError: a sample or a parameter holds NaN or Inf.
+        TraceError: an exported program was exported in training mode.
 
     Examples:
         >>> import torch, lipfast
         >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.ReLU())
         >>> _ = model[0].weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
-        >>> lipfast.jacobian_norms(model, torch.tensor([[1.0, -1.0], [1.0, 1.0], [-1.0, -1.0]]))
+        >>> x = torch.tensor([[1.0, -1.0], [1.0, 1.0], [-1.0, -1.0]])
+        >>> lipfast.jacobian_norms(model, x)
         tensor([3., 4., 0.])
+        >>> penalty = lipfast.jacobian_norms(model, x, create_graph=True).max()
+        >>> torch.autograd.grad(penalty, model[0].weight)[0]
+        tensor([[0., 0.],
+                [0., 1.]])
     """
     norm = check_norm(norm)
-    x = check_samples(x, None)
-    if method not in ("auto", "chain", "autograd"):
-        raise ArgumentError(f"method must be 'auto', 'chain' or 'autograd', not {method!r}")
-    module = unwrap(model)
-    if method == "chain" or (method == "auto" and norm == 2):
-        try:
-            plan = Plan.trace(module, x[:2])
-            if method == "chain" or find_chain(plan) is not None:
-                entry = plan.resolve(module.state_dict())
-                return plan_jacobian_norms(plan, [entry], x, norm=norm, method="chain")[0]
-        except (TraceError, UnsupportedOpError):
-            if method == "chain":
-                raise
-    return _module_norms(module, x, norm, memory)
-
-
-def _module_norms(module: nn.Module, x: Tensor, norm: Norm, memory: int) -> Tensor:
-    state = {
-        **dict(module.named_parameters()),
-        **dict(module.named_buffers()),
-    }
-    floating = [value.dtype for value in state.values() if value.dtype.is_floating_point]
-    dtype = torch.float64 if torch.float64 in floating or not floating else torch.float32
-    dtype = x.dtype if not floating and x.dtype == torch.float32 else dtype
-
-    def function(samples: Tensor) -> Tensor:
-        return _flat_outputs(torch.func.functional_call(module, copies, (samples,)), samples)
-
-    with torch.inference_mode(False), evaluation_mode(module):
-        # Copies: a module may write to its buffers.
-        copies: dict[str, Tensor] = {
-            name: value.detach().clone().to(dtype if value.dtype.is_floating_point else value.dtype)
-            for name, value in state.items()
-        }
-        return function_jacobian_norms(function, x.to(dtype), norm=norm, memory=memory)
-
-
-def _flat_outputs(outputs: Any, samples: Tensor) -> Tensor:
-    leaves = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
-    if not leaves:
-        raise ArgumentError("the model returns no tensor")
-    for leaf in leaves:
-        if not leaf.dtype.is_floating_point:
-            raise ArgumentError(
-                f"the model returns dtype {leaf.dtype}: only floating outputs have a Jacobian"
+    check_memory(memory)
+    inputs = check_inputs(x)
+    if method not in METHODS:
+        raise ArgumentError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    if create_graph and method == "fused":
+        raise ArgumentError(
+            "the fused op has no backward pass: use method='auto' with create_graph"
+        )
+    module = module_of(model)
+    with model_function(module, inputs, create_graph=create_graph) as problem:
+        if create_graph:
+            values = differentiable_values(problem, norm=norm, method=method, memory=memory)
+            found = JacobianNorms(values, method)
+        else:
+            found = _module_norms(
+                module, problem, inputs=len(inputs), norm=norm, method=method, memory=memory
             )
-        if leaf.dim() == 0 or leaf.shape[0] != samples.shape[0]:
-            raise ArgumentError(
-                f"the model returns shape {tuple(leaf.shape)} for {samples.shape[0]} samples: "
-                "the first dimension must be the samples"
-            )
-    return torch.cat([leaf.reshape(samples.shape[0], -1).to(samples.dtype) for leaf in leaves], 1)
+    return found if details else found.values
+
+
+def _module_norms(
+    module: nn.Module,
+    problem: SampleFunction,
+    *,
+    inputs: int,
+    norm: Norm,
+    method: Method,
+    memory: int,
+) -> JacobianNorms:
+    small = min(problem.outputs, problem.x[0].numel()) <= SMALL_SIDE
+    if method == "fused" or (method == "auto" and norm == 2 and inputs == 1 and small):
+        plan = (
+            Plan.trace(module, problem.x[:2])
+            if method == "fused"
+            else cached_plan(module, problem.x[:2])
+        )
+        chain = None if plan is None else find_chain(plan)
+        fits = chain is not None and has_chain_kernel(chain.stages, problem.x.device)
+        if plan is not None and (method == "fused" or fits):
+            entry = plan.resolve(module.state_dict())
+            values = plan_jacobian_norms(plan, [entry], problem.x, norm=norm, method="fused")[0]
+            return JacobianNorms(values, "fused")
+    return function_jacobian_norms(problem, norm=norm, method=method, memory=memory)

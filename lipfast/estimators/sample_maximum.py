@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
-from lipfast.estimators.certificate import Secants, certified_secants, missing_error_rules
-from lipfast.estimators.estimate import Estimate, LowerBound, log_down
-from lipfast.estimators.jacobian import check_samples, find_chain, plan_jacobian_norms
+from lipfast.estimators.certificate import certified_secants, missing_error_rules
+from lipfast.estimators.domain import Domain
+from lipfast.estimators.estimate import Estimate, LowerBound, Search, log_down
+from lipfast.estimators.function import check_samples
+from lipfast.estimators.jacobian import plan_jacobian_norms
 from lipfast.ops.denormals import FLUSHED, denormals_flushed
+from lipfast.plan.chain import find_chain
 from lipfast.plan.plan import Plan, StateDict
 from lipfast.rules.registry import Norm, check_norm
 
@@ -28,6 +31,7 @@ def lower_bounds(
     norm: Norm = 2,
     per_sample: bool = False,
     memory: int = 1 << 30,
+    domain: Domain | None = None,
 ) -> list[LowerBound]:
     """Lower bounds on the Lipschitz constants of many networks, from samples.
 
@@ -42,6 +46,7 @@ def lower_bounds(
         norm: 1, 2 or inf.
         per_sample: keep the Jacobian norm of every sample.
         memory: bytes that intermediate tensors may take.
+        domain: the certified difference quotient is of two points in this set.
 
     Returns:
         One `LowerBound` per state dict.
@@ -59,50 +64,70 @@ def lower_bounds(
     tensors = plan.resolve_all(state_dicts)
     if not tensors:
         return []
-    norms = _finite_norms(plan, tensors, x, norm, memory)
+    norms = finite_norms(plan, tensors, x, norm, memory)
     largest, positions = norms.max(1)
     missing = missing_error_rules(plan)
     secants = (
         None
         if missing
-        else certified_secants(plan, tensors, x[positions], norm=norm, memory=memory)
+        else certified_secants(plan, tensors, x[positions], norm=norm, memory=memory, domain=domain)
     )
-    wide = norms.double()
+    flushed = denormals_flushed()
+    label = jacobian_label(plan, norm)
+    statistics = zip(norms, largest.tolist(), positions.tolist(), strict=True)
+    return [
+        assembled(
+            Statistics.of(entry, value, position, keep=per_sample),
+            norm=norm,
+            label=label,
+            point=x[position],
+            secant=None if secants is None else secants.of(index),
+            why_not=_missing(missing),
+            flushed=flushed,
+        )
+        for index, (entry, value, position) in enumerate(statistics)
+    ]
+
+
+def jacobian_label(plan: Plan, norm: Norm) -> str:
+    """How the Jacobian norms of a plan are computed, as estimates say it."""
     method = "fused chain" if norm == 2 and find_chain(plan) is not None else "autograd"
-    found = _Found(
-        x=x,
-        norm=norm,
-        method=f"maximum Jacobian norm ({method})",
-        largest=largest.tolist(),
-        positions=positions.tolist(),
-        means=wide.mean(1).tolist(),
-        rms=wide.square().mean(1).sqrt().tolist(),
-        per_sample=list(norms) if per_sample else None,
-        secants=secants,
-        missing=missing,
-        flushed=denormals_flushed(),
-    )
-    return [_lower_bound(found, index) for index in range(len(tensors))]
+    return f"maximum Jacobian norm ({method})"
+
+
+def _missing(ops: Sequence[str]) -> str | None:
+    return f"no rule for the rounding errors of {', '.join(ops)}" if ops else None
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What was found for all networks, as plain numbers read once."""
+class Statistics:
+    """Jacobian norms over the samples.
 
-    x: Tensor
-    norm: Norm
-    method: str
-    largest: list[float]
-    positions: list[int]
-    means: list[float]
-    rms: list[float]
-    per_sample: list[Tensor] | None
-    secants: Secants | None
-    missing: list[str]
-    flushed: bool
+    Attributes:
+        largest: their maximum.
+        position: the sample that it belongs to.
+        mean: over the samples.
+        rms: root mean square over the samples.
+        samples: how many.
+        per_sample: the norms, if they are to be kept.
+    """
+
+    largest: float
+    position: int
+    mean: float
+    rms: float
+    samples: int
+    per_sample: Tensor | None
+
+    @staticmethod
+    def of(norms: Tensor, largest: float, position: int, *, keep: bool) -> Statistics:
+        """From the norms (samples,) and their maximum."""
+        wide = norms.double()
+        mean, rms = float(wide.mean()), float(wide.square().mean().sqrt())
+        return Statistics(largest, position, mean, rms, len(norms), norms if keep else None)
 
 
-def _finite_norms(
+def finite_norms(
     plan: Plan, tensors: Sequence[Mapping[str, Tensor]], x: Tensor, norm: Norm, memory: int
 ) -> Tensor:
     """Jacobian norms (networks, B); networks that overflow float32 again in float64."""
@@ -124,26 +149,39 @@ def _finite_norms(
     return wide
 
 
-def _lower_bound(found: _Found, index: int) -> LowerBound:
-    value, sample = found.largest[index], found.positions[index]
+def assembled(
+    statistics: Statistics,
+    *,
+    norm: Norm,
+    label: str,
+    point: Tensor,
+    secant: tuple[float, Tensor] | None,
+    why_not: str | None,
+    flushed: bool,
+    search: Search | None = None,
+) -> LowerBound:
+    """The bound: the certified quotient and its points, or what was found, with the reason."""
+    value = statistics.largest
     jacobian = Estimate(
         value,
         log_down(value),
         "lower",
-        found.norm,
-        found.method,
+        norm,
+        label,
         certified=False,
-        reason=_NOT_PROVED if math.isfinite(value) else "the Jacobian overflows float64",
+        reason=_NOT_PROVED if math.isfinite(value) else "the Jacobian is not finite in float64",
     )
-    reason: str | None = None
-    if found.secants is None:
-        proved = value
-        points = found.x[sample].double().expand(2, *found.x.shape[1:]).clone()
-        reason = f"no rule for the rounding errors of {', '.join(found.missing)}"
+    reason, method = why_not, "certified secant"
+    if secant is None:
+        proved, method = value, label
+        points = point.double().expand(2, *point.shape).clone()
+        if search is not None and search.estimate.value > value:
+            proved, method = search.estimate.value, search.estimate.method
+            best = search.points[0].double()
+            points = best.clone() if best.dim() > point.dim() else best.expand(2, *best.shape)
     else:
-        proved = float(found.secants.values[index])
-        points = found.secants.points[index]
-        if found.flushed:
+        proved, points = secant
+        if flushed:
             reason = FLUSHED
         elif proved == 0 and value != 0:
             reason = "no difference of outputs could be proved, so only that it is not negative"
@@ -151,15 +189,16 @@ def _lower_bound(found: _Found, index: int) -> LowerBound:
         value=proved,
         log_value=log_down(proved),
         side="lower",
-        norm=found.norm,
-        method=found.method if found.secants is None else "certified secant",
-        certified=found.secants is not None and not found.flushed,
+        norm=norm,
+        method=method,
+        certified=secant is not None and not flushed,
         reason=reason,
         jacobian=jacobian,
-        sample=sample,
+        sample=statistics.position,
         points=points,
-        mean=found.means[index],
-        rms=found.rms[index],
-        samples=found.x.shape[0],
-        per_sample=None if found.per_sample is None else found.per_sample[index],
+        mean=statistics.mean,
+        rms=statistics.rms,
+        samples=statistics.samples,
+        per_sample=statistics.per_sample,
+        search=search,
     )

@@ -10,12 +10,18 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
+from lipfast.estimators.convolution_norms import convolution_brackets, holder_bound
+from lipfast.estimators.domain import Domain
 from lipfast.estimators.estimate import LayerBracket, UpperBound
+from lipfast.estimators.sizes import Sizes
 from lipfast.ops.denormals import FLUSHED, denormals_flushed
 from lipfast.ops.spectral_norms import spectral_norms
+from lipfast.plan.fold import ROUNDINGS_PER_FOLD, FoldedGraph, folded_parameters
 from lipfast.plan.graph import Node, Reference
 from lipfast.plan.plan import Layer, Plan, StateDict
+from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.registry import Call, Norm, Rule, check_norm, lookup
+from lipfast.rules.rounding import UNIT_ROUNDOFF
 from lipfast.rules.upward import Upward
 
 _METHODS = {1: "product of column-sum norms", 2: "product of certified spectral norms"}
@@ -34,6 +40,8 @@ def upper_bounds(
     rtol: float = 1e-6,
     seed: int = 0,
     start: Starts = None,
+    simplify: bool = True,
+    domain: Domain | None = None,
 ) -> tuple[list[UpperBound], list[dict[str, Tensor]]]:
     """Upper bounds on the Lipschitz constants of many networks of one architecture.
 
@@ -50,6 +58,8 @@ def upper_bounds(
         start: start vectors by the name of the weight, where there are some: one mapping for all
             state dicts, or a list with one (or None) for each. Whether a bound is proved does not
             depend on them.
+        simplify: fold BatchNorm into its neighbours; otherwise layer by layer, as published.
+        domain: the bound holds for inputs in this set only; products of activations may need one.
 
     Returns:
         One `UpperBound` per state dict, and the vectors with which to start at similar weights
@@ -63,10 +73,20 @@ def upper_bounds(
     norm = check_norm(norm)
     tensors = plan.resolve_all(state_dicts)
     starts = _starts(plan, start, len(tensors))
-    brackets, vectors = layer_brackets(plan, tensors, norm=norm, rtol=rtol, seed=seed, start=starts)
-    steps = _steps(plan)
+    folded = plan.folded if simplify else FoldedGraph(plan.graph, {})
+    layers_of_plan = plan.layers if simplify else plan.layers_of(folded)
+    if folded.maps:
+        where = [f"state dict {index}: " for index in range(len(tensors))]
+        tensors = [
+            {**entry, **folded_parameters(folded.maps, entry, plan.constants, position)}
+            for entry, position in zip(tensors, where, strict=True)
+        ]
+    brackets, vectors = layer_brackets(
+        layers_of_plan, tensors, norm=norm, rtol=rtol, seed=seed, start=starts
+    )
+    steps = _steps(plan, folded, layers_of_plan)
     results = [
-        _compose(plan, steps, parameters, layers, norm)
+        _compose(plan, steps, parameters, layers, norm=norm, domain=domain)
         for parameters, layers in zip(tensors, brackets, strict=True)
     ]
     if denormals_flushed():
@@ -100,7 +120,7 @@ def _starts(plan: Plan, start: Starts, count: int) -> list[Vectors]:
 
 
 def layer_brackets(
-    plan: Plan,
+    layers: Sequence[Layer],
     tensors: Sequence[Mapping[str, Tensor]],
     *,
     norm: Norm,
@@ -108,20 +128,23 @@ def layer_brackets(
     seed: int,
     start: Sequence[Vectors],
 ) -> tuple[list[tuple[LayerBracket, ...]], list[dict[str, Tensor]]]:
-    """Brackets of all layers of all networks, from one native call (two if some are transposed).
+    """Brackets of all layers of all networks: few native calls, whatever the number of either.
 
-    Also the right singular vectors, for each network by the name of the weight.
+    Also the right singular vectors of matrices, for each network by the name of the weight.
     """
-    layers = plan.layers
     found: dict[tuple[int, int], LayerBracket] = {}
     vectors: list[dict[str, Tensor]] = [{} for _ in tensors]
     for transposed in (False, True):
-        chosen = [layer for layer in layers if (layer.transposed and norm != 2) is transposed]
-        names = [layer.parameter for layer in chosen]
-        matrices = [_native(parameters[name]) for parameters in tensors for name in names]
+        chosen = [
+            layer
+            for layer in layers
+            if layer.convolution is None and (layer.transposed and norm != 2) is transposed
+        ]
+        matrices = [_native(entry[layer.weight]) for entry in tensors for layer in chosen]
         if not matrices:
             continue
         effective = {1: math.inf, math.inf: 1}.get(norm, norm) if transposed else norm
+        names = [layer.parameter for layer in chosen]
         starts = [entry.get(name) for entry in start for name in names] if any(start) else None
         result = spectral_norms(matrices, norm=effective, rtol=rtol, seed=seed, start=starts)
         columns = zip(
@@ -133,13 +156,71 @@ def layer_brackets(
         )
         for position, values in enumerate(columns):
             network, layer = position // len(chosen), chosen[position % len(chosen)]
-            found[network, layer.index] = _bracket(layer, values, result.method[position])
+            found[network, layer.index] = _bracket(
+                layer, values, result.method[position], _fold_error(layer, matrices[position], norm)
+            )
             if norm == 2:
                 vectors[network][layer.parameter] = result.right[position]
+    _add_convolutions(found, vectors, layers, tensors, norm=norm, rtol=rtol, seed=seed, start=start)
     brackets = [
         tuple(found[network, layer.index] for layer in layers) for network in range(len(tensors))
     ]
     return brackets, vectors
+
+
+def _add_convolutions(
+    found: dict[tuple[int, int], LayerBracket],
+    vectors: Sequence[dict[str, Tensor]],
+    layers: Sequence[Layer],
+    tensors: Sequence[Mapping[str, Tensor]],
+    *,
+    norm: Norm,
+    rtol: float,
+    seed: int,
+    start: Sequence[Vectors],
+) -> None:
+    """Brackets of the convolutions, into `found`, and what they may start from, into `vectors`."""
+    chosen = [
+        (network, layer)
+        for network in range(len(tensors))
+        for layer in layers
+        if layer.convolution is not None
+    ]
+    weights = [tensors[network][layer.weight] for network, layer in chosen]
+    results = convolution_brackets(
+        [layer for _, layer in chosen],
+        weights,
+        norm,
+        rtol=rtol,
+        seed=seed,
+        start=[start[network].get(layer.parameter) for network, layer in chosen],
+    )
+    for (network, layer), weight, result in zip(chosen, weights, results, strict=True):
+        error = 0.0
+        if layer.folds:  # |E| <= eps |W| entry by entry
+            size = holder_bound(layer, weight) if norm == 2 else result.upper
+            error = _fold_roundings(layer) * size
+        values = (result.lower, result.upper, result.certified, result.passes)
+        found[network, layer.index] = _bracket(layer, values, result.method, error)
+        if result.vector is not None:
+            vectors[network][layer.parameter] = result.vector
+
+
+def _fold_roundings(layer: Layer) -> float:
+    """Relative error of the entries of a weight that BatchNorms are folded into, with room."""
+    return 2 * ROUNDINGS_PER_FOLD * layer.folds * UNIT_ROUNDOFF
+
+
+def _fold_error(layer: Layer, matrix: Tensor, norm: Norm) -> float:
+    """Norm of the difference between a folded matrix in real arithmetic and the stored one.
+
+    ``|E| <= eps |W|``, so ``||E||_2 <= eps ||W||_F`` and ``||E||_p <= eps || |W| ||_p``.
+    """
+    if not layer.folds:
+        return 0.0
+    order = "fro" if norm == 2 else norm
+    size = float(torch.linalg.matrix_norm(matrix.abs(), order))
+    return _fold_roundings(layer) * size
 
 
 def _native(weight: Tensor) -> Tensor:
@@ -148,8 +229,13 @@ def _native(weight: Tensor) -> Tensor:
     return weight if weight.dtype in (torch.float32, torch.float64) else weight.float()
 
 
-def _bracket(layer: Layer, values: tuple[float, float, bool, int], method: str) -> LayerBracket:
+def _bracket(
+    layer: Layer, values: tuple[float, float, bool, int], method: str, error: float
+) -> LayerBracket:
     lower, upper, certified, passes = values
+    if error > 0.0:
+        lower = max(0.0, math.nextafter(lower - error, 0.0))
+        upper = math.nextafter(upper + error, math.inf)
     return LayerBracket(
         index=layer.index,
         name=layer.name,
@@ -166,11 +252,17 @@ def _bracket(layer: Layer, values: tuple[float, float, bool, int], method: str) 
 class _Step:
     """One node, resolved once for all state dicts."""
 
-    def __init__(self, plan: Plan, node: Node, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        node: Node,
+        shapes: Mapping[str, tuple[int, ...]],
+        layers: Mapping[str, int],
+    ) -> None:
         self.node = node
         self.rule: Rule = lookup(node.op)
-        self.layer = next((layer.index for layer in plan.layers if layer.node == node.name), None)
-        references = [
+        self.layer = layers.get(node.name)
+        self.references = references = [
             ref for ref in node.references() if ref.kind in ("node", "parameter", "constant")
         ]
         self.operands = [ref.name if ref.kind == "node" else None for ref in references]
@@ -183,13 +275,17 @@ class _Step:
         if reference.kind == "node":
             return shapes[reference.name]
         if reference.kind == "parameter":
-            return plan.parameters[reference.name]
+            # What BatchNorms make of a weight is not in the state dict; no rule asks for its shape.
+            return plan.parameters.get(reference.name, ())
         return plan.constants[reference.name].shape
 
 
-def _steps(plan: Plan) -> list[_Step]:
-    shapes = {node.name: node.shape for node in plan.graph.nodes}
-    return [_Step(plan, node, shapes) for node in plan.graph.nodes if node.op != "input"]
+def _steps(plan: Plan, folded: FoldedGraph, layers: Sequence[Layer]) -> list[_Step]:
+    shapes = {node.name: node.shape for node in folded.graph.nodes}
+    positions = {layer.node: layer.index for layer in layers}
+    return [
+        _Step(plan, node, shapes, positions) for node in folded.graph.nodes if node.op != "input"
+    ]
 
 
 _ZERO = Upward.of(0.0)
@@ -201,10 +297,13 @@ def _compose(
     steps: Sequence[_Step],
     parameters: Mapping[str, Tensor],
     layers: tuple[LayerBracket, ...],
+    *,
     norm: Norm,
+    domain: Domain | None,
 ) -> UpperBound:
-    """Carry ``L(node)`` through the graph."""
+    """Carry ``L(node)`` through the graph, and magnitudes where a product needs them."""
     constants = {node.name: _ONE for node in plan.graph.inputs}
+    sizes = _sizes(plan, steps, parameters, norm, domain)
     reasons: list[str] = []
     for step in steps:
         call = Call(
@@ -216,12 +315,30 @@ def _compose(
             parameters=parameters,
             constants=plan.constants,
         )
+        if sizes is not None:
+            call.magnitudes = [sizes.of(reference, parameters) for reference in step.references]
         result = step.rule.bound(call)
         constants[step.node.name] = result if isinstance(result, Upward) else Upward.of(result)
+        if sizes is not None:
+            own = Magnitude() if step.rule.magnitude is None else step.rule.magnitude(call)
+            sizes.add(step.node, constants[step.node.name], own)
         if call.reason is not None:
             reasons.append(f"{call.reason} (module '{step.node.module}')")
     total = _join([constants[name] for name in plan.graph.outputs], norm)
     return _upper_bound(total, layers, norm, reasons)
+
+
+def _sizes(
+    plan: Plan,
+    steps: Sequence[_Step],
+    parameters: Mapping[str, Tensor],
+    norm: Norm,
+    domain: Domain | None,
+) -> Sizes | None:
+    """Magnitudes of the inputs, if any product asks for some."""
+    if not any(step.rule.product is not None and step.rule.product(step.node) for step in steps):
+        return None
+    return Sizes(plan, parameters, norm, domain)
 
 
 def _join(outputs: Sequence[Upward], norm: Norm) -> Upward:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -37,6 +38,8 @@ __all__ = [
 ]
 
 _MOST_LAYERS_ON_CUDA = 64
+MAX_OUTPUTS = 1024
+"""Most rows K of a Jacobian: every thread holds a few of K x the largest layer."""
 
 
 def chain_jacobian_norms(
@@ -68,7 +71,8 @@ def chain_jacobian_norms(
         Two tensors (N, B) of x's dtype.
 
     Raises:
-        ArgumentError: wrong types, dtypes or shapes; the message names network and stage.
+        ArgumentError: wrong types, dtypes or shapes (the message names network and stage), or more
+            than `MAX_OUTPUTS` outputs.
 
     Example:
         >>> import torch
@@ -103,7 +107,7 @@ def chain_jacobian_norms(
     if not has_chain_kernel(stages, x.device):
         raise ArgumentError(
             f"on {x.device} a chain is up to {_MOST_LAYERS_ON_CUDA} linear stages with ReLU or "
-            "LeakyReLU between them: use the CPU, or explicit Jacobians (method='autograd')"
+            "LeakyReLU between them: use the CPU, or explicit Jacobians (method='rows')"
         )
     numbers, parameters = encode(stages, [tuple(weight.shape) for weight in weights[0]])
     spectral, frobenius = torch.ops.lipfast.chain_jacobian_norms(
@@ -137,6 +141,10 @@ def _check_network(
             raise ArgumentError(f"{name}: {error}") from None
         if bias is not None and bias.shape != shape[:1]:
             raise ArgumentError(f"{name}: expected a bias ({shape[0]},), got {tuple(bias.shape)}")
+    if math.prod(shape) > MAX_OUTPUTS:
+        raise ArgumentError(
+            f"{math.prod(shape)} outputs are more than the {MAX_OUTPUTS} that are formed row by row"
+        )
 
 
 def has_chain_kernel(stages: Sequence[Stage], device: torch.device) -> bool:

@@ -185,7 +185,11 @@ def _pooled(stage: MaxPool | AveragePool, shape: Shape) -> Shape:
         span = size + 2 * padding - dilation * (kernel - 1) - 1
         count = (span + (stride - 1 if stage.ceil_mode else 0)) // stride + 1
         # The last window must start inside the input or its left padding.
-        sizes.append(count - (stage.ceil_mode and (count - 1) * stride >= size + padding))
+        count -= stage.ceil_mode and (count - 1) * stride >= size + padding
+        for start in range(-padding, count * stride - padding, stride):
+            if not any(0 <= start + tap * dilation < size for tap in range(kernel)):
+                raise ArgumentError(f"{stage}: a window lies wholly in the padding")
+        sizes.append(count)
     return _with_channels(shape[0], sizes, stage, shape)
 
 

@@ -81,6 +81,27 @@ class Node:
             return float(value)
         raise ArgumentError(f"{self.op} in module '{self.module}': {name} is not a number: {value}")
 
+    def integers(
+        self, position: int, name: str, axes: int, default: int | None = None
+    ) -> tuple[int, ...]:
+        """Like `argument`, one integer per axis; a single one stands for all axes."""
+        value = self.argument(position, name)
+        entries = value if isinstance(value, tuple) else (() if value is None else (value,))
+        numbers = [int(entry) for entry in entries if isinstance(entry, (int, float))]
+        if not numbers and default is not None:
+            numbers = [default]
+        if len(numbers) not in (1, axes) or len(numbers) < len(entries):
+            raise ArgumentError(
+                f"{self.op} in module '{self.module}': {name} is not {axes} integers: {value}"
+            )
+        return tuple(numbers * axes if len(numbers) == 1 else numbers)
+
+    def dimensions(self, position: int, name: str) -> tuple[int, ...]:
+        """Like `argument`, for one or several dimensions; empty if none is given."""
+        value = self.argument(position, name)
+        entries = value if isinstance(value, tuple) else (value,)
+        return tuple(entry for entry in entries if isinstance(entry, int))
+
     def __str__(self) -> str:
         arguments = [_show(value) for value in self.args]
         arguments += [f"{key}={_show(value)}" for key, value in self.kwargs]

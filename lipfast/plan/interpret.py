@@ -6,12 +6,12 @@ Activations are ``(networks, samples, *shape)``, parameters ``(networks, *shape)
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
+from lipfast.plan.apply import call_op
 from lipfast.plan.graph import Argument, Constant, Graph, Node, Reference
 from lipfast.rules.registry import RULES
 
@@ -27,20 +27,47 @@ class NodeArguments:
         constants: Mapping[str, Tensor],
     ) -> None:
         self.node = node
-        self._activations = activations
-        self._parameters = parameters
-        self._constants = constants
+        self._tables = {"node": activations, "parameter": parameters, "constant": constants}
 
     def value(self, argument: Argument) -> Tensor:
         """Activation (networks, samples, *shape), parameter or constant (networks, *shape)."""
-        if isinstance(argument, Reference):
-            if argument.kind == "node":
-                return self._activations[argument.name]
-            if argument.kind == "parameter":
-                return self._parameters[argument.name]
-            if argument.kind == "constant":
-                return self._constants[argument.name].unsqueeze(0)
+        if isinstance(argument, Reference) and argument.kind in self._tables:
+            value = self._tables[argument.kind][argument.name]
+            return value.unsqueeze(0) if argument.kind == "constant" else value
         raise ArgumentError(f"{self.node}: {argument} is not a tensor")
+
+    def shape(self, argument: Argument) -> tuple[int, ...]:
+        """Shape of an activation for one sample, or of a parameter or constant."""
+        value = self.value(argument)
+        activation = isinstance(argument, Reference) and argument.kind == "node"
+        return tuple(value.shape[2 if activation else 1 :])
+
+    def apply(self, replaced: Mapping[Reference, Tensor]) -> Tensor:
+        """The op itself on the operands, some of them replaced by other tensors alike."""
+        tables = {
+            ref: replaced[ref] if ref in replaced else self._tables[ref.kind][ref.name]
+            for ref in self.node.references()
+            if ref.kind in self._tables
+        }
+        networks, samples = next(
+            value.shape[:2] for ref, value in tables.items() if ref.kind == "node"
+        )
+        if any(ref.kind == "parameter" for ref in tables):
+            results = []
+            for network in range(networks):
+                one = {
+                    ref: value if ref.kind == "constant" else value[network]
+                    for ref, value in tables.items()
+                }
+                results.append(call_op(self.node, one.__getitem__, samples))
+            return torch.stack(results)
+        # Without parameters all networks do the same: their samples make one long batch.
+        merged = {
+            ref: value.flatten(0, 1) if ref.kind == "node" else value
+            for ref, value in tables.items()
+        }
+        result = call_op(self.node, merged.__getitem__, networks * samples)
+        return result.reshape(networks, samples, *result.shape[1:])
 
 
 def walk(
@@ -65,10 +92,7 @@ def walk(
     Returns:
         Activations by node name: those of the outputs, or all of them.
     """
-    tensors = {
-        name: value.tensor().to(inputs[0].dtype).to(inputs[0].device)
-        for name, value in constants.items()
-    }
+    tensors = {name: _like(value.tensor(), inputs[0]) for name, value in constants.items()}
     activations: dict[str, Tensor] = {
         node.name: value for node, value in zip(graph.inputs, inputs, strict=True)
     }
@@ -76,13 +100,19 @@ def walk(
     for position, node in enumerate(graph.nodes):
         if node.op != "input":
             arguments = NodeArguments(node, activations, parameters, tensors)
-            activations[node.name] = _evaluate(arguments, activations, parameters, tensors)
+            activations[node.name] = _evaluate(arguments)
             if visit is not None:
                 visit(arguments, activations[node.name])
         if not keep:
             for name in last_use.get(position, ()):
                 del activations[name]
     return activations
+
+
+def _like(constant: Tensor, activation: Tensor) -> Tensor:
+    """On the activations' device; numbers in their dtype, indices and masks as they are."""
+    floating = constant.dtype.is_floating_point
+    return constant.to(activation.device, activation.dtype if floating else constant.dtype)
 
 
 def evaluate(
@@ -117,81 +147,8 @@ def _last_uses(graph: Graph) -> dict[int, list[str]]:
     return uses
 
 
-def _evaluate(
-    arguments: NodeArguments,
-    activations: Mapping[str, Tensor],
-    parameters: Mapping[str, Tensor],
-    constants: Mapping[str, Tensor],
-) -> Tensor:
-    node = arguments.node
-    rule = RULES.get(node.op)
+def _evaluate(arguments: NodeArguments) -> Tensor:
+    rule = RULES.get(arguments.node.op)
     if rule is not None and rule.evaluate is not None:
         return rule.evaluate(arguments)
-    kinds = {reference.kind for reference in node.references()}
-    if "parameter" in kinds:
-        return _network_by_network(node, activations, parameters, constants)
-    # Without parameters all networks do the same: their samples make one long batch.
-    merged = {
-        reference.name: activations[reference.name].flatten(0, 1)
-        for reference in node.references()
-        if reference.kind == "node"
-    }
-    networks, samples = next(
-        activations[reference.name].shape[:2]
-        for reference in node.references()
-        if reference.kind == "node"
-    )
-    result = _call(node, merged, {}, constants, networks * samples)
-    return result.reshape(networks, samples, *result.shape[1:])
-
-
-def _network_by_network(
-    node: Node,
-    activations: Mapping[str, Tensor],
-    parameters: Mapping[str, Tensor],
-    constants: Mapping[str, Tensor],
-) -> Tensor:
-    references = list(node.references())
-    nodes = [reference.name for reference in references if reference.kind == "node"]
-    names = [reference.name for reference in references if reference.kind == "parameter"]
-    networks, samples = activations[nodes[0]].shape[:2]
-    results = [
-        _call(
-            node,
-            {name: activations[name][network] for name in nodes},
-            {name: parameters[name][network] for name in names},
-            constants,
-            samples,
-        )
-        for network in range(networks)
-    ]
-    return torch.stack(results)
-
-
-def _call(
-    node: Node,
-    activations: Mapping[str, Tensor],
-    parameters: Mapping[str, Tensor],
-    constants: Mapping[str, Tensor],
-    samples: int,
-) -> Tensor:
-    def resolve(value: Argument) -> Any:
-        if isinstance(value, tuple):
-            return [resolve(entry) for entry in value]
-        if not isinstance(value, Reference):
-            return value
-        if value.kind == "batch":
-            return samples
-        if value.kind == "dtype":
-            return getattr(torch, value.name)
-        tables = {"node": activations, "parameter": parameters, "constant": constants}
-        return tables[value.kind][value.name]
-
-    namespace, name = node.op.split(".")
-    operator = getattr(getattr(torch.ops, namespace), name)
-    result = operator(
-        *(resolve(value) for value in node.args),
-        **{key: resolve(value) for key, value in node.kwargs},
-    )
-    assert isinstance(result, Tensor)
-    return result
+    return arguments.apply({})

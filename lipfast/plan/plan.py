@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError, TraceError
-from lipfast.plan.graph import Constant, Graph, Node, node_from_json, node_to_json
+from lipfast.plan.fold import FoldedGraph, fold_batch_norm
+from lipfast.plan.graph import Constant, Graph, Node, Reference, node_from_json, node_to_json
 from lipfast.plan.state import require_finite, resolve
 from lipfast.plan.trace import Source, trace
-from lipfast.rules.registry import LayerRequest, Norm, lookup, require_rules
+from lipfast.rules.registry import Convolution, LayerRequest, Norm, lookup, require_rules
 
 if TYPE_CHECKING:
+    from lipfast.estimators.domain import Domain
     from lipfast.estimators.estimate import Bounds, LowerBound, UpperBound
     from lipfast.estimators.tracker import Tracker
 
@@ -40,6 +42,11 @@ class Layer:
         shape: of the weight.
         transposed: the operator is the transpose of the stored matrix.
         node: name of the node in the graph.
+        weight: name of the operator's weight: `parameter`, or what BatchNorms make of it.
+        folds: how many BatchNorms are folded into it.
+        convolution: how the weight is applied, if it is a kernel.
+        input_shape: of one sample where it meets the layer.
+        output_shape: of one sample behind it.
     """
 
     index: int
@@ -49,6 +56,11 @@ class Layer:
     shape: tuple[int, ...]
     transposed: bool
     node: str
+    weight: str = ""
+    folds: int = 0
+    convolution: Convolution | None = None
+    input_shape: tuple[int, ...] = ()
+    output_shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,23 +103,44 @@ class Plan:
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """The layers whose operator norms the bound needs, in the order of evaluation."""
+        return self.layers_of(self.folded)
+
+    @cached_property
+    def folded(self) -> FoldedGraph:
+        """The graph that upper bounds are computed on: BatchNorm is folded into its neighbours."""
+        return fold_batch_norm(self.graph, values=False)
+
+    def layers_of(self, folded: FoldedGraph) -> tuple[Layer, ...]:
+        """The layers of a graph of this plan; see `layers`."""
         found: list[Layer] = []
-        for node in self.graph.nodes:
+        for node in folded.graph.nodes:
             request = self._request(node)
             if request is not None:
-                name = request.parameter.rpartition(".")[0] or request.parameter
-                found.append(
-                    Layer(
-                        len(found),
-                        name,
-                        request.kind,
-                        request.parameter,
-                        self.parameters[request.parameter],
-                        request.transposed,
-                        node.name,
-                    )
-                )
+                found.append(self._layer(len(found), node, request, folded))
         return tuple(found)
+
+    def _layer(self, index: int, node: Node, request: LayerRequest, folded: FoldedGraph) -> Layer:
+        source = node.args[0]
+        assert isinstance(source, Reference)
+        map_ = folded.maps.get(node.name)
+        parameter = request.parameter
+        if map_ is not None and map_.weight is not None:
+            parameter = map_.weight
+        folds = 0 if map_ is None else len(map_.scalings)
+        return Layer(
+            index=index,
+            name=parameter.rpartition(".")[0] or parameter,
+            kind=request.kind + " + batch norm" * folds,
+            parameter=parameter,
+            shape=self.parameters[parameter],
+            transposed=request.transposed,
+            node=node.name,
+            weight=request.parameter,
+            folds=folds,
+            convolution=request.convolution,
+            input_shape=folded.graph.node(source.name).shape,
+            output_shape=node.shape,
+        )
 
     @staticmethod
     def _request(node: Node) -> LayerRequest | None:
@@ -187,6 +220,8 @@ class Plan:
         rtol: float = 1e-6,
         seed: int = 0,
         start: Mapping[str, Tensor] | None = None,
+        simplify: bool = True,
+        domain: Domain | None = None,
     ) -> UpperBound: ...
     @overload
     def upper(
@@ -197,6 +232,8 @@ class Plan:
         rtol: float = 1e-6,
         seed: int = 0,
         start: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor] | None] | None = None,
+        simplify: bool = True,
+        domain: Domain | None = None,
     ) -> list[UpperBound]: ...
     def upper(
         self,
@@ -206,6 +243,8 @@ class Plan:
         rtol: float = 1e-6,
         seed: int = 0,
         start: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor] | None] | None = None,
+        simplify: bool = True,
+        domain: Domain | None = None,
     ) -> UpperBound | list[UpperBound]:
         """Certified upper bounds on the Lipschitz constant; see `spectral_product.upper_bounds`.
 
@@ -217,6 +256,10 @@ class Plan:
             start: start vectors by the name of the weight, for instance `Tracker.vectors`: one
                 mapping for all state dicts, or a list with one (or None) for each. The bounds are
                 certified whatever they are.
+            simplify: fold BatchNorm into its neighbours; False gives the published product, layer
+                by layer.
+            domain: `lipfast.Box` or `lipfast.Ball`: the bound holds for inputs in this set; without
+                one for all inputs.
 
         Returns:
             One `UpperBound`, or a list in the order of the state dicts.
@@ -235,7 +278,16 @@ class Plan:
         """
         from lipfast.estimators.spectral_product import upper_bounds  # noqa: PLC0415
 
-        results, _ = upper_bounds(self, state_dicts, norm=norm, rtol=rtol, seed=seed, start=start)
+        results, _ = upper_bounds(
+            self,
+            state_dicts,
+            norm=norm,
+            rtol=rtol,
+            seed=seed,
+            start=start,
+            simplify=simplify,
+            domain=domain,
+        )
         return results[0] if isinstance(state_dicts, Mapping) else results
 
     def tracker(self, *, norm: Norm = 2, rtol: float = 1e-6, seed: int = 0) -> Tracker:
@@ -322,6 +374,7 @@ class Plan:
         seed: int = 0,
         per_sample: bool = False,
         memory: int = ...,
+        domain: Domain | None = None,
     ) -> Bounds: ...
     @overload
     def bounds(
@@ -334,6 +387,7 @@ class Plan:
         seed: int = 0,
         per_sample: bool = False,
         memory: int = ...,
+        domain: Domain | None = None,
     ) -> list[Bounds]: ...
     def bounds(
         self,
@@ -345,6 +399,7 @@ class Plan:
         seed: int = 0,
         per_sample: bool = False,
         memory: int = 1 << 30,
+        domain: Domain | None = None,
     ) -> Bounds | list[Bounds]:
         """Lower and upper bounds together, with lower <= upper asserted.
 
@@ -357,8 +412,10 @@ class Plan:
         from lipfast.estimators.sample_maximum import lower_bounds  # noqa: PLC0415
         from lipfast.estimators.spectral_product import upper_bounds  # noqa: PLC0415
 
-        uppers, _ = upper_bounds(self, state_dicts, norm=norm, rtol=rtol, seed=seed)
-        lowers = lower_bounds(self, state_dicts, x, norm=norm, per_sample=per_sample, memory=memory)
+        uppers, _ = upper_bounds(self, state_dicts, norm=norm, rtol=rtol, seed=seed, domain=domain)
+        lowers = lower_bounds(
+            self, state_dicts, x, norm=norm, per_sample=per_sample, memory=memory, domain=domain
+        )
         results = [joined(lower, upper) for lower, upper in zip(lowers, uppers, strict=True)]
         return results[0] if isinstance(state_dicts, Mapping) else results
 

@@ -47,9 +47,46 @@ def simplify(graph: Graph, floating: Mapping[str, bool], ranks: Mapping[str, int
         (transposed) parameter recognised.
     """
     graph = _drop_identities(graph, floating)
+    graph = _select_before_permuting(graph)
     graph = _join_softsign(graph)
     graph = _join_products(graph, ranks)
     return _drop_unused(graph)
+
+
+def _select_before_permuting(graph: Graph) -> Graph:
+    """``x.permute(2, 0, ...)[i]`` becomes ``x.select(2, i).permute(0, ...)``.
+
+    That is how attention takes queries, keys and values apart; between the two the samples are
+    not in front.
+    """
+    by_name = {node.name: node for node in graph.nodes}
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        moved = _defining(node.args[0], by_name) if node.op == "aten.select" else None
+        if moved is None or moved.op != "aten.permute" or node.dimensions(1, "dim") != (0,):
+            nodes.append(node)
+            continue
+        order = moved.dimensions(1, "dims")
+        source = _defining(moved.args[0], by_name)
+        if source is None or order[0] == 0 or order[1] != 0:
+            nodes.append(node)
+            continue
+        axis = order[0]
+        shape = source.shape[: axis - 1] + source.shape[axis:]
+        picked = replace(
+            node,
+            name=f"{node.name}_picked",
+            args=(moved.args[0], axis, *node.args[2:]),
+            shape=shape,
+        )
+        rest = tuple(dim - (dim > axis) for dim in order[1:])
+        nodes += [
+            picked,
+            replace(
+                moved, name=node.name, args=(Reference("node", picked.name), rest), shape=node.shape
+            ),
+        ]
+    return Graph(tuple(nodes), graph.outputs)
 
 
 def _rewritten(graph: Graph, nodes: Sequence[Node], replaced: Mapping[str, Argument]) -> Graph:

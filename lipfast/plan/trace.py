@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
+import operator
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +20,9 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.fx import Node as FxNode
 
 from lipfast.errors import ArgumentError, TraceError, UnsupportedOpError
+from lipfast.plan.apply import call_op
+from lipfast.plan.batch_first import samples_in_front
+from lipfast.plan.canonical import Call, from_the_front, only_constants, part, rank_of_first_tensor
 from lipfast.plan.graph import Argument, Constant, Graph, Node, Reference
 from lipfast.plan.simplify import simplify
 from lipfast.rules.registry import require_rules
@@ -204,6 +209,7 @@ def _export(module: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
         # Without gradients a model's own no_grad blocks leave no trace in the graph.
         with (
             evaluation_mode(module),
+            samples_in_front(module),
             torch.no_grad(),
             warnings.catch_warnings(),
             _quiet_export(),
@@ -294,6 +300,10 @@ def _refuse_training(program: ExportedProgram) -> None:
         position = (
             _TRAINING_FLAGS.get(_op_name(node.target)) if node.op == "call_function" else None
         )
+        op = _op_name(node.target)
+        # Without running statistics it takes those of the batch in any mode: its rule refuses that.
+        if op == "aten.batch_norm" and node.args[3] is None:
+            continue
         if position is not None and len(node.args) > position and node.args[position] is True:
             raise TraceError(
                 f"module '{_module_path(node)}' runs {_op_name(node.target)} in training mode. "
@@ -446,11 +456,6 @@ def _call(state: _Conversion, node: FxNode) -> None:
     op = _op_name(node.target)
     if op in _CHECKS:
         return
-    if isinstance(value, Tensor):
-        state.floating[node.name] = value.dtype.is_floating_point
-        if not value.dtype.is_floating_point:
-            state.problems[node.name] = f"its result is of dtype {value.dtype}, not floating"
-    shape = () if node.name in state.problems else _sample_shape(state, node.name, value)
     args = tuple(_argument(state, entry) for entry in node.args)
     # Where a tensor lies does not matter to the function.
     kwargs = tuple(
@@ -458,8 +463,64 @@ def _call(state: _Conversion, node: FxNode) -> None:
         for key, entry in sorted(node.kwargs.items())
         if key not in ("device", "layout", "pin_memory", "memory_format")
     )
+    if node.target is operator.getitem:
+        entry = _entry(state, node)
+        if entry is not None:
+            op, args, kwargs = entry
+    result_rank = value.dim() if isinstance(value, Tensor) else 0
+    op, args, kwargs = from_the_front(op, args, kwargs, rank_of_first_tensor(node), result_rank)
+    if op == "aten.rms_norm" and isinstance(value, Tensor):
+        args = _with_default_eps(args, value.dtype)
+    if _became_constant(state, node, op, args, kwargs):
+        return
+    if isinstance(value, Tensor):
+        state.floating[node.name] = value.dtype.is_floating_point
+        if not value.dtype.is_floating_point:
+            state.problems[node.name] = f"its result is of dtype {value.dtype}, not floating"
+    shape = () if node.name in state.problems else _sample_shape(state, node.name, value)
     state.nodes.append(Node(node.name, op, args, kwargs, shape or (), _module_path(node)))
     state.values[node] = Reference("node", node.name)
+
+
+def _with_default_eps(args: tuple[Argument, ...], dtype: torch.dtype) -> tuple[Argument, ...]:
+    """RMSNorm without an eps takes that of the dtype that it runs in."""
+    padded = (*args, *[None] * (4 - len(args)))
+    return padded if padded[3] is not None else (*padded[:3], torch.finfo(dtype).eps)
+
+
+def _entry(state: _Conversion, node: FxNode) -> Call | None:
+    """One entry of a tuple of results, as a call of its own."""
+    source, index = node.args
+    if not isinstance(source, FxNode) or not isinstance(index, int):
+        return None
+    args = [_argument(state, value) for value in source.args]
+    return part(_op_name(source.target), source, args, index)
+
+
+def _became_constant(
+    state: _Conversion,
+    node: FxNode,
+    op: str,
+    args: tuple[Argument, ...],
+    kwargs: tuple[tuple[str, Argument], ...],
+) -> bool:
+    """Evaluate what depends on constants only (ranges, masks, indices), if it is small."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or value.is_complex() or not only_constants(args, kwargs):
+        return False
+    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        return False
+    sizes = [size for size in value.shape if isinstance(size, int)]
+    if len(sizes) != value.dim() or math.prod(sizes) > MAX_CONSTANT_ENTRIES:
+        return False
+    try:
+        call = Node(node.name, op, args, kwargs)
+        result = call_op(call, lambda ref: state.constants[ref.name].tensor(), 0)
+    except (RuntimeError, AttributeError, AssertionError):
+        return False  # left as it is: it has no rule, and the error names it
+    state.constants[node.name] = Constant.from_tensor(result.to(value.dtype))
+    state.values[node] = Reference("constant", node.name)
+    return True
 
 
 def _argument(state: _Conversion, value: Any) -> Argument:
@@ -528,3 +589,14 @@ def aliases_of(state_dict: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
         if len(names) > 1
         for name in names
     }
+
+
+def exported_module(source: ExportedProgram | str | os.PathLike[str]) -> nn.Module:
+    """The module of an exported program or a ``.pt2`` file.
+
+    Raises:
+        TraceError: the file cannot be read, or the program was exported in training mode.
+    """
+    program = source if isinstance(source, ExportedProgram) else _load(Path(source))
+    _refuse_training(program)
+    return program.module()

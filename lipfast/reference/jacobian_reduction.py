@@ -16,3 +16,14 @@ def jacobian_reduction(jacobian: Tensor) -> tuple[Tensor, Tensor]:
     values = torch.linalg.svdvals(jacobian.double())
     top = values[:, :1].clamp_min(torch.finfo(torch.float64).tiny)  # squares must not overflow
     return values[:, 0], (values / top).square().sum(dim=1).sqrt() * top[:, 0]
+
+
+def operator_norms(jacobian: Tensor, norm: float) -> Tensor:
+    r"""$\|J_b\|_p$ of (B, K, D) Jacobians for p = 1, 2, inf, in float64.
+
+    Example:
+        >>> operator_norms(torch.tensor([[[3.0, -1.0], [0.0, 4.0]]]), 1)
+        tensor([5.], dtype=torch.float64)
+    """
+    norms: Tensor = torch.linalg.matrix_norm(jacobian.double(), norm)
+    return norms

@@ -5,7 +5,18 @@ Importing this package registers the rules that lipfast ships.
 
 from __future__ import annotations
 
-from lipfast.rules import affine, pointwise, structural
+from lipfast.rules import (
+    affine,
+    arithmetic,
+    attention,
+    convolution,
+    normalization,
+    pointwise,
+    pooling,
+    products,
+    resampling,
+    structural,
+)
 from lipfast.rules.registry import RULES, Call, LayerRequest, Rule, rule
 
 __all__ = [
@@ -14,7 +25,14 @@ __all__ = [
     "LayerRequest",
     "Rule",
     "affine",
+    "arithmetic",
+    "attention",
+    "convolution",
+    "normalization",
     "pointwise",
+    "pooling",
+    "products",
+    "resampling",
     "rule",
     "structural",
 ]

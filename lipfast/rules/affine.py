@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lipfast.plan.graph import Node, Reference
+from lipfast.rules.magnitude import Magnitude, of_tensor
 from lipfast.rules.registry import Arguments, Call, LayerRequest, rule
 from lipfast.rules.rounding import SMALLEST, UNDERFLOW, gamma
 from lipfast.rules.upward import Upward
@@ -65,6 +66,20 @@ def _error(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
     return bound * (1.0 + 2 * gamma(weight.shape[1] + 8)) + UNDERFLOW
 
 
+def _magnitude(call: Call) -> Magnitude:
+    """``||W x + b|| <= ||W||_2 ||x|| + ||b||`` row by row (only for the norm 2)."""
+    weight, bias = call.node.args[1], call.node.argument(2, "bias")
+    assert isinstance(weight, Reference)
+    # Folded tensors carry roundings, which the norm of the layer accounts for and a bias does not.
+    if call.norm != 2 or weight.name.startswith("folded:"):
+        return Magnitude()
+    found = Magnitude(row=call.magnitudes[0].row * call.layer)
+    if bias is None:
+        return Magnitude(found.row, found.row, call.magnitudes[0].total * call.layer)
+    size = of_tensor(call.tensor(bias))
+    return Magnitude(row=found.row + size.total)
+
+
 @rule(
     "aten.linear",
     "lipfast.matmul",
@@ -72,6 +87,7 @@ def _error(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
     supports=_supports,
     evaluate=_evaluate,
     error=_error,
+    magnitude=_magnitude,
 )
 def linear(call: Call) -> Upward:
     """``L(W x + b) = ||W|| L(x)``; applied to the last dimension, whatever stands before it.

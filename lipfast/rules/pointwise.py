@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lipfast.plan.graph import Node
+from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.registry import Arguments, Call, rule
 from lipfast.rules.rounding import UNDERFLOW, UNIT_ROUNDOFF
 from lipfast.rules.upward import Upward
@@ -28,6 +29,8 @@ SELU = 1.758099340847377
 SIGMOID = 0.25
 HARDSIGMOID = math.nextafter(1.0 / 6.0, 1.0)
 HARDSWISH = 1.5
+# 2 / sqrt(pi), the slope at 0.
+ERF = 1.1283791670955128
 
 # Assumed of torch's float64 kernels, which promise no bound: the result differs from the
 # function by at most this many unit roundoffs times (|x| + |f(x)| + offset). The vectorised
@@ -45,6 +48,8 @@ def _pointwise(
     offset: float | Callable[[Node], float] = 0.0,
     breakpoints: Callable[[Node], tuple[float, ...]] | None = None,
     evaluate: Callable[[Arguments], Tensor] | None = None,
+    limit: float | None = None,
+    through_zero: bool = True,
 ) -> None:
     """Register a function whose constant depends on its static arguments only.
 
@@ -55,6 +60,8 @@ def _pointwise(
         offset: see `EVALUATION_ROUNDOFFS`.
         breakpoints: the kinks.
         evaluate: replaces torch's kernel where that is not the ideal function.
+        limit: sup |f|, if that is finite.
+        through_zero: f(0) = 0.
     """
 
     def value(number: float | Callable[[Node], float], node: Node) -> float:
@@ -77,9 +84,22 @@ def _pointwise(
         rounding = rounding * (EVALUATION_ROUNDOFFS * UNIT_ROUNDOFF)
         return (incoming * slope + rounding) * (1.0 + 8 * UNIT_ROUNDOFF) + UNDERFLOW
 
-    rule(op, supports=_one_activation, evaluate=evaluate, error=error, breakpoints=breakpoints)(
-        bound
-    )
+    def magnitude(call: Call) -> Magnitude:
+        size = call.magnitudes[0]
+        largest = Upward.of(abs(limit)) if limit is not None else Upward(math.inf)
+        # |f(x)| <= sup |f'| |x| where f(0) = 0.
+        slope = value(constant, call.node) if through_zero else math.inf
+        scaled = size.scaled(slope) if math.isfinite(slope) else Magnitude()
+        return scaled.tightened(Magnitude(entry=largest))
+
+    rule(
+        op,
+        supports=_one_activation,
+        evaluate=evaluate,
+        error=error,
+        breakpoints=breakpoints,
+        magnitude=magnitude,
+    )(bound)
 
 
 def _one_activation(node: Node) -> str | None:
@@ -90,6 +110,12 @@ def _one_activation(node: Node) -> str | None:
 
 def _leaky_relu(node: Node) -> float:
     return max(1.0, abs(node.number(1, "negative_slope", 0.01)))
+
+
+def _rrelu(node: Node) -> float:
+    """In eval mode a LeakyReLU with the mean of the slopes."""
+    lower, upper = node.number(1, "lower", 0.125), node.number(2, "upper", 1.0 / 3.0)
+    return max(1.0, math.nextafter(abs(lower + upper) / 2.0, math.inf))
 
 
 def _elu(node: Node) -> float:
@@ -144,14 +170,22 @@ def _at_zero(node: Node) -> tuple[float, ...]:
 
 
 _pointwise("aten.relu", 1.0, exact=True, breakpoints=_at_zero)
-_pointwise("aten.relu6", 1.0, exact=True, breakpoints=lambda node: (0.0, 6.0))
-_pointwise("aten.hardtanh", 1.0, exact=True, breakpoints=_hardtanh_points)
-_pointwise("aten.clamp", 1.0, exact=True, breakpoints=_clamp_points)
+_pointwise("aten.relu6", 1.0, exact=True, breakpoints=lambda node: (0.0, 6.0), limit=6.0)
+_pointwise("aten.hardtanh", 1.0, exact=True, breakpoints=_hardtanh_points, through_zero=False)
+_pointwise("aten.clamp", 1.0, exact=True, breakpoints=_clamp_points, through_zero=False)
 _pointwise(
-    "aten.clamp_min", 1.0, exact=True, breakpoints=lambda node: (node.number(1, "min", 0.0),)
+    "aten.clamp_min",
+    1.0,
+    exact=True,
+    breakpoints=lambda node: (node.number(1, "min", 0.0),),
+    through_zero=False,
 )
 _pointwise(
-    "aten.clamp_max", 1.0, exact=True, breakpoints=lambda node: (node.number(1, "max", 0.0),)
+    "aten.clamp_max",
+    1.0,
+    exact=True,
+    breakpoints=lambda node: (node.number(1, "max", 0.0),),
+    through_zero=False,
 )
 _pointwise("aten.abs", 1.0, exact=True, breakpoints=_at_zero)
 _pointwise("aten.neg", 1.0, exact=True)
@@ -161,9 +195,16 @@ _pointwise(
 )
 _pointwise("aten.selu", SELU, offset=2.0)
 _pointwise("aten.celu", _celu, offset=lambda node: 1.0 + abs(node.number(1, "alpha", 1.0)))
-_pointwise("aten.tanh", 1.0)
-_pointwise("aten.sigmoid", SIGMOID, offset=1.0)
-_pointwise("aten.hardsigmoid", HARDSIGMOID, offset=1.0, breakpoints=lambda node: (-3.0, 3.0))
+_pointwise("aten.tanh", 1.0, limit=1.0)
+_pointwise("aten.sigmoid", SIGMOID, offset=1.0, limit=1.0, through_zero=False)
+_pointwise(
+    "aten.hardsigmoid",
+    HARDSIGMOID,
+    offset=1.0,
+    breakpoints=lambda node: (-3.0, 3.0),
+    limit=1.0,
+    through_zero=False,
+)
 _pointwise("aten.hardswish", HARDSWISH, breakpoints=lambda node: (-3.0, 3.0))
 _pointwise("aten.gelu", _gelu)
 _pointwise("aten.silu", SILU)
@@ -173,12 +214,18 @@ _pointwise(
     _softplus,
     offset=lambda node: 1.0 / abs(node.number(1, "beta", 1.0)),
     evaluate=_evaluate_softplus,
+    through_zero=False,
 )
-_pointwise("lipfast.softsign", 1.0, evaluate=_evaluate_softsign)
-_pointwise("aten.log_sigmoid", 1.0, offset=1.0)
+_pointwise("lipfast.softsign", 1.0, evaluate=_evaluate_softsign, limit=1.0)
+_pointwise("aten.log_sigmoid", 1.0, offset=1.0, through_zero=False)
 _pointwise("aten.softshrink", 1.0, offset=1.0)
-_pointwise("aten.hardshrink", math.inf)
-_pointwise("aten.threshold", math.inf)
+_pointwise("aten.sin", 1.0, limit=1.0)
+_pointwise("aten.cos", 1.0, limit=1.0, offset=1.0, through_zero=False)
+_pointwise("aten.atan", 1.0)
+_pointwise("aten.erf", ERF, limit=1.0)
+_pointwise("aten.rrelu", _rrelu, breakpoints=_at_zero)
+_pointwise("aten.hardshrink", math.inf, through_zero=False)
+_pointwise("aten.threshold", math.inf, through_zero=False)
 
 
 def _prelu_weight(arguments: Arguments) -> Tensor:

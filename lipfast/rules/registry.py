@@ -12,7 +12,9 @@ from typing import Literal, Protocol, TypeAlias, cast
 from torch import Tensor
 
 from lipfast.errors import ArgumentError, UnsupportedOpError
+from lipfast.plan.apply import call_op
 from lipfast.plan.graph import Argument, Constant, Node, Reference
+from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.upward import Upward
 
 Norm: TypeAlias = Literal[1, 2] | float
@@ -31,11 +33,41 @@ class LayerRequest:
         kind: what the layer table calls it.
         parameter: name of the weight in the state dict.
         transposed: the operator is the transpose of the stored matrix (matters for norms 1, inf).
+        convolution: how the weight is applied, if it is a kernel.
     """
 
     kind: str
     parameter: str
     transposed: bool = False
+    convolution: Convolution | None = None
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """How a kernel is applied: arguments of a convolution, one entry per axis.
+
+    Attributes:
+        stride: distance of the windows.
+        padding: zeros on either side, or ``same``.
+        dilation: distance of the taps.
+        groups: blocks of channels that do not mix.
+        output_padding: of a transposed convolution.
+        transposed: the adjoint of the convolution with this kernel.
+    """
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | Literal["same"]
+    dilation: tuple[int, ...]
+    groups: int
+    output_padding: tuple[int, ...] = ()
+    transposed: bool = False
+
+    def sides(self, kernel: Sequence[int]) -> tuple[tuple[int, int], ...]:
+        """Zeros before and after each axis, for a kernel of these sizes."""
+        if isinstance(self.padding, tuple):
+            return tuple((side, side) for side in self.padding)
+        totals = [step * (size - 1) for step, size in zip(self.dilation, kernel, strict=True)]
+        return tuple((total // 2, total - total // 2) for total in totals)
 
 
 @dataclass
@@ -50,6 +82,7 @@ class Call:
         operand_shapes: their shapes; those of activations are for one sample.
         layer: certified upper end of the bracket that the rule asked for (0 if it did not).
         parameters: the state dict.
+        magnitudes: for each tensor argument in order, how large its values can be.
         reason: set by `unbounded`.
     """
 
@@ -60,6 +93,7 @@ class Call:
     layer: float
     parameters: Mapping[str, Tensor]
     constants: Mapping[str, Constant] = field(default_factory=dict)
+    magnitudes: Sequence[Magnitude] = ()
     reason: str | None = None
 
     @property
@@ -80,6 +114,18 @@ class Call:
                 return self.constants[argument.name].tensor()
         raise ArgumentError(f"{self.node}: {argument} is not a parameter or a constant")
 
+    def apply(self, x: Tensor) -> Tensor:
+        """The op itself on one sample (*shape) in place of its first operand.
+
+        Other operands must be parameters or constants.
+        """
+        first = next(ref for ref in self.node.references() if ref.kind == "node")
+
+        def value(reference: Reference) -> Tensor:
+            return x.unsqueeze(0) if reference == first else self.tensor(reference)
+
+        return call_op(self.node, value, 1).squeeze(0)
+
     def unbounded(self, reason: str) -> Upward:
         """Answer "no finite constant", with its reason."""
         self.reason = reason
@@ -94,8 +140,15 @@ class Arguments(Protocol):
     def value(self, argument: Argument) -> Tensor:
         """Activation (networks, samples, *shape) or parameter (networks, *shape)."""
 
+    def shape(self, argument: Argument) -> tuple[int, ...]:
+        """Shape of an activation for one sample, or of a parameter or constant."""
+
+    def apply(self, replaced: Mapping[Reference, Tensor]) -> Tensor:
+        """The op itself on the operands, some of them replaced by other tensors alike."""
+
 
 Bound: TypeAlias = Callable[[Call], "Upward | float"]
+Size: TypeAlias = Callable[[Call], Magnitude]
 Evaluate: TypeAlias = Callable[[Arguments], Tensor]
 # (arguments, error of each tensor operand or None, output) -> error of the output, elementwise.
 RoundingError: TypeAlias = Callable[[Arguments, "Sequence[Tensor | None]", Tensor], Tensor]
@@ -113,6 +166,8 @@ class Rule:
         evaluate: evaluates many networks at once; None calls the op itself.
         error: propagates absolute errors in float64 (None: no certified lower bound through it).
         breakpoints: where a pointwise function has kinks.
+        magnitude: how large the result can be (None: nothing is known).
+        product: whether a node's bound needs the magnitudes of its operands.
     """
 
     op: str
@@ -122,6 +177,8 @@ class Rule:
     evaluate: Evaluate | None = None
     error: RoundingError | None = None
     breakpoints: Callable[[Node], tuple[float, ...]] | None = None
+    magnitude: Size | None = None
+    product: Callable[[Node], bool] | None = None
 
 
 RULES: dict[str, Rule] = {}
@@ -134,6 +191,8 @@ def rule(
     evaluate: Evaluate | None = None,
     error: RoundingError | None = None,
     breakpoints: Callable[[Node], tuple[float, ...]] | None = None,
+    magnitude: Size | None = None,
+    product: Callable[[Node], bool] | None = None,
 ) -> Callable[[Bound], Bound]:
     """Register the Lipschitz rule of one or more ATen ops.
 
@@ -150,6 +209,8 @@ def rule(
         error: elementwise rounding error in float64, for the certified lower bound; without it
             a model with this op gets an uncertified lower bound.
         breakpoints: the kinks of a piecewise-linear pointwise function.
+        magnitude: how large the result can be; from ``call.magnitudes``, those of the operands.
+        product: whether the bound of a node needs `Call.magnitudes`; they are empty otherwise.
 
     Returns:
         The decorator; it returns the function unchanged.
@@ -169,7 +230,9 @@ def rule(
 
     def register(bound: Bound) -> Bound:
         for op in ops:
-            RULES[op] = Rule(op, bound, layer, supports, evaluate, error, breakpoints)
+            RULES[op] = Rule(
+                op, bound, layer, supports, evaluate, error, breakpoints, magnitude, product
+            )
         return bound
 
     return register

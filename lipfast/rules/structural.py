@@ -1,4 +1,4 @@
-"""Rules of operations that move or add activations: reshape, flatten, sums of branches, scaling."""
+"""Rules of operations that only move entries: reshape, permute, slice, pad, repeat, join."""
 
 from __future__ import annotations
 
@@ -9,9 +9,44 @@ import torch
 from torch import Tensor
 
 from lipfast.plan.graph import Argument, Node, Reference
+from lipfast.rules.arithmetic import joined
+from lipfast.rules.magnitude import Magnitude
+from lipfast.rules.pooling import power
 from lipfast.rules.registry import Arguments, Call, rule
-from lipfast.rules.rounding import UNDERFLOW, UNIT_ROUNDOFF
 from lipfast.rules.upward import Upward
+
+
+def _same_entries(call: Call) -> Magnitude:
+    """Entries are moved, at most once each; rows stay together if the last axis only splits."""
+    size, shape = call.magnitudes[0], call.operand_shapes[0]
+    split = bool(shape and call.node.shape) and shape[-1] % max(1, call.node.shape[-1]) == 0
+    reshaped = call.node.op in _RESHAPES
+    return Magnitude(size.entry, size.row if reshaped and split else Upward(math.inf), size.total)
+
+
+def _rows_kept(call: Call) -> Magnitude:
+    """As `_same_entries`; rows stay rows where the last axis is not touched."""
+    size, node = call.magnitudes[0], call.node
+    last = len(call.operand_shapes[0])
+    kept = node.op == "aten.slice"
+    if node.op == "aten.permute":
+        kept = node.dimensions(1, "dims")[-1] == last
+    elif node.op == "aten.transpose":
+        kept = last not in {*node.dimensions(1, "dim0"), *node.dimensions(2, "dim1")}
+    elif node.op == "aten.select":
+        kept = node.dimensions(1, "dim") != (last,)
+    return Magnitude(size.entry, size.row if kept else Upward(math.inf), size.total)
+
+
+_RESHAPES = (
+    "aten.flatten",
+    "aten.view",
+    "aten.reshape",
+    "aten._unsafe_view",
+    "aten.unflatten",
+    "aten.squeeze",
+    "aten.unsqueeze",
+)
 
 
 def _evaluate_reshape(arguments: Arguments) -> Tensor:
@@ -29,14 +64,9 @@ def _reshape_supported(node: Node) -> str | None:
 
 
 @rule(
-    "aten.flatten",
-    "aten.view",
-    "aten.reshape",
-    "aten._unsafe_view",
-    "aten.unflatten",
-    "aten.squeeze",
-    "aten.unsqueeze",
+    *_RESHAPES,
     supports=_reshape_supported,
+    magnitude=_same_entries,
     evaluate=_evaluate_reshape,
     error=_error_reshape,
 )
@@ -49,128 +79,179 @@ def reshape(call: Call) -> Upward:
     return call.input
 
 
-def _alpha(node: Node) -> float:
-    return node.number(2, "alpha", 1.0)
+def _moved_error(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
+    """Entries are copied, so their errors are."""
+    x = arguments.node.args[0]
+    assert isinstance(x, Reference)
+    return torch.zeros_like(output) if errors[0] is None else arguments.apply({x: errors[0]})
 
 
-def _copies(call: Call, position: int) -> Upward:
-    """How much broadcasting one operand to the result's shape multiplies its norm."""
-    size = math.prod(call.operand_shapes[position])
-    copies = Upward.of(max(1.0, math.prod(call.node.shape) / max(1, size)))
-    if math.isinf(call.norm):
-        return Upward.of(1.0)
-    return copies if call.norm == 1 or copies == Upward.of(1.0) else copies.square_root()
-
-
-def _aligned(arguments: Arguments, argument: Argument) -> Tensor | float:
-    """Return an operand of a broadcasting op, its sample dimensions aligned from the right."""
-    if isinstance(argument, (bool, int, float)):
-        return float(argument)
-    value = arguments.value(argument)
-    leading = 2 if isinstance(argument, Reference) and argument.kind == "node" else 1
-    ones = [1] * max(0, len(arguments.node.shape) + 2 - value.dim())
-    return value.reshape(*value.shape[:leading], *ones, *value.shape[leading:])
-
-
-def _evaluate_sum(arguments: Arguments) -> Tensor:
-    node = arguments.node
-    first = _aligned(arguments, node.args[0])
-    second = _aligned(arguments, node.args[1])
-    sign = -1.0 if node.op == "aten.sub" else 1.0
-    return torch.as_tensor(first + (sign * _alpha(node)) * second)
-
-
-def _error_sum(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
-    node = arguments.node
-    remaining = iter(errors)
-    total = output.abs() * UNIT_ROUNDOFF
-    for factor, argument in zip((1.0, abs(_alpha(node))), node.args[:2], strict=True):
-        if factor != 1.0:  # the product alpha y is rounded too
-            # In this order: 2 u alpha may underflow where u |alpha y| does not.
-            product = torch.as_tensor(_aligned(arguments, argument)).abs() * factor
-            total = total + product * (2 * UNIT_ROUNDOFF)
-        error = next(remaining) if isinstance(argument, Reference) else None
-        if error is not None:
-            total = total + error * factor
-    return total * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
-
-
-@rule("aten.add", "aten.sub", evaluate=_evaluate_sum, error=_error_sum)
-def add(call: Call) -> Upward:
-    """``L(x + alpha y) = L(x) + |alpha| L(y)``; constants add nothing (residual: 1 + branch).
-
-    A broadcast activation counts as often as it is copied: ``sqrt(copies)`` for norm 2,
-    ``copies`` for norm 1.
-    """
-    total, position = Upward.of(0.0), 0
-    for factor, argument in zip((1.0, abs(_alpha(call.node))), call.node.args[:2], strict=True):
-        if isinstance(argument, Reference):
-            total = total + call.operands[position] * factor * _copies(call, position)
-            position += 1
-    return total
-
-
-def _scale_supported(node: Node) -> str | None:
-    nodes = [
-        value for value in node.args[:2] if isinstance(value, Reference) and value.kind == "node"
-    ]
-    if len(nodes) > 1:
-        return "a product or quotient of two activations"
-    if node.op == "aten.div":
-        if not nodes or node.args[0] is not nodes[0]:
-            return "division by an activation"
-        if node.argument(2, "rounding_mode") is not None:
-            return "division that rounds"
+def _permutation_supported(node: Node) -> str | None:
+    """The samples stay in front."""
+    if node.op == "aten.permute":
+        dims = node.dimensions(1, "dims")
+        return None if dims[:1] == (0,) else "moves the samples"
+    if node.op == "aten.transpose":
+        moved = {*node.dimensions(1, "dim0"), *node.dimensions(2, "dim1")}
+        return "moves the samples" if 0 in moved else None
+    if node.op in ("aten.flip", "aten.roll"):
+        dims = node.dimensions(2 if node.op == "aten.roll" else 1, "dims")
+        return "mixes the samples" if not dims or 0 in dims else None
     return None
 
 
-def _other(node: Node) -> Argument:
-    first, second = node.args[:2]
-    return second if isinstance(first, Reference) and first.kind == "node" else first
+@rule(
+    "aten.permute",
+    "aten.transpose",
+    "aten.flip",
+    "aten.roll",
+    "aten.pixel_shuffle",
+    "aten.pixel_unshuffle",
+    "aten.channel_shuffle",
+    supports=_permutation_supported,
+    magnitude=_rows_kept,
+    error=_moved_error,
+)
+def permutation(call: Call) -> Upward:
+    """1 in every norm: the entries of a sample in another order."""
+    return call.input
 
 
-def _evaluate_scale(arguments: Arguments) -> Tensor:
-    node = arguments.node
-    first, second = (_aligned(arguments, value) for value in node.args[:2])
-    return torch.as_tensor(first / second if node.op == "aten.div" else first * second)
-
-
-def _error_scale(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
-    node = arguments.node
-    other = _aligned(arguments, _other(node))
-    factor = torch.as_tensor(other, dtype=output.dtype, device=output.device).abs()
-    total = output.abs() * UNIT_ROUNDOFF
-    for error in errors:
-        if error is not None:  # dividing: the reciprocal of a factor may be denormal, or inf
-            total = total + (error / factor if node.op == "aten.div" else error * factor)
-    return total * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
+def _selection_supported(node: Node) -> str | None:
+    whole = node.argument(2, "start") in (None, 0)
+    if node.op == "aten.slice" and node.dimensions(1, "dim") in ((), (0,)):
+        end = node.argument(3, "end")
+        all_of_them = end is None or (isinstance(end, int) and end >= 2**62)
+        step = node.argument(4, "step", 1)
+        return None if whole and all_of_them and step == 1 else "drops samples"
+    if node.op == "aten.select" and 0 in node.dimensions(1, "dim"):
+        return "picks a sample"
+    return None
 
 
 @rule(
-    "aten.mul",
-    "aten.div",
-    supports=_scale_supported,
-    evaluate=_evaluate_scale,
-    error=_error_scale,
+    "aten.slice",
+    "aten.select",
+    supports=_selection_supported,
+    error=_moved_error,
+    magnitude=_rows_kept,
 )
-def scale(call: Call) -> Upward:
-    """Multiplication by a constant or a parameter: its largest absolute entry.
+def selection(call: Call) -> Upward:
+    """1 in every norm: some of the entries, each once."""
+    return call.input
 
-    Division: the reciprocal of the smallest absolute entry.
-    """
-    other = _other(call.node)
-    if isinstance(other, (bool, int, float)):
-        largest = smallest = abs(float(other))
-    else:
-        entries = call.tensor(other).detach().abs().double()
-        largest, smallest = float(entries.max()), float(entries.min())
-    if call.node.op == "aten.div":
-        if smallest == 0.0:
-            return call.unbounded(f"{call.node} divides by zero")
-        largest = math.nextafter(1.0 / smallest, math.inf)
-    position = next(
-        index
-        for index, value in enumerate(v for v in call.node.args[:2] if isinstance(v, Reference))
-        if value.kind == "node"
+
+def _padding_error(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
+    """Copied entries carry their errors, constants none."""
+    x, node = arguments.node.args[0], arguments.node
+    assert isinstance(x, Reference)
+    if errors[0] is None:
+        return torch.zeros_like(output)
+    moved = arguments.apply({x: errors[0]})
+    if node.op == "aten.im2col" or node.argument(2, "mode", "constant") != "constant":
+        return moved
+    inside = arguments.apply({x: torch.ones_like(errors[0])}) != arguments.apply(
+        {x: torch.zeros_like(errors[0])}
     )
-    return call.operands[position] * largest * _copies(call, position)
+    return torch.where(inside, moved, torch.zeros_like(moved))
+
+
+def _gather_supported(node: Node) -> str | None:
+    kinds = [ref.kind for ref in node.references() if ref.kind not in ("batch", "dtype")]
+    if kinds.count("node") != 1 or not set(kinds) <= {"node", "constant"}:
+        return "with computed indices"
+    if not isinstance(node.args[0], Reference) or node.args[0].kind != "node":
+        return "of a parameter"
+    indices = node.argument(1, "indices")
+    if node.op == "aten.index" and isinstance(indices, tuple) and indices[0] is not None:
+        return "over the samples"
+    if node.op == "aten.unfold" and 0 in node.dimensions(1, "dimension"):
+        return "over the samples"
+    sizes = node.argument(1, "repeats" if node.op == "aten.repeat" else "dim")
+    first = sizes[0] if isinstance(sizes, tuple) and sizes else 1
+    if node.op in ("aten.index_select", "aten.repeat_interleave"):
+        return "over the samples" if node.argument(2, "dim") in (None, 0) else None
+    return "repeats the samples" if node.op == "aten.repeat" and first != 1 else None
+
+
+@rule(
+    "aten.expand",
+    "aten.repeat",
+    "aten.repeat_interleave",
+    "aten.index",
+    "aten.index_select",
+    "aten.unfold",
+    supports=_gather_supported,
+    magnitude=lambda call: Magnitude(entry=call.magnitudes[0].entry),
+    error=_moved_error,
+)
+@rule("aten.pad", "aten.constant_pad_nd", "aten.im2col", error=_padding_error)
+@rule(
+    "aten.upsample_nearest1d",
+    "aten.upsample_nearest2d",
+    "aten.upsample_nearest3d",
+    error=_moved_error,
+)
+def copies(call: Call) -> Upward:
+    """``m^(1/p)`` for entries that are read at most m times; 1 for p = inf.
+
+    Every output is an input or a constant, so the map is linear up to a constant and
+    ``sum_j |y_j|^p`` counts every ``|x_i|^p`` at most m times (exactly: the operator norm). The
+    numbers of times are counted by moving the positions themselves.
+    """
+    shape = call.operand_shapes[0]
+    size = math.prod(shape)
+    positions = torch.arange(1, size + 1, dtype=torch.float64).reshape(shape)
+    # What the op puts in by itself (padding) is there for any input, also for the next positions.
+    moved, shifted = call.apply(positions), call.apply(positions + size)
+    read = moved[(shifted - moved) == size].long().flatten()
+    largest = int(torch.bincount(read).max()) if read.numel() else 0
+    return call.input * power(largest, call.norm)
+
+
+def _parts(node: Node) -> tuple[Argument, ...]:
+    tensors = node.args[0]
+    assert isinstance(tensors, tuple)
+    return tensors
+
+
+def _join_supported(node: Node) -> str | None:
+    if not isinstance(node.args[0], tuple) or not all(
+        isinstance(value, Reference) for value in node.args[0]
+    ):
+        return "of other things than tensors"
+    if 0 in node.dimensions(1, "dim"):
+        return "joins the samples"
+    whole = all(isinstance(v, Reference) and v.kind == "node" for v in node.args[0])
+    return None if whole else "with a tensor that is the same for all samples"
+
+
+def _error_join(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
+    replaced = {}
+    for argument, error in zip(_parts(arguments.node), errors, strict=True):
+        assert isinstance(argument, Reference)
+        value = arguments.value(argument)
+        replaced[argument] = torch.zeros_like(value) if error is None else error
+    return arguments.apply(replaced)
+
+
+def _join_magnitude(call: Call) -> Magnitude:
+    entry, total = Upward.of(0.0), Upward.of(0.0)
+    for size in call.magnitudes:
+        entry, total = entry.maximum(size.entry), total + size.total * size.total
+    return Magnitude(entry=entry, total=total.square_root())
+
+
+@rule(
+    "aten.cat",
+    "aten.stack",
+    supports=_join_supported,
+    error=_error_join,
+    magnitude=_join_magnitude,
+)
+def join(call: Call) -> Upward:
+    """The p-norm of the branches' constants: their sum for p = 1, the largest for p = inf.
+
+    An operand that occurs twice counts twice.
+    """
+    return joined(call.operands, call.norm)

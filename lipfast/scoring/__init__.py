@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from lipfast.scoring.compact import Compaction, compact_store
+from lipfast.scoring.export import export_scores
 from lipfast.scoring.pipeline import score
-from lipfast.scoring.store import Verification, read_scores, verify_store
+from lipfast.scoring.scores import read_scores
 from lipfast.scoring.summary import Progress, Summary
+from lipfast.scoring.verify import Verification, verify_store
 
-__all__ = ["Progress", "Summary", "Verification", "read_scores", "score", "verify_store"]
+__all__ = [
+    "Compaction",
+    "Progress",
+    "Summary",
+    "Verification",
+    "compact_store",
+    "export_scores",
+    "read_scores",
+    "score",
+    "verify_store",
+]

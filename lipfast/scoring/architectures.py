@@ -9,7 +9,7 @@ import os
 import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,6 +20,7 @@ from lipfast.checkpoints.metadata import Value, parse_value
 from lipfast.errors import ArgumentError, LipfastError
 from lipfast.plan.plan import Plan
 from lipfast.plan.record import Record, record, resized
+from lipfast.scoring.budget import BudgetError, ElementBudget
 
 ArchSource: TypeAlias = "str | os.PathLike[str] | Callable[..., nn.Module] | nn.Module"
 Arguments: TypeAlias = "tuple[tuple[str, Value], ...]"
@@ -94,12 +95,13 @@ class Architecture:
                 )
         return tuple(sorted(chosen.items()))
 
-    def plan(self, arguments: Arguments, x: Tensor) -> Plan:
+    def plan(self, arguments: Arguments, x: Tensor, elements: int | None = None) -> Plan:
         """Return the plan of the model with these arguments, compiled at the first call.
 
         Args:
             arguments: as `arguments` returns them.
             x: samples; the first two serve as the example input.
+            elements: how many the model may create; None for any number.
 
         Raises:
             ArgumentError: the model cannot be made, or cannot be evaluated on the samples.
@@ -108,8 +110,10 @@ class Architecture:
         plan = self._plans.get(arguments)
         if plan is None:
             try:
-                plan = self._compile(arguments, x)
+                plan = self._compile(arguments, x, elements)
                 self.compiled += 1
+            except BudgetError:
+                raise  # of this checkpoint: a larger one with the same metadata may be right
             except LipfastError as error:
                 plan = error
             self._plans[arguments] = plan
@@ -117,8 +121,12 @@ class Architecture:
             raise plan.with_traceback(None)
         return plan
 
-    def model(self, arguments: Arguments) -> nn.Module:
+    def model(self, arguments: Arguments, elements: int | None = None) -> nn.Module:
         """Build the model, in eval mode; its weights are whatever the function gives them.
+
+        Args:
+            arguments: as `arguments` returns them.
+            elements: how many it may create; None for any number.
 
         Raises:
             ArgumentError: the function raised an error, or returned something else.
@@ -127,20 +135,27 @@ class Architecture:
             return self._make.eval()
         call = f"{self.name}({', '.join(f'{k}={v!r}' for k, v in arguments)})"
         try:
-            with _current_folder_importable(), torch.random.fork_rng(devices=[]):
+            with (
+                _current_folder_importable(),
+                torch.random.fork_rng(devices=[]),
+                nullcontext() if elements is None else ElementBudget(elements),
+            ):
                 model: Any = self._make(**dict(arguments))
+        except BudgetError as error:
+            raise BudgetError(f"{call}: {error}") from error
         except (Exception, SystemExit) as error:  # the user's code can fail in any way
             raise ArgumentError(f"{call} raised {_first_line(error)}") from error
         if not isinstance(model, nn.Module):
             raise ArgumentError(f"{call} returned a {type(model).__name__}, not an nn.Module")
         return model.eval()
 
-    def _compile(self, arguments: Arguments, x: Tensor) -> Plan:
+    def _compile(self, arguments: Arguments, x: Tensor, elements: int | None) -> Plan:
         if self._program is not None:
             plan = Plan.trace(self._program)
             self._check_shape(plan.input_shapes, x)
             return plan
-        model = self.model(arguments)
+        self._require_moderate(arguments, elements)
+        model = self.model(arguments, elements)
         example = x[:2].to(_dtype(model))
         try:
             with torch.random.fork_rng(devices=[]):
@@ -158,6 +173,17 @@ class Architecture:
         if calls is not None:
             self._traced[calls] = plan
         return plan
+
+    def _require_moderate(self, arguments: Arguments, elements: int | None) -> None:
+        """Refuse integers that no size of the checkpoint's model can be: lists of that length."""
+        for name, value in arguments:
+            if name in self._overrides or elements is None or not isinstance(value, int):
+                continue
+            if abs(value) > elements:
+                raise BudgetError(
+                    f"'{self.name}': the metadata has {name}={value}, far beyond what the "
+                    f"checkpoint can hold. Override it with --arch-arg {name}=VALUE"
+                )
 
     def _check_shape(self, shapes: Sequence[Sequence[int]], x: Tensor) -> None:
         if [tuple(shape) for shape in shapes] != [tuple(x.shape[1:])]:

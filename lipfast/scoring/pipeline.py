@@ -1,26 +1,31 @@
-"""Score an archive: find, skip what is done, bound in batches, store."""
+"""Score an archive: find, choose, skip what is done, bound in batches, store."""
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 
 from lipfast.checkpoints import CheckpointFile, find_checkpoints
 from lipfast.checkpoints.metadata import Value
 from lipfast.checkpoints.source import Archive
-from lipfast.errors import ArgumentError, LipfastError
+from lipfast.errors import ArgumentError
 from lipfast.rules.registry import Norm, check_norm
-from lipfast.scoring.architectures import Architecture, ArchSource
+from lipfast.scoring.architectures import ArchSource
 from lipfast.scoring.data import DataSource, load_data
-from lipfast.scoring.engine import local
-from lipfast.scoring.scorer import Options, Scorer
-from lipfast.scoring.store import Row, StoreWriter, completed, store_folder
+from lipfast.scoring.engine import Engine
+from lipfast.scoring.engine.local import LocalEngine
+from lipfast.scoring.run import Run
+from lipfast.scoring.scorer import Options, Recipe
+from lipfast.scoring.selection import Selection
+from lipfast.scoring.store import store_folder
 from lipfast.scoring.summary import Progress, Summary
+from lipfast.scoring.watch import looks
+from lipfast.scoring.write_behind import WriteBehind
 
-ENGINES = ("local",)
+ENGINES = ("local", "ray")
 MEMORY = 1 << 30
 
 
@@ -39,6 +44,13 @@ def score(
     limit: int | None = None,
     memory: int = MEMORY,
     dry_run: bool = False,
+    pattern: str | None = None,
+    where: str | Sequence[str] = (),
+    every: int = 1,
+    prefix: str | None = None,
+    retry_failed: bool = False,
+    watch: float | None = None,
+    workers: int | None = None,
 ) -> Summary:
     """Bound the Lipschitz constant of every checkpoint of an archive, from both sides.
 
@@ -47,26 +59,35 @@ def score(
     maximum, mean and RMS over the samples of the Jacobian's norm (Khromov and Singh, ICLR 2024).
     A checkpoint that cannot be scored is a row with `status="error"` and the reason, and the run
     goes on. Checkpoints that the store has already, with the same size, modification time, plan,
-    options and data, are skipped; failed ones are tried again. Killed at any moment, the store
-    keeps what was committed, and the same call resumes.
+    options and data, are skipped, and so are those whose failure would repeat itself. Killed at any
+    moment, the store keeps what was committed, and the same call resumes.
 
     Args:
-        archive: a file, a folder, a glob or an fsspec URL of `.safetensors`, `.pt` or `.pth`
-            files, or several of these. Files are untrusted: code inside is never run.
+        archive: a file, a folder, a glob, a zip or tar file, a manifest or an fsspec URL of
+            `.safetensors`, `.pt`, `.pth` or `.ckpt` files, or several of these. Files are
+            untrusted: code inside is never run.
         arch: `module:function`, or the function itself, whose keyword arguments are filled from
             each checkpoint's metadata; or a module; or a `.pt2` file of `torch.export.save`.
         data: the samples, along the first dimension: `FILE[:key]`, a name such as
             `mnist1d:train`, or a tensor.
         out: the store's folder.
-        engine: `"local"`: this process.
+        engine: `"local"`: this process; `"ray"`: workers of a Ray cluster.
         norm: of inputs and outputs: 1, 2 or inf.
         batch_size: checkpoints of one architecture that are bounded in one call.
         seed: seed of the start vectors.
         progress: called after every batch.
         arch_args: keyword arguments that go before the metadata.
         limit: score at most so many checkpoints.
-        memory: bytes of checkpoints to hold at most.
-        dry_run: read and check every checkpoint, but compute and write nothing.
+        memory: bytes of checkpoints to hold at most, by each worker.
+        dry_run: read and check every checkpoint and estimate the time; write nothing.
+        pattern: metadata from paths, such as `{run}/step_{step:d}.pt`.
+        where: conditions on the metadata, such as `step >= 1000`, that must all hold.
+        every: of each run, only the first checkpoint and every so many after it.
+        prefix: of those names in the state dicts that belong to the architecture; found out
+            where only one fits.
+        retry_failed: try those again whose failure would repeat itself.
+        watch: look for new checkpoints again and again, every so many seconds, until interrupted.
+        workers: of the Ray engine; as many as the cluster has CPUs by default.
 
     Returns:
         Counts, reasons of failures, time by stage.
@@ -101,41 +122,47 @@ def score(
         ([4, 8], [True, True])
     """
     started = time.perf_counter()
-    _check(engine, seed, batch_size=batch_size, limit=limit, memory=memory)
-    options = Options(check_norm(norm), seed, batch_size, memory)
+    _check(engine, seed, watch, batch_size=batch_size, limit=limit, memory=memory, workers=workers)
+    selection = Selection.parse(pattern, where, every)
+    options = Options(check_norm(norm), seed, batch_size, memory, prefix)
     summary = Summary(store=str(store_folder(out)), dry_run=dry_run)
-    with _timed(summary, "find"):
-        files = find_checkpoints(archive)
-        summary.found = len(files)
+
+    def find() -> list[CheckpointFile]:
+        with _timed(summary, "find"):
+            return selection.described(find_checkpoints(archive, may_be_empty=watch is not None))
+
     with _timed(summary, "setup"):
-        scorer = Scorer(Architecture(arch, arch_args), load_data(data), options, not dry_run)
-        todo = _not_done(files, out, scorer)
-    summary.skipped = len(files) - len(todo)
-    todo = todo[:limit]
-    writer = nullcontext(None) if dry_run else StoreWriter(out)
-    with writer as store:
-        for rows in local.run(todo, scorer, memory):
-            if store is not None:
-                store.append(rows)
-            _count(summary, rows)
-            if progress is not None:
-                done = summary.scored + summary.failed
-                progress(Progress(done, len(todo), summary.failed, summary.skipped))
-    summary.reasons = dict(scorer.reasons)
-    summary.examples = dict(scorer.examples)
-    summary.plans = scorer.architecture.compiled
-    summary.seconds.update(scorer.seconds)
-    if store is not None:
-        summary.seconds["store"] = store.seconds
+        recipe = Recipe(arch, arch_args, load_data(data), options)
+        scorer = recipe.scorer(bounds=not dry_run)
+        run = Run(
+            summary, scorer, selection, limit=limit, progress=progress, retry_failed=retry_failed
+        )
+        run.open(out)
+    if engine == "ray" and not dry_run:
+        from lipfast.scoring.engine.ray import RayEngine  # noqa: PLC0415 (an extra)
+
+        work: Engine = RayEngine(recipe, memory, selection.where, workers)
+    else:
+        work = LocalEngine(scorer, memory, selection.where)
+    with closing(work), nullcontext(None) if dry_run else WriteBehind(out) as store:
+        for files in [find()] if watch is None else looks(find, watch):
+            run.score(run.left(files), work, store)
+            if run.finished:
+                break
+    run.close(work)
+    summary.estimate = scorer.estimate if dry_run else None
+    summary.seconds["write"] = 0.0 if store is None else store.seconds
     summary.seconds["total"] = time.perf_counter() - started
     return summary
 
 
-def _check(engine: str, seed: int, **counts: int | None) -> None:
+def _check(engine: str, seed: int, watch: float | None, **counts: int | None) -> None:
     if engine not in ENGINES:
         raise ArgumentError(f"engine '{engine}': expected {' or '.join(ENGINES)}")
     if not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise ArgumentError(f"seed {seed!r}: expected a non-negative integer of 64 bits")
+    if watch is not None and not (isinstance(watch, (int, float)) and 0 < watch < math.inf):
+        raise ArgumentError(f"watch {watch!r}: expected seconds, more than 0")
     for name, value in counts.items():
         if value is not None and not isinstance(value, int):
             raise ArgumentError(f"{name} {value!r}: expected an integer")
@@ -143,40 +170,8 @@ def _check(engine: str, seed: int, **counts: int | None) -> None:
             raise ArgumentError(f"{name} {value}: expected at least 1")
 
 
-def _not_done(
-    files: Sequence[CheckpointFile], out: str | os.PathLike[str], scorer: Scorer
-) -> list[CheckpointFile]:
-    """Leave out the files whose row in the store still says what a new one would say."""
-    done = completed(out)
-
-    def is_done(file: CheckpointFile) -> bool:
-        return any(
-            fingerprint == _fingerprint(scorer, metadata)
-            for fingerprint, metadata in done.get((file.uri, file.size, file.mtime), ())
-        )
-
-    return [file for file in files if not is_done(file)]
-
-
-def _fingerprint(scorer: Scorer, metadata: str) -> str | None:
-    try:
-        return scorer.fingerprint(json.loads(metadata))
-    except LipfastError:
-        return None
-
-
-def _count(summary: Summary, rows: Sequence[Row]) -> None:
-    for row in rows:
-        seconds = summary.seconds
-        seconds["read"] = seconds.get("read", 0.0) + row["seconds_read"]
-        if row["status"] == "ok":
-            summary.scored += 1
-        else:
-            summary.failed += 1
-
-
 @contextmanager
 def _timed(summary: Summary, stage: str) -> Iterator[None]:
     started = time.perf_counter()
     yield
-    summary.seconds[stage] = time.perf_counter() - started
+    summary.seconds[stage] = summary.seconds.get(stage, 0.0) + time.perf_counter() - started

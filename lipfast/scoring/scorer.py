@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -26,21 +26,32 @@ from lipfast.errors import (
     NonFiniteError,
     StateDictError,
     TraceError,
+    UnreachableError,
     UnsupportedOpError,
 )
 from lipfast.estimators.estimate import LowerBound, UpperBound, check_order
 from lipfast.estimators.spectral_product import upper_bounds
 from lipfast.plan.plan import Plan
 from lipfast.rules.registry import Norm
-from lipfast.scoring.architectures import Architecture, Arguments
+from lipfast.scoring.architectures import Architecture, ArchSource, Arguments
+from lipfast.scoring.budget import BudgetError, elements_allowed
 from lipfast.scoring.data import Samples
-from lipfast.scoring.store import VERSION, Row
+from lipfast.scoring.done import MISMATCH, NON_FINITE, UNREADABLE
+from lipfast.scoring.fit import fitted
+from lipfast.scoring.schema import Row
+
+METHOD = 1
+"""Changes when the same checkpoint, plan and options would give other scores than before."""
+
+_TIMED = 8  # checkpoints of each plan that a dry run times
 
 _KINDS: dict[type[Exception], str] = {
     ArgumentError: "architecture or data does not fit",
-    CheckpointError: "cannot be read",
-    NonFiniteError: "NaN or infinite weights",
-    StateDictError: "state dict does not match the architecture",
+    BudgetError: "metadata asks for a far larger model",
+    CheckpointError: UNREADABLE,
+    UnreachableError: "cannot be reached",
+    NonFiniteError: NON_FINITE,
+    StateDictError: MISMATCH,
     TraceError: "architecture cannot be traced",
     UnsupportedOpError: "architecture holds an op without a rule",
 }
@@ -55,12 +66,40 @@ class Options:
         seed: seed of the start vectors.
         batch_size: checkpoints of one plan per call.
         memory: bytes of intermediate results to hold at most.
+        prefix: of the names that belong to the architecture; None finds it out.
     """
 
     norm: Norm = 2
     seed: int = 0
     batch_size: int = 64
     memory: int = 1 << 30
+    prefix: str | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What makes a scorer, here or in another process.
+
+    Attributes:
+        arch: what makes the models.
+        arch_args: keyword arguments that go before the metadata.
+        samples: where lower bounds are evaluated.
+        options: norm, seed, batch size.
+    """
+
+    arch: ArchSource
+    arch_args: Mapping[str, Value] | None
+    samples: Samples
+    options: Options
+
+    def scorer(self, *, bounds: bool = True) -> Scorer:
+        """Make a scorer.
+
+        Raises:
+            ArgumentError: the architecture cannot be imported or read.
+        """
+        architecture = Architecture(self.arch, self.arch_args)
+        return Scorer(architecture, self.samples, self.options, bounds)
 
 
 @dataclass(frozen=True)
@@ -93,6 +132,11 @@ def read(file: CheckpointFile) -> Reading:
     return Reading(file, checkpoint, reason, time.perf_counter() - started)
 
 
+_Member = tuple[Reading, Checkpoint]
+_Failure = tuple[Reading, LipfastError]
+_Groups = dict[Arguments, list[_Member]]
+
+
 @dataclass
 class Scorer:
     """Turns readings into rows of the store.
@@ -101,10 +145,10 @@ class Scorer:
         architecture: makes the plans.
         samples: where lower bounds are evaluated.
         options: norm, seed, batch size.
-        bounds: compute bounds; False only reads and checks.
+        bounds: compute bounds; False only reads, checks and estimates the time.
         seconds: time by stage so far: `compile`, `check`, `upper`, `lower`, `rows`.
-        reasons: kind of failure to how often it occurred.
-        examples: kind of failure to its first occurrence, as `uri: reason`.
+        plans: arguments of the architecture to how many checkpoints fitted.
+        estimate: seconds that scoring would take; without bounds only.
     """
 
     architecture: Architecture
@@ -112,12 +156,13 @@ class Scorer:
     options: Options
     bounds: bool = True
     seconds: dict[str, float] = field(default_factory=dict)
-    reasons: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, str] = field(default_factory=dict)
+    plans: dict[Arguments, int] = field(default_factory=dict)
+    estimate: float = 0.0
 
     def __post_init__(self) -> None:
         self._samples_as: dict[torch.dtype, Tensor] = {self.samples.x.dtype: self.samples.x}
         self._fingerprints: dict[Arguments, str] = {}
+        self._rates: dict[Arguments, float] = {}  # seconds per checkpoint, in a dry run
         # Of the last batch of every plan: run -> singular vectors of its last checkpoint there.
         self._vectors: dict[Arguments, dict[str, Mapping[str, Tensor]]] = {}
         self._constants: Row = {
@@ -130,13 +175,23 @@ class Scorer:
             "capability": capability(),
         }
 
-    def fingerprint(self, metadata: Mapping[str, Value]) -> str:
+    def fingerprint(self, metadata: Mapping[str, Value], size: int) -> str | None:
         """Hash what a score depends on beside the weights: plan, options and data.
 
-        Raises:
-            LipfastError: there is no plan for a checkpoint with this metadata.
+        Args:
+            metadata: of a checkpoint.
+            size: of its file, in bytes.
+
+        Returns:
+            The hash; None if there is no plan for a checkpoint with this metadata.
         """
-        return self._fingerprint(self.architecture.arguments(metadata))
+        try:
+            arguments = self.architecture.arguments(metadata)
+            if arguments not in self._fingerprints:
+                self._plan(arguments, size)
+        except LipfastError:
+            return None
+        return self._fingerprint(arguments)
 
     def score(self, readings: Sequence[Reading]) -> Iterator[list[Row]]:
         """Yield the rows of the readings, one list per batch; a failure is a row with its reason.
@@ -145,9 +200,37 @@ class Scorer:
             LipfastError: there is no plan for any of them, nor was there one before: the
                 architecture or the data is wrong, not the checkpoints.
         """
-        groups: dict[Arguments, list[tuple[Reading, Checkpoint]]] = {}
-        failed: list[tuple[Reading, LipfastError]] = []
-        misfits: list[tuple[Reading, LipfastError]] = []
+        groups, failed, misfits = self._grouped(readings)
+        plans: dict[Arguments, Plan] = {}
+        for arguments in sorted(groups, key=repr):
+            size = max(reading.file.size for reading, _ in groups[arguments])
+            try:
+                plans[arguments] = self._plan(arguments, size)
+            except LipfastError as error:
+                misfits += [(reading, error) for reading, _ in groups[arguments]]
+        if misfits and not self.architecture.compiled:
+            # A stray file may come first; what most of them have is what is wrong.
+            times = Counter(str(error) for _, error in misfits)
+            raise max((error for _, error in misfits), key=lambda error: times[str(error)])
+        if failed or misfits:
+            yield [self._error_row(reading, error) for reading, error in failed + misfits]
+        for arguments, plan in plans.items():
+            members = groups[arguments]
+            for start in range(0, len(members), self.options.batch_size):
+                batch = members[start : start + self.options.batch_size]
+                yield self._score_batch(plan, arguments, *self._fitted(plan, arguments, batch))
+
+    def failed(self, reading: Reading) -> Row:
+        """Return the row of a checkpoint that could not be read."""
+        return self._error_row(reading, reading.error or LipfastError("not read"))
+
+    def _grouped(
+        self, readings: Sequence[Reading]
+    ) -> tuple[_Groups, list[_Failure], list[_Failure]]:
+        """Part readings by arguments of the architecture; failures and misfits apart."""
+        groups: _Groups = {}
+        failed: list[_Failure] = []
+        misfits: list[_Failure] = []
         for reading in readings:
             checkpoint = reading.checkpoint
             if checkpoint is None:
@@ -158,44 +241,58 @@ class Scorer:
                 groups.setdefault(arguments, []).append((reading, checkpoint))
             except LipfastError as error:
                 misfits.append((reading, error))
-        plans: dict[Arguments, Plan] = {}
-        for arguments in sorted(groups, key=repr):
+        return groups, failed, misfits
+
+    def _fitted(
+        self, plan: Plan, arguments: Arguments, members: Sequence[_Member]
+    ) -> tuple[list[_Member], list[Row]]:
+        """Take the names that belong to the plan; rows for checkpoints where that is unclear."""
+        good: list[_Member] = []
+        rows: list[Row] = []
+        for reading, checkpoint in members:
             try:
-                plans[arguments] = self._plan(arguments)
-            except LipfastError as error:  # noqa: PERF203
-                misfits += [(reading, error) for reading, _ in groups[arguments]]
-        if misfits and not self.architecture.compiled:
-            # A stray file may come first; what most of them have is what is wrong.
-            times = Counter(str(error) for _, error in misfits)
-            raise max((error for _, error in misfits), key=lambda error: times[str(error)])
-        if failed or misfits:
-            yield [self._error_row(reading, error) for reading, error in failed + misfits]
-        for arguments, plan in plans.items():
-            members = sorted(groups[arguments], key=_by_run_and_step)
-            for start in range(0, len(members), self.options.batch_size):
-                batch = members[start : start + self.options.batch_size]
-                yield self._score_batch(plan, arguments, batch)
+                state_dict = dict(fitted(checkpoint.state_dict, plan, self.options.prefix))
+                good.append((reading, replace(checkpoint, state_dict=state_dict)))
+            except StateDictError as error:  # noqa: PERF203 (one bad one must not end the run)
+                rows.append(self._error_row(reading, error, arguments))
+        return good, rows
 
     def _score_batch(
-        self, plan: Plan, arguments: Arguments, members: Sequence[tuple[Reading, Checkpoint]]
+        self, plan: Plan, arguments: Arguments, members: Sequence[_Member], failed: list[Row]
     ) -> list[Row]:
         """Score a batch in one call; if that fails, without those to blame, else one by one."""
+        if not members:
+            return failed
         if self.bounds:
             with suppress(Exception):
-                return self._bound(plan, arguments, members)
+                return failed + self._bound(plan, arguments, members)
         good, rows = self._check(plan, arguments, members)
+        rows = failed + rows
         if not self.bounds:
+            self._estimate(plan, arguments, good)
             return rows + [self._row(reading, arguments, status="ok") for reading, _ in good]
-        if rows and good:
-            return rows + self._score_batch(plan, arguments, good)
+        if len(good) < len(members):
+            return self._score_batch(plan, arguments, good, rows)
         return rows + [self._bound_alone(plan, arguments, member) for member in good]
 
+    def _estimate(self, plan: Plan, arguments: Arguments, members: Sequence[_Member]) -> None:
+        """Add the time that scoring would take, by that of a few checkpoints of each plan."""
+        self.plans[arguments] = self.plans.get(arguments, 0) + len(members)
+        few = members[:_TIMED]
+        if few and arguments not in self._rates:
+            with suppress(Exception):  # what fails takes no time
+                self._bound(plan, arguments, few[:1])  # the first call is slower
+                started = time.perf_counter()
+                self._bound(plan, arguments, few)
+                self._rates[arguments] = (time.perf_counter() - started) / len(few)
+        self.estimate += self._rates.get(arguments, 0.0) * len(members)
+
     def _check(
-        self, plan: Plan, arguments: Arguments, members: Sequence[tuple[Reading, Checkpoint]]
-    ) -> tuple[list[tuple[Reading, Checkpoint]], list[Row]]:
+        self, plan: Plan, arguments: Arguments, members: Sequence[_Member]
+    ) -> tuple[list[_Member], list[Row]]:
         """Part a batch into the checkpoints that fit the plan, and rows for those that do not."""
         rows: list[Row] = []
-        good: list[tuple[Reading, Checkpoint]] = []
+        good: list[_Member] = []
         started = time.perf_counter()
         for reading, checkpoint in members:
             try:
@@ -206,17 +303,13 @@ class Scorer:
         self._count("check", started)
         return good, rows
 
-    def _bound_alone(
-        self, plan: Plan, arguments: Arguments, member: tuple[Reading, Checkpoint]
-    ) -> Row:
+    def _bound_alone(self, plan: Plan, arguments: Arguments, member: _Member) -> Row:
         try:
             return self._bound(plan, arguments, [member])[0]
         except Exception as error:  # not foreseen: the row says what, and the run goes on
             return self._error_row(member[0], error, arguments)
 
-    def _bound(
-        self, plan: Plan, arguments: Arguments, members: Sequence[tuple[Reading, Checkpoint]]
-    ) -> list[Row]:
+    def _bound(self, plan: Plan, arguments: Arguments, members: Sequence[_Member]) -> list[Row]:
         state_dicts = [checkpoint.state_dict for _, checkpoint in members]
         options = self.options
         started = time.perf_counter()
@@ -287,15 +380,14 @@ class Scorer:
         if not isinstance(error, LipfastError):
             reason = f"{type(error).__name__}: {reason}"
         kind = _KINDS.get(type(error), type(error).__name__)
-        self.reasons[kind] = self.reasons.get(kind, 0) + 1
-        uri = reading.file.uri
-        self.examples.setdefault(kind, f"{uri}: {reason.removeprefix(f'{uri}: ')}")
-        return self._row(reading, arguments, status="error", error=to_utf8(reason))
+        return self._row(reading, arguments, status="error", error=to_utf8(reason), kind=kind)
 
     def _row(self, reading: Reading, arguments: Arguments | None, **values: Any) -> Row:
         file = reading.file
         known = reading.checkpoint is not None
-        metadata = reading.checkpoint.metadata if reading.checkpoint else Metadata({}, file.folder)
+        metadata = (
+            reading.checkpoint.metadata if reading.checkpoint else Metadata(file.extra, file.run)
+        )
         return {
             "uri": file.uri,
             "size": file.size,
@@ -316,18 +408,26 @@ class Scorer:
             return self._hash(self.architecture.name)
         found = self._fingerprints.get(arguments)
         if found is None:
-            found = self._hash(self._plan(arguments).fingerprint)
+            found = self._hash(self._plan(arguments, 0).fingerprint)
             self._fingerprints[arguments] = found
         return found
 
     def _hash(self, plan: str) -> str:
-        parts = (VERSION, plan, float(self.options.norm), self.options.seed, self.samples.digest)
+        options = self.options
+        parts: tuple[object, ...] = (
+            METHOD,
+            plan,
+            float(options.norm),
+            options.seed,
+            self.samples.digest,
+        )
+        parts += () if options.prefix is None else (options.prefix,)
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
-    def _plan(self, arguments: Arguments) -> Plan:
+    def _plan(self, arguments: Arguments, size: int) -> Plan:
         started = time.perf_counter()
         try:
-            return self.architecture.plan(arguments, self.samples.x)
+            return self.architecture.plan(arguments, self.samples.x, elements_allowed(size))
         finally:
             self._count("compile", started)
 
@@ -353,9 +453,3 @@ def _layer(layer: Any) -> Row:
         "certified": layer.certified,
         "passes": layer.passes,
     }
-
-
-def _by_run_and_step(member: tuple[Reading, Checkpoint]) -> tuple[str, int, str]:
-    metadata = member[1].metadata
-    step = metadata.step
-    return metadata.run, -1 if step is None else step, member[0].file.uri

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lipfast.checkpoints.text import printable
 from lipfast.estimators.estimate import Bounds, Estimate, UpperBound, layer_table
-from lipfast.scoring.store import read_scores
+from lipfast.scoring.scores import read_scores
 from lipfast.scoring.summary import counted
 
 if TYPE_CHECKING:

@@ -34,12 +34,15 @@ class Summary:
         found: checkpoints in the archive.
         skipped: of these, how many the store had already.
         scored: of these, how many were scored (with `dry_run`: could be).
-        failed: of these, how many failed.
-        reasons: kind of failure to how often it occurred.
+        failed: of these, how many failed in this run.
+        failed_before: of these, how many failed in an earlier run and are not tried again.
+        left_out: of these, how many `where` and `every` leave out.
+        reasons: kind of failure to how often it occurred, the most frequent first.
         examples: kind of failure to its first occurrence, as `uri: reason`.
-        plans: architectures compiled.
+        plans: architectures, or sizes of one, among the checkpoints of this run.
         seconds: time by stage; `read` overlaps with the others, `total` is the wall clock.
-        dry_run: nothing was computed or written.
+        estimate: seconds that scoring would take on this machine; for a dry run.
+        dry_run: nothing was written.
     """
 
     store: str
@@ -47,10 +50,13 @@ class Summary:
     skipped: int = 0
     scored: int = 0
     failed: int = 0
+    failed_before: int = 0
+    left_out: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
     plans: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    estimate: float | None = None
     dry_run: bool = False
 
     @property
@@ -74,24 +80,25 @@ class Summary:
             "skipped": self.skipped,
             "scored": self.scored,
             "failed": self.failed,
+            "failed_before": self.failed_before,
+            "left_out": self.left_out,
             "reasons": self.reasons,
             "examples": self.examples,
             "plans": self.plans,
             "seconds": self.seconds,
             "rate": self.rate,
+            "estimate": self.estimate,
             "dry_run": self.dry_run,
             "next": self.next,
         }
 
     def __str__(self) -> str:
         verb = "can be scored" if self.dry_run else "scored"
-        left = self.found - self.scored - self.skipped - self.failed
         lines = [
             f"{counted(self.found, 'checkpoint')}: {self.scored} {verb}, {self.skipped} already in "
-            f"the store, {self.failed} failed"
+            f"the store, {self.failed} failed",
+            *self._left(),
         ]
-        if left:
-            lines.append(f"  {left} left by the limit: the same command goes on")
         for kind, count in self.reasons.items():
             lines.append(f"  {count} failed: {kind}")
             if kind in self.examples:
@@ -102,8 +109,35 @@ class Summary:
                 f"{self.seconds['total']:.1f} s, {rate} checkpoints/s, "
                 f"{counted(self.plans, 'architecture')} ({_stages(self.seconds)})"
             )
+        if self.estimate is not None:
+            lines.append(f"scoring them takes about {duration(self.estimate)} on this machine")
         lines += [] if self.dry_run else [f"store: {self.store}"]
         return "\n".join([*lines, f"next: {self.next}"])
+
+    def _left(self) -> list[str]:
+        """What was neither scored nor failed nor there, and how to get it."""
+        known = self.scored + self.skipped + self.failed + self.failed_before + self.left_out
+        lines = []
+        if self.failed_before:
+            lines.append(f"  {self.failed_before} failed before: --retry-failed tries them again")
+        if self.left_out:
+            lines.append(f"  {self.left_out} left out by --where or --every")
+        if self.found > known:
+            lines.append(f"  {self.found - known} left by the limit: the same command goes on")
+        return lines
+
+
+def duration(seconds: float) -> str:
+    """Write a time in the unit that fits.
+
+    Example:
+        >>> duration(0.25), duration(90), duration(7200)
+        ('0.25 s', '1.5 min', '2 h')
+    """
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.2g} {unit}"
+    return f"{seconds:.2g} s"
 
 
 def counted(number: int, noun: str) -> str:

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lipfast.errors import ArgumentError, NonFiniteError, UnsupportedOpError
-from lipfast.estimators.jacobian import (
-    explicit_jacobians,
-    find_chain,
-    jacobian_norms,
-    plan_jacobian_norms,
-)
+from lipfast.estimators.function import SampleFunction, differentiating
+from lipfast.estimators.jacobian import jacobian_norms, plan_jacobian_norms
+from lipfast.estimators.jacobian_rows import explicit_jacobians
+from lipfast.plan.chain import find_chain
 from lipfast.plan.plan import Plan
 
 MODELS = {
@@ -89,7 +87,9 @@ def test_functions_that_vmap_cannot_batch_take_one_pass_per_row() -> None:
         def backward(ctx: object, gradient: Tensor) -> Tensor:
             return gradient * float(torch.ones(()).item()) * (3.0 + 0.0 * float(gradient.sum()))
 
-    (block,) = explicit_jacobians(Unbatched.apply, samples(4, 2), 1 << 20)
+    with differentiating():
+        problem = SampleFunction(Unbatched.apply, samples(4, 2), 2)
+        (block,) = explicit_jacobians(problem, 1 << 20)
     torch.testing.assert_close(block, 3.0 * torch.eye(2).expand(4, 2, 2))
 
 
@@ -107,46 +107,6 @@ def test_dict_outputs_and_images() -> None:
     joined = torch.cat([model.linear.weight.detach(), 2 * torch.eye(6)])
     expected = float(torch.linalg.matrix_norm(joined, 2))
     torch.testing.assert_close(jacobian_norms(model, x), torch.full((3,), expected))
-
-
-def chain_of(*layers: nn.Module) -> object:
-    plan = Plan.trace(nn.Sequential(*layers), torch.zeros(2, 3))
-    return find_chain(plan)
-
-
-def test_chains_are_recognised() -> None:
-    chain = find_chain(
-        Plan.trace(
-            nn.Sequential(
-                nn.Flatten(),
-                nn.Linear(6, 4, bias=False),
-                nn.Identity(),
-                nn.Linear(4, 4),
-                nn.LeakyReLU(0.5),
-                nn.LeakyReLU(0.5),
-                nn.Linear(4, 2),
-                nn.ReLU(),
-            ),
-            torch.zeros(2, 2, 3),
-        )
-    )
-    assert chain is not None
-    assert chain.weights == ("1.weight", "3.weight", "6.weight")
-    assert chain.biases == (None, "3.bias", "6.bias")
-    assert chain.slopes == (1.0, 0.25, 0.0)
-
-
-@pytest.mark.parametrize(
-    "layers",
-    [
-        (nn.ReLU(), nn.Linear(3, 3)),
-        (nn.Linear(3, 3), nn.Tanh()),
-        (nn.Linear(3, 3), nn.LeakyReLU(-0.5), nn.ReLU()),
-        (nn.ReLU(),),
-    ],
-)
-def test_other_graphs_are_not_chains(layers: tuple[nn.Module, ...]) -> None:
-    assert chain_of(*layers) is None
 
 
 def test_residual_networks_are_not_chains() -> None:
@@ -168,11 +128,16 @@ def test_residual_networks_are_not_chains() -> None:
     torch.testing.assert_close(result, reference, rtol=1e-5, atol=1e-6)
 
 
-def test_method_chain_says_why_not() -> None:
-    with pytest.raises(ArgumentError, match="ReLU or LeakyReLU"):
-        jacobian_norms(MODELS["tanh"](), samples(2, 6), method="chain")
+class Cumulative(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.cumsum(1)
+
+
+def test_method_fused_says_why_not() -> None:
+    with pytest.raises(ArgumentError, match="a chain of linear layers"):
+        jacobian_norms(MODELS["no parameters"](), samples(2, 6), method="fused")
     with pytest.raises(UnsupportedOpError):
-        jacobian_norms(MODELS["batch norm"](), samples(2, 6), method="chain")
+        jacobian_norms(Cumulative(), samples(2, 6), method="fused")
     with pytest.raises(ArgumentError, match="method must be"):
         jacobian_norms(MODELS["tanh"](), samples(2, 6), method="magic")  # type: ignore[arg-type]
 

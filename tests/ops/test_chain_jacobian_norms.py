@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from functools import cache
 from itertools import chain
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +14,14 @@ from chain_cases import ACTIVATIONS, CASES, RELU, Biases, Weights, draw, mlp, ml
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
-from lipfast.ops.chain_jacobian_norms import Activation, Linear, chain_jacobian_norms
+from lipfast.ops.chain_jacobian_norms import (
+    Activation,
+    Flatten,
+    Linear,
+    MaxPool,
+    Stage,
+    chain_jacobian_norms,
+)
 from lipfast.ops.chain_stages import encode
 from lipfast.reference.chain_jacobian_norms import chain_jacobian_norms as reference
 
@@ -188,6 +199,100 @@ def test_opcheck(generator: torch.Generator) -> None:
     )
 
 
+WIDE = (300, 40, 30, 10)
+
+
+def wide_problem(dtype: torch.dtype, count: int) -> tuple[Tensor, Weights, Biases]:
+    weights, biases = draw(mlp_shapes(WIDE), dtype, networks=count)
+    return samples(100, WIDE[:1], dtype), weights, biases
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_wide_first_layer(capability: str, dtype: torch.dtype) -> None:
+    """Enough samples for the triangle of the first layer to pay."""
+    x, weights, biases = wide_problem(dtype, 3)
+    stages = mlp(WIDE, RELU)
+    truth = reference(x, weights, biases, stages)
+    assert_close(chain_jacobian_norms(x, weights, biases, stages), truth, truth[1].max())
+
+
+def test_wide_first_layer_keeps_its_digits(capability: str) -> None:
+    """Later layers that see only what W_1 makes small: the Gram matrix squares that ratio."""
+    x, weights, _ = wide_problem(torch.float64, 1)
+    u, values, v = torch.linalg.svd(weights[0][0], full_matrices=False)
+    values[:] = 1.0
+    values[:10] = 1e3
+    weights[0][0] = (u * values) @ v
+    weights[0][1] = weights[0][1] @ (torch.eye(40) - u[:, :10] @ u[:, :10].T)
+    stages: list[Stage] = [Linear(), Linear(), RELU, Linear()]
+    single = [weight.float() for weight in weights[0]]
+    truth = reference(x, [[weight.double() for weight in single]], [[None] * 3], stages)[0]
+    value = chain_jacobian_norms(x.float(), [single], [[None] * 3], stages)[0]
+    torch.testing.assert_close(value.double(), truth, rtol=2e-4, atol=0.0)
+
+
+def test_wide_first_layer_of_low_rank(capability: str) -> None:
+    x, weights, biases = wide_problem(torch.float32, 3)
+    stages = mlp(WIDE, RELU)
+    weights[0][0].zero_()
+    weights[1][0][5:] = weights[1][0][:1]
+    weights[2][0] *= 1e-30
+    spectral, frobenius = chain_jacobian_norms(x, weights, biases, stages)
+    truth = reference(x, weights, biases, stages)
+    assert spectral[0].abs().max() == frobenius[0].abs().max() == 0.0
+    torch.testing.assert_close(spectral.double(), truth[0], rtol=1e-5, atol=0.0)
+    weights[1][0][3, 7] = math.nan
+    spectral, _ = chain_jacobian_norms(x, weights, biases, stages)
+    assert bool(spectral[1].isnan().all()) and not bool(spectral[2].isnan().any())
+
+
+def test_memory_does_not_grow_with_the_batch() -> None:
+    """Beyond its results the op holds one tile per thread and the packed weights."""
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("no /proc/self/clear_refs: the peak of resident memory cannot be reset")
+    script = """
+import torch
+from chain_cases import RELU, draw, mlp, mlp_shapes
+from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+dims = (40, 256, 256, 10)
+x = torch.randn(100_000, 40)
+weights, biases = draw(mlp_shapes(dims), torch.float32)
+stages = mlp(dims, RELU)
+chain_jacobian_norms(x[:100], weights, biases, stages)
+open("/proc/self/clear_refs", "w").write("5")
+before = peak()
+chain_jacobian_norms(x, weights, biases, stages)
+print(peak() - before)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
+    )
+    assert int(run.stdout) <= 64 * 1024  # KiB
+
+
+def test_one_network_of_many_outputs(capability: str) -> None:
+    dims = (140, 150, 128)
+    weights, biases = draw(mlp_shapes(dims), torch.float32)
+    x = samples(3, dims[:1], torch.float32)
+    truth = reference(x, weights, biases, mlp(dims, RELU))
+    assert_close(chain_jacobian_norms(x, weights, biases, mlp(dims, RELU)), truth, truth[1].max())
+
+
+def test_nan_passes_through_pools_and_clipping(capability: str) -> None:
+    shape, stages, weight_shapes = CASES["max pool"]
+    weights, biases = draw(weight_shapes, torch.float32)
+    x = samples(3, shape, torch.float32)
+    x[1, 2, 4, 4] = math.nan
+    for activation in (RELU, Activation("relu6"), Activation("hardtanh", (-1.0, 1.0))):
+        chosen = [activation if stage == RELU else stage for stage in stages]
+        spectral, _ = chain_jacobian_norms(x, weights, biases, chosen)
+        assert spectral[0].isnan().tolist() == [False, True, False]
+
+
 def test_bad_input() -> None:
     weights, biases = networks((6, 9, 4), torch.float32)
     stages, x = RELU_MLP, torch.ones(2, 6)
@@ -212,5 +317,15 @@ def test_bad_input() -> None:
             chain_jacobian_norms(given, w, b, s)
     numbers, parameters = encode(RELU_MLP, mlp_shapes((6, 9, 4)))
     twice = [weights[0][0]] * 2
+    with pytest.raises(ArgumentError, match="1025 outputs"):
+        chain_jacobian_norms(torch.ones(1, 1), [[torch.ones(1025, 1)]], [[None]], [Linear()])
+    dilated = MaxPool((2, 2), (1, 1), (1, 1), (5, 5))
+    with pytest.raises(ArgumentError, match="wholly in the padding"):
+        chain_jacobian_norms(
+            torch.ones(1, 1, 4, 4),
+            [[torch.ones(1, 1)]],
+            [[None]],
+            [dilated, Flatten(), Linear()],
+        )
     with pytest.raises(RuntimeError, match="stage 2: expected a weight n x 9, got 9 x 6"):
         torch.ops.lipfast.chain_jacobian_norms(x, twice, [torch.empty(0)] * 2, numbers, parameters)

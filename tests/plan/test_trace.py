@@ -160,13 +160,13 @@ def test_data_dependent_control_flow_says_where_and_what_to_do() -> None:
 def test_all_unsupported_ops_are_listed() -> None:
     class Odd(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return torch.sin(x).cumsum(1)
+            return torch.lgamma(x).cumsum(1)
 
     model = nn.Sequential(nn.Linear(3, 3), Odd())
     with pytest.raises(UnsupportedOpError) as raised:
         Plan.trace(model, torch.zeros(2, 3))
-    assert raised.value.ops == [("aten.sin", "1"), ("aten.cumsum", "1")]
-    assert "@lipfast.rule('aten.sin')" in str(raised.value)
+    assert raised.value.ops == [("aten.lgamma", "1"), ("aten.cumsum", "1")]
+    assert "@lipfast.rule('aten.lgamma')" in str(raised.value)
 
 
 def test_blocks_without_gradients_are_seen_through() -> None:

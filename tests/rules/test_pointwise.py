@@ -8,7 +8,8 @@ from collections.abc import Callable
 import mpmath
 import pytest
 import torch
-from mpmath import mp
+from explicit import Function
+from mpmath import iv, mp
 from torch import Tensor, nn
 
 from lipfast.plan.plan import Plan
@@ -41,6 +42,11 @@ FUNCTIONS: dict[str, nn.Module] = {
     "logsigmoid": nn.LogSigmoid(),
     "softshrink": nn.Softshrink(0.3),
     "prelu": nn.PReLU(init=-1.7),
+    "rrelu": nn.RReLU(0.5, 3.0).eval(),
+    "sine": Function(torch.sin),
+    "cosine": Function(torch.cos),
+    "arctangent": Function(torch.atan),
+    "error function": Function(torch.erf),
 }
 
 
@@ -126,12 +132,76 @@ def test_supremum_rounded_up_to_the_next_float(
     assert max(abs(entry) for entry in scan) <= supremum
 
 
+def interval_normal(x: object) -> object:
+    return iv.exp(-x * x / 2) / iv.sqrt(2 * iv.pi)  # type: ignore[operator]
+
+
+def interval_sigmoid(x: object) -> object:
+    return 1 / (1 + iv.exp(-x))  # type: ignore[operator]
+
+
+def interval_ncdf(x: object) -> object:
+    # The distribution function is monotone: its ends, evaluated to 40 digits, widened.
+    ends = [mpmath.ncdf(mpmath.mpf(end)) for end in (x.a, x.b)]  # type: ignore[attr-defined]
+    room = mpmath.mpf(10) ** -30
+    return iv.mpf([ends[0] - room, ends[1] + room])
+
+
+def gelu_tanh_interval(x: object) -> object:
+    scale, cubic = iv.sqrt(2 / iv.pi), iv.mpf("0.044715")
+    inner = scale * (x + cubic * x**3)  # type: ignore[operator]
+    half = interval_sigmoid(2 * inner)
+    slope = scale * (1 + 3 * cubic * x**2)  # type: ignore[operator]
+    return half + 2 * x * half * (1 - half) * slope  # type: ignore[operator]
+
+
+def mish_interval(x: object) -> object:
+    power = (1 + iv.exp(x)) ** 2  # exp(2 softplus(x))
+    tanh = (power - 1) / (power + 1)
+    return tanh + x * 4 * power / (power + 1) ** 2 * interval_sigmoid(x)  # type: ignore[operator]
+
+
+def silu_interval(x: object) -> object:
+    s = interval_sigmoid(x)
+    return s * (1 + x * (1 - s))  # type: ignore[operator]
+
+
+INTERVALS = {
+    "gelu": (pointwise.GELU, lambda x: interval_ncdf(x) + x * interval_normal(x), 14),
+    "gelu tanh": (pointwise.GELU_TANH, gelu_tanh_interval, 9),
+    "silu": (pointwise.SILU, silu_interval, 45),
+    "mish": (pointwise.MISH, mish_interval, 45),
+}
+
+
+@pytest.mark.parametrize("name", INTERVALS)
+def test_suprema_are_enclosed_in_interval_arithmetic(name: str) -> None:
+    """Bisection: no interval of [-reach, reach] can hold a slope above the constant by 1e-3.
+
+    (Nearer to the peak the previous test decides.) Beyond, the slope differs from 0 or 1 by less
+    than that: its other terms decay.
+    """
+    constant, slope, reach = INTERVALS[name]
+    limit = constant + 1e-3
+    work = [(-float(reach), float(reach))]
+    while work:
+        low, high = work.pop()
+        found = slope(iv.mpf([low, high]))  # type: ignore[operator]
+        if max(abs(found.a), abs(found.b)) <= limit:
+            continue
+        middle = (low + high) / 2
+        assert high - low > 1e-6, f"{name} exceeds its constant near {middle}"
+        work += [(low, middle), (middle, high)]
+
+
 def test_remaining_constants_are_rounded_up() -> None:
     alpha = mpmath.mpf("1.6732632423543772848170429916717")
     scale = mpmath.mpf("1.0507009873554804934193349852946")
     assert mpmath.mpf(math.nextafter(pointwise.SELU, 0.0)) < alpha * scale <= pointwise.SELU
     assert math.nextafter(pointwise.HARDSIGMOID, 0.0) * 6 <= 1.0
     assert mpmath.mpf(pointwise.HARDSIGMOID) * 6 >= 1
+    erf = 2 / mpmath.sqrt(mp.pi)
+    assert mpmath.mpf(math.nextafter(pointwise.ERF, 0.0)) < erf <= mpmath.mpf(pointwise.ERF)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def test_scores_are_those_of_the_public_calls(toy_models, archive, samples, tmp_
     summary = score(archive, arch=toy_models, data=samples, out=tmp_path / "s")
     assert (summary.found, summary.scored, summary.failed, summary.skipped) == (12, 12, 0, 0)
     assert summary.plans == 2
-    assert {"find", "read", "upper", "lower", "store", "total"} <= set(summary.seconds)
+    assert {"find", "read", "upper", "lower", "write", "total"} <= set(summary.seconds)
     for row in read_scores(tmp_path / "s").to_pylist():
         width, seed = row["meta.width"], row["meta.seed"]
         model = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
@@ -200,7 +200,7 @@ def test_other_code_is_another_plan(toy_models, archive, samples, tmp_path):
 
 
 KILLED = """
-import os, signal, sys, torch
+import os, signal, sys, time, torch
 from pathlib import Path
 from lipfast.scoring import score, store
 
@@ -223,6 +223,8 @@ seen = []
 def progress(at):
     seen.append(at)
     if when == "between batches" and at.done >= 6:
+        while len(list(Path(out).glob("part-*"))) < 3:  # until the writer has caught up
+            time.sleep(0.01)
         kill()
 score(archive, arch="lipfast_toy_models:mlp", data=x, out=out, batch_size=2, progress=progress)
 """
@@ -319,14 +321,19 @@ class Evil:
         return os.mkdir, (self.path,)
 
 
-def test_failed_checkpoints_are_tried_again(toy_models, archive, samples, tmp_path):
+def test_failed_checkpoints_are_tried_again_when_asked_or_changed(
+    toy_models, archive, samples, tmp_path
+):
     path = archive / "w4s0" / "step1.safetensors"
     good = path.read_bytes()
     path.write_bytes(good[:100])
     arguments = {"arch": toy_models, "data": samples, "out": tmp_path / "s"}
     assert score(archive, **arguments).failed == 1
     summary = score(archive, **arguments)
-    assert (summary.skipped, summary.failed) == (11, 1)
+    assert (summary.skipped, summary.failed, summary.failed_before) == (11, 0, 1)
+    assert "1 failed before: --retry-failed tries them again" in str(summary)
+    summary = score(archive, **arguments, retry_failed=True)
+    assert (summary.skipped, summary.failed, summary.failed_before) == (11, 1, 0)
     path.write_bytes(good)
     summary = score(archive, **arguments)
     assert (summary.skipped, summary.scored) == (11, 1)

@@ -3,82 +3,18 @@ from __future__ import annotations
 import json
 import math
 import os
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from toy_rows import error_row, layer, row, write
 
 from lipfast.errors import ArgumentError, StoreError
-from lipfast.scoring.store import (
-    SCHEMA,
-    StoreWriter,
-    completed,
-    read_scores,
-    verify_store,
-)
-
-START = datetime(2024, 1, 1, tzinfo=timezone.utc)
-
-
-def layer(index: int) -> dict:
-    return {
-        "index": index,
-        "name": f"{index}",
-        "kind": "linear",
-        "shape": [3, 2],
-        "lower": 1.0,
-        "upper": 1.5,
-        "certified": True,
-        "passes": 4,
-    }
-
-
-def row(uri: str = "file:///a.pt", *, at: int = 0, **values) -> dict:
-    return {
-        "uri": uri,
-        "size": 10,
-        "mtime": 1.5,
-        "run": "r",
-        "step": 1,
-        "epoch": None,
-        "status": "ok",
-        "upper": 2.0,
-        "log_upper": math.log(2),
-        "upper_certified": True,
-        "lower": 1.0,
-        "lower_certified": True,
-        "lower_sample": 3,
-        "jacobian_max": 1.25,
-        "mean": 0.5,
-        "rms": 0.75,
-        "samples": 7,
-        "norm": 2.0,
-        "seconds_read": 0.1,
-        "seconds_upper": 0.2,
-        "seconds_lower": 0.3,
-        "scored_at": START + timedelta(seconds=at),
-        "fingerprint": "f",
-        "seed": 0,
-        "lipfast_version": "0",
-        "torch_version": "2",
-        "capability": "scalar",
-        "metadata": '{"width":4}',
-        "layers": [layer(0), layer(2)],
-        **values,
-    }
-
-
-def error_row(uri: str = "file:///a.pt", **values) -> dict:
-    empty = dict.fromkeys(("upper", "lower", "layers", "metadata"))
-    return row(uri, **{**empty, "status": "error", "error": "broken", **values})
-
-
-def write(path, *parts) -> None:
-    with StoreWriter(path) as writer:
-        for rows in parts:
-            writer.append(rows)
-            writer.flush()
+from lipfast.scoring.done import Done, completed
+from lipfast.scoring.schema import SCHEMA
+from lipfast.scoring.scores import read_scores
+from lipfast.scoring.store import StoreWriter
+from lipfast.scoring.verify import verify_store
 
 
 def test_round_trip(tmp_path):
@@ -86,7 +22,14 @@ def test_round_trip(tmp_path):
     (scores,) = read_scores(tmp_path / "s").to_pylist()
     expected = row()
     del expected["metadata"], expected["layers"]
-    assert scores == {**expected, "error": None, "arch": None, "data": None, "meta.width": 4}
+    assert scores == {
+        **expected,
+        "error": None,
+        "kind": None,
+        "arch": None,
+        "data": None,
+        "meta.width": 4,
+    }
     layers = read_scores(tmp_path / "s", "layers").to_pylist()
     parent = {"uri": "file:///a.pt", "run": "r", "step": 1, "epoch": None, "fingerprint": "f"}
     assert layers == [{**parent, **layer(0)}, {**parent, **layer(2)}]
@@ -99,7 +42,7 @@ def test_files_are_plain_parquet_with_a_versioned_schema(tmp_path):
     assert all(part.name.startswith("part-") for part in parts)
     assert pq.read_schema(parts[0]).equals(SCHEMA)
     schema = json.loads((tmp_path / "schema.json").read_text())
-    assert schema["version"] == 1
+    assert schema["version"] == 2
     assert list(schema["columns"]) == SCHEMA.names
     assert sorted(p.name for p in tmp_path.iterdir()) == [*(p.name for p in parts), "schema.json"]
 
@@ -108,7 +51,7 @@ def test_empty_store(tmp_path):
     write(tmp_path)
     assert read_scores(tmp_path).num_rows == 0
     assert read_scores(tmp_path, "layers").num_rows == 0
-    assert completed(tmp_path) == {}
+    assert completed(tmp_path) == Done()
     assert verify_store(tmp_path).problems == ()
 
 
@@ -129,7 +72,7 @@ def test_newest_row_per_checkpoint_and_fingerprint(tmp_path):
 def test_an_error_disappears_once_the_checkpoint_is_scored(tmp_path):
     write(tmp_path, [error_row(fingerprint="none")])
     assert read_scores(tmp_path).column("status").to_pylist() == ["error"]
-    assert completed(tmp_path) == {}
+    assert completed(tmp_path) == Done()
     write(tmp_path, [row(at=1)])
     assert read_scores(tmp_path).column("status").to_pylist() == ["ok"]
     write(tmp_path, [error_row(at=2, fingerprint="none")])
@@ -139,11 +82,11 @@ def test_an_error_disappears_once_the_checkpoint_is_scored(tmp_path):
 
 def test_completed_knows_file_and_fingerprint(tmp_path):
     write(tmp_path, [row(), row(at=1, fingerprint="g"), row("file:///b.pt", size=11)])
-    assert completed(tmp_path) == {
+    assert completed(tmp_path).scored == {
         ("file:///a.pt", 10, 1.5): [("f", '{"width":4}'), ("g", '{"width":4}')],
         ("file:///b.pt", 11, 1.5): [("f", '{"width":4}')],
     }
-    assert completed(tmp_path / "missing") == {}
+    assert completed(tmp_path / "missing") == Done()
 
 
 def test_metadata_columns_take_the_type_that_all_values_have(tmp_path):
@@ -238,7 +181,9 @@ def test_unknown_schema_version(tmp_path):
     content = json.loads((tmp_path / "schema.json").read_text())
     (tmp_path / "schema.json").write_text(json.dumps({**content, "version": 99}))
     for use in (StoreWriter, read_scores, completed, verify_store):
-        with pytest.raises(StoreError, match="schema version 99; this lipfast knows version 1"):
+        with pytest.raises(
+            StoreError, match="schema version 99; this lipfast knows versions 1 to 2"
+        ):
             use(tmp_path)
 
 

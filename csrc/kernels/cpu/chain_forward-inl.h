@@ -146,6 +146,10 @@ template <class T>
 void read_sample(const ChainParams& p, int64_t sample, T* h) {
   const int64_t pixels = p.in.height * p.in.width, channels = p.in.channels;
   const T* x = static_cast<const T*>(p.x) + sample * pixels * channels;
+  if (pixels == 1 || channels == 1) {
+    memcpy(h, x, sizeof(T) * static_cast<size_t>(pixels * channels));
+    return;
+  }
   for (int64_t c = 0; c < channels; ++c) {
     for (int64_t i = 0; i < pixels; ++i) h[i * channels + c] = x[c * pixels + i];
   }

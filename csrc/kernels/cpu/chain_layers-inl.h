@@ -145,10 +145,8 @@ void pack_convolution(const ChainStage& stage, const T* w, T* forward, T* produc
   }
 }
 
-// work: triangle_size() doubles if the layer is triangular.
 template <class T>
-void pack_linear(const ChainParams& p, const ChainLayer& layer, const T* w, T* forward, T* product, double* work,
-                 const Parallel* parallel) {
+void pack_linear(const ChainParams& p, const ChainLayer& layer, const T* w, T* forward, T* product) {
   const ChainStage& stage = *layer.map;
   const int64_t inputs = stage.in.channels, units = stage.out.channels, pixels = stage.pixels;
   const int64_t channels = inputs / pixels, stride = row_stride<T>(inputs);
@@ -166,23 +164,44 @@ void pack_linear(const ChainParams& p, const ChainLayer& layer, const T* w, T* f
       }
     }
   }
-  if (layer.triangular) pack_triangle(w, units, inputs, product, work, parallel);
 }
 
 template <class T>
-void pack_chain(const ChainParams& p, int64_t network, T* packed, double* work, const Parallel* parallel) {
+void pack_panels(const ChainParams& p, int64_t network, T* packed) {
   LayerReader<T> reader{p};
   for (ChainLayer layer; reader.next(layer);) {
     if (layer.map == nullptr || !has_weight(*layer.map)) continue;
-    memset(packed + layer.forward, 0, sizeof(T) * static_cast<size_t>(reader.packed - layer.forward));
+    const int64_t end = layer.triangular ? layer.product : reader.packed;
+    memset(packed + layer.forward, 0, sizeof(T) * static_cast<size_t>(end - layer.forward));
     const T* w = static_cast<const T*>(p.weights[network * p.affine + layer.map->affine]);
     T *forward = packed + layer.forward, *product = packed + layer.product;
     if (layer.map->kind == StageKind::kLinear) {
-      pack_linear(p, layer, w, forward, product, work, parallel);
+      pack_linear(p, layer, w, forward, product);
     } else {
       pack_convolution(*layer.map, w, forward, product);
     }
   }
+}
+
+// work: triangle_size() doubles if the first layer is triangular.
+template <class T>
+void pack_chain(const ChainParams& p, int64_t network, T* packed, double* work, const Parallel* parallel) {
+  LayerReader<T> reader{p};
+  ChainLayer first;
+  reader.next(first);
+  if (!first.triangular) {
+    pack_panels(p, network, packed);
+    return;
+  }
+  const float* w = static_cast<const float*>(p.weights[network * p.affine]);
+  for_items(parallel, kSlices + 1, [&](int64_t item) {
+    if (item < kSlices) {
+      triangle_slice(w, first.columns, first.map->in.channels, item, work);
+    } else {
+      pack_panels(p, network, packed);
+    }
+  });
+  if constexpr (sizeof(T) == sizeof(float)) pack_triangle(first.columns, packed + first.product, work);
 }
 
 constexpr int64_t kMaxTile = 8;          // samples of one tile: they share the forward pass's reads of the weights

@@ -10,40 +10,55 @@ LIPFAST_INLINE bool triangle_pays(const ChainParams& p, const ChainStage& stage)
   return p.dtype == Dtype::kFloat32 && inputs > units && rows * (inputs - 0.5 * units) > 4 * units * (inputs + units);
 }
 
+// The Gram matrix is the sum of those of kSlices slices of columns, which threads share.
+constexpr int64_t kSlices = 2;
+
+inline int64_t triangle_slice_size(int64_t units) { return square_size(units) + gram_panels_size(units); }
 inline int64_t triangle_size(int64_t units) {
-  return square_size(units) + units + larger(gram_panels_size(units), cholesky_panels_size(units));
+  return kSlices * triangle_slice_size(units) + units + cholesky_panels_size(units);
 }
 
-// The columns of L in panels; zero where W is, NaN where W is not finite.
-inline void pack_triangle(const float* w, int64_t units, int64_t inputs, float* packed, double* work,
-                          const Parallel* parallel) {
-  const int64_t ld = leading_dimension(units);
-  double *a = work, *diagonal = a + square_size(units), *panels = diagonal + units;
-  gram(w, units, inputs, PowerOfTwo{1, 1}, a, panels, parallel);
-  double trace = 0;
-  for (int64_t i = 0; i < units; ++i) trace += a[i * ld + i];
-  bool done = !(trace > 0 && trace < INFINITY);
-  const double fill = trace == 0 ? 0 : NAN;
-  for (int64_t i = 0; i < units; ++i) {
-    for (int64_t j = i + 1; j < units; ++j) {
-      if (done) a[j * ld + i] = fill;
-      a[i * ld + j] = -a[i * ld + j];  // cholesky() factors the diagonal minus what lies above
+// Adds up slice `slice` of W's columns, in its part of `work`.
+inline void triangle_slice(const float* w, int64_t units, int64_t inputs, int64_t slice, double* work) {
+  double *a = work + slice * triangle_slice_size(units), *panels = a + square_size(units);
+  const int64_t begin = slice * inputs / kSlices, end = (slice + 1) * inputs / kSlices;
+  if (begin == end) memset(a, 0, sizeof(double) * static_cast<size_t>(square_size(units)));
+  for (int64_t k0 = begin; k0 < end; k0 += kGramDepth) {
+    const int64_t depth = smaller(kGramDepth, end - k0);
+    for (int64_t j = 0; j * kPanel < units; ++j) {
+      pack_panel(w, units, inputs, PowerOfTwo{1, 1}, k0, depth, j, panels + j * kPanel * depth);
     }
+    for (int64_t i = 0; i < units; i += kGramRows) gram_rows(a, units, i, panels, depth, k0 > begin);
   }
-  for (int64_t i = 0; done && i < units; ++i) diagonal[i] = fill;
+}
+
+// The columns of L in panels, from the slices; zero where W is, NaN where W is not finite.
+inline void pack_triangle(int64_t units, float* packed, double* work) {
+  const int64_t ld = leading_dimension(units), slice = triangle_slice_size(units);
+  double *a = work, *diagonal = work + kSlices * slice, *panels = diagonal + units, trace = 0;
+  for (int64_t i = 0; i < units; ++i) {
+    double* row = a + i * ld;
+    for (int64_t j = i; j < units; ++j) {
+      for (int64_t other = 1; other < kSlices; ++other) row[j] += row[other * slice + j];
+    }
+    trace += row[i];
+    for (int64_t j = i + 1; j < units; ++j) row[j] = -row[j];  // cholesky() factors the diagonal minus what lies above
+  }
+  const bool regular = trace > 0 && trace < INFINITY;
+  bool done = false;
   // W W^T may be singular: the least shift that the rounding of both steps asks for, relative to its trace.
-  for (double shift = 1e-15 * trace; !done; shift *= 8) {
+  for (double shift = 1e-15 * trace; regular && !done; shift *= 8) {
     for (int64_t i = 0; i < units; ++i) diagonal[i] = a[i * ld + i] + shift;
-    done = cholesky(a, units, diagonal, panels, parallel);
+    done = cholesky(a, units, diagonal, panels, nullptr);
   }
+  const auto fill = static_cast<float>(trace == 0 ? 0 : NAN);
   for (int64_t j = 0; j < units; j += kColumns<float>) {
     const int64_t width = panel_width<float>(units - j);
     for (int64_t i = 0; i < units; ++i, packed += width) {
       for (int64_t k = 0; k < width; ++k) {
         const double entry = j + k < i ? a[i * ld + j + k] : (j + k == i ? diagonal[i] : 0);
-        packed[k] = static_cast<float>(entry);
+        packed[k] = regular ? static_cast<float>(entry) : fill;
       }
     }
   }
 }
-inline void pack_triangle(const double*, int64_t, int64_t, double*, double*, const Parallel*) {}  // never pays

@@ -1,0 +1,297 @@
+// Kernels of conv_norms, once per instruction set.
+
+#include "tridiagonal-inl.h"
+#include "lanczos-inl.h"
+#include "matrix-inl.h"
+#include "complex_gram-inl.h"
+#include "complex_cholesky-inl.h"
+
+// Up to this side one matrix per vector lane: kDoubles of them stay in L2.
+constexpr int64_t kLaneSide = 72;
+
+LIPFAST_INLINE double conv_gamma(int64_t k) {
+  const double ku = static_cast<double>(k) * 0x1p-53;
+  return ku / (1 - ku) * (1 + 0x1p-20);
+}
+
+inline bool conv_examine(const ConvProblem& problem, int* exponent, double* largest) {
+  const int64_t rows = problem.groups * tap_count(problem) * problem.rows;
+  bool finite;
+  if (problem.dtype == Dtype::kFloat32) {
+    Matrix<float> w{};
+    finite = examine(static_cast<const float*>(problem.taps), rows, problem.cols, problem.parallel, w);
+    *exponent = w.exponent;
+    *largest = w.largest;
+  } else {
+    Matrix<double> w{};
+    finite = examine(static_cast<const double*>(problem.taps), rows, problem.cols, problem.parallel, w);
+    *exponent = w.exponent;
+    *largest = w.largest;
+  }
+  return finite;
+}
+
+// out: ||P||_F^2, ||P||_1 and ||P||_inf of P = sum_k |W_k| of one group, scaled. work: 2 cols doubles.
+template <class T>
+void magnitudes_of(const ConvProblem& problem, PowerOfTwo scaling, int64_t group, double* out, double* work) {
+  const int64_t rows = problem.rows, cols = problem.cols, taps = tap_count(problem);
+  const T* data = static_cast<const T*>(problem.taps) + group * taps * rows * cols;
+  double *row = work, *column = work + cols;
+  double squares = 0, row_sum = 0, column_sum = 0;
+  for (int64_t c = 0; c < cols; ++c) column[c] = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < cols; ++c) row[c] = 0;
+    for (int64_t k = 0; k < taps; ++k) {
+      const T* w = data + (k * rows + r) * cols;
+      for (int64_t c = 0; c < cols; ++c) row[c] += fabs(scaling(w[c]));
+    }
+    double sum = 0;
+    for (int64_t c = 0; c < cols; ++c) {
+      sum += row[c];
+      squares += row[c] * row[c];
+      column[c] += row[c];
+    }
+    row_sum = larger(row_sum, sum);
+  }
+  for (int64_t c = 0; c < cols; ++c) column_sum = larger(column_sum, column[c]);
+  const double widen = (1 + conv_gamma(2 * taps + rows * cols + 8)) * (1 + 0x1p-50);
+  out[0] = squares * widen;
+  out[1] = column_sum * widen;
+  out[2] = row_sum * widen;
+}
+inline void conv_magnitudes(const ConvProblem& problem, int exponent, int64_t group, double* out, double* work) {
+  const PowerOfTwo scaling = power_of_two(-exponent);
+  if (problem.dtype == Dtype::kFloat32) return magnitudes_of<float>(problem, scaling, group, out, work);
+  return magnitudes_of<double>(problem, scaling, group, out, work);
+}
+
+inline void conv_pack(const ConvProblem& problem, int exponent, int64_t group, double* panels) {
+  const PowerOfTwo scaling = power_of_two(-exponent);
+  if (problem.dtype == Dtype::kFloat32) return pack_taps_of<float>(problem, scaling, group, panels);
+  return pack_taps_of<double>(problem, scaling, group, panels);
+}
+
+inline int64_t conv_test_width(int64_t rows) {
+  if (rows <= kLaneSide) return kDoubles;
+  return rows <= 1024 ? kGramBatch : 1;
+}
+inline int64_t conv_test_size(int64_t rows, int64_t offsets) {
+  if (rows <= kLaneSide) return 2 * offsets * kDoubles + lanes_size(rows);
+  return conv_test_width(rows) * 2 * packed_size(rows) + complex_cholesky_size(rows);
+}
+
+inline uint32_t test_in_lanes(const GramTable& table, const CellTests& tests, double* work) {
+  const int64_t offsets = table.offsets, n = table.rows;
+  double* a = work + 2 * offsets * kDoubles;
+  double shifts[kDoubles], limits[kDoubles];
+  for (int lane = 0; lane < kDoubles; ++lane) {
+    const int64_t cell = smaller<int64_t>(lane, tests.count - 1);
+    shifts[lane] = tests.shifts[cell];
+    limits[lane] = tests.limits[cell];
+    const double* phases = tests.phases + cell * 2 * offsets;
+    for (int64_t j = 0; j < offsets; ++j) {
+      work[2 * j * kDoubles + lane] = phases[j];
+      work[(2 * j + 1) * kDoubles + lane] = phases[offsets + j];
+    }
+  }
+  const DoubleVector squares = evaluate_lanes(table.even, table.odd, n, offsets, work, -tests.sign, a);
+  uint32_t proved = 0;
+  for (int lane = 0; lane < tests.count; ++lane) proved |= squares[lane] <= limits[lane] ? 1u << lane : 0u;
+  const uint32_t all = (1u << tests.count) - 1;
+  if (proved == all) return all;
+  const DoubleVector shift = tests.sign * load(shifts);
+  for (int64_t p = 0; p < n; ++p) {
+    double* diagonal = a + (lane_row(p) + p) * 2 * kDoubles;
+    store(diagonal, load(diagonal) + shift);
+  }
+  return (proved | cholesky_lanes(a, n)) & all;
+}
+
+inline double squared_frobenius(const double* real, const double* imaginary, int64_t n) {
+  const int64_t size = packed_size(n);
+  double squares = 2 * (dot(real, real, size) + dot(imaginary, imaginary, size));
+  for (int64_t p = 0; p < n; ++p) squares -= real[packed_row(p) + p] * real[packed_row(p) + p];
+  return squares;
+}
+
+inline uint32_t conv_test(const GramTable& table, const CellTests& tests, double* work) {
+  const int64_t n = table.rows, size = packed_size(n);
+  if (n <= kLaneSide) return test_in_lanes(table, tests, work);
+  evaluate_grams(table.even, table.odd, n, table.offsets, tests.phases, tests.count, work);
+  double* rest = work + conv_test_width(n) * 2 * size;
+  uint32_t mask = 0;
+  for (int64_t c = 0; c < tests.count; ++c) {
+    double *real = work + c * 2 * size, *imaginary = real + size;
+    bool good = squared_frobenius(real, imaginary, n) <= tests.limits[c];
+    if (!good) {
+      if (tests.sign > 0) {
+        for (int64_t i = 0; i < 2 * size; ++i) real[i] = -real[i];
+      }
+      for (int64_t p = 0; p < n; ++p) real[packed_row(p) + p] += tests.sign * tests.shifts[c];
+      good = complex_cholesky(real, imaginary, n, rest);
+    }
+    mask |= good ? 1u << c : 0u;
+  }
+  return mask;
+}
+
+struct HermitianOperator {
+  const double *real, *imaginary;
+  int64_t n;
+  void operator()(const double* in, double* out) const { multiply_hermitian(real, imaginary, n, in, out); }
+};
+
+inline int64_t conv_top_size(int64_t rows) {
+  return 2 * packed_size(rows) + lanczos_size(2 * conv_vector_half(rows)) + 2 * conv_vector_half(rows);
+}
+
+// Ritz value of G's largest eigenvalue; x: unit start vector in, Ritz vector out.
+inline double conv_top(const GramTable& table, const double* phases, int32_t passes, double tolerance, double* x,
+                       double* work) {
+  const int64_t size = packed_size(table.rows), dimension = 2 * conv_vector_half(table.rows);
+  evaluate_grams(table.even, table.odd, table.rows, table.offsets, phases, 1, work);
+  const HermitianOperator apply{work, work + size, table.rows};
+  return lanczos(apply, dimension, passes, tolerance, x, work + 2 * size, 4).value;
+}
+
+// x^* G(theta) x = sum_j cos(j.theta) a_j + sin(j.theta) b_j. out: all a_j, then all b_j. work: 2 packed_size.
+inline void conv_coefficients(const GramTable& table, const double* x, double* out, double* work) {
+  const int64_t n = table.rows, size = packed_size(n), half = conv_vector_half(n);
+  double *real = work, *imaginary = work + size;
+  memset(work, 0, sizeof(double) * 2 * size);
+  for (int64_t p = 0; p < n; ++p) {
+    for (int64_t q = 0; q <= p; ++q) {
+      const double factor = p == q ? 1 : 2;
+      real[packed_row(p) + q] = factor * (x[p] * x[q] + x[half + p] * x[half + q]);
+      imaginary[packed_row(p) + q] = factor * (x[p] * x[half + q] - x[half + p] * x[q]);
+    }
+  }
+  for (int64_t j = 0; j < table.offsets; ++j) {
+    out[j] = dot(table.even + j * size, real, size);
+    out[table.offsets + j] = -dot(table.odd + j * size, imaginary, size);
+  }
+}
+
+inline int64_t conv_lower_size(const ConvProblem& problem) {
+  return 5 * (conv_vector_half(problem.rows) + conv_vector_half(problem.cols)) +
+         lanczos_size(2 * conv_vector_half(problem.rows));
+}
+
+// y = What(theta)^* x, and bound[c] = sum_k sum_r |W_k[r, c]| |x_r| unless it is nullptr. work: 3 halves of cols and
+// one of rows.
+template <class T>
+void symbol_adjoint(const ConvProblem& problem, PowerOfTwo scaling, int64_t group, const int64_t* p, const double* x,
+                    double* y, double* bound, double* work) {
+  const int64_t rows = problem.rows, cols = problem.cols, taps = tap_count(problem);
+  const int64_t in = conv_vector_half(rows), out = conv_vector_half(cols);
+  const T* data = static_cast<const T*>(problem.taps) + group * taps * rows * cols;
+  double *real = work, *imaginary = work + out, *size = work + 2 * out;
+  memset(y, 0, sizeof(double) * 2 * out);
+  if (bound != nullptr) memset(bound, 0, sizeof(double) * cols);
+  for (int64_t r = 0; r < rows; ++r) size[r] = sqrt(x[r] * x[r] + x[in + r] * x[in + r]) * (1 + 0x1p-50);
+  for (int64_t k = 0; k < taps; ++k) {
+    memset(work, 0, sizeof(double) * 2 * out);
+    for (int64_t r = 0; r < rows; ++r) {
+      const T* w = data + (k * rows + r) * cols;
+      for (int64_t c = 0; c < cols; ++c) {
+        const double entry = scaling(w[c]);
+        real[c] += entry * x[r];
+        imaginary[c] += entry * x[in + r];
+        if (bound != nullptr) bound[c] += fabs(entry) * size[r];
+      }
+    }
+    const int64_t tap[3] = {k / problem.sizes[2] / problem.sizes[1], k / problem.sizes[2] % problem.sizes[1],
+                            k % problem.sizes[2]};
+    double cosine, sine;
+    phase(problem, p, tap, &cosine, &sine);
+    for (int64_t c = 0; c < cols; ++c) {
+      y[c] += cosine * real[c] + sine * imaginary[c];
+      y[out + c] += cosine * imaginary[c] - sine * real[c];
+    }
+  }
+}
+
+// z = What(theta) y.
+template <class T>
+void symbol_forward(const ConvProblem& problem, PowerOfTwo scaling, int64_t group, const int64_t* p, const double* y,
+                    double* z) {
+  const int64_t rows = problem.rows, cols = problem.cols, taps = tap_count(problem);
+  const int64_t out = conv_vector_half(rows), in = conv_vector_half(cols);
+  const T* data = static_cast<const T*>(problem.taps) + group * taps * rows * cols;
+  memset(z, 0, sizeof(double) * 2 * out);
+  for (int64_t k = 0; k < taps; ++k) {
+    const int64_t tap[3] = {k / problem.sizes[2] / problem.sizes[1], k / problem.sizes[2] % problem.sizes[1],
+                            k % problem.sizes[2]};
+    double cosine, sine;
+    phase(problem, p, tap, &cosine, &sine);
+    for (int64_t r = 0; r < rows; ++r) {
+      const T* w = data + (k * rows + r) * cols;
+      double real = 0, imaginary = 0;
+      for (int64_t c = 0; c < cols; ++c) {
+        const double entry = scaling(w[c]);
+        real += entry * y[c];
+        imaginary += entry * y[in + c];
+      }
+      z[r] += cosine * real - sine * imaginary;
+      z[out + r] += cosine * imaginary + sine * real;
+    }
+  }
+}
+
+// Proved lower bound of the scaled ||What(theta)|| from x; y: the image's direction.
+template <class T>
+double symbol_lower(const ConvProblem& problem, int exponent, int64_t group, const int64_t* p, const double* x,
+                    double* y, double* work) {
+  const int64_t rows = problem.rows, cols = problem.cols;
+  const int64_t in = 2 * conv_vector_half(rows), out = 2 * conv_vector_half(cols);
+  double* bound = work;
+  symbol_adjoint<T>(problem, power_of_two(-exponent), group, p, x, y, bound, work + out / 2);
+  const double image = sqrt(dot(y, y, out)), error = sqrt(dot(bound, bound, cols)) * (1 + 0x1p-20);
+  const double size = sqrt(dot(x, x, in));
+  normalize(y, out);
+  const double relative = 1.4142135623730954 * (conv_gamma(rows + tap_count(problem) + 8) + 2 * 0x1p-47);
+  const double numerator = image * (1 - conv_gamma(2 * cols + 4)) - relative * error;
+  if (!(numerator > 0) || !(size > 0)) return 0;
+  return numerator / (size * (1 + conv_gamma(2 * rows + 4))) * (1 - 8 * 0x1p-53);
+}
+inline double conv_lower(const ConvProblem& problem, int exponent, int64_t group, const int64_t* p, const double* x,
+                         double* y, double* work) {
+  if (problem.dtype == Dtype::kFloat32) return symbol_lower<float>(problem, exponent, group, p, x, y, work);
+  return symbol_lower<double>(problem, exponent, group, p, x, y, work);
+}
+
+template <class T>
+struct SymbolOperator {
+  const ConvProblem& problem;
+  int exponent;
+  int64_t group;
+  const int64_t* p;
+  double *y, *work;
+  void operator()(const double* in, double* out) const {
+    symbol_adjoint<T>(problem, power_of_two(-exponent), group, p, in, y, nullptr, work);
+    symbol_forward<T>(problem, power_of_two(-exponent), group, p, y, out);
+  }
+};
+
+// The same, from the top vector of What What^* found without forming it. x: start vector, overwritten.
+template <class T>
+double lower_without_gram_of(const ConvProblem& problem, int exponent, int64_t group, const int64_t* p, double* x,
+                             double* y, double* work) {
+  const int64_t scratch = 4 * (conv_vector_half(problem.rows) + conv_vector_half(problem.cols));
+  const SymbolOperator<T> apply{problem, exponent, group, p, y, work};
+  lanczos(apply, 2 * conv_vector_half(problem.rows), 60, 1e-6, x, work + scratch);
+  return symbol_lower<T>(problem, exponent, group, p, x, y, work);
+}
+inline double conv_lower_without_gram(const ConvProblem& problem, int exponent, int64_t group, const int64_t* p,
+                                      double* x, double* y, double* work) {
+  if (problem.dtype == Dtype::kFloat32) return lower_without_gram_of<float>(problem, exponent, group, p, x, y, work);
+  return lower_without_gram_of<double>(problem, exponent, group, p, x, y, work);
+}
+
+inline const ConvKernels* conv_table() {
+  static constexpr ConvKernels table{
+      conv_examine,    conv_magnitudes,         conv_pack,       autocorrelate,   offset_phases,      dot,
+      conv_test_width, conv_test_size,          conv_test,       conv_top,        conv_coefficients,  conv_top_size,
+      conv_lower,      conv_lower_without_gram, conv_lower_size, tap_panels_size, offset_square_size, packed_size};
+  return &table;
+}

@@ -1,0 +1,79 @@
+"""Bytes of a checkpoint's files, from wherever they are."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+
+from lipfast.checkpoints.file import CheckpointFile
+from lipfast.errors import CheckpointError
+
+# What lies inside a tar file is read through one shared stream: one thread at a time.
+_CONTAINERS = threading.Lock()
+
+_MAX_RATIO = 100
+_MIN_SUSPECT = 64 << 20  # bytes
+
+
+def require_regular(file: CheckpointFile, path: str) -> None:
+    """Refuse pipes and devices: reading one may wait for ever.
+
+    Raises:
+        CheckpointError: it is something else than a file.
+    """
+    if file.filesystem is None and not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
+        raise CheckpointError(f"{file.uri}: not a regular file, so it cannot be a checkpoint")
+
+
+def require_no_bomb(file: CheckpointFile) -> None:
+    """Refuse a compressed file that would grow out of all proportion: weights hardly compress.
+
+    Raises:
+        CheckpointError: it would take more than a hundred times the space.
+    """
+    if file.stored is not None and file.size > max(_MIN_SUSPECT, _MAX_RATIO * file.stored):
+        raise CheckpointError(
+            f"{file.uri}: {file.stored} bytes would become {file.size} when decompressed: not "
+            "weights. Check where the file comes from"
+        )
+
+
+def read_bytes(file: CheckpointFile, path: str | None = None, limit: int | None = None) -> bytes:
+    """Read a whole file.
+
+    Args:
+        file: the checkpoint, which says where `path` is.
+        path: of the checkpoint itself, of a shard or of a sidecar.
+        limit: bytes at most.
+
+    Raises:
+        CheckpointError: it is longer than the limit.
+        OSError: it cannot be read.
+    """
+    path = file.path if path is None else path
+    count = None if limit is None else limit + 1
+    if file.filesystem is None:
+        require_regular(file, path)
+        with open(path, "rb") as stream:  # noqa: PTH123 (fast)
+            data = stream.read() if count is None else stream.read(count)
+    else:
+        data = _read_remote(file, path, count)
+    if limit is not None and len(data) > limit:
+        name = path.rpartition("/")[2]
+        raise CheckpointError(f"{file.uri}: '{name}' is longer than {limit} bytes")
+    return data
+
+
+def _read_remote(file: CheckpointFile, path: str, count: int | None) -> bytes:
+    if file.filesystem is None:
+        raise ValueError("a local file")
+    try:
+        if "::" not in file.uri:
+            return bytes(file.filesystem.cat_file(path, end=count))
+        with _CONTAINERS:
+            return bytes(file.filesystem.cat_file(path, end=count))
+    except OSError:
+        raise
+    except Exception as error:  # each file system has errors of its own
+        raise OSError(f"{type(error).__name__}: {error}") from error

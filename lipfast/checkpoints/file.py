@@ -1,0 +1,61 @@
+"""One checkpoint of an archive, found but not read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from lipfast.checkpoints.metadata import Value
+from lipfast.checkpoints.names import is_index
+from lipfast.checkpoints.pattern import run_folder
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    r"""One checkpoint of an archive, found but not read.
+
+    Attributes:
+        uri: what names it everywhere: protocol and absolute path, not percent-encoded
+            (`file:///runs/w64/step100.safetensors`), as fsspec opens it. Control
+            characters and bytes that are not UTF-8 are shown as `\xNN`.
+        path: the path that `filesystem` opens; the operating system's path when that is None.
+        size: bytes, those of all shards together.
+        mtime: time of the last change, seconds since 1970; 0.0 where a file system has none.
+        folder: the parent folder relative to the archive (the archive's own name for a checkpoint
+            directly in it): the run's name where the metadata has none.
+        filesystem: the fsspec file system; None for local files.
+        sidecars: paths of JSON files with its metadata, most specific first.
+        extra: metadata that is known without reading it, from a manifest or a pattern; it goes
+            before what the file says.
+        stored: bytes that it takes inside a compressed file; None elsewhere.
+    """
+
+    uri: str
+    path: str
+    size: int
+    mtime: float
+    folder: str
+    filesystem: AbstractFileSystem | None = field(default=None, repr=False, compare=False)
+    sidecars: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    extra: Mapping[str, Value] = field(default_factory=dict, repr=False, compare=False)
+    stored: int | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def suffix(self) -> str:
+        """The file name's ending, in lower case; `.json` for the index of a sharded checkpoint."""
+        return PurePosixPath(self.path).suffix.lower()
+
+    @property
+    def sharded(self) -> bool:
+        """Whether `path` is the index of several shards."""
+        return is_index(self.path)
+
+    @property
+    def run(self) -> str:
+        """The run's name, as far as it is known without reading the file."""
+        return str(self.extra.get("run", run_folder(self.folder)))

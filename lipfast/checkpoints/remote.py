@@ -1,0 +1,162 @@
+"""Find checkpoints through fsspec: object stores, memory, and the insides of zip and tar files."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import fsspec
+from fsspec import AbstractFileSystem
+
+from lipfast.checkpoints.file import CheckpointFile
+from lipfast.checkpoints.metadata import Value
+from lipfast.checkpoints.names import checkpoints_of, is_index, shards_of, sidecars_of
+from lipfast.checkpoints.source import MAGIC, folder_of, require_suffix
+from lipfast.checkpoints.text import printable
+from lipfast.errors import ArchiveError
+
+Infos = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A file system and, for the inside of a zip or tar file, what is known of that file."""
+
+    filesystem: AbstractFileSystem
+    container: str = ""  # the URL behind "::"
+    size: int = 0
+    mtime: float = 0.0
+
+    def uri(self, name: str) -> str:
+        inner = self.filesystem.unstrip_protocol(name)
+        return printable(f"{inner}::{self.container}" if self.container else inner)
+
+
+def find(archive: str) -> Iterator[CheckpointFile]:
+    """List the checkpoints at a URL.
+
+    Raises:
+        ArchiveError: it cannot be searched: unknown protocol, missing package, no access.
+    """
+    try:
+        # fsspec knows the compression of .tar.gz, not of .tgz
+        options = {"tar": {"compression": "gzip"}} if archive.lower().endswith(".tgz") else {}
+        filesystem, path = fsspec.url_to_fs(archive, **options)
+        place = _place(archive, filesystem)
+        if any(c in path for c in MAGIC):
+            head = path[: min(path.index(c) for c in MAGIC if c in path)]
+            root = head.rpartition("/")[0]
+            matches = filesystem.glob(path, detail=True)
+        elif path and filesystem.isfile(path):
+            require_suffix(path, archive)
+            root = path.rpartition("/")[0]
+            yield _file(place, path, filesystem.info(path), root, _beside(filesystem, root))
+            return
+        elif filesystem.exists(path) or not path:
+            root = path
+            matches = filesystem.find(path, detail=True)
+        else:
+            raise ArchiveError(f"no such file or folder: '{archive}'")
+        yield from _files(place, matches, root)
+    except ArchiveError:
+        raise
+    except ImportError as error:
+        raise ArchiveError(f"cannot open '{archive}': {error}") from error
+    except Exception as error:  # each file system has errors of its own
+        raise ArchiveError(
+            f"cannot search '{archive}': {type(error).__name__}: {error}. Check the URL, the "
+            "network and the credentials"
+        ) from error
+
+
+def locate(url: str, metadata: Mapping[str, Value]) -> CheckpointFile:
+    """Describe one checkpoint that a manifest names; one that is missing fails when it is read."""
+    try:
+        filesystem, path = fsspec.url_to_fs(url)
+        place = _place(url, filesystem)
+        root = path.rpartition("/")[0]
+        try:
+            info, beside = filesystem.info(path), _beside(filesystem, root)
+        except FileNotFoundError:
+            info, beside = {}, {}
+        return _file(place, path, info, root, beside, extra=metadata)
+    except Exception as error:  # each file system has errors of its own
+        raise ArchiveError(f"cannot look up '{url}': {type(error).__name__}: {error}") from error
+
+
+def _place(archive: str, filesystem: AbstractFileSystem) -> _Place:
+    _, chained, container = archive.partition("::")
+    if not chained:
+        return _Place(filesystem)
+    outer, path = fsspec.url_to_fs(container)
+    info = outer.info(path)
+    shown = container if "://" in container else outer.unstrip_protocol(path)
+    return _Place(filesystem, shown, int(info.get("size") or 0), _mtime(info))
+
+
+def _beside(filesystem: AbstractFileSystem, folder: str) -> Infos:
+    """All files of one folder, by full name."""
+    try:
+        listed = filesystem.ls(folder, detail=True)
+    except (OSError, NotImplementedError):
+        return {}
+    return {info["name"]: info for info in listed}
+
+
+def _files(place: _Place, matches: Infos, root: str) -> Iterator[CheckpointFile]:
+    folders: dict[str, Infos] = defaultdict(dict)
+    for name, info in matches.items():
+        if info.get("type") == "directory":
+            yield from _files(place, place.filesystem.find(name, detail=True), root)
+        elif not any(part.startswith(".") for part in name.removeprefix(root).split("/")):
+            folders[name.rpartition("/")[0]][name] = info
+    for folder in sorted(folders):
+        infos = folders[folder]
+        for name in checkpoints_of({full.rpartition("/")[2] for full in infos}):
+            full = f"{folder}/{name}" if f"{folder}/{name}" in infos else name
+            yield _file(place, full, infos[full], root, infos)
+
+
+def _file(
+    place: _Place,
+    path: str,
+    info: Mapping[str, Any],
+    root: str,
+    beside: Infos,
+    *,
+    extra: Mapping[str, Value] | None = None,
+) -> CheckpointFile:
+    name = path.rpartition("/")[2]
+    full = {other.rpartition("/")[2]: other for other in beside}
+    shards = shards_of(name, full) if is_index(name) else []
+    infos = [info, *(beside[full[shard]] for shard in shards)]
+    compressed = info.get("compress_size", place.size or None)
+    return CheckpointFile(
+        uri=place.uri(path),
+        path=path,
+        size=sum(int(one.get("size") or 0) for one in infos),
+        mtime=max(_mtime(one) for one in infos) or place.mtime,
+        folder=printable(folder_of(path, root) or "."),
+        filesystem=place.filesystem,
+        sidecars=tuple(full[sidecar] for sidecar in sidecars_of(name, full)),
+        extra=extra or {},
+        stored=None if compressed is None else int(compressed),
+    )
+
+
+def _mtime(info: Mapping[str, Any]) -> float:
+    for key in ("mtime", "LastModified", "last_modified", "updated", "modified", "created"):
+        value = info.get(key)
+        if isinstance(value, str):
+            try:
+                value = datetime.fromisoformat(value.replace("Z", "+00:00"))
+            except ValueError:
+                continue
+        if isinstance(value, datetime):
+            return value.timestamp()
+        if isinstance(value, (int, float)):
+            return float(value)
+    return 0.0

@@ -1,0 +1,48 @@
+"""Metadata from JSON files beside a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from lipfast.checkpoints.access import read_bytes
+from lipfast.checkpoints.file import CheckpointFile
+from lipfast.checkpoints.metadata import Value
+from lipfast.checkpoints.scalars import scalars
+from lipfast.errors import CheckpointError
+
+MAX_BYTES = 8 << 20
+"""Larger sidecars are refused: parsed JSON takes many times the memory of its text."""
+
+
+def sidecar_metadata(file: CheckpointFile) -> dict[str, Value]:
+    """Read all sidecars of a checkpoint; more specific ones go before those of the folder.
+
+    Taken are numbers, texts and booleans, those below `config`, `hparams`, `metrics` ... included,
+    and of a trainer's `log_history` the last entry.
+
+    Raises:
+        CheckpointError: a sidecar is too large or not a JSON object.
+    """
+    found: dict[str, Value] = {}
+    for path in reversed(file.sidecars):
+        content = _parse(file, path)
+        history = content.get("log_history")
+        if isinstance(history, list) and history and isinstance(history[-1], dict):
+            found |= scalars(history[-1].items(), tensors=False)
+        found |= scalars(content.items(), tensors=False)
+    return found
+
+
+def _parse(file: CheckpointFile, path: str) -> dict[str, Any]:
+    name = path.rpartition("/")[2]
+    data = read_bytes(file, path, limit=MAX_BYTES)
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{file.uri}: its sidecar '{name}' is not JSON: {str(error)[:200]}"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file.uri}: its sidecar '{name}' holds no JSON object")
+    return content

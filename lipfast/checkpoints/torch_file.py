@@ -1,0 +1,115 @@
+"""Read what `torch.save` writes, with `weights_only=True`: no code inside is ever run."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipfast.checkpoints.access import read_bytes
+from lipfast.checkpoints.file import CheckpointFile
+from lipfast.checkpoints.metadata import Value
+from lipfast.checkpoints.pickle_guard import ZIP, UnsafePickleError, require_harmless
+from lipfast.checkpoints.safetensors_file import SMALL
+from lipfast.checkpoints.scalars import scalars
+from lipfast.errors import CheckpointError
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "network", "net", "weights")
+"""Keys under which training scripts keep the weights inside a larger dict, perhaps nested."""
+
+_MAX_DEPTH = 4
+_GLOBAL = re.compile(r"\bGLOBAL ([\w.]+)")
+_UNPICKLER = re.compile(r"WeightsUnpickler error:\s*([^\n]+)")
+
+
+def read_torch(
+    file: CheckpointFile, path: str, size: int
+) -> tuple[dict[str, Tensor], dict[str, Value]]:
+    """Read the weights, and the scalars beside them as metadata.
+
+    Args:
+        file: the checkpoint, for messages and access.
+        path: the file itself, or one of its shards.
+        size: of `path`, as far as it is known.
+
+    Raises:
+        CheckpointError: it is truncated, or holds something else than weights.
+        OSError: it cannot be read.
+    """
+    content = _load(file, path, size)
+    if isinstance(content, Tensor) or not isinstance(content, Mapping):
+        raise CheckpointError(
+            f"{file.uri}: holds a {type(content).__name__}; expected a state dict, as "
+            "torch.save(model.state_dict(), ...) writes it"
+        )
+    raw: dict[str, Value] = {}
+    weights = content
+    for _ in range(_MAX_DEPTH):
+        inner = next((weights[key] for key in WRAPPERS if _is_dict(weights.get(key))), None)
+        raw = {**scalars(weights.items(), tensors=inner is not None), **raw}
+        if inner is None:
+            break
+        weights = inner
+    tensors = {
+        name: value.detach()
+        for name, value in weights.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
+    return tensors, raw
+
+
+def _is_dict(value: object) -> bool:
+    """Whether a value may hold the weights: a dict with tensors or with dicts in it."""
+    return isinstance(value, Mapping) and any(
+        isinstance(entry, (Tensor, Mapping)) for entry in value.values()
+    )
+
+
+def _load(file: CheckpointFile, path: str, size: int) -> Any:
+    try:
+        if file.filesystem is None and size > SMALL:
+            with open(path, "rb") as stream:  # noqa: PTH123
+                require_harmless(stream, size)
+                stream.seek(0)
+                mapped = stream.read(len(ZIP)) == ZIP  # only this format can be mapped
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        data = read_bytes(file, path)
+        require_harmless(io.BytesIO(data), len(data))
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except UnsafePickleError as error:
+        raise CheckpointError(
+            f"{file.uri}: {error}; nothing in it was loaded. Save the weights alone: "
+            "torch.save(model.state_dict(), ...), or safetensors"
+        ) from error
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise _refused(file, error) from error
+
+
+def _refused(file: CheckpointFile, error: Exception) -> CheckpointError:
+    text = str(error).strip()
+    refused = _GLOBAL.search(text)
+    if refused:
+        return CheckpointError(
+            f"{file.uri}: a pickle that holds more than weights ({refused.group(1)}); nothing in "
+            "it was run. Save the weights alone: torch.save(model.state_dict(), ...), or "
+            "safetensors"
+        )
+    # torch's advice, to load without weights_only, is no advice for untrusted files.
+    detail = _UNPICKLER.search(text)
+    if isinstance(error, EOFError):
+        reason = "it ends too early"
+    elif text.startswith("Weights only load failed"):
+        reason = detail.group(1) if detail else "its pickle holds something else"
+    else:
+        first = text.splitlines()[0].partition(". ")[0] if text else ""
+        reason = f"{type(error).__name__}: {first}"
+    return CheckpointError(
+        f"{file.uri}: truncated, or not weights saved by torch.save: {reason[:200]}. Copy it "
+        "again, or save the weights alone: torch.save(model.state_dict(), ...)"
+    )

@@ -1,0 +1,208 @@
+"""Brackets of the operator norms of convolutions at their true input size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lipfast.errors import ArgumentError
+from lipfast.ops.conv_norms import ConvNorms, Supremum, conv_norms
+from lipfast.plan.plan import Layer
+from lipfast.rules.registry import Convolution, Norm
+from lipfast.rules.rounding import UNIT_ROUNDOFF
+
+# A gap of 1e-6 is not worth what it would cost here.
+SMALLEST_RTOL = 1e-3
+
+
+@dataclass(frozen=True)
+class NormBracket:
+    """Lower and upper estimate of one operator norm.
+
+    Attributes:
+        lower: lower end.
+        upper: upper end.
+        certified: whether both are proved.
+        method: how it was got.
+        passes: applications of the operator that it took.
+        vector: what a later call at similar weights may start from.
+    """
+
+    lower: float
+    upper: float
+    certified: bool
+    method: str
+    passes: int = 0
+    vector: Tensor | None = None
+
+
+def convolution_brackets(
+    layers: Sequence[Layer],
+    weights: Sequence[Tensor],
+    norm: Norm,
+    *,
+    rtol: float = SMALLEST_RTOL,
+    seed: int = 0,
+    start: Sequence[Tensor | None] | None = None,
+) -> list[NormBracket]:
+    """Brackets of the norms of convolutions, for samples of the layers' sizes.
+
+    Norm 2 is `lipfast.ops.conv_norms`, one native call for all. Norms 1 and inf are the largest
+    column and row sums of magnitudes, exact but for rounding.
+
+    Args:
+        layers: one per weight, with `Layer.convolution`.
+        weights: kernels.
+        norm: 1, 2 or inf.
+        rtol: relative gap of the bracket of the symbol's supremum, at least `SMALLEST_RTOL`.
+        seed: of start vectors.
+        start: for each weight the `vector` of an earlier bracket, or None.
+
+    Returns:
+        One bracket per layer.
+
+    Raises:
+        ArgumentError: a start vector has the wrong size.
+    """
+    if not layers:
+        return []
+    if norm != 2:
+        return [
+            _sums(layer, weight.detach().to(torch.float64), norm)
+            for layer, weight in zip(layers, weights, strict=True)
+        ]
+    settings = [_settings(layer) for layer in layers]
+    keys = [str(index) for index in range(len(layers))]
+    result = conv_norms(
+        {key: weight.detach() for key, weight in zip(keys, weights, strict=True)},
+        input_sizes=_keyed(keys, [layer.input_shape[1:] for layer in layers]),
+        stride=_keyed(keys, [entry.stride for entry in settings]),
+        padding=_keyed(keys, [entry.padding for entry in settings]),
+        dilation=_keyed(keys, [entry.dilation for entry in settings]),
+        groups=_keyed(keys, [entry.groups for entry in settings]),
+        transposed=_keyed(keys, [entry.transposed for entry in settings]),
+        output_padding=_keyed(keys, [entry.output_padding or 0 for entry in settings]),
+        rtol=max(rtol, SMALLEST_RTOL),
+        seed=seed,
+        start=_unpacked(layers, keys, start or [None] * len(layers)),
+    )
+    return [
+        NormBracket(
+            float(result.lower[key]),
+            float(result.upper[key]),
+            bool(result.certified[key]),
+            result.method[key],
+            int(result.passes[key]),
+            torch.cat(
+                [result.right[key].flatten(), result.left[key].flatten(), result.maximum[key]]
+            ),
+        )
+        for key in keys
+    ]
+
+
+def _settings(layer: Layer) -> Convolution:
+    assert layer.convolution is not None
+    return layer.convolution
+
+
+def _keyed(keys: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
+    return dict(zip(keys, values, strict=True))
+
+
+def _unpacked(
+    layers: Sequence[Layer], keys: Sequence[str], start: Sequence[Tensor | None]
+) -> ConvNorms[Any] | None:
+    """What `conv_norms` starts from: both singular vectors and the symbol's maximum."""
+    right, left, maximum = {}, {}, {}
+    for layer, key, vector in zip(layers, keys, start, strict=True):
+        if vector is None:
+            continue
+        sizes = math.prod(layer.input_shape), math.prod(layer.output_shape)
+        if vector.dim() != 1 or vector.numel() <= sum(sizes):
+            raise ArgumentError(
+                f"start: '{layer.parameter}' takes a vector of more than {sum(sizes)} numbers, as "
+                f"an earlier call gave it, not one of shape {tuple(vector.shape)}"
+            )
+        first, second, maximum[key] = vector.tensor_split([sizes[0], sum(sizes)])
+        right[key] = first.reshape(layer.input_shape)
+        left[key] = second.reshape(layer.output_shape)
+    if not right:
+        return None
+    empty: dict[str, Any] = {}
+    return ConvNorms(
+        lower=empty,
+        upper=empty,
+        certified=empty,
+        supremum=Supremum(empty, empty),
+        right=right,
+        left=left,
+        passes=empty,
+        cells=empty,
+        frequency=empty,
+        method=empty,
+        maximum=maximum,
+    )
+
+
+def holder_bound(layer: Layer, weight: Tensor) -> float:
+    """``sqrt(||.||_1 ||.||_inf)`` of the convolution, at least its norm 2; rounded up."""
+    column, row = (_sums(layer, weight.detach().double(), norm).upper for norm in (1, math.inf))
+    return math.nextafter(math.sqrt(column) * math.sqrt(row) * (1.0 + 2.0**-50), math.inf)
+
+
+def _sums(layer: Layer, weight: Tensor, norm: Norm) -> NormBracket:
+    settings, sizes = _settings(layer), layer.input_shape[1:]
+    if settings.transposed:  # the adjoint: rows are columns, and the output is its input
+        settings, sizes = replace(settings, transposed=False), layer.output_shape[1:]
+        norm = {1: math.inf, math.inf: 1}[norm]
+    roundings = 8 + weight.numel() // min(weight.shape[0], weight.shape[1])
+    slack = 1.0 + 4 * roundings * UNIT_ROUNDOFF
+    value = _largest_sum(weight.abs(), settings, sizes, columns=norm == 1)
+    return NormBracket(value / slack, value * slack, True, "sums of magnitudes", 1)
+
+
+def _largest_sum(
+    magnitude: Tensor, settings: Convolution, sizes: Sequence[int], *, columns: bool
+) -> float:
+    """Largest row or column sum of the operator with the non-negative kernel `magnitude`.
+
+    A row sum is the convolution of ones: channels are summed first, positions by a convolution with
+    one input channel per group. A column sum is the transposed convolution of ones.
+    """
+    axes, groups = len(sizes), settings.groups
+    sides = settings.sides(magnitude.shape[2:])
+    flat = [side for pair in reversed(sides) for side in pair]
+    convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[axes - 1]
+    if not columns:
+        kernel = magnitude.sum(1, keepdim=True)
+        ones = functional.pad(magnitude.new_ones(1, 1, *sizes), flat)
+        rows = convolve(ones, kernel, stride=settings.stride, dilation=settings.dilation)
+        return float(rows.max())
+    blocks = magnitude.reshape(groups, -1, *magnitude.shape[1:]).sum(1)
+    kernel = blocks.reshape(1, -1, *magnitude.shape[2:])  # (1, channels in, ...)
+    padded = [size + sum(pair) for size, pair in zip(sizes, sides, strict=True)]
+    counts = [
+        (size - step * (length - 1) - 1) // stride + 1
+        for size, length, stride, step in zip(
+            padded, magnitude.shape[2:], settings.stride, settings.dilation, strict=True
+        )
+    ]
+    transposed = (
+        functional.conv_transpose1d,
+        functional.conv_transpose2d,
+        functional.conv_transpose3d,
+    )[axes - 1]
+    ones = magnitude.new_ones(1, 1, *counts)
+    sums = transposed(ones, kernel, stride=settings.stride, dilation=settings.dilation)
+    # Cut the padding off again; what no window reaches is missing at the end, and zero.
+    for axis, ((before, _), size) in enumerate(zip(sides, sizes, strict=True), start=2):
+        length = min(size, sums.shape[axis] - before)
+        sums = sums.narrow(axis, before, max(0, length))
+    return float(sums.max()) if sums.numel() else 0.0

@@ -1,0 +1,284 @@
+"""A model as a function of one tensor, (B, D...) -> (B, K), in which samples stay apart."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.utils import _pytree as pytree
+
+from lipfast.errors import ArgumentError, LipfastError, NonFiniteError
+from lipfast.plan.state import require_finite
+from lipfast.plan.trace import (
+    Source,
+    check_floating_input,
+    evaluation_mode,
+    exported_module,
+    unwrap,
+)
+
+Function = Callable[[Tensor], Tensor]
+Inputs = Tensor | Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class SampleFunction:
+    """What is differentiated.
+
+    Attributes:
+        function: (B, D...) -> (B, K); sample b of the result depends on sample b only.
+        x: the samples in the dtype of the computation; several inputs are flattened and joined.
+        outputs: K.
+        constants: tensors that the function holds (parameters), which take no memory per sample.
+    """
+
+    function: Function
+    x: Tensor
+    outputs: int
+    constants: tuple[Tensor, ...] = ()
+
+
+def check_samples(x: object, shape: tuple[int, ...] | None, first: int = 0) -> Tensor:
+    """Check samples (B, *shape): floating, finite, at least one; `first` is the first one's index.
+
+    Raises:
+        ArgumentError: not a tensor, not floating, of the wrong shape, or empty.
+        NonFiniteError: a sample holds NaN or Inf; says which.
+    """
+    if not isinstance(x, Tensor):
+        raise ArgumentError(
+            f"samples must be a tensor, not {type(x).__name__} (torch.from_numpy for an array)"
+        )
+    check_floating_input(x)
+    if (shape is not None and tuple(x.shape[1:]) != shape) or x.dim() == 0:
+        wanted = ", ".join(["samples", *(str(size) for size in shape or ())])
+        raise ArgumentError(
+            f"samples have shape {tuple(x.shape)}; expected ({wanted}): the first dimension is the "
+            "sample, the others are what the architecture was traced with"
+        )
+    if x.shape[0] == 0:
+        raise ArgumentError("there are no samples: the first dimension of the data is 0")
+    if x.is_meta:
+        raise ArgumentError("the samples hold no data (device meta): give real ones")
+    if x.layout != torch.strided:
+        raise ArgumentError(f"the samples are {x.layout}: pass a dense tensor (x.to_dense())")
+    if x.numel() == 0:
+        raise ArgumentError(f"samples of shape {tuple(x.shape)} hold no numbers")
+    if not bool(torch.isfinite(x).all()):
+        finite = torch.isfinite(x.reshape(x.shape[0], -1)).all(1)
+        bad = (~finite).nonzero().flatten().tolist()
+        raise NonFiniteError(
+            f"{len(bad)} of {x.shape[0]} samples hold NaN or Inf; "
+            f"the first is sample {first + bad[0]}"
+        )
+    return x.detach()
+
+
+@contextlib.contextmanager
+def differentiating() -> Iterator[None]:
+    """Autograd as derivatives of derivatives need it, whatever mode the caller is in.
+
+    Attention runs in torch's plain kernel, because the fused ones have no second derivative, and
+    autocast is off.
+    """
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+        sdpa_kernel(SDPBackend.MATH),
+    ):
+        yield
+
+
+def check_memory(memory: object) -> None:
+    """A memory budget is a positive number of bytes."""
+    if isinstance(memory, bool) or not isinstance(memory, (int, float)) or not memory > 0:
+        raise ArgumentError(f"memory must be a positive number of bytes, got {memory!r}")
+
+
+def module_of(model: Source) -> nn.Module:
+    """The module inside a wrapper, an exported program or a ``.pt2`` file.
+
+    Raises:
+        ArgumentError: something else.
+        TraceError: the program cannot be read, or was exported in training mode.
+    """
+    if isinstance(model, (str, os.PathLike, ExportedProgram)):
+        return exported_module(model)
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(
+            "model must be an nn.Module, an ExportedProgram or the path of a .pt2 file, not "
+            f"{type(model).__name__}"
+        )
+    return unwrap(model)
+
+
+def check_inputs(x: object, first: int = 0) -> tuple[Tensor, ...]:
+    """One tensor of samples, or several for a model with several inputs, checked; not detached.
+
+    Raises:
+        ArgumentError, NonFiniteError: as `check_samples`; or the inputs differ in their samples.
+    """
+    if not isinstance(x, (tuple, list)):
+        check_samples(x, None, first)
+        assert isinstance(x, Tensor)
+        return (x,)
+    if not x:
+        raise ArgumentError("there are no inputs: give a tensor of samples")
+    for position, value in enumerate(x):
+        _check_input(position, value, first)
+    counts = [value.shape[0] for value in x]
+    if len(set(counts)) > 1:
+        raise ArgumentError(f"the inputs have {counts} samples: the first dimensions must agree")
+    return tuple(x)
+
+
+def _check_input(position: int, value: object, first: int) -> None:
+    try:
+        check_samples(value, None, first)
+    except (ArgumentError, NonFiniteError) as error:
+        raise type(error)(f"input {position}: {error}") from error
+
+
+@contextlib.contextmanager
+def model_function(
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    *,
+    create_graph: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Iterator[SampleFunction]:
+    """The module in eval mode as a function of its samples; afterwards it is as it was found.
+
+    Parameters enter as constants without gradients, unless `create_graph`; buffers are copies,
+    because a module may write to them. Half precision is computed in float32.
+
+    Args:
+        module: treats the samples of a batch apart.
+        inputs: checked, one per input of the module.
+        create_graph: use the module's own parameters and the inputs' own graph.
+        dtype: of the computation; by default float64 for a float64 model, else float32.
+
+    Raises:
+        ArgumentError: module and inputs are on different devices, or the module cannot be
+            evaluated on them.
+        NonFiniteError: a parameter holds NaN or Inf.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ArgumentError("TorchScript modules are not supported: give the original nn.Module")
+    parameters = dict(module.named_parameters())
+    buffers = dict(module.named_buffers())
+    _check_state({**parameters, **buffers}, inputs[0])
+    dtype = dtype or _compute_dtype([*parameters.values(), *buffers.values()], inputs)
+    shapes = [tuple(value.shape[1:]) for value in inputs]
+
+    def typed(value: Tensor) -> Tensor:
+        return value.to(dtype) if value.dtype.is_floating_point else value
+
+    with torch.inference_mode(False), evaluation_mode(module):
+        state = {
+            name: typed(value if create_graph else ordinary(value))
+            for name, value in parameters.items()
+        }
+        state |= {name: typed(value.detach().clone()) for name, value in buffers.items()}
+
+        def function(samples: Tensor) -> Tensor:
+            values = _separate(samples, shapes) if len(shapes) > 1 else (samples,)
+            outputs = torch.func.functional_call(module, state, values)
+            return flat_outputs(outputs, samples)
+
+        x = joined([value if create_graph else ordinary(value) for value in inputs], dtype)
+        outputs = _outputs(function, x, module, shapes)
+        yield SampleFunction(function, x, outputs, tuple(state.values()))
+
+
+def joined(inputs: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """One input as it is, several flattened per sample and joined."""
+    values = [value.to(dtype) for value in inputs]
+    return values[0] if len(values) == 1 else torch.cat([v.flatten(1) for v in values], 1)
+
+
+def _separate(samples: Tensor, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
+    sizes = [int(torch.Size(shape).numel()) for shape in shapes]
+    pieces = torch.split(samples, sizes, dim=1)
+    return tuple(
+        piece.reshape(len(samples), *shape) for piece, shape in zip(pieces, shapes, strict=True)
+    )
+
+
+def ordinary(tensor: Tensor) -> Tensor:
+    """Detach; autograd cannot record tensors that were made in inference mode."""
+    return tensor.clone() if tensor.is_inference() else tensor.detach()
+
+
+def _check_state(state: Mapping[str, Tensor], x: Tensor) -> None:
+    for name, value in state.items():
+        if isinstance(value, (UninitializedParameter, UninitializedBuffer)):
+            raise ArgumentError(f"parameter '{name}' is not initialised: call the model once first")
+        if not value.is_meta and value.device != x.device:
+            raise ArgumentError(
+                f"parameter '{name}' is on {value.device} and the samples are on {x.device}: move "
+                f"the samples (x.to({str(value.device)!r})) or the model"
+            )
+    require_finite(state, [name for name, value in state.items() if value.is_floating_point()])
+
+
+def _compute_dtype(state: Sequence[Tensor], inputs: Sequence[Tensor]) -> torch.dtype:
+    """float64 if the model is, or if it has no parameters and the samples are; else float32."""
+    floating = [value.dtype for value in state if value.dtype.is_floating_point]
+    deciding = floating or [value.dtype for value in inputs]
+    return torch.float64 if torch.float64 in deciding else torch.float32
+
+
+def _outputs(
+    function: Function, x: Tensor, module: nn.Module, shapes: Sequence[tuple[int, ...]]
+) -> int:
+    """K, from two samples; what goes wrong there is an error in the caller's terms."""
+    try:
+        with torch.no_grad():
+            return function(x[:2]).shape[1]
+    except LipfastError:
+        raise
+    except Exception as error:  # user code runs here: anything may come out
+        lines = str(error).strip().splitlines() or [""]
+        shown = ", ".join(str(shape) for shape in shapes)
+        raise ArgumentError(
+            f"{type(module).__name__} cannot be evaluated on samples of shape {shown} in "
+            f"{x.dtype}: {type(error).__name__}: {lines[0]}. The first dimension of the data is "
+            "the sample, the others are what the model takes; several inputs go in a tuple."
+        ) from error
+
+
+def flat_outputs(outputs: Any, samples: Tensor) -> Tensor:
+    """All output tensors, flattened per sample and joined: (B, K).
+
+    Raises:
+        ArgumentError: there is none, one is not floating, or its first dimension is not B.
+    """
+    leaves = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    if not leaves:
+        raise ArgumentError("the model returns no tensor")
+    for leaf in leaves:
+        if not leaf.dtype.is_floating_point:
+            raise ArgumentError(
+                f"the model returns dtype {leaf.dtype}: only floating outputs have a Jacobian"
+            )
+        if leaf.dim() == 0 or leaf.shape[0] != samples.shape[0]:
+            raise ArgumentError(
+                f"the model returns shape {tuple(leaf.shape)} for {samples.shape[0]} samples: "
+                "the first dimension must be the samples"
+            )
+    flat = [leaf.reshape(samples.shape[0], -1).to(samples.dtype) for leaf in leaves]
+    joined = flat[0] if len(flat) == 1 else torch.cat(flat, 1)
+    if joined.shape[1] == 0:
+        raise ArgumentError("the model returns no numbers: its outputs are empty")
+    return joined

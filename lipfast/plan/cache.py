@@ -1,0 +1,82 @@
+"""Plans of modules that were seen before: tracing takes tens of milliseconds, checking under one.
+
+A plan is used again only if the module, evaluated once more on two samples, makes the same ATen
+calls with the same scalar arguments on the same parameters (`plan.record`), and nothing of the
+plan is a value that the record does not show. Weights are not part of a plan, so new weights need
+nothing. Entries vanish with their modules.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from lipfast.errors import TraceError, UnsupportedOpError
+from lipfast.plan.plan import Plan
+from lipfast.plan.record import Record, record
+from lipfast.plan.trace import evaluation_mode
+
+# id of the module -> the module (an id may be given again), its record and its plan, if it has one.
+_PLANS: dict[int, tuple[weakref.ref[nn.Module], Record, Plan | None]] = {}
+
+
+def cached_plan(module: nn.Module, example: Tensor) -> Plan | None:
+    """The module's plan, or None where it cannot be traced.
+
+    Args:
+        module: left as it is found.
+        example: samples (B, D...), at least one.
+    """
+    example = torch.cat([example, example])[:2].detach()
+    signature = _signature(module, example)
+    if signature is None:
+        return None
+    found = _PLANS.get(id(module))
+    if found is not None and found[0]() is module and found[1] == signature:
+        return found[2]
+    try:
+        plan: Plan | None = Plan.trace(module, example)
+    except (TraceError, UnsupportedOpError):
+        plan = None
+    if plan is None or not plan.constants:
+        key = id(module)
+        _PLANS[key] = (weakref.ref(module, lambda _: _PLANS.pop(key, None)), signature, plan)
+    return plan
+
+
+@contextmanager
+def _buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Undo what a module writes to its buffers, or puts in their place."""
+    found = [(child, dict(child._buffers)) for child in module.modules()]
+    values = {
+        id(buffer): (buffer, buffer.detach().clone())
+        for _, buffers in found
+        for buffer in buffers.values()
+        if buffer is not None
+    }
+    try:
+        yield
+    finally:
+        for child, buffers in found:
+            child._buffers.update(buffers)
+        with torch.no_grad():
+            for buffer, value in values.values():
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
+def _signature(module: nn.Module, example: Tensor) -> Record | None:
+    """What the module calls, and the shapes; None where calls do not tell."""
+    try:
+        with evaluation_mode(module), _buffers_kept(module):
+            calls = record(module, (example,))
+    except Exception:  # user code runs here; tracing would fail alike
+        return None
+    if calls is None:
+        return None
+    shapes = tuple((name, tuple(v.shape), v.dtype) for name, v in module.state_dict().items())
+    return (calls, shapes)

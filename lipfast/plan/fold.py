@@ -1,0 +1,306 @@
+"""Fold BatchNorm (eval mode) into the affine map before or after it.
+
+BatchNorm is ``x -> s x + t`` per channel with ``s = weight / sqrt(var + eps)`` and
+``t = bias - mean s``. After an affine map, ``s (W x + b) + t = (diag(s) W) x + (s b + t)``.
+Before one, ``W (s x + t) + b = (W diag(s)) x + (W t + b)``, unless the map pads with zeros: then
+the linear part folds, and the shift does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lipfast.errors import NonFiniteError
+from lipfast.plan.graph import Argument, Constant, Graph, Node, Reference
+
+# Roundings in one entry of a weight per fold: var + eps, root, quotient, product, and one to spare.
+ROUNDINGS_PER_FOLD = 5
+
+_MATRICES = frozenset({"aten.linear", "lipfast.matmul"})
+_CONVOLUTIONS = frozenset({"aten.conv1d", "aten.conv2d", "aten.conv3d"})
+_TRANSPOSED = frozenset({"aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d"})
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """One BatchNorm: references to its tensors, and on which side of the affine map it stands."""
+
+    weight: Reference | None
+    bias: Reference | None
+    mean: Reference
+    variance: Reference
+    eps: float
+    after: bool
+
+
+@dataclass(frozen=True)
+class Folded:
+    """An affine map whose tensors are computed from those of a state dict.
+
+    Attributes:
+        op: of the affine map; ``aten.batch_norm`` for one that stands alone.
+        groups: of a convolution.
+        weight: name of the weight in the state dict; None for a BatchNorm that stands alone.
+        bias: name of the bias, if there is one.
+        scalings: innermost first, in the order in which they are folded.
+    """
+
+    op: str
+    groups: int
+    weight: str | None
+    bias: str | None
+    scalings: tuple[Scaling, ...]
+
+
+@dataclass(frozen=True)
+class FoldedGraph:
+    """A graph with fewer nodes, and how the parameters that are new in it are computed.
+
+    Attributes:
+        graph: refers to the new parameters as ``<node>.weight`` and ``<node>.bias`` (with a prefix
+            that no state dict has).
+        maps: node name -> how its tensors are computed.
+    """
+
+    graph: Graph
+    maps: Mapping[str, Folded]
+
+
+def folded_name(node: str, part: str) -> str:
+    """Name of a computed parameter; not a valid name in a state dict."""
+    return f"folded:{node}.{part}"
+
+
+def fold_batch_norm(graph: Graph, *, values: bool) -> FoldedGraph:
+    """Remove BatchNorms next to affine maps that nothing else reads.
+
+    Args:
+        graph: any graph.
+        values: the function must stay the same. Otherwise only its differences must (what a
+            Lipschitz constant sees): then BatchNorm also folds into a zero-padded convolution
+            after it, where the shift would be cut off by the padding.
+
+    Returns:
+        The graph and the computed parameters; the same graph if there is nothing to fold.
+    """
+    maps: dict[str, Folded] = {}
+    while True:
+        step = _fold_one(graph, maps, values)
+        if step is None:
+            return FoldedGraph(graph, maps)
+        graph, maps = step
+
+
+def _fold_one(
+    graph: Graph, maps: Mapping[str, Folded], values: bool
+) -> tuple[Graph, dict[str, Folded]] | None:
+    by_name = {node.name: node for node in graph.nodes}
+    readers: dict[str, list[str]] = {}
+    for node in graph.nodes:
+        for reference in node.references():
+            if reference.kind == "node":
+                readers.setdefault(reference.name, []).append(node.name)
+    for norm in graph.nodes:
+        if norm.op != "aten.batch_norm":
+            continue
+        source = _first(norm, by_name)
+        alone = source is not None and len(readers[source.name]) == 1
+        if source is not None and alone and source.name not in graph.outputs:
+            folded = _joined(source, norm, maps, after=True, values=values)
+            if folded is not None:
+                return _merge(graph, maps, keep=norm, drop=source, folded=folded)
+        following = readers.get(norm.name, [])
+        target = by_name[following[0]] if len(following) == 1 else None
+        if (
+            target is not None
+            and _first(target, by_name) is norm
+            and norm.name not in graph.outputs
+        ):
+            folded = _joined(target, norm, maps, after=False, values=values)
+            if folded is not None:
+                return _merge(graph, maps, keep=target, drop=norm, folded=folded)
+    return None
+
+
+def _first(node: Node, by_name: Mapping[str, Node]) -> Node | None:
+    source = node.args[0] if node.args else None
+    if isinstance(source, Reference) and source.kind == "node":
+        return by_name[source.name]
+    return None
+
+
+def _scaling(norm: Node, after: bool) -> Scaling:
+    weight, bias, mean, variance = (
+        norm.argument(position, name)
+        for position, name in enumerate(("weight", "bias", "running_mean", "running_var"), 1)
+    )
+    assert isinstance(mean, Reference)
+    assert isinstance(variance, Reference)
+    return Scaling(
+        weight if isinstance(weight, Reference) else None,
+        bias if isinstance(bias, Reference) else None,
+        mean,
+        variance,
+        norm.number(7, "eps", 1e-5),
+        after,
+    )
+
+
+def _joined(
+    affine: Node, norm: Node, maps: Mapping[str, Folded], *, after: bool, values: bool
+) -> Folded | None:
+    """`affine` with one scaling more, if `norm` can be folded into it."""
+    if affine.op in _MATRICES:
+        # BatchNorm scales dimension 1, a linear layer maps the last one.
+        if len(norm.shape) != 1:
+            return None
+    elif affine.op in _TRANSPOSED:
+        if not after:
+            return None
+    elif affine.op not in _CONVOLUTIONS or (not after and values and _padded(affine)):
+        return None
+    scaling = _scaling(norm, after)
+    known = maps.get(affine.name)
+    if known is not None:
+        return replace(known, scalings=(*known.scalings, scaling))
+    weight, bias = affine.args[1], affine.argument(2, "bias")
+    if not (isinstance(weight, Reference) and weight.kind == "parameter"):
+        return None
+    groups = 1
+    if affine.op not in _MATRICES:
+        groups = int(affine.number(6, "groups", 1))
+    bias_name = bias.name if isinstance(bias, Reference) else None
+    return Folded(affine.op, groups, weight.name, bias_name, (scaling,))
+
+
+def _padded(convolution: Node) -> bool:
+    padding = convolution.argument(4, "padding", 0)
+    entries = padding if isinstance(padding, tuple) else (padding,)
+    return any(entry not in (0, "valid") for entry in entries)
+
+
+def _merge(
+    graph: Graph, maps: Mapping[str, Folded], *, keep: Node, drop: Node, folded: Folded
+) -> tuple[Graph, dict[str, Folded]]:
+    """Put one affine node in the place of `keep`, reading what the earlier of the two read."""
+    affine = keep if keep.op != "aten.batch_norm" else drop
+    earlier = drop
+    weight: Argument = Reference("parameter", folded_name(keep.name, "weight"))
+    bias: Argument = Reference("parameter", folded_name(keep.name, "bias"))
+    kwargs = tuple((key, value) for key, value in affine.kwargs if key != "bias")
+    merged = Node(
+        keep.name,
+        affine.op,
+        (earlier.args[0], weight, bias, *affine.args[3:]),
+        kwargs,
+        keep.shape,
+        affine.module,
+    )
+    nodes = tuple(
+        merged if node.name == keep.name else node for node in graph.nodes if node.name != drop.name
+    )
+    others = {name: value for name, value in maps.items() if name not in (keep.name, drop.name)}
+    return Graph(nodes, graph.outputs), {**others, keep.name: folded}
+
+
+def folded_parameters(
+    maps: Mapping[str, Folded],
+    parameters: Mapping[str, Tensor],
+    constants: Mapping[str, Constant],
+    where: str = "",
+) -> dict[str, Tensor]:
+    """The computed parameters of a folded graph, in float64.
+
+    Each entry of a weight carries at most `ROUNDINGS_PER_FOLD` roundings per scaling.
+
+    Raises:
+        NonFiniteError: a running variance is not above -eps, or a product overflows.
+    """
+    found: dict[str, Tensor] = {}
+    for node, folded in maps.items():
+        weight, bias = _compute(folded, parameters, constants)
+        if not (bool(torch.isfinite(weight).all()) and bool(torch.isfinite(bias).all())):
+            name = folded.scalings[0].variance.name
+            raise NonFiniteError(
+                f"{where}BatchNorm with '{name}' cannot be folded into '{folded.weight}': "
+                "weight / sqrt(running_var + eps) is not finite"
+            )
+        found[folded_name(node, "weight")] = weight
+        found[folded_name(node, "bias")] = bias
+    return found
+
+
+def _compute(
+    folded: Folded, parameters: Mapping[str, Tensor], constants: Mapping[str, Constant]
+) -> tuple[Tensor, Tensor]:
+    def tensor(reference: Reference) -> Tensor:
+        if reference.kind == "constant":
+            return constants[reference.name].tensor().double()
+        return parameters[reference.name].detach().double()
+
+    assert folded.weight is not None
+    weight = parameters[folded.weight].detach().double()
+    bias: Tensor | None = None
+    if folded.bias is not None:
+        bias = parameters[folded.bias].detach().double()
+    for scaling in folded.scalings:
+        scale, shift = _scale_and_shift(scaling, tensor)
+        if scaling.after:
+            bias = shift if bias is None else bias * scale + shift
+            weight = _scaled(weight, scale, folded, after=True)
+        else:
+            moved = _of_shift(weight, shift, folded)
+            bias = moved if bias is None else bias + moved
+            weight = _scaled(weight, scale, folded, after=False)
+    assert bias is not None
+    return weight, bias
+
+
+def _scale_and_shift(scaling: Scaling, tensor: object) -> tuple[Tensor, Tensor]:
+    read = tensor
+    assert callable(read)
+    scale = (read(scaling.variance) + scaling.eps).sqrt()
+    scale = scale.reciprocal() if scaling.weight is None else read(scaling.weight) / scale
+    shift = -read(scaling.mean) * scale
+    return scale, shift if scaling.bias is None else shift + read(scaling.bias)
+
+
+def _scaled(weight: Tensor, scale: Tensor, folded: Folded, *, after: bool) -> Tensor:
+    """``diag(s) W`` or ``W diag(s)``, whatever the layout of the weight."""
+    if folded.op == "lipfast.matmul":  # (in, out)
+        return weight * (scale if after else scale[:, None])
+    if folded.op == "aten.linear":
+        return weight * (scale[:, None] if after else scale)
+    axes = [1] * (weight.dim() - 2)
+    if folded.op in _TRANSPOSED:  # (in, out / groups, ...)
+        blocks = weight.reshape(folded.groups, -1, *weight.shape[1:])
+        return (blocks * scale.reshape(folded.groups, 1, -1, *axes)).reshape(weight.shape)
+    if after:
+        return weight * scale.reshape(-1, 1, *axes)
+    blocks = weight.reshape(folded.groups, -1, *weight.shape[1:])
+    return (blocks * scale.reshape(folded.groups, 1, -1, *axes)).reshape(weight.shape)
+
+
+def _of_shift(weight: Tensor, shift: Tensor, folded: Folded) -> Tensor:
+    """``W t``: what a constant input t adds to every output (no padding)."""
+    if folded.op == "lipfast.matmul":
+        return shift @ weight
+    if folded.op == "aten.linear":
+        return weight @ shift
+    blocks = weight.reshape(folded.groups, -1, weight.shape[1], weight[0, 0].numel()).sum(-1)
+    return (blocks @ shift.reshape(folded.groups, -1, 1)).reshape(-1)
+
+
+def parameter_shapes(
+    maps: Mapping[str, Folded], shapes: Mapping[str, Sequence[int]]
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of the computed weights."""
+    return {
+        folded_name(node, "weight"): tuple(shapes[folded.weight])
+        for node, folded in maps.items()
+        if folded.weight is not None
+    }

@@ -1,0 +1,336 @@
+"""Rules of sums, maxima, scalings and means of activations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lipfast.plan.graph import Argument, Node, Reference
+from lipfast.rules.magnitude import Magnitude
+from lipfast.rules.pooling import error_of_a_mean, power
+from lipfast.rules.products import (
+    activations,
+    copy_count,
+    error_of_product,
+    magnitude_of_product,
+    product,
+)
+from lipfast.rules.registry import Arguments, Call, Norm, rule
+from lipfast.rules.rounding import UNDERFLOW, UNIT_ROUNDOFF
+from lipfast.rules.upward import Upward
+
+
+def _alpha(node: Node) -> float:
+    return node.number(2, "alpha", 1.0)
+
+
+def _copies(call: Call, position: int) -> Upward:
+    """How much broadcasting one operand to the result's shape multiplies its norm."""
+    size = math.prod(call.operand_shapes[position])
+    copies = Upward.of(max(1.0, math.prod(call.node.shape) / max(1, size)))
+    if math.isinf(call.norm):
+        return Upward.of(1.0)
+    return copies if call.norm == 1 or copies == Upward.of(1.0) else copies.square_root()
+
+
+def _aligned(arguments: Arguments, argument: Argument) -> Tensor | float:
+    """Return an operand of a broadcasting op, its sample dimensions aligned from the right."""
+    if isinstance(argument, (bool, int, float)):
+        return float(argument)
+    value = arguments.value(argument)
+    leading = 2 if isinstance(argument, Reference) and argument.kind == "node" else 1
+    ones = [1] * max(0, len(arguments.node.shape) + 2 - value.dim())
+    return value.reshape(*value.shape[:leading], *ones, *value.shape[leading:])
+
+
+def _evaluate_sum(arguments: Arguments) -> Tensor:
+    node = arguments.node
+    first = _aligned(arguments, node.args[0])
+    second = _aligned(arguments, node.args[1])
+    sign = -1.0 if node.op == "aten.sub" else 1.0
+    return torch.as_tensor(first + (sign * _alpha(node)) * second)
+
+
+def _error_sum(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
+    node = arguments.node
+    remaining = iter(errors)
+    total = output.abs() * UNIT_ROUNDOFF
+    for factor, argument in zip((1.0, abs(_alpha(node))), node.args[:2], strict=True):
+        if factor != 1.0:  # the product alpha y is rounded too
+            # In this order: 2 u alpha may underflow where u |alpha y| does not.
+            product = torch.as_tensor(_aligned(arguments, argument)).abs() * factor
+            total = total + product * (2 * UNIT_ROUNDOFF)
+        error = next(remaining) if isinstance(argument, Reference) else None
+        if error is not None:
+            total = total + error * factor
+    return total * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
+
+
+def _sum_magnitude(call: Call) -> Magnitude:
+    """Of a sum: magnitudes add; what is broadcast counts by its entries."""
+    total, position = Magnitude(*[Upward.of(0.0)] * 3), 0
+    for factor, argument in zip((1.0, abs(_alpha(call.node))), call.node.args[:2], strict=True):
+        if isinstance(argument, Reference):
+            size = call.magnitudes[position]
+            if copy_count(call, position) > 1:
+                size = Magnitude(entry=size.entry)
+            position += 1
+        else:
+            assert isinstance(argument, (int, float))
+            size = Magnitude(entry=Upward.of(abs(float(argument))))
+        total = total.plus(size.within(call.node.shape).scaled(factor))
+    return total
+
+
+@rule("aten.add", "aten.sub", evaluate=_evaluate_sum, error=_error_sum, magnitude=_sum_magnitude)
+def add(call: Call) -> Upward:
+    """``L(x + alpha y) = L(x) + |alpha| L(y)``; constants add nothing (residual: 1 + branch).
+
+    A broadcast activation counts as often as it is copied: ``sqrt(copies)`` for norm 2,
+    ``copies`` for norm 1.
+    """
+    total, position = Upward.of(0.0), 0
+    for factor, argument in zip((1.0, abs(_alpha(call.node))), call.node.args[:2], strict=True):
+        if isinstance(argument, Reference):
+            total = total + call.operands[position] * factor * _copies(call, position)
+            position += 1
+    return total
+
+
+def _scale_supported(node: Node) -> str | None:
+    nodes = [
+        value for value in node.args[:2] if isinstance(value, Reference) and value.kind == "node"
+    ]
+    if len(nodes) > 1 and node.op == "aten.div":
+        return "a product or quotient of two activations"
+    if node.op == "aten.div":
+        if not nodes or node.args[0] is not nodes[0]:
+            return "division by an activation"
+        if node.argument(2, "rounding_mode") is not None:
+            return "division that rounds"
+    return None
+
+
+def _other(node: Node) -> Argument:
+    first, second = node.args[:2]
+    return second if isinstance(first, Reference) and first.kind == "node" else first
+
+
+def _evaluate_scale(arguments: Arguments) -> Tensor:
+    node = arguments.node
+    first, second = (_aligned(arguments, value) for value in node.args[:2])
+    return torch.as_tensor(first / second if node.op == "aten.div" else first * second)
+
+
+def _error_scale(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
+    node = arguments.node
+    if activations(node) == 2:
+        x, y = (torch.as_tensor(_aligned(arguments, value)) for value in node.args[:2])
+        return error_of_product(x, y, _alignments(errors, output), output)
+    other = _aligned(arguments, _other(node))
+    factor = torch.as_tensor(other, dtype=output.dtype, device=output.device).abs()
+    total = output.abs() * UNIT_ROUNDOFF
+    for error in errors:
+        if error is not None:  # dividing: the reciprocal of a factor may be denormal, or inf
+            total = total + (error / factor if node.op == "aten.div" else error * factor)
+    return total * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
+
+
+@rule(
+    "aten.mul",
+    "aten.div",
+    supports=_scale_supported,
+    evaluate=_evaluate_scale,
+    error=_error_scale,
+    magnitude=lambda call: _scaled_magnitude(call),  # noqa: PLW0108 (defined below)
+    product=lambda node: activations(node) == 2,
+)
+def scale(call: Call) -> Upward:
+    """Multiplication by a constant or a parameter: its largest absolute entry.
+
+    Division: the reciprocal of the smallest absolute entry. Two activations: see
+    `products.product`.
+    """
+    if activations(call.node) == 2:
+        return product(call)
+    factor = _factor(call)
+    if math.isinf(factor):
+        return call.unbounded(f"{call.node} divides by zero")
+    position = _activation_position(call.node)
+    return call.operands[position] * factor * _copies(call, position)
+
+
+def _activation_position(node: Node) -> int:
+    """Where the activation stands among the tensor arguments."""
+    tensors = [value for value in node.args[:2] if isinstance(value, Reference)]
+    return next(index for index, value in enumerate(tensors) if value.kind == "node")
+
+
+def _factor(call: Call) -> float:
+    """Largest magnitude that entries are multiplied by."""
+    other = _other(call.node)
+    if isinstance(other, (bool, int, float)):
+        largest = smallest = abs(float(other))
+    else:
+        entries = call.tensor(other).detach().abs().double()
+        largest, smallest = float(entries.max()), float(entries.min())
+    if call.node.op != "aten.div":
+        return largest
+    return math.nextafter(1.0 / smallest, math.inf) if smallest > 0.0 else math.inf
+
+
+def _scaled_magnitude(call: Call) -> Magnitude:
+    if activations(call.node) == 2:
+        return magnitude_of_product(call)
+    position = _activation_position(call.node)
+    found = call.magnitudes[position].scaled(_factor(call))
+    return Magnitude(entry=found.entry) if copy_count(call, position) > 1 else found
+
+
+def _alignments(errors: Sequence[Tensor | None], output: Tensor) -> list[Tensor | None]:
+    """Errors with as many dimensions as the result, those missing in front of the sample's."""
+    return [
+        None
+        if error is None
+        else error.reshape(*error.shape[:2], *[1] * (output.dim() - error.dim()), *error.shape[2:])
+        for error in errors
+    ]
+
+
+def joined(parts: Sequence[Upward], norm: Norm) -> Upward:
+    """Norm of a vector of constants: maps that are taken together as one."""
+    total = Upward.of(0.0)
+    for part in parts:
+        if math.isinf(norm):
+            total = total.maximum(part)
+        else:
+            total = total + (part * part if norm == 2 else part)
+    if norm != 2:
+        return total
+    nonzero = [part for part in parts if part.mantissa != 0.0]
+    return nonzero[0] if len(nonzero) == 1 else total.square_root()
+
+
+def _extremum_supported(node: Node) -> str | None:
+    ok = all(isinstance(value, Reference) for value in node.args[:2]) and len(node.args) == 2
+    return None if ok else "with other arguments than two tensors"
+
+
+def _evaluate_extremum(arguments: Arguments) -> Tensor:
+    first, second = (torch.as_tensor(_aligned(arguments, v)) for v in arguments.node.args[:2])
+    pick = torch.maximum if arguments.node.op == "aten.maximum" else torch.minimum
+    return pick(first, second)
+
+
+def _error_extremum(
+    arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
+) -> Tensor:
+    total = torch.zeros_like(output)
+    for error in _alignments(errors, output):
+        if error is not None:
+            total = torch.maximum(total, error)
+    return total
+
+
+@rule(
+    "aten.maximum",
+    "aten.minimum",
+    supports=_extremum_supported,
+    magnitude=lambda call: Magnitude(
+        entry=call.magnitudes[0].entry.maximum(call.magnitudes[1].entry)
+    ),
+    evaluate=_evaluate_extremum,
+    error=_error_extremum,
+)
+def extremum(call: Call) -> Upward:
+    """``|max(a, b) - max(a', b')| <= max(|a - a'|, |b - b'|)``: the p-norm of the two constants.
+
+    A broadcast operand counts as often as it is copied.
+    """
+    parts = [call.operands[index] * _copies(call, index) for index in range(2)]
+    return joined(parts, call.norm)
+
+
+def _keeps_samples(node: Node) -> str | None:
+    dimensions = node.dimensions(1, "dim")
+    if not dimensions:
+        return "over all dimensions, the samples among them"
+    return "over the samples" if 0 in dimensions else None
+
+
+def _error_reduced(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
+    """The largest error of the entries; also for a minimum."""
+    if errors[0] is None:
+        return torch.zeros_like(output)
+    dimensions = [dim + 1 for dim in arguments.node.dimensions(1, "dim")]
+    return errors[0].amax(dimensions, keepdim=True).reshape(output.shape)
+
+
+@rule(
+    "aten.amax",
+    "aten.amin",
+    "aten.max",
+    "aten.min",
+    supports=_keeps_samples,
+    error=_error_reduced,
+    magnitude=lambda call: Magnitude(entry=call.magnitudes[0].entry),
+)
+def reduced_extremum(call: Call) -> Upward:
+    """1 in every norm: each entry is in one maximum, which moves by no more than its largest."""
+    return call.input
+
+
+def _reduced_count(call: Call) -> int:
+    shape = call.operand_shapes[0]
+    return math.prod(shape[dim - 1] for dim in call.node.dimensions(1, "dim"))
+
+
+@rule("aten.sum", supports=_keeps_samples, error=error_of_a_mean)
+def total(call: Call) -> Upward:
+    """Over n entries: 1 for p = 1, ``sqrt(n)`` for p = 2, n for p = inf (Cauchy and Schwarz)."""
+    count = _reduced_count(call)
+    if math.isinf(call.norm):
+        return call.input * float(count)
+    return call.input * (power(count, 2) if call.norm == 2 else 1.0)
+
+
+@rule(
+    "aten.mean",
+    supports=_keeps_samples,
+    error=error_of_a_mean,
+    magnitude=lambda call: Magnitude(entry=call.magnitudes[0].entry),
+)
+def mean(call: Call) -> Upward:
+    """Over n entries: ``1/n`` for p = 1, ``1/sqrt(n)`` for p = 2, 1 for p = inf."""
+    count = max(1, _reduced_count(call))
+    if math.isinf(call.norm):
+        return call.input
+    factor = math.nextafter(1.0 / (count if call.norm == 1 else math.sqrt(count)), 1.0)
+    # The root is rounded as well: one more step up.
+    return call.input * min(1.0, math.nextafter(factor, 1.0))
+
+
+def _vector_norm_supported(node: Node) -> str | None:
+    order = node.argument(1, "ord", 2)
+    if order not in (1, 2, math.inf):
+        return f"of order {order}"
+    dimensions = node.dimensions(2, "dim")
+    if not dimensions or 0 in dimensions:
+        return "over the samples"
+    return None
+
+
+@rule("aten.linalg_vector_norm", supports=_vector_norm_supported)
+def vector_norm(call: Call) -> Upward:
+    """``| ||x||_q - ||y||_q | <= ||x - y||_q <= n^max(0, 1/q - 1/p) ||x - y||_p``."""
+    order = float(call.node.number(1, "ord", 2.0))
+    shape = call.operand_shapes[0]
+    count = math.prod(shape[dim - 1] for dim in call.node.dimensions(2, "dim"))
+    if order >= call.norm:
+        return call.input
+    if order == 1 and math.isinf(call.norm):
+        return call.input * float(count)
+    return call.input * power(count, 2)  # (1, 2) and (2, inf)

@@ -1,0 +1,220 @@
+"""Rules of what attention is made of: softmax and its kin, scaled dot-product attention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lipfast.plan.graph import Node, Reference
+from lipfast.rules.magnitude import Magnitude
+from lipfast.rules.pointwise import EVALUATION_ROUNDOFFS
+from lipfast.rules.pooling import power
+from lipfast.rules.products import error_of_matmul
+from lipfast.rules.registry import Arguments, Call, rule
+from lipfast.rules.rounding import UNDERFLOW, UNIT_ROUNDOFF
+from lipfast.rules.upward import Upward
+
+
+def _over_entries(node: Node) -> str | None:
+    dimensions = node.dimensions(1, "dim")
+    return "over the samples" if not dimensions or 0 in dimensions else None
+
+
+def _axes(node: Node) -> list[int]:
+    """The dimensions of (networks, samples, *shape) that are taken together."""
+    return [dim + 1 for dim in node.dimensions(1, "dim")]
+
+
+def _count(call: Call) -> int:
+    shape = call.operand_shapes[0]
+    return math.prod(shape[dim - 1] for dim in call.node.dimensions(1, "dim"))
+
+
+def _roundings(x: Tensor, axes: list[int]) -> Tensor:
+    """Unit roundoffs in ``exp(x - max)`` and in sums of them, as torch evaluates them.
+
+    ``x - max`` is rounded, which the exponential turns into a relative error; the exponential has
+    `EVALUATION_ROUNDOFFS` (assumed), a sum of n terms n more.
+    """
+    count = math.prod(x.shape[axis] for axis in axes)
+    span = (x.amax(axes, keepdim=True) - x.amin(axes, keepdim=True)).clamp_max(800.0)
+    return span + (2.0 * EVALUATION_ROUNDOFFS + count + 8)
+
+
+def _error_softmax(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
+    x, axes = arguments.value(arguments.node.args[0]), _axes(arguments.node)
+    incoming = torch.zeros_like(x) if errors[0] is None else errors[0]
+    rounding = output * (2 * UNIT_ROUNDOFF) * _roundings(x, axes)
+    total = 0.5 * incoming.amax(axes, keepdim=True) + rounding
+    return total * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
+
+
+def _softmax_magnitude(call: Call) -> Magnitude:
+    last = call.node.dimensions(1, "dim") == (len(call.node.shape),)
+    return Magnitude(Upward.of(1.0), Upward.of(1.0) if last else Upward(math.inf))
+
+
+@rule("aten.softmax", supports=_over_entries, error=_error_softmax, magnitude=_softmax_magnitude)
+def softmax(call: Call) -> Upward:
+    """1/2 for p = 1, 2 and inf.
+
+    The Jacobian ``diag(s) - s s^T`` is symmetric; its rows sum to ``2 s_i (1 - s_i) <= 1/2`` in
+    magnitude, which bounds the norms 1 and inf and, between them, 2. (Over a single entry: 0.)
+    """
+    return call.input * (0.0 if _count(call) == 1 else 0.5)
+
+
+def _error_log_softmax(
+    arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
+) -> Tensor:
+    x, axes = arguments.value(arguments.node.args[0]), _axes(arguments.node)
+    incoming = torch.zeros_like(x) if errors[0] is None else errors[0]
+    size = x.abs().amax(axes, keepdim=True) + output.abs() + 1.0
+    rounding = size * (4 * UNIT_ROUNDOFF) * _roundings(x, axes)
+    total = incoming + incoming.amax(axes, keepdim=True) + rounding
+    return total * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
+
+
+@rule("aten.log_softmax", supports=_over_entries, error=_error_log_softmax)
+def log_softmax(call: Call) -> Upward:
+    """Over K >= 2 entries ``sqrt(K)`` for p = 2, 2 for p = inf, K - 1 for p = 1.
+
+    The Jacobian is ``I - 1 s^T`` with ``1^T s = 1``. Row i sums to ``2 (1 - s_i)``, column j to
+    ``1 + (K - 2) s_j``. As a projection that is neither 0 nor I it has the norm of its complement,
+    ``||1 s^T|| = sqrt(K) ||s|| <= sqrt(K)``.
+    """
+    count = _count(call)
+    if count == 1:
+        return Upward.of(0.0)
+    if math.isinf(call.norm):
+        return call.input * 2.0
+    return call.input * (power(count, 2) if call.norm == 2 else Upward.of(float(count - 1)))
+
+
+def _error_logsumexp(
+    arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
+) -> Tensor:
+    x, axes = arguments.value(arguments.node.args[0]), _axes(arguments.node)
+    incoming = torch.zeros_like(x) if errors[0] is None else errors[0]
+    size = x.abs().amax(axes, keepdim=True) + 1.0
+    rounding = size * (4 * UNIT_ROUNDOFF) * _roundings(x, axes)
+    total = (incoming.amax(axes, keepdim=True) + rounding).reshape(output.shape)
+    return (total + output.abs() * (4 * UNIT_ROUNDOFF)) * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
+
+
+@rule("aten.logsumexp", supports=_over_entries, error=_error_logsumexp)
+def logsumexp(call: Call) -> Upward:
+    """1 in every norm: the gradient is a softmax, of non-negative entries that sum to 1."""
+    return call.input
+
+
+def _attention_supported(node: Node) -> str | None:
+    operands = node.args[:3]
+    if not all(isinstance(v, Reference) and v.kind == "node" for v in operands):
+        return "of parameters"
+    mask = node.argument(3, "attn_mask")
+    if mask is not None and not (isinstance(mask, Reference) and mask.kind == "constant"):
+        return "with a computed mask"
+    if node.number(4, "dropout_p", 0.0) != 0.0:
+        return "with dropout"
+    if node.argument(7, "enable_gqa") is True:
+        return "with grouped queries"
+    return None
+
+
+def _attention_scale(node: Node, features: int) -> float:
+    given = node.argument(6, "scale")
+    return float(given) if isinstance(given, (int, float)) else 1.0 / math.sqrt(features)
+
+
+def _scores(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Queries, keys, values and the masked scores."""
+    node = arguments.node
+    query, key, value = (arguments.value(argument) for argument in node.args[:3])
+    scores = (query @ key.mT) * _attention_scale(node, query.shape[-1])
+    mask = node.argument(3, "attn_mask")
+    if mask is not None:
+        table = arguments.value(mask).squeeze(0)
+        if table.dtype == torch.bool:
+            scores = scores.masked_fill(~table, -math.inf)
+        else:
+            scores = scores + table
+    if node.argument(5, "is_causal") is True:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(later, -math.inf)
+    return query, key, value, scores
+
+
+def _evaluate_attention(arguments: Arguments) -> Tensor:
+    _, _, value, scores = _scores(arguments)
+    return scores.softmax(-1) @ value
+
+
+def _error_attention(
+    arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
+) -> Tensor:
+    """Running errors of the scores, the softmax (half of the largest in a row), the product."""
+    query, key, value, scores = _scores(arguments)
+    scale = abs(_attention_scale(arguments.node, query.shape[-1]))
+    of_key = None if errors[1] is None else errors[1].mT
+    visible = torch.isfinite(scores)
+    size = torch.where(visible, scores.abs(), 0.0)
+    first = error_of_matmul(query, key.mT, errors[0], of_key) * (scale * (1 + 8 * UNIT_ROUNDOFF))
+    # The product with the scale, which is rounded too, and the sum with a mask.
+    magnitude = (query.abs() @ key.abs().mT) * scale
+    first = first + (8 * UNIT_ROUNDOFF) * (magnitude + size)
+    first = torch.where(visible, first, 0.0)
+    weights = scores.softmax(-1)
+    low = torch.where(visible, scores, math.inf).amin(-1, keepdim=True)
+    span = (scores.amax(-1, keepdim=True) - low).clamp(0.0, 800.0)
+    roundings = span + (2.0 * EVALUATION_ROUNDOFFS + scores.shape[-1] + 8)
+    second = 0.5 * first.amax(-1, keepdim=True) + weights * (2 * UNIT_ROUNDOFF) * roundings
+    second = second * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
+    return error_of_matmul(weights, value, second, errors[2])
+
+
+@rule(
+    "aten.scaled_dot_product_attention",
+    supports=_attention_supported,
+    evaluate=_evaluate_attention,
+    error=_error_attention,
+    product=lambda node: True,
+    magnitude=lambda call: Magnitude(row=call.magnitudes[2].row),
+)
+def attention(call: Call) -> Upward:
+    r"""``softmax(c Q K^T) V``, p = 2: ``c R_v R_k L(Q) + c R_v R_q sqrt(n/2) L(K) + sqrt(n) L(V)``.
+
+    n queries; R bound the Euclidean norms of rows. No constant holds for all inputs (Kim,
+    Papamakarios and Mnih, 2021), so without bounds on the rows the answer is inf.
+
+    One row: $o = V^T s$ with $s = \mathrm{softmax}(c K q)$ and $J = \mathrm{diag}(s) - s s^T$.
+    With $\bar v = V^T s$, $V^T J K = \sum_j s_j (v_j - \bar v)(k_j - \bar k)^T$ is a covariance, so
+    $\|V^T J K\|_2 \le R_v R_k$ and a change of Q by dQ moves the rows by at most
+    $c R_v R_k \|dQ\|_F$ together. $V^T J V \preceq R_v^2 I$ and $\|J\|_2 \le 1/2$, so
+    $\|V^T J\|_2 \le R_v/\sqrt 2$, and a change of K moves each of the n rows by at most
+    $c R_v R_q \|dK\|_F/\sqrt 2$. A change of V moves them by $\|S\|_2 \|dV\|_F$ with
+    $\|S\|_2^2 \le \|S\|_1 \|S\|_\infty \le n$. Masks only drop terms of these sums. Heads act
+    on entries of their own, so the largest of each coefficient holds for all.
+    """
+    queries = call.node.shape[-2]
+    if call.norm != 2:
+        return call.unbounded(f"{call.node.op} has a rule for the norm 2 only")
+    features = call.operand_shapes[0][-1]
+    scale = abs(_attention_scale(call.node, features)) * (1.0 + 4 * UNIT_ROUNDOFF)
+    query, key, value = (size.row for size in call.magnitudes[:3])
+    root = Upward.of(float(queries)).square_root()
+    half = Upward.of(queries / 2.0).square_root()
+    total = (
+        value * key * scale * call.operands[0]
+        + value * query * scale * half * call.operands[1]
+        + root * call.operands[2]
+    )
+    if total.unbounded:
+        return call.unbounded(
+            f"{call.node.op} has no constant unless its rows are bounded, for instance by a "
+            "normalisation before it or an input domain"
+        )
+    return total

@@ -1,0 +1,109 @@
+"""Rules of convolutions: the Lipschitz constant is the operator norm at the true input size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from lipfast.plan.graph import Node, Reference
+from lipfast.rules.registry import Arguments, Call, Convolution, LayerRequest, rule
+from lipfast.rules.rounding import SMALLEST, UNDERFLOW, gamma
+from lipfast.rules.upward import Upward
+
+
+def settings(node: Node) -> Convolution:
+    """Read the arguments of ``aten.conv{1,2,3}d``, their transposed kin or ``aten.convolution``."""
+    axes = len(node.shape) - 1
+
+    def axis(position: int, name: str, default: int) -> tuple[int, ...]:
+        return node.integers(position, name, axes, default)
+
+    stride = axis(3, "stride", 1)
+    if node.op == "aten.convolution":
+        return Convolution(
+            stride,
+            axis(4, "padding", 0),
+            axis(5, "dilation", 1),
+            int(node.number(8, "groups", 1)),
+            axis(7, "output_padding", 0),
+            bool(node.argument(6, "transposed")),
+        )
+    if node.op.startswith("aten.conv_transpose"):
+        return Convolution(
+            stride,
+            axis(4, "padding", 0),
+            axis(7, "dilation", 1),
+            int(node.number(6, "groups", 1)),
+            axis(5, "output_padding", 0),
+            transposed=True,
+        )
+    named = node.argument(4, "padding") if isinstance(node.argument(4, "padding"), str) else None
+    dilation, groups = axis(5, "dilation", 1), int(node.number(6, "groups", 1))
+    if named == "same":
+        return Convolution(stride, "same", dilation, groups)
+    padding = (0,) * axes if named == "valid" else axis(4, "padding", 0)
+    return Convolution(stride, padding, dilation, groups)
+
+
+def _layer(node: Node) -> LayerRequest:
+    weight = node.args[1]
+    assert isinstance(weight, Reference)
+    found = settings(node)
+    kind = f"conv{len(node.shape) - 1}d" + (" transposed" if found.transposed else "")
+    return LayerRequest(kind, weight.name, convolution=found)
+
+
+def _supports(node: Node) -> str | None:
+    weight, bias = node.args[1], node.argument(2, "bias")
+    if not (isinstance(weight, Reference) and weight.kind == "parameter"):
+        return "its weight is computed, not a parameter"
+    if bias is not None and not (isinstance(bias, Reference) and bias.kind == "parameter"):
+        return "its bias is computed, not a parameter"
+    return None
+
+
+def _error(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
+    """``|W| * (e + gamma_{n+2} |x|) + gamma_{n+2} |b|`` for n terms, as for a matrix.
+
+    Holds for every order of summation; algorithms that transform (Fourier, Winograd) are excluded:
+    torch has none for float64 on a processor, and `estimators.certificate` turns cuDNN off.
+    """
+    node = arguments.node
+    x, weight = node.args[0], node.args[1]
+    bias = node.argument(2, "bias")
+    assert isinstance(x, Reference)
+    assert isinstance(weight, Reference)
+    shape = arguments.shape(weight)
+    transposed = settings(node).transposed
+    # A transposed kernel is (in, out / groups, ...): at most that many terms meet in one output.
+    terms = math.prod(shape) // shape[1] if transposed else math.prod(shape[1:])
+    relative = gamma(terms + 2)
+    magnitude = arguments.value(x).abs() * relative + SMALLEST
+    if errors[0] is not None:
+        magnitude = magnitude + errors[0]
+    replaced = {x: magnitude, weight: arguments.value(weight).abs()}
+    if isinstance(bias, Reference):
+        replaced[bias] = arguments.value(bias).abs() * relative
+    return arguments.apply(replaced) * (1.0 + 2 * gamma(terms + 8)) + UNDERFLOW
+
+
+@rule(
+    "aten.conv1d",
+    "aten.conv2d",
+    "aten.conv3d",
+    "aten.conv_transpose1d",
+    "aten.conv_transpose2d",
+    "aten.conv_transpose3d",
+    "aten.convolution",
+    layer=_layer,
+    supports=_supports,
+    error=_error,
+)
+def convolution(call: Call) -> Upward:
+    """``L(W * x + b) = ||W *|| L(x)``, the norm of the linear map between samples of this size.
+
+    A transposed convolution is the adjoint of the convolution with the same kernel.
+    """
+    return call.input * call.layer

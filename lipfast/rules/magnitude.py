@@ -1,0 +1,79 @@
+"""How large activations can be: what a product of two of them needs for a finite bound."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lipfast.rules.rounding import gamma
+from lipfast.rules.upward import Upward
+
+_UNKNOWN = Upward(math.inf)
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """Upper bounds on the size of an activation, over all inputs of the domain.
+
+    Attributes:
+        entry: of every entry, ``|x_i|``.
+        row: of the Euclidean norm along the last axis.
+        total: of the Euclidean norm of a sample.
+    """
+
+    entry: Upward = _UNKNOWN
+    row: Upward = _UNKNOWN
+    total: Upward = _UNKNOWN
+
+    def within(self, shape: Sequence[int]) -> Magnitude:
+        """Tighten each bound by the others, for samples of a shape."""
+        count = math.prod(shape)
+        last = shape[-1] if shape else 1
+        rows = count // max(1, last)
+        entry = _least(self.entry, self.row, self.total)
+        row = _least(self.row, self.total, entry * _root(last))
+        total = _least(self.total, row * _root(rows))
+        return Magnitude(entry, row, total)
+
+    def scaled(self, factor: Upward | float) -> Magnitude:
+        """Of ``c x`` for numbers ``|c| <= factor``, one or one per entry."""
+        return Magnitude(self.entry * factor, self.row * factor, self.total * factor)
+
+    def plus(self, other: Magnitude) -> Magnitude:
+        """Of a sum."""
+        return Magnitude(self.entry + other.entry, self.row + other.row, self.total + other.total)
+
+    def tightened(self, other: Magnitude) -> Magnitude:
+        """Of something that both bound."""
+        return Magnitude(
+            _least(self.entry, other.entry),
+            _least(self.row, other.row),
+            _least(self.total, other.total),
+        )
+
+
+def _least(*values: Upward) -> Upward:
+    return min(values, key=lambda value: value.log)
+
+
+def _root(count: int) -> Upward:
+    return Upward.of(float(count)).square_root()
+
+
+def of_tensor(tensor: Tensor) -> Magnitude:
+    """Of a parameter or a constant."""
+    values = tensor.detach().double().abs()
+    if values.numel() == 0:
+        return Magnitude(Upward.of(0.0), Upward.of(0.0), Upward.of(0.0))
+    peak = float(values.max())
+    if peak == 0.0:
+        return Magnitude(Upward.of(0.0), Upward.of(0.0), Upward.of(0.0))
+    # Scaled, so that squares neither overflow nor all underflow.
+    scaled = values / peak
+    wide = 1.0 + 2 * gamma(values.numel() + 8)
+    rows = scaled.reshape(-1, values.shape[-1] if values.dim() else 1).square().sum(-1)
+    row, total = (Upward.of(float(v)) * wide for v in (rows.max(), rows.sum()))
+    return Magnitude(Upward.of(peak), row.square_root() * peak, total.square_root() * peak)

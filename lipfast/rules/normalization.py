@@ -1,0 +1,302 @@
+"""Rules of normalisations: by stored statistics (an affine map) or by those of the sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lipfast.plan.graph import Argument, Node, Reference
+from lipfast.rules.magnitude import Magnitude, of_tensor
+from lipfast.rules.registry import Arguments, Call, rule
+from lipfast.rules.rounding import UNDERFLOW, UNIT_ROUNDOFF, gamma
+from lipfast.rules.upward import Upward
+
+
+def running_statistics(node: Node) -> tuple[Argument, Argument, Argument, Argument, float]:
+    """Weight, bias, mean, variance and eps of a normalisation by stored statistics."""
+    weight, bias, mean, variance = (
+        node.argument(position, name)
+        for position, name in enumerate(("weight", "bias", "running_mean", "running_var"), 1)
+    )
+    return weight, bias, mean, variance, node.number(7, "eps", 1e-5)
+
+
+def _stored_supported(node: Node) -> str | None:
+    stored = all(
+        isinstance(node.argument(position, name), Reference)
+        for position, name in ((3, "running_mean"), (4, "running_var"))
+    )
+    if node.op == "aten.batch_norm" and not stored:
+        return "without running statistics it mixes the samples of a batch"
+    if len(node.shape) < 1:
+        return "on samples without channels"
+    kinds = [ref.kind for ref in node.references()]
+    known = kinds.count("node") == 1 and set(kinds) <= {"node", "parameter", "constant"}
+    return None if known else "with computed statistics or weights"
+
+
+def _by_sample(node: Node) -> bool:
+    return node.op == "aten.instance_norm" and node.argument(5, "use_input_stats") is True
+
+
+def _channels(arguments: Arguments, argument: Argument) -> Tensor | None:
+    """(networks, 1, channels, 1...), ready to meet an activation."""
+    if not isinstance(argument, Reference):
+        return None
+    value = arguments.value(argument)
+    rank = len(arguments.node.shape)
+    return value.reshape(value.shape[0], 1, -1, *[1] * (rank - 1))
+
+
+def _scale(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor | None]:
+    """``(weight / sqrt(var + eps), mean, bias)``."""
+    weight, bias, mean, variance, eps = running_statistics(arguments.node)
+    spread = _channels(arguments, variance)
+    centre = _channels(arguments, mean)
+    assert spread is not None
+    assert centre is not None
+    scale = (spread + eps).sqrt()
+    factor = _channels(arguments, weight)
+    scale = scale.reciprocal() if factor is None else factor / scale
+    return scale, centre, _channels(arguments, bias)
+
+
+def _evaluate_stored(arguments: Arguments) -> Tensor:
+    x = arguments.value(arguments.node.args[0])
+    if _by_sample(arguments.node):
+        return _evaluate_by_sample(arguments)
+    scale, centre, bias = _scale(arguments)
+    z = (x - centre) * scale
+    return z if bias is None else z + bias
+
+
+def _error_stored(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
+    """``|s| (e + 6 u |x - mean|) + u |z|``: s has three roundings, the product and shift three."""
+    if _by_sample(arguments.node):
+        return _error_by_sample(arguments, errors, output)
+    x = arguments.value(arguments.node.args[0])
+    scale, centre, _ = _scale(arguments)
+    spread = (x - centre).abs() * (8 * UNIT_ROUNDOFF)
+    incoming = spread if errors[0] is None else errors[0] * (1.0 + 8 * UNIT_ROUNDOFF) + spread
+    total = incoming * scale.abs() + output.abs() * UNIT_ROUNDOFF
+    return total * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
+
+
+def _largest(call: Call, argument: Argument) -> float:
+    """Largest magnitude of a weight; 1 where there is none."""
+    if not isinstance(argument, Reference):
+        return 1.0
+    return float(call.tensor(argument).detach().abs().double().max())
+
+
+def _stored_constant(call: Call) -> Upward:
+    """``max |weight| / sqrt(var + eps)``, rounded up."""
+    weight, _, _, variance, eps = running_statistics(call.node)
+    spread = call.tensor(variance).detach().double() + eps
+    if float(spread.min()) <= 0.0:
+        return call.unbounded(f"{call.node.op}: a running variance is not above -eps")
+    scale = spread.sqrt().reciprocal()
+    if isinstance(weight, Reference):
+        scale = scale * call.tensor(weight).detach().double().abs()
+    # Four roundings of half an ulp or more each, and room for a denormal product.
+    return Upward.of(float(scale.max())) * (1.0 + 8 * UNIT_ROUNDOFF) + 2.0**-1000
+
+
+@rule(
+    "aten.batch_norm",
+    "aten.instance_norm",
+    supports=_stored_supported,
+    evaluate=_evaluate_stored,
+    error=_error_stored,
+)
+def stored_normalization(call: Call) -> Upward:
+    """BatchNorm in eval mode: diagonal, ``max |weight| / sqrt(var + eps)`` in every norm.
+
+    InstanceNorm with running statistics is the same map; without them it is a normalisation by
+    the sample's own statistics, see `by_sample`.
+    """
+    if _by_sample(call.node):
+        return _sample_constant(call) * call.input
+    return _stored_constant(call) * call.input
+
+
+class _Groups:
+    """Which entries a normalisation by the sample's statistics takes together."""
+
+    def __init__(self, node: Node) -> None:
+        op, shape = node.op, node.shape
+        self.eps = node.number(*_EPS[op])
+        self.weight = node.argument(*_WEIGHT[op])
+        self.bias = None if op == "aten.rms_norm" else node.argument(*_BIAS[op])
+        self.centred = op != "aten.rms_norm"
+        if op in ("aten.layer_norm", "aten.rms_norm"):
+            axes = node.argument(1, "normalized_shape")
+            assert isinstance(axes, tuple)
+            self.size = math.prod(shape[len(shape) - len(axes) :])
+            self.weight_shape = shape[len(shape) - len(axes) :]
+        else:
+            groups = shape[0] if op == "aten.instance_norm" else int(node.number(1, "n", 1))
+            self.size = math.prod(shape) // groups
+            self.weight_shape = (shape[0], *[1] * (len(shape) - 1))
+
+
+_EPS = {
+    "aten.layer_norm": (4, "eps", 1e-5),
+    "aten.rms_norm": (3, "eps", 0.0),
+    "aten.group_norm": (4, "eps", 1e-5),
+    "aten.instance_norm": (7, "eps", 1e-5),
+}
+_WEIGHT = {
+    "aten.layer_norm": (2, "weight"),
+    "aten.rms_norm": (2, "weight"),
+    "aten.group_norm": (2, "weight"),
+    "aten.instance_norm": (1, "weight"),
+}
+_BIAS = {
+    "aten.layer_norm": (3, "bias"),
+    "aten.group_norm": (3, "bias"),
+    "aten.instance_norm": (2, "bias"),
+}
+
+
+def _sample_supported(node: Node) -> str | None:
+    if node.op == "aten.group_norm" and not isinstance(node.argument(1, "num_groups"), int):
+        return "without a number of groups"
+    axes = node.argument(1, "normalized_shape")
+    whole = isinstance(axes, tuple) and len(axes) > len(node.shape)
+    if node.op in ("aten.layer_norm", "aten.rms_norm") and whole:
+        return "over the samples"
+    kinds = [ref.kind for ref in node.references()]
+    known = kinds.count("node") == 1 and set(kinds) <= {"node", "parameter", "constant"}
+    return None if known else "with a computed weight"
+
+
+def _rows(x: Tensor, size: int) -> Tensor:
+    """(networks, samples, groups, size)."""
+    return x.reshape(*x.shape[:2], -1, size)
+
+
+def _per_entry(arguments: Arguments, argument: Argument, groups: _Groups) -> Tensor | None:
+    if not isinstance(argument, Reference):
+        return None
+    value = arguments.value(argument)
+    rank = len(arguments.node.shape)
+    shape = (1,) * (rank - len(groups.weight_shape)) + tuple(groups.weight_shape)
+    return value.reshape(value.shape[0], 1, *shape)
+
+
+def _evaluate_by_sample(arguments: Arguments) -> Tensor:
+    groups = _Groups(arguments.node)
+    x = arguments.value(arguments.node.args[0])
+    rows = _rows(x, groups.size)
+    if groups.centred:
+        rows = rows - rows.mean(-1, keepdim=True)
+    z = (rows / (rows.square().mean(-1, keepdim=True) + groups.eps).sqrt()).reshape(x.shape)
+    weight = _per_entry(arguments, groups.weight, groups)
+    bias = _per_entry(arguments, groups.bias, groups)
+    z = z if weight is None else z * weight
+    return z if bias is None else z + bias
+
+
+def _error_by_sample(
+    arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
+) -> Tensor:
+    """Running errors of the centred entries c, of ``s = mean(c^2) + eps`` and of ``c / sqrt(s)``.
+
+    With errors d of c and t of s, and ``s - t`` (at least eps) a lower bound of the true s:
+    ``|c' / sqrt s' - c / sqrt s| <= d / sqrt s' + |c| t / (sqrt(s s') (sqrt s + sqrt s'))``.
+    """
+    groups, u = _Groups(arguments.node), UNIT_ROUNDOFF
+    x = _rows(arguments.value(arguments.node.args[0]), groups.size)
+    n, wide = groups.size, gamma(groups.size + 8)
+    e = torch.zeros_like(x) if errors[0] is None else _rows(errors[0], n)
+    c, d = x, e
+    if groups.centred:
+        c = x - x.mean(-1, keepdim=True)
+        d = e + (e + x.abs() * wide).mean(-1, keepdim=True) * (1 + wide) + c.abs() * (2 * u)
+    s = c.square().mean(-1, keepdim=True) + groups.eps
+    t = (d * (2 * c.abs() + d)).mean(-1, keepdim=True) * (1 + 2 * wide) + s * (2 * wide)
+    low = torch.maximum(s - t * (1 + 4 * u), torch.full_like(s, groups.eps)) * (1 - 4 * u)
+    root, least = s.sqrt(), low.sqrt() * (1 - 4 * u)
+    spread = d / least + c.abs() * t / (root * least * (root + least)) + (c / root).abs() * 4 * u
+    spread = spread.reshape(output.shape) * (1 + 32 * u) + UNDERFLOW
+    weight = _per_entry(arguments, groups.weight, groups)
+    if weight is not None:
+        spread = spread * weight.abs()
+    # The product and the sum with the bias: |product| <= |z| + |bias|.
+    bias = _per_entry(arguments, groups.bias, groups)
+    size = output.abs() if bias is None else 2 * output.abs() + bias.abs()
+    return (spread + size * (2 * u)) * (1 + 16 * u) + UNDERFLOW
+
+
+@rule(
+    "aten.layer_norm",
+    "aten.group_norm",
+    "aten.rms_norm",
+    supports=_sample_supported,
+    evaluate=_evaluate_by_sample,
+    error=_error_by_sample,
+    magnitude=lambda call: _magnitude(call),  # noqa: PLW0108 (defined below)
+)
+def by_sample(call: Call) -> Upward:
+    r"""LayerNorm, GroupNorm, InstanceNorm, RMSNorm: ``max |weight| / sqrt(eps)`` for p = 2.
+
+    Over n entries, with $P = I - 11^T/n$ (RMSNorm: $P = I$), $s = \sqrt{\|Px\|^2/n + \epsilon}$,
+    $\hat x = Px/s$ and $r = \|\hat x\|/\sqrt n < 1$, the Jacobian is
+    $(P - \hat x \hat x^T/n)/s$ and $1/s = \sqrt{1 - r^2}/\sqrt\epsilon$.
+
+    p = 2: its eigenvalues are 0, 1/s and (1 - r^2)/s, so at most $1/\sqrt\epsilon$.
+
+    p = 1, inf (it is symmetric): let $\hat x_i = \sqrt n\, r \cos\theta$, so that
+    $\sum_{j \ne i}|\hat x_j| \le \sqrt{n - 1}\sqrt n\, r \sin\theta$. Row i of $s J$ sums to at
+    most $A - \hat x_i^2/n + |\hat x_i|\sum_{j \ne i}|\hat x_j|/n \le A + r^2(\sqrt n - 1)/2$,
+    where A is $2(1 - 1/n)$, the row sum of $|P|$ (RMSNorm: 1). With $B = (\sqrt n - 1)/2$ the
+    constant is the largest value of $\sqrt{1 - t}(A + Bt)$ on [0, 1], over $\sqrt\epsilon$.
+    """
+    return _sample_constant(call) * call.input
+
+
+def _magnitude(call: Call) -> Magnitude:
+    """``||P x / s|| <= sqrt(n)`` and ``|entry| <= sqrt(n - 1)`` (RMSNorm: sqrt(n)) per group."""
+    if call.node.op == "aten.instance_norm" and not _by_sample(call.node):
+        return Magnitude()
+    groups = _Groups(call.node)
+    n = groups.size
+    rows = math.prod(call.node.shape) // n
+    factor = _largest(call, groups.weight)
+    entry = Upward.of(float(n - 1 if groups.centred else n)).square_root() * factor
+    group = Upward.of(float(n)).square_root() * factor
+    total = group * Upward.of(float(rows)).square_root()
+    own_row = n == call.node.shape[-1] and call.node.op in ("aten.layer_norm", "aten.rms_norm")
+    found = Magnitude(entry, group if own_row else Upward(math.inf), total)
+    if not isinstance(groups.bias, Reference):
+        return found
+    bias = of_tensor(call.tensor(groups.bias))
+    shift = Magnitude(entry=bias.entry, row=bias.total if own_row else Upward(math.inf))
+    return found.plus(shift.within(call.node.shape))
+
+
+def _sample_constant(call: Call) -> Upward:
+    groups = _Groups(call.node)
+    if groups.eps <= 0.0:
+        return call.unbounded(f"{call.node.op} with eps = 0 has no finite Lipschitz constant")
+    factor = Upward.of(_largest(call, groups.weight))
+    # The quotient and the root: three roundings.
+    factor = factor * (1.0 / math.sqrt(groups.eps)) * (1.0 + 4 * UNIT_ROUNDOFF)
+    if call.norm == 2:
+        return factor * (0.0 if groups.centred and groups.size == 1 else 1.0)
+    return factor * _row_sum(groups.size, groups.centred)
+
+
+def _row_sum(count: int, centred: bool) -> float:
+    """``max sqrt(1 - t) (A + B t)``: at t = 0, or at ``t = (2 a - 1) / (3 a)`` with a = B / A."""
+    own = 2.0 * (count - 1) / count if centred else 1.0
+    if own == 0.0:
+        return 0.0
+    ratio = (math.sqrt(count) - 1.0) / 2.0 / own
+    if ratio > 0.5:
+        own *= 2.0 * (ratio + 1.0) / 3.0 * math.sqrt((ratio + 1.0) / (3.0 * ratio))
+    return own * (1.0 + 32 * UNIT_ROUNDOFF)

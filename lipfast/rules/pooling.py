@@ -1,0 +1,190 @@
+"""Rules of pools: maxima and means over windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from lipfast.plan.graph import Node, Reference
+from lipfast.rules.magnitude import Magnitude
+from lipfast.rules.registry import Arguments, Call, Norm, rule
+from lipfast.rules.rounding import SMALLEST, UNDERFLOW, gamma
+from lipfast.rules.upward import Upward
+from lipfast.rules.windows import (
+    WindowMap,
+    adaptive_windows,
+    average_windows,
+    multiplicity,
+    pool_windows,
+    rounded_up,
+)
+
+
+def pool_axes(node: Node) -> int:
+    """Number of axes of a pool, from its name."""
+    return int(node.op[node.op.index("pool") + len("pool")])
+
+
+def power(count: int, norm: Norm) -> Upward:
+    """``count^(1/p)``: what reading every entry `count` times does to a norm."""
+    if math.isinf(norm) or count == 0:
+        return Upward.of(float(min(count, 1)))
+    return Upward.of(float(count)) if norm == 1 else Upward.of(float(count)).square_root()
+
+
+def error_of_a_maximum(
+    arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
+) -> Tensor:
+    """A maximum moves by no more than the largest of the errors that it ranges over."""
+    x = arguments.node.args[0]
+    assert isinstance(x, Reference)
+    if errors[0] is None:
+        return torch.zeros_like(output)
+    return arguments.apply({x: errors[0]})
+
+
+@rule(
+    "aten.max_pool1d",
+    "aten.max_pool2d",
+    "aten.max_pool3d",
+    "aten.max_pool2d_with_indices",
+    "aten.max_pool3d_with_indices",
+    error=error_of_a_maximum,
+    magnitude=lambda call: Magnitude(entry=call.magnitudes[0].entry),
+)
+def max_pool(call: Call) -> Upward:
+    """``m^(1/p)``, m the largest number of windows that one entry is in; 1 for p = inf.
+
+    ``|max_w x - max_w y| <= max_w |x - y|``, and ``sum_w max_{i in w} |d_i|^p`` counts every
+    ``|d_i|^p`` at most m times. Overlap, padding, dilation and ceil mode are counted, axis by axis.
+    """
+    node, axes = call.node, pool_axes(call.node)
+    kernel = node.integers(1, "kernel_size", axes)
+    stride = node.integers(2, "stride", axes) if _given(node, 2, "stride") else kernel
+    padding = node.integers(3, "padding", axes, 0)
+    dilation = node.integers(4, "dilation", axes, 1)
+    sizes, counts = call.operand_shapes[0][-axes:], node.shape[-axes:]
+    largest = math.prod(
+        multiplicity(size, pool_windows(count, *window))
+        for size, count, *window in zip(
+            sizes, counts, kernel, stride, padding, dilation, strict=True
+        )
+    )
+    return call.input * power(largest, call.norm)
+
+
+def _given(node: Node, position: int, name: str) -> bool:
+    return node.argument(position, name) not in (None, ())
+
+
+@rule(
+    "aten.adaptive_max_pool1d",
+    "aten.adaptive_max_pool2d",
+    "aten.adaptive_max_pool3d",
+    error=error_of_a_maximum,
+    magnitude=lambda call: Magnitude(entry=call.magnitudes[0].entry),
+)
+def adaptive_max_pool(call: Call) -> Upward:
+    """As for `max_pool`, with windows ``[floor(i n / k), ceil((i + 1) n / k))``."""
+    axes = pool_axes(call.node)
+    sizes, counts = call.operand_shapes[0][-axes:], call.node.shape[-axes:]
+    largest = 1
+    for size, count in zip(sizes, counts, strict=True):
+        rows = adaptive_windows(size, count).rows
+        windows = [range(row[0][0], row[-1][0] + 1) for row in rows]
+        largest *= multiplicity(size, windows)
+    return call.input * power(largest, call.norm)
+
+
+def _terms(node: Node, shape: tuple[int, ...]) -> int:
+    """Most entries that one mean or sum takes together."""
+    if "pool" not in node.op:
+        return math.prod(shape[dim - 1] for dim in node.dimensions(1, "dim"))
+    axes = pool_axes(node)
+    if "adaptive" not in node.op:
+        return math.prod(node.integers(1, "kernel_size", axes))
+    sizes = zip(shape[-axes:], node.shape[-axes:], strict=True)
+    return math.prod(size // max(1, count) + 2 for size, count in sizes)
+
+
+def error_of_a_mean(
+    arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
+) -> Tensor:
+    """``A (e + gamma_{n+4} |x|)`` for weights A >= 0 that are themselves rounded."""
+    x = arguments.node.args[0]
+    assert isinstance(x, Reference)
+    value = arguments.value(x)
+    terms = _terms(arguments.node, arguments.shape(x)) + 4
+    magnitude = value.abs() * gamma(terms) + SMALLEST
+    if errors[0] is not None:
+        magnitude = magnitude + errors[0]
+    return arguments.apply({x: magnitude}) * (1.0 + 2 * gamma(terms + 8)) + UNDERFLOW
+
+
+def _divisor_supported(node: Node) -> str | None:
+    divisor = node.argument(6, "divisor_override")
+    positive = divisor is None or (isinstance(divisor, (int, float)) and divisor > 0)
+    return None if positive else "with a divisor that is not positive"
+
+
+def product_of_norms(maps: Sequence[WindowMap], norm: Norm) -> Upward:
+    """Norm of the tensor product of maps along the axes."""
+    total = Upward.of(1.0)
+    for windows in maps:
+        total = total * windows.norm(norm)
+    return total
+
+
+@rule(
+    "aten.avg_pool1d",
+    "aten.avg_pool2d",
+    "aten.avg_pool3d",
+    supports=_divisor_supported,
+    error=error_of_a_mean,
+)
+def average_pool(call: Call) -> Upward:
+    """Linear and separable: the product over the axes of exact norms of small matrices.
+
+    Divisors as torch counts them with ``count_include_pad`` and ``ceil_mode``: both are products
+    over the axes. Windows of k entries that do not overlap: ``k^(-1/2)`` for p = 2.
+    """
+    node, axes = call.node, pool_axes(call.node)
+    kernel = node.integers(1, "kernel_size", axes)
+    stride = node.integers(2, "stride", axes) if _given(node, 2, "stride") else kernel
+    padding = node.integers(3, "padding", axes, 0)
+    include = node.argument(5, "count_include_pad", True) is not False
+    divisor = node.argument(6, "divisor_override") if axes > 1 else None
+    sizes, counts = call.operand_shapes[0][-axes:], node.shape[-axes:]
+    maps = [
+        average_windows(size, count, (window[0], window[1], window[2]), include)
+        for size, count, *window in zip(sizes, counts, kernel, stride, padding, strict=True)
+    ]
+    scale = Fraction(1)
+    if isinstance(divisor, int):
+        maps = [_undivided(windows) for windows in maps]
+        scale = Fraction(1, divisor)
+    return call.input * product_of_norms(maps, call.norm) * rounded_up(scale)
+
+
+def _undivided(windows: WindowMap) -> WindowMap:
+    rows = tuple(tuple((column, Fraction(1)) for column, _ in row) for row in windows.rows)
+    return WindowMap(windows.size, rows)
+
+
+@rule(
+    "aten.adaptive_avg_pool1d",
+    "aten.adaptive_avg_pool2d",
+    "aten.adaptive_avg_pool3d",
+    error=error_of_a_mean,
+    magnitude=lambda call: Magnitude(entry=call.magnitudes[0].entry),
+)
+def adaptive_average_pool(call: Call) -> Upward:
+    """As for `average_pool`, with windows ``[floor(i n / k), ceil((i + 1) n / k))``."""
+    axes = pool_axes(call.node)
+    sizes, counts = call.operand_shapes[0][-axes:], call.node.shape[-axes:]
+    maps = [adaptive_windows(size, count) for size, count in zip(sizes, counts, strict=True)]
+    return call.input * product_of_norms(maps, call.norm)

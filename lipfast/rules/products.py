@@ -1,0 +1,189 @@
+"""Rules of products of activations: finite only where something bounds their size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lipfast.plan.graph import Node, Reference
+from lipfast.rules.magnitude import Magnitude
+from lipfast.rules.registry import Arguments, Call, rule
+from lipfast.rules.rounding import UNDERFLOW, UNIT_ROUNDOFF, gamma
+from lipfast.rules.upward import Upward
+
+_ADVICE = (
+    "a product of activations has a finite constant only where their size is bounded: by a "
+    "normalisation before it, a bounded activation, or an input domain (domain=lipfast.Box(0, 1))"
+)
+
+
+def activations(node: Node) -> int:
+    """How many of the first two arguments depend on the input."""
+    return sum(isinstance(v, Reference) and v.kind == "node" for v in node.args[:2])
+
+
+def copy_count(call: Call, position: int) -> int:
+    """How often an operand is copied to the shape of the result."""
+    size = math.prod(call.operand_shapes[position])
+    return max(1, math.prod(call.node.shape) // max(1, size))
+
+
+def _part(call: Call, size: Magnitude, position: int) -> Upward:
+    """``sup ||a b|| / ||b||`` over a of this magnitude, b the operand at `position`."""
+    copies = copy_count(call, position)
+    if copies == 1 or math.isinf(call.norm):
+        factor = size.entry
+    elif call.norm == 1:
+        factor = size.entry * float(copies)
+    else:  # b is copied: the Euclidean norm of a over the copies
+        spread = size.entry * Upward.of(float(copies)).square_root()
+        factor = min(spread, size.total, key=lambda value: value.log)
+    return factor * call.operands[position]
+
+
+def product(call: Call) -> Upward:
+    """``L(x y) <= sup |x| L(y) + sup |y| L(x)``.
+
+    Where y is broadcast, the first term has the largest Euclidean norm of x over the axes that y is
+    copied along (p = 1: the number of copies times sup |x|).
+    """
+    first, second = call.magnitudes
+    total = _part(call, first, 1) + _part(call, second, 0)
+    return total if not total.unbounded else call.unbounded(f"{call.node.op}: {_ADVICE}")
+
+
+def magnitude_of_product(call: Call) -> Magnitude:
+    """Entries multiply; ``||x y|| <= sup |x| ||y||`` where y is not broadcast, and vice versa."""
+    first, second = call.magnitudes
+    found = Magnitude(entry=first.entry * second.entry)
+    if copy_count(call, 1) == 1:
+        found = found.tightened(second.scaled(first.entry))
+    if copy_count(call, 0) == 1:
+        found = found.tightened(first.scaled(second.entry))
+    return found
+
+
+def error_of_product(
+    x: Tensor, y: Tensor, errors: Sequence[Tensor | None], output: Tensor
+) -> Tensor:
+    """``|x| e_y + |y| e_x + e_x e_y + u |z|``."""
+    total = output.abs() * UNIT_ROUNDOFF
+    first, second = errors
+    if second is not None:
+        total = total + x.abs() * second
+    if first is not None:
+        total = total + y.abs() * first
+    if first is not None and second is not None:
+        total = total + first * second
+    return total * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
+
+
+def _matmul_supported(node: Node) -> str | None:
+    kinds = [v.kind if isinstance(v, Reference) else "number" for v in node.args[:2]]
+    if not set(kinds) <= {"node", "parameter", "constant"} or len(node.args) != 2:
+        return "with other arguments than two tensors"
+    return "of vectors" if len(node.shape) < 2 else None
+
+
+def _matrix(call: Call, position: int) -> Upward:
+    """Largest Frobenius norm of the matrices that one operand consists of."""
+    shape, size = call.operand_shapes[position], call.magnitudes[position]
+    rows = shape[-2] if len(shape) > 1 else 1
+    spread = size.row * Upward.of(float(rows)).square_root()
+    return min(spread, size.total, key=lambda value: value.log)
+
+
+@rule(
+    "aten.matmul",
+    "aten.bmm",
+    supports=_matmul_supported,
+    product=lambda node: True,
+    error=lambda arguments, errors, output: _error_matmul(arguments, errors),
+    magnitude=lambda call: Magnitude(entry=call.magnitudes[0].row * _matrix(call, 1)),
+)
+def matmul(call: Call) -> Upward:
+    """``||A B||: L <= ||A||_F L(B) + ||B||_F L(A)`` for p = 2, the largest matrix of each operand.
+
+    p = inf, with k columns of A: ``k (sup |A| L(B) + sup |B| L(A))``; p = 1 with n rows of A and m
+    columns of B: ``n sup |A| L(B) + m sup |B| L(A)``. An operand that is the same for several
+    matrices of the other counts once for each: ``sqrt(copies)`` for p = 2, the number for p = 1.
+    """
+    left, right = call.operand_shapes
+    rows, inner, columns = left[-2] if len(left) > 1 else 1, left[-1], right[-1]
+    if call.norm == 2:
+        sizes = [_matrix(call, 0), _matrix(call, 1)]
+    else:
+        counts = (inner, inner) if math.isinf(call.norm) else (rows, columns)
+        sizes = [m.entry * float(count) for m, count in zip(call.magnitudes, counts, strict=True)]
+    batch = math.prod(call.node.shape[:-2])
+    total = Upward.of(0.0)
+    for position, size in ((1, sizes[0]), (0, sizes[1])):
+        own = math.prod(call.operand_shapes[position][:-2])
+        copies = Upward.of(1.0 if math.isinf(call.norm) else float(max(1, batch // max(1, own))))
+        total = total + size * call.operands[position] * (
+            copies if call.norm == 1 else copies.square_root()
+        )
+    return total if not total.unbounded else call.unbounded(f"{call.node.op}: {_ADVICE}")
+
+
+def error_of_matmul(a: Tensor, b: Tensor, first: Tensor | None, second: Tensor | None) -> Tensor:
+    """``|A| e_B + e_A (|B| + e_B) + gamma_{k+2} |A| |B|``."""
+    relative = gamma(a.shape[-1] + 2)
+    total = (a.abs() * relative) @ b.abs()
+    if second is not None:
+        total = total + a.abs() @ second
+    if first is not None:
+        total = total + first @ (b.abs() if second is None else b.abs() + second)
+    return total * (1.0 + 2 * gamma(a.shape[-1] + 8)) + UNDERFLOW
+
+
+def _error_matmul(arguments: Arguments, errors: Sequence[Tensor | None]) -> Tensor:
+    operands = []
+    for argument in arguments.node.args[:2]:
+        value = arguments.value(argument)
+        activation = isinstance(argument, Reference) and argument.kind == "node"
+        operands.append(value if activation else value.unsqueeze(1))
+    return error_of_matmul(operands[0], operands[1], errors[0], errors[1])
+
+
+def _power_supported(node: Node) -> str | None:
+    exponent = node.argument(1, "exponent")
+    whole = isinstance(exponent, (int, float)) and float(exponent).is_integer() and exponent >= 1
+    return None if whole else f"with the exponent {exponent}"
+
+
+def _error_power(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
+    n = arguments.node.number(1, "exponent", 1.0)
+    x = arguments.value(arguments.node.args[0]).abs()
+    e = torch.zeros_like(x) if errors[0] is None else errors[0]
+    wide = (x + e) * (1.0 + 4 * UNIT_ROUNDOFF)
+    total = n * wide ** (n - 1) * e + output.abs() * (64 + 4 * n) * UNIT_ROUNDOFF
+    return total * (1.0 + (64 + 4 * n) * UNIT_ROUNDOFF) + UNDERFLOW
+
+
+@rule(
+    "aten.pow",
+    supports=_power_supported,
+    product=lambda node: node.number(1, "exponent", 1.0) != 1.0,
+    error=_error_power,
+    magnitude=lambda call: Magnitude(entry=_raised(call, 0)),
+)
+def power_of_activation(call: Call) -> Upward:
+    """``x^n``: ``n sup |x|^(n-1)``; for n = 1 the identity."""
+    exponent = int(call.node.number(1, "exponent", 1.0))
+    if exponent == 1:
+        return call.input
+    slope = _raised(call, 1) * float(exponent)
+    return (
+        call.input * slope if not slope.unbounded else call.unbounded(f"{call.node.op}: {_ADVICE}")
+    )
+
+
+def _raised(call: Call, less: int) -> Upward:
+    total = Upward.of(1.0)
+    for _ in range(int(call.node.number(1, "exponent", 1.0)) - less):
+        total = total * call.magnitudes[0].entry
+    return total

@@ -1,0 +1,99 @@
+"""What a store holds already: which checkpoints a run may leave out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from lipfast._version import __version__
+from lipfast.checkpoints import CheckpointFile
+from lipfast.checkpoints.metadata import Value
+from lipfast.scoring.scores import read_rows
+from lipfast.scoring.store import SCHEMA_FILE, parts, store_folder
+
+FileKey: TypeAlias = "tuple[str, int, float]"
+Attempt: TypeAlias = "tuple[str, str]"
+Fingerprint: TypeAlias = "Callable[[Mapping[str, Value], int], str | None]"
+
+UNREADABLE = "cannot be read"
+"""The kind of failure that depends on the file's content alone."""
+
+NON_FINITE = "NaN or infinite weights"
+MISMATCH = "state dict does not match the architecture"
+_REPEATING = (UNREADABLE, NON_FINITE, MISMATCH)
+
+
+@dataclass
+class Done:
+    """What a store holds.
+
+    Attributes:
+        scored: (uri, size, mtime) of a scored file to pairs (fingerprint, metadata as JSON).
+        failed: the same of failed ones; those that will fail again as long as the file is the
+            same have the fingerprint "".
+    """
+
+    scored: dict[FileKey, list[Attempt]] = field(default_factory=dict)
+    failed: dict[FileKey, list[Attempt]] = field(default_factory=dict)
+
+    def is_scored(self, file: CheckpointFile, fingerprint: Fingerprint) -> bool:
+        """Whether the store has the row that scoring the file now would give."""
+        attempts = self.scored.get((file.uri, file.size, file.mtime), ())
+        return any(_is_current(attempt, file, fingerprint) for attempt in attempts)
+
+    def has_failed(self, file: CheckpointFile, fingerprint: Fingerprint) -> bool:
+        """Whether the store says that scoring the file now would fail."""
+        attempts = self.failed.get((file.uri, file.size, file.mtime), ())
+        return any(not a[0] or _is_current(a, file, fingerprint) for a in attempts)
+
+
+def _is_current(attempt: Attempt, file: CheckpointFile, fingerprint: Fingerprint) -> bool:
+    stored, text = attempt
+    metadata: dict[str, Any] = json.loads(text)
+    if file.extra:  # a manifest or a pattern may say something else than it did then
+        known = {key: metadata.get(key) for key in file.extra}
+        if known != _as_stored(file.extra):
+            return False
+    return stored == fingerprint(metadata, file.size)
+
+
+def _as_stored(extra: Mapping[str, Value]) -> dict[str, Any]:
+    from lipfast.checkpoints import Metadata  # noqa: PLC0415
+
+    return dict(json.loads(Metadata(extra).to_json()))
+
+
+def completed(path: str | os.PathLike[str]) -> Done:
+    """Find what a store holds already.
+
+    A failure counts only if it will repeat itself: the file cannot be read, or does not fit the
+    plan, as this version of lipfast found. Files that could not be reached, and failures of the
+    architecture, which may have been mended since, are tried again by every run.
+
+    Args:
+        path: the store's folder.
+
+    Returns:
+        What is there; nothing when there is no store yet.
+
+    Raises:
+        StoreError: the store cannot be read; a corrupt part is named.
+    """
+    folder = store_folder(path)
+    empty = folder.is_dir() and not (folder / SCHEMA_FILE).exists() and not parts(folder)
+    if empty or not folder.exists():
+        return Done()
+    names = ("uri", "size", "mtime", "status", "kind", "fingerprint", "metadata", "lipfast_version")
+    table = read_rows(path, names)
+    done = Done()
+    columns = (table.column(name).to_pylist() for name in names)
+    for uri, size, mtime, status, kind, mark, metadata, version in zip(*columns, strict=True):
+        attempt = ("" if kind == UNREADABLE else mark, metadata or "{}")
+        if status == "ok":
+            done.scored.setdefault((uri, size, mtime), []).append(attempt)
+        elif version == __version__ and kind in _REPEATING:
+            done.failed.setdefault((uri, size, mtime), []).append(attempt)
+    return done

@@ -1,0 +1,302 @@
+"""The Ray engine: workers of a cluster score pieces of an archive."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lipfast.checkpoints import CheckpointFile
+from lipfast.errors import ArchiveError, ArgumentError, LipfastError
+from lipfast.scoring.engine.local import LocalEngine
+from lipfast.scoring.order import pieces
+from lipfast.scoring.schema import Row
+from lipfast.scoring.scorer import Reading, Recipe
+from lipfast.scoring.where import Where
+
+PIECE_FILES = 256
+"""Checkpoints that a worker takes at a time: what is done again when it is lost."""
+
+_LOSSES = 3  # of one piece before it is cut, and of one checkpoint before it is given up
+_PROBED = 16  # files that every machine is asked to see
+
+
+@dataclass
+class Piece:
+    """Work for one worker.
+
+    Attributes:
+        files: of whole runs, as far as they are short enough.
+        losses: workers that were lost on it.
+    """
+
+    files: list[CheckpointFile]
+    losses: int = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a worker sends back.
+
+    Attributes:
+        rows: of the piece.
+        left_out: checkpoints that `where` left out.
+        seconds: time by stage, of this piece.
+    """
+
+    rows: list[Row]
+    left_out: int
+    seconds: dict[str, float]
+
+
+class Worker:
+    """A Ray actor: scores pieces with the local engine, one after another.
+
+    Its plans and the data stay in memory from one piece to the next. It writes nothing: rows of a
+    piece go back together, so that a lost worker leaves nothing half done.
+
+    Args:
+        recipe: how to score.
+        memory: bytes of checkpoints to hold at most.
+        where: which checkpoints, by their metadata.
+        folder: the driver's current folder, from which architectures are imported.
+        threads: of the processor.
+    """
+
+    def __init__(
+        self, recipe: Recipe, memory: int, where: Where, *, folder: str, threads: int
+    ) -> None:
+        import torch  # noqa: PLC0415
+
+        torch.set_num_threads(threads)
+        with suppress(OSError):
+            os.chdir(folder)
+        self._engine: LocalEngine | None = None
+        self._error: LipfastError | None = None
+        try:
+            self._engine = LocalEngine(recipe.scorer(), memory, where)
+        except LipfastError as error:  # an actor that cannot be made says less than its answer
+            self._error = error
+
+    def score(self, files: list[CheckpointFile]) -> Result | LipfastError:
+        """Score a piece; an error of the architecture is an answer too."""
+        if self._engine is None:
+            return self._error or ArgumentError("the worker could not be made")
+        engine = self._engine
+        left_out, before = engine.left_out, Counter(engine.seconds)
+        try:
+            rows = [row for batch in engine.run(files) for row in batch]
+        except LipfastError as error:
+            return type(error)(*error.args)
+        seconds = {stage: value - before[stage] for stage, value in engine.seconds.items()}
+        return Result(rows, engine.left_out - left_out, seconds)
+
+
+class RayEngine:
+    """Hands pieces of an archive to the workers of a Ray cluster.
+
+    A piece goes to one worker, and again to another if that one is lost. Its rows come back
+    together or not at all, so none is counted or stored twice. A piece on which several workers
+    were lost is cut; a single checkpoint on which they were becomes an error row.
+
+    Args:
+        recipe: how to score.
+        memory: bytes of checkpoints that each worker holds at most.
+        where: which checkpoints, by their metadata.
+        workers: how many; None for one per CPU of the cluster.
+
+    Raises:
+        ArgumentError: Ray is not installed, or cannot be reached.
+    """
+
+    def __init__(self, recipe: Recipe, memory: int, where: Where, workers: int | None) -> None:
+        self.left_out = 0
+        self._seconds: Counter[str] = Counter()
+        self._ray = _import_ray()
+        self._started = not self._ray.is_initialized()
+        if self._started:
+            _connect(self._ray)
+        self._recipe, self._memory, self._where = recipe, memory, where
+        self._resources = _resources(self._ray)
+        self._count = workers or max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+        self._shared = self._ray.put(recipe)
+        self._running: dict[Any, tuple[Any, Piece]] = {}
+        self._idle: list[Any] = []
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """Time by stage, summed over workers."""
+        return self._seconds
+
+    def run(self, files: Sequence[CheckpointFile]) -> Generator[list[Row], None, None]:
+        """Yield the rows of the files, a piece at a time, in the order in which they are done.
+
+        Raises:
+            ArchiveError: a machine of the cluster cannot see the files.
+            LipfastError: the architecture or the data is wrong.
+        """
+        self._require_visible(files)
+        size = max(1, min(PIECE_FILES, -(-len(files) // (2 * self._count))))
+        waiting = deque(Piece(piece) for piece in pieces(files, size))
+        while waiting or self._running:
+            while waiting and len(self._running) < self._count:
+                self._submit(waiting.popleft())
+            (done, *_), _ = self._ray.wait(list(self._running), num_returns=1)
+            worker, piece = self._running.pop(done)
+            try:
+                result = self._ray.get(done)
+            except self._ray.exceptions.RayActorError as error:
+                yield from self._lost(piece, waiting, error)
+                continue
+            self._idle.append(worker)
+            if isinstance(result, LipfastError):
+                raise result
+            self.left_out += result.left_out
+            self._seconds.update(result.seconds)
+            yield result.rows
+
+    def close(self) -> None:
+        """End the workers, and the cluster if this engine started it."""
+        for worker in [*self._idle, *(worker for worker, _ in self._running.values())]:
+            with suppress(Exception):
+                self._ray.kill(worker)
+        if self._started:
+            self._ray.shutdown()
+
+    def _submit(self, piece: Piece) -> None:
+        worker = self._idle.pop() if self._idle else self._make()
+        self._running[worker.score.remote(piece.files)] = (worker, piece)
+
+    def _make(self) -> Any:
+        actor = self._ray.remote(**self._resources)(Worker)
+        threads = max(1, int(self._resources["num_cpus"]))
+        return actor.remote(
+            self._shared, self._memory, self._where, folder=str(Path.cwd()), threads=threads
+        )
+
+    def _lost(
+        self, piece: Piece, waiting: deque[Piece], error: Exception
+    ) -> Generator[list[Row], None, None]:
+        """Put the work of a lost worker back; what kills worker after worker becomes a row."""
+        piece.losses += 1
+        if piece.losses < _LOSSES:
+            waiting.appendleft(piece)
+        elif len(piece.files) > 1:
+            half = len(piece.files) // 2
+            parts = (piece.files[:half], piece.files[half:])
+            waiting.extendleft(Piece(part, _LOSSES - 1) for part in parts)
+        else:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            yield [_lost_row(self._recipe, piece.files[0], reason)]
+
+    def _require_visible(self, files: Sequence[CheckpointFile]) -> None:
+        """Refuse files that only this process or this machine can see."""
+        for file in files:
+            if "memory://" in file.uri:
+                raise ArchiveError(
+                    f"'{file.uri}' lies in the memory of this process, where workers cannot see "
+                    "it. Copy the archive to a shared folder or an object store"
+                )
+        local = [file for file in files if file.filesystem is None or "file://" in file.uri]
+        stride = max(1, len(local) // _PROBED)
+        for machine, missing in _unseen(self._ray, local[::stride]):
+            raise ArchiveError(
+                f"the machine {machine} of the Ray cluster cannot see '{missing}', or sees another "
+                "file there. Put the archive into a folder that all machines mount, or give the "
+                "URL of an object store"
+            )
+
+
+def _import_ray() -> Any:
+    try:
+        import ray  # noqa: PLC0415 (an extra)
+    except ImportError as error:
+        raise ArgumentError(
+            f"engine 'ray' needs the package ray: pip install 'lipfast[ray]' ({error})"
+        ) from error
+    return ray
+
+
+def _connect(ray: Any) -> None:
+    """Join the cluster that RAY_ADDRESS names, or one on this machine, or start one."""
+    options = {"log_to_driver": False, "include_dashboard": False, "logging_level": "error"}
+    try:
+        try:
+            address = os.environ.get("RAY_ADDRESS", "auto")
+            ray.init(address=address, log_to_driver=False, logging_level="error")
+        except ConnectionError:
+            if "RAY_ADDRESS" in os.environ:
+                raise
+            ray.init(**options)
+    except Exception as error:  # a cluster can fail in many ways
+        raise ArgumentError(
+            f"the Ray cluster cannot be reached or started: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _resources(ray: Any) -> dict[str, float]:
+    """What a worker asks for: a GPU only if there are any, and lipfast can compute on them."""
+    import torch  # noqa: PLC0415
+
+    resources: dict[str, float] = {"num_cpus": 1}
+    on_gpu = torch._C._dispatch_has_kernel_for_dispatch_key("lipfast::chain_jacobian_norms", "CUDA")
+    if on_gpu and ray.cluster_resources().get("GPU", 0) > 0:
+        resources["num_gpus"] = 1
+    return resources
+
+
+def _unseen(ray: Any, files: Sequence[CheckpointFile]) -> list[tuple[str, str]]:
+    """Pairs (machine, file) of files that a machine does not see as they are here."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    here = ray.get_runtime_context().get_node_id()
+    others = [node for node in nodes if node["NodeID"] != here]
+    expected = [(_container(file), file.uri) for file in files]
+    if not others or not expected:
+        return []
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
+
+    seen_here = [_stamp(path) for path, _ in expected]
+    asked = [
+        ray.remote(num_cpus=0)(_stamps)
+        .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+        .remote([path for path, _ in expected])
+        for node in others
+    ]
+    return [
+        (str(node["NodeManagerHostname"]), uri)
+        for node, stamps in zip(others, ray.get(asked), strict=True)
+        for (_, uri), there, mine in zip(expected, stamps, seen_here, strict=True)
+        if there != mine
+    ]
+
+
+def _container(file: CheckpointFile) -> str:
+    """The local path of a file, or of the zip or tar file that it lies in."""
+    if file.filesystem is None:
+        return file.path
+    return file.uri.rpartition("::")[2].removeprefix("file://")
+
+
+def _stamps(paths: Sequence[str]) -> list[tuple[int, float] | None]:
+    return [_stamp(path) for path in paths]
+
+
+def _stamp(path: str) -> tuple[int, float] | None:
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime
+
+
+def _lost_row(recipe: Recipe, file: CheckpointFile, reason: str) -> Row:
+    error = WorkerLostError(f"{file.uri}: every worker that tried it was lost: {reason}")
+    return recipe.scorer().failed(Reading(file, None, error, 0.0))
+
+
+class WorkerLostError(LipfastError):
+    """Workers end, one after another, on the same checkpoint."""

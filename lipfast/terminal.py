@@ -1,0 +1,59 @@
+"""What the commands share: errors as one message and an exit code, text fit for a terminal."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from lipfast.errors import LipfastError
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+Function = TypeVar("Function", bound=Callable[..., None])
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def handle_errors(function: Function) -> Function:
+    """Turn errors that lipfast raises on purpose into one message and an exit code."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except LipfastError as error:
+            say(f"lipfast: error: {error}")
+            raise typer.Exit(EXIT_USAGE) from None
+        except BrokenPipeError:
+            raise  # whoever read stdout has seen enough: typer ends quietly
+        except OSError as error:
+            say(f"lipfast: error: {error}")
+            raise typer.Exit(EXIT_USAGE) from None
+        except KeyboardInterrupt:
+            say("lipfast: interrupted")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+    return wrapped  # type: ignore[return-value]
+
+
+def clean(text: str) -> str:
+    """Escape what could steer a terminal."""
+    from lipfast.checkpoints.text import printable  # noqa: PLC0415
+
+    return printable(text, newlines=True)
+
+
+def say(text: str) -> None:
+    """Print a message to stderr."""
+    typer.echo(clean(text), err=True)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON to stdout."""
+    from lipfast.scoring.show import strict_json  # noqa: PLC0415
+
+    typer.echo(json.dumps(strict_json(value), indent=1, default=str))

@@ -1,0 +1,345 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from conv_cases import Case, draw, together
+from torch import Tensor
+
+import lipfast
+from lipfast.errors import ArgumentError, NonFiniteError
+from lipfast.reference.conv_norms import conv_matrix, polyphase, symbol_maximum
+
+# What rounding alone costs the truth: LAPACK's svdvals in float64, and sums of taps in the matrix.
+SVD_ERROR = 1e-13
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny convolutions wait for threads longer than they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def truth(case: Case) -> float:
+    return float(torch.linalg.svdvals(case.matrix)[0])
+
+
+def image(case: Case, vector: Tensor) -> Tensor:
+    return case.matrix @ vector.flatten()
+
+
+def test_generated_convolutions_hold_the_svd() -> None:
+    """400 of every kind in one call: lower <= truth <= upper, and lower is attained."""
+    generator = torch.Generator().manual_seed(11)
+    cases = [draw(generator) for _ in range(400)]
+    norms = lipfast.conv_norms([case.kernel for case in cases], **together(cases))
+    assert bool(norms.certified.all())
+    near = 0
+    for i, case in enumerate(cases):
+        value, lower, upper = truth(case), float(norms.lower[i]), float(norms.upper[i])
+        assert lower <= value * (1 + SVD_ERROR), case.options
+        assert upper >= value * (1 - SVD_ERROR), case.options
+        near += lower >= value * (1 - 1e-3)
+        attained = torch.dot(norms.left[i].flatten(), image(case, norms.right[i]))
+        torch.testing.assert_close(float(attained), lower, rtol=1e-5, atol=1e-12)
+    assert near >= 0.97 * len(cases)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "circular", "reflect", "replicate"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_modules_of_every_mode(mode: str, stride: int, capability: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    kernel = torch.randn(4, 3, 3, 3, generator=generator)
+    matrix = conv_matrix(
+        kernel,
+        (6, 5),
+        stride=(stride, stride),
+        padding=[(1, 1), (1, 1)],
+        dilation=(1, 1),
+        padding_mode=mode,
+    )
+    norms = lipfast.conv_norms(
+        kernel, input_sizes=(6, 5), stride=stride, padding=1, padding_mode=mode
+    )
+    value = float(torch.linalg.svdvals(matrix)[0])
+    assert value * (1 - 1e-3) <= float(norms.lower[0]) <= value * (1 + SVD_ERROR)
+    assert value * (1 - SVD_ERROR) <= float(norms.upper[0]) <= 3.5 * value
+
+
+def supremum(norms: Any, index: int = 0) -> tuple[float, float]:
+    return float(norms.supremum.lower[index]), float(norms.supremum.upper[index])
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 1, 2), (3, 2, 5), (2, 3, 3, 3), (5, 4, 2, 4), (2, 2, 2, 3, 2), (30, 40, 3, 3)],
+    ids=str,
+)
+@pytest.mark.parametrize("family", ["gaussian", "low-pass"])
+def test_supremum_brackets_a_grid(shape: tuple[int, ...], family: str, capability: str) -> None:
+    kernel = torch.randn(shape, generator=torch.Generator().manual_seed(5))
+    kernel = kernel.abs() if family == "low-pass" else kernel
+    axes = len(shape) - 2
+    norms = lipfast.conv_norms(kernel, input_sizes=(4,) * axes, padding=2)
+    lower, upper = supremum(norms)
+    assert upper - lower <= 1e-3 * upper
+    taps = polyphase(kernel, (1,) * axes, (1,) * axes)
+    points = {1: 200, 2: 16, 3: 6}[axes]
+    assert upper >= symbol_maximum(taps, points) * (1 - SVD_ERROR)
+    if family == "low-pass":  # a symbol with positive taps is largest at zero
+        top = float(torch.linalg.svdvals(taps.double().flatten(0, axes - 1).sum(0))[0])
+        assert lower <= top * (1 + SVD_ERROR) and upper >= top * (1 - SVD_ERROR)
+
+
+def test_large_matrices_take_the_blocked_factorisation(capability: str) -> None:
+    """Sides over and across blocks and panels; the truth by a grid of frequencies and one input."""
+    generator = torch.Generator().manual_seed(6)
+    for out, inputs, size in ((73, 80, (3,)), (130, 129, (2,)), (129, 200, (2, 2))):
+        kernel = torch.randn(out, inputs, *size, generator=generator)
+        axes = len(size)
+        norms = lipfast.conv_norms(kernel, input_sizes=(5,) * axes, rtol=3e-3)
+        lower, upper = supremum(norms)
+        taps = polyphase(kernel, (1,) * axes, (1,) * axes)
+        assert upper >= symbol_maximum(taps, 8 if axes == 2 else 32) * (1 - SVD_ERROR)
+        assert upper - lower <= 3e-3 * upper
+        assert float(norms.lower[0]) <= upper
+
+
+def orthogonal_taps(n: int, generator: torch.Generator) -> Tensor:
+    """A kernel whose symbol is unitary everywhere: projections shifted against each other."""
+    q = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))[0]
+    half = q[:, : n // 2] @ q[:, : n // 2].T
+    return torch.stack([half, torch.eye(n, dtype=torch.float64) - half], dim=-1)
+
+
+def test_flat_symbols_need_few_cells(capability: str) -> None:
+    generator = torch.Generator().manual_seed(7)
+    dirac = torch.nn.init.dirac_(torch.empty(64, 64, 3, 3))
+    noisy = dirac + 0.002 * torch.randn(dirac.shape, generator=generator)
+    unitary = orthogonal_taps(20, generator)
+    norms = lipfast.conv_norms([dirac, unitary], input_sizes=[(4, 4), (4,)], padding=1)
+    for index in range(2):
+        lower, upper = supremum(norms, index)
+        assert lower <= 1.0 + 1e-12 and upper >= 1.0 - 1e-12
+        assert upper - lower <= 1e-3 * upper
+        assert int(norms.cells[index]) < 400
+    near = lipfast.conv_norms(noisy, input_sizes=(4, 4), padding=1)
+    assert int(near.cells[0]) < 3000
+    assert supremum(near)[1] - supremum(near)[0] <= 1e-3 * supremum(near)[1]
+
+
+def test_groups_are_their_maximum(capability: str) -> None:
+    generator = torch.Generator().manual_seed(8)
+    kernel = torch.randn(40, 1, 5, 5, generator=generator)
+    depthwise = lipfast.conv_norms(kernel, input_sizes=(9, 9), padding=2, groups=40)
+    alone = lipfast.conv_norms(list(kernel.split(1)), input_sizes=(9, 9), padding=2)
+    upper = float(alone.supremum.upper.max())
+    assert float(depthwise.supremum.upper[0]) == pytest.approx(upper, rel=2e-3)
+    assert float(depthwise.supremum.upper[0]) >= float(alone.supremum.lower.max())
+    assert float(depthwise.lower[0]) == pytest.approx(float(alone.lower.max()), rel=2e-3)
+
+
+def test_circulants_on_small_grids_are_exact() -> None:
+    kernel = torch.randn(3, 3, 3, 3, generator=torch.Generator().manual_seed(9))
+    options = {"input_sizes": (4, 5), "padding": 1, "padding_mode": "circular"}
+    norms = lipfast.conv_norms(kernel, **options)
+    assert float(norms.upper[0]) <= float(norms.lower[0]) * (1 + 1.5e-3)
+    assert float(norms.upper[0]) < float(norms.supremum.lower[0])
+
+
+def test_one_tap_is_a_matrix() -> None:
+    kernel = torch.randn(6, 4, 1, 1, generator=torch.Generator().manual_seed(10))
+    norms = lipfast.conv_norms(kernel, input_sizes=(3, 3))
+    exact = lipfast.spectral_norms([kernel[:, :, 0, 0]])
+    assert norms.method == ["matrix"]
+    assert float(norms.upper[0]) >= float(exact.lower[0])
+    assert float(norms.lower[0]) == pytest.approx(float(exact.lower[0]), rel=1e-3)
+
+
+def test_zero_tiny_and_huge_kernels(capability: str) -> None:
+    base = torch.randn(3, 2, 3, generator=torch.Generator().manual_seed(12), dtype=torch.float64)
+    kernels = [base * scale for scale in (0.0, 1e-320, 1e-300, 1e300)]
+    norms = lipfast.conv_norms(kernels, input_sizes=7, padding=1)
+    reference = lipfast.conv_norms(base, input_sizes=7, padding=1)
+    assert float(norms.lower[0]) == float(norms.upper[0]) == 0.0
+    for index, scale in ((2, 1e-300), (3, 1e300)):
+        assert float(norms.lower[index]) == pytest.approx(float(reference.lower[0]) * scale)
+        assert float(norms.upper[index]) == pytest.approx(float(reference.upper[0]) * scale)
+    assert 0 < float(norms.lower[1]) <= float(norms.upper[1]) < 1e-318
+
+
+def test_budget_and_memory_leave_a_proved_bound() -> None:
+    kernel = torch.randn(12, 16, 3, 3, generator=torch.Generator().manual_seed(13))
+    full = lipfast.conv_norms(kernel, input_sizes=(6, 6), padding=1)
+    small = lipfast.conv_norms(kernel, input_sizes=(6, 6), padding=1, max_cells=5)
+    none = lipfast.conv_norms(kernel, input_sizes=(6, 6), padding=1, memory=1000)
+    assert small.method == ["cholesky"] and none.method == ["holder"]
+    assert int(small.cells[0]) < int(full.cells[0])
+    lower = float(full.supremum.lower[0])
+    assert lower <= float(small.upper[0]) <= 1.6 * lower
+    assert lower <= float(none.upper[0]) <= 10 * lower
+    assert float(none.lower[0]) == pytest.approx(float(full.lower[0]), rel=1e-3)
+
+
+def test_warm_start_begins_at_the_maximum() -> None:
+    generator = torch.Generator().manual_seed(14)
+    kernel = torch.randn(16, 16, 3, 3, generator=generator)
+    cold = lipfast.conv_norms({"a": kernel}, input_sizes=(12, 12), padding=1)
+    after = kernel + 1e-3 * torch.randn(kernel.shape, generator=generator)
+    warm = lipfast.conv_norms({"a": after}, input_sizes=(12, 12), padding=1, start=cold)
+    again = lipfast.conv_norms({"a": after}, input_sizes=(12, 12), padding=1)
+    assert float(warm.lower["a"]) == pytest.approx(float(again.lower["a"]), rel=1e-3)
+    assert float(warm.upper["a"]) == pytest.approx(float(again.upper["a"]), rel=2e-3)
+    assert int(warm.passes["a"]) <= int(again.passes["a"])
+    up = lipfast.conv_norms(kernel, input_sizes=(5, 5), transposed=True, stride=2)
+    warm_up = lipfast.conv_norms(kernel, input_sizes=(5, 5), transposed=True, stride=2, start=up)
+    assert float(warm_up.lower[0]) == pytest.approx(float(up.lower[0]), rel=1e-3)
+
+
+def test_a_kernel_nearby_is_bounded_by_the_difference() -> None:
+    generator = torch.Generator().manual_seed(18)
+    kernel = torch.randn(20, 16, 3, 3, generator=generator)
+    options: dict[str, Any] = {"input_sizes": (8, 8), "padding": 1, "rtol": 1e-2}
+    first = norms = lipfast.conv_norms(kernel, **options)
+    methods = []
+    for _ in range(6):
+        kernel = kernel + 1e-3 * torch.randn(kernel.shape, generator=generator)
+        norms = lipfast.conv_norms(kernel, **options, start=norms)
+        cold = lipfast.conv_norms(kernel, **{**options, "rtol": 1e-4})
+        lower, upper = supremum(norms)
+        assert lower <= supremum(cold)[1] and upper >= supremum(cold)[0]
+        assert upper - lower <= 1e-2 * upper
+        methods += norms.method
+    assert methods[0] == "difference" and methods.count("difference") >= 3
+    assert int(norms.cells[0]) < int(first.cells[0]) or norms.method == ["cholesky"]
+    same = lipfast.conv_norms(kernel, **options, start=norms)
+    far = lipfast.conv_norms(2 * kernel, **options, start=norms)
+    assert same.method == norms.method and far.method == ["cholesky"]
+    assert float(far.upper[0]) >= 2 * supremum(norms)[0]
+
+
+def test_a_start_survives_changes_in_place() -> None:
+    kernel = torch.tensor([0.25, 0.5, 0.25]).reshape(1, 1, 3)
+    before = lipfast.conv_norms(kernel, input_sizes=9, padding=1)
+    kernel.mul_(2.0)
+    after = lipfast.conv_norms(kernel, input_sizes=9, padding=1, start=before)
+    assert float(after.supremum.upper[0]) >= 2.0
+
+
+def test_results_do_not_depend_on_threads() -> None:
+    generator = torch.Generator().manual_seed(15)
+    kernels = [torch.randn(n, n, 3, 3, generator=generator) for n in (2, 60, 90)]
+    alone = lipfast.conv_norms(kernels, input_sizes=(4, 4), rtol=5e-3)
+    torch.set_num_threads(2)
+    together_ = lipfast.conv_norms(kernels, input_sizes=(4, 4), rtol=5e-3)
+    assert alone.supremum.lower.tolist() == together_.supremum.lower.tolist()
+    assert alone.supremum.upper.tolist() == together_.supremum.upper.tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtypes_and_layouts(dtype: torch.dtype) -> None:
+    base = torch.randn(4, 6, 3, 3, generator=torch.Generator().manual_seed(16)).to(dtype)
+    views = [base, base.transpose(0, 1), base.to(memory_format=torch.channels_last), base[::2]]
+    norms = lipfast.conv_norms(views, input_sizes=(4, 4), padding=1)
+    for index, view in enumerate(views):
+        matrix = conv_matrix(view, (4, 4), stride=(1, 1), padding=[(1, 1), (1, 1)], dilation=(1, 1))
+        value = float(torch.linalg.svdvals(matrix)[0])
+        assert float(norms.lower[index]) <= value * (1 + SVD_ERROR)
+        assert float(norms.upper[index]) >= value * (1 - SVD_ERROR)
+
+
+def test_a_state_dict_gives_its_kernels() -> None:
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Conv2d(4, 2, 3, stride=2)
+    )
+    sizes = {"0.weight": (8, 8), "2.weight": (6, 6)}
+    norms = lipfast.conv_norms(
+        model.state_dict(), input_sizes=sizes, stride={"0.weight": 1, "2.weight": 2}
+    )
+    assert list(norms.upper) == list(norms.supremum.lower) == ["0.weight", "2.weight"]
+    assert norms.right["2.weight"].shape == (4, 6, 6)
+    assert norms.left["2.weight"].shape == (2, 2, 2)
+    assert norms.frequency["0.weight"].shape == (2,)
+    assert "2.weight" in repr(norms)
+
+
+def test_opcheck() -> None:
+    taps = torch.randn(2, 3, 2, 1, 3, 4, generator=torch.Generator().manual_seed(17))
+    empty = torch.empty(0, dtype=torch.float64)
+    torch.library.opcheck(
+        torch.ops.lipfast.conv_norms.default, ([taps], [empty], [0, 0, 0], 1e-2, 1000, 0, 1 << 28)
+    )
+
+
+KERNEL = torch.ones(2, 2, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"input_sizes": (4, 4, 4)}, "input_sizes: expected 2 values"),
+        ({"input_sizes": (4, 0)}, "input_sizes: expected values of 1"),
+        ({"input_sizes": (4.0, 4)}, "input_sizes: expected an integer"),
+        ({"input_sizes": (2, 2)}, "the output would be empty"),
+        ({"stride": 0}, "stride: expected values of 1"),
+        ({"stride": [1, 1]}, "stride: a list holds one value per kernel"),
+        ({"stride": {"a": 1}}, "stride: is a mapping"),
+        ({"padding": -1}, "padding: expected values of 0"),
+        ({"padding": "full"}, "padding must be numbers"),
+        ({"padding": ((1, 1),)}, "uneven padding is one pair"),
+        ({"padding": "same", "stride": 2}, "needs stride 1"),
+        ({"padding": 5, "padding_mode": "reflect"}, "reflect padding of 5"),
+        ({"padding": 5, "padding_mode": "circular"}, "circular padding of 5"),
+        ({"padding_mode": "mirror"}, "padding_mode must be one of"),
+        ({"groups": 3}, "not divisible by 3 groups"),
+        ({"groups": 0}, "groups must be a positive integer"),
+        ({"transposed": 1}, "transposed must be True or False"),
+        ({"transposed": True, "padding_mode": "reflect"}, "padding_mode 'zeros' only"),
+        ({"output_padding": 1}, "belongs to transposed"),
+        ({"rtol": 0.0}, "rtol must be"),
+        ({"max_cells": 0}, "max_cells must be"),
+        ({"memory": -1}, "memory must be"),
+        ({"start": "warm"}, "start: expected the ConvNorms"),
+    ],
+)
+def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        lipfast.conv_norms(KERNEL, **{"input_sizes": (4, 4), **options})
+
+
+@pytest.mark.parametrize(
+    ("kernels", "message"),
+    [
+        ([], "no kernels"),
+        ([torch.ones(2, 2)], "kernel 0: expected"),
+        ([torch.ones(2, 2, 3, 3, 3, 3)], "one to three axes"),
+        ([torch.ones(2, 0, 3)], "is empty"),
+        ([torch.ones(2, 2, 3, dtype=torch.int64)], "dtype"),
+        ({"bias": torch.ones(3)}, "no kernels among"),
+        (3, "expected a list or a dict"),
+    ],
+)
+def test_bad_kernels_are_named(kernels: Any, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        lipfast.conv_norms(kernels, input_sizes=4)
+
+
+def test_nan_names_the_kernel() -> None:
+    bad = torch.ones(2, 2, 3)
+    bad[0, 0, 0] = math.nan
+    with pytest.raises(NonFiniteError, match=r"kernel 'b\.weight'"):
+        lipfast.conv_norms({"a": torch.ones(2, 2, 3), "b.weight": bad}, input_sizes=4)
+
+
+def test_start_of_another_shape_is_an_error() -> None:
+    known = lipfast.conv_norms(KERNEL, input_sizes=(4, 4))
+    with pytest.raises(ArgumentError, match="had another shape"):
+        lipfast.conv_norms(KERNEL, input_sizes=(5, 5), start=known)
+    with pytest.raises(ArgumentError, match="keyed otherwise"):
+        lipfast.conv_norms({"a": KERNEL}, input_sizes=(4, 4), start=known)

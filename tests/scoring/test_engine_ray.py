@@ -1,0 +1,261 @@
+"""The Ray engine: with a stand-in for Ray everywhere, with a real cluster in the long tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import types
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from toy_archive import write_toy
+
+from lipfast.errors import ArchiveError, ArgumentError
+from lipfast.scoring import Progress, read_scores, score
+from lipfast.scoring.engine import ray as engine
+
+
+class ActorDied(Exception):  # noqa: N818 (as Ray names it)
+    pass
+
+
+class FakeRay(types.ModuleType):
+    """Runs actors at once, in this process; `dies(files)` says when one is lost instead."""
+
+    def __init__(self, dies: Callable[[list[str]], bool]) -> None:
+        super().__init__("ray")
+        self.dies = dies
+        self.exceptions = types.SimpleNamespace(RayActorError=ActorDied)
+        self.made, self.killed, self.tried = 0, 0, 0
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def put(self, value: Any) -> Any:
+        return value
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 2.0}
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "NodeID": "here", "NodeManagerHostname": "here"}]
+
+    def get_runtime_context(self) -> Any:
+        return types.SimpleNamespace(get_node_id=lambda: "here")
+
+    def remote(self, **resources: float) -> Callable[[type], Any]:
+        assert resources == {"num_cpus": 1}
+        return lambda kind: types.SimpleNamespace(remote=lambda *a, **k: self.make(kind, a, k))
+
+    def make(self, kind: type, args: tuple, keywords: dict) -> Any:
+        self.made += 1
+        actor = kind(*args, **keywords)
+
+        def call(files: list) -> Callable[[], Any]:
+            def result() -> Any:
+                self.tried += 1
+                if self.dies([Path(file.path).stem for file in files]):
+                    raise ActorDied("the actor died")
+                return actor.score(files)
+
+            return result
+
+        return types.SimpleNamespace(score=types.SimpleNamespace(remote=call))
+
+    def wait(self, waiting: list, num_returns: int) -> tuple[list, list]:
+        return waiting[-num_returns:], waiting[:-num_returns]
+
+    def get(self, reference: Callable[[], Any]) -> Any:
+        return reference()
+
+    def kill(self, worker: Any) -> None:
+        self.killed += 1
+
+
+@pytest.fixture
+def fake(monkeypatch) -> Callable[..., FakeRay]:
+    def install(dies: Callable[[list[str]], bool] = lambda names: False) -> FakeRay:
+        ray = FakeRay(dies)
+        monkeypatch.setattr(engine, "_import_ray", lambda: ray)
+        monkeypatch.setattr("torch.set_num_threads", lambda count: None)
+        return ray
+
+    return install
+
+
+@pytest.fixture
+def arguments(toy_models, samples, tmp_path) -> dict:
+    return {"arch": toy_models, "data": samples, "out": tmp_path / "s", "engine": "ray"}
+
+
+def test_the_scores_are_those_of_the_local_engine(fake, arguments, archive, tmp_path):
+    ray = fake()
+    seen: list[Progress] = []
+    summary = score(archive, **arguments, progress=seen.append)
+    assert (summary.scored, summary.failed, summary.plans) == (12, 0, 2)
+    assert {"upper", "lower", "read", "write"} <= set(summary.seconds)
+    assert seen[-1].done == 12
+    assert (ray.made, ray.killed) == (2, 2)
+    assert score(archive, **arguments).skipped == 12
+    score(archive, **{**arguments, "engine": "local", "out": tmp_path / "local"})
+    ours, local = read_scores(tmp_path / "s"), read_scores(tmp_path / "local")
+    for name in ("uri", "status", "fingerprint", "run", "step"):
+        assert ours[name].equals(local[name])
+    assert ours["upper"].to_pylist() == pytest.approx(local["upper"].to_pylist(), rel=1e-6)
+
+
+def test_the_piece_of_a_lost_worker_is_done_again(fake, arguments, archive):
+    losses = []
+
+    def once(names: list[str]) -> bool:
+        losses.append(names)
+        return len(losses) == 2
+
+    ray = fake(once)
+    assert score(archive, **arguments).scored == 12
+    assert ray.made == 3
+    table = read_scores(arguments["out"])
+    assert table.num_rows == len(set(table["uri"].to_pylist())) == 12
+
+
+def test_what_kills_every_worker_becomes_a_row(fake, arguments, archive):
+    write_toy(archive / "w4s0" / "poison.safetensors", 4)
+    ray = fake(lambda names: "poison" in names)
+    summary = score(archive, **arguments)
+    assert (summary.scored, summary.failed) == (12, 1)
+    assert summary.reasons == {"WorkerLostError": 1}
+    assert "every worker that tried it was lost" in next(iter(summary.examples.values()))
+    assert ray.tried < 40
+    assert read_scores(arguments["out"]).num_rows == 13
+
+
+def test_bad_checkpoints_conditions_and_limits(fake, arguments, archive):
+    fake()
+    (archive / "w4s0" / "rubbish.pt").write_bytes(b"rubbish")
+    summary = score(archive, **arguments, where="step = 10")
+    assert (summary.scored, summary.failed, summary.left_out) == (4, 1, 8)
+    summary = score(archive, **arguments, limit=3)
+    assert (summary.scored, summary.skipped, summary.failed_before) == (3, 4, 1)
+
+
+def test_an_architecture_that_cannot_be_made_is_an_error(fake, arguments, archive):
+    fake()
+    broken = {**arguments, "arch": "lipfast_toy_models:broken"}
+    with pytest.raises(ArgumentError, match="raised RuntimeError: no such model"):
+        score(archive, **broken)
+
+
+def test_files_that_no_worker_can_see(fake, arguments):
+    fake()
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/lipfast-ray/a.pt", b"1")
+    try:
+        with pytest.raises(ArchiveError, match="memory of this process, where workers cannot see"):
+            score("memory://lipfast-ray", **arguments)
+    finally:
+        memory.rm("/lipfast-ray", recursive=True)
+
+
+def test_files_that_another_machine_does_not_see(fake, arguments, archive, monkeypatch):
+    ray = fake()
+    other = {"Alive": True, "NodeID": "there", "NodeManagerHostname": "node7"}
+    monkeypatch.setattr(ray, "nodes", lambda: [*FakeRay.nodes(ray), other])
+    strategies = types.ModuleType("ray.util.scheduling_strategies")
+    strategies.NodeAffinitySchedulingStrategy = lambda node, soft: (node, soft)
+    for name in ("ray", "ray.util", "ray.util.scheduling_strategies"):
+        monkeypatch.setitem(sys.modules, name, strategies)
+
+    def remote(**resources: float) -> Callable[[Any], Any]:
+        answer = types.SimpleNamespace(remote=lambda paths: [None] * len(paths))
+        return lambda function: types.SimpleNamespace(options=lambda **options: answer)
+
+    monkeypatch.setattr(ray, "remote", remote)
+    monkeypatch.setattr(ray, "get", lambda references: references)
+    with pytest.raises(ArchiveError, match=r"machine node7 of the Ray cluster cannot see 'file://"):
+        score(archive, **arguments)
+
+
+def test_without_ray_the_error_names_the_extra(arguments, archive, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ArgumentError, match=r"pip install 'lipfast\[ray\]'"):
+        score(archive, **arguments)
+
+
+# A real cluster of two workers on this machine. Starting it and compiling in each worker takes
+# longer than everything else together, therefore long.
+
+
+@pytest.fixture
+def cluster():
+    ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'lipfast[ray]'")
+    options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+    ray.init(num_cpus=2, **options)
+    yield ray
+    ray.shutdown()
+
+
+def large(root: Path) -> Path:
+    for run in range(8):
+        for step in range(25):
+            path = root / f"run{run}" / f"step{step}.safetensors"
+            write_toy(path, 4 + 2 * (run % 2), seed=100 * run + step, step=step)
+    return root
+
+
+@pytest.mark.long
+def test_a_worker_is_killed_in_the_middle(cluster, arguments, tmp_path, monkeypatch):
+    archive = large(tmp_path / "large")
+    monkeypatch.setattr(engine, "PIECE_FILES", 25)
+    victims: list[int] = []
+
+    def kill(at: Progress) -> None:
+        if not victims and 0 < at.done < 150:
+            victims.extend(workers_of(os.getpid()))
+            os.kill(busiest(victims), signal.SIGKILL)
+
+    summary = score(archive, **arguments, workers=2, progress=kill)
+    assert victims
+    assert (summary.scored, summary.failed) == (200, 0)
+    table = read_scores(arguments["out"])
+    assert table.num_rows == len(set(table["uri"].to_pylist())) == 200
+    assert set(table["status"].to_pylist()) == {"ok"}
+    score(archive, **{**arguments, "engine": "local", "out": tmp_path / "local"})
+    expected = read_scores(tmp_path / "local")
+    assert table["uri"].equals(expected["uri"])
+    assert table["upper"].to_pylist() == pytest.approx(expected["upper"].to_pylist(), rel=1e-6)
+
+
+def status(pid: int) -> tuple[str, int, int]:
+    """Name, parent and processor time of a process."""
+    text = Path(f"/proc/{pid}/stat").read_text()
+    name, _, rest = text.partition("(")[2].rpartition(")")
+    fields = rest.split()
+    return name, int(fields[1]), int(fields[11]) + int(fields[12])
+
+
+def processes() -> dict[int, tuple[str, int, int]]:
+    found = {}
+    for path in Path("/proc").iterdir():
+        if path.name.isdecimal():
+            with suppress(OSError):
+                found[int(path.name)] = status(int(path.name))
+    return found
+
+
+def workers_of(driver: int) -> list[int]:
+    """Workers of the cluster that this process started: children of its raylet."""
+    table = processes()
+    raylets = {pid for pid, (name, up, _) in table.items() if name == "raylet" and up == driver}
+    named = {pid for pid, (name, up, _) in table.items() if up in raylets and "Worker" in name}
+    return sorted(named)
+
+
+def busiest(pids: list[int]) -> int:
+    """The worker that has used most of the processor is scoring; idle ones wait."""
+    table = processes()
+    return max(pids, key=lambda pid: table[pid][2] if pid in table else -1)
