@@ -3,24 +3,36 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 BIN := .venv/bin
-SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cuh' -o -name '*.cu')
+SOURCES := $(shell find csrc tests/csrc -name '*.cpp' -o -name '*.h' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help demo test test-long bench lint format build clean
+.PHONY: help demo test test-long test-gpu bench bench-gpu cuda-report lint format build clean
 
 help: ## what there is to run
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: .venv/experiments ## train, score and draw the double descent (minutes)
 	$(BIN)/python -m experiments run double-descent --scale demo
 
-test: .venv/test ## the tests, doctests included
-	$(BIN)/python -m pytest -m "not long"
+test: .venv/test ## the tests, doctests included; without those that need a GPU
+	$(BIN)/python -m pytest -m "not long and not gpu"
 
 test-long: .venv/test ## the slow campaigns
 	$(BIN)/python -m pytest -m long
 
+test-gpu: .venv/test ## the CUDA kernels on a GPU, under compute-sanitizer too where that is installed
+	$(BIN)/python -m pytest tests/gpu -m gpu -rs
+	@if command -v compute-sanitizer >/dev/null && $(BIN)/python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; then \
+		compute-sanitizer --error-exitcode 1 $(BIN)/python -m pytest tests/gpu -m gpu -k "small" -q; \
+	else echo "compute-sanitizer: skipped, it is not installed or there is no CUDA device"; fi
+
 bench: .venv/test ## ratios to plain PyTorch
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-quiet -q --no-header -o python_files="bench_*.py" -o python_functions="bench_*"
+
+bench-gpu: .venv/test ## timings on a GPU beside its memory and arithmetic limits
+	$(BIN)/python -m bench.gpu
+
+cuda-report: .venv/torch ## registers, spills and occupancy of the CUDA kernels, against the committed table
+	@MAX_JOBS=$(JOBS) $(BIN)/python csrc/cuda_report.py
 
 lint: .venv/lint ## formatting, lint and types
 	$(BIN)/ruff check .
@@ -46,8 +58,8 @@ clean: ## everything that was built
 	@touch $@
 
 # The environment's bin comes first on the path: torch's build looks for ninja there.
-.venv/built: .venv/torch $(SOURCES) setup.py pyproject.toml lipfast/_version.py
-	@echo "building the extension with $(JOBS) jobs: about a minute"
+.venv/built: .venv/torch $(SOURCES) setup.py csrc/nvcc.py pyproject.toml lipfast/_version.py
+	@echo "building the extension with $(JOBS) jobs: about a minute, two where nvcc is"
 	@PATH="$(abspath $(BIN)):$$PATH" PYTHONWARNINGS=ignore MAX_JOBS=$(JOBS) $(BIN)/python -m pip install --quiet --no-build-isolation -e .
 	@touch $@
 

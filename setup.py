@@ -1,4 +1,4 @@
-"""Builds the native extension `lipfast._C`; everything else is in pyproject.toml."""
+"""Builds lipfast._C and, where nvcc is, lipfast._C_cuda; everything else is in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -11,6 +11,23 @@ from pathlib import Path
 from setuptools import setup
 
 ROOT = Path(__file__).parent.resolve()
+sys.path.insert(0, str(ROOT / "csrc"))
+
+from nvcc import architectures, compile_kernels, find_toolkit  # noqa: E402
+
+COMPILE_FLAGS = [
+    "-O3",
+    "-std=c++20",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unused-function",
+    "-Wno-unused-parameter",  # torch's own headers
+    "-Wno-psabi",
+    "-Wno-unknown-pragmas",
+]
 
 MISSING_COMPILER = """
 lipfast has a native part and no C++ compiler was found (looked for: {compiler}).
@@ -74,21 +91,43 @@ def extension_arguments() -> dict[str, object]:
         include_dirs=[get_include()],
         define_macros=macros,
         depends=headers,
-        extra_compile_args=[
-            "-O3",
-            "-std=c++20",
-            "-ffp-contract=fast",
-            "-fno-math-errno",
-            "-fvisibility=hidden",
-            "-Wall",
-            "-Wextra",
-            "-Wno-unused-function",
-            "-Wno-unused-parameter",  # torch's own headers
-            "-Wno-psabi",
-            "-Wno-unknown-pragmas",
-        ],
+        extra_compile_args=COMPILE_FLAGS,
     )
-    return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildExtension}}
+    toolkit = find_toolkit()
+    if toolkit is None:
+        return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildExtension}}
+
+    # torch's own CUDAExtension refuses a CPU torch; the stable ABI needs no other.
+    checks = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc/ops").glob("*.cpp"))
+    launches = sorted(
+        str(path.relative_to(ROOT)) for path in (ROOT / "csrc/ops/cuda").glob("*.cpp")
+    )
+    cuda_macros = [
+        ("LIPFAST_CHECKS_ONLY", "1"),
+        ("USE_CUDA", "1"),
+        ("LIPFAST_NVCC", f'"nvcc {toolkit.version}"'),
+        ("LIPFAST_ARCHITECTURES", f'"{" ".join(architectures())}"'),
+    ]
+    cuda = CppExtension(
+        "lipfast._C_cuda",
+        [*checks, *launches],
+        include_dirs=[get_include(), str(toolkit.include)],
+        define_macros=[*macros, *cuda_macros],
+        depends=headers,
+        library_dirs=[str(toolkit.libraries)],
+        libraries=["cudart_static", "dl", "rt", "pthread"],
+        extra_compile_args=COMPILE_FLAGS,
+    )
+
+    class BuildWithKernels(BuildExtension):
+        """Compiles the .cu files with nvcc before the C++ that calls them."""
+
+        def build_extension(self, ext):
+            if ext is cuda:
+                ext.extra_objects = compile_kernels(toolkit, Path(self.build_temp) / "kernels")
+            super().build_extension(ext)
+
+    return {"ext_modules": [extension, cuda], "cmdclass": {"build_ext": BuildWithKernels}}
 
 
 setup(**extension_arguments())

@@ -13,7 +13,7 @@ from lipfast._version import __version__
 
 @dataclass(frozen=True)
 class Info:
-    """Versions, CPU capability, threads and build, as `info()` found them."""
+    """Versions, CPU capability, threads, devices and build, as `info()` found them."""
 
     lipfast: str
     torch: str
@@ -24,6 +24,7 @@ class Info:
     compiler: str
     built_with_torch: str
     devices: tuple[str, ...]
+    cuda: str
 
     def to_dict(self) -> dict[str, object]:
         """The same as a dictionary of plain values."""
@@ -41,6 +42,7 @@ class Info:
             "threads": self.threads,
             "devices": ", ".join(self.devices),
             "compiler": self.compiler,
+            "cuda": self.cuda,
         }
         return "\n".join(f"{key:<11} {value}" for key, value in values.items())
 
@@ -56,7 +58,7 @@ def info() -> Info:
         >>> lipfast.info()["capability"] in ("default", "avx2", "avx512")
         True
     """
-    build = _native.build_info()
+    build, cuda = _native.build_info(), _native.cuda_info()
     return Info(
         lipfast=__version__,
         torch=torch.__version__,
@@ -66,5 +68,8 @@ def info() -> Info:
         threads=torch.get_num_threads(),
         compiler=build["compiler"],
         built_with_torch=build["torch"],
-        devices=("cpu",),
+        devices=_native.devices(),
+        cuda=str(_native.cuda_reason())
+        if cuda is None
+        else f"{cuda['nvcc']}, {cuda['architectures']}",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,6 +26,41 @@ if _C.build_info()["version"] != __version__:
         f"the native extension was built for lipfast {_C.build_info()['version']}, the Python part "
         f"is {__version__}: build again with 'make build'"
     )
+
+# Beside it, if it was built: the CUDA kernels. Without them everything else works.
+_cuda_info: dict[str, str] | None = None
+_cuda_reason: str | None = None
+try:
+    from lipfast import _C_cuda
+except ImportError as error:
+    built = importlib.util.find_spec("lipfast._C_cuda") is not None
+    _cuda_reason = (
+        f"lipfast._C_cuda could not be loaded ({error})"
+        if built
+        else "built without CUDA; build again where nvcc is (LIPFAST_CUDA=1 insists)"
+    )
+else:
+    _cuda_info = _C_cuda.build_info()
+    if _cuda_info["version"] != __version__:
+        raise NativeError(
+            f"the CUDA extension was built for lipfast {_cuda_info['version']}, the Python part is "
+            f"{__version__}: build again with 'make build'"
+        )
+
+
+def devices() -> tuple[str, ...]:
+    """Types of the devices that this build has kernels for."""
+    return ("cpu",) if _cuda_info is None else ("cpu", "cuda")
+
+
+def cuda_info() -> dict[str, str] | None:
+    """nvcc, architectures, torch and package version of the CUDA build, if there is one."""
+    return None if _cuda_info is None else dict(_cuda_info)
+
+
+def cuda_reason() -> str | None:
+    """Why there are no CUDA kernels, or None."""
+    return _cuda_reason
 
 
 def capability() -> str:

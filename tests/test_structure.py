@@ -92,6 +92,27 @@ def test_an_op_has_one_stem_everywhere(stem: str) -> None:
     assert [path for path in expected if not (ROOT / path).is_file()] == []
 
 
+@pytest.mark.parametrize("stem", [*STEMS, "cholesky_residual"])
+def test_an_op_has_one_stem_on_cuda(stem: str) -> None:
+    expected = [
+        *(f"csrc/kernels/cuda/{stem}.{kind}" for kind in ("h", "cuh", "cu")),
+        f"csrc/ops/{stem}.cpp",
+        f"csrc/ops/cuda/{stem}.cpp",
+        f"lipfast/ops/{stem}.py",
+        f"lipfast/reference/{stem}.py",
+        f"tests/csrc/case_{stem}.h",
+        f"tests/ops/test_{stem}.py",
+    ]
+    assert [path for path in expected if not (ROOT / path).is_file()] == []
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "csrc/kernels").rglob("*.[hc]*")), ids=lambda path: path.name
+)
+def test_kernels_know_nothing_of_torch(path: Path) -> None:
+    assert "torch/" not in path.read_text()
+
+
 def test_no_path_of_a_machine_is_tracked() -> None:
     patterns = ["/ho" + "me/", "/ro" + "ot/", "/Us" + "ers/"]
     command = ["git", "grep", "-nIF", *[part for pattern in patterns for part in ("-e", pattern)]]

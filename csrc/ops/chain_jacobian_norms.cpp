@@ -200,6 +200,7 @@ ChainStages check_chain_jacobian_norms(const Tensor& x, const std::vector<Tensor
   return result;
 }
 
+#if !defined(LIPFAST_CHECKS_ONLY)
 STABLE_TORCH_LIBRARY_FRAGMENT(lipfast, m) {
   // weights, biases: network by network, affine stage by affine stage, kernels with two axes; an empty bias is none.
   // stages: 12 numbers each: kind (StageKind; 5: Flatten), activation, kernel, stride, padding, dilation (height and
@@ -208,5 +209,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lipfast, m) {
       "chain_jacobian_norms(Tensor x, Tensor[] weights, Tensor[] biases, int[] stages, float[] parameters) -> (Tensor "
       "spectral, Tensor frobenius)");
 }
+#endif
 
 }  // namespace lipfast

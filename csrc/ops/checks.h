@@ -36,10 +36,13 @@ T* mutable_values(Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());
 }
 
+// The definitions stand beside the schemas; _C_cuda compiles them once more with LIPFAST_CHECKS_ONLY, without the
+// schemas.
 void check_spectral_norms(const std::vector<Tensor>& matrices, const std::vector<Tensor>& start);
 void check_conv_norms(const std::vector<Tensor>& taps, const std::vector<Tensor>& start,
                       const std::vector<int64_t>& grid);
 Dtype check_jacobian_reduction(const Tensor& jacobian);
+void check_cholesky_residual(const Tensor& matrices, const Tensor& factors, const Tensor& shifts);
 // The stages with the shapes between them, and the shapes of the first input and the last output.
 struct ChainStages {
   std::vector<ChainStage> stages;

@@ -18,6 +18,7 @@ void check_spectral_norms(const std::vector<Tensor>& matrices, const std::vector
   }
 }
 
+#if !defined(LIPFAST_CHECKS_ONLY)
 STABLE_TORCH_LIBRARY_FRAGMENT(lipfast, m) {
   // start: none, or one float64 vector (cols) per matrix, empty for a seeded one.
   // upper_method: 0 none, 1 Cholesky, 2 Hoelder; -1: an entry of the matrix is NaN or infinite.
@@ -27,5 +28,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lipfast, m) {
       "int seed, int memory) -> (Tensor lower, Tensor upper, Tensor passes, Tensor upper_method, Tensor right, "
       "Tensor left)");
 }
+#endif
 
 }  // namespace lipfast

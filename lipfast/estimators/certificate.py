@@ -219,7 +219,7 @@ def kink_distances(
         rule = RULES.get(node.op)
         if rule is not None and rule.breakpoints is not None:
             kinked.append((_source(node), rule.breakpoints(node)))
-    infinite = torch.full((len(x),), math.inf, dtype=x.dtype)
+    infinite = torch.full((len(x),), math.inf, dtype=x.dtype, device=x.device)
     backward, forward = infinite, infinite.clone()
     if not kinked:
         return backward, forward

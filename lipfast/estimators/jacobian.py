@@ -25,7 +25,7 @@ from lipfast.estimators.jacobian_gradient import differentiable_values
 from lipfast.estimators.jacobian_lanczos import lanczos_triplets
 from lipfast.estimators.jacobian_rows import row_norms
 from lipfast.estimators.linearization import SMALL_SIDE, DerivativeError, footprint
-from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms
+from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms, has_chain_kernel
 from lipfast.plan.cache import cached_plan
 from lipfast.plan.chain import Chain, find_chain
 from lipfast.plan.interpret import evaluate
@@ -75,7 +75,7 @@ def plan_jacobian_norms(
     chain = None
     if norm == 2 and (method == "fused" or (method == "auto" and _small(plan))):
         chain = find_chain(plan)
-    if chain is not None:
+    if chain is not None and (method == "fused" or has_chain_kernel(chain.stages, x.device)):
         return _chain_norms(plan, chain, tensors, x)
     if method == "fused":
         raise ArgumentError(
@@ -289,7 +289,9 @@ def _module_norms(
             if method == "fused"
             else cached_plan(module, problem.x[:2])
         )
-        if plan is not None and (method == "fused" or find_chain(plan) is not None):
+        chain = None if plan is None else find_chain(plan)
+        fits = chain is not None and has_chain_kernel(chain.stages, problem.x.device)
+        if plan is not None and (method == "fused" or fits):
             entry = plan.resolve(module.state_dict())
             values = plan_jacobian_norms(plan, [entry], problem.x, norm=norm, method="fused")[0]
             return JacobianNorms(values, "fused")

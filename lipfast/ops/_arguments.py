@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from lipfast import _native
 from lipfast.errors import ArgumentError
 
 Norm = int | float
@@ -23,7 +24,7 @@ def check_norm(norm: Norm) -> Norm:
 
 
 def check_floating(tensor: object, name: str, dimensions: int | None = None) -> Tensor:
-    """Returns a dense real floating-point CPU tensor, or raises an error that names it."""
+    """Returns a dense real floating-point tensor on a device with kernels, or raises an error."""
     if not isinstance(tensor, Tensor):
         raise ArgumentError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
     if tensor.layout != torch.strided:
@@ -35,15 +36,27 @@ def check_floating(tensor: object, name: str, dimensions: int | None = None) -> 
         )
     if tensor.is_meta:
         raise ArgumentError(f"{name}: is a meta tensor and holds no data")
-    if tensor.device.type != "cpu":
+    if tensor.device.type not in _native.devices():
+        reason = _native.cuda_reason() if tensor.device.type == "cuda" else None
         raise ArgumentError(
-            f"{name}: is on {tensor.device}; this build has CPU kernels only (tensor.cpu())"
+            f"{name}: is on {tensor.device}; this build has kernels for "
+            f"{' and '.join(_native.devices())} only (tensor.cpu())"
+            + (f": {reason}" if reason else "")
         )
     if dimensions is not None and tensor.dim() != dimensions:
         raise ArgumentError(
             f"{name}: expected {dimensions} dimensions, got shape {tuple(tensor.shape)}"
         )
     return tensor
+
+
+def check_same_device(tensor: Tensor, like: Tensor, name: str) -> None:
+    """Raises an error that names a tensor on another device than the others of its call."""
+    if tensor.device != like.device:
+        raise ArgumentError(
+            f"{name}: is on {tensor.device}, expected {like.device}: all tensors of a call must be "
+            f"on one device (tensor.to({str(like.device)!r}))"
+        )
 
 
 def native_dtype(tensor: Tensor) -> Tensor:

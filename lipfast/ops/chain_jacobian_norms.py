@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
-from lipfast.ops._arguments import check_floating, native_dtype
+from lipfast.ops._arguments import check_floating, check_same_device, native_dtype
 from lipfast.ops.chain_stages import (
     AFFINE_KINDS,
     NUMBERS,
@@ -34,8 +34,10 @@ __all__ = [
     "MaxPool",
     "Stage",
     "chain_jacobian_norms",
+    "has_chain_kernel",
 ]
 
+_MOST_LAYERS_ON_CUDA = 64
 MAX_OUTPUTS = 1024
 """Most rows K of a Jacobian: every thread holds a few of K x the largest layer."""
 
@@ -102,6 +104,11 @@ def chain_jacobian_norms(
         flat_biases += [
             none if bias is None else bias.detach().contiguous() for bias in network_biases
         ]
+    if not has_chain_kernel(stages, x.device):
+        raise ArgumentError(
+            f"on {x.device} a chain is up to {_MOST_LAYERS_ON_CUDA} linear stages with ReLU or "
+            "LeakyReLU between them: use the CPU, or explicit Jacobians (method='rows')"
+        )
     numbers, parameters = encode(stages, [tuple(weight.shape) for weight in weights[0]])
     spectral, frobenius = torch.ops.lipfast.chain_jacobian_norms(
         _as_planes(x), flat_weights, flat_biases, numbers, parameters
@@ -126,6 +133,8 @@ def _check_network(
                 raise ArgumentError(
                     f"{name}: weights must have the dtype of x, {x.dtype}, got {tensor.dtype}"
                 )
+            if tensor is not None:
+                check_same_device(tensor, x, name)
         try:
             shape = output_shape(stage, shape, None if weight is None else tuple(weight.shape))
         except ArgumentError as error:
@@ -136,6 +145,34 @@ def _check_network(
         raise ArgumentError(
             f"{math.prod(shape)} outputs are more than the {MAX_OUTPUTS} that are formed row by row"
         )
+
+
+def has_chain_kernel(stages: Sequence[Stage], device: torch.device) -> bool:
+    """Whether `chain_jacobian_norms` takes a chain on a device.
+
+    The CPU takes every chain; CUDA takes linear stages, each followed by any number of ReLU and
+    LeakyReLU, up to 64 of them, and Flatten before the first.
+
+    Example:
+        >>> from lipfast.ops.chain_jacobian_norms import Activation, Linear, has_chain_kernel
+        >>> has_chain_kernel([Linear(), Activation("tanh")], torch.device("cpu"))
+        True
+        >>> has_chain_kernel([Linear(), Activation("tanh")], torch.device("cuda"))
+        False
+    """
+    if device.type == "cpu":
+        return True
+    linear, slope = 0, 1.0
+    for stage in stages:
+        if isinstance(stage, Linear):
+            linear, slope = linear + 1, 1.0
+        elif isinstance(stage, Activation) and linear > 0 and slope >= 0:
+            if stage.name not in ("relu", "leaky_relu"):
+                return False
+            slope *= stage.parameters[0] if stage.name == "leaky_relu" else 0.0
+        elif not isinstance(stage, Flatten):
+            return False
+    return 1 <= linear <= _MOST_LAYERS_ON_CUDA
 
 
 def _as_planes(tensor: Tensor) -> Tensor:

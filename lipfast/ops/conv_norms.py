@@ -282,6 +282,11 @@ def _weights(kernels: object) -> tuple[list[Any], list[Tensor]]:
     weights = []
     for key, value in zip(keys, values, strict=True):
         weight = check_floating(value, _name(key))
+        if weight.device.type != "cpu":
+            raise ArgumentError(
+                f"{_name(key)}: is on {weight.device}; conv_norms has CPU kernels only "
+                "(tensor.cpu())"
+            )
         if not 3 <= weight.dim() <= 5:
             raise ArgumentError(
                 f"{_name(key)}: expected (out, in / groups, *kernel size) with one to three axes, "

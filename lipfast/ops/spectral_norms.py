@@ -12,8 +12,15 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError, NonFiniteError
-from lipfast.ops._arguments import FLOATING, Norm, check_floating, check_norm
+from lipfast.ops._arguments import (
+    FLOATING,
+    Norm,
+    check_floating,
+    check_norm,
+    check_same_device,
+)
 from lipfast.ops.denormals import denormals_flushed
+from lipfast.ops.gram_certificate import Brackets, tighten
 
 DEFAULT_MEMORY = 2 << 30
 _UPPER_METHODS = ("none", "cholesky", "holder")
@@ -89,7 +96,8 @@ def spectral_norms(
     (with full reorthogonalisation), in float64 and less its own rounding. Upper: $\sqrt{t +
     \epsilon}$ for a shift t at which $t I - W W^T$ has a Cholesky factor and $\epsilon$ covers
     every rounding (Demmel 1989; Rump, BIT 46, 2006). For p = 1 and inf, the largest column and row
-    sum of magnitudes, rounded outward.
+    sum of magnitudes, rounded outward. Matrices on a CUDA device stay there: the same bounds, from
+    a factorisation by torch whose residual is computed anew (`docs/bounds.md`).
 
     Where grad mode is on and a matrix requires gradients, `lower` and `upper` carry the gradient of
     the norm: $u v^T$ for p = 2 (its only gradient where the largest singular value is simple, one
@@ -168,32 +176,52 @@ def spectral_norms(
     keys, matrices = _matrices(tensors)
     starts = _start_vectors(start, tensors, keys, matrices)
     if norm == 2:
-        flat = torch.ops.lipfast.spectral_norms(
-            matrices,
-            starts,
-            certify,
-            float(rtol),
-            int(max_passes),
-            method == "power",
-            int(seed),
-            int(memory),
-        )
-        lower, upper, passes, codes, right_values, left_values = flat
-        if (codes < 0).any():
-            index = int((codes < 0).nonzero()[0])
+        options = (float(rtol), int(max_passes), method == "power", int(seed), int(memory))
+        found = _native_brackets(matrices, starts, certify, options)
+        if (found.codes < 0).any():
+            index = int((found.codes < 0).nonzero()[0])
             raise NonFiniteError(f"{_name(keys[index])}: holds NaN or Inf; its norm is not defined")
-        right = list(right_values.split([matrix.shape[1] for matrix in matrices]))
-        left = list(left_values.split([matrix.shape[0] for matrix in matrices]))
+        if certify and matrices[0].is_cuda:
+            found = tighten(
+                matrices,
+                found,
+                lambda some, near: _native_brackets(some, near, True, options),
+                rtol=float(rtol),
+                memory=int(memory),
+            )
+        lower, upper, passes, codes = found.lower, found.upper, found.passes, found.codes
+        right, left = found.right, found.left
         how = [_UPPER_METHODS[code] for code in codes.tolist()]
     else:
         lower, upper, right, left = _sum_norms(matrices, keys, norm)
-        passes = torch.ones(len(matrices), dtype=torch.int64)
+        device = matrices[0].device
+        passes = torch.ones(len(matrices), dtype=torch.int64, device=device)
         how = ["sums"] * len(matrices)
-        # The native op sets the mode of its threads itself.
-        codes = torch.full((len(matrices),), 0 if denormals_flushed() else 1)
+        # The native op sets the mode of its threads itself; a GPU keeps denormals of float64.
+        flushed = device.type == "cpu" and denormals_flushed()
+        codes = torch.full((len(matrices),), 0 if flushed else 1, device=device)
     certified = codes != 0
     result = SpectralNorms(lower, upper, certified, right, left, passes, how)
     return _keyed(result, keys) if isinstance(tensors, Mapping) else result
+
+
+def _native_brackets(
+    matrices: list[Tensor],
+    starts: list[Tensor],
+    certify: bool,
+    options: tuple[float, int, bool, int, int],
+) -> Brackets:
+    """Call the native op; on CUDA its upper bounds are Hoelder's."""
+    flat = torch.ops.lipfast.spectral_norms(matrices, starts, certify, *options)
+    lower, upper, passes, codes, right, left = flat
+    return Brackets(
+        lower,
+        upper,
+        passes,
+        codes,
+        list(right.split([matrix.shape[1] for matrix in matrices])),
+        list(left.split([matrix.shape[0] for matrix in matrices])),
+    )
 
 
 def _name(key: object) -> str:
@@ -231,6 +259,7 @@ def _matrices(tensors: object) -> tuple[list[Any], list[Tensor]]:
         matrix = check_floating(value, _name(key), 2)
         if matrix.numel() == 0:
             raise ArgumentError(f"{_name(key)}: is empty, shape {tuple(matrix.shape)}")
+        check_same_device(matrix, values[0], _name(key))
         matrices.append(_native(matrix))
     return keys, matrices
 
@@ -270,10 +299,11 @@ def _start_vectors(
     vectors = []
     for key, vector, matrix in zip(keys, given, matrices, strict=True):
         if vector is None:
-            vectors.append(torch.empty(0, dtype=torch.float64))
+            vectors.append(matrix.new_empty(0, dtype=torch.float64))
             continue
         name = f"start vector of {_name(key)}"
         checked = check_floating(vector, name, 1)
+        check_same_device(checked, matrix, name)
         if checked.shape[0] != matrix.shape[1]:
             raise ArgumentError(
                 f"{name}: expected {matrix.shape[1]} values, got {checked.shape[0]}"
@@ -332,7 +362,7 @@ def _sum_norms(
 def _extremal(matrix: Tensor, norm: Norm, top: int) -> tuple[Tensor, Tensor]:
     """The unit vector whose image is the largest, and the image's direction."""
     if norm == 1:
-        vector = torch.zeros(matrix.shape[1], dtype=torch.float64)
+        vector = torch.zeros(matrix.shape[1], dtype=torch.float64, device=matrix.device)
         vector[top] = 1.0
     else:
         vector = torch.where(matrix[top] < 0, -1.0, 1.0).double() / math.sqrt(matrix.shape[1])

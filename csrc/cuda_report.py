@@ -1,0 +1,195 @@
+"""Registers, shared memory, spills and occupancy of every CUDA kernel, from the compiler.
+
+``python csrc/cuda_report.py`` compiles the kernels for sm_80 and sm_90, prints the table and fails
+where a kernel spills or has a lower theoretical occupancy than the committed table
+(csrc/cuda_report.txt) says; ``--write`` rewrites that table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from nvcc import ROOT, Toolkit, compile_command, find_toolkit, sources
+
+TABLE = ROOT / "csrc" / "cuda_report.txt"
+ARCHITECTURES = ("8.0", "9.0")
+HEADINGS = (
+    "kernel",
+    "arch",
+    "threads",
+    "registers",
+    "shared",
+    "spilled",
+    "blocks/SM",
+    "occupancy",
+)
+
+# Per architecture: registers, shared bytes, warps and blocks of a multiprocessor; shared bytes that
+# each block takes beside its own (CUDA C++ Programming Guide, table of compute capabilities).
+REGISTERS = 65536
+SHARED = {"sm_80": 164 << 10, "sm_90": 228 << 10}
+WARPS = 64
+BLOCKS = 32
+RESERVED_SHARED = 1024
+
+# Threads and dynamic shared memory (bytes) with which the launchers start a kernel: for Jacobians
+# of K = 10 and K = 64 rows, for the chain with K = 10.
+LAUNCHES = {
+    "jacobian_reduction_kernel": [
+        (32, 8 * (32 + 4 * 10 + 10 * 33 + 10 * 11), "K=10"),
+        (256, 8 * (32 + 4 * 64 + 64 * 33 + 64 * 65), "K=64"),
+    ],
+    "spectral_norms_kernel": [(256, 38352, "")],
+    "spectral_table_kernel": [(64, 0, "")],
+    "cholesky_residual_kernel": [(256, 8 * (32 + 2 * 32 * 17), "")],
+    "chain_jacobian_norms_kernel": [(256, 32 + 2 * 32 * 32 * 16, "K=10")],
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel, launched in one way, on one architecture."""
+
+    kernel: str
+    architecture: str
+    threads: int
+    registers: int
+    shared: int
+    spilled: int
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that a multiprocessor holds at once."""
+        warps = -(-self.threads // 32)
+        # Registers are given to warps in units of 256, shared memory to blocks in units of 128.
+        per_warp = -(-self.registers * 32 // 256) * 256
+        shared = -(-(self.shared + RESERVED_SHARED) // 128) * 128
+        by_registers = REGISTERS // per_warp // 4 * 4 // warps  # four schedulers with a part each
+        return min(BLOCKS, WARPS // warps, by_registers, SHARED[self.architecture] // shared)
+
+    @property
+    def occupancy(self) -> int:
+        """Percent of the warps that a multiprocessor can hold."""
+        return round(100 * self.blocks * -(-self.threads // 32) / WARPS)
+
+    def cells(self) -> tuple[str, ...]:
+        """As the table shows it."""
+        numbers = (self.threads, self.registers, self.shared, self.spilled, self.blocks)
+        return (self.kernel, self.architecture, *map(str, numbers), f"{self.occupancy}%")
+
+
+def compiler_output(toolkit: Toolkit, source: Path) -> str:
+    """What ptxas says about the kernels of a source, names readable."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = compile_command(toolkit, source, Path(folder) / "out.o", list(ARCHITECTURES))
+        ended = subprocess.run(
+            [*command, "-Xptxas", "-v"], capture_output=True, text=True, check=False
+        )
+    if ended.returncode != 0:
+        sys.exit(f"nvcc failed on {source.name}:\n{ended.stdout}{ended.stderr}")
+    shown = subprocess.run(
+        ["c++filt"], input=ended.stdout + ended.stderr, capture_output=True, text=True, check=True
+    )
+    return shown.stdout
+
+
+def rows_of(text: str) -> list[Row]:
+    """The table's rows from the output of ptxas -v."""
+    pattern = re.compile(
+        r"Compiling entry function '(?:void )?lipfast::cuda::(?P<kernel>\w+(?:<[^>]*>)?)\(.*?\)' "
+        r"for '(?P<arch>sm_\d+)'.*?(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill "
+        r"loads.*?Used (?P<registers>\d+) registers[^\n]*",
+        re.DOTALL,
+    )
+    rows = []
+    for found in pattern.finditer(text):
+        static = re.search(r"(\d+) bytes smem", found[0])
+        for threads, dynamic, case in LAUNCHES[found["kernel"].split("<")[0]]:
+            rows.append(
+                Row(
+                    kernel=f"{found['kernel']}{' ' if case else ''}{case}",
+                    architecture=found["arch"],
+                    threads=threads,
+                    registers=int(found["registers"]),
+                    shared=dynamic + (int(static[1]) if static else 0),
+                    spilled=int(found["stores"]) + int(found["loads"]),
+                )
+            )
+    return rows
+
+
+def report(toolkit: Toolkit) -> list[Row]:
+    """Every kernel on every architecture."""
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+        texts = list(pool.map(lambda source: compiler_output(toolkit, source), sources()))
+    rows = [row for text in texts for row in rows_of(text)]
+    missing = set(LAUNCHES) - {re.split("[< ]", row.kernel)[0] for row in rows}
+    if missing:
+        sys.exit(f"the compiler said nothing about {', '.join(sorted(missing))}")
+    return sorted(rows, key=lambda row: (row.kernel, row.architecture))
+
+
+def table(rows: list[Row]) -> str:
+    """Aligned columns."""
+    lines = [HEADINGS, *(row.cells() for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADINGS))]
+    return "".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        + "\n"
+        for line in lines
+    )
+
+
+def committed() -> dict[tuple[str, str], int]:
+    """Occupancy by kernel and architecture, from the committed table."""
+    entries = [re.split(r"\s{2,}", line) for line in TABLE.read_text().splitlines()[1:]]
+    return {(entry[0], entry[1]): int(entry[-1].rstrip("%")) for entry in entries}
+
+
+def complaints(rows: list[Row], before: dict[tuple[str, str], int]) -> list[str]:
+    """Spills, falls in occupancy, and kernels that only one of the tables has."""
+    now = {(row.kernel, row.architecture): row.occupancy for row in rows}
+    spills = [
+        f"{row.kernel} on {row.architecture} spills {row.spilled} bytes"
+        for row in rows
+        if row.spilled
+    ]
+    falls = [
+        f"{kernel} on {architecture}: occupancy {now[kernel, architecture]}%, was {value}%"
+        for (kernel, architecture), value in before.items()
+        if now.get((kernel, architecture), value) < value
+    ]
+    strangers = sorted(set(now) ^ set(before))
+    renamed = [
+        f"{kernel} on {architecture} is in one table only" for kernel, architecture in strangers
+    ]
+    return spills + falls + renamed
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="rewrite the committed table")
+    write = parser.parse_args().write
+    toolkit = find_toolkit()
+    if toolkit is None:
+        sys.exit("no CUDA toolkit: put nvcc on the path or set CUDA_HOME")
+    rows = report(toolkit)
+    print(table(rows), end="")
+    if write:
+        TABLE.write_text(table(rows))
+    found = complaints(rows, committed())
+    if found:
+        sys.exit("\n".join([*found, "if that is meant: python csrc/cuda_report.py --write"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+// spectral_norms on CUDA: brackets of ||W||_2 for any number of dense row-major matrices, all in one launch.
+//
+// Types        float32 or float64 entries; all products, vectors and sums in float64.
+// Lower        ||W v|| / ||v|| at the final vector, less its own rounding: never above the truth.
+// Upper        with `certify`, Hoelder's or Frobenius' bound, rounded up: never below the truth, loose. The tight one
+// is
+//              cholesky_residual's business. Otherwise +inf.
+// Determinism  how a matrix is cut depends on its shape only, and every sum has a fixed order: results do not depend on
+//              the grid, on the other matrices, or on timing.
+// Host         nothing waits for the device; the table of matrices travels in kernel arguments, so that a captured CUDA
+//              graph holds all that it needs.
+// Errors       none on the device; a NaN or infinite entry gives upper_method -1.
+#pragma once
+
+#include <vector>
+
+#include "../params.h"
+
+namespace lipfast::cuda {
+
+constexpr int kSpectralThreads = 256;
+constexpr int kMaxBasis = 120;           // Lanczos vectors kept before a restart
+constexpr int64_t kItemBytes = 1 << 18;  // of W per work item
+constexpr int64_t kMinItemRows =
+    16;  // the partial sums of an item are one row of float64: they must stay the smaller part
+constexpr int kChunkEntries = 40;  // entries that fit a kernel's arguments
+
+// One matrix. A work item is a range of item_rows rows. `vectors` is where its part of the workspace begins: the basis
+// (basis x cols), the next vector (cols), partial sums (items x cols), the bound of W v (rows).
+struct SpectralEntry {
+  const void* data;
+  const double* start;  // cols values, or nullptr: seeded
+  int64_t rows, cols;
+  int64_t item_rows, items, first_item;
+  int64_t vectors;
+  int64_t right, left;  // where its singular vectors begin
+  int32_t basis;
+  Dtype dtype;
+};
+
+struct SpectralChunk {
+  SpectralEntry entries[kChunkEntries];
+};
+
+struct SpectralOptions {
+  uint64_t seed;
+  double tolerance;  // relative, on the square
+  int32_t max_passes;
+  bool power;
+  bool certify;
+};
+
+// What the recurrence of one matrix carries from pass to pass.
+struct SpectralState {
+  double largest;                    // |w_ij|, unscaled
+  double scale_first, scale_second;  // their product is 2^-exponent
+  int32_t exponent;
+  int32_t finite;
+  int32_t size;  // vectors in the basis before the current one
+  int32_t passes;
+  int32_t check;  // size at which to look at the convergence next
+  int32_t done;
+  double diagonal[kMaxBasis];
+  double off[kMaxBasis];
+};
+
+struct SpectralOutputs {
+  double *lower, *upper;
+  int64_t *passes, *upper_method;
+  double *right, *left;
+};
+
+struct SpectralLaunch {
+  const SpectralEntry* entries;
+  int64_t count, items;
+  SpectralState* states;
+  int32_t* item_matrix;     // items
+  int32_t* item_lists;      // 2 x items: the work of this step and of the next
+  int32_t* matrix_lists;    // 2 x count
+  int32_t* counters;        // 3 x (matrices, items): of this step, of the next, and one to be cleared; zero at first
+  double* item_statistics;  // 3 x items
+  double* vectors;
+  SpectralOptions options;
+  SpectralOutputs out;
+};
+
+// Where everything lies in one workspace.
+struct SpectralPlan {
+  std::vector<SpectralEntry> entries;
+  int64_t items = 0, vectors = 0, right = 0, left = 0;
+
+  void add(const void* data, Dtype dtype, int64_t rows, int64_t cols, const double* start,
+           int64_t item_bytes = kItemBytes, int64_t min_item_rows = kMinItemRows) {
+    SpectralEntry entry{};
+    entry.data = data;
+    entry.dtype = dtype;
+    entry.start = start;
+    entry.rows = rows;
+    entry.cols = cols;
+    const int64_t row_bytes = cols * (dtype == Dtype::kFloat32 ? 4 : 8);
+    entry.item_rows = item_bytes / row_bytes > min_item_rows ? item_bytes / row_bytes : min_item_rows;
+    entry.items = (rows + entry.item_rows - 1) / entry.item_rows;
+    entry.first_item = items;
+    entry.vectors = vectors;
+    entry.right = right;
+    entry.left = left;
+    const int64_t limit = cols > 2000 ? kMaxBasis : 64;
+    entry.basis = static_cast<int32_t>(cols < limit ? cols : limit);
+    items += entry.items;
+    vectors += (entry.basis + 1 + entry.items) * cols + rows;
+    right += cols;
+    left += rows;
+    entries.push_back(entry);
+  }
+
+  // Bytes of workspace; place() cuts them. Everything is aligned to 16.
+  int64_t bytes() const { return place(nullptr).second; }
+  SpectralLaunch launch(char* base) const { return place(base).first; }
+
+ private:
+  std::pair<SpectralLaunch, int64_t> place(char* base) const {
+    int64_t used = 0;
+    const auto take = [&](int64_t size) {
+      char* at = base == nullptr ? nullptr : base + used;
+      used += (size + 15) / 16 * 16;
+      return at;
+    };
+    const auto count = static_cast<int64_t>(entries.size());
+    SpectralLaunch launch{};
+    launch.count = count;
+    launch.items = items;
+    launch.entries = reinterpret_cast<SpectralEntry*>(take(count * sizeof(SpectralEntry)));
+    launch.states = reinterpret_cast<SpectralState*>(take(count * sizeof(SpectralState)));
+    launch.item_statistics = reinterpret_cast<double*>(take(3 * items * sizeof(double)));
+    launch.vectors = reinterpret_cast<double*>(take(vectors * sizeof(double)));
+    launch.item_matrix = reinterpret_cast<int32_t*>(take(items * sizeof(int32_t)));
+    launch.item_lists = reinterpret_cast<int32_t*>(take(2 * items * sizeof(int32_t)));
+    launch.matrix_lists = reinterpret_cast<int32_t*>(take(2 * count * sizeof(int32_t)));
+    launch.counters = reinterpret_cast<int32_t*>(take(6 * sizeof(int32_t)));
+    return {launch, used};
+  }
+};
+
+// Queues everything on `stream` (a cudaStream_t); returns a cudaError_t.
+int launch_spectral_norms_cuda(const SpectralPlan& plan, const SpectralLaunch& launch, void* stream);
+
+}  // namespace lipfast::cuda

@@ -1,0 +1,49 @@
+#include "../../kernels/cuda/spectral_norms.h"
+
+#include <tuple>
+
+#include "device.h"
+
+namespace lipfast {
+namespace {
+
+using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// Lower bounds, and with `certify` Hoelder's upper bounds; lipfast.ops.gram_certificate makes those tight. Nothing
+// waits for the device, so a CUDA graph can hold it. `memory` bounds Gram matrices, and there are none here.
+Outputs spectral_norms_cuda(std::vector<Tensor> matrices, std::vector<Tensor> start, bool certify, double rtol,
+                            int64_t max_passes, bool power, int64_t seed, int64_t memory) {
+  check_spectral_norms(matrices, start);
+  const Tensor& like = matrices[0];
+  const DeviceGuard guard(like.get_device_index());
+  const auto count = static_cast<int64_t>(matrices.size());
+  cuda::SpectralPlan plan;
+  for (int64_t i = 0; i < count; ++i) {
+    const Tensor& matrix = matrices[i];
+    check_device(matrix, like, "spectral_norms: matrix " + std::to_string(i));
+    const bool given = !start.empty() && start[i].numel() > 0;
+    if (given) check_device(start[i], like, "spectral_norms: start vector " + std::to_string(i));
+    plan.add(matrix.data_ptr(), dtype_of(matrix), matrix.size(0), matrix.size(1),
+             given ? values<double>(start[i]) : nullptr);
+  }
+  STD_TORCH_CHECK(plan.items < int64_t{1} << 31, "spectral_norms: too many matrices for one call");
+  const auto vector = [&](int64_t size, ScalarType type) { return torch::stable::new_empty(like, {size}, type); };
+  Tensor lower = vector(count, ScalarType::Double), upper = vector(count, ScalarType::Double);
+  Tensor passes = vector(count, ScalarType::Long), method = vector(count, ScalarType::Long);
+  Tensor right = vector(plan.right, ScalarType::Double), left = vector(plan.left, ScalarType::Double);
+  Tensor workspace = bytes_like(like, plan.bytes());
+  cuda::SpectralLaunch launch = plan.launch(mutable_values<char>(workspace));
+  // Half of rtol is the certificate's; the value is a square, whose relative error is twice that of the norm.
+  launch.options = {static_cast<uint64_t>(seed), certify ? 0.25 * rtol : 2 * rtol, static_cast<int32_t>(max_passes),
+                    power, certify};
+  launch.out = {mutable_values<double>(lower),   mutable_values<double>(upper), mutable_values<int64_t>(passes),
+                mutable_values<int64_t>(method), mutable_values<double>(right), mutable_values<double>(left)};
+  check_cuda(cuda::launch_spectral_norms_cuda(plan, launch, current_stream(like)), "spectral_norms");
+  return {lower, upper, passes, method, right, left};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(lipfast, CUDA, m) { m.impl("spectral_norms", TORCH_BOX(&spectral_norms_cuda)); }
+
+}  // namespace lipfast

@@ -1,0 +1,64 @@
+#pragma once
+
+#include "spectral_norms.cuh"
+
+#include <memory>
+
+#include "harness_cases.h"
+
+namespace lipfast {
+namespace {
+
+void run_spectral_norms(Input& input, Output& output) {
+  const int64_t count = input.number();
+  cuda::SpectralOptions options{};
+  options.max_passes = static_cast<int32_t>(input.number());
+  options.power = input.number() != 0;
+  options.certify = input.number() != 0;
+  options.seed = static_cast<uint64_t>(input.number());
+  const auto grid = static_cast<unsigned>(input.number()), block = static_cast<unsigned>(input.number());
+  const auto seed = static_cast<uint64_t>(input.number());
+  const int64_t item_bytes = input.number();
+  const std::vector<int64_t> shapes = input.array<int64_t>(4 * count);  // dtype, rows, cols, whether a start follows
+  options.tolerance = input.array<double>(1)[0];
+  std::vector<std::vector<float>> singles(count);
+  std::vector<std::vector<double>> doubles(count), starts(count);
+  cuda::SpectralPlan plan;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t *shape = &shapes[4 * i], size = shape[1] * shape[2];
+    const bool single = shape[0] == 0;
+    if (single) {
+      singles[i] = input.array<float>(size);
+    } else {
+      doubles[i] = input.array<double>(size);
+    }
+    if (shape[3] != 0) starts[i] = input.array<double>(shape[2]);
+    plan.add(single ? static_cast<const void*>(singles[i].data()) : doubles[i].data(), static_cast<Dtype>(shape[0]),
+             shape[1], shape[2], shape[3] != 0 ? starts[i].data() : nullptr, item_bytes, 1);
+  }
+  const std::unique_ptr<char[]> workspace(new char[plan.bytes()]);
+  std::memset(workspace.get(), cuda_on_cpu::kPoison, plan.bytes());
+  cuda::SpectralLaunch p = plan.launch(workspace.get());
+  p.options = options;
+  std::vector<double> lower(count), upper(count), right(plan.right), left(plan.left);
+  std::vector<int64_t> passes(count), method(count);
+  p.out = {lower.data(), upper.data(), passes.data(), method.data(), right.data(), left.data()};
+  for (int64_t first = 0; first < count; first += cuda::kChunkEntries) {
+    const int64_t size = std::min<int64_t>(cuda::kChunkEntries, count - first);
+    cuda::SpectralChunk chunk{};
+    std::copy_n(plan.entries.begin() + first, size, chunk.entries);
+    cuda_on_cpu::run({1, 64, 0, seed}, [&] { cuda::spectral_table_kernel(chunk, first, size, p); });
+  }
+  cuda_on_cpu::run({grid, block, sizeof(cuda::SpectralShared), seed, true}, [&] { cuda::spectral_norms_kernel(p); });
+  output.array(lower);
+  output.array(upper);
+  output.array(passes);
+  output.array(method);
+  output.array(right);
+  output.array(left);
+}
+
+const RegisterCase registered_spectral_norms("spectral_norms", run_spectral_norms);
+
+}  // namespace
+}  // namespace lipfast

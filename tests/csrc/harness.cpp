@@ -1,0 +1,21 @@
+// Runs one kernel body on a CPU: harness KERNEL INPUT OUTPUT. INPUT and OUTPUT are flat files: the numbers of the case
+// as int64, then its arrays; harness.py writes and reads them.
+#define LIPFAST_CUDA_ON_CPU
+#include "case_chain_jacobian_norms.h"
+#include "case_cholesky_residual.h"
+#include "case_jacobian_reduction.h"
+#include "case_planted.h"
+#include "case_spectral_norms.h"
+
+int main(int argc, char** argv) {
+  if (argc != 4 || lipfast::cases().count(argv[1]) == 0) {
+    std::fprintf(stderr, "usage: %s KERNEL INPUT OUTPUT, with KERNEL one of:", argv[0]);
+    for (const auto& entry : lipfast::cases()) std::fprintf(stderr, " %s", entry.first.c_str());
+    std::fprintf(stderr, "\n");
+    return 2;
+  }
+  lipfast::Input input(argv[2]);
+  lipfast::Output output(argv[3]);
+  lipfast::cases()[argv[1]](input, output);
+  return 0;
+}

@@ -1,0 +1,336 @@
+"""Every CUDA kernel body, run on the CPU, against lipfast.reference, at awkward sizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import kernels
+import pytest
+import torch
+from harness import Harness
+from torch import Tensor
+
+from lipfast.ops.chain_stages import Activation, Linear, Stage
+from lipfast.reference import chain_jacobian_norms as reference_chain
+from lipfast.reference import cholesky_residual as reference_residual
+from lipfast.reference import jacobian_reduction as reference_reduction
+
+ORDERS = (1, 2, 4)
+DTYPES = [torch.float32, torch.float64]
+EPS = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def same_under_every_order(run: Callable[[int], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """The results, which must not depend on the order in which threads run: not in one bit."""
+    first = run(ORDERS[0])
+    for order in ORDERS[1:]:
+        for one, other in zip(first, run(order), strict=True):
+            assert torch.equal(torch.nan_to_num(one, nan=-1.0), torch.nan_to_num(other, nan=-1.0))
+    return first
+
+
+# jacobian_reduction
+
+JACOBIANS = [
+    (1, 1, 1),
+    (5, 10, 40),
+    (9, 3, 2),
+    (2, 1, 50),
+    (2, 50, 1),
+    (3, 31, 33),
+    (2, 33, 32),
+    (1, 40, 70),
+    (0, 3, 4),
+]
+LARGE_JACOBIANS = [(3, 10, 784), (2, 64, 65), (2, 65, 70), (1, 130, 90)]
+
+
+def check_reduction(harness: Harness, jacobian: Tensor, run: Callable[[int], object]) -> None:
+    spectral, frobenius = same_under_every_order(run)  # type: ignore[arg-type]
+    truth = reference_reduction.jacobian_reduction(jacobian)
+    side = min(jacobian.shape[1:])
+    # The contract: (D + K^2) u of float64 and one rounding to the type.
+    tolerance = EPS[jacobian.dtype] + (max(jacobian.shape[1:]) + side * side + 8) * 2.0**-53
+    torch.testing.assert_close(spectral.double(), truth[0], rtol=tolerance, atol=0)
+    torch.testing.assert_close(frobenius.double(), truth[1], rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", JACOBIANS, ids=str)
+def test_jacobian_reduction(plain: Harness, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    jacobian = normal(*shape, dtype=dtype)
+    check_reduction(
+        plain, jacobian, lambda order: kernels.jacobian_reduction(plain, jacobian, seed=order)
+    )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", LARGE_JACOBIANS, ids=str)
+def test_large_jacobians(plain: Harness, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    test_jacobian_reduction(plain, dtype, shape)
+
+
+def test_jacobian_reduction_of_degenerate_spectra(plain: Harness) -> None:
+    n = 6
+    q = torch.linalg.qr(normal(n, n))[0]
+    cases = torch.stack(
+        [
+            torch.eye(n, dtype=torch.float64),
+            torch.zeros(n, n, dtype=torch.float64),
+            torch.ones(n, n, dtype=torch.float64),
+            torch.diag(1 + 1e-13 * torch.arange(n, dtype=torch.float64)),
+            torch.outer(q[0], q[1]),
+            1e200 * q,
+            1e-200 * q,
+        ]
+    )
+    spectral, frobenius = kernels.jacobian_reduction(plain, cases)
+    truth = reference_reduction.jacobian_reduction(cases)
+    torch.testing.assert_close(spectral, truth[0], rtol=1e-14, atol=0)
+    torch.testing.assert_close(frobenius, truth[1], rtol=1e-14, atol=0)
+    assert bool((spectral <= frobenius).all())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_jacobian_reduction_keeps_bad_numbers_apart(plain: Harness, bad: float) -> None:
+    jacobian = normal(3, 4, 5)
+    jacobian[1, 2, 3] = bad
+    spectral, frobenius = kernels.jacobian_reduction(plain, jacobian)
+    assert spectral.isnan().tolist() == frobenius.isnan().tolist() == [False, True, False]
+
+
+# spectral_norms
+
+
+def spectral_matrices() -> list[Tensor]:
+    shapes = [(1, 1), (1, 7), (7, 1), (31, 33), (33, 32), (64, 40), (10, 100), (50, 50)]
+    return [
+        normal(*shape, seed=seed, dtype=dtype)
+        for dtype in DTYPES
+        for seed, shape in enumerate(shapes)
+    ]
+
+
+def check_bracket(found: kernels.Spectral, matrices: list[Tensor], rtol: float) -> None:
+    truth = [float(torch.linalg.svdvals(matrix.double())[0]) for matrix in matrices]
+    slack = 64 * 2.0**-53  # of the SVD itself
+    for index, matrix in enumerate(matrices):
+        lower, upper = float(found.lower[index]), float(found.upper[index])
+        assert lower <= truth[index] * (1 + slack)
+        assert upper >= truth[index] * (1 - slack)
+        assert lower >= truth[index] * (1 - rtol)
+        assert abs(float(found.right[index].norm()) - 1) < 1e-12
+        if truth[index] > 0:
+            image = matrix.double() / matrix.double().abs().max() @ found.right[index]
+            torch.testing.assert_close(image / image.norm(), found.left[index])
+
+
+def test_spectral_norms(plain: Harness) -> None:
+    matrices = spectral_matrices()
+
+    def run(order: int) -> tuple[Tensor, ...]:
+        found = kernels.spectral_norms(plain, matrices, seed=order)
+        return found.lower, found.upper, found.passes, torch.cat(found.right)
+
+    same_under_every_order(run)
+    check_bracket(kernels.spectral_norms(plain, matrices), matrices, 1e-9)
+
+
+def test_spectral_norms_do_not_depend_on_the_company_or_the_grid(plain: Harness) -> None:
+    matrices = spectral_matrices()[3:6]
+    together = kernels.spectral_norms(plain, matrices, grid=4)
+    for index, matrix in enumerate(matrices):
+        alone = kernels.spectral_norms(plain, [matrix], grid=1)
+        assert torch.equal(alone.lower[0], together.lower[index])
+        assert torch.equal(alone.upper[0], together.upper[index])
+        assert torch.equal(alone.right[0], together.right[index])
+
+
+def test_spectral_norms_of_extreme_matrices(plain: Harness) -> None:
+    matrices = [
+        torch.eye(5),
+        torch.ones(4, 4) * 1e30,
+        torch.full((3, 2), 1e-40),
+        torch.ones(3, 3, dtype=torch.float64) * 1e300,
+        torch.diag(torch.tensor([1.0, 1.0 - 1e-9, 0.5], dtype=torch.float64)),
+    ]
+    found = kernels.spectral_norms(plain, matrices)
+    check_bracket(found, matrices, 1e-8)
+    odd = [torch.zeros(3, 4), torch.full((2, 2), math.nan), torch.tensor([[1.0, -math.inf]])]
+    found = kernels.spectral_norms(plain, odd)
+    assert found.method.tolist() == [1, -1, -1]
+    assert found.lower[0] == found.upper[0] == 0
+    assert abs(float(found.right[0].norm()) - 1) < 1e-12
+    assert abs(float(found.left[0].norm()) - 1) < 1e-12
+
+
+def test_spectral_norms_start_where_they_are_told(plain: Harness) -> None:
+    matrix = normal(40, 30)
+    cold = kernels.spectral_norms(plain, [matrix])
+    warm = kernels.spectral_norms(plain, [matrix], starts=[cold.right[0]])
+    assert int(warm.passes) < int(cold.passes)
+    check_bracket(warm, [matrix], 1e-9)
+    # A singular vector of another value: a bound all the same, if a loose one.
+    other = torch.linalg.svd(matrix)[2][1]
+    check_bracket(kernels.spectral_norms(plain, [matrix], starts=[other]), [matrix], 0.1)
+    zero = torch.zeros(30, dtype=torch.float64)
+    check_bracket(kernels.spectral_norms(plain, [matrix], starts=[zero]), [matrix], 1e-9)
+
+
+def test_spectral_norms_by_power_iteration(plain: Harness) -> None:
+    matrix = torch.diag(torch.tensor([3.0, 2.0, 1.0]))
+    found = kernels.spectral_norms(plain, [matrix], power=True, certify=False, max_passes=30)
+    assert found.passes.tolist() == [30]
+    assert found.upper.tolist() == [math.inf]
+    assert abs(float(found.lower) - 3) < 1e-8
+
+
+def test_spectral_norms_of_many_matrices(plain: Harness) -> None:
+    """More than one table of kernel arguments, and more matrices than blocks."""
+    matrices = [normal(1 + index % 5, 1 + index % 7, seed=index) for index in range(90)]
+    check_bracket(kernels.spectral_norms(plain, matrices, grid=2, block=32), matrices, 1e-9)
+
+
+@pytest.mark.long
+def test_spectral_norms_restart_the_basis(plain: Harness) -> None:
+    """A spectrum dense at the top takes more vectors than the basis holds."""
+    n = 130
+    q = torch.linalg.qr(normal(n, n))[0]
+    matrix = q * torch.linspace(1, 2, n, dtype=torch.float64) ** 0.05
+    found = kernels.spectral_norms(plain, [matrix], item_bytes=1 << 15, tolerance=1e-12)
+    assert int(found.passes) > 64
+    check_bracket(found, [matrix], 1e-8)
+
+
+@pytest.mark.long
+def test_rows_longer_than_shared_memory(plain: Harness) -> None:
+    matrices = [normal(5, 9000, dtype=torch.float32), normal(3, 5000)]
+    check_bracket(kernels.spectral_norms(plain, matrices, item_bytes=1 << 16), matrices, 1e-9)
+
+
+# cholesky_residual
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 1), (1, 31, 33), (2, 33, 40), (1, 70, 5)], ids=str)
+def test_cholesky_residual(plain: Harness, shape: tuple[int, int, int]) -> None:
+    batch, side, _ = shape
+    matrices, factors = normal(*shape), normal(batch, side, side, seed=1)
+    factors += torch.triu(torch.full_like(factors, math.nan), 1)  # not to be read
+    shifts = normal(batch, seed=2)
+    (partial,) = same_under_every_order(
+        lambda order: (kernels.cholesky_residual(plain, matrices, factors, shifts, seed=order),)
+    )
+    truth = reference_residual.cholesky_residual(matrices, factors, shifts)
+    torch.testing.assert_close(partial.sum(1), truth, rtol=1e-13, atol=0)
+
+
+# chain_jacobian_norms
+
+CHAINS = [(1, 1), (3, 2), (1, 1, 1), (5, 1, 7), (33, 31, 10), (40, 33, 17, 10), (7, 13, 5, 31, 3)]
+LARGE_CHAINS = [(40, 64, 10), (50, 20, 1), (16, 8, 6, 14), (130, 140, 4), (20, 70, 30, 66)]
+
+
+def stages(slopes: Sequence[float]) -> list[Stage]:
+    """Linear layers, each with a LeakyReLU of its slope."""
+    return [stage for slope in slopes for stage in (Linear(), Activation("leaky_relu", (slope,)))]
+
+
+def chain(
+    dims: tuple[int, ...], dtype: torch.dtype, networks: int = 2, bias: bool = True
+) -> tuple[list[list[Tensor]], list[list[Tensor | None]]]:
+    weights = [
+        [normal(b, a, seed=7 * n + a + b, dtype=dtype) / math.sqrt(a) for a, b in pairwise(dims)]
+        for n in range(networks)
+    ]
+    biases: list[list[Tensor | None]] = [
+        [normal(b, seed=n + b, dtype=dtype) if bias else None for b in dims[1:]]
+        for n in range(networks)
+    ]
+    return weights, biases
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dims", CHAINS, ids=str)
+def test_chain_jacobian_norms(plain: Harness, dtype: torch.dtype, dims: tuple[int, ...]) -> None:
+    x = normal(9, dims[0], seed=3, dtype=dtype)
+    for slope, last, bias in [(0.0, 1.0, True), (-0.5, 0.1, False)]:
+        weights, biases = chain(dims, dtype, bias=bias)
+        slopes = [slope] * (len(dims) - 2) + [last]
+
+        def run(order: int) -> tuple[Tensor, ...]:
+            return kernels.chain_jacobian_norms(plain, x, weights, biases, slopes, seed=order)  # noqa: B023
+
+        found = same_under_every_order(run) if slope == 0 else run(1)
+        truth = reference_chain.chain_jacobian_norms(x, weights, biases, stages(slopes))
+        tolerance = 8 * sum(dims) * EPS[dtype]
+        for one, other in zip(found, truth, strict=True):
+            torch.testing.assert_close(
+                one.double(), other, rtol=tolerance, atol=tolerance * float(truth[1].max())
+            )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dims", LARGE_CHAINS, ids=str)
+def test_large_chains(plain: Harness, dtype: torch.dtype, dims: tuple[int, ...]) -> None:
+    test_chain_jacobian_norms(plain, dtype, dims)
+
+
+@pytest.mark.parametrize("batch", [0, 1, 7, 8, 17])
+def test_chain_batches(plain: Harness, batch: int) -> None:
+    weights, biases = chain((6, 9, 3), torch.float64)
+    x = normal(batch, 6)
+    found = kernels.chain_jacobian_norms(plain, x, weights, biases, [0.0, 1.0], grid=3)
+    assert found[0].shape == (2, batch)
+    if batch:
+        truth = reference_chain.chain_jacobian_norms(x, weights, biases, stages([0.0, 1.0]))
+        torch.testing.assert_close(found[0], truth[0], rtol=1e-13, atol=1e-14)
+
+
+def test_chain_kinks_nan_and_dead_networks(plain: Harness) -> None:
+    identity = [[torch.eye(2)]]
+    x = torch.tensor([[0.0, 1.0], [-0.0, -1.0]])
+    found = kernels.chain_jacobian_norms(plain, x, identity, [[None]], [0.5])[0]
+    assert found.tolist() == [[1.0, 0.5]]
+    x[1, 0] = math.nan
+    found = kernels.chain_jacobian_norms(plain, x, identity, [[None]], [0.0])[0]
+    assert found.isnan().tolist() == [[False, True]]
+    dead = [[torch.ones(40, 3), torch.ones(2, 40)]]
+    biases = [[torch.full((40,), -100.0), None]]
+    found = kernels.chain_jacobian_norms(plain, torch.ones(3, 3), dead, biases, [0.0, 1.0])
+    assert found[0].tolist() == found[1].tolist() == [[0.0] * 3]
+
+
+# The same bodies under the sanitizers.
+
+
+def test_sanitizers_find_nothing(sanitized: Harness) -> None:
+    for dtype in DTYPES:
+        for shape in [(2, 33, 5), (2, 3, 40)]:
+            kernels.jacobian_reduction(sanitized, normal(*shape, dtype=dtype))
+        weights, biases = chain((33, 31, 5), dtype)
+        kernels.chain_jacobian_norms(
+            sanitized, normal(9, 33, dtype=dtype), weights, biases, [0.1, 1.0], grid=1
+        )
+    matrices = [matrix for matrix in spectral_matrices() if matrix.numel() < 1500]
+    kernels.spectral_norms(sanitized, matrices, grid=2, block=32, tolerance=1e-4)
+    kernels.cholesky_residual(sanitized, normal(1, 33, 7), normal(1, 33, 33), normal(1))
+
+
+@pytest.mark.long
+def test_sanitizers_find_nothing_in_large_cases(sanitized: Harness) -> None:
+    kernels.jacobian_reduction(sanitized, normal(1, 65, 70))
+    for dtype in DTYPES:
+        weights, biases = chain((20, 70, 30, 66), dtype)
+        kernels.chain_jacobian_norms(
+            sanitized, normal(9, 20, dtype=dtype), weights, biases, [0.1, 0.0, 1.0], grid=1
+        )
+    kernels.spectral_norms(sanitized, [normal(5, 9000, dtype=torch.float32), normal(90, 70)])

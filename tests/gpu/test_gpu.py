@@ -1,0 +1,232 @@
+"""Every op on a CUDA device against the CPU and float64, on streams, in graphs, with gradients."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from exact_norms import any_known, assert_known
+from torch import Tensor
+
+import lipfast
+from lipfast.errors import ArgumentError, NonFiniteError
+from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms
+from lipfast.ops.chain_stages import Activation, Linear, Stage
+from lipfast.ops.cholesky_residual import cholesky_residual
+from lipfast.ops.jacobian_reduction import jacobian_reduction
+from lipfast.reference import chain_jacobian_norms as reference_chain
+from lipfast.reference import cholesky_residual as reference_residual
+from lipfast.reference import jacobian_reduction as reference_reduction
+
+DTYPES = [torch.float32, torch.float64]
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+SMALL = [(1, 1, 1), (5, 10, 40), (9, 3, 2), (3, 31, 33), (3, 33, 31), (0, 3, 4)]
+LARGE = [(1000, 10, 784), (300, 64, 65), (3, 65, 100), (2, 200, 300)]
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def check_reduction(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+    jacobian = normal(*shape, dtype=dtype)
+    spectral, frobenius = jacobian_reduction(jacobian.to(device))
+    assert spectral.device.type == "cuda"
+    truth = reference_reduction.jacobian_reduction(jacobian)
+    tolerance = 2e-7 if dtype == torch.float32 else 1e-11
+    torch.testing.assert_close(spectral.cpu().double(), truth[0], rtol=tolerance, atol=0)
+    torch.testing.assert_close(frobenius.cpu().double(), truth[1], rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SMALL, ids=str)
+def test_jacobian_reduction_small(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> None:
+    check_reduction(shape, dtype, device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", LARGE, ids=str)
+def test_jacobian_reduction_large(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> None:
+    check_reduction(shape, dtype, device)
+
+
+def chain(dims: tuple[int, ...], dtype: torch.dtype, networks: int) -> tuple[list, list]:
+    weights = [
+        [normal(b, a, seed=n + a, dtype=dtype) / math.sqrt(a) for a, b in pairwise(dims)]
+        for n in range(networks)
+    ]
+    biases = [[normal(b, seed=n + b, dtype=dtype) for b in dims[1:]] for n in range(networks)]
+    return weights, biases
+
+
+def relu_between(layers: int) -> list[Stage]:
+    return [Linear(), *[Activation("relu"), Linear()] * (layers - 1)]
+
+
+def moved(tensors: list, device: torch.device) -> list:
+    return [[tensor.to(device) for tensor in network] for network in tensors]
+
+
+def check_chain(dims: tuple[int, ...], dtype: torch.dtype, networks: int, device: object) -> None:
+    weights, biases = chain(dims, dtype, networks)
+    x, stages = normal(67, dims[0], seed=5, dtype=dtype), relu_between(len(dims) - 1)
+    found = chain_jacobian_norms(
+        x.to(device), moved(weights, device), moved(biases, device), stages
+    )
+    truth = reference_chain.chain_jacobian_norms(x, weights, biases, stages)
+    for one, other in zip(found, truth, strict=True):
+        scale = float(truth[1].max())
+        torch.testing.assert_close(
+            one.cpu().double(), other, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * scale
+        )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dims", [(1, 1), (3, 2), (33, 31, 10), (7, 13, 5, 31, 3)], ids=str)
+def test_chain_small(dims: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+    check_chain(dims, dtype, 2, device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dims", [(784, 256, 10), (40, 1000, 500, 10), (60, 90, 70)], ids=str)
+def test_chain_large(dims: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+    check_chain(dims, dtype, 70, device)
+
+
+def test_cholesky_residual_small(device: torch.device) -> None:
+    for shape in [(2, 1, 1), (3, 33, 40), (1, 70, 5)]:
+        case = (
+            normal(*shape),
+            normal(shape[0], shape[1], shape[1], seed=1),
+            normal(shape[0], seed=2),
+        )
+        found = cholesky_residual(*[tensor.to(device) for tensor in case])
+        truth = reference_residual.cholesky_residual(*case)
+        torch.testing.assert_close(found.cpu(), truth, rtol=1e-12, atol=0)
+
+
+def test_spectral_norms_small_never_below(device: torch.device) -> None:
+    generator = torch.Generator().manual_seed(1)
+    known = [any_known(generator, largest=6) for _ in range(300)]
+    for options in ({}, {"rtol": 1e-2}, {"certify": False}, {"max_passes": 2}, {"memory": 1}):
+        norms = lipfast.spectral_norms([entry.matrix.to(device) for entry in known], **options)
+        values = zip(known, norms.lower.tolist(), norms.upper.tolist(), strict=True)
+        for entry, lower, upper in values:
+            assert_known(entry, lower, upper)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_spectral_norms_agree_with_the_cpu(dtype: torch.dtype, device: torch.device) -> None:
+    shapes = [(1, 1), (33, 31), (512, 512), (10, 784), (784, 10), (300, 9000), (2048, 2048)]
+    matrices = [normal(*shape, dtype=dtype) for shape in shapes]
+    here, there = (
+        lipfast.spectral_norms(matrices),
+        lipfast.spectral_norms([matrix.to(device) for matrix in matrices]),
+    )
+    assert bool(((there.upper - there.lower) <= 1.1e-6 * there.upper).all())
+    assert bool((there.lower.cpu() <= here.upper).all())
+    assert bool((there.upper.cpu() >= here.lower).all())
+    assert there.right[0].device.type == "cuda"
+
+
+def test_results_repeat_in_any_company(device: torch.device) -> None:
+    matrices = [normal(65, 40, seed=seed).to(device) for seed in range(200)]
+    together = lipfast.spectral_norms(matrices, certify=False).lower
+    assert torch.equal(together, lipfast.spectral_norms(matrices, certify=False).lower)
+    for index in (0, 57, 199):
+        assert lipfast.spectral_norms([matrices[index]], certify=False).lower[0] == together[index]
+
+
+def test_other_norms(device: torch.device) -> None:
+    matrix = normal(30, 20)
+    for norm in (1, math.inf):
+        here = lipfast.spectral_norms([matrix], norm=norm)
+        there = lipfast.spectral_norms([matrix.to(device)], norm=norm)
+        assert bool(there.certified.all())
+        torch.testing.assert_close(there.upper.cpu(), here.upper, rtol=1e-13, atol=0)
+
+
+def test_gradients(device: torch.device) -> None:
+    matrix = normal(12, 9).to(device).requires_grad_()
+    norms = lipfast.spectral_norms([matrix])
+    (gradient,) = torch.autograd.grad(norms.upper.sum(), matrix)
+    u, _, v = torch.linalg.svd(matrix.detach())
+    torch.testing.assert_close(gradient, torch.outer(u[:, 0], v[0]), rtol=1e-2, atol=1e-3)
+
+
+def test_many_streams(device: torch.device) -> None:
+    """Work on several streams at once gives what it gives on one."""
+    jacobians = [normal(64, 10, 100, seed=seed).to(device) for seed in range(8)]
+    alone = [jacobian_reduction(jacobian)[0] for jacobian in jacobians]
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in jacobians]
+    found = []
+    for stream, jacobian in zip(streams, jacobians, strict=True):
+        with torch.cuda.stream(stream):
+            norms = lipfast.spectral_norms(list(jacobian[:4]), certify=False).lower
+            found.append((jacobian_reduction(jacobian)[0], norms))
+    torch.cuda.synchronize()
+    for expected, (spectral, lower) in zip(alone, found, strict=True):
+        assert torch.equal(spectral, expected)
+        torch.testing.assert_close(lower, expected[:4], rtol=1e-5, atol=0)
+
+
+def test_cuda_graphs(device: torch.device) -> None:
+    """Captured once, replayed on other numbers in the same memory."""
+    matrices = [normal(40, 30, seed=seed).to(device) for seed in range(50)]
+    jacobian = normal(20, 10, 40).to(device)
+    weights, biases = chain((40, 64, 10), torch.float64, 2)
+    flat = [tensor.to(device) for network in weights for tensor in network]
+    flat_biases = [tensor.to(device) for network in biases for tensor in network]
+    x = normal(16, 40).to(device)
+
+    def work() -> list[Tensor]:
+        return [
+            torch.ops.lipfast.spectral_norms(matrices, [], True, 1e-6, 300, False, 0, 1 << 30)[0],
+            jacobian_reduction(jacobian)[0],
+            chain_jacobian_norms(x, [flat[:2]], [flat_biases[:2]], relu_between(2))[0],
+        ]
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = work()
+    for tensor in [*matrices, jacobian, x]:
+        tensor.mul_(-3.0)
+    graph.replay()
+    for one, other in zip(captured, work(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_bad_numbers_and_devices_small(device: torch.device) -> None:
+    bad = normal(3, 4)
+    bad[1, 2] = math.nan
+    with pytest.raises(NonFiniteError, match="matrix 1"):
+        lipfast.spectral_norms([normal(2, 2).to(device), bad.to(device)])
+    with pytest.raises(ArgumentError, match="matrix 1: is on cpu"):
+        lipfast.spectral_norms([normal(2, 2).to(device), normal(2, 2)])
+    assert jacobian_reduction(bad[None].to(device))[0].isnan().tolist() == [True]
+
+
+def test_public_calls(device: torch.device) -> None:
+    """Models on the device stay there."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(20, 30), torch.nn.ReLU(), torch.nn.Linear(30, 5)
+    ).to(device)
+    x = normal(40, 20, dtype=torch.float32).to(device)
+    norms = lipfast.jacobian_norms(model, x)
+    assert norms.device.type == "cuda"
+    found = lipfast.bounds(model, x)
+    assert float(found.lower) <= float(found.upper)
+    assert float(norms.max()) <= float(found.upper) * (1 + 1e-5)

@@ -1,0 +1,142 @@
+"""The certificate of matrices on CUDA, which runs on every device: never below, and tight."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from exact_norms import FAMILIES, Known, any_known, holds_exactly, with_spectrum
+from torch import Tensor
+
+from lipfast.ops.gram_certificate import Brackets, prove_upper_bounds, tighten
+from lipfast.ops.spectral_norms import DEFAULT_MEMORY
+
+MEMORY = DEFAULT_MEMORY
+
+
+def estimate(matrices: list[Tensor], starts: list[Tensor], max_passes: int = 300) -> Brackets:
+    """As the CUDA op, lower bounds only; upper ones infinite."""
+    flat = torch.ops.lipfast.spectral_norms(
+        matrices, starts, False, 1e-6, max_passes, False, 0, MEMORY
+    )
+    lower, upper, passes, codes, right, left = flat
+    return Brackets(
+        lower,
+        upper,
+        passes,
+        codes,
+        list(right.split([matrix.shape[1] for matrix in matrices])),
+        list(left.split([matrix.shape[0] for matrix in matrices])),
+    )
+
+
+def bracket(
+    matrices: list[Tensor], rtol: float = 1e-6, memory: int = MEMORY, max_passes: int = 300
+) -> Brackets:
+    return tighten(
+        matrices,
+        estimate(matrices, [], max_passes),
+        lambda some, near: estimate(some, near, max_passes),
+        rtol=rtol,
+        memory=memory,
+    )
+
+
+def assert_right(known: list[Known], found: Brackets) -> None:
+    for entry, lower, upper in zip(known, found.lower.tolist(), found.upper.tolist(), strict=True):
+        assert Fraction(lower) ** 2 <= entry.square
+        assert upper == math.inf or entry.square <= Fraction(upper) ** 2
+
+
+@pytest.mark.parametrize("rtol", [1e-2, 1e-6, 1e-12])
+def test_never_below(rtol: float, generator: torch.Generator) -> None:
+    known = [any_known(generator, largest=5) for _ in range(60)]
+    known = [entry for entry in known if bool(entry.matrix.any())]
+    assert_right(known, bracket([entry.matrix for entry in known], rtol))
+
+
+@pytest.mark.long
+def test_never_below_at_length(generator: torch.Generator) -> None:
+    for count in range(40):
+        known = [any_known(generator) for _ in range(50)]
+        known = [entry for entry in known if bool(entry.matrix.any())]
+        options: dict[str, Any] = {"max_passes": 1 + count % 5} if count % 2 else {}
+        assert_right(
+            known, bracket([entry.matrix for entry in known], 10.0 ** -(count % 13), **options)
+        )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_never_below_in_rational_arithmetic(family: str, generator: torch.Generator) -> None:
+    make = FAMILIES[family]
+    shapes = [(1, 1), (3, 2), (4, 9), (6, 6)]
+    matrices = [make(rows, cols, generator).contiguous() for rows, cols in shapes]
+    matrices = [matrix for matrix in matrices if bool(matrix.any())]
+    found = bracket(matrices)
+    for matrix, lower, upper in zip(
+        matrices, found.lower.tolist(), found.upper.tolist(), strict=True
+    ):
+        assert holds_exactly(matrix, lower, upper)
+
+
+def test_tight(generator: torch.Generator) -> None:
+    shapes = [(1, 1), (5, 9), (9, 5), (40, 40), (64, 100), (5, 9)]
+    matrices = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    matrices += [matrix.float() for matrix in matrices]
+    found = bracket(matrices)
+    assert bool(((found.upper - found.lower) <= 1e-6 * found.upper).all())
+    assert set(found.codes.tolist()) == {1}
+
+
+def test_a_dense_spectrum_is_refined(generator: torch.Generator) -> None:
+    """Few passes are far from enough here; the failed shifts lead to a better start."""
+    entry = with_spectrum("dense at the top", 64, 64, 0, generator)
+    before = estimate([entry.matrix], [], max_passes=12)
+    found = bracket([entry.matrix], max_passes=12)
+    assert float(before.lower) < math.sqrt(entry.square) * (1 - 1e-6)
+    assert float(found.lower) > float(before.lower)
+    assert float(found.upper) <= float(found.lower) * (1 + 2e-6)
+    assert int(found.passes) > int(before.passes)
+    assert_right([entry], found)
+
+
+def test_a_wrong_factor_proves_nothing_false(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library that emulates float64 may be off, or say that it succeeded when it did not."""
+    matrix = torch.randn(20, 30, generator=generator, dtype=torch.float64)
+    truth = float(torch.linalg.svdvals(matrix)[0])
+    honest = torch.linalg.cholesky_ex
+
+    def off(shifted: Tensor) -> tuple[Tensor, Tensor]:
+        factors, failures = honest(shifted)
+        return factors * (1 + 1e-4), failures
+
+    def lying(shifted: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(shifted), torch.zeros(len(shifted), dtype=torch.int32)
+
+    for library in (off, lying):
+        monkeypatch.setattr(torch.linalg, "cholesky_ex", library)
+        for lower in (0.5 * truth, truth * (1 - 1e-9)):
+            (upper,) = prove_upper_bounds([matrix], [lower], rtol=1e-6, memory=MEMORY).upper
+            assert upper >= truth * (1 - 1e-14)
+
+
+def test_gradients_are_those_of_the_estimate(generator: torch.Generator) -> None:
+    matrix = torch.randn(6, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    found = bracket([matrix])
+    (lower,) = torch.autograd.grad(found.lower.sum(), matrix, retain_graph=True)
+    u, _, v = torch.linalg.svd(matrix.detach())
+    expected = torch.outer(u[:, 0], v[0])
+    torch.testing.assert_close(lower, expected, rtol=1e-2, atol=1e-2)
+
+
+def test_without_memory_nothing_is_proved(generator: torch.Generator) -> None:
+    matrix = torch.randn(6, 4, generator=generator)
+    assert prove_upper_bounds([matrix], [1.0], rtol=1e-6, memory=64).upper == [math.inf]
+    few = 8 * (4 * 6 + 4 * 16)  # one matrix at a time
+    found = prove_upper_bounds([matrix] * 3, [1.0] * 3, rtol=1e-6, memory=few)
+    assert all(math.isfinite(value) for value in found.upper)

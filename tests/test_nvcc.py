@@ -1,0 +1,104 @@
+"""How the CUDA build is chosen, and what the report complains about; needs no nvcc."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "csrc"))
+
+import cuda_report  # noqa: E402
+import nvcc  # noqa: E402
+
+PTXAS = """
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'void lipfast::cuda::jacobian_reduction_kernel<float>\
+(lipfast::JacobianReductionParams, double*)' for 'sm_90'
+ptxas info    : Function properties for jacobian_reduction_kernel
+    8 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads
+ptxas info    : Used 60 registers, used 1 barriers, 128 bytes smem
+"""
+
+
+def test_no_cuda_when_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIPFAST_CUDA", "0")
+    assert nvcc.find_toolkit() is None
+
+
+def test_cuda_that_is_asked_for_must_be_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("LIPFAST_CUDA", "1")
+    with pytest.raises(SystemExit, match=r"(?s)LIPFAST_CUDA=1 asks.*nvcc does not exist"):
+        nvcc.find_toolkit()
+    monkeypatch.delenv("LIPFAST_CUDA")
+    assert nvcc.find_toolkit() is None
+    monkeypatch.setenv("LIPFAST_CUDA", "yes")
+    with pytest.raises(SystemExit, match="must be 0 or 1, not 'yes'"):
+        nvcc.find_toolkit()
+
+
+def test_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    assert nvcc.architectures() == ["8.0", "9.0+PTX"]
+    assert nvcc.architecture_flags(nvcc.architectures()) == [
+        "-gencode=arch=compute_80,code=[sm_80]",
+        "-gencode=arch=compute_90,code=[sm_90,compute_90]",
+    ]
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.6 9.0a")
+    assert nvcc.architectures() == ["8.6", "9.0a"]
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
+    with pytest.raises(SystemExit, match="got 'Hopper'"):
+        nvcc.architectures()
+
+
+def test_a_spill_is_reported() -> None:
+    rows = cuda_report.rows_of(PTXAS)
+    assert [(row.registers, row.spilled) for row in rows] == [(60, 28)] * 2
+    assert rows[0].shared == 4096 + 128
+    before = {(row.kernel, row.architecture): 0 for row in rows}
+    found = cuda_report.complaints(rows, before)
+    assert len(found) == 2
+    assert "spills 28 bytes" in found[0]
+
+
+def test_a_fall_in_occupancy_is_reported() -> None:
+    row = cuda_report.Row("kernel", "sm_80", 256, 129, 0, 0)
+    assert row.occupancy == 12  # one block of 8 warps: 65536 / (136 * 32) is 15 warps
+    assert cuda_report.Row("kernel", "sm_80", 256, 128, 0, 0).occupancy == 25
+    assert cuda_report.Row("kernel", "sm_80", 256, 32, 100 << 10, 0).occupancy == 12
+    assert cuda_report.complaints([row], {("kernel", "sm_80"): 12}) == []
+    assert cuda_report.complaints([row], {("kernel", "sm_80"): 25}) == [
+        "kernel on sm_80: occupancy 12%, was 25%"
+    ]
+    assert "in one table only" in cuda_report.complaints([row], {})[0]
+
+
+def test_the_committed_table_names_every_kernel_and_has_no_spills() -> None:
+    table = cuda_report.committed()
+    named = {kernel.split("<")[0].split(" ")[0] for kernel, _ in table}
+    assert named == set(cuda_report.LAUNCHES)
+    assert {architecture for _, architecture in table} == {"sm_80", "sm_90"}
+    kernels = "".join(path.read_text() for path in nvcc.KERNELS.glob("*.cuh"))
+    assert all(f"{kernel}(" in kernels for kernel in named)
+    assert kernels.count("__global__") == len(named)
+    spilled = [line.split()[-3] for line in cuda_report.TABLE.read_text().splitlines()[1:]]
+    assert set(spilled) == {"0"}
+
+
+def test_the_check_of_the_build_says_what_is_missing() -> None:
+    ended = subprocess.run(
+        [sys.executable, "tests/check_cuda_build.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ("CUDA kernel registered" in ended.stdout) == (ended.returncode == 0)
+    if ended.returncode != 0:
+        assert "built without CUDA" in ended.stderr
