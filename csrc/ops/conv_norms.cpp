@@ -30,6 +30,7 @@ void check_conv_norms(const std::vector<Tensor>& taps, const std::vector<Tensor>
   }
 }
 
+#if !defined(LIPFAST_CHECKS_ONLY)
 STABLE_TORCH_LIBRARY_FRAGMENT(lipfast, m) {
   // taps: (groups, taps per axis x 3, rows, cols), rows <= cols, axes with one tap last.
   // start: empty, or group, frequency (3 numbers, cycles per tap) and vector (real parts, imaginary parts).
@@ -41,5 +42,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lipfast, m) {
       "(Tensor lower, Tensor upper, Tensor frequency, Tensor group, Tensor cells, Tensor upper_method, Tensor left, "
       "Tensor right)");
 }
+#endif
 
 }  // namespace lipfast
