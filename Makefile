@@ -60,17 +60,18 @@ clean: ## everything that was built
 # The environment's bin comes first on the path: torch's build looks for ninja there.
 .venv/built: .venv/torch $(SOURCES) setup.py csrc/nvcc.py pyproject.toml lipfast/_version.py
 	@echo "building the extension with $(JOBS) jobs: about a minute, two where nvcc is"
-	@PATH="$(abspath $(BIN)):$$PATH" PYTHONWARNINGS=ignore MAX_JOBS=$(JOBS) $(BIN)/python -m pip install --quiet --no-build-isolation -e .
+	@PATH="$(abspath $(BIN)):$$PATH" PYTHONWARNINGS=ignore MAX_JOBS=$(JOBS) $(BIN)/python setup.py -q build_ext --inplace
+	@LIPFAST_BUILD=0 $(BIN)/python -m pip install --quiet --no-build-isolation -e .
 	@touch $@
 
-.venv/experiments: .venv/built pyproject.toml
+.venv/experiments: .venv/built
 	@echo "installing what the experiments need"
-	@PATH="$(abspath $(BIN)):$$PATH" PYTHONWARNINGS=ignore MAX_JOBS=$(JOBS) $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[experiments]"
+	@LIPFAST_BUILD=0 $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[experiments]"
 	@touch $@
 
 .venv/test: .venv/experiments pyproject.toml
 	@echo "installing what the tests need"
-	@PATH="$(abspath $(BIN)):$$PATH" PYTHONWARNINGS=ignore MAX_JOBS=$(JOBS) $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[test,experiments]"
+	@LIPFAST_BUILD=0 $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[test,experiments]"
 	@touch $@
 
 .venv/lint: .venv/test pyproject.toml
