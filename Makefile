@@ -60,7 +60,8 @@ clean: ## everything that was built
 # The environment's bin comes first on the path: torch's build looks for ninja there.
 .venv/built: .venv/torch $(SOURCES) setup.py csrc/nvcc.py pyproject.toml lipfast/_version.py
 	@echo "building the extension with $(JOBS) jobs: about a minute, two where nvcc is"
-	@PATH="$(abspath $(BIN)):$$PATH" PYTHONWARNINGS=ignore MAX_JOBS=$(JOBS) $(BIN)/python setup.py -q build_ext --inplace
+	@PATH="$(abspath $(BIN)):$$PATH" PYTHONWARNINGS=ignore MAX_JOBS=$(JOBS) $(BIN)/python setup.py -q build_ext --inplace > .venv/build.log 2>&1 \
+		|| { cat .venv/build.log; exit 1; }
 	@LIPFAST_BUILD=0 $(BIN)/python -m pip install --quiet --no-build-isolation -e .
 	@touch $@
 

@@ -135,6 +135,6 @@ def extension_arguments() -> dict[str, object]:
     return {"ext_modules": [extension, cuda], "cmdclass": {"build_ext": BuildWithKernels}}
 
 
-# LIPFAST_BUILD=0: 'setup.py build_ext --inplace' has been run, which compiles only what changed; an editable
-# installation alone would compile everything each time.
+# LIPFAST_BUILD=0: 'setup.py build_ext --inplace' has been run, which compiles only what changed; an
+# editable installation alone would compile everything each time.
 setup(**({} if os.environ.get("LIPFAST_BUILD") == "0" else extension_arguments()))

@@ -187,7 +187,7 @@ void pack_panels(const ChainParams& p, int64_t network, T* packed) {
 template <class T>
 void pack_chain(const ChainParams& p, int64_t network, T* packed, double* work, const Parallel* parallel) {
   LayerReader<T> reader{p};
-  ChainLayer first;
+  ChainLayer first{};
   reader.next(first);
   if (!first.triangular) {
     pack_panels(p, network, packed);
