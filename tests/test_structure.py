@@ -92,7 +92,18 @@ def test_an_op_has_one_stem_everywhere(stem: str) -> None:
     assert [path for path in expected if not (ROOT / path).is_file()] == []
 
 
-@pytest.mark.parametrize("stem", [*STEMS, "cholesky_residual"])
+CPU_ONLY = ("conv_norms",)
+
+
+@pytest.mark.parametrize("stem", CPU_ONLY)
+def test_ops_for_the_cpu_only_are_named_here(stem: str) -> None:
+    assert stem in STEMS
+    assert not (ROOT / f"csrc/ops/cuda/{stem}.cpp").exists()
+
+
+@pytest.mark.parametrize(
+    "stem", [*(stem for stem in STEMS if stem not in CPU_ONLY), "cholesky_residual"]
+)
 def test_an_op_has_one_stem_on_cuda(stem: str) -> None:
     expected = [
         *(f"csrc/kernels/cuda/{stem}.{kind}" for kind in ("h", "cuh", "cu")),
