@@ -15,7 +15,7 @@ from lipfast.plan.plan import Plan
 from lipfast.plan.state import stack
 from lipfast.rules.magnitude import Magnitude, of_tensor
 from lipfast.rules.registry import Norm
-from lipfast.rules.upward import Upward
+from lipfast.rules.upward import Upward, joined
 
 
 class Sizes:
@@ -38,7 +38,7 @@ class Sizes:
             self._found = {node.name: Magnitude() for node in plan.graph.inputs}
             return
         radii = [Upward.of(domain.reach(shape, norm)) for shape in plan.input_shapes]
-        self._radius = _together(radii, norm)
+        self._radius = joined(radii, norm)
         if not missing_error_rules(plan):
             self._centres = _at_centre(plan, parameters, domain)
         for node, radius in zip(plan.graph.inputs, radii, strict=True):
@@ -70,21 +70,6 @@ class Sizes:
         euclidean = reach * count if math.isinf(self._norm) else reach
         moved = Magnitude(reach, euclidean, euclidean)
         return centre.within(shape).plus(moved.within(shape)).within(shape)
-
-
-def _together(radii: list[Upward], norm: Norm) -> Upward:
-    """Radius of all inputs taken as one vector."""
-    total = radii[0]
-    if len(radii) == 1:
-        return total
-    if norm == 2:
-        total = total * total
-    for radius in radii[1:]:
-        if math.isinf(norm):
-            total = total.maximum(radius)
-        else:
-            total = total + (radius * radius if norm == 2 else radius)
-    return total.square_root() if norm == 2 else total
 
 
 def _at_centre(

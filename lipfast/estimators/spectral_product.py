@@ -22,7 +22,7 @@ from lipfast.plan.plan import Layer, Plan, StateDict
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.registry import Call, Norm, Rule, check_norm, lookup
 from lipfast.rules.rounding import UNIT_ROUNDOFF
-from lipfast.rules.upward import Upward
+from lipfast.rules.upward import Upward, joined
 
 _METHODS = {1: "product of column-sum norms", 2: "product of certified spectral norms"}
 
@@ -324,7 +324,7 @@ def _compose(
             sizes.add(step.node, constants[step.node.name], own)
         if call.reason is not None:
             reasons.append(f"{call.reason} (module '{step.node.module}')")
-    total = _join([constants[name] for name in plan.graph.outputs], norm)
+    total = joined([constants[name] for name in plan.graph.outputs], norm)
     return _upper_bound(total, layers, norm, reasons)
 
 
@@ -339,21 +339,6 @@ def _sizes(
     if not any(step.rule.product is not None and step.rule.product(step.node) for step in steps):
         return None
     return Sizes(plan, parameters, norm, domain)
-
-
-def _join(outputs: Sequence[Upward], norm: Norm) -> Upward:
-    """Several outputs, taken together as one vector."""
-    total = outputs[0]
-    if len(outputs) == 1:
-        return total
-    if norm == 2:
-        total = total * total
-    for output in outputs[1:]:
-        if math.isinf(norm):
-            total = total.maximum(output)
-        else:
-            total = total + (output * output if norm == 2 else output)
-    return total.square_root() if norm == 2 else total
 
 
 def _upper_bound(

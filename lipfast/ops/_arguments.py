@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,6 +50,42 @@ def check_floating(tensor: object, name: str, dimensions: int | None = None) -> 
             f"{name}: expected {dimensions} dimensions, got shape {tuple(tensor.shape)}"
         )
     return tensor
+
+
+def named_entries(
+    values: object, plural: str, left_out: Callable[[Any, Any], bool], least: int
+) -> tuple[list[Any], list[Any]]:
+    """Keys and entries of a list or a mapping of tensors; of one tensor, itself.
+
+    Args:
+        values: what the caller gave. A list's keys are its positions.
+        plural: what the entries are called, such as "matrices".
+        left_out: whether the entry of a mapping, by key and value, is none of them.
+        least: the dimensions that an entry has at least.
+
+    Raises:
+        ArgumentError: another type, or nothing is left.
+    """
+    if isinstance(values, Tensor):
+        return [0], [values]
+    if isinstance(values, Mapping):
+        keys = [key for key, value in values.items() if not left_out(key, value)]
+        if values and not keys:
+            raise ArgumentError(
+                f"no {plural} among the {len(values)} entries of the mapping: all have fewer than "
+                f"{least} dimensions"
+            )
+        entries = [values[key] for key in keys]
+    elif isinstance(values, Sequence) and not isinstance(values, str):
+        keys, entries = list(range(len(values))), list(values)
+    else:
+        hint = "; give module.state_dict()" if isinstance(values, torch.nn.Module) else ""
+        raise ArgumentError(
+            f"expected a list or a dict of {plural}, got {type(values).__name__}{hint}"
+        )
+    if not entries:
+        raise ArgumentError(f"no {plural} were given")
+    return keys, entries
 
 
 def check_same_device(tensor: Tensor, like: Tensor, name: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError, NonFiniteError
-from lipfast.ops._arguments import FLOATING, check_floating, native_dtype
+from lipfast.ops._arguments import FLOATING, check_floating, named_entries, native_dtype
 from lipfast.ops._conv_lower import lower_bound, plane_wave
 from lipfast.ops._convolution import Convolution, convolution
 from lipfast.ops.denormals import denormals_flushed
@@ -258,27 +258,8 @@ def _name(key: object) -> str:
 
 
 def _weights(kernels: object) -> tuple[list[Any], list[Tensor]]:
-    keys: list[Any]
-    if isinstance(kernels, Tensor):
-        keys, values = [0], [kernels]
-    elif isinstance(kernels, Mapping):
-        # Of a state dict, the convolutions' kernels.
-        keys = [key for key, value in kernels.items() if not _left_out(value)]
-        values = [kernels[key] for key in keys]
-        if kernels and not keys:
-            raise ArgumentError(
-                f"no kernels among the {len(kernels)} entries of the mapping: all have fewer than "
-                "3 dimensions"
-            )
-    elif isinstance(kernels, Sequence) and not isinstance(kernels, str):
-        keys, values = list(range(len(kernels))), list(kernels)
-    else:
-        hint = "; give module.state_dict()" if isinstance(kernels, torch.nn.Module) else ""
-        raise ArgumentError(
-            f"expected a list or a dict of kernels, got {type(kernels).__name__}{hint}"
-        )
-    if not values:
-        raise ArgumentError("no kernels were given")
+    # Of a state dict, the convolutions' kernels.
+    keys, values = named_entries(kernels, "kernels", lambda _, value: _left_out(value), 3)
     weights = []
     for key, value in zip(keys, values, strict=True):
         weight = check_floating(value, _name(key))

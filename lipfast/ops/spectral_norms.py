@@ -18,6 +18,7 @@ from lipfast.ops._arguments import (
     check_floating,
     check_norm,
     check_same_device,
+    named_entries,
 )
 from lipfast.ops.denormals import denormals_flushed
 from lipfast.ops.gram_certificate import Brackets, tighten
@@ -230,30 +231,13 @@ def _name(key: object) -> str:
 
 def _matrices(tensors: object) -> tuple[list[Any], list[Tensor]]:
     """Keys and contiguous float32 or float64 matrices."""
-    keys: list[Any]
     if isinstance(tensors, Tensor):
         if tensors.dim() not in (2, 3):
             raise ArgumentError(
                 f"expected a matrix or a batch of them, got shape {tuple(tensors.shape)}"
             )
         tensors = list(tensors) if tensors.dim() == 3 else [tensors]
-    if isinstance(tensors, Mapping):
-        keys = [key for key, value in tensors.items() if not _left_out(key, value)]
-        values = [tensors[key] for key in keys]
-        if tensors and not keys:
-            raise ArgumentError(
-                f"no matrices among the {len(tensors)} entries of the mapping: all have fewer "
-                "than 2 dimensions"
-            )
-    elif isinstance(tensors, Sequence) and not isinstance(tensors, str):
-        keys, values = list(range(len(tensors))), list(tensors)
-    else:
-        hint = "; give module.state_dict()" if isinstance(tensors, torch.nn.Module) else ""
-        raise ArgumentError(
-            f"expected a list or a dict of matrices, got {type(tensors).__name__}{hint}"
-        )
-    if not values:
-        raise ArgumentError("no matrices were given")
+    keys, values = named_entries(tensors, "matrices", _left_out, 2)
     matrices = []
     for key, value in zip(keys, values, strict=True):
         matrix = check_floating(value, _name(key), 2)

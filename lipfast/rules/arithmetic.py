@@ -18,9 +18,9 @@ from lipfast.rules.products import (
     magnitude_of_product,
     product,
 )
-from lipfast.rules.registry import Arguments, Call, Norm, rule
+from lipfast.rules.registry import Arguments, Call, rule
 from lipfast.rules.rounding import UNDERFLOW, UNIT_ROUNDOFF
-from lipfast.rules.upward import Upward
+from lipfast.rules.upward import Upward, joined
 
 
 def _alpha(node: Node) -> float:
@@ -198,20 +198,6 @@ def _alignments(errors: Sequence[Tensor | None], output: Tensor) -> list[Tensor 
         else error.reshape(*error.shape[:2], *[1] * (output.dim() - error.dim()), *error.shape[2:])
         for error in errors
     ]
-
-
-def joined(parts: Sequence[Upward], norm: Norm) -> Upward:
-    """Norm of a vector of constants: maps that are taken together as one."""
-    total = Upward.of(0.0)
-    for part in parts:
-        if math.isinf(norm):
-            total = total.maximum(part)
-        else:
-            total = total + (part * part if norm == 2 else part)
-    if norm != 2:
-        return total
-    nonzero = [part for part in parts if part.mantissa != 0.0]
-    return nonzero[0] if len(nonzero) == 1 else total.square_root()
 
 
 def _extremum_supported(node: Node) -> str | None:

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from lipfast.plan.graph import Argument, Node, Reference
-from lipfast.rules.arithmetic import joined
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.pooling import power
 from lipfast.rules.registry import Arguments, Call, rule
-from lipfast.rules.upward import Upward
+from lipfast.rules.upward import Upward, joined
 
 
 def _same_entries(call: Call) -> Magnitude:

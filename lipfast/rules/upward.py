@@ -8,6 +8,7 @@ float64 mantissa and an integer exponent of any size.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 _UNIT = 2.0**-53
@@ -119,6 +120,25 @@ class Upward:
             return math.inf
         fraction, scale = math.log(self.mantissa), self.exponent * _LOG2
         return math.nextafter(fraction + scale + 8 * _UNIT * (abs(fraction) + abs(scale)), math.inf)
+
+
+def joined(parts: Sequence[Upward], norm: float) -> Upward:
+    """The p-norm of constants, rounded up: of maps (or radii) that are taken together as one.
+
+    Args:
+        parts: at least one.
+        norm: p = 1 (their sum), 2 (root of the sum of squares) or inf (the largest).
+    """
+    total = Upward.of(0.0)
+    for part in parts:
+        if math.isinf(norm):
+            total = total.maximum(part)
+        else:
+            total = total + (part * part if norm == 2 else part)
+    if norm != 2:
+        return total
+    nonzero = [part for part in parts if part.mantissa != 0.0]
+    return nonzero[0] if len(nonzero) == 1 else total.square_root()
 
 
 def _normalised(mantissa: float, exponent: int) -> Upward:
