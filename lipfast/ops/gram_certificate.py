@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lipfast.ops.cholesky_residual import cholesky_residual
+from lipfast.ops.vectors import Vectors
 
 UNIT_ROUNDOFF = 2.0**-53
 _WIDEN = 1 + 2.0**-20
@@ -158,8 +159,8 @@ class Brackets:
     upper: Tensor
     passes: Tensor
     codes: Tensor
-    right: list[Tensor]
-    left: list[Tensor]
+    right: Sequence[Tensor] | Vectors
+    left: Sequence[Tensor] | Vectors
 
 
 Estimate = Callable[[list[Tensor], list[Tensor]], Brackets]

@@ -22,6 +22,7 @@ from lipfast.ops._arguments import (
 )
 from lipfast.ops.denormals import denormals_flushed
 from lipfast.ops.gram_certificate import Brackets, tighten
+from lipfast.ops.vectors import Vectors
 
 DEFAULT_MEMORY = 2 << 30
 _UPPER_METHODS = ("none", "cholesky", "holder")
@@ -53,10 +54,20 @@ class SpectralNorms(Generic[_Values]):
     lower: _Values
     upper: _Values
     certified: _Values
-    right: Any
-    left: Any
+    _right: Any
+    _left: Any
     passes: _Values
     method: Any
+
+    @property
+    def right(self) -> Any:
+        """Unit vectors (cols) where `lower` is attained."""
+        return self._right.cut() if isinstance(self._right, Vectors) else self._right
+
+    @property
+    def left(self) -> Any:
+        """Unit vectors (rows): the directions of their images."""
+        return self._left.cut() if isinstance(self._left, Vectors) else self._left
 
     def __repr__(self) -> str:
         keyed = isinstance(self.lower, dict)
@@ -220,8 +231,8 @@ def _native_brackets(
         upper,
         passes,
         codes,
-        list(right.split([matrix.shape[1] for matrix in matrices])),
-        list(left.split([matrix.shape[0] for matrix in matrices])),
+        Vectors(right, [matrix.shape[1] for matrix in matrices]),
+        Vectors(left, [matrix.shape[0] for matrix in matrices]),
     )
 
 
@@ -239,13 +250,30 @@ def _matrices(tensors: object) -> tuple[list[Any], list[Tensor]]:
         tensors = list(tensors) if tensors.dim() == 3 else [tensors]
     keys, values = named_entries(tensors, "matrices", _left_out, 2)
     matrices = []
+    on_cpu = isinstance(values[0], Tensor) and values[0].is_cpu
     for key, value in zip(keys, values, strict=True):
+        if on_cpu and _is_ready(value):
+            matrices.append(value)
+            continue
         matrix = check_floating(value, _name(key), 2)
         if matrix.numel() == 0:
             raise ArgumentError(f"{_name(key)}: is empty, shape {tuple(matrix.shape)}")
         check_same_device(matrix, values[0], _name(key))
         matrices.append(_native(matrix))
     return keys, matrices
+
+
+def _is_ready(value: object) -> bool:
+    """Whether a value passes every check as it is: the usual case, in a tenth of the time."""
+    return (
+        isinstance(value, Tensor)
+        and value.dtype is torch.float32
+        and value.layout is torch.strided
+        and value.dim() == 2
+        and value.is_cpu
+        and value.is_contiguous()
+        and value.numel() > 0
+    )
 
 
 def _left_out(key: object, value: object) -> bool:

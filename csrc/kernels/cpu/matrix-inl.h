@@ -108,7 +108,12 @@ struct MatrixOperator {
     const int half = matrix.exponent / 2;
     const PowerOfTwo outer = power_of_two(-half), inner = power_of_two(-2 * (matrix.exponent - half));
     for (int64_t c = 0; c < kVectors; ++c) {
-      for (int64_t j = 0; j < cols; ++j) v[at(j, c)] = static_cast<T>(outer(in[c * cols + j]));
+      int64_t j = 0;
+      for (; j + kLanes <= cols; j += kLanes) {
+        T* lanes = v + at(j, c);
+        for (int64_t k = 0; k < kLanes; ++k) lanes[k] = static_cast<T>(outer(in[c * cols + j + k]));
+      }
+      for (; j < cols; ++j) v[at(j, c)] = static_cast<T>(outer(in[c * cols + j]));
     }
     const int64_t height = round_up((rows + chunks - 1) / chunks, kStripRows);
     for_items(parallel, chunks, [&](int64_t chunk) {
@@ -138,7 +143,12 @@ struct MatrixOperator {
           const T* sum = z + chunk * size + at(j0, c);
           for (int64_t k = 0; k < kLanes; ++k) total[k] += sum[k];
         }
-        for (int64_t k = 0; k < width; ++k) out[c * cols + j0 + k] = outer(total[k]);
+        double* target = out + c * cols + j0;
+        if (width == kLanes) {
+          for (int64_t k = 0; k < kLanes; ++k) target[k] = outer(total[k]);
+        } else {
+          for (int64_t k = 0; k < width; ++k) target[k] = outer(total[k]);
+        }
       }
     }
   }
@@ -146,7 +156,12 @@ struct MatrixOperator {
   // Rows [first, first + count): both products, the second from L1. For a matrix in L2.
   void strip(int64_t first, int64_t count, PowerOfTwo inner, T* sum) const {
     const T* w = matrix.data + first * matrix.cols;
-    Vector sums[kStripRows][kVectors] = {};
+    Vector sums[kStripRows][kVectors];
+    // Stores: `= {}` would become a string instruction that takes longer than the products of a short strip.
+    LIPFAST_UNROLL
+    for (int r = 0; r < kStripRows; ++r) {
+      for (int c = 0; c < kVectors; ++c) sums[r][c] = Vector{};
+    }
     T y[kStripRows][kVectors];
     for (int64_t j = 0; j < matrix.cols; j += kStripColumns) project_strip(w, count, j, kStripColumns, sums);
     finish_products(w, count, sums, inner, y);
@@ -177,16 +192,25 @@ struct MatrixOperator {
     }
   }
 
-  // y[r][c] = w_r . v_c, scaled: the lanes of the sums, and the columns that fill no vector.
+  // y[r][c] = w_r . v_c, scaled: the lanes of the sums (zero beyond `count` rows), and the columns that fill no vector.
   LIPFAST_INLINE void finish_products(const T* w, int64_t count, const Vector (*sums)[kVectors], PowerOfTwo inner,
                                       T (*y)[kVectors]) const {
     const int64_t cols = matrix.cols;
-    for (int64_t r = 0; r < count; ++r) {
-      for (int c = 0; c < kVectors; ++c) {
-        double total = horizontal_sum<T>(sums[r][c]);
-        for (int64_t j = cols / kLanes * kLanes; j < cols; ++j) total += w[r * cols + j] * v[at(j, c)];
-        y[r][c] = static_cast<T>(inner(total));
+    LIPFAST_UNROLL
+    for (int c = 0; c < kVectors; ++c) {
+      T totals[kStripRows];
+      LIPFAST_UNROLL
+      for (int64_t r = 0; r < kStripRows; r += kLanes) {
+        Vector rows[kLanes];
+        LIPFAST_UNROLL
+        for (int k = 0; k < kLanes; ++k) rows[k] = sums[r + k][c];
+        store(totals + r, lane_sums<T>(rows));
       }
+      for (int64_t j = cols / kLanes * kLanes; j < cols; ++j) {
+        for (int64_t r = 0; r < count; ++r) totals[r] += w[r * cols + j] * v[at(j, c)];
+      }
+      LIPFAST_UNROLL
+      for (int64_t r = 0; r < kStripRows; ++r) y[r][c] = static_cast<T>(inner(static_cast<double>(totals[r])));
     }
   }
 

@@ -77,6 +77,50 @@ LIPFAST_INLINE T horizontal_sum(typename Simd<T>::Vector v) {
   return HorizontalSum<T, LIPFAST_VECTOR_BYTES>::of(v);
 }
 
+// [a_0 + a_1, a_2 + a_3, ..., b_0 + b_1, ...]
+template <class V, int kLanes>
+struct PairSums;
+template <class V>
+struct PairSums<V, 2> {
+  LIPFAST_INLINE static V of(V a, V b) {
+    return __builtin_shufflevector(a, b, 0, 2) + __builtin_shufflevector(a, b, 1, 3);
+  }
+};
+template <class V>
+struct PairSums<V, 4> {
+  LIPFAST_INLINE static V of(V a, V b) {
+    return __builtin_shufflevector(a, b, 0, 2, 4, 6) + __builtin_shufflevector(a, b, 1, 3, 5, 7);
+  }
+};
+template <class V>
+struct PairSums<V, 8> {
+  LIPFAST_INLINE static V of(V a, V b) {
+    return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14) +
+           __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+  }
+};
+template <class V>
+struct PairSums<V, 16> {
+  LIPFAST_INLINE static V of(V a, V b) {
+    return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+           __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+  }
+};
+
+// The horizontal sums of as many vectors as each has lanes, as one vector; `of` is overwritten.
+template <class T>
+LIPFAST_INLINE typename Simd<T>::Vector lane_sums(typename Simd<T>::Vector* of) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  LIPFAST_UNROLL
+  for (int count = kLanes; count > 1; count /= 2) {
+    LIPFAST_UNROLL
+    for (int k = 0; k < count / 2; ++k) {
+      of[k] = PairSums<typename Simd<T>::Vector, kLanes>::of(of[2 * k], of[2 * k + 1]);
+    }
+  }
+  return of[0];
+}
+
 template <class T>
 LIPFAST_INLINE T larger(T a, T b) {
   return a < b ? b : a;
