@@ -111,8 +111,8 @@ def chain(networks: int, batch: int, widths: tuple[int, ...]) -> Case:
 
 def main() -> None:
     """The command."""
-    if not torch.cuda.is_available() or "cuda" not in _native.devices():
-        reason = _native.cuda_reason() or "there is no CUDA device"
+    reason = _native.cuda_reason() or _native.no_cuda_device()
+    if reason is not None:
         print(f"bench-gpu: skipped: {reason}")
         return
     name = torch.cuda.get_device_name()

@@ -11,7 +11,7 @@ from lipfast.errors import ArgumentError, NativeError
 
 try:
     # torch first: the extension links against its libraries.
-    import torch  # noqa: F401
+    import torch
 
     from lipfast import _C
 except ImportError as error:
@@ -61,6 +61,15 @@ def cuda_info() -> dict[str, str] | None:
 def cuda_reason() -> str | None:
     """Why there are no CUDA kernels, or None."""
     return _cuda_reason
+
+
+def no_cuda_device() -> str | None:
+    """Why nothing can run on CUDA here, whatever was built; None where there is a device."""
+    if torch.version.cuda is None:
+        return f"no CUDA device: torch {torch.__version__} was built without CUDA"
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    return None
 
 
 def capability() -> str:

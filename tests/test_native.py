@@ -4,7 +4,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+import lipfast
 from lipfast import _native
 from lipfast.errors import ArgumentError
 
@@ -42,3 +44,29 @@ def test_the_environment_chooses() -> None:
     refused = capability_with("sse9")
     assert refused.returncode != 0
     assert "LIPFAST_CPU_CAPABILITY" in refused.stderr and "choose one of" in refused.stderr
+
+
+def test_what_is_built_and_what_is_there_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "_cuda_info", {"nvcc": "nvcc 13.0", "architectures": "9.0"})
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = lipfast.info()
+    assert found.kernels == ("cpu", "cuda") and found.cuda == "nvcc 13.0, 9.0"
+    assert found.devices == ("cpu",) and found.no_cuda_device == "no CUDA device"
+    assert "devices     cpu (no CUDA device)\n" in str(found)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+    monkeypatch.setattr(_native, "_cuda_info", None)
+    monkeypatch.setattr(_native, "_cuda_reason", "built without CUDA")
+    found = lipfast.info()
+    assert found.kernels == ("cpu",) and found.cuda == "built without CUDA"
+    assert found.devices == ("cpu", "cuda:0 GPU 0", "cuda:1 GPU 1")
+    assert found.no_cuda_device is None
+
+
+def test_a_torch_without_cuda_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert _native.no_cuda_device() == (
+        f"no CUDA device: torch {torch.__version__} was built without CUDA"
+    )

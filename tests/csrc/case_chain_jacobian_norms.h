@@ -11,13 +11,13 @@ namespace {
 
 template <class T>
 void run_chain_jacobian_norms_as(Input& input, Output& output, cuda::ChainLaunch chain, Dtype dtype, unsigned grid,
-                                 uint64_t seed) {
+                                 uint64_t seed, int64_t offset) {
   const std::vector<T> x = input.array<T>(chain.batch * chain.widths[0]);
   std::vector<std::vector<T>> kept;
   for (int i = 0; i < chain.networks * chain.layers; ++i) {
     const int64_t inputs = chain.widths[i % chain.layers], outputs = chain.widths[i % chain.layers + 1];
-    kept.push_back(input.array<T>(outputs * inputs));
-    chain.weights[i] = kept.back().data();
+    kept.push_back(input.array<T>(outputs * inputs, offset));
+    chain.weights[i] = kept.back().data() + offset;
     kept.push_back(input.array<T>(input.number() != 0 ? outputs : 0));
     chain.biases[i] = kept.back().empty() ? nullptr : kept.back().data();
   }
@@ -52,10 +52,11 @@ void run_chain_jacobian_norms(Input& input, Output& output) {
   chain.layers = static_cast<int32_t>(input.number());
   const auto grid = static_cast<unsigned>(input.number());
   const auto seed = static_cast<uint64_t>(input.number());
+  const int64_t offset = input.number();
   for (int l = 0; l <= chain.layers; ++l) chain.widths[l] = static_cast<int32_t>(input.number());
   for (int l = 0; l < chain.layers; ++l) chain.slopes[l] = input.array<double>(1)[0];
-  dtype == Dtype::kFloat32 ? run_chain_jacobian_norms_as<float>(input, output, chain, dtype, grid, seed)
-                           : run_chain_jacobian_norms_as<double>(input, output, chain, dtype, grid, seed);
+  dtype == Dtype::kFloat32 ? run_chain_jacobian_norms_as<float>(input, output, chain, dtype, grid, seed, offset)
+                           : run_chain_jacobian_norms_as<double>(input, output, chain, dtype, grid, seed, offset);
 }
 
 const RegisterCase registered_chain_jacobian_norms("chain_jacobian_norms", run_chain_jacobian_norms);

@@ -70,13 +70,48 @@ __global__ void divergent_kernel(double* out) {
   }
 }
 
+// Every thread counts in one place, atomically or not.
+__global__ void count_kernel(double* out, bool atomic) {
+  if (atomic) {
+    atomicAdd(out, 1.0);
+  } else {
+    out[0] += 1;
+  }
+}
+
+// Neighbouring lanes exchange values through shared memory.
+__global__ void warp_kernel(const double* in, double* out, bool barrier) {
+  LIPFAST_DYNAMIC_SHARED(memory);
+  auto* shared = reinterpret_cast<double*>(memory);
+  shared[threadIdx.x] = in[threadIdx.x];
+  if (barrier) __syncwarp();
+  out[threadIdx.x] = shared[threadIdx.x ^ 1];
+}
+
+// The first thread of each block writes, to a place of its own or not.
+__global__ void block_kernel(double* out, bool apart) {
+  if (threadIdx.x == 0) out[apart ? blockIdx.x : 0] = 1;
+}
+
+// Neighbouring lanes read each other's copies: a thread waits for its own only, so the barrier comes after the wait.
+__global__ void neighbour_copy_kernel(const double* in, double* out, bool late) {
+  LIPFAST_DYNAMIC_SHARED(memory);
+  auto* shared = reinterpret_cast<double*>(memory);
+  cuda::copy_async<8>(shared + threadIdx.x, in + threadIdx.x);
+  cuda::copy_async_commit();
+  if (!late) cuda::copy_async_wait<0>();
+  __syncthreads();
+  if (late) cuda::copy_async_wait<0>();
+  out[threadIdx.x] = shared[threadIdx.x ^ 1];
+}
+
 void run_planted(Input& input, Output& output) {
   const int64_t which = input.number();
   const bool bug = input.number() != 0;
   const auto seed = static_cast<uint64_t>(input.number());
   const std::vector<double> in = input.array<double>(kPlantedThreads);
   std::vector<double> out(kPlantedThreads);
-  const cuda_on_cpu::Launch launch{1, kPlantedThreads, kPlantedThreads * sizeof(double), seed};
+  const cuda_on_cpu::Launch launch{which == 9 ? 2u : 1u, kPlantedThreads, kPlantedThreads * sizeof(double), seed};
   cuda_on_cpu::run(launch, [&] {
     switch (which) {
       case 0:
@@ -93,6 +128,14 @@ void run_planted(Input& input, Output& output) {
         return copy_kernel(in.data(), out.data(), !bug);
       case 6:
         return bug ? divergent_kernel(out.data()) : static_reverse_kernel(in.data(), out.data());
+      case 7:
+        return count_kernel(out.data(), !bug);
+      case 8:
+        return warp_kernel(in.data(), out.data(), !bug);
+      case 9:
+        return block_kernel(out.data(), !bug);
+      case 10:
+        return neighbour_copy_kernel(in.data(), out.data(), bug);
       default:
         std::exit(2);
     }

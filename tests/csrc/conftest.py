@@ -5,43 +5,35 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from harness import (
-    FLAGS,
-    KERNELS,
-    ROOT,
-    Harness,
-    compiler,
-    fingerprint,
-    finish_build,
-    sanitizers_work,
-    start_build,
-)
+from harness import KERNELS, ROOT, Harness, build_programs, compiler, fingerprint
 
 
 @pytest.fixture(scope="session")
 def programs() -> dict[str, Path]:
-    """Both builds, compiled at the same time; kept in build/ until a source changes."""
+    """All builds; kept in build/ until a source changes."""
     if compiler() is None:
         pytest.skip("no C++ compiler: kernel bodies cannot be compiled for the CPU")
-    folder = ROOT / "build" / "cuda_on_cpu"
-    folder.mkdir(parents=True, exist_ok=True)
-    wanted = [build for build in FLAGS if build == "plain" or sanitizers_work()]
-    built = {build: folder / f"{build}-{fingerprint()}" for build in wanted}
-    running = []
-    for build, path in built.items():
-        if not path.exists():
-            part = path.with_suffix(".part")
-            running.append((start_build(build, KERNELS, part), part, path))
-    for process, part, path in running:
-        finish_build(process)
-        part.rename(path)
-    return built
+    return build_programs(ROOT / "build" / "cuda_on_cpu" / fingerprint(), KERNELS)
 
 
 @pytest.fixture(scope="session")
 def plain(programs: dict[str, Path]) -> Harness:
-    """The fast build."""
+    """The build without any checks but the shim's own."""
     return Harness(programs["plain"])
+
+
+@pytest.fixture(scope="session")
+def races(programs: dict[str, Path]) -> Harness:
+    """The build that finds races."""
+    if "races" not in programs:
+        pytest.skip("the compiler has no -fsanitize=thread: races are not looked for")
+    return Harness(programs["races"])
+
+
+@pytest.fixture(scope="session")
+def checked(programs: dict[str, Path]) -> Harness:
+    """The build that finds races, where the compiler can make it."""
+    return Harness(programs.get("races", programs["plain"]))
 
 
 @pytest.fixture(scope="session")

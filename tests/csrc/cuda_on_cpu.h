@@ -3,7 +3,7 @@
 // Fibers run in a seeded random order (odd seeds: evenly mixed; even ones: some warps far ahead of others, as
 // Burckhardt et al. 2010) and switch only where threads may legally wait for each other: barriers, warp
 // operations, atomics. So a missing barrier, or a missing wait for an asynchronous copy, shows as a difference between
-// seeds or as poison in the result. Not shown: races of plain read-modify-writes in one stretch between two switches,
+// seeds or as poison in the result; a build with race_check.cpp finds races themselves, whatever the order. Not shown:
 // weak memory ordering between blocks, and anything about speed.
 //
 // Stricter than the hardware, which leaves these undefined: threads of a block at different __syncthreads, a warp
@@ -31,6 +31,8 @@
 #include <string>
 #include <utility>
 #include <vector>
+
+#include "race_check.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -90,11 +92,17 @@ struct Rendezvous {
   int now = 0;
 };
 
+struct Warp {
+  std::deque<Rendezvous> operations;  // one per mask
+  uint64_t urgency = 0;
+  Clock clock;
+};
+
 struct Block {
   unsigned index = 0;
   std::vector<Fiber*> fibers;
-  std::vector<std::deque<Rendezvous>> warps;  // per warp, one per mask
-  std::vector<uint64_t> urgencies;            // per warp
+  std::vector<Warp> warps;
+  Clock clock;
   std::unique_ptr<char[]> shared;
   unsigned arrived = 0, finished = 0, votes = 0, last_votes = 0;
   int line = 0;
@@ -112,6 +120,7 @@ class Machine {
     launch_ = launch;
     kernel_ = &kernel;
     random_.seed(launch.seed);
+    race_forget_everything();
     std::vector<unsigned> order(launch.grid);
     for (unsigned i = 0; i < launch.grid; ++i) order[i] = i;
     for (unsigned i = launch.grid; i > 1; --i) std::swap(order[i - 1], order[random_() % i]);
@@ -165,6 +174,7 @@ class Machine {
           [&] {
             if (grid_arrived_ < launch_.grid) return false;
             grid_arrived_ = 0;
+            ++grid_clock_.barriers;
             for (Fiber* fiber : grid_waiting_) wake(fiber);
             grid_waiting_.clear();
             return true;
@@ -189,7 +199,8 @@ class Machine {
         refuse("its mask names lane " + std::to_string(i) + ", which has returned or does not exist");
       }
     }
-    Rendezvous& here = rendezvous(block.warps[first / kWarpSize], mask);
+    Warp& warp = block.warps[first / kWarpSize];
+    Rendezvous& here = rendezvous(warp.operations, mask);
     if (here.arrived == 0) {
       here.operation = operation;
       here.now = 1 - here.now;
@@ -201,6 +212,7 @@ class Machine {
     here.arrived |= 1u << lane;
     if (here.arrived == mask) {
       here.arrived = 0;
+      if (std::strcmp(operation, "__syncwarp") == 0 && mask == 0xFFFFFFFFu) ++warp.clock.barriers;
       for (unsigned i = 0; i < kWarpSize; ++i) {
         if ((mask >> i & 1) != 0 && i != lane) ready_.push_back(block.fibers[first + i]);
       }
@@ -222,9 +234,10 @@ class Machine {
       Block& block = *blocks.back();
       block.index = index;
       block.warps.resize((launch_.block + kWarpSize - 1) / kWarpSize);
-      for (size_t i = 0; i < block.warps.size(); ++i) block.urgencies.push_back(random_());
+      for (Warp& warp : block.warps) warp.urgency = random_();
       block.shared.reset(new char[launch_.shared_bytes + 1]);  // the sanitizer wants at least a byte
       std::memset(block.shared.get(), kPoison, launch_.shared_bytes);
+      race_forget(block.shared.get(), launch_.shared_bytes);
       for (unsigned thread = 0; thread < launch_.block; ++thread) {
         fibers.push_back(make_fiber(block, thread));
         block.fibers.push_back(fibers.back().get());
@@ -256,7 +269,7 @@ class Machine {
     if (random_() % 512 == 0) urgency(*ready_[best]) = random_();
     return best;
   }
-  uint64_t& urgency(Fiber& fiber) { return fiber.block->urgencies[fiber.thread / kWarpSize]; }
+  uint64_t& urgency(Fiber& fiber) { return fiber.block->warps[fiber.thread / kWarpSize].urgency; }
 
   std::unique_ptr<Fiber> make_fiber(Block& block, unsigned thread) {
     auto fiber = std::make_unique<Fiber>();
@@ -284,7 +297,9 @@ class Machine {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(nullptr, &machine.scheduler_bottom_, &machine.scheduler_size_);
 #endif
+    race_watch(true);
     (*machine.kernel_)();
+    race_watch(false);
     machine.current_->finished = true;
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(nullptr, machine.scheduler_bottom_, machine.scheduler_size_);
@@ -296,6 +311,9 @@ class Machine {
 
   // setjmp makes no system call, swapcontext two; the sanitizer knows the latter only.
   void resume(Fiber& fiber) {
+    const auto stack = reinterpret_cast<uintptr_t>(fiber.stack.get());
+    race_run({fiber.block->index, fiber.thread, &fiber.block->warps[fiber.thread / kWarpSize].clock,
+              &fiber.block->clock, &grid_clock_, stack, stack + kStackBytes});
 #if defined(__SANITIZE_ADDRESS__)
     void* fake_stack = nullptr;
     __sanitizer_start_switch_fiber(&fake_stack, fiber.stack.get(), kStackBytes);
@@ -323,6 +341,7 @@ class Machine {
   bool release_block(Block& block) {
     if (block.arrived + block.finished < block.fibers.size()) return false;
     block.arrived = 0;
+    ++block.clock.barriers;
     block.last_votes = block.votes;
     block.votes = 0;
     for (Fiber* fiber : block.fibers) {
@@ -357,6 +376,7 @@ class Machine {
   std::mt19937_64 random_;
   std::vector<Fiber*> ready_, grid_waiting_;
   unsigned grid_arrived_ = 0;
+  Clock grid_clock_;
   Fiber* current_ = nullptr;
   ucontext_t scheduler_;
   jmp_buf scheduler_jump_;
@@ -369,11 +389,26 @@ class Machine {
 inline void run(const Launch& launch, const std::function<void()>& kernel) { Machine::instance().run(launch, kernel); }
 
 inline Fiber& fiber() { return Machine::instance().current(); }
-inline Index thread_index() { return {fiber().thread, 0, 0}; }
-inline Index block_index() { return {fiber().block->index, 0, 0}; }
-inline Index block_dimensions() { return {Machine::instance().launch().block, 1, 1}; }
-inline Index grid_dimensions() { return {Machine::instance().launch().grid, 1, 1}; }
-inline char* dynamic_shared() { return fiber().block->shared.get(); }
+inline Index thread_index() {
+  const Unwatched shim;
+  return {fiber().thread, 0, 0};
+}
+inline Index block_index() {
+  const Unwatched shim;
+  return {fiber().block->index, 0, 0};
+}
+inline Index block_dimensions() {
+  const Unwatched shim;
+  return {Machine::instance().launch().block, 1, 1};
+}
+inline Index grid_dimensions() {
+  const Unwatched shim;
+  return {Machine::instance().launch().grid, 1, 1};
+}
+inline char* dynamic_shared() {
+  const Unwatched shim;
+  return fiber().block->shared.get();
+}
 
 template <class T>
 uint64_t to_bits(T value) {
@@ -391,6 +426,7 @@ T from_bits(uint64_t bits) {
 
 template <class T>
 T shuffle(const char* operation, uint32_t mask, T value, unsigned source) {
+  const Unwatched shim;
   uint64_t values[kWarpSize];
   Machine::instance().exchange(operation, mask, to_bits(value), values);
   return from_bits<T>(values[source % kWarpSize]);
@@ -410,8 +446,12 @@ T shuffle(const char* operation, uint32_t mask, T value, unsigned source) {
 #define blockDim (cuda_on_cpu::block_dimensions())
 #define gridDim (cuda_on_cpu::grid_dimensions())
 
-inline void __syncthreads(int line = __builtin_LINE()) { cuda_on_cpu::Machine::instance().block_barrier(line, false); }
+inline void __syncthreads(int line = __builtin_LINE()) {
+  const cuda_on_cpu::Unwatched shim;
+  cuda_on_cpu::Machine::instance().block_barrier(line, false);
+}
 inline int __syncthreads_count(int predicate, int line = __builtin_LINE()) {
+  const cuda_on_cpu::Unwatched shim;
   return static_cast<int>(cuda_on_cpu::Machine::instance().block_barrier(line, predicate != 0));
 }
 inline void __syncwarp(uint32_t mask = 0xFFFFFFFFu) { cuda_on_cpu::shuffle("__syncwarp", mask, 0, 0); }
@@ -423,15 +463,16 @@ T __shfl_sync(uint32_t mask, T value, int source) {
 }
 template <class T>
 T __shfl_xor_sync(uint32_t mask, T value, int lanes) {
-  return cuda_on_cpu::shuffle("__shfl_xor_sync", mask, value, (cuda_on_cpu::fiber().thread % 32) ^ unsigned(lanes));
+  return cuda_on_cpu::shuffle("__shfl_xor_sync", mask, value, (cuda_on_cpu::thread_index().x % 32) ^ unsigned(lanes));
 }
 template <class T>
 T __shfl_down_sync(uint32_t mask, T value, unsigned lanes) {
-  const unsigned lane = cuda_on_cpu::fiber().thread % 32;
+  const unsigned lane = cuda_on_cpu::thread_index().x % 32;
   const T moved = cuda_on_cpu::shuffle("__shfl_down_sync", mask, value, lane + lanes);
   return lane + lanes < 32 ? moved : value;
 }
 inline uint32_t __ballot_sync(uint32_t mask, int predicate) {
+  const cuda_on_cpu::Unwatched shim;
   uint64_t values[cuda_on_cpu::kWarpSize];
   cuda_on_cpu::Machine::instance().exchange("__ballot_sync", mask, predicate != 0, values);
   uint32_t votes = 0;
@@ -443,20 +484,26 @@ inline uint32_t __ballot_sync(uint32_t mask, int predicate) {
 
 template <class T>
 T atomicAdd(T* address, T value) {
+  const cuda_on_cpu::Unwatched shim;
   cuda_on_cpu::Machine::instance().yield();
+  cuda_on_cpu::race_access(address, sizeof(*address), cuda_on_cpu::Access::kAtomic);
   const T before = *address;
   *address = before + value;
   return before;
 }
 template <class T>
 T atomicMax(T* address, T value) {
+  const cuda_on_cpu::Unwatched shim;
   cuda_on_cpu::Machine::instance().yield();
+  cuda_on_cpu::race_access(address, sizeof(*address), cuda_on_cpu::Access::kAtomic);
   const T before = *address;
   if (before < value) *address = value;
   return before;
 }
 inline uint32_t atomicOr(uint32_t* address, uint32_t value) {
+  const cuda_on_cpu::Unwatched shim;
   cuda_on_cpu::Machine::instance().yield();
+  cuda_on_cpu::race_access(address, sizeof(*address), cuda_on_cpu::Access::kAtomic);
   const uint32_t before = *address;
   *address = before | value;
   return before;
@@ -469,23 +516,35 @@ namespace lipfast::cuda {
 
 #define LIPFAST_DYNAMIC_SHARED(name) char* name = cuda_on_cpu::dynamic_shared()
 
-inline void grid_barrier() { cuda_on_cpu::Machine::instance().grid_barrier(); }
+inline void grid_barrier() {
+  const cuda_on_cpu::Unwatched shim;
+  cuda_on_cpu::Machine::instance().grid_barrier();
+}
 
 template <int kBytes>
 inline void copy_async(void* to, const void* from) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
+  const cuda_on_cpu::Unwatched shim;
   if (reinterpret_cast<uintptr_t>(to) % kBytes != 0 || reinterpret_cast<uintptr_t>(from) % kBytes != 0) {
     cuda_on_cpu::fail("cp.async of " + std::to_string(kBytes) + " bytes between addresses that are not aligned to it");
   }
+  cuda_on_cpu::race_copy_issued(to, from, kBytes);
   cuda_on_cpu::fiber().copies.back().push_back({to, from, kBytes});
 }
-inline void copy_async_commit() { cuda_on_cpu::fiber().copies.emplace_back(); }
+inline void copy_async_commit() {
+  const cuda_on_cpu::Unwatched shim;
+  cuda_on_cpu::fiber().copies.emplace_back();
+}
 // Until at most kGroups of the committed groups are under way.
 template <int kGroups>
 inline void copy_async_wait() {
+  const cuda_on_cpu::Unwatched shim;
   auto& copies = cuda_on_cpu::fiber().copies;
   while (copies.size() > kGroups + 1) {
-    for (const cuda_on_cpu::Copy& copy : copies.front()) std::memcpy(copy.to, copy.from, copy.bytes);
+    for (const cuda_on_cpu::Copy& copy : copies.front()) {
+      std::memcpy(copy.to, copy.from, copy.bytes);
+      cuda_on_cpu::race_copy_landed(copy.to, copy.from, copy.bytes);
+    }
     copies.pop_front();
   }
 }

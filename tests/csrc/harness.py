@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +17,24 @@ import numpy as np
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 KERNELS = ROOT / "csrc" / "kernels"
+# races: the compiler reports every access of the kernels, and race_check.cpp takes the place of the
+# thread sanitizer's library. Not position independent: addr2line reads the addresses in a message.
 FLAGS = {
     "plain": ["-O1"],
+    "races": ["-O1", "-g1", "-fsanitize=thread", "-fno-threadsafe-statics", "-DLIPFAST_RACE_CHECK"],
     "sanitized": ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
 }
-COMMON = ["-std=c++20", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-psabi"]
+COMMON = [
+    "-std=c++20",
+    "-Wall",
+    "-Wextra",
+    "-Wconversion",
+    "-Wno-sign-conversion",
+    "-Wno-float-conversion",
+    "-Werror",
+    "-Wno-unknown-pragmas",
+    "-Wno-psabi",
+]
 # Memory that the kernels leave behind is the process's end; copies of fibers confuse the search.
 ENVIRONMENT = {"ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0"}
 
@@ -30,35 +44,48 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "c++").split()[0]) or shutil.which("g++")
 
 
-def sanitizers_work() -> bool:
-    """Whether the compiler has the sanitizers' libraries."""
+def compiles(build: str) -> bool:
+    """Whether the compiler can make a build; not every one has the sanitizers."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "empty.cpp"
         source.write_text("int main() { return 0; }\n")
-        command = [compiler() or "c++", *FLAGS["sanitized"], str(source), "-o", f"{source}.out"]
+        only = ["-c"] if build == "races" else []
+        command = [compiler() or "c++", *FLAGS[build], *only, str(source), "-o", f"{source}.out"]
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def start_build(build: str, kernels: Path, program: Path) -> subprocess.Popen[str]:
-    """Start compiling the program with the kernel bodies of a folder (csrc/kernels or a copy)."""
-    source = (HERE / "harness.cpp").read_text()
-    local = program.with_suffix(".cpp")
-    local.write_text(source)
-    return subprocess.Popen(
-        [
-            *[compiler() or "c++", *COMMON, *FLAGS[build]],
-            *[f"-I{kernels / 'cuda'}", f"-I{HERE}", str(local), "-o", str(program)],
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def build_program(build: str, kernels: Path, program: Path) -> None:
+    """Compile the program with the kernel bodies of a folder: csrc/kernels or a copy of it."""
+    compile_with = [compiler() or "c++", *COMMON, f"-I{kernels / 'cuda'}", f"-I{HERE}"]
+    harness, checker = f"{program}-harness.o", f"{program}-checker.o"
+    steps = [[*compile_with, *FLAGS[build], "-c", str(HERE / "harness.cpp"), "-o", harness]]
+    if build == "races":
+        source = str(HERE / "race_check.cpp")
+        steps.append([*compile_with, "-O2", "-DLIPFAST_RACE_CHECK", "-c", source, "-o", checker])
+        steps.append([compile_with[0], "-no-pie", harness, checker, "-o", str(program)])
+    else:
+        steps.append([compile_with[0], *FLAGS[build], harness, "-o", str(program)])
+    for step in steps:
+        ended = subprocess.run(step, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+    for left in (harness, checker):
+        Path(left).unlink(missing_ok=True)
 
 
-def finish_build(process: subprocess.Popen[str]) -> None:
-    """Wait for the compiler; its messages are the error."""
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
+def build_programs(folder: Path, kernels: Path) -> dict[str, Path]:
+    """Every build that the compiler can make, all at the same time; those that are there stay."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {build: folder / build for build in FLAGS if build == "plain" or compiles(build)}
+
+    def make(build: str) -> None:
+        if not paths[build].exists():
+            part = folder / f"{build}.part"
+            build_program(build, kernels, part)
+            part.rename(paths[build])
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(make, paths))
+    return paths
 
 
 def fingerprint() -> str:
@@ -91,9 +118,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Harness:
-    """One build of the program."""
+    """One build of the program. `mutant`: which of the changes of mutations.py is in force."""
 
     program: Path
+    mutant: int = 0
 
     def run(self, kernel: str, inputs: Sequence[np.ndarray | Sequence[int]]) -> Result:
         """Run a kernel on arrays; sequences of integers become int64."""
@@ -107,7 +135,7 @@ class Harness:
                     file.write(np.ascontiguousarray(array).tobytes())
             ended = subprocess.run(
                 [str(self.program), kernel, str(source), str(target)],
-                env={**os.environ, **ENVIRONMENT},
+                env={**os.environ, **ENVIRONMENT, "LIPFAST_MUTANT": str(self.mutant)},
                 capture_output=True,
                 text=True,
                 check=False,

@@ -16,11 +16,12 @@ class Input {
     if (!file_) throw std::runtime_error("cannot read the input");
   }
   int64_t number() { return array<int64_t>(1)[0]; }
-  // Exactly as long as the kernel may read: the address sanitizer sees the ends.
+  // Exactly as long as the kernel may read: the address sanitizer sees the ends. The values begin at `offset`, as those
+  // of a sliced tensor.
   template <class T>
-  std::vector<T> array(int64_t size) {
-    std::vector<T> values(size);
-    file_.read(reinterpret_cast<char*>(values.data()), static_cast<std::streamsize>(sizeof(T) * size));
+  std::vector<T> array(int64_t size, int64_t offset = 0) {
+    std::vector<T> values(offset + size);
+    file_.read(reinterpret_cast<char*>(values.data() + offset), static_cast<std::streamsize>(sizeof(T) * size));
     if (!file_) throw std::runtime_error("the input is too short");
     return values;
   }

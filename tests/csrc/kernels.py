@@ -112,11 +112,16 @@ def chain_jacobian_norms(
     *,
     grid: int = 2,
     seed: int = 1,
+    offset: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Spectral and Frobenius norms (networks, B)."""
+    """Spectral and Frobenius norms (networks, B). offset: where weights begin in their storage."""
     widths = [x.shape[1], *[len(weight) for weight in weights[0]]]
     numbers = [_CODES[x.dtype], len(x), len(weights), len(slopes), *_seeded_grid(grid, seed)]
-    inputs: list[np.ndarray | Sequence[int]] = [[*numbers, *widths], np.array(slopes), x.numpy()]
+    inputs: list[np.ndarray | Sequence[int]] = [
+        [*numbers, offset, *widths],
+        np.array(slopes),
+        x.numpy(),
+    ]
     for network, network_biases in zip(weights, biases, strict=True):
         for weight, bias in zip(network, network_biases, strict=True):
             inputs += [weight.numpy(), [bias is not None]]

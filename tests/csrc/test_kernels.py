@@ -17,7 +17,8 @@ from lipfast.reference import chain_jacobian_norms as reference_chain
 from lipfast.reference import cholesky_residual as reference_residual
 from lipfast.reference import jacobian_reduction as reference_reduction
 
-ORDERS = (1, 2, 4)
+# Races are found under any order; the results of two kinds of orders are compared all the same.
+ORDERS = (1, 2)
 DTYPES = [torch.float32, torch.float64]
 EPS = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 
@@ -64,21 +65,21 @@ def check_reduction(harness: Harness, jacobian: Tensor, run: Callable[[int], obj
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", JACOBIANS, ids=str)
-def test_jacobian_reduction(plain: Harness, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+def test_jacobian_reduction(checked: Harness, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     jacobian = normal(*shape, dtype=dtype)
     check_reduction(
-        plain, jacobian, lambda order: kernels.jacobian_reduction(plain, jacobian, seed=order)
+        checked, jacobian, lambda order: kernels.jacobian_reduction(checked, jacobian, seed=order)
     )
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", LARGE_JACOBIANS, ids=str)
-def test_large_jacobians(plain: Harness, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    test_jacobian_reduction(plain, dtype, shape)
+def test_large_jacobians(checked: Harness, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    test_jacobian_reduction(checked, dtype, shape)
 
 
-def test_jacobian_reduction_of_degenerate_spectra(plain: Harness) -> None:
+def test_jacobian_reduction_of_degenerate_spectra(checked: Harness) -> None:
     n = 6
     q = torch.linalg.qr(normal(n, n))[0]
     cases = torch.stack(
@@ -92,7 +93,7 @@ def test_jacobian_reduction_of_degenerate_spectra(plain: Harness) -> None:
             1e-200 * q,
         ]
     )
-    spectral, frobenius = kernels.jacobian_reduction(plain, cases)
+    spectral, frobenius = kernels.jacobian_reduction(checked, cases)
     truth = reference_reduction.jacobian_reduction(cases)
     torch.testing.assert_close(spectral, truth[0], rtol=1e-14, atol=0)
     torch.testing.assert_close(frobenius, truth[1], rtol=1e-14, atol=0)
@@ -100,10 +101,10 @@ def test_jacobian_reduction_of_degenerate_spectra(plain: Harness) -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_jacobian_reduction_keeps_bad_numbers_apart(plain: Harness, bad: float) -> None:
+def test_jacobian_reduction_keeps_bad_numbers_apart(checked: Harness, bad: float) -> None:
     jacobian = normal(3, 4, 5)
     jacobian[1, 2, 3] = bad
-    spectral, frobenius = kernels.jacobian_reduction(plain, jacobian)
+    spectral, frobenius = kernels.jacobian_reduction(checked, jacobian)
     assert spectral.isnan().tolist() == frobenius.isnan().tolist() == [False, True, False]
 
 
@@ -133,28 +134,28 @@ def check_bracket(found: kernels.Spectral, matrices: list[Tensor], rtol: float) 
             torch.testing.assert_close(image / image.norm(), found.left[index])
 
 
-def test_spectral_norms(plain: Harness) -> None:
+def test_spectral_norms(checked: Harness) -> None:
     matrices = spectral_matrices()
 
     def run(order: int) -> tuple[Tensor, ...]:
-        found = kernels.spectral_norms(plain, matrices, seed=order)
+        found = kernels.spectral_norms(checked, matrices, seed=order)
         return found.lower, found.upper, found.passes, torch.cat(found.right)
 
     same_under_every_order(run)
-    check_bracket(kernels.spectral_norms(plain, matrices), matrices, 1e-9)
+    check_bracket(kernels.spectral_norms(checked, matrices), matrices, 1e-9)
 
 
-def test_spectral_norms_do_not_depend_on_the_company_or_the_grid(plain: Harness) -> None:
+def test_spectral_norms_do_not_depend_on_the_company_or_the_grid(checked: Harness) -> None:
     matrices = spectral_matrices()[3:6]
-    together = kernels.spectral_norms(plain, matrices, grid=4)
+    together = kernels.spectral_norms(checked, matrices, grid=4)
     for index, matrix in enumerate(matrices):
-        alone = kernels.spectral_norms(plain, [matrix], grid=1)
+        alone = kernels.spectral_norms(checked, [matrix], grid=1)
         assert torch.equal(alone.lower[0], together.lower[index])
         assert torch.equal(alone.upper[0], together.upper[index])
         assert torch.equal(alone.right[0], together.right[index])
 
 
-def test_spectral_norms_of_extreme_matrices(plain: Harness) -> None:
+def test_spectral_norms_of_extreme_matrices(checked: Harness) -> None:
     matrices = [
         torch.eye(5),
         torch.ones(4, 4) * 1e30,
@@ -162,71 +163,74 @@ def test_spectral_norms_of_extreme_matrices(plain: Harness) -> None:
         torch.ones(3, 3, dtype=torch.float64) * 1e300,
         torch.diag(torch.tensor([1.0, 1.0 - 1e-9, 0.5], dtype=torch.float64)),
     ]
-    found = kernels.spectral_norms(plain, matrices)
+    found = kernels.spectral_norms(checked, matrices)
     check_bracket(found, matrices, 1e-8)
     odd = [torch.zeros(3, 4), torch.full((2, 2), math.nan), torch.tensor([[1.0, -math.inf]])]
-    found = kernels.spectral_norms(plain, odd)
+    found = kernels.spectral_norms(checked, odd)
     assert found.method.tolist() == [1, -1, -1]
     assert found.lower[0] == found.upper[0] == 0
     assert abs(float(found.right[0].norm()) - 1) < 1e-12
     assert abs(float(found.left[0].norm()) - 1) < 1e-12
 
 
-def test_spectral_norms_start_where_they_are_told(plain: Harness) -> None:
+def test_spectral_norms_start_where_they_are_told(checked: Harness) -> None:
     matrix = normal(40, 30)
-    cold = kernels.spectral_norms(plain, [matrix])
-    warm = kernels.spectral_norms(plain, [matrix], starts=[cold.right[0]])
+    cold = kernels.spectral_norms(checked, [matrix])
+    warm = kernels.spectral_norms(checked, [matrix], starts=[cold.right[0]])
     assert int(warm.passes) < int(cold.passes)
     check_bracket(warm, [matrix], 1e-9)
     # A singular vector of another value: a bound all the same, if a loose one.
     other = torch.linalg.svd(matrix)[2][1]
-    check_bracket(kernels.spectral_norms(plain, [matrix], starts=[other]), [matrix], 0.1)
+    check_bracket(kernels.spectral_norms(checked, [matrix], starts=[other]), [matrix], 0.1)
     zero = torch.zeros(30, dtype=torch.float64)
-    check_bracket(kernels.spectral_norms(plain, [matrix], starts=[zero]), [matrix], 1e-9)
+    check_bracket(kernels.spectral_norms(checked, [matrix], starts=[zero]), [matrix], 1e-9)
 
 
-def test_spectral_norms_by_power_iteration(plain: Harness) -> None:
+def test_spectral_norms_by_power_iteration(checked: Harness) -> None:
     matrix = torch.diag(torch.tensor([3.0, 2.0, 1.0]))
-    found = kernels.spectral_norms(plain, [matrix], power=True, certify=False, max_passes=30)
+    found = kernels.spectral_norms(checked, [matrix], power=True, certify=False, max_passes=30)
     assert found.passes.tolist() == [30]
     assert found.upper.tolist() == [math.inf]
     assert abs(float(found.lower) - 3) < 1e-8
 
 
-def test_spectral_norms_of_many_matrices(plain: Harness) -> None:
+def test_spectral_norms_of_many_matrices(checked: Harness) -> None:
     """More than one table of kernel arguments, and more matrices than blocks."""
     matrices = [normal(1 + index % 5, 1 + index % 7, seed=index) for index in range(90)]
-    check_bracket(kernels.spectral_norms(plain, matrices, grid=2, block=32), matrices, 1e-9)
+    check_bracket(kernels.spectral_norms(checked, matrices, grid=2, block=32), matrices, 1e-9)
 
 
 @pytest.mark.long
-def test_spectral_norms_restart_the_basis(plain: Harness) -> None:
+def test_spectral_norms_restart_the_basis(checked: Harness) -> None:
     """A spectrum dense at the top takes more vectors than the basis holds."""
     n = 130
     q = torch.linalg.qr(normal(n, n))[0]
     matrix = q * torch.linspace(1, 2, n, dtype=torch.float64) ** 0.05
-    found = kernels.spectral_norms(plain, [matrix], item_bytes=1 << 15, tolerance=1e-12)
+    found = kernels.spectral_norms(checked, [matrix], item_bytes=1 << 15, tolerance=1e-12)
     assert int(found.passes) > 64
     check_bracket(found, [matrix], 1e-8)
 
 
 @pytest.mark.long
-def test_rows_longer_than_shared_memory(plain: Harness) -> None:
+def test_rows_longer_than_shared_memory(checked: Harness) -> None:
     matrices = [normal(5, 9000, dtype=torch.float32), normal(3, 5000)]
-    check_bracket(kernels.spectral_norms(plain, matrices, item_bytes=1 << 16), matrices, 1e-9)
+    check_bracket(kernels.spectral_norms(checked, matrices, item_bytes=1 << 16), matrices, 1e-9)
 
 
 # cholesky_residual
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 1), (1, 31, 33), (2, 33, 40), (1, 70, 5)], ids=str)
-def test_cholesky_residual(plain: Harness, shape: tuple[int, int, int]) -> None:
+RESIDUALS = [(2, 1, 1), (1, 31, 33), (2, 33, 40), (1, 70, 5)]
+
+
+@pytest.mark.parametrize("shape", RESIDUALS, ids=str)
+def test_cholesky_residual(checked: Harness, shape: tuple[int, int, int]) -> None:
     batch, side, _ = shape
     matrices, factors = normal(*shape), normal(batch, side, side, seed=1)
     factors += torch.triu(torch.full_like(factors, math.nan), 1)  # not to be read
     shifts = normal(batch, seed=2)
     (partial,) = same_under_every_order(
-        lambda order: (kernels.cholesky_residual(plain, matrices, factors, shifts, seed=order),)
+        lambda order: (kernels.cholesky_residual(checked, matrices, factors, shifts, seed=order),)
     )
     truth = reference_residual.cholesky_residual(matrices, factors, shifts)
     torch.testing.assert_close(partial.sum(1), truth, rtol=1e-13, atol=0)
@@ -234,7 +238,10 @@ def test_cholesky_residual(plain: Harness, shape: tuple[int, int, int]) -> None:
 
 # chain_jacobian_norms
 
-CHAINS = [(1, 1), (3, 2), (1, 1, 1), (5, 1, 7), (33, 31, 10), (40, 33, 17, 10), (7, 13, 5, 31, 3)]
+CHAINS = [
+    *[(1, 1), (3, 2), (1, 1, 1), (5, 1, 7), (33, 31, 10), (40, 33, 17, 10), (7, 13, 5, 31, 3)],
+    *[(3, 70, 2), (5, 4, 14)],  # three groups of units; more rows than a warp sums at a time
+]
 LARGE_CHAINS = [(40, 64, 10), (50, 20, 1), (16, 8, 6, 14), (130, 140, 4), (20, 70, 30, 66)]
 
 
@@ -259,14 +266,14 @@ def chain(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dims", CHAINS, ids=str)
-def test_chain_jacobian_norms(plain: Harness, dtype: torch.dtype, dims: tuple[int, ...]) -> None:
+def test_chain_jacobian_norms(checked: Harness, dtype: torch.dtype, dims: tuple[int, ...]) -> None:
     x = normal(9, dims[0], seed=3, dtype=dtype)
     for slope, last, bias in [(0.0, 1.0, True), (-0.5, 0.1, False)]:
         weights, biases = chain(dims, dtype, bias=bias)
         slopes = [slope] * (len(dims) - 2) + [last]
 
         def run(order: int) -> tuple[Tensor, ...]:
-            return kernels.chain_jacobian_norms(plain, x, weights, biases, slopes, seed=order)  # noqa: B023
+            return kernels.chain_jacobian_norms(checked, x, weights, biases, slopes, seed=order)  # noqa: B023
 
         found = same_under_every_order(run) if slope == 0 else run(1)
         truth = reference_chain.chain_jacobian_norms(x, weights, biases, stages(slopes))
@@ -280,32 +287,45 @@ def test_chain_jacobian_norms(plain: Harness, dtype: torch.dtype, dims: tuple[in
 @pytest.mark.long
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dims", LARGE_CHAINS, ids=str)
-def test_large_chains(plain: Harness, dtype: torch.dtype, dims: tuple[int, ...]) -> None:
-    test_chain_jacobian_norms(plain, dtype, dims)
+def test_large_chains(checked: Harness, dtype: torch.dtype, dims: tuple[int, ...]) -> None:
+    test_chain_jacobian_norms(checked, dtype, dims)
 
 
-@pytest.mark.parametrize("batch", [0, 1, 7, 8, 17])
-def test_chain_batches(plain: Harness, batch: int) -> None:
+BATCHES = [0, 1, 7, 8, 17]
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_chain_batches(checked: Harness, batch: int) -> None:
     weights, biases = chain((6, 9, 3), torch.float64)
     x = normal(batch, 6)
-    found = kernels.chain_jacobian_norms(plain, x, weights, biases, [0.0, 1.0], grid=3)
+    found = kernels.chain_jacobian_norms(checked, x, weights, biases, [0.0, 1.0], grid=3)
     assert found[0].shape == (2, batch)
     if batch:
         truth = reference_chain.chain_jacobian_norms(x, weights, biases, stages([0.0, 1.0]))
         torch.testing.assert_close(found[0], truth[0], rtol=1e-13, atol=1e-14)
 
 
-def test_chain_kinks_nan_and_dead_networks(plain: Harness) -> None:
+def test_chain_of_sliced_weights(checked: Harness) -> None:
+    """Copies of 16 bytes need addresses aligned to them, which a slice's are not."""
+    for dtype in DTYPES:
+        weights, biases = chain((8, 12, 3), dtype)
+        x = normal(5, 8, dtype=dtype)
+        whole = kernels.chain_jacobian_norms(checked, x, weights, biases, [0.0, 1.0])
+        slices = kernels.chain_jacobian_norms(checked, x, weights, biases, [0.0, 1.0], offset=1)
+        assert torch.equal(whole[0], slices[0])
+
+
+def test_chain_kinks_nan_and_dead_networks(checked: Harness) -> None:
     identity = [[torch.eye(2)]]
     x = torch.tensor([[0.0, 1.0], [-0.0, -1.0]])
-    found = kernels.chain_jacobian_norms(plain, x, identity, [[None]], [0.5])[0]
+    found = kernels.chain_jacobian_norms(checked, x, identity, [[None]], [0.5])[0]
     assert found.tolist() == [[1.0, 0.5]]
     x[1, 0] = math.nan
-    found = kernels.chain_jacobian_norms(plain, x, identity, [[None]], [0.0])[0]
+    found = kernels.chain_jacobian_norms(checked, x, identity, [[None]], [0.0])[0]
     assert found.isnan().tolist() == [[False, True]]
     dead = [[torch.ones(40, 3), torch.ones(2, 40)]]
     biases = [[torch.full((40,), -100.0), None]]
-    found = kernels.chain_jacobian_norms(plain, torch.ones(3, 3), dead, biases, [0.0, 1.0])
+    found = kernels.chain_jacobian_norms(checked, torch.ones(3, 3), dead, biases, [0.0, 1.0])
     assert found[0].tolist() == found[1].tolist() == [[0.0] * 3]
 
 

@@ -14,11 +14,7 @@ def missing() -> str | None:
     """Why nothing here can run, or None."""
     if "cuda" not in _native.devices():
         return f"no CUDA kernels: {_native.cuda_reason()}"
-    if torch.version.cuda is None:
-        return f"torch {torch.__version__} was built without CUDA"
-    if not torch.cuda.is_available():
-        return "no CUDA device"
-    return None
+    return _native.no_cuda_device()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

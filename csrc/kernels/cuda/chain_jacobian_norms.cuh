@@ -227,14 +227,14 @@ __device__ void multiply_panel(const ChainBlock<T>& block, int l, const uint32_t
   }
 }
 
-// The Jacobians of the tile's samples, in block.product.
+// The Jacobians of the tile's samples, in block.product. Between layers no barrier is needed: a sample's products are
+// its warp's own, and multiply_panel reads them after its first barrier and never after its last. Ends with one.
 template <class T, int kRows>
 __device__ void chain_products(ChainBlock<T>& block) {
   const uint32_t* words = block.masks + block.layout.words * kChainSamples;
   int l = block.chain.layers - 1;
   words -= round_up(block.chain.widths[l + 1], kUnits) / kUnits * kChainSamples;
   last_layer(block, words);
-  __syncthreads();
   for (--l; l >= 0; --l) {
     words -= round_up(block.chain.widths[l + 1], kUnits) / kUnits * kChainSamples;
     for (int64_t column = 0; column < block.chain.widths[l]; column += kPanel<T>) {
@@ -242,11 +242,11 @@ __device__ void chain_products(ChainBlock<T>& block) {
         multiply_panel<T, kRows>(block, l, words, row, column);
       }
     }
-    __syncthreads();
     T* swap = block.product;
     block.product = block.next;
     block.next = swap;
   }
+  __syncthreads();
 }
 
 template <class T>

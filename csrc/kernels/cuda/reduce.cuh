@@ -102,6 +102,8 @@ __device__ inline void accumulate_gram(const double* columns, const ReduceLayout
 }
 
 // The norms, in every thread. shared, global: layout.shared() and layout.global() doubles, global for this block alone.
+// The Jacobian's last write and other uses of `shared` must lie before a barrier; one reduction may follow another
+// without, since every part of the memory that is written first was read last before one of the barriers within.
 template <class T>
 __device__ void reduce_jacobian(const JacobianView<T>& j, double* shared, double* global, double* spectral,
                                 double* frobenius) {
@@ -111,7 +113,6 @@ __device__ void reduce_jacobian(const JacobianView<T>& j, double* shared, double
   double* columns = gram + layout.gram();
   double *diagonal = columns + layout.columns(), *off = diagonal + layout.padded, *v = off + layout.padded,
          *w = v + layout.padded;
-  __syncthreads();  // an earlier reduction may still be read
   // Squares of float32 fit float64 as they are.
   const int exponent = sizeof(T) == sizeof(double) ? binary_exponent(largest_magnitude(j, scratch)) : 0;
   const PowerOfTwo scaling = power_of_two(-exponent);

@@ -25,7 +25,8 @@ int launch_spectral_norms_cuda(const SpectralPlan& plan, const SpectralLaunch& l
   void* arguments[] = {&argument};
   error = cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(&spectral_norms_kernel), grid,
                                       dim3(kSpectralThreads), arguments, kShared, queue);
-  return error != cudaSuccess ? error : cudaGetLastError();
+  // Also what the tables' launches left.
+  return error != cudaSuccess ? taken(error) : cudaGetLastError();
 }
 
 }  // namespace lipfast::cuda

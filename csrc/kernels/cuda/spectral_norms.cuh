@@ -13,7 +13,7 @@ constexpr double kWiden = 1 + 0x1p-20;
 struct SpectralShared {
   LanczosShared lanczos;
   double y[kTileRows];
-  char stage[kStageBytes + 16];
+  alignas(16) char stage[kStageBytes + 16];
 };
 
 __device__ inline double gamma_bound(int64_t k) {
@@ -104,11 +104,10 @@ __device__ inline void start_vector(const SpectralEntry& e, uint64_t seed, doubl
   for (int64_t j = thread(); j < e.cols; j += threads()) x[j] /= length;
 }
 
-// Puts a matrix on the lists of step `step`. By all threads.
+// Puts a matrix on the lists of step `step`. By all threads, which have met at a barrier since they last used shared.y.
 __device__ inline void enlist(const SpectralLaunch& p, int32_t matrix, int64_t step, SpectralShared& shared) {
   const SpectralEntry& e = p.entries[matrix];
   int32_t* counters = p.counters + step % 3 * 2;
-  __syncthreads();
   if (thread() == 0) {
     p.matrix_lists[step % 2 * p.count + atomicAdd(counters, 1)] = matrix;
     shared.y[0] = atomicAdd(counters + 1, static_cast<int32_t>(e.items));
@@ -147,12 +146,8 @@ __device__ inline void begin_matrix(const SpectralLaunch& p, int32_t matrix, Spe
     state.check = e.start != nullptr ? 1 : 6;
     state.done = !work;
   }
-  if (work) {
-    enlist(p, matrix, 0, shared);
-  } else {
-    __syncthreads();
-    for (int64_t j = thread(); j < e.cols; j += threads()) p.out.right[e.right + j] = finite ? vectors.basis[j] : 0;
-  }
+  if (work) return enlist(p, matrix, 0, shared);
+  for (int64_t j = thread(); j < e.cols; j += threads()) p.out.right[e.right + j] = finite ? vectors.basis[j] : 0;
 }
 
 // w = W^T W v from the items' partial sums, in order. Returns v . w.
@@ -243,7 +238,7 @@ __device__ inline bool lanczos_step(const SpectralLaunch& p, int32_t matrix, Spe
   } else {
     for (int64_t j = thread(); j < e.cols; j += threads()) q[e.cols + j] = w[j] / next;
   }
-  __syncthreads();
+  // All threads have read the state before the last barrier.
   if (thread() == 0) {
     state.diagonal[size] = alpha;
     state.off[size] = next;
@@ -319,7 +314,6 @@ __device__ inline void finish_matrix(const SpectralLaunch& p, int32_t matrix, Sp
     p.out.passes[matrix] = state.passes;
     p.out.upper_method[matrix] = method;
   }
-  __syncthreads();
 }
 
 // Products for every work item on the list, then the recurrence for every matrix on it, until the lists are empty.

@@ -104,8 +104,9 @@ struct SpectralPlan {
     entry.vectors = vectors;
     entry.right = right;
     entry.left = left;
-    const int64_t limit = cols > 2000 ? kMaxBasis : 64;
-    entry.basis = static_cast<int32_t>(cols < limit ? cols : limit);
+    // From any start vector, the products with W^T W span at most as many dimensions as W has rows, and one more.
+    const int64_t limit = cols > 2000 ? kMaxBasis : 64, dimensions = rows < cols ? rows + 1 : cols;
+    entry.basis = static_cast<int32_t>(dimensions < limit ? dimensions : limit);
     items += entry.items;
     vectors += (entry.basis + 1 + entry.items) * cols + rows;
     right += cols;

@@ -1,0 +1,129 @@
+"""The tests of test_kernels.py notice every change of mutations.py, one at a time.
+
+A barrier, a wait or a lane mask that no test misses is either not needed or not tested.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
+
+import pytest
+import test_kernels as tested
+from harness import KERNELS, ROOT, Harness, build_programs, compiler, fingerprint
+from mutations import Mutation, plant
+from test_kernels import DTYPES
+
+pytestmark = pytest.mark.long
+
+# Changes of no consequence, by file and text, with the reason.
+EQUIVALENT: dict[tuple[str, str, str], str] = {}
+
+
+def planted() -> list[Mutation]:
+    with tempfile.TemporaryDirectory() as folder:
+        return plant(KERNELS, Path(folder) / "kernels")
+
+
+@pytest.fixture(scope="module")
+def mutants() -> dict[str, Path]:
+    """The builds with all changes in them."""
+    if compiler() is None:
+        pytest.skip("no C++ compiler: kernel bodies cannot be compiled for the CPU")
+    folder = ROOT / "build" / "cuda_on_cpu" / f"mutants-{fingerprint()}"
+    sources = folder / "kernels"
+    if not sources.exists():
+        plant(KERNELS, sources)
+    return build_programs(folder, sources)
+
+
+Case = Callable[[Harness], None]
+
+
+def each(test: Callable[..., None], *parameters: Sequence[object]) -> list[Case]:
+    """The test with every combination of parameters, the last ones in turn first."""
+    return [
+        lambda harness, chosen=chosen: test(harness, *chosen)  # type: ignore[misc]
+        for chosen in product(*parameters)
+    ]
+
+
+def reduction_cases() -> list[Case]:
+    return [
+        *each(tested.test_jacobian_reduction, DTYPES, sorted(tested.JACOBIANS, key=math.prod)),
+        *each(tested.test_jacobian_reduction_of_degenerate_spectra),
+    ]
+
+
+def spectral_cases() -> list[Case]:
+    return [
+        *each(tested.test_spectral_norms_by_power_iteration),
+        *each(tested.test_spectral_norms_of_extreme_matrices),
+        *each(tested.test_spectral_norms_start_where_they_are_told),
+        *each(tested.test_spectral_norms_of_many_matrices),
+        *each(tested.test_spectral_norms),
+    ]
+
+
+def chain_cases() -> list[Case]:
+    dims = sorted(tested.CHAINS, key=sum)
+    return [
+        *each(tested.test_chain_kinks_nan_and_dead_networks),
+        *each(tested.test_chain_of_sliced_weights),
+        *each(tested.test_chain_jacobian_norms, DTYPES, dims[:6]),
+        *each(tested.test_chain_batches, tested.BATCHES),
+        *each(tested.test_chain_jacobian_norms, DTYPES, dims[6:]),
+    ]
+
+
+def residual_cases() -> list[Case]:
+    return each(tested.test_cholesky_residual, tested.RESIDUALS)
+
+
+def cases(file: str) -> list[Case]:
+    """The tests of the kernels that use a file, quick ones first."""
+    if file == "chain_jacobian_norms.cuh":
+        return chain_cases()
+    if file in ("lanczos.cuh", "matrix.cuh", "spectral_norms.cuh"):
+        return spectral_cases()
+    if file == "cholesky_residual.cuh":
+        return residual_cases()
+    reduction = reduction_cases() + chain_cases()
+    if file == "jacobian_reduction.cuh":
+        return reduction
+    return reduction + spectral_cases() + residual_cases()
+
+
+def noticed(harness: Harness, file: str) -> bool:
+    """Whether a test fails. One order of threads: races do not depend on it."""
+
+    def fails(case: Case) -> bool:
+        try:
+            case(harness)
+        except AssertionError:
+            return True
+        return False
+
+    return any(fails(case) for case in cases(file))
+
+
+@pytest.fixture
+def one_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tested, "ORDERS", (1,))
+
+
+def test_nothing_is_noticed_without_a_change(mutants: dict[str, Path], one_order: None) -> None:
+    assert not noticed(Harness(mutants.get("races", mutants["plain"])), "device.cuh")
+
+
+@pytest.mark.parametrize("mutation", planted(), ids=str)
+def test_a_change_is_noticed(mutation: Mutation, mutants: dict[str, Path], one_order: None) -> None:
+    build = "sanitized" if mutation.kind == "beyond" else "races"
+    if build not in mutants:
+        pytest.skip(f"the compiler has not what the build '{build}' needs")
+    known = (mutation.kind, mutation.file, mutation.text)
+    found = noticed(Harness(mutants[build], mutation.number), mutation.file)
+    assert found or known in EQUIVALENT, f"nothing notices {mutation}: {mutation.text}"
