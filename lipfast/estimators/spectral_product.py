@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
+from lipfast.estimators.composition import Part, composition
 from lipfast.estimators.convolution_norms import (
     ConvolutionStart,
     convolution_brackets,
@@ -317,6 +318,7 @@ def _compose(
     constants = {node.name: _ONE for node in plan.graph.inputs}
     sizes = _sizes(plan, steps, parameters, norm, domain)
     reasons: list[str] = []
+    parts = [Part(node.name, "input", node.module, (), (), _ONE) for node in plan.graph.inputs]
     for step in steps:
         call = Call(
             node=step.node,
@@ -336,8 +338,24 @@ def _compose(
             sizes.add(step.node, constants[step.node.name], own)
         if call.reason is not None:
             reasons.append(f"{call.reason} (module '{step.node.module}')")
+        parts.append(_part(step, call, constants))
     total = joined([constants[name] for name in plan.graph.outputs], norm)
-    return _upper_bound(total, layers, norm, reasons)
+    composed = composition(parts, plan.graph.outputs, total)
+    return replace(_upper_bound(total, layers, norm, reasons), composition=composed)
+
+
+def _part(step: _Step, call: Call, constants: Mapping[str, Upward]) -> Part:
+    """What the node makes of its operands, and of each of several alone."""
+    names = [name for name in step.operands if name is not None and constants[name].mantissa]
+    operands = tuple(dict.fromkeys(names))
+    contributions: list[Upward] = []
+    for operand in operands if len(operands) > 1 else ():
+        alone = [constants[name] if name == operand else _ZERO for name in step.operands]
+        result = step.rule.bound(replace(call, operands=alone))
+        contributions.append(result if isinstance(result, Upward) else Upward.of(result))
+    node = step.node
+    value = constants[node.name]
+    return Part(node.name, node.op, node.module, operands, tuple(contributions), value, step.layer)
 
 
 def _sizes(
