@@ -26,7 +26,7 @@ _HEADER: tuple[str, ...] = (
 )
 _LEFT = (1, 2, 6)  # columns of text
 _NAME, _KIND = 1, 2
-_SHORTEST = 12  # what long names and kinds keep
+_SHORTEST = 10  # what long names and kinds keep
 # A share that rounds to less is not worth a row.
 _NEGLIGIBLE = 5e-4
 

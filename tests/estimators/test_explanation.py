@@ -65,11 +65,11 @@ class Dense(nn.Module):
 
 
 def test_dense_connections_do_not_grow_exponentially() -> None:
-    upper = lipfast.upper_bound(Dense(24), torch.zeros(1, 2))
+    upper = lipfast.upper_bound(Dense(14), torch.zeros(1, 2))
     found = upper.explain()
     joins = [step for step in found.walk() if isinstance(step, Join)]
-    assert len(joins) == 24
-    assert len(str(found).splitlines()) < 2000
+    assert len(joins) == 14
+    assert len(str(found).splitlines()) < 400
     assert "as above" in str(found)
 
 
