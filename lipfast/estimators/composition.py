@@ -72,16 +72,78 @@ class Sources:
 
 
 @dataclass(frozen=True)
-class Composition:
-    """The constants of all nodes that the result depends on.
+class Operation:
+    """One node without its constant: the same for all state dicts.
 
     Attributes:
-        parts: by name, in topological order.
-        result: name of the last one.
+        name: of the node.
+        op: ATen operator, or ``input``.
+        module: path of the module that it came from.
+        operands: the nodes that it reads, each once.
+        layer: index of the layer whose norm is in it.
     """
 
-    parts: Mapping[str, Part]
-    result: str
+    name: str
+    op: str
+    module: str
+    operands: tuple[str, ...]
+    layer: int | None = None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Composition:
+    """The constants of all nodes of one network; holds no weights.
+
+    Attributes:
+        operations: in topological order, inputs first.
+        constants: by name.
+        contributions: of nodes with several operands that depend on the input: operand -> the
+            node's constant if only that one varied.
+        outputs: names.
+        total: their constant, taken together.
+    """
+
+    operations: Sequence[Operation]
+    constants: Mapping[str, Upward]
+    contributions: Mapping[str, Mapping[str, Upward]]
+    outputs: Sequence[str]
+    total: Upward
+
+    @cached_property
+    def result(self) -> str:
+        """Name of the last part: the output, or a part that joins several."""
+        if len(self.outputs) == 1:
+            return self.outputs[0]
+        name = "outputs"
+        while name in self.constants:
+            name += "_"
+        return name
+
+    @cached_property
+    def parts(self) -> Mapping[str, Part]:
+        """What the outputs depend on, by name, in topological order."""
+        known = {}
+        for node in self.operations:
+            live = tuple(name for name in node.operands if self.constants[name].mantissa)
+            several = self.contributions.get(node.name, {}) if len(live) > 1 else {}
+            known[node.name] = Part(
+                node.name,
+                node.op,
+                node.module,
+                live,
+                tuple(several[name] for name in live if several),
+                self.constants[node.name],
+                node.layer,
+            )
+        if self.result not in known:
+            live = tuple(dict.fromkeys(name for name in self.outputs if known[name].value.mantissa))
+            values = tuple(known[name].value for name in live if len(live) > 1)
+            known[self.result] = Part(self.result, "outputs", "", live, values, self.total)
+        needed = {self.result}
+        for part in reversed(list(known.values())):
+            if part.name in needed:
+                needed.update(part.operands)
+        return {name: part for name, part in known.items() if name in needed}
 
     @cached_property
     def weights(self) -> Mapping[str, float]:
@@ -113,22 +175,3 @@ class Composition:
             else:
                 layers[part.layer] += gain
         return Sources(tuple(layers), math.fsum(other), math.fsum(branches))
-
-
-def composition(parts: Sequence[Part], outputs: Sequence[str], total: Upward) -> Composition:
-    """The parts that the outputs depend on; several outputs are joined to one more part."""
-    known = {part.name: part for part in parts}
-    result = outputs[0]
-    if len(outputs) > 1:
-        operands = tuple(dict.fromkeys(name for name in outputs if known[name].value.mantissa))
-        values = tuple(known[name].value for name in operands)
-        result = "outputs"
-        while result in known:
-            result += "_"
-        several = values if len(values) > 1 else ()
-        known[result] = Part(result, "outputs", "", operands, several, total)
-    needed = {result}
-    for part in reversed(list(known.values())):
-        if part.name in needed:
-            needed.update(part.operands)
-    return Composition({name: part for name, part in known.items() if name in needed}, result)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
-from lipfast.estimators.composition import Part, composition
+from lipfast.estimators.composition import Composition, Operation
 from lipfast.estimators.convolution_norms import (
     ConvolutionStart,
     convolution_brackets,
@@ -278,7 +278,9 @@ class _Step:
         self.references = references = [
             ref for ref in node.references() if ref.kind in ("node", "parameter", "constant")
         ]
-        self.operands = [ref.name if ref.kind == "node" else None for ref in references]
+        self.names = [ref.name if ref.kind == "node" else None for ref in references]
+        operands = tuple(dict.fromkeys(name for name in self.names if name is not None))
+        self.operation = Operation(node.name, node.op, node.module, operands, self.layer)
         self.operand_shapes = [self._shape(plan, ref, shapes) for ref in references]
 
     @staticmethod
@@ -318,12 +320,12 @@ def _compose(
     constants = {node.name: _ONE for node in plan.graph.inputs}
     sizes = _sizes(plan, steps, parameters, norm, domain)
     reasons: list[str] = []
-    parts = [Part(node.name, "input", node.module, (), (), _ONE) for node in plan.graph.inputs]
+    contributions: dict[str, Mapping[str, Upward]] = {}
     for step in steps:
         call = Call(
             node=step.node,
             norm=norm,
-            operands=[_ZERO if name is None else constants[name] for name in step.operands],
+            operands=[_ZERO if name is None else constants[name] for name in step.names],
             operand_shapes=step.operand_shapes,
             layer=0.0 if step.layer is None else layers[step.layer].upper,
             parameters=parameters,
@@ -338,24 +340,23 @@ def _compose(
             sizes.add(step.node, constants[step.node.name], own)
         if call.reason is not None:
             reasons.append(f"{call.reason} (module '{step.node.module}')")
-        parts.append(_part(step, call, constants))
+        if len(step.operation.operands) > 1:
+            contributions[step.node.name] = _alone(step, call, constants)
     total = joined([constants[name] for name in plan.graph.outputs], norm)
-    composed = composition(parts, plan.graph.outputs, total)
+    inputs = [Operation(node.name, "input", node.module, ()) for node in plan.graph.inputs]
+    operations = [*inputs, *(step.operation for step in steps)]
+    composed = Composition(operations, constants, contributions, plan.graph.outputs, total)
     return replace(_upper_bound(total, layers, norm, reasons), composition=composed)
 
 
-def _part(step: _Step, call: Call, constants: Mapping[str, Upward]) -> Part:
-    """What the node makes of its operands, and of each of several alone."""
-    names = [name for name in step.operands if name is not None and constants[name].mantissa]
-    operands = tuple(dict.fromkeys(names))
-    contributions: list[Upward] = []
-    for operand in operands if len(operands) > 1 else ():
-        alone = [constants[name] if name == operand else _ZERO for name in step.operands]
-        result = step.rule.bound(replace(call, operands=alone))
-        contributions.append(result if isinstance(result, Upward) else Upward.of(result))
-    node = step.node
-    value = constants[node.name]
-    return Part(node.name, node.op, node.module, operands, tuple(contributions), value, step.layer)
+def _alone(step: _Step, call: Call, constants: Mapping[str, Upward]) -> dict[str, Upward]:
+    """What the node makes of each of its operands if only that one varies."""
+    found = {}
+    for operand in step.operation.operands:
+        only = [constants[name] if name == operand else _ZERO for name in step.names]
+        result = step.rule.bound(replace(call, operands=only))
+        found[operand] = result if isinstance(result, Upward) else Upward.of(result)
+    return found
 
 
 def _sizes(

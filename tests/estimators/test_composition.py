@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import lipfast
-from lipfast.estimators.composition import Part, composition
+from lipfast.estimators.composition import Composition, Operation
 from lipfast.rules.upward import Upward
 
 
@@ -111,6 +111,7 @@ def test_unbounded_and_zero() -> None:
 
 def test_only_what_the_outputs_read_is_kept() -> None:
     one = Upward.of(1.0)
-    parts = [Part("x", "input", "", (), (), one), Part("dead", "aten.relu", "", ("x",), (), one)]
-    parts.append(Part("relu", "aten.relu", "", ("x",), (), one))
-    assert list(composition(parts, ["relu"], one).parts) == ["x", "relu"]
+    names = ("x", "dead", "relu")
+    operations = [Operation(name, "aten.relu", "", () if name == "x" else ("x",)) for name in names]
+    found = Composition(operations, dict.fromkeys(names, one), {}, ("relu",), one)
+    assert list(found.parts) == ["x", "relu"]
