@@ -498,7 +498,7 @@ def _near_references(
         for i, (change, cells) in zip(chosen, changes, strict=True):
             # The first factor covers the rounding of the difference, the second that of the sum.
             upper = (bounds[i] + change * (1 + 2.0**-30)) * (1 + 2.0**-50)
-            if upper - near[i].lower <= budget.rtol * upper:
+            if math.isfinite(upper) and upper - near[i].lower <= budget.rtol * upper:
                 near[i].upper = near[i].bound = upper
                 near[i].cells, near[i].method = cells, "difference"
                 near[i].reference = begin[i].reference
