@@ -59,7 +59,7 @@ def all_certified(bound: lipfast.UpperBound) -> lipfast.UpperBound:
     return bound
 
 
-@in_turn(WARM, COLD, turns=2)
+@in_turn(WARM, COLD, turns=3, once={COLD})
 def bench_resnet18(benchmark: Benchmark, turn: int, implementation: str) -> None:
     plan, first, second, tracker = prepared()
     work: Implementations = {
