@@ -92,6 +92,9 @@ def pytest_terminal_summary(
         if "share" in benchmark.extra_info:
             share, case = benchmark.extra_info["share"], benchmark.extra_info["case"]
             console.print(f"{case}: {share:.0%} of lipfast's time is spent inside the two ops")
+        if "note" in benchmark.extra_info:
+            note, case = benchmark.extra_info["note"], benchmark.extra_info["case"]
+            console.print(f"{case}, in a process of its own: {note}")
     console.print(
         f"{min(2, torch.get_num_threads())} threads, capability {info['capability']}, "
         f"torch {info['torch']}, lipfast {info['lipfast']}; to read this: docs/performance.md"

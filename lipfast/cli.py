@@ -258,6 +258,9 @@ def bounds(
     seed: Seed = 0,
     threads: Threads = None,
     device: Device = "cpu",
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Also print how the upper bound is composed.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Bound one checkpoint and print its layers."""
@@ -280,6 +283,8 @@ def bounds(
         print_json(show.bounds_json(read, found))
     else:
         typer.echo(clean(show.bounds_text(read, found)))
+        if explain:
+            typer.echo(clean(f"\n{found.explain()}"))
 
 
 _INFO_HELP = """Print versions, CPU capability, threads and what was built.

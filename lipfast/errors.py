@@ -65,3 +65,7 @@ class StoreError(LipfastError):
 
 class NativeError(LipfastError, ImportError):
     """The native extension is missing or does not match this installation."""
+
+
+class MissingPackageError(LipfastError, ImportError):
+    """An optional package is not installed; says how to install it."""

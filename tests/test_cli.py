@@ -200,6 +200,13 @@ def test_bounds(project):
     found = json.loads(run("bounds", path, *SCORE[2:6], "--json")[1])
     assert found["lower"]["value"] <= found["upper"]["value"]
     assert [layer["shape"] for layer in found["layers"]] == [[4, 4], [3, 4]]
+    for layer in found["layers"]:  # what the table shows, and nothing else
+        assert f"{layer['upper']:.8g}  {'yes' if layer['certified'] else 'no'}, " in out
+        assert layer["log_share"] is None or f"{100 * layer['log_share']:.1f}%" in out
+    assert f"{found['ratio']:.8g}" in out and f"{found['upper']['value']:.8g}" in out
+    code, explained, _ = run("bounds", path, *SCORE[2:6], "--explain")
+    assert code == 0 and explained.startswith(out.rstrip())
+    assert "factor" in explained.removeprefix(out.rstrip())
     assert found["metadata"] == {"width": 4, "step": 2}
     run(*SCORE)
     stored = lipfast.read_scores("scores").to_pylist()[1]

@@ -12,13 +12,30 @@ from torch import Tensor
 from torch.nn import functional
 
 from lipfast.errors import ArgumentError
-from lipfast.ops.conv_norms import ConvNorms, Supremum, conv_norms
+from lipfast.ops.conv_norms import ConvNorms, Supremum, SymbolProof, conv_norms
 from lipfast.plan.plan import Layer
 from lipfast.rules.registry import Convolution, Norm
 from lipfast.rules.rounding import UNIT_ROUNDOFF
 
 # A gap of 1e-6 is not worth what it would cost here.
 SMALLEST_RTOL = 1e-3
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ConvolutionStart:
+    """What `conv_norms` found for one convolution, to begin with at similar weights.
+
+    Attributes:
+        right: right singular vector, shaped like the input.
+        left: the image's direction, shaped like the output.
+        maximum: where the symbol's maximum is.
+        reference: a bound that was proved, and of which taps.
+    """
+
+    right: Tensor
+    left: Tensor
+    maximum: Tensor
+    reference: SymbolProof | None
 
 
 @dataclass(frozen=True)
@@ -31,7 +48,7 @@ class NormBracket:
         certified: whether both are proved.
         method: how it was got.
         passes: applications of the operator that it took.
-        vector: what a later call at similar weights may start from.
+        start: what a later call at similar weights may start from.
     """
 
     lower: float
@@ -39,7 +56,7 @@ class NormBracket:
     certified: bool
     method: str
     passes: int = 0
-    vector: Tensor | None = None
+    start: ConvolutionStart | None = None
 
 
 def convolution_brackets(
@@ -49,7 +66,7 @@ def convolution_brackets(
     *,
     rtol: float = SMALLEST_RTOL,
     seed: int = 0,
-    start: Sequence[Tensor | None] | None = None,
+    start: Sequence[Tensor | ConvolutionStart | None] | None = None,
 ) -> list[NormBracket]:
     """Brackets of the norms of convolutions, for samples of the layers' sizes.
 
@@ -62,13 +79,13 @@ def convolution_brackets(
         norm: 1, 2 or inf.
         rtol: relative gap of the bracket of the symbol's supremum, at least `SMALLEST_RTOL`.
         seed: of start vectors.
-        start: for each weight the `vector` of an earlier bracket, or None.
+        start: for each weight the `start` of an earlier bracket, or None.
 
     Returns:
         One bracket per layer.
 
     Raises:
-        ArgumentError: a start vector has the wrong size.
+        ArgumentError: a start is of another kind or size.
     """
     if not layers:
         return []
@@ -90,7 +107,7 @@ def convolution_brackets(
         output_padding=_keyed(keys, [entry.output_padding or 0 for entry in settings]),
         rtol=max(rtol, SMALLEST_RTOL),
         seed=seed,
-        start=_unpacked(layers, keys, start or [None] * len(layers)),
+        start=_started(layers, keys, start or [None] * len(layers)),
     )
     return [
         NormBracket(
@@ -99,8 +116,8 @@ def convolution_brackets(
             bool(result.certified[key]),
             result.method[key],
             int(result.passes[key]),
-            torch.cat(
-                [result.right[key].flatten(), result.left[key].flatten(), result.maximum[key]]
+            ConvolutionStart(
+                result.right[key], result.left[key], result.maximum[key], result.reference[key]
             ),
         )
         for key in keys
@@ -116,24 +133,31 @@ def _keyed(keys: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
     return dict(zip(keys, values, strict=True))
 
 
-def _unpacked(
-    layers: Sequence[Layer], keys: Sequence[str], start: Sequence[Tensor | None]
+def _started(
+    layers: Sequence[Layer],
+    keys: Sequence[str],
+    start: Sequence[Tensor | ConvolutionStart | None],
 ) -> ConvNorms[Any] | None:
-    """What `conv_norms` starts from: both singular vectors and the symbol's maximum."""
-    right, left, maximum = {}, {}, {}
-    for layer, key, vector in zip(layers, keys, start, strict=True):
-        if vector is None:
+    """What `conv_norms` starts from, of the layers that have something."""
+    known = {}
+    for layer, key, entry in zip(layers, keys, start, strict=True):
+        if entry is None:
             continue
-        sizes = math.prod(layer.input_shape), math.prod(layer.output_shape)
-        if vector.dim() != 1 or vector.numel() <= sum(sizes):
+        if not isinstance(entry, ConvolutionStart):
             raise ArgumentError(
-                f"start: '{layer.parameter}' takes a vector of more than {sum(sizes)} numbers, as "
-                f"an earlier call gave it, not one of shape {tuple(vector.shape)}"
+                f"start: '{layer.parameter}' is a convolution's: expected what an earlier call "
+                f"gave (Tracker.vectors), got {type(entry).__name__}"
             )
-        first, second, maximum[key] = vector.tensor_split([sizes[0], sum(sizes)])
-        right[key] = first.reshape(layer.input_shape)
-        left[key] = second.reshape(layer.output_shape)
-    if not right:
+        if (tuple(entry.right.shape), tuple(entry.left.shape)) != (
+            layer.input_shape,
+            layer.output_shape,
+        ):
+            raise ArgumentError(
+                f"start: '{layer.parameter}' was applied to samples of shape "
+                f"{tuple(entry.right.shape)}, now of {layer.input_shape}"
+            )
+        known[key] = entry
+    if not known:
         return None
     empty: dict[str, Any] = {}
     return ConvNorms(
@@ -141,13 +165,14 @@ def _unpacked(
         upper=empty,
         certified=empty,
         supremum=Supremum(empty, empty),
-        right=right,
-        left=left,
+        right={key: entry.right for key, entry in known.items()},
+        left={key: entry.left for key, entry in known.items()},
         passes=empty,
         cells=empty,
         frequency=empty,
         method=empty,
-        maximum=maximum,
+        maximum={key: entry.maximum for key, entry in known.items()},
+        reference={key: entry.reference for key, entry in known.items()},
     )
 
 

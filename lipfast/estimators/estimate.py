@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
-from lipfast.errors import LipfastError
+from lipfast.errors import ArgumentError, LipfastError
+from lipfast.estimators.composition import Composition, Sources
+from lipfast.estimators.explanation import Explanation, explanation
+from lipfast.estimators.table import WIDTH, layer_frame, layer_html, layer_table, shares_of
 from lipfast.rules.registry import Norm
 
 Side = Literal["lower", "upper"]
@@ -97,9 +101,71 @@ class LayerBracket:
 
 @dataclass(frozen=True, repr=False)
 class UpperBound(Estimate):
-    """An upper bound with the brackets of the layers that it was made of."""
+    """An upper bound with the brackets of the layers that it was made of.
+
+    ``str()`` is a table of the layers followed by the bound; a notebook shows it as HTML.
+
+    Attributes:
+        layers: their brackets.
+        composition: the constants of all nodes of the graph, which `explain` lays out.
+
+    Examples:
+        >>> import torch, lipfast
+        >>> layers = torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2, bias=False)
+        >>> for layer, scale in zip(layers, (2.0, 8.0)):
+        ...     _ = layer.weight.data.copy_(scale * torch.eye(2))
+        >>> upper = lipfast.upper_bound(torch.nn.Sequential(*layers), torch.zeros(1, 2))
+        >>> [round(share, 4) for share in upper.log_shares]
+        [0.25, 0.75]
+    """
 
     layers: tuple[LayerBracket, ...] = ()
+    composition: Composition | None = field(default=None, compare=False, kw_only=True)
+
+    @property
+    def sources(self) -> Sources | None:
+        """Where log L comes from; None for a bound that lipfast did not compose."""
+        return None if self.composition is None else self.composition.sources(len(self.layers))
+
+    @property
+    def log_shares(self) -> tuple[float | None, ...]:
+        """Share of each layer in log L, as in the table; None where shares say nothing."""
+        return tuple(shares_of(self.layers, self.sources)[0])
+
+    def explain(self) -> Explanation:
+        """The bound as an expression: a product of factors, and sums where branches meet.
+
+        ``print`` shows a tree that says which branch dominates; `Explanation.steps` and
+        `Explanation.walk` go through it.
+
+        Raises:
+            ArgumentError: the bound was not composed by lipfast.
+        """
+        if self.composition is None:
+            raise ArgumentError("this bound has no composition: it was not made by upper_bound")
+        return explanation(
+            self.composition,
+            [layer.name for layer in self.layers],
+            [layer.kind for layer in self.layers],
+            f"{type(self).__name__}({self._summary()})",
+        )
+
+    def to_pandas(self) -> Any:
+        """The layers as a `pandas.DataFrame`: the fields of `LayerBracket` and `log_share`.
+
+        Raises:
+            MissingPackageError: pandas is not installed.
+        """
+        return layer_frame(self.layers, self.sources)
+
+    def __str__(self) -> str:
+        return "\n".join(_with_rule(layer_table(self.layers, self.sources), self._lines()))
+
+    def _repr_html_(self) -> str:
+        return layer_html(self.layers, self.sources, "\n".join(self._lines()))
+
+    def _lines(self) -> list[str]:
+        return [_bound_line("upper", self)]
 
 
 @dataclass(frozen=True)
@@ -191,20 +257,36 @@ class Bounds:
     def __repr__(self) -> str:
         return f"Bounds({self.lower._summary()} | {self.upper._summary()})"
 
+    def explain(self) -> Explanation:
+        """The upper bound as an expression; see `UpperBound.explain`."""
+        return self.upper.explain()
+
+    def to_pandas(self) -> Any:
+        """The layers as a `pandas.DataFrame`; see `UpperBound.to_pandas`."""
+        return self.upper.to_pandas()
+
     def __str__(self) -> str:
-        lines = layer_table(self.layers)
-        width = max(len(line) for line in lines)
-        lines.append("-" * width)
-        lines += [_bound_line("upper", self.upper), _bound_line("lower", self.lower)]
+        table = layer_table(self.layers, self.upper.sources)
+        return "\n".join(_with_rule(table, self._lines()))
+
+    def _repr_html_(self) -> str:
+        return layer_html(self.layers, self.upper.sources, "\n".join(self._lines()))
+
+    def _lines(self) -> list[str]:
         jacobian = self.lower.jacobian
-        lines.append(
+        return [
+            _bound_line("upper", self.upper),
+            _bound_line("lower", self.lower),
             f"{'jacobian':<9}{format_value(jacobian.value, jacobian.log_value):<14}"
-            f"maximum over {self.lower.samples} samples, at sample {self.lower.sample}"
-        )
-        lines.append(f"{'mean':<9}{_number(self.mean):<14}of the Jacobian norms over the samples")
-        lines.append(f"{'rms':<9}{_number(self.rms):<14}of the Jacobian norms over the samples")
-        lines.append(f"{'ratio':<9}{_number(self.ratio):<14}upper / lower")
-        return "\n".join(lines)
+            f"maximum over {self.lower.samples} samples, at sample {self.lower.sample}",
+            f"{'mean':<9}{_number(self.mean):<14}of the Jacobian norms over the samples",
+            f"{'rms':<9}{_number(self.rms):<14}of the Jacobian norms over the samples",
+            f"{'ratio':<9}{_number(self.ratio):<14}upper / lower",
+        ]
+
+
+def _with_rule(table: list[str], lines: list[str]) -> list[str]:
+    return [*table, "-" * max(len(line) for line in table), *lines]
 
 
 def _bound_line(label: str, estimate: Estimate) -> str:
@@ -213,47 +295,11 @@ def _bound_line(label: str, estimate: Estimate) -> str:
         f"{label:<9}{format_value(estimate.value, estimate.log_value):<14}"
         f"{norm_name(estimate.norm)}, {trust}, {estimate.method}"
     )
-    return f"{line}\n{'':<9}{estimate.reason}" if estimate.reason else line
-
-
-def layer_table(layers: tuple[LayerBracket, ...]) -> list[str]:
-    """Lines of a table: index, name, kind, shape, bracket, certified, share of log L."""
-    header = ("#", "layer", "kind", "shape", "lower", "upper", "certified", "log share")
-    shares = _log_shares(layers)
-    rows = [
-        (
-            str(layer.index),
-            layer.name if len(layer.name) <= 28 else "..." + layer.name[-25:],
-            layer.kind,
-            "x".join(str(size) for size in layer.shape),
-            f"{layer.lower:.8g}",
-            f"{layer.upper:.8g}",
-            "yes" if layer.certified else "no",
-            share,
-        )
-        for layer, share in zip(layers, shares, strict=True)
-    ]
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    left = {1, 2}
-    return [
-        "  ".join(
-            cell.ljust(width) if column in left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in [header, *rows]
-    ]
-
-
-def _log_shares(layers: tuple[LayerBracket, ...]) -> list[str]:
-    """Share of each layer in the logarithm of the product; negative for a layer that contracts.
-
-    Where layers that expand and layers that contract nearly cancel, shares say nothing: "-".
-    """
-    logs = [math.log(layer.upper) if layer.upper > 0 else -math.inf for layer in layers]
-    total, size = math.fsum(logs), math.fsum(abs(value) for value in logs)
-    if not math.isfinite(total) or abs(total) <= 0.5 * size:
-        return ["-"] * len(layers)
-    return [f"{100 * value / total:.1f}%" for value in logs]
+    if not estimate.reason:
+        return line
+    indent = " " * 9
+    reason = textwrap.wrap(estimate.reason, WIDTH, initial_indent=indent, subsequent_indent=indent)
+    return "\n".join([line, *reason])
 
 
 def norm_name(norm: Norm) -> str:

@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
-from lipfast.estimators.convolution_norms import convolution_brackets, holder_bound
+from lipfast.estimators.composition import Composition, Operation
+from lipfast.estimators.convolution_norms import (
+    ConvolutionStart,
+    convolution_brackets,
+    holder_bound,
+)
 from lipfast.estimators.domain import Domain
 from lipfast.estimators.estimate import LayerBracket, UpperBound
 from lipfast.estimators.sizes import Sizes
@@ -27,8 +32,8 @@ from lipfast.rules.upward import Upward, joined
 _METHODS = {1: "product of column-sum norms", 2: "product of certified spectral norms"}
 
 
-Vectors = Mapping[str, Tensor]
-"""Right singular vectors of the layers' matrices: name of the weight -> (columns,)."""
+Vectors = Mapping[str, Tensor | ConvolutionStart]
+"""Name of a layer's weight -> right singular vector (columns,), or a convolution's start."""
 Starts = Vectors | Sequence[Vectors | None] | None
 
 
@@ -42,7 +47,7 @@ def upper_bounds(
     start: Starts = None,
     simplify: bool = True,
     domain: Domain | None = None,
-) -> tuple[list[UpperBound], list[dict[str, Tensor]]]:
+) -> tuple[list[UpperBound], list[Vectors]]:
     """Upper bounds on the Lipschitz constants of many networks of one architecture.
 
     For a chain this is the product of the layers' operator norms and the activations' constants,
@@ -127,13 +132,13 @@ def layer_brackets(
     rtol: float,
     seed: int,
     start: Sequence[Vectors],
-) -> tuple[list[tuple[LayerBracket, ...]], list[dict[str, Tensor]]]:
+) -> tuple[list[tuple[LayerBracket, ...]], list[Vectors]]:
     """Brackets of all layers of all networks: few native calls, whatever the number of either.
 
-    Also the right singular vectors of matrices, for each network by the name of the weight.
+    Also what to start from at similar weights, for each network by the name of the weight.
     """
     found: dict[tuple[int, int], LayerBracket] = {}
-    vectors: list[dict[str, Tensor]] = [{} for _ in tensors]
+    vectors: list[dict[str, Tensor | ConvolutionStart]] = [{} for _ in tensors]
     for transposed in (False, True):
         chosen = [
             layer
@@ -145,7 +150,7 @@ def layer_brackets(
             continue
         effective = {1: math.inf, math.inf: 1}.get(norm, norm) if transposed else norm
         names = [layer.parameter for layer in chosen]
-        starts = [entry.get(name) for entry in start for name in names] if any(start) else None
+        starts = [_vector(entry, name) for entry in start for name in names] if any(start) else None
         result = spectral_norms(matrices, norm=effective, rtol=rtol, seed=seed, start=starts)
         columns = zip(
             result.lower.tolist(),
@@ -165,12 +170,20 @@ def layer_brackets(
     brackets = [
         tuple(found[network, layer.index] for layer in layers) for network in range(len(tensors))
     ]
-    return brackets, vectors
+    return brackets, list(vectors)
+
+
+def _vector(start: Vectors, name: str) -> Tensor | None:
+    """The start vector of a matrix."""
+    entry = start.get(name)
+    if entry is not None and not isinstance(entry, Tensor):
+        raise ArgumentError(f"start: '{name}' is a matrix: expected a vector, got a convolution's")
+    return entry
 
 
 def _add_convolutions(
     found: dict[tuple[int, int], LayerBracket],
-    vectors: Sequence[dict[str, Tensor]],
+    vectors: Sequence[dict[str, Tensor | ConvolutionStart]],
     layers: Sequence[Layer],
     tensors: Sequence[Mapping[str, Tensor]],
     *,
@@ -202,8 +215,8 @@ def _add_convolutions(
             error = _fold_roundings(layer) * size
         values = (result.lower, result.upper, result.certified, result.passes)
         found[network, layer.index] = _bracket(layer, values, result.method, error)
-        if result.vector is not None:
-            vectors[network][layer.parameter] = result.vector
+        if result.start is not None:
+            vectors[network][layer.parameter] = result.start
 
 
 def _fold_roundings(layer: Layer) -> float:
@@ -265,7 +278,9 @@ class _Step:
         self.references = references = [
             ref for ref in node.references() if ref.kind in ("node", "parameter", "constant")
         ]
-        self.operands = [ref.name if ref.kind == "node" else None for ref in references]
+        self.names = [ref.name if ref.kind == "node" else None for ref in references]
+        operands = tuple(dict.fromkeys(name for name in self.names if name is not None))
+        self.operation = Operation(node.name, node.op, node.module, operands, self.layer)
         self.operand_shapes = [self._shape(plan, ref, shapes) for ref in references]
 
     @staticmethod
@@ -305,11 +320,12 @@ def _compose(
     constants = {node.name: _ONE for node in plan.graph.inputs}
     sizes = _sizes(plan, steps, parameters, norm, domain)
     reasons: list[str] = []
+    contributions: dict[str, Mapping[str, Upward]] = {}
     for step in steps:
         call = Call(
             node=step.node,
             norm=norm,
-            operands=[_ZERO if name is None else constants[name] for name in step.operands],
+            operands=[_ZERO if name is None else constants[name] for name in step.names],
             operand_shapes=step.operand_shapes,
             layer=0.0 if step.layer is None else layers[step.layer].upper,
             parameters=parameters,
@@ -324,8 +340,23 @@ def _compose(
             sizes.add(step.node, constants[step.node.name], own)
         if call.reason is not None:
             reasons.append(f"{call.reason} (module '{step.node.module}')")
+        if len(step.operation.operands) > 1:
+            contributions[step.node.name] = _alone(step, call, constants)
     total = joined([constants[name] for name in plan.graph.outputs], norm)
-    return _upper_bound(total, layers, norm, reasons)
+    inputs = [Operation(node.name, "input", node.module, ()) for node in plan.graph.inputs]
+    operations = [*inputs, *(step.operation for step in steps)]
+    composed = Composition(operations, constants, contributions, plan.graph.outputs, total)
+    return replace(_upper_bound(total, layers, norm, reasons), composition=composed)
+
+
+def _alone(step: _Step, call: Call, constants: Mapping[str, Upward]) -> dict[str, Upward]:
+    """What the node makes of each of its operands if only that one varies."""
+    found = {}
+    for operand in step.operation.operands:
+        only = [constants[name] if name == operand else _ZERO for name in step.names]
+        result = step.rule.bound(replace(call, operands=only))
+        found[operand] = result if isinstance(result, Upward) else Upward.of(result)
+    return found
 
 
 def _sizes(

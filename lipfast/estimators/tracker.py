@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lipfast.errors import ArgumentError
 from lipfast.estimators.estimate import UpperBound
-from lipfast.estimators.spectral_product import upper_bounds
+from lipfast.estimators.spectral_product import Vectors, upper_bounds
 from lipfast.plan.plan import Plan, StateDict
 from lipfast.rules.registry import Norm, check_norm
 
@@ -20,16 +20,18 @@ class Tracker:
     From one checkpoint to the next the vectors change little, so that Lanczos takes a few passes
     over each matrix instead of dozens. A start vector decides how soon an estimate is found, never
     whether a bound holds: the certificate is proved anew for every state dict, and for any start,
-    also one from another run, the bound is certified just as well. What may differ from a cold
-    start is where in the bracket of relative width `rtol` the value lies.
+    also one from another run, the bound is certified just as well. Of a convolution whose kernel
+    has changed by much less than `rtol`, the proof is that of the earlier kernel and one of the
+    difference. What may differ from a cold start is where in the bracket of relative width `rtol`
+    the value lies.
 
     Made by `Plan.tracker`. Not to be shared between threads.
 
     Attributes:
         plan: the architecture.
-        vectors: name of a layer's weight -> unit vector (columns,), float64; empty at first, and
-            for norms 1 and inf, which are sums and start from nothing. May be given to
-            `Plan.upper` as `start`.
+        vectors: name of a layer's weight -> unit vector (columns,), float64, or what a convolution
+            starts from; empty at first, and for norms 1 and inf, which are sums and start from
+            nothing. May be given to `Plan.upper` as `start`.
 
     Example:
         >>> import torch, lipfast
@@ -47,7 +49,7 @@ class Tracker:
 
     def __init__(self, plan: Plan, *, norm: Norm = 2, rtol: float = 1e-6, seed: int = 0) -> None:
         self.plan = plan
-        self.vectors: Mapping[str, Tensor] = {}
+        self.vectors: Vectors = {}
         self._norm = check_norm(norm)
         self._rtol = rtol
         self._seed = seed
@@ -83,7 +85,10 @@ class Tracker:
             start=self.vectors,
         )
         # Copies: the op's vectors are pieces of one tensor for the whole call.
-        self.vectors = {name: vector.clone() for name, vector in vectors[-1].items()}
+        self.vectors = {
+            name: vector.clone() if isinstance(vector, Tensor) else vector
+            for name, vector in vectors[-1].items()
+        }
         return results[0] if single else results
 
     def reset(self) -> None:

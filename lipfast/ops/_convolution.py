@@ -194,11 +194,7 @@ class Convolution:
         With g = gcd(stride, dilation) a stride s is one of s/g on an infinite grid without
         dilation: tap k is tap k // (s/g) of the polyphase component k mod (s/g).
         """
-        steps = [
-            s // math.gcd(s, d) if strided else 1
-            for s, d in zip(self.stride, self.dilation, strict=True)
-        ]
-        counts = [-(-k // step) for k, step in zip(self.kernel_size, steps, strict=True)]
+        steps, counts = self._components(strided)
         weight = self.weight
         fill = [
             (0, n * step - k) for n, step, k in zip(counts, steps, self.kernel_size, strict=True)
@@ -216,6 +212,21 @@ class Convolution:
         if weight.shape[-2] > weight.shape[-1]:
             weight = weight.transpose(-1, -2)
         return weight.contiguous()
+
+    def taps_shape(self) -> tuple[int, ...]:
+        """Shape of `taps()`, without forming them."""
+        steps, counts = self._components(strided=True)
+        sides = self.weight.shape[0] // self.groups, self.weight.shape[1] * math.prod(steps)
+        ordered = sorted(counts, key=lambda count: count == 1) + [1] * (3 - self.axes)
+        return (self.groups, *ordered, min(sides), max(sides))
+
+    def _components(self, strided: bool) -> tuple[list[int], list[int]]:
+        """Per axis: polyphase components, and taps of each."""
+        steps = [
+            s // math.gcd(s, d) if strided else 1
+            for s, d in zip(self.stride, self.dilation, strict=True)
+        ]
+        return steps, [-(-k // step) for k, step in zip(self.kernel_size, steps, strict=True)]
 
     def padding_factor(self) -> tuple[float, bool]:
         """By what padding may exceed the symbol's supremum, rounded up; and if stride 1 helps.

@@ -22,6 +22,8 @@ _UPPER_METHODS = ("cholesky", "holder")
 _HEADER = 4
 # Circulants of up to so many frequencies are maximised exactly, not over all sizes.
 _GRID_POINTS = 1024
+# Relative gap of a bound that is loose by more for other reasons.
+_LOOSE = 0.1
 
 _Values = TypeVar("_Values")
 
@@ -31,6 +33,21 @@ class Supremum(NamedTuple, Generic[_Values]):
 
     lower: _Values
     upper: _Values
+
+
+class SymbolProof:
+    """Taps whose symbol was bounded by branch and bound: true of them, wherever it is used.
+
+    Made by `conv_norms` only. A bound of taps that were changed in place since is not used.
+    """
+
+    def __init__(self, taps: Tensor, bound: float) -> None:
+        self._taps, self._bound, self._version = taps, bound, taps._version
+
+    def bound_of(self, shape: Sequence[int]) -> tuple[Tensor, float] | None:
+        """The taps and their bound; None if they have another shape, or were changed."""
+        same = tuple(self._taps.shape) == tuple(shape) and self._taps._version == self._version
+        return (self._taps, self._bound) if same else None
 
 
 @dataclass(frozen=True, repr=False)
@@ -61,8 +78,8 @@ class ConvNorms(Generic[_Values]):
             loose), each for the symbol, "difference" (the bound of the kernel in `start` and that
             of the difference), or "matrix" for kernels of one tap.
         maximum: what `start` of a later call begins its search with.
-        reference: for the same, the taps that were proved by branch and bound, and their bound; a
-            `start` without it (None) begins with vectors only.
+        reference: for the same, a `SymbolProof`: the taps that were proved by branch and bound, and
+            their bound; a `start` without it (None) begins with vectors only.
     """
 
     lower: _Values
@@ -234,7 +251,7 @@ class Start(NamedTuple):
 
     maximum: Tensor | None
     right: Tensor | None
-    reference: tuple[Tensor, float] | None = None
+    reference: SymbolProof | None = None
 
 
 @dataclass
@@ -250,7 +267,7 @@ class _Upper:
     group: int
     theta: Tensor  # per axis of the kernel
     vector: Tensor  # complex: the symbol's right singular vector
-    reference: tuple[Tensor, float] | None  # taps that a branch and bound proved, and their bound
+    reference: SymbolProof | None
 
 
 def _name(key: object) -> str:
@@ -327,8 +344,8 @@ def _starts(
         out, inputs = conv.channels
         shape = (out, *conv.output_size) if conv.transposed else (inputs, *conv.input_size)
         maximum, right = start.maximum[key], start.right[key]
-        rows = conv.taps().shape[-2]
-        if tuple(right.shape) != shape or maximum.numel() != _HEADER + 2 * rows:
+        expected = conv.taps_shape()
+        if tuple(right.shape) != shape or maximum.numel() != _HEADER + 2 * expected[-2]:
             raise ArgumentError(
                 f"start: {_name(key)} had another shape: its right vector is "
                 f"{tuple(right.shape)}, expected {shape}"
@@ -346,11 +363,8 @@ def upper_bounds(
     """The symbols' brackets: kernels of several taps in one native call, the others as matrices."""
     taps = [conv.taps() for conv in convolutions]
     single = [tensor.shape[1:4].numel() == 1 for tensor in taps]
-    found: list[_Upper | None] = [None] * len(taps)
-    several = [i for i, alone in enumerate(single) if not alone]
-    for i in several:
-        found[i] = _near_reference(convolutions[i], taps[i], begin[i], budget)
-    several = [i for i in several if found[i] is None]
+    found: list[_Upper | None] = _near_references(convolutions, taps, begin, budget)
+    several = [i for i, alone in enumerate(single) if not alone and found[i] is None]
     for i, upper in zip(
         several,
         _symbol_bounds(
@@ -361,8 +375,7 @@ def upper_bounds(
         ),
         strict=True,
     ):
-        # A copy: taps may share memory with a parameter that an optimizer changes.
-        upper.reference = (taps[i].clone(), upper.upper)
+        upper.reference = SymbolProof(_copied(taps[i], convolutions[i].weight), upper.upper)
         found[i] = upper
     matrices = [i for i, alone in enumerate(single) if alone]
     for i, upper in zip(
@@ -441,28 +454,84 @@ def _symbol_bounds(
     return results
 
 
-def _near_reference(conv: Convolution, taps: Tensor, begin: Start, budget: Budget) -> _Upper | None:
-    r"""Bound by an earlier kernel: $S(W') \le S(W) + S(W' - W)$; None where that is too loose.
+def _copied(taps: Tensor, weight: Tensor) -> Tensor:
+    """Taps that do not share memory with a parameter, which an optimizer may change."""
+    shared = taps.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr()
+    return taps.clone() if shared else taps
 
-    The difference's own bound is loose and cheap, the lower value one ascent from the earlier one.
+
+def _near_references(
+    convolutions: list[Convolution], taps: list[Tensor], begin: list[Start], budget: Budget
+) -> list[_Upper | None]:
+    r"""Bounds by earlier kernels: $S(W') \le S(W) + S(W' - W)$; None where that is too loose.
+
+    The difference's own bound may be loose: that of a matrix first, then a coarse search. The lower
+    value is that at the earlier kernel's frequency.
     """
-    if begin.reference is None or begin.reference[0].shape != taps.shape:
-        return None
-    before, bound = begin.reference
-    difference = taps.double() - before.double()
-    room = budget.rtol * bound
-    # The root mean square over the frequencies: the supremum is above it.
-    if not float(difference.norm()) / math.sqrt(taps.shape[0] * taps.shape[4]) <= room:
-        return None
-    (change,) = _native([difference], [None], [0, 0, 0], budget._replace(rtol=0.5))
-    (near,) = _symbol_bounds([conv], [taps], [begin.maximum], budget._replace(max_cells=0))
-    # The first factor covers the rounding of the difference, the second that of the sum.
-    near.upper = (bound + change[1] * (1 + 2.0**-30)) * (1 + 2.0**-50)
-    if not near.upper - near.lower <= budget.rtol * near.upper:
-        return None
-    near.bound, near.cells, near.method = near.upper, change[4], "difference"
-    near.reference = begin.reference
-    return near
+    found: list[_Upper | None] = [None] * len(taps)
+    differences: dict[int, Tensor] = {}
+    bounds: dict[int, float] = {}
+    for i, (tensor, known) in enumerate(zip(taps, begin, strict=True)):
+        proved = None if known.reference is None else known.reference.bound_of(tensor.shape)
+        if proved is None:
+            continue
+        difference = tensor.double() - proved[0].double()
+        # The root mean square over the frequencies: the supremum is above it.
+        mean = float(difference.norm()) / math.sqrt(tensor.shape[0] * tensor.shape[4])
+        if mean <= budget.rtol * proved[1]:
+            differences[i], bounds[i] = difference, proved[1]
+    near = dict(
+        zip(
+            differences,
+            _symbol_bounds(
+                [convolutions[i] for i in differences],
+                [taps[i] for i in differences],
+                [begin[i].maximum for i in differences],
+                budget._replace(max_cells=0),
+            ),
+            strict=True,
+        )
+    )
+    for bound_changes in (_matrix_changes, _symbol_changes):
+        chosen = [i for i in differences if found[i] is None]
+        changes = bound_changes([differences[i] for i in chosen], budget)
+        for i, (change, cells) in zip(chosen, changes, strict=True):
+            # The first factor covers the rounding of the difference, the second that of the sum.
+            upper = (bounds[i] + change * (1 + 2.0**-30)) * (1 + 2.0**-50)
+            if math.isfinite(upper) and upper - near[i].lower <= budget.rtol * upper:
+                near[i].upper = near[i].bound = upper
+                near[i].cells, near[i].method = cells, "difference"
+                near[i].reference = begin[i].reference
+                found[i] = near[i]
+    return found
+
+
+def _matrix_changes(differences: list[Tensor], budget: Budget) -> list[tuple[float, int]]:
+    r"""$S(D) \le \sqrt T \|(D_1 \dots D_T)\|$: phases beside each other have norm $\sqrt T$."""
+    if not differences:
+        return []
+    wide = [tensor.permute(0, 4, 1, 2, 3, 5).flatten(2) for tensor in differences]
+    norms: SpectralNorms[Any] = spectral_norms(
+        [matrix for tensor in wide for matrix in tensor],
+        rtol=max(_LOOSE, budget.rtol),
+        seed=budget.seed,
+        memory=budget.memory,
+    )
+    largest = [float(part.max()) for part in norms.upper.split([len(tensor) for tensor in wide])]
+    counts = [tensor[0, ..., 0, 0].numel() for tensor in differences]
+    return [
+        (value * math.sqrt(count) * (1 + 2.0**-50), 0)
+        for value, count in zip(largest, counts, strict=True)
+    ]
+
+
+def _symbol_changes(differences: list[Tensor], budget: Budget) -> list[tuple[float, int]]:
+    """The bound of the differences' symbols, to a factor of two, and the cells it took."""
+    if not differences:
+        return []
+    count = len(differences)
+    found = _native(differences, [None] * count, [0] * 3 * count, budget._replace(rtol=0.5))
+    return [(values[1], values[4]) for values in found]
 
 
 def _input_side(conv: Convolution, taps: Tensor, left: Tensor, right: Tensor) -> Tensor:

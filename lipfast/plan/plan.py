@@ -24,6 +24,7 @@ from lipfast.rules.registry import Convolution, LayerRequest, Norm, lookup, requ
 if TYPE_CHECKING:
     from lipfast.estimators.domain import Domain
     from lipfast.estimators.estimate import Bounds, LowerBound, UpperBound
+    from lipfast.estimators.spectral_product import Starts, Vectors
     from lipfast.estimators.tracker import Tracker
 
 SCHEMA_VERSION = 1
@@ -219,7 +220,7 @@ class Plan:
         norm: Norm = 2,
         rtol: float = 1e-6,
         seed: int = 0,
-        start: Mapping[str, Tensor] | None = None,
+        start: Vectors | None = None,
         simplify: bool = True,
         domain: Domain | None = None,
     ) -> UpperBound: ...
@@ -231,7 +232,7 @@ class Plan:
         norm: Norm = 2,
         rtol: float = 1e-6,
         seed: int = 0,
-        start: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor] | None] | None = None,
+        start: Starts = None,
         simplify: bool = True,
         domain: Domain | None = None,
     ) -> list[UpperBound]: ...
@@ -242,7 +243,7 @@ class Plan:
         norm: Norm = 2,
         rtol: float = 1e-6,
         seed: int = 0,
-        start: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor] | None] | None = None,
+        start: Starts = None,
         simplify: bool = True,
         domain: Domain | None = None,
     ) -> UpperBound | list[UpperBound]:

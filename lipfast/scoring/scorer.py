@@ -30,7 +30,7 @@ from lipfast.errors import (
     UnsupportedOpError,
 )
 from lipfast.estimators.estimate import LowerBound, UpperBound, check_order
-from lipfast.estimators.spectral_product import upper_bounds
+from lipfast.estimators.spectral_product import Vectors, upper_bounds
 from lipfast.plan.plan import Plan
 from lipfast.rules.registry import Norm
 from lipfast.scoring.architectures import Architecture, ArchSource, Arguments
@@ -164,7 +164,7 @@ class Scorer:
         self._fingerprints: dict[Arguments, str] = {}
         self._rates: dict[Arguments, float] = {}  # seconds per checkpoint, in a dry run
         # Of the last batch of every plan: run -> singular vectors of its last checkpoint there.
-        self._vectors: dict[Arguments, dict[str, Mapping[str, Tensor]]] = {}
+        self._vectors: dict[Arguments, dict[str, Vectors]] = {}
         self._constants: Row = {
             "norm": float(self.options.norm),
             "seed": self.options.seed,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from lipfast.checkpoints.text import printable
-from lipfast.estimators.estimate import Bounds, Estimate, UpperBound, layer_table
+from lipfast.estimators.estimate import Bounds, Estimate, UpperBound
+from lipfast.estimators.table import layer_records, shares_of
 from lipfast.scoring.scores import read_scores
 from lipfast.scoring.summary import counted
 
@@ -75,25 +75,27 @@ def overview_text(overview: dict[str, Any]) -> str:
 
 def bounds_text(checkpoint: Checkpoint, found: Bounds | UpperBound) -> str:
     """Lay out the bounds of one checkpoint and the brackets of its layers."""
-    if isinstance(found, Bounds):
-        return f"{checkpoint.file.uri}\n\n{found}"
-    return "\n".join([checkpoint.file.uri, "", *layer_table(found.layers), "", repr(found)])
+    return f"{checkpoint.file.uri}\n\n{found}"
 
 
 def bounds_json(checkpoint: Checkpoint, found: Bounds | UpperBound) -> dict[str, Any]:
     """Turn the bounds of one checkpoint into JSON values."""
     upper = found.upper if isinstance(found, Bounds) else found
+    sources = upper.sources
+    _, other, branches = shares_of(upper.layers, sources)
     result: dict[str, Any] = {
         "uri": checkpoint.file.uri,
         "metadata": checkpoint.metadata.values,
         "upper": _estimate_json(upper),
-        "layers": [asdict(layer) for layer in upper.layers],
+        "layers": layer_records(upper.layers, sources),
+        "log_share": {"other_ops": other, "branches": branches},
     }
     if isinstance(found, Bounds):
         lower = found.lower
         result["lower"] = {**_estimate_json(lower), "sample": lower.sample}
         result["jacobian_max"] = lower.jacobian.value
         result |= {"mean": lower.mean, "rms": lower.rms, "samples": lower.samples}
+        result["ratio"] = found.ratio
     return result
 
 

@@ -16,9 +16,9 @@ from lipfast.estimators.estimate import (
     LayerBracket,
     check_order,
     format_value,
-    layer_table,
     log_down,
 )
+from lipfast.estimators.table import layer_table
 
 
 def estimate(value: float, side: str, *, certified: bool = True) -> Estimate:

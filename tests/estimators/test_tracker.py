@@ -135,3 +135,128 @@ def test_bad_starts(plan: lipfast.Plan, generator: torch.Generator) -> None:
         plan.upper(state, start={"0.weight": torch.ones(61)})
     with pytest.raises(ArgumentError, match="norm"):
         plan.tracker(norm=3)
+
+
+class Convolutional(nn.Module):
+    """A residual block between a strided and a transposed convolution, on 3 x 8 x 8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, 8, 4, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.block = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.point = nn.Conv2d(8, 8, 1)
+        self.up = nn.ConvTranspose2d(8, 4, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.norm(self.down(x)))
+        return self.up(h + self.point(torch.relu(self.block(h))))
+
+
+CONVOLUTIONAL = (3, 8, 8)
+
+
+def checkpoints(count: int, change: float, generator: torch.Generator) -> list[dict[str, Tensor]]:
+    state = Convolutional().state_dict()
+    kernels = [name for name, value in state.items() if value.dim() == 4]
+    states = [
+        {**state, **{name: torch.randn(state[name].shape, generator=generator) for name in kernels}}
+    ]
+    for _ in range(count - 1):
+        noise = {
+            name: change * torch.randn(state[name].shape, generator=generator) for name in kernels
+        }
+        states.append({name: v + noise.get(name, 0) for name, v in states[-1].items()})
+    return states
+
+
+def true_convolution_norms(state: dict[str, Tensor]) -> dict[str, float]:
+    """Singular values of the explicit matrices; batch norm divides by sqrt(1 + eps)."""
+    options = {
+        "down": {"stride": 2, "padding": 1},
+        "block": {"padding": 1, "groups": 2},
+        "point": {},
+    }
+    sizes = {"down": CONVOLUTIONAL, "block": (8, 4, 4), "point": (8, 4, 4), "up": (8, 4, 4)}
+    found = {}
+    for name, size in sizes.items():
+        kernel = state[f"{name}.weight"].double()
+        eye = torch.eye(math.prod(size), dtype=torch.float64).reshape(-1, *size)
+        if name == "up":
+            image = torch.nn.functional.conv_transpose2d(eye, kernel, stride=2)
+        else:
+            image = torch.nn.functional.conv2d(eye, kernel, **options[name])  # type: ignore[arg-type]
+        found[name] = float(torch.linalg.svdvals(image.flatten(1))[0])
+    found["down"] /= math.sqrt(1 + 1e-5)
+    return found
+
+
+@pytest.mark.parametrize("change", [0.0, 1e-3, 1.0])
+def test_convolutions_along_a_run(change: float, generator: torch.Generator) -> None:
+    plan = lipfast.compile(Convolutional().eval(), torch.zeros(2, *CONVOLUTIONAL))
+    tracker = plan.tracker(rtol=1e-2)
+    for number, state in enumerate(checkpoints(6, change, generator)):
+        bound = tracker.upper(state)
+        assert bound.certified
+        truth = true_convolution_norms(state)
+        for layer in bound.layers:
+            assert layer.lower <= truth[layer.name] * (1 + 1e-13)
+            assert layer.upper >= truth[layer.name] * (1 - 1e-13)
+        methods = [layer.method for layer in bound.layers]
+        # Of the four, one has one tap: a matrix.
+        expected = 3 if number and change == 0.0 else 2 if number == 1 and change < 1 else 0
+        assert methods.count("difference") >= expected
+        if change == 1.0:
+            assert "difference" not in methods
+
+
+def test_a_start_of_another_run_is_as_good(generator: torch.Generator) -> None:
+    plan = lipfast.compile(Convolutional().eval(), torch.zeros(2, *CONVOLUTIONAL))
+    tracker = plan.tracker(rtol=1e-2)
+    (first,) = checkpoints(1, 0.0, generator)
+    tracker.upper(first)
+    (other,) = checkpoints(1, 0.0, generator)
+    other = {name: 7 * value if value.dim() == 4 else value for name, value in other.items()}
+    bound = plan.upper(other, rtol=1e-2, start=tracker.vectors)
+    assert bound.certified
+    truth = true_convolution_norms(other)
+    for layer in bound.layers:
+        assert layer.lower <= truth[layer.name] * (1 + 1e-13)
+        assert layer.upper >= truth[layer.name] * (1 - 1e-13)
+
+
+def test_a_proof_whose_taps_were_changed_is_not_used(generator: torch.Generator) -> None:
+    plan = lipfast.compile(nn.Conv2d(4, 4, 3), torch.zeros(2, 4, 6, 6))
+    tracker = plan.tracker(rtol=1e-2)
+    state = {
+        "weight": torch.randn(4, 4, 3, 3, generator=generator),
+        "bias": torch.zeros(4),
+    }
+    before = tracker.upper(state).value
+    assert tracker.upper(state).layers[0].method == "difference"
+    proof = tracker.vectors["weight"].reference  # type: ignore[union-attr]
+    taps, _ = proof.bound_of((1, 3, 3, 1, 4, 4))  # type: ignore[misc,union-attr]
+    taps.mul_(3.0)
+    after = tracker.upper({"weight": 3 * state["weight"], "bias": state["bias"]})
+    assert after.layers[0].method == "cholesky"
+    assert after.value >= 2.9 * before
+
+
+def test_starts_of_the_wrong_kind() -> None:
+    plan = lipfast.compile(
+        nn.Sequential(nn.Conv2d(2, 2, 3), nn.Flatten(), nn.Linear(32, 2)), torch.zeros(1, 2, 6, 6)
+    )
+    state = {name: torch.ones(shape) for name, shape in plan.parameters.items()}
+    tracker = plan.tracker()
+    tracker.upper(state)
+    vectors = tracker.vectors
+    with pytest.raises(ArgumentError, match=r"'0.weight' is a convolution's"):
+        plan.upper(state, start={"0.weight": torch.ones(5)})
+    with pytest.raises(ArgumentError, match=r"'2.weight' is a matrix"):
+        plan.upper(state, start={"2.weight": vectors["0.weight"]})
+    larger = lipfast.compile(nn.Sequential(nn.Conv2d(2, 2, 3)), torch.zeros(1, 2, 9, 9))
+    with pytest.raises(ArgumentError, match=r"was applied to samples of shape \(2, 6, 6\)"):
+        larger.upper(
+            {name: state[name] for name in larger.parameters},
+            start={"0.weight": vectors["0.weight"]},
+        )

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from conv_cases import Case, draw, together
+from conv_cases import OPTIONS, Case, draw, together
 from torch import Tensor
 
 import lipfast
 from lipfast.errors import ArgumentError, NonFiniteError
+from lipfast.ops._convolution import convolution
 from lipfast.reference.conv_norms import conv_matrix, polyphase, symbol_maximum
 
 # What rounding alone costs the truth: LAPACK's svdvals in float64, and sums of taps in the matrix.
@@ -222,6 +223,76 @@ def test_a_kernel_nearby_is_bounded_by_the_difference() -> None:
     far = lipfast.conv_norms(2 * kernel, **options, start=norms)
     assert same.method == norms.method and far.method == ["cholesky"]
     assert float(far.upper[0]) >= 2 * supremum(norms)[0]
+
+
+def test_generated_options_from_kernels_nearby() -> None:
+    """Two hundred generated convolutions, started from others like them, against the SVD."""
+    generator = torch.Generator().manual_seed(21)
+    cases = [draw(generator) for _ in range(200)]
+    options = {**together(cases), "rtol": 1e-2}
+    before = [
+        case.kernel * (1 + 3e-4 * torch.randn(case.kernel.shape, generator=generator))
+        for case in cases
+    ]
+    start = lipfast.conv_norms(before, **options)
+    norms = lipfast.conv_norms([case.kernel for case in cases], **options, start=start)
+    for i, case in enumerate(cases):
+        value = truth(case)
+        assert float(norms.lower[i]) <= value * (1 + SVD_ERROR), case.options
+        assert float(norms.upper[i]) >= value * (1 - SVD_ERROR), case.options
+        lower, upper = supremum(norms, i)
+        assert upper - lower <= 1e-2 * upper, case.options
+    several = [method for method in norms.method if method != "matrix"]
+    assert several.count("difference") >= 0.9 * len(several)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_difference_of_low_rank_or_few_taps(groups: int, capability: str) -> None:
+    """Where the matrix of the taps says too much, few cells say enough."""
+    generator = torch.Generator().manual_seed(19)
+    kernel = torch.randn(12, 12 // groups, 3, 3, generator=generator)
+    options: dict[str, Any] = {"input_sizes": (6, 6), "padding": 1, "rtol": 1e-2, "groups": groups}
+    first = lipfast.conv_norms(kernel, **options)
+    for size in (1e-5, 1e-4, 1e-3, 3e-3, 1e-2):
+        change = torch.randn(12, 1, 1, 1, generator=generator).expand_as(kernel)
+        after = kernel + size * change
+        norms = lipfast.conv_norms(after, **options, start=first)
+        matrix = conv_matrix(
+            after,
+            (6, 6),
+            stride=(1, 1),
+            padding=[(1, 1), (1, 1)],
+            dilation=(1, 1),
+            groups=groups,
+        )
+        value = float(torch.linalg.svdvals(matrix)[0])
+        assert float(norms.lower[0]) <= value * (1 + SVD_ERROR)
+        assert float(norms.upper[0]) >= value * (1 - SVD_ERROR)
+        lower, upper = supremum(norms)
+        assert 0 <= upper - lower <= 1e-2 * upper
+        taps = polyphase(after, (1, 1), (1, 1)) if groups == 1 else None
+        assert taps is None or upper >= symbol_maximum(taps, 16) * (1 - SVD_ERROR)
+        assert norms.method[0] == "difference" or size > 1e-4
+
+
+def test_a_bound_that_overflowed_is_no_reference() -> None:
+    huge = torch.full((1, 1, 3), 1.5e308, dtype=torch.float64)
+    before = lipfast.conv_norms(huge, input_sizes=5, padding=1)
+    assert float(before.upper[0]) == math.inf
+    after = lipfast.conv_norms(huge * 2.0**-1000, input_sizes=5, padding=1, start=before)
+    assert float(after.upper[0]) < 1e9 and after.method == ["cholesky"]
+    nothing = lipfast.conv_norms(0 * huge, input_sizes=5, padding=1)
+    again = lipfast.conv_norms(0 * huge, input_sizes=5, padding=1, start=nothing)
+    assert float(again.upper[0]) == 0.0
+
+
+def test_the_shape_of_the_taps_is_known_beforehand() -> None:
+    generator = torch.Generator().manual_seed(20)
+    for _ in range(200):
+        case = draw(generator)
+        options = {**OPTIONS, **case.options}
+        conv = convolution(case.kernel, "kernel", input_size=options.pop("input_sizes"), **options)
+        assert conv.taps_shape() == tuple(conv.taps().shape)
 
 
 def test_a_start_survives_changes_in_place() -> None:

@@ -279,7 +279,7 @@ double lower_without_gram_of(const ConvProblem& problem, int exponent, int64_t g
                              double* y, double* work) {
   const int64_t scratch = 4 * (conv_vector_half(problem.rows) + conv_vector_half(problem.cols));
   const SymbolOperator<T> apply{problem, exponent, group, p, y, work};
-  lanczos(apply, 2 * conv_vector_half(problem.rows), 60, 1e-6, x, work + scratch);
+  lanczos(apply, 2 * conv_vector_half(problem.rows), 60, 0.05 * problem.rtol, x, work + scratch);
   return symbol_lower<T>(problem, exponent, group, p, x, y, work);
 }
 inline double conv_lower_without_gram(const ConvProblem& problem, int exponent, int64_t group, const int64_t* p,

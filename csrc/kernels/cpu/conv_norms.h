@@ -30,7 +30,8 @@ struct ConvProblem {
   bool on_grid;      // the maximum over a finite grid of frequencies instead of the supremum
   int64_t grid[3];   // its points per axis
   double rtol;
-  int64_t max_cells;  // work budget: cells whose matrix is factored; 0: no upper bound but inf
+  int64_t max_cells;  // work budget: cells whose matrix is factored; 0: no upper bound but inf, and from a start the
+                      // lower one at its frequency
   int64_t memory;     // bytes that the Gram matrices may take
   uint64_t seed;
   const double* start;  // nullptr, or: group, frequency per axis (3, cycles), vector (2 rows)

@@ -114,6 +114,7 @@ class Search {
   double trace(int64_t group, const double* phases) const;
   bool is_below(double trace, double target, int64_t group) const;
 
+  bool find_start(Maximum& known) const;
   void estimate();
   std::vector<double> start_vector() const;
   void take(Maximum found);
@@ -366,29 +367,34 @@ Maximum Search::ascend(Maximum from) const {
   return from;
 }
 
+// Where the caller's kernel nearby has its maximum; a little noise keeps every direction within reach.
+bool Search::find_start(Maximum& known) const {
+  if (problem_.start == nullptr) return false;
+  known.group = static_cast<int64_t>(problem_.start[0]);
+  for (int64_t a = 0; a < problem_.axes; ++a) {
+    const int64_t cycle = frequency_denominator(problem_, a);
+    const auto p = std::llround(problem_.start[1 + a] * static_cast<double>(cycle)) % cycle;
+    known.p[static_cast<size_t>(a)] = p < 0 ? p + cycle : p;
+  }
+  known.x = start_vector();
+  for (int64_t i = 0; i < problem_.rows; ++i) {
+    for (int64_t part = 0; part < 2; ++part) {
+      double& entry = known.x[static_cast<size_t>(part * half_ + i)];
+      entry = 1e-4 * entry + problem_.start[4 + part * problem_.rows + i];
+    }
+  }
+  const double norm = std::sqrt(kernels_.dot(known.x.data(), known.x.data(), 2 * half_));
+  if (!(norm > 0 && norm < INFINITY)) return false;
+  for (double& entry : known.x) entry /= norm;
+  return true;
+}
+
 // A good first value: what the caller knows from a kernel nearby, or the best of the cells with the largest traces.
 void Search::estimate() {
-  if (problem_.start != nullptr) {
-    Maximum known;
-    known.group = static_cast<int64_t>(problem_.start[0]);
-    for (int64_t a = 0; a < problem_.axes; ++a) {
-      const int64_t cycle = frequency_denominator(problem_, a);
-      const auto p = std::llround(problem_.start[1 + a] * static_cast<double>(cycle)) % cycle;
-      known.p[static_cast<size_t>(a)] = p < 0 ? p + cycle : p;
-    }
-    known.x = start_vector();
-    for (int64_t i = 0; i < problem_.rows; ++i) {
-      for (int64_t part = 0; part < 2; ++part) {
-        double& entry = known.x[static_cast<size_t>(part * half_ + i)];
-        entry = 1e-4 * entry + problem_.start[4 + part * problem_.rows + i];
-      }
-    }
-    const double norm = std::sqrt(kernels_.dot(known.x.data(), known.x.data(), 2 * half_));
-    if (norm > 0 && norm < INFINITY) {
-      for (double& entry : known.x) entry /= norm;
-      take(ascend(std::move(known)));
-      return;
-    }
+  Maximum known;
+  if (find_start(known)) {
+    take(ascend(std::move(known)));
+    return;
   }
   const auto roots = cells_.roots();
   const auto roots_count = static_cast<int64_t>(roots.size());
@@ -698,7 +704,14 @@ void Search::run() {
   } else {
     const bool fits = gram_bytes() <= static_cast<double>(problem_.memory);
     const Buffer work(kernels_.lower_size(problem_));
-    if (fits) {
+    Maximum known;
+    if (problem_.max_cells == 0 && find_start(known)) {
+      // Only a lower value is asked for, and one frequency is enough: a few passes over the taps.
+      tau_ = INFINITY;
+      best_ = std::move(known);
+      lower = kernels_.lower_without_gram(problem_, exponent_, best_.group, best_.p.data(), best_.x.data(), y.data(),
+                                          work.get());
+    } else if (fits) {
       form_grams(largest);
       tests_ = std::make_unique<Pool>(kernels_.test_size(problem_.rows, count_));
       tops_ = std::make_unique<Pool>(kernels_.top_size(problem_.rows));

@@ -12,7 +12,10 @@ namespace {
 using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // Kernels whose cells are worth sharing among threads; the others are one thread's each.
-bool is_large(const ConvProblem& problem) { return problem.rows >= 48; }
+bool is_large(const ConvProblem& problem) {
+  const bool has_cells = problem.max_cells > 0 || problem.start == nullptr;
+  return has_cells && problem.rows >= 48;
+}
 
 ConvProblem problem_of(const Tensor& taps, const Tensor& start, const int64_t* grid) {
   ConvProblem problem{};
