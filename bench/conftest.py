@@ -89,12 +89,8 @@ def pytest_terminal_summary(
     console.print()
     console.print(table)
     for benchmark in config._benchmarksession.benchmarks:  # type: ignore[attr-defined]
-        if "share" in benchmark.extra_info:
-            share, case = benchmark.extra_info["share"], benchmark.extra_info["case"]
-            console.print(f"{case}: {share:.0%} of lipfast's time is spent inside the two ops")
         if "note" in benchmark.extra_info:
-            note, case = benchmark.extra_info["note"], benchmark.extra_info["case"]
-            console.print(f"{case}, in a process of its own: {note}")
+            console.print(f"{benchmark.extra_info['case']}: {benchmark.extra_info['note']}")
     console.print(
         f"{min(2, torch.get_num_threads())} threads, capability {info['capability']}, "
         f"torch {info['torch']}, lipfast {info['lipfast']}; to read this: docs/performance.md"

@@ -209,7 +209,9 @@ def score(
                 workers=workers,
                 progress=report,
             )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        if isinstance(interrupt, pipeline.Interrupted) and not quiet:
+            say(str(interrupt.summary))
         say("lipfast: interrupted; what was done is kept. To go on:")
         say(f"  {_this_command()}")
         raise typer.Exit(EXIT_INTERRUPTED) from None

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from typer.testing import CliRunner
 
@@ -186,6 +186,7 @@ def test_ctrl_c_prints_the_command_that_resumes(project, monkeypatch):
     code, out, err = run(*SCORE)
     assert (code, out) == (130, "")
     assert err.splitlines()[-1].strip() == shlex.join(["lipfast", *SCORE, "--data", "my x.npy"])
+    assert "4 checkpoints: 2 scored" in err
     assert lipfast.read_scores("scores").num_rows == 2
     monkeypatch.setattr(sys, "argv", ["/x/lipfast/__main__.py", "score"])
     assert cli._this_command().endswith(" -m lipfast score")
@@ -391,3 +392,93 @@ def test_what_limit_leaves_is_said(project):
 def test_the_resuming_command_is_as_it_was_typed(monkeypatch):
     monkeypatch.setattr("sys.argv", ["elsewhere/lipfast", "score", "a b"])
     assert cli._this_command() == "elsewhere/lipfast score 'a b'"
+
+
+def test_a_part_of_an_archive(project):
+    code, out, _ = run(*SCORE, "--where", "step >= 2", "--where", "width = 4")
+    assert (code, lipfast.read_scores("scores").num_rows) == (0, 1)
+    assert "  3 left out by --where or --every" in out.splitlines()
+    code, out, _ = run(*SCORE, "--every", "2", "--json")
+    summary = json.loads(out)
+    assert (code, summary["scored"], summary["left_out"]) == (0, 2, 2)
+    assert lipfast.read_scores("scores")["step"].to_pylist() == [1, 2, 1]
+    for change in (["--every", "0"], ["--where", "step"], ["--where", "step >="]):
+        assert run(*SCORE, *change)[0] == 2
+
+
+def test_metadata_from_paths(project):
+    options = ["--pattern", "{kind}{width:d}/step{number:d}.safetensors"]
+    assert run(*SCORE, *options, "--where", "number = 2")[0] == 0
+    table = lipfast.read_scores("scores").to_pydict()
+    assert (table["meta.kind"], table["meta.number"]) == (["w", "w"], [2, 2])
+    code, _, err = run(*SCORE, "--pattern", "{run}/epoch{epoch:d}.pt")
+    assert (code, "describes none of 4 paths" in err) == (2, True)
+
+
+def test_two_networks_in_one_file(project):
+    (path,) = Path("runs/w4").glob("step1*")
+    weights = load_file(path)
+    both = {f"{name}.{key}": value.clone() for name in ("a", "b") for key, value in weights.items()}
+    save_file(both, "both.safetensors", {"width": "4"})
+    code, out, _ = run("score", "both.safetensors", *SCORE[2:])
+    assert (code, "choose with --prefix" in out) == (1, True)
+    code, out, _ = run("score", "both.safetensors", *SCORE[2:], "--prefix", "b")
+    assert (code, "1 scored" in out) == (0, True)
+
+
+def test_failed_checkpoints_are_left_alone_until_asked_for(project):
+    bad = project / "runs" / "bad.pt"
+    bad.write_bytes(b"nonsense")
+    assert run(*SCORE)[0] == 1
+    code, out, _ = run(*SCORE)
+    assert code == 1
+    assert "  1 failed before: --retry-failed tries them again" in out.splitlines()
+    code, out, _ = run(*SCORE, "--retry-failed")
+    assert (code, "4 already in the store, 1 failed" in out) == (1, True)
+    bad.unlink()
+    code, out, _ = run(*SCORE)
+    assert (code, "failed before" in out) == (0, False)
+
+
+def test_watching_until_interrupted(project, monkeypatch):
+    looks = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("lipfast.scoring.watch.looks.__defaults__", (sleep,))
+    monkeypatch.setattr(sys, "argv", ["lipfast", *SCORE, "--watch"])
+    code, out, err = run(*SCORE, "--watch", "--interval", "0.5")
+    assert (code, out, looks) == (130, "", [0.5] * 3)
+    assert "4 checkpoints: 4 scored" in err  # found unchanged by the second look
+    assert err.splitlines()[-1].endswith("--watch")
+    assert run(*SCORE, "--interval", "0")[0] == 2
+
+
+def test_export_and_compact(project):
+    run(*SCORE, "--limit", "2")
+    run(*SCORE)
+    code, out, _ = run("store", "export", "scores", "all.csv")
+    assert (code, "all.csv" in out) == (0, True)
+    assert len(Path("all.csv").read_text().splitlines()) == 5
+    assert run("store", "export", "scores", "layers.jsonl", "--table", "layers")[0] == 0
+    layers = [json.loads(line) for line in Path("layers.jsonl").read_text().splitlines()]
+    assert [layer["index"] for layer in layers] == [0, 1] * 4
+    code, out, _ = run("store", "compact", "scores")
+    assert code == 0
+    assert len(list(Path("scores").glob("part-*"))) == 1
+    assert lipfast.read_scores("scores").num_rows == 4
+    code, _, err = run("store", "export", "scores", "all.xlsx")
+    assert (code, "all.xlsx" in err) == (2, True)
+
+
+def test_the_engine_is_local_or_ray(project, monkeypatch):
+    code, _, err = run(*SCORE, "--engine", "spark")
+    assert (code, "engine 'spark': expected local or ray" in err) == (2, True)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    code, _, err = run(*SCORE, "--engine", "ray", "--workers", "2")
+    assert (code, "pip install 'lipfast[ray]'" in err) == (2, True)
+    assert not list(Path("scores").glob("part-*"))
+    assert run(*SCORE, "--workers", "0")[0] == 2

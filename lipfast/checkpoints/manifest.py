@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lipfast.checkpoints.home import expanded
 from lipfast.checkpoints.metadata import Value
+from lipfast.checkpoints.text import to_utf8
 from lipfast.errors import ArchiveError
 
 COLUMNS = ("uri", "path", "file", "checkpoint")
@@ -59,15 +61,18 @@ def read_manifest(path: str) -> Iterator[Entry]:
                 f"manifest '{path}', line {number}: names no checkpoint; expected a column "
                 f"{', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}"
             )
-        if "\0" in str(values[column]):
+        name = str(values[column])
+        if "\0" in name:
             raise ArchiveError(f"manifest '{path}', line {number}: a zero byte in a path")
-        yield Entry(_absolute(str(values[column]), folder), _metadata(values, column))
+        if to_utf8(name) != name:
+            raise ArchiveError(f"manifest '{path}', line {number}: a lone surrogate in a path")
+        yield Entry(_absolute(name, folder), _metadata(values, column))
 
 
 def _text(path: str) -> str:
     try:
         if "://" not in path:
-            content = Path(path).expanduser().read_bytes()
+            content = expanded(path).read_bytes()
         else:
             import fsspec  # noqa: PLC0415 (slow to import)
 

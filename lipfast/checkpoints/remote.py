@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -19,6 +19,9 @@ from lipfast.checkpoints.text import printable
 from lipfast.errors import ArchiveError
 
 Infos = dict[str, dict[str, Any]]
+
+Folder = dict[str, tuple[str, Mapping[str, Any]]]
+"""The files of one folder: name to full name and what is known of it."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def find(archive: str) -> Iterator[CheckpointFile]:
         elif path and filesystem.isfile(path):
             require_suffix(path, archive)
             root = path.rpartition("/")[0]
-            yield _file(place, path, filesystem.info(path), root, _beside(filesystem, root))
+            yield _file(place, path, filesystem.info(path), root, beside(filesystem, root))
             return
         elif filesystem.exists(path) or not path:
             root = path
@@ -72,17 +75,21 @@ def find(archive: str) -> Iterator[CheckpointFile]:
         ) from error
 
 
-def locate(url: str, metadata: Mapping[str, Value]) -> CheckpointFile:
+def locate(
+    url: str,
+    metadata: Mapping[str, Value],
+    beside: Callable[[AbstractFileSystem, str], Folder],
+) -> CheckpointFile:
     """Describe one checkpoint that a manifest names; one that is missing fails when it is read."""
     try:
         filesystem, path = fsspec.url_to_fs(url)
         place = _place(url, filesystem)
         root = path.rpartition("/")[0]
         try:
-            info, beside = filesystem.info(path), _beside(filesystem, root)
+            info, others = filesystem.info(path), beside(filesystem, root)
         except FileNotFoundError:
-            info, beside = {}, {}
-        return _file(place, path, info, root, beside, extra=metadata)
+            info, others = {}, {}
+        return _file(place, path, info, root, others, extra=metadata)
     except Exception as error:  # each file system has errors of its own
         raise ArchiveError(f"cannot look up '{url}': {type(error).__name__}: {error}") from error
 
@@ -97,13 +104,17 @@ def _place(archive: str, filesystem: AbstractFileSystem) -> _Place:
     return _Place(filesystem, shown, int(info.get("size") or 0), _mtime(info))
 
 
-def _beside(filesystem: AbstractFileSystem, folder: str) -> Infos:
-    """All files of one folder, by full name."""
+def beside(filesystem: AbstractFileSystem, folder: str) -> Folder:
+    """List one folder; empty where that is not possible."""
     try:
         listed = filesystem.ls(folder, detail=True)
     except (OSError, NotImplementedError):
         return {}
-    return {info["name"]: info for info in listed}
+    return _by_name({info["name"]: info for info in listed})
+
+
+def _by_name(infos: Infos) -> Folder:
+    return {full.rpartition("/")[2]: (full, info) for full, info in infos.items()}
 
 
 def _files(place: _Place, matches: Infos, root: str) -> Iterator[CheckpointFile]:
@@ -114,10 +125,9 @@ def _files(place: _Place, matches: Infos, root: str) -> Iterator[CheckpointFile]
         elif not any(part.startswith(".") for part in name.removeprefix(root).split("/")):
             folders[name.rpartition("/")[0]][name] = info
     for folder in sorted(folders):
-        infos = folders[folder]
-        for name in checkpoints_of({full.rpartition("/")[2] for full in infos}):
-            full = f"{folder}/{name}" if f"{folder}/{name}" in infos else name
-            yield _file(place, full, infos[full], root, infos)
+        others = _by_name(folders[folder])
+        for name in checkpoints_of(others):
+            yield _file(place, *others[name], root, others)
 
 
 def _file(
@@ -125,14 +135,13 @@ def _file(
     path: str,
     info: Mapping[str, Any],
     root: str,
-    beside: Infos,
+    others: Folder,
     *,
     extra: Mapping[str, Value] | None = None,
 ) -> CheckpointFile:
     name = path.rpartition("/")[2]
-    full = {other.rpartition("/")[2]: other for other in beside}
-    shards = shards_of(name, full) if is_index(name) else []
-    infos = [info, *(beside[full[shard]] for shard in shards)]
+    shards = shards_of(name, others) if is_index(name) else []
+    infos = [info, *(others[shard][1] for shard in shards)]
     compressed = info.get("compress_size", place.size or None)
     return CheckpointFile(
         uri=place.uri(path),
@@ -141,7 +150,7 @@ def _file(
         mtime=max(_mtime(one) for one in infos) or place.mtime,
         folder=printable(folder_of(path, root) or "."),
         filesystem=place.filesystem,
-        sidecars=tuple(full[sidecar] for sidecar in sidecars_of(name, full)),
+        sidecars=tuple(others[sidecar][0] for sidecar in sidecars_of(name, others)),
         extra=extra or {},
         stored=None if compressed is None else int(compressed),
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
 from lipfast.checkpoints.file import CheckpointFile
+from lipfast.checkpoints.home import expanded
 from lipfast.checkpoints.manifest import Entry, read_manifest
 from lipfast.checkpoints.names import (
     MANIFEST_SUFFIXES,
@@ -25,6 +27,8 @@ from lipfast.checkpoints.text import printable
 from lipfast.errors import ArchiveError
 
 Archive: TypeAlias = "str | os.PathLike[str]"
+
+NamesIn: TypeAlias = "Callable[[str], set[str]]"
 
 MAGIC = "*?["
 
@@ -67,11 +71,12 @@ def find_checkpoints(
     if not several:
         raise ArchiveError("no archive given: pass a file, a folder, a glob or a URL")
     found: dict[str, CheckpointFile] = {}
+    names_in = cache(_names_in)  # a folder may hold thousands of the files that are asked for
     for one in several:
         name = os.fspath(one)
         if may_be_empty and _is_local(name) and not Path(_without_scheme(name)).exists():
             continue
-        files = list(_find(name))
+        files = list(_find(name, names_in))
         found.update((file.uri, file) for file in files)
         if not files and not may_be_empty:
             raise ArchiveError(
@@ -90,32 +95,34 @@ def _is_local(archive: str) -> bool:
     return "://" not in path and "::" not in path
 
 
-def _find(archive: str) -> Iterator[CheckpointFile]:
+def _find(archive: str, names_in: NamesIn) -> Iterator[CheckpointFile]:
     from lipfast.checkpoints import remote  # noqa: PLC0415 (fsspec is slow to import)
 
     if archive.lower().endswith(MANIFEST_SUFFIXES):
-        return _listed(read_manifest(_without_scheme(archive)))
+        return _listed(read_manifest(_without_scheme(archive)), names_in)
     if not _is_local(archive):
         protocol = None if "::" in archive else container_protocol(archive)
         return remote.find(f"{protocol}://::{archive}" if protocol else archive)
-    path = Path(_without_scheme(archive)).expanduser()
+    path = expanded(_without_scheme(archive))
     protocol = container_protocol(path.name)
     if protocol and path.is_file():
         return remote.find(f"{protocol}://::file://{path.absolute()}")
-    return _find_local(str(path))
+    return _find_local(str(path), names_in)
 
 
-def _listed(entries: Iterable[Entry]) -> Iterator[CheckpointFile]:
+def _listed(entries: Iterable[Entry], names_in: NamesIn) -> Iterator[CheckpointFile]:
     from lipfast.checkpoints import remote  # noqa: PLC0415
 
+    beside = cache(remote.beside)
     for entry in entries:
         name = _without_scheme(entry.path)
         if not _is_local(name):
-            yield remote.locate(name, entry.metadata)
+            yield remote.locate(name, entry.metadata, beside)
             continue
-        path = os.path.abspath(Path(name).expanduser())  # noqa: PTH100 (without following links)
+        path = os.path.abspath(expanded(name))  # noqa: PTH100 (without following links)
         try:
-            yield local_file(path, str(PurePosixPath(path).parent), extra=entry.metadata)
+            folder = str(PurePosixPath(path).parent)
+            yield local_file(path, folder, names_in(folder), entry.metadata)
         except OSError:  # listed, so that its row gives the reason
             shown = printable(os.fsencode(path).decode("utf-8", "backslashreplace"))
             folder = printable(Path(path).parent.name)
@@ -125,23 +132,24 @@ def _listed(entries: Iterable[Entry]) -> Iterator[CheckpointFile]:
 # Local files: os.walk and os.stat, several times faster than a generic file system.
 
 
-def _find_local(archive: str) -> Iterator[CheckpointFile]:
+def _find_local(archive: str, names_in: NamesIn) -> Iterator[CheckpointFile]:
     path = Path(archive)
     try:
         if path.is_dir():
             yield from _walk(str(path.absolute()), str(path.absolute()))
         elif path.exists():
             require_suffix(path.name, archive)
-            yield local_file(str(path.absolute()), str(path.absolute().parent))
+            folder = str(path.absolute().parent)
+            yield local_file(str(path.absolute()), folder, names_in(folder))
         elif glob.has_magic(archive):
-            yield from _expand(str(path.absolute()), archive)
+            yield from _expand(str(path.absolute()), archive, names_in)
         else:
             raise ArchiveError(f"no such file or folder: '{archive}'")
     except OSError as error:
         raise ArchiveError(f"cannot search '{archive}': {error}") from error
 
 
-def _expand(pattern: str, archive: str) -> Iterator[CheckpointFile]:
+def _expand(pattern: str, archive: str, names_in: NamesIn) -> Iterator[CheckpointFile]:
     parts = Path(pattern).parts
     fixed = next(i for i, part in enumerate(parts) if any(c in part for c in MAGIC))
     root = str(Path(*parts[:fixed]))
@@ -152,7 +160,7 @@ def _expand(pattern: str, archive: str) -> Iterator[CheckpointFile]:
         if Path(match).is_dir():
             yield from _walk(match, root)
         elif is_checkpoint(match.rpartition("/")[2]):
-            yield local_file(match, root)
+            yield local_file(match, root, names_in(str(Path(match).parent)))
 
 
 def _walk(top: str, root: str) -> Iterator[CheckpointFile]:
@@ -177,7 +185,7 @@ def _walk(top: str, root: str) -> Iterator[CheckpointFile]:
 def local_file(
     path: str,
     root: str,
-    beside: set[str] | None = None,
+    beside: set[str],
     extra: dict[str, bool | int | float | str] | None = None,
 ) -> CheckpointFile:
     """Describe a local file.
@@ -185,15 +193,13 @@ def local_file(
     Args:
         path: absolute.
         root: of the archive.
-        beside: names of all files in its folder, where they are known.
+        beside: names of all files in its folder.
         extra: metadata that is known already.
 
     Raises:
         FileNotFoundError: it is gone.
     """
     parent, _, name = path.rpartition("/")
-    if beside is None:
-        beside = _names_in(parent)
     paths = [path, *(f"{parent}/{shard}" for shard in _shards(name, beside))]
     statuses = [_status(one) for one in paths]
     shown = printable(os.fsencode(path).decode("utf-8", "backslashreplace"))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from lipfast.scoring.compact import Compaction, compact_store
 from lipfast.scoring.export import export_scores
-from lipfast.scoring.pipeline import score
+from lipfast.scoring.pipeline import Interrupted, score
 from lipfast.scoring.scores import read_scores
 from lipfast.scoring.summary import Progress, Summary
 from lipfast.scoring.verify import Verification, verify_store
 
 __all__ = [
     "Compaction",
+    "Interrupted",
     "Progress",
     "Summary",
     "Verification",

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from lipfast.checkpoints.home import expanded
 from lipfast.errors import ArgumentError, StoreError
 from lipfast.scoring.scores import read_scores
 
@@ -43,7 +44,7 @@ def export_scores(
         ArgumentError: another ending, an unknown table, or the file is there already.
         StoreError: the store cannot be read, or the file cannot be written.
     """
-    target = Path(to).expanduser()
+    target = expanded(to)
     write = _WRITERS.get(target.suffix.lower())
     if write is None:
         raise ArgumentError(f"cannot export to '{to}': expected an ending {', '.join(_WRITERS)}")

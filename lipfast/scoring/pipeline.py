@@ -29,6 +29,18 @@ ENGINES = ("local", "ray")
 MEMORY = 1 << 30
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C in the middle of a run, once everything done is committed.
+
+    Attributes:
+        summary: what was done.
+    """
+
+    def __init__(self, summary: Summary) -> None:
+        super().__init__("interrupted; what was done is kept, the same call goes on")
+        self.summary = summary
+
+
 def score(
     archive: Archive | Sequence[Archive],
     *,
@@ -97,7 +109,8 @@ def score(
         ArchiveError: the archive is missing, or holds no checkpoints.
         NonFiniteError: a sample holds NaN or infinity.
         StoreError: the store cannot be read or written.
-        KeyboardInterrupt: after Ctrl-C, with everything done so far committed.
+        Interrupted: after Ctrl-C, a KeyboardInterrupt with the `summary` of what was done, all of
+            it committed.
 
     Example:
         >>> import pathlib, tempfile, torch
@@ -144,15 +157,22 @@ def score(
         work: Engine = RayEngine(recipe, memory, selection.where, workers)
     else:
         work = LocalEngine(scorer, memory, selection.where)
-    with closing(work), nullcontext(None) if dry_run else WriteBehind(out) as store:
-        for files in [find()] if watch is None else looks(find, watch):
-            run.score(run.left(files), work, store)
-            if run.finished:
-                break
+    interrupt: KeyboardInterrupt | None = None
+    store = None
+    try:
+        with closing(work), nullcontext(None) if dry_run else WriteBehind(out) as store:
+            for files in [find()] if watch is None else looks(find, watch):
+                run.score(run.left(files), work, store)
+                if run.finished:
+                    break
+    except KeyboardInterrupt as pressed:  # what was done is committed by now
+        interrupt = pressed
     run.close(work)
     summary.estimate = scorer.estimate if dry_run else None
     summary.seconds["write"] = 0.0 if store is None else store.seconds
     summary.seconds["total"] = time.perf_counter() - started
+    if interrupt is not None:
+        raise Interrupted(summary) from interrupt
     return summary
 
 

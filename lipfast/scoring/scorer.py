@@ -146,7 +146,7 @@ class Scorer:
         samples: where lower bounds are evaluated.
         options: norm, seed, batch size.
         bounds: compute bounds; False only reads, checks and estimates the time.
-        seconds: time by stage so far: `compile`, `check`, `upper`, `lower`, `rows`.
+        seconds: time by stage so far: `wait`, `compile`, `check`, `upper`, `lower`, `rows`.
         plans: arguments of the architecture to how many checkpoints fitted.
         estimate: seconds that scoring would take; without bounds only.
     """

@@ -14,6 +14,7 @@ from types import TracebackType
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lipfast.checkpoints.home import expanded
 from lipfast.errors import StoreError
 from lipfast.scoring.schema import FORMAT, SCHEMA, VERSION, Row
 
@@ -102,7 +103,7 @@ def store_folder(path: str | os.PathLike[str]) -> Path:
     text = os.fspath(path).removeprefix("file://")
     if "://" in text:
         raise StoreError(f"a store must be a local folder, not '{text}'")
-    return Path(text).expanduser()
+    return expanded(text)
 
 
 def _prepare(folder: Path) -> None:

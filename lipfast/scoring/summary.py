@@ -40,7 +40,8 @@ class Summary:
         reasons: kind of failure to how often it occurred, the most frequent first.
         examples: kind of failure to its first occurrence, as `uri: reason`.
         plans: architectures, or sizes of one, among the checkpoints of this run.
-        seconds: time by stage; `read` overlaps with the others, `total` is the wall clock.
+        seconds: time by stage; `read` (summed over threads) and `write` overlap with the others,
+            `wait` is how long scoring waited for reading, `total` is the wall clock.
         estimate: seconds that scoring would take on this machine; for a dry run.
         dry_run: nothing was written.
     """

@@ -71,6 +71,7 @@ def test_a_manifest_in_memory_names_files_beside_it():
         ("a.csv", b"path,run\na\0.pt,r\n", "line 2: a zero byte in a path"),
         ("a.jsonl", b'{"path": "a.pt"}\n{"path"\n', "line 2: not JSON"),
         ("a.jsonl", b"[" * 100_000, "line 1: not JSON"),
+        ("a.jsonl", b'{"path": "~\\ud800/a.pt"}', "line 1: a lone surrogate in a path"),
         ("a.jsonl", b"[1]\n", "line 1: expected a JSON object"),
         ("a.jsonl", b'{"run": "r"}', "line 1: names no checkpoint"),
     ],
@@ -81,3 +82,12 @@ def test_malformed_manifests(tmp_path, name, content, message):
         find_checkpoints(tmp_path / name)
     with pytest.raises(ArchiveError, match="no such manifest"):
         find_checkpoints(tmp_path / "missing.csv")
+
+
+def test_a_home_folder_of_nobody_is_a_path_like_any_other(tmp_path):
+    (tmp_path / "a.csv").write_text("path\n~\x08/a.pt\n~nobody-of-this-name/b.pt\n")
+    files = find_checkpoints(tmp_path / "a.csv")
+    assert len(files) == 2
+    for file in files:
+        with pytest.raises(CheckpointError, match="no such file"):
+            read_checkpoint(file)

@@ -136,3 +136,23 @@ def test_a_link_to_itself_and_a_pipe_are_reported_not_waited_for(tmp_path):
 def test_an_archive_of_the_wrong_type(wrong):
     with pytest.raises(ArchiveError, match="pass a path, a URL, or a list"):
         find_checkpoints(wrong)
+
+
+@pytest.mark.parametrize("how", ["glob", "list", "manifest"])
+def test_a_folder_of_many_files_is_listed_once(tmp_path, monkeypatch, how):
+    names = [f"step{number}.pt" for number in range(50)]
+    make(tmp_path, *names)
+    make(tmp_path, "step7.json")
+    (tmp_path / "all.csv").write_text("path\n" + "\n".join(names))
+    listed, genuine = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: listed.append(folder) or genuine(folder))
+    archives = {
+        "glob": [str(tmp_path / "st?p*.pt")],
+        "list": [tmp_path / name for name in names],
+        "manifest": [tmp_path / "all.csv"],
+    }
+    files = find_checkpoints(archives[how])
+    assert len(files) == 50
+    assert len(listed) <= 3  # a glob lists it for itself too
+    sidecars = {Path(file.path).name: file.sidecars for file in files if file.sidecars}
+    assert sidecars == {"step7.pt": (str(tmp_path / "step7.json"),)}

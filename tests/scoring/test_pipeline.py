@@ -7,6 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -17,10 +19,13 @@ from torch import nn
 from toy_archive import toy_state, write_toy
 
 import lipfast
+from lipfast.checkpoints import CheckpointFile, find_checkpoints
 from lipfast.errors import ArchiveError, ArgumentError, NonFiniteError, StoreError
 from lipfast.plan.plan import Plan
-from lipfast.scoring import Progress, read_scores, score, verify_store
+from lipfast.scoring import Interrupted, Progress, read_scores, score, verify_store
+from lipfast.scoring.data import load_data
 from lipfast.scoring.engine import local
+from lipfast.scoring.scorer import Options, Reading, Recipe
 
 
 def rows_by_name(store: Path) -> dict[str, dict]:
@@ -119,6 +124,49 @@ def test_windows_do_not_lose_files(toy_models, archive, samples, tmp_path, monke
     assert [at.done for at in seen] == sorted(at.done for at in seen)
     summary = score(archive, arch=toy_models, data=samples, out=tmp_path / "b", memory=1)
     assert summary.scored == 12
+
+
+def test_readers_step_back_and_the_scorer_does_not(
+    toy_models, archive, samples, tmp_path, monkeypatch
+):
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    before, seen, genuine = priority(), [], local.read
+
+    def read(file: CheckpointFile) -> Reading:
+        seen.append(priority())
+        return genuine(file)
+
+    monkeypatch.setattr(local, "read", read)
+    summary = score(archive, arch=toy_models, data=samples, out=tmp_path / "s")
+    assert (summary.scored, len(seen), priority()) == (12, 12, before)
+    lower = min(before + 10, 19) if sys.platform == "linux" else before
+    assert set(seen) == {lower}
+    assert 0 <= summary.seconds["wait"] <= summary.seconds["total"]
+
+
+def test_more_threads_read_where_each_file_costs_a_round_trip(toy_models, samples, tmp_path):
+    memory = fsspec.filesystem("memory")
+    together = threading.Barrier(local.READERS + 1)  # so many must read at the same time
+
+    class Slow(type(memory)):  # type: ignore[misc]
+        def cat_file(self, path: str, *args: object, **options: object) -> bytes:
+            together.wait(timeout=60)
+            return bytes(super().cat_file(path, *args, **options))
+
+    paths = [f"/lipfast-slow/r/step{step}.safetensors" for step in range(local.READERS + 1)]
+    for step, path in enumerate(paths):
+        written = write_toy(tmp_path / "a.safetensors", 4, step=step)
+        memory.pipe(path, written.read_bytes())
+    try:
+        found = find_checkpoints("memory://lipfast-slow")
+        slow = [replace(file, filesystem=Slow()) for file in found]
+        recipe = Recipe(toy_models, None, load_data(samples), Options())
+        rows = [row for batch in local.run(slow, recipe.scorer(), 1 << 30) for row in batch]
+    finally:
+        memory.rm("/lipfast-slow", recursive=True)
+    assert [row["status"] for row in rows] == ["ok"] * len(paths)
 
 
 def test_torch_files_of_wrapped_models(toy_models, samples, tmp_path):
@@ -255,8 +303,11 @@ def test_an_interrupt_commits_what_is_done(toy_models, archive, samples, tmp_pat
             raise KeyboardInterrupt
 
     arguments = {"arch": toy_models, "data": samples, "out": tmp_path / "s", "batch_size": 2}
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as pressed:
         score(archive, **arguments, progress=interrupt)
+    assert isinstance(pressed.value, Interrupted)
+    assert (pressed.value.summary.scored, pressed.value.summary.found) == (6, 12)
+    assert pressed.value.summary.seconds["total"] > 0
     assert read_scores(tmp_path / "s").num_rows == 6
     assert score(archive, **arguments).skipped == 6
 
