@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shlex
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,8 +13,23 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.analysis import WidthSummary, neighbouring, peak_widths, summarise
-from experiments.config import SweepConfig, describe_sweep, find_sweep, load_config, sweep_names
-from experiments.sweep import SweepFolder, TrainingSummary, open_sweep, train_sweep
+from experiments.config import SweepConfig
+from experiments.study import (
+    Study,
+    describe_sweep,
+    find_sweep,
+    load_config,
+    load_study,
+    studies_of,
+    sweep_names,
+)
+from experiments.sweep import (
+    SweepFolder,
+    TrainingSummary,
+    open_sweep,
+    sweep_folder,
+    train_sweeps,
+)
 from lipfast.errors import LipfastError, StoreError
 from lipfast.scoring.summary import counted
 
@@ -28,7 +39,6 @@ if TYPE_CHECKING:
 _EXIT_FAILED = 1
 _EXIT_USAGE = 2
 _EXIT_INTERRUPTED = 130
-_REPOSITORY = Path(__file__).parent.parent
 
 app = typer.Typer(
     help="Train sweeps of small networks, bound their Lipschitz constants, draw the result.",
@@ -52,20 +62,21 @@ _Force = Annotated[
     bool, typer.Option("--force", help="Delete what an earlier run of this sweep left, start anew.")
 ]
 
-_LIST_HELP = """List the sweeps and their scales.
+_LIST_HELP = """List the studies and their scales.
 
 \b
 Example:
   python -m experiments list
 """
 
-_RUN_HELP = """Train a sweep, score its checkpoints and draw the figures.
+_RUN_HELP = """Train the sweeps of a study and of those that it uses, score them, draw.
 
 Stopped at any moment, the same command goes on where it was.
 
 \b
 Examples:
   python -m experiments run double-descent --scale tiny
+  python -m experiments run C1-width-fcn-ce --scale laptop
   python -m experiments run my-sweep.toml --scale small --out runs
 
 \b
@@ -105,45 +116,34 @@ def shown_command(*arguments: str) -> str:
     return shlex.join([_here(sys.executable), *arguments])
 
 
-def score_command(folder: SweepFolder) -> list[str]:
+def score_command(config: SweepConfig, folder: SweepFolder) -> list[str]:
     """Return the `lipfast score` command that scores the checkpoints of a sweep."""
     return [
         sys.executable,
         *("-m", "lipfast", "score", _here(folder.checkpoints)),
-        *("--arch", "experiments.models:fcn"),
+        *("--arch", f"experiments.models:{config.model}"),
         *("--data", f"{_here(folder.data)}:x_train"),
         *("--out", _here(folder.scores)),
     ]
 
 
-def _score(folder: SweepFolder) -> int:
-    """Run `lipfast score` and return its exit status: 0, or 1 when checkpoints failed.
+def _score(config: SweepConfig, folder: SweepFolder) -> int:
+    """Score the checkpoints of a sweep, as `score_command` does; return the number of failures.
 
     Raises:
-        KeyboardInterrupt: it was interrupted.
+        KeyboardInterrupt: it was interrupted; what was done is kept.
         LipfastError: it could not score at all.
     """
-    command = score_command(folder)
-    environment = dict(os.environ)
-    shown = shown_command(*command[1:])
-    if not Path.cwd().samefile(_REPOSITORY):
-        # The scorer looks for experiments.models in the current folder.
-        before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-        path = os.pathsep.join(dict.fromkeys([str(_REPOSITORY), *filter(None, before)]))
-        environment["PYTHONPATH"] = path
-        shown = f"PYTHONPATH={shlex.quote(path)} {shown}"
-    print(f"$ {shown}", flush=True)
-    with subprocess.Popen(command, env=environment) as process:
-        # Ctrl-C reaches the scorer too, which saves what is done and ends by itself: wait for it.
-        while process.poll() is None:
-            with contextlib.suppress(KeyboardInterrupt):
-                process.wait()
-    status = process.returncode
-    if status in {_EXIT_INTERRUPTED, -signal.SIGINT}:
-        raise KeyboardInterrupt
-    if status not in {0, _EXIT_FAILED}:
-        raise LipfastError(f"lipfast score ended with status {status}; its message is above")
-    return status
+    import lipfast  # noqa: PLC0415  # training does not need the native extension
+
+    print(f"$ {shown_command(*score_command(config, folder)[1:])}", flush=True)
+    summary = lipfast.score(
+        str(folder.checkpoints),
+        arch=f"experiments.models:{config.model}",
+        data=f"{folder.data}:x_train",
+        out=folder.scores,
+    )
+    return summary.failed + summary.failed_before
 
 
 def _read_scores(folder: SweepFolder) -> pa.Table:
@@ -202,28 +202,33 @@ def _print_training(summary: TrainingSummary) -> None:
         print(f"diverged (NaN or infinite, left out): {', '.join(summary.diverged)}")
 
 
-def _train_score_draw(config: SweepConfig, folder: SweepFolder) -> int:
-    """Do all that `run` does in the folder and return its exit status."""
-    training = train_sweep(config, folder)
+def _show(config: SweepConfig, folder: SweepFolder) -> None:
+    """Print the table of a sweep over widths, draw its figures, say where the peaks are."""
+    table = _read_scores(folder)
+    summary = summarise(table)
+    _print_table(summary)
+    if len(summary.widths) > 1:
+        _draw(config, folder, table)
+        _print_peaks(summary)
+
+
+def _train_score_draw(study: Study, sweeps: list[tuple[SweepConfig, SweepFolder]]) -> int:
+    """Do all that `run` does and return its exit status."""
+    training = train_sweeps(sweeps)
     _print_training(training)
     if len(training.diverged) == training.trained + training.skipped:
         raise LipfastError("every run diverged, so there is nothing to draw: choose a smaller lr")
     started = time.perf_counter()
-    status = _score(folder)
+    failures = sum(_score(config, folder) for config, folder in sweeps)
     print(f"scored in {time.perf_counter() - started:.1f} s")
-    started = time.perf_counter()
-    table = _read_scores(folder)
-    summary = summarise(table)
-    _print_table(summary)
-    _draw(config, folder, table)
-    print(f"read and drawn in {time.perf_counter() - started:.1f} s")
-    _print_peaks(summary)
-    if status != 0:
+    if len(study.sweeps) == 1:
+        _show(study.sweeps[0], sweeps[-1][1])
+    if failures:
         print(
-            "error: some checkpoints could not be scored; lipfast score says which, above",
+            "error: some checkpoints could not be scored; the column 'error' of the store says why",
             file=sys.stderr,
         )
-    return status
+    return _EXIT_FAILED if failures else 0
 
 
 def _run_command(sweep: str, scale: str, out: Path) -> str:
@@ -233,7 +238,7 @@ def _run_command(sweep: str, scale: str, out: Path) -> str:
 
 @app.command("list", help=_LIST_HELP)
 def list_sweeps() -> None:
-    """List the sweeps and their scales."""
+    """List the studies and their scales."""
     for name in sweep_names():
         description, scales = describe_sweep(name)
         print(f"{name} ({', '.join(scales)}): {description}")
@@ -243,13 +248,18 @@ def list_sweeps() -> None:
 def run(
     sweep: _Sweep, scale: _Scale = "demo", out: _Out = Path("runs"), force: _Force = False
 ) -> None:
-    """Train a sweep, score its checkpoints and draw the figures."""
+    """Train the sweeps of a study, score their checkpoints and draw the figures."""
     name, configs = find_sweep(sweep)
-    config = load_config(name, scale, configs)
-    folder = open_sweep(config, out, force=force)
-    print(f"sweep {name}, scale {scale}, in {folder.root}", flush=True)
+    study = load_study(name, scale, configs)
+    used = [config for other in studies_of(study, configs) for config in other.sweeps]
+    own = {config.name for config in study.sweeps}
+    sweeps = [
+        (config, open_sweep(config, out, force=force and config.name in own)) for config in used
+    ]
+    places = dict.fromkeys(str(out / f"{config.name}-{scale}") for config, _ in sweeps)
+    print(f"study {name}, scale {scale}, in {', '.join(places)}", flush=True)
     try:
-        status = _train_score_draw(config, folder)
+        status = _train_score_draw(study, sweeps)
     except KeyboardInterrupt:
         print("interrupted; what is complete is kept. To go on:", file=sys.stderr)
         print(f"  {_run_command(sweep, scale, out)}", file=sys.stderr)
@@ -262,7 +272,7 @@ def figure(sweep: _Sweep, scale: _Scale = "demo", out: _Out = Path("runs")) -> N
     """Draw the figures of a sweep that has been run, from its scores."""
     name, configs = find_sweep(sweep)
     config = load_config(name, scale, configs)
-    folder = SweepFolder(out / f"{name}-{scale}")
+    folder = sweep_folder(config, out)
     if not folder.scores.is_dir():
         raise StoreError(f"{folder.scores} does not exist; run: {_run_command(sweep, scale, out)}")
     _draw(config, folder, _read_scores(folder))

@@ -5,13 +5,12 @@ from typing import Any
 
 import pytest
 
-from experiments.config import (
-    ConfigError,
+from experiments.config import ConfigError, log_spaced_steps, parse_settings
+from experiments.study import (
     describe_sweep,
     find_sweep,
     load_config,
-    log_spaced_steps,
-    parse_settings,
+    load_study,
     sweep_names,
 )
 
@@ -22,9 +21,11 @@ def test_every_shipped_scale_is_valid() -> None:
     assert "double-descent" in sweep_names()
     for name in sweep_names():
         for scale in describe_sweep(name)[1]:
-            config = load_config(name, scale)
-            assert config.checkpoints[0] == 0
-            assert config.checkpoints[-1] == config.steps
+            study = load_study(name, scale)
+            assert study.sweeps or study.uses
+            for config in study.sweeps:
+                assert config.checkpoints[0] == 0
+                assert config.checkpoints[-1] == config.steps
 
 
 def test_the_demo_is_large_enough() -> None:
@@ -51,12 +52,12 @@ def test_values_are_normalised() -> None:
         ({"widths": 4}, "widths = 4: expected a list of distinct integers, at least 1"),
         ({"widths": [4, 4]}, "widths = .*: expected a list of distinct integers"),
         ({"seeds": []}, "seeds = .*not empty"),
-        ({"steps": 10.5}, "steps = 10.5: expected an integer at least 1"),
+        ({"steps": 10.5}, "steps = 10.5: expected an integer at least 0"),
         ({"steps": True}, "steps = True: expected an integer"),
         ({"lr": 0}, "lr = 0: expected a finite number above 0"),
         ({"lr": float("nan")}, "lr = nan: expected a finite number"),
         ({"lr": float("inf")}, "lr = inf: expected a finite number"),
-        ({"loss": "hinge"}, 'loss = .*one of "cross_entropy", "mse"'),
+        ({"loss": "hinge"}, 'loss = .*one of "cross_entropy", "mse", "nll"'),
         ({"bias": 1}, "bias = 1: expected true or false"),
         ({"label_noise": 1.1}, "label_noise = 1.1: .* at most 1"),
         ({"train_size": 5000}, "train_size = 5000: .* to 4000"),
