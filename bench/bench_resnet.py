@@ -71,7 +71,7 @@ def bench_resnet18(benchmark: Benchmark, turn: int, implementation: str) -> None
     }
     measure(benchmark, CASE, implementation, work[implementation], warmup=False)
     if not turn and implementation == COLD:
-        benchmark.extra_info["note"] = one_process()
+        benchmark.extra_info["note"] = f"in a process of its own: {one_process()}"
 
 
 def one_process() -> str:

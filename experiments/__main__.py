@@ -1,12 +1,8 @@
-"""Command line of the studies: `python -m experiments list | run | figure`."""
+"""Command line of the studies: `python -m experiments list | run | collect | figure | report`."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shlex
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,8 +13,24 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.analysis import WidthSummary, neighbouring, peak_widths, summarise
-from experiments.config import SweepConfig, describe_sweep, find_sweep, load_config, sweep_names
-from experiments.sweep import SweepFolder, TrainingSummary, open_sweep, train_sweep
+from experiments.config import SweepConfig
+from experiments.results import RESULTS_FOLDER
+from experiments.study import (
+    Study,
+    describe_sweep,
+    find_sweep,
+    load_config,
+    load_study,
+    studies_of,
+    sweep_names,
+)
+from experiments.sweep import (
+    SweepFolder,
+    TrainingSummary,
+    open_sweep,
+    sweep_folder,
+    train_sweeps,
+)
 from lipfast.errors import LipfastError, StoreError
 from lipfast.scoring.summary import counted
 
@@ -28,7 +40,6 @@ if TYPE_CHECKING:
 _EXIT_FAILED = 1
 _EXIT_USAGE = 2
 _EXIT_INTERRUPTED = 130
-_REPOSITORY = Path(__file__).parent.parent
 
 app = typer.Typer(
     help="Train sweeps of small networks, bound their Lipschitz constants, draw the result.",
@@ -48,24 +59,29 @@ _Scale = Annotated[str, typer.Option(help="Which of the sweep's scales.", metava
 _Out = Annotated[
     Path, typer.Option(help="Folder of all sweeps; each has its own inside.", metavar="DIR")
 ]
+_ResultsFolder = Annotated[
+    Path | None,
+    typer.Option("--results", help="Folder of results.", metavar="DIR", show_default=False),
+]
 _Force = Annotated[
     bool, typer.Option("--force", help="Delete what an earlier run of this sweep left, start anew.")
 ]
 
-_LIST_HELP = """List the sweeps and their scales.
+_LIST_HELP = """List the studies and their scales.
 
 \b
 Example:
   python -m experiments list
 """
 
-_RUN_HELP = """Train a sweep, score its checkpoints and draw the figures.
+_RUN_HELP = """Train the sweeps of a study and of those that it uses, score them, draw.
 
 Stopped at any moment, the same command goes on where it was.
 
 \b
 Examples:
   python -m experiments run double-descent --scale tiny
+  python -m experiments run C1-width-fcn-ce --scale laptop
   python -m experiments run my-sweep.toml --scale small --out runs
 
 \b
@@ -76,11 +92,28 @@ Exit codes:
   130  interrupted
 """
 
-_FIGURE_HELP = """Draw the figures of a sweep that has been run, from its scores.
+_COLLECT_HELP = """Reduce the runs of a study to its small file of results, say what they show.
 
 \b
 Example:
+  python -m experiments collect C1-width-fcn-ce --scale laptop
+"""
+
+_FIGURE_HELP = """Draw the figure of a study from its results, or those of a sweep from its scores.
+
+A study with a section in the report needs no run: its results are in experiments/results.
+
+\b
+Examples:
+  python -m experiments figure C1-width-fcn-ce
   python -m experiments figure double-descent --scale demo
+"""
+
+_REPORT_HELP = """Write docs/study.md and its figures from stored results; nothing is trained.
+
+\b
+Example:
+  python -m experiments report
 """
 
 
@@ -105,45 +138,34 @@ def shown_command(*arguments: str) -> str:
     return shlex.join([_here(sys.executable), *arguments])
 
 
-def score_command(folder: SweepFolder) -> list[str]:
+def score_command(config: SweepConfig, folder: SweepFolder) -> list[str]:
     """Return the `lipfast score` command that scores the checkpoints of a sweep."""
     return [
         sys.executable,
         *("-m", "lipfast", "score", _here(folder.checkpoints)),
-        *("--arch", "experiments.models:fcn"),
+        *("--arch", f"experiments.models:{config.model}"),
         *("--data", f"{_here(folder.data)}:x_train"),
         *("--out", _here(folder.scores)),
     ]
 
 
-def _score(folder: SweepFolder) -> int:
-    """Run `lipfast score` and return its exit status: 0, or 1 when checkpoints failed.
+def _score(config: SweepConfig, folder: SweepFolder) -> int:
+    """Score the checkpoints of a sweep, as `score_command` does; return the number of failures.
 
     Raises:
-        KeyboardInterrupt: it was interrupted.
+        KeyboardInterrupt: it was interrupted; what was done is kept.
         LipfastError: it could not score at all.
     """
-    command = score_command(folder)
-    environment = dict(os.environ)
-    shown = shown_command(*command[1:])
-    if not Path.cwd().samefile(_REPOSITORY):
-        # The scorer looks for experiments.models in the current folder.
-        before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-        path = os.pathsep.join(dict.fromkeys([str(_REPOSITORY), *filter(None, before)]))
-        environment["PYTHONPATH"] = path
-        shown = f"PYTHONPATH={shlex.quote(path)} {shown}"
-    print(f"$ {shown}", flush=True)
-    with subprocess.Popen(command, env=environment) as process:
-        # Ctrl-C reaches the scorer too, which saves what is done and ends by itself: wait for it.
-        while process.poll() is None:
-            with contextlib.suppress(KeyboardInterrupt):
-                process.wait()
-    status = process.returncode
-    if status in {_EXIT_INTERRUPTED, -signal.SIGINT}:
-        raise KeyboardInterrupt
-    if status not in {0, _EXIT_FAILED}:
-        raise LipfastError(f"lipfast score ended with status {status}; its message is above")
-    return status
+    import lipfast  # noqa: PLC0415  # training does not need the native extension
+
+    print(f"$ {shown_command(*score_command(config, folder)[1:])}", flush=True)
+    summary = lipfast.score(
+        str(folder.checkpoints),
+        arch=f"experiments.models:{config.model}",
+        data=f"{folder.data}:x_train",
+        out=folder.scores,
+    )
+    return summary.failed + summary.failed_before
 
 
 def _read_scores(folder: SweepFolder) -> pa.Table:
@@ -202,28 +224,39 @@ def _print_training(summary: TrainingSummary) -> None:
         print(f"diverged (NaN or infinite, left out): {', '.join(summary.diverged)}")
 
 
-def _train_score_draw(config: SweepConfig, folder: SweepFolder) -> int:
-    """Do all that `run` does in the folder and return its exit status."""
-    training = train_sweep(config, folder)
+def _show(config: SweepConfig, folder: SweepFolder) -> None:
+    """Print the table of a sweep over widths, draw its figures, say where the peaks are."""
+    table = _read_scores(folder)
+    summary = summarise(table)
+    _print_table(summary)
+    if len(summary.widths) > 1:
+        _draw(config, folder, table)
+        _print_peaks(summary)
+
+
+def _train_score_draw(study: Study, sweeps: list[tuple[SweepConfig, SweepFolder]]) -> int:
+    """Do all that `run` does and return its exit status."""
+    training = train_sweeps(sweeps)
     _print_training(training)
     if len(training.diverged) == training.trained + training.skipped:
         raise LipfastError("every run diverged, so there is nothing to draw: choose a smaller lr")
     started = time.perf_counter()
-    status = _score(folder)
+    failures = sum(_score(config, folder) for config, folder in sweeps)
     print(f"scored in {time.perf_counter() - started:.1f} s")
-    started = time.perf_counter()
-    table = _read_scores(folder)
-    summary = summarise(table)
-    _print_table(summary)
-    _draw(config, folder, table)
-    print(f"read and drawn in {time.perf_counter() - started:.1f} s")
-    _print_peaks(summary)
-    if status != 0:
+    if len(study.sweeps) == 1:
+        _show(study.sweeps[0], sweeps[-1][1])
+    if failures:
         print(
-            "error: some checkpoints could not be scored; lipfast score says which, above",
+            "error: some checkpoints could not be scored; the column 'error' of the store says why",
             file=sys.stderr,
         )
-    return status
+    return _EXIT_FAILED if failures else 0
+
+
+def _named(sweep: str, scale: str) -> tuple[str, str, Path]:
+    """The arguments of `load_study`."""
+    name, configs = find_sweep(sweep)
+    return name, scale, configs
 
 
 def _run_command(sweep: str, scale: str, out: Path) -> str:
@@ -233,7 +266,7 @@ def _run_command(sweep: str, scale: str, out: Path) -> str:
 
 @app.command("list", help=_LIST_HELP)
 def list_sweeps() -> None:
-    """List the sweeps and their scales."""
+    """List the studies and their scales."""
     for name in sweep_names():
         description, scales = describe_sweep(name)
         print(f"{name} ({', '.join(scales)}): {description}")
@@ -243,13 +276,18 @@ def list_sweeps() -> None:
 def run(
     sweep: _Sweep, scale: _Scale = "demo", out: _Out = Path("runs"), force: _Force = False
 ) -> None:
-    """Train a sweep, score its checkpoints and draw the figures."""
+    """Train the sweeps of a study, score their checkpoints and draw the figures."""
     name, configs = find_sweep(sweep)
-    config = load_config(name, scale, configs)
-    folder = open_sweep(config, out, force=force)
-    print(f"sweep {name}, scale {scale}, in {folder.root}", flush=True)
+    study = load_study(name, scale, configs)
+    used = [config for other in studies_of(study, configs) for config in other.sweeps]
+    own = {config.name for config in study.sweeps}
+    sweeps = [
+        (config, open_sweep(config, out, force=force and config.name in own)) for config in used
+    ]
+    places = dict.fromkeys(str(out / f"{config.name}-{scale}") for config, _ in sweeps)
+    print(f"study {name}, scale {scale}, in {', '.join(places)}", flush=True)
     try:
-        status = _train_score_draw(config, folder)
+        status = _train_score_draw(study, sweeps)
     except KeyboardInterrupt:
         print("interrupted; what is complete is kept. To go on:", file=sys.stderr)
         print(f"  {_run_command(sweep, scale, out)}", file=sys.stderr)
@@ -257,15 +295,54 @@ def run(
     raise typer.Exit(status)
 
 
+@app.command(help=_COLLECT_HELP)
+def collect(
+    sweep: _Sweep,
+    scale: _Scale = "laptop",
+    out: _Out = Path("runs"),
+    results: _ResultsFolder = None,
+) -> None:
+    """Reduce the runs of a study to its small file of results."""
+    from experiments import report as reports  # noqa: PLC0415  # importing matplotlib takes long
+    from experiments.collect import collect as collect_study  # noqa: PLC0415
+
+    study = load_study(*_named(sweep, scale))
+    path = collect_study(study, out, results or RESULTS_FOLDER)
+    print(f"wrote {_here(path)}")
+    print("\n".join(reports.verdict_lines(study.name, path.parent)))
+
+
 @app.command(help=_FIGURE_HELP)
-def figure(sweep: _Sweep, scale: _Scale = "demo", out: _Out = Path("runs")) -> None:
-    """Draw the figures of a sweep that has been run, from its scores."""
+def figure(
+    sweep: _Sweep,
+    scale: _Scale = "demo",
+    out: _Out = Path("runs"),
+    results: _ResultsFolder = None,
+) -> None:
+    """Draw the figure of a study from its results, or those of a sweep from its scores."""
+    from experiments import report as reports  # noqa: PLC0415  # importing matplotlib takes long
+
     name, configs = find_sweep(sweep)
+    if reports.has_section(name):
+        path = reports.draw_stored(name, results or RESULTS_FOLDER)
+        print(f"wrote {_here(path)}")
+        return
     config = load_config(name, scale, configs)
-    folder = SweepFolder(out / f"{name}-{scale}")
+    folder = sweep_folder(config, out)
     if not folder.scores.is_dir():
         raise StoreError(f"{folder.scores} does not exist; run: {_run_command(sweep, scale, out)}")
     _draw(config, folder, _read_scores(folder))
+
+
+@app.command(help=_REPORT_HELP)
+def report(results: _ResultsFolder = None) -> None:
+    """Write docs/study.md and its figures from stored results."""
+    from experiments import report as reports  # noqa: PLC0415  # importing matplotlib takes long
+
+    sections = reports.build_report(results or RESULTS_FOLDER)
+    for section in sections:
+        print(f"{section.finding.id}: {section.verdict}")
+    print(f"wrote {_here(reports.REPORT)}")
 
 
 def main() -> None:

@@ -1,10 +1,12 @@
 """A sweep on disk: trains what is missing, resumes after a kill, refuses to mix configurations.
 
-<out>/<name>-<scale>/
+<out>/<name>-<scale>/       with a folder <variant>/ inside where the scale has variants
     sweep.json              the configuration that everything below belongs to
-    data.safetensors        x_train, y_train, x_test, y_test
+    data.safetensors        x_train, y_train, x_test, y_test, y_train_true
     checkpoints/<run>/step_000100.safetensors
     checkpoints/<run>/done.json    written when the run is complete
+    metrics/<group>.parquet        one row per run and logged step
+    resume/<group>.pt       the state of a group that is being trained
     scores/                 written by `lipfast score`
     *.png, *.pdf            figures
 """
@@ -16,24 +18,28 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 from experiments.checkpoints import checkpoint_name, write_checkpoint
 from experiments.config import ConfigError, SweepConfig
-from experiments.data import CLASSES, INPUTS, ClassificationData, training_data
+from experiments.data import ClassificationData, load_data
 from experiments.files import write_whole
+from experiments.metrics import metrics_table, read_parts, write_part
 from experiments.progress import Advance, progress_on_stderr
-from experiments.train import Network, Snapshot, group_networks, train_group
+from experiments.train import Network, ResumeFile, Snapshot, group_networks, train_group
 from lipfast.errors import LipfastError
 
 # Raised whenever the same configuration would train other networks than before.
-_FORMAT = 1
+_FORMAT = 2
+# Activations of a layer in a step below which a second thread costs more than it brings.
+_SMALL_STEP = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -66,14 +72,34 @@ class SweepFolder:
         """The store that `lipfast score` writes."""
         return self.root / "scores"
 
+    @property
+    def metrics(self) -> Path:
+        """The logs, a Parquet file per group."""
+        return self.root / "metrics"
+
+    @property
+    def resume(self) -> Path:
+        """The states of groups that are being trained."""
+        return self.root / "resume"
+
     def run(self, network: Network) -> Path:
         """Return the folder of one run."""
         return self.checkpoints / run_name(network)
 
 
+def sweep_folder(config: SweepConfig, out: Path) -> SweepFolder:
+    """Return where a sweep is, or would be, inside the folder of all sweeps."""
+    return SweepFolder(out / f"{config.name}-{config.scale}" / config.variant)
+
+
+def read_metrics(folder: SweepFolder) -> pa.Table:
+    """Read the logs of a sweep: one row per run and logged step, see `experiments.metrics`."""
+    return read_parts(folder.metrics)
+
+
 @dataclass(frozen=True)
 class TrainingSummary:
-    """What `train_sweep` did.
+    """What `train_sweeps` did.
 
     Attributes:
         trained: runs trained now.
@@ -122,7 +148,7 @@ def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
 
 
 def _clear(folder: SweepFolder) -> None:
-    for path in (folder.checkpoints, folder.scores):
+    for path in (folder.checkpoints, folder.scores, folder.metrics, folder.resume):
         shutil.rmtree(path, ignore_errors=True)
     for path in (folder.data, *folder.root.glob("*.png"), *folder.root.glob("*.pdf")):
         path.unlink(missing_ok=True)
@@ -134,7 +160,7 @@ def open_sweep(config: SweepConfig, out: Path, *, force: bool = False) -> SweepF
 
     Args:
         config: the sweep.
-        out: the folder of all sweeps; this one's is `<out>/<name>-<scale>`.
+        out: the folder of all sweeps; this one's is `<out>/<name>-<scale>[/<variant>]`.
         force: delete what an earlier run of the sweep left there.
 
     Returns:
@@ -144,7 +170,7 @@ def open_sweep(config: SweepConfig, out: Path, *, force: bool = False) -> SweepF
         ConfigError: the folder holds a sweep with another configuration, or something else, or
             cannot be written.
     """
-    folder = SweepFolder(out / f"{config.name}-{config.scale}")
+    folder = sweep_folder(config, out)
     wanted = {"format": _FORMAT, **config.settings()}
     try:
         stored = _read_json(folder.settings)
@@ -165,7 +191,8 @@ def open_sweep(config: SweepConfig, out: Path, *, force: bool = False) -> SweepF
                 f"{_differences(stored, wanted)}. Train into another folder with --out, delete "
                 "the old checkpoints and scores with --force, or undo the change"
             )
-        folder.checkpoints.mkdir(exist_ok=True)
+        for path in (folder.checkpoints, folder.metrics, folder.resume):
+            path.mkdir(exist_ok=True)
     except OSError as error:
         raise ConfigError(
             f"{folder.root}: cannot write the sweep: {error.strerror or error}. Choose another "
@@ -176,7 +203,7 @@ def open_sweep(config: SweepConfig, out: Path, *, force: bool = False) -> SweepF
 
 def _data(config: SweepConfig, folder: SweepFolder) -> ClassificationData:
     if not folder.data.exists():
-        training_data(config.train_size, config.label_noise, config.data_seed).save(folder.data)
+        load_data(config).save(folder.data)
     return ClassificationData.load(folder.data)
 
 
@@ -191,23 +218,18 @@ def finished(folder: SweepFolder, network: Network) -> dict[str, Any] | None:
 
 
 def _metadata(config: SweepConfig, snapshot: Snapshot) -> dict[str, object]:
-    settings = {
-        key: value
-        for key, value in config.settings().items()
-        if key not in {"name", "scale", "widths", "seeds", "checkpoints"}
-    }
+    left_out = {"name", "scale", "widths", "seeds", "checkpoints", "data_folder"}
+    settings = {key: value for key, value in config.settings().items() if key not in left_out}
     return {
         "run": run_name(snapshot.network),
         "step": snapshot.step,
         "epoch": snapshot.step / config.steps_per_epoch,
         "seed": snapshot.network.seed,
         "width": snapshot.network.width,
-        "inputs": INPUTS,
-        "classes": CLASSES,
         "sweep": config.name,
         "scale": config.scale,
-        "data": "mnist1d",
         **settings,
+        **config.architecture(),
         **dataclasses.asdict(snapshot.metrics),
     }
 
@@ -217,24 +239,28 @@ class _Writer:
 
     def __init__(self, config: SweepConfig, folder: SweepFolder, networks: Iterable[Network]):
         self._config, self._folder = config, folder
-        self._steps: dict[Network, list[int]] = {network: [] for network in networks}
-        for network in self._steps:
+        self._networks = frozenset(networks)
+        for network in self._networks:
             run = folder.run(network)
             run.mkdir(exist_ok=True)
             for leftover in run.glob(".*.tmp"):
                 leftover.unlink(missing_ok=True)
 
     def write(self, snapshot: Snapshot) -> None:
-        if snapshot.network not in self._steps:
+        if snapshot.network not in self._networks:
             return
-        run, steps = self._folder.run(snapshot.network), self._steps[snapshot.network]
+        run, step = self._folder.run(snapshot.network), snapshot.step
         if snapshot.state_dict is not None:
             metadata = _metadata(self._config, snapshot)
-            write_checkpoint(run / checkpoint_name(snapshot.step), snapshot.state_dict, metadata)
-            steps.append(snapshot.step)
-        if snapshot.diverged or snapshot.step == self._config.checkpoints[-1]:
-            status = "diverged" if snapshot.diverged else "ok"
-            done = {"status": status, "step": snapshot.step, "checkpoints": steps}
+            write_checkpoint(run / checkpoint_name(step), snapshot.state_dict, metadata)
+        if snapshot.ended:
+            steps = [s for s in self._config.checkpoints if s < step]
+            done = {
+                "status": "diverged" if snapshot.diverged else "ok",
+                "step": step,
+                "checkpoints": steps if snapshot.diverged else [*steps, step],
+                "stopped": snapshot.ended,
+            }
             _write_json(run / "done.json", done)
 
 
@@ -242,59 +268,110 @@ class _StoppedError(Exception):
     """Training was interrupted in another thread."""
 
 
-def _train_group(
-    config: SweepConfig,
-    folder: SweepFolder,
-    data: ClassificationData,
-    group: tuple[Network, ...],
-    *,
-    advance: Advance,
-    stopped: threading.Event,
+@dataclass(frozen=True)
+class _Task:
+    """Networks of one sweep that are trained together."""
+
+    config: SweepConfig
+    folder: SweepFolder
+    index: int
+    networks: tuple[Network, ...]
+
+    @property
+    def cost(self) -> int:
+        """Of a step, relative to other tasks of the same model."""
+        widest = max(network.width for network in self.networks)
+        units = widest if self.config.model == "fcn" else widest * widest
+        return len(self.networks) * units
+
+    @property
+    def label(self) -> str:
+        """What is shown while it runs."""
+        narrowest, widest = self.networks[0].width, self.networks[-1].width
+        widths = f"width {widest}" if narrowest == widest else f"widths {narrowest} to {widest}"
+        what = f"{len(self.networks)} network{'s' * (len(self.networks) > 1)}, {widths}"
+        return f"training {self.config.variant or self.config.name}: {what}"
+
+    @property
+    def metrics(self) -> Path:
+        """Its part of the log."""
+        return self.folder.metrics / f"group-{self.index:03d}.parquet"
+
+    def missing(self) -> list[Network]:
+        """Return the networks that are not complete; all, where the log is missing."""
+        if not self.metrics.is_file():
+            return list(self.networks)
+        return [network for network in self.networks if finished(self.folder, network) is None]
+
+    def resume_file(self) -> ResumeFile:
+        """Return the saved state, deleted where checkpoints before it are missing."""
+        resume = ResumeFile(self.folder.resume / f"group-{self.index:03d}.pt")
+        saved = resume.load()
+        if saved is not None and not self._has_checkpoints(saved[0]["step"], saved[0]["alive"]):
+            resume.remove()
+        return resume
+
+    def _has_checkpoints(self, step: int, alive: list[bool]) -> bool:
+        before = [s for s in self.config.checkpoints if s <= step]
+        return all(
+            (self.folder.run(network) / checkpoint_name(s)).is_file()
+            for network, lives in zip(self.networks, alive, strict=True)
+            if lives
+            for s in before
+        ) and all(
+            finished(self.folder, network) is not None
+            for network, lives in zip(self.networks, alive, strict=True)
+            if not lives
+        )
+
+
+def _train_task(
+    task: _Task, data: ClassificationData, advance: Advance, stopped: threading.Event
 ) -> None:
     # The whole group, also where only one run is missing: the same arithmetic, the same bits.
-    missing = [network for network in group if finished(folder, network) is None]
-    cost = _cost(group)
-    narrowest, widest = group[0].width, group[-1].width
-    widths = f"width {widest}" if narrowest == widest else f"widths {narrowest} to {widest}"
+    resume = task.resume_file()
+    done = 0
 
     def on_step(step: int) -> None:
+        nonlocal done
         if stopped.is_set():
             raise _StoppedError
-        if step % 10 == 0:
-            advance(10 * cost, f"training {len(group)} networks, {widths}")
+        if step % 10 == 0 or step == task.config.steps:
+            advance((step - done) * task.cost, task.label)
+            done = step
 
-    train_group(config, group, data, _Writer(config, folder, missing).write, on_step)
+    writer = _Writer(task.config, task.folder, task.missing())
+    rows = train_group(task.config, task.networks, data, writer.write, on_step, resume)
+    write_part(task.metrics, metrics_table(rows, task.config, run_name))
+    resume.remove()
+    advance((task.config.steps - done) * task.cost, task.label)
 
 
-def _train_groups(
-    config: SweepConfig,
-    folder: SweepFolder,
-    data: ClassificationData,
-    missing: set[Network],
-) -> None:
+def _train_tasks(tasks: Sequence[_Task], every: Sequence[_Task]) -> None:
     """Train groups side by side, with the threads of the process shared out among them.
 
     A step is a few short operations: two groups on one thread each are faster than one group on
     two threads, far more so where other programs use the processor, since no thread has to wait
-    for the other at the end of every operation.
+    for the other at the end of every operation. Small groups have one thread in any case.
     """
-    every = group_networks(config)
-    groups = [group for group in every if missing.intersection(group)]
     threads = torch.get_num_threads()
     # From all groups, not only those to train: the threads of a product may change its rounding.
     workers = min(threads, len(every))
+    small = all(task.cost * task.config.batch_size < _SMALL_STEP for task in every)
+    each = 1 if small else threads // workers
     stopped = threading.Event()
+    data = {task.folder: _data(task.config, task.folder) for task in tasks}
+    total = sum(task.config.steps * task.cost for task in tasks)
     try:
-        torch.set_num_threads(threads // workers)
+        torch.set_num_threads(each)
         with (
-            progress_on_stderr(config.steps * sum(map(_cost, groups))) as advance,
+            progress_on_stderr(max(total, 1)) as advance,
             ThreadPoolExecutor(workers) as pool,
         ):
+            order = sorted(tasks, key=lambda task: task.config.steps * task.cost, reverse=True)
             futures = [
-                pool.submit(
-                    _train_group, config, folder, data, group, advance=advance, stopped=stopped
-                )
-                for group in sorted(groups, key=_cost, reverse=True)
+                pool.submit(_train_task, task, data[task.folder], advance, stopped)
+                for task in order
             ]
             try:
                 for future in as_completed(futures):
@@ -307,20 +384,20 @@ def _train_groups(
         torch.set_num_threads(threads)
 
 
-def _cost(group: tuple[Network, ...]) -> int:
-    return len(group) * max(network.width for network in group)
+def _networks(config: SweepConfig) -> list[Network]:
+    return [Network(width, seed) for width in config.widths for seed in config.seeds]
 
 
-def train_sweep(config: SweepConfig, folder: SweepFolder) -> TrainingSummary:
-    """Train the runs of a sweep that are not complete and write their checkpoints.
+def train_sweeps(sweeps: Sequence[tuple[SweepConfig, SweepFolder]]) -> TrainingSummary:
+    """Train the runs of sweeps that are not complete and write their checkpoints and logs.
 
-    A run is complete when its `done.json` and all checkpoints named there exist. Killed at any
-    moment, the next call writes the checkpoints that are missing, bit for bit as an undisturbed
-    run on the same machine with the same number of threads would have.
+    A run is complete when its `done.json` and all checkpoints named there exist, and the log of its
+    group. Killed at any moment, the next call goes on from the last state that was saved, and what
+    it writes is bit for bit what an undisturbed run on the same machine with the same number of
+    threads would have written.
 
     Args:
-        config: the sweep.
-        folder: from `open_sweep`.
+        sweeps: configurations and their folders, from `open_sweep`.
 
     Returns:
         What was trained.
@@ -329,23 +406,36 @@ def train_sweep(config: SweepConfig, folder: SweepFolder) -> TrainingSummary:
         LipfastError: a file cannot be written or the data file is damaged.
     """
     started = time.perf_counter()
-    networks = [Network(width, seed) for width in config.widths for seed in config.seeds]
-    missing = {network for network in networks if finished(folder, network) is None}
+    tasks = [
+        _Task(config, folder, index, group)
+        for config, folder in sweeps
+        for index, group in enumerate(group_networks(config))
+    ]
+    unfinished = [task for task in tasks if task.missing()]
+    trained = sum(len(task.missing()) for task in unfinished)
     try:
-        data = _data(config, folder)
-        if missing:
-            _train_groups(config, folder, data, missing)
+        if unfinished:
+            _train_tasks(unfinished, tasks)
     except OSError as error:
-        raise LipfastError(f"{folder.root}: cannot write checkpoints: {error}") from None
-    records = {network: finished(folder, network) for network in networks}
+        raise LipfastError(f"{sweeps[0][1].root}: cannot write checkpoints: {error}") from None
+    records = {
+        "/".join(filter(None, (config.variant, run_name(network)))): finished(folder, network)
+        for config, folder in sweeps
+        for network in _networks(config)
+    }
     return TrainingSummary(
-        trained=len(missing),
-        skipped=len(networks) - len(missing),
+        trained=trained,
+        skipped=len(records) - trained,
         diverged=tuple(
-            run_name(network)
-            for network, done in records.items()
+            name
+            for name, done in records.items()
             if done is not None and done["status"] == "diverged"
         ),
         checkpoints=sum(len(done["checkpoints"]) for done in records.values() if done is not None),
         seconds=time.perf_counter() - started,
     )
+
+
+def train_sweep(config: SweepConfig, folder: SweepFolder) -> TrainingSummary:
+    """Train the runs of one sweep that are not complete, as `train_sweeps` does."""
+    return train_sweeps([(config, folder)])

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from experiments.config import (
-    ConfigError,
+from experiments.config import ConfigError, log_spaced_steps, parse_settings
+from experiments.study import (
     describe_sweep,
     find_sweep,
     load_config,
-    log_spaced_steps,
-    parse_settings,
+    load_study,
+    studies_of,
     sweep_names,
 )
 
@@ -22,9 +22,11 @@ def test_every_shipped_scale_is_valid() -> None:
     assert "double-descent" in sweep_names()
     for name in sweep_names():
         for scale in describe_sweep(name)[1]:
-            config = load_config(name, scale)
-            assert config.checkpoints[0] == 0
-            assert config.checkpoints[-1] == config.steps
+            study = load_study(name, scale)
+            assert study.sweeps or study.uses
+            for config in study.sweeps:
+                assert config.checkpoints[0] == 0
+                assert config.checkpoints[-1] == config.steps
 
 
 def test_the_demo_is_large_enough() -> None:
@@ -51,12 +53,12 @@ def test_values_are_normalised() -> None:
         ({"widths": 4}, "widths = 4: expected a list of distinct integers, at least 1"),
         ({"widths": [4, 4]}, "widths = .*: expected a list of distinct integers"),
         ({"seeds": []}, "seeds = .*not empty"),
-        ({"steps": 10.5}, "steps = 10.5: expected an integer at least 1"),
+        ({"steps": 10.5}, "steps = 10.5: expected an integer at least 0"),
         ({"steps": True}, "steps = True: expected an integer"),
         ({"lr": 0}, "lr = 0: expected a finite number above 0"),
         ({"lr": float("nan")}, "lr = nan: expected a finite number"),
         ({"lr": float("inf")}, "lr = inf: expected a finite number"),
-        ({"loss": "hinge"}, 'loss = .*one of "cross_entropy", "mse"'),
+        ({"loss": "hinge"}, 'loss = .*one of "cross_entropy", "mse", "nll"'),
         ({"bias": 1}, "bias = 1: expected true or false"),
         ({"label_noise": 1.1}, "label_noise = 1.1: .* at most 1"),
         ({"train_size": 5000}, "train_size = 5000: .* to 4000"),
@@ -72,6 +74,98 @@ def test_values_are_normalised() -> None:
 def test_errors_name_the_key(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_settings("s", "t", {**BASIC, **change})
+
+
+IMAGES: dict[str, Any] = {**BASIC, "data": "digits", "model": "cnn"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "mlp"}, 'model = .*one of "fcn", "cnn", "resnet", "vit"'),
+        ({"data": "mnist1d"}, 'model = "cnn" needs images; data = "mnist1d" has none'),
+        ({"data": "mnist"}, 'data_folder is missing: where the files of data = "mnist" are'),
+        ({"data_folder": "x"}, 'data_folder: data = "digits" needs none'),
+        ({"image_size": 5}, "image_size = 5: the images' 8 is no multiple of it"),
+        ({"image_size": 2}, "image_size = 2: a cnn needs at least 4"),
+        ({"classes": 3}, 'classes = 3: data = "digits" has 10'),
+        ({"output_activation": "relu"}, 'output_activation is for model = "fcn", not "cnn"'),
+        ({"patch": 4}, 'patch is for model = "vit", not "cnn"'),
+        ({"model": "resnet", "depth": 19}, "depth = 19: a resnet has one of 18, 20, 50, 56"),
+        ({"model": "vit", "patch": 3}, r"patch = 3 does not divide image_size \(8\)"),
+        ({"spectral_constraint": 1.0}, 'spectral_constraint is for model = "fcn"'),
+        ({"model": "resnet", "lipschitz_penalty": 1.0}, "lipschitz_penalty is not for"),
+        ({"loss": "nll"}, 'loss = "nll" needs output_activation = "softmax"'),
+        ({"schedule_epochs": 3}, 'schedule_epochs is not for schedule = "constant"'),
+        ({"min_epochs": 3}, "min_epochs needs stop_gradient_norm or stop_train_loss"),
+        ({"min_epochs": 30, "stop_train_loss": 1}, r"min_epochs \(30\) are more than the steps"),
+        ({"epochs": 3}, "steps and epochs exclude one another"),
+        ({"dropout": 1}, "dropout = 1: expected a finite number"),
+        ({"label_noise_kind": "flip"}, "label_noise_kind = .*redraw"),
+        ({"path_length": 1}, "path_length = 1: expected true or false"),
+    ],
+)
+def test_errors_of_image_models_and_options_name_the_key(
+    change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_settings("s", "t", {**IMAGES, **change})
+
+
+def test_epochs_are_steps() -> None:
+    settings = {key: value for key, value in BASIC.items() if key != "steps"}
+    config = parse_settings("s", "t", {**settings, "epochs": 3, "batch_size": 512})
+    assert config.steps == 24
+
+
+STUDY = """
+uses = ["other"]
+[defaults]
+widths = [2]
+seeds = [0]
+steps = 3
+lr = 0.1
+checkpoints = 2
+[variants.one]
+lr = 0.2
+[variants.two]
+[scales.small]
+[scales.large]
+steps = 9
+[scales.large.variants.two]
+widths = [8]
+"""
+
+
+def test_variants_and_uses(tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text(STUDY)
+    (tmp_path / "other.toml").write_text("[defaults]\n" + STUDY.split("[defaults]")[1])
+    small = load_study("study", "small", tmp_path)
+    assert [(sweep.variant, sweep.lr) for sweep in small.sweeps] == [("one", 0.2), ("two", 0.1)]
+    (large,) = load_study("study", "large", tmp_path).sweeps
+    assert (large.variant, large.widths, large.steps) == ("two", (8,), 9)
+    assert [study.name for study in studies_of(small, tmp_path)] == ["other", "study"]
+    with pytest.raises(ConfigError, match="has 2 sweeps of its own"):
+        load_config("study", "small", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('["other"]', '["othr"]', "uses: unknown study 'othr'; did you mean 'other'"),
+        ('["other"]', "[3]", "uses: expected a list of names"),
+        ('["other"]', '["study"]', "the studies use one another"),
+        ("[variants.two]", "[variants.two]\nlr = -1", r"\[scales.small, variant two\]: lr = -1"),
+        ("[variants.one]\nlr = 0.2", "[variants]\none = 2", "variants: expected tables"),
+    ],
+)
+def test_errors_of_variants_name_file_and_variant(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    (tmp_path / "study.toml").write_text(STUDY.replace(old, new))
+    (tmp_path / "other.toml").write_text("[defaults]\n" + STUDY.split("[defaults]")[1])
+    with pytest.raises(ConfigError, match=rf"study\.toml: .*{message}"):
+        studies_of(load_study("study", "small", tmp_path), tmp_path)
 
 
 def test_missing_keys_are_listed() -> None:

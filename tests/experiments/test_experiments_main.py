@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from experiments import __main__ as command_line
-from experiments.config import load_config
+from experiments.study import load_config
 from experiments.sweep import SweepFolder, TrainingSummary
 from lipfast.errors import LipfastError
 
@@ -24,9 +24,9 @@ def no_work(monkeypatch: pytest.MonkeyPatch, scores: pa.Table) -> None:
     summary = TrainingSummary(
         trained=5, skipped=1, diverged=("width-00004-seed-1",), checkpoints=24, seconds=1.0
     )
-    monkeypatch.setattr(command_line, "train_sweep", lambda config, folder: summary)
+    monkeypatch.setattr(command_line, "train_sweeps", lambda sweeps: summary)
     monkeypatch.setattr(command_line, "_read_scores", lambda folder: scores)
-    monkeypatch.setattr(command_line, "_score", lambda folder: 0)
+    monkeypatch.setattr(command_line, "_score", lambda config, folder: 0)
 
 
 RUN = ("run", "double-descent", "--scale", "tiny", "--out")
@@ -66,14 +66,14 @@ def test_peaks_that_do_not_align_are_said_but_no_failure(
 def test_failures_and_interruption_show_in_the_exit_status(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command_line, "_score", lambda folder: 1)
+    monkeypatch.setattr(command_line, "_score", lambda config, folder: 1)
     assert _call(monkeypatch, *RUN, str(tmp_path)) == 1
     assert "some checkpoints could not be scored" in capsys.readouterr().err
 
-    def interrupted(config: object, folder: object) -> None:
+    def interrupted(sweeps: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command_line, "train_sweep", interrupted)
+    monkeypatch.setattr(command_line, "train_sweeps", interrupted)
     assert _call(monkeypatch, *RUN, str(tmp_path), "--force") == 130
     error = capsys.readouterr().err
     resume = command_line.shown_command("-m", "experiments", "run", "double-descent", "--scale")
@@ -92,14 +92,10 @@ def test_list_and_wrong_arguments(
     assert "python -m experiments run double-descent" in capsys.readouterr().err
 
 
-def test_a_scorer_that_fails_outright_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        command_line, "score_command", lambda folder: ["python3", "-c", "raise SystemExit(2)"]
-    )
-    with pytest.raises(LipfastError, match="ended with status 2"):
-        command_line._score(SweepFolder(tmp_path))
+def test_a_scorer_that_fails_outright_is_an_error(tmp_path: Path) -> None:
+    config = load_config("double-descent", "tiny")
+    with pytest.raises(LipfastError, match="data"):
+        command_line._score(config, SweepFolder(tmp_path))
 
 
 def test_the_whole_way_with_the_real_scorer(
@@ -128,7 +124,9 @@ def test_commands_are_shown_relative_to_the_current_folder(
     scripts.mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.executable", str(scripts / "python"))
-    command = command_line.score_command(SweepFolder(tmp_path / "runs" / "a b"))
+    command = command_line.score_command(
+        load_config("double-descent", "tiny"), SweepFolder(tmp_path / "runs" / "a b")
+    )
     assert command_line.shown_command(*command[1:]).startswith(
         ".venv/bin/python -m lipfast score 'runs/a b/checkpoints' --arch"
     )
@@ -143,7 +141,7 @@ def test_a_sweep_that_diverged_as_a_whole_is_an_error(
     summary = TrainingSummary(
         trained=1, skipped=0, diverged=("width-00004-seed-1",), checkpoints=1, seconds=1.0
     )
-    monkeypatch.setattr(command_line, "train_sweep", lambda config, folder: summary)
+    monkeypatch.setattr(command_line, "train_sweeps", lambda sweeps: summary)
     assert _call(monkeypatch, *RUN, str(tmp_path)) == 1
     assert "every run diverged" in capsys.readouterr().err
 

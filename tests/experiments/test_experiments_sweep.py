@@ -14,7 +14,7 @@ from experiments.config import ConfigError, SweepConfig
 from experiments.data import ClassificationData
 from experiments.models import fcn
 from experiments.sweep import SweepFolder, finished, open_sweep, run_name, train_sweep
-from experiments.train import Network, initial_state, train_group
+from experiments.train import LogRow, Network, initial_state, train_group
 from lipfast.errors import LipfastError
 
 MakeConfig = Callable[..., SweepConfig]
@@ -27,11 +27,11 @@ def quick_data(
     """Generating MNIST1D takes seconds; its own test does it."""
     calls: list[int] = []
 
-    def instead(train_size: int, label_noise: float, seed: int) -> ClassificationData:
-        calls.append(train_size)
+    def instead(config: SweepConfig) -> ClassificationData:
+        calls.append(config.train_size)
         return small_data
 
-    monkeypatch.setattr(sweep, "training_data", instead)
+    monkeypatch.setattr(sweep, "load_data", instead)
     yield calls
 
 
@@ -148,11 +148,11 @@ def test_groups_run_side_by_side_and_a_resumed_one_on_as_many_threads(
 ) -> None:
     threads: list[int] = []
 
-    def remember(*arguments: Any) -> None:
+    def remember(*arguments: Any) -> list[LogRow]:
         threads.append(torch.get_num_threads())
-        train_group(*arguments)
+        return train_group(*arguments)
 
-    monkeypatch.setattr("experiments.train._GROUP_OVERHEAD", 0)
+    monkeypatch.setattr("experiments.train.groups._GROUP_OVERHEAD", 0)
     monkeypatch.setattr(sweep, "train_group", remember)
     config = make_config()
     folder = open_sweep(config, tmp_path / "a")
@@ -213,7 +213,7 @@ def test_a_diverged_run_is_recorded_and_not_trained_again(
     config = make_config(checkpoints=[0, 3, 6])
     folder = open_sweep(config, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("experiments.train.initial_state", overflowing)
+        patch.setattr("experiments.train.stacked.initial_state", overflowing)
         summary = train_sweep(config, folder)
     assert summary.diverged == (run_name(bad),)
     done = finished(folder, bad)

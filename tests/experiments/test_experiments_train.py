@@ -201,7 +201,7 @@ def test_a_diverged_network_leaves_the_others_alone(
         return {name: tensor * 1e30 for name, tensor in state.items()} if network == bad else state
 
     clean = _train(config, _networks(config), small_data)
-    monkeypatch.setattr("experiments.train.initial_state", overflowing)
+    monkeypatch.setattr("experiments.train.stacked.initial_state", overflowing)
     mixed = _train(config, _networks(config), small_data)
     of_bad = [snapshot for (network, _), snapshot in mixed.items() if network == bad]
     assert of_bad[-1].diverged
@@ -257,7 +257,7 @@ def test_groups_cover_the_sweep_once(
         (network for group in groups for network in group), key=lambda n: (n.width, n.seed)
     ) == sorted(_networks(config), key=lambda n: (n.width, n.seed))
     assert 1 < len(groups) < len(config.widths)
-    monkeypatch.setattr("experiments.train._ACTIVATION_LIMIT", 4000 * 5000)
+    monkeypatch.setattr("experiments.train.groups._ACTIVATION_LIMIT", 4000 * 5000)
     limited = group_networks(config)
     assert all(len(group) * max(n.width for n in group) <= 5000 for group in limited)
     assert math.prod(len(group) for group in limited[-3:]) == 1

@@ -1,35 +1,12 @@
-"""The architectures of the studies, built from the hyper-parameters that checkpoints record."""
+"""Fully connected networks, built from the hyper-parameters that checkpoints record."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import nn
 
+from experiments.models.activations import ACTIVATIONS, OUTPUT_ACTIVATIONS, activation_modules
+from experiments.models.dropout import SeededDropout
 from lipfast.errors import ArgumentError
-
-ACTIVATIONS: dict[str, Callable[[], nn.Module] | None] = {
-    "none": None,
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-}
-OUTPUT_ACTIVATIONS: dict[str, Callable[[], nn.Module] | None] = {
-    **ACTIVATIONS,
-    "softmax": lambda: nn.Softmax(dim=-1),
-}
-
-
-def _activation(
-    allowed: dict[str, Callable[[], nn.Module] | None], name: str, argument: str
-) -> list[nn.Module]:
-    if name not in allowed:
-        raise ArgumentError(f"{argument} is {name!r}; allowed are {', '.join(allowed)}")
-    build = allowed[name]
-    return [] if build is None else [build()]
 
 
 def fcn(  # noqa: PLR0917
@@ -40,6 +17,7 @@ def fcn(  # noqa: PLR0917
     bias: bool = True,
     activation: str = "relu",
     output_activation: str = "none",
+    dropout: float = 0.0,
 ) -> nn.Sequential:
     """Build the network `W_L a(W_{L-1} ... a(W_1 x + b_1) ...) + b_L` with L = depth + 1.
 
@@ -54,6 +32,7 @@ def fcn(  # noqa: PLR0917
         bias: whether the linear layers have biases.
         activation: after each hidden layer, one of `ACTIVATIONS`.
         output_activation: after the last layer, one of `OUTPUT_ACTIVATIONS`.
+        dropout: probability, after each hidden activation.
 
     Returns:
         The network; maps (batch, inputs) to (batch, classes).
@@ -74,11 +53,12 @@ def fcn(  # noqa: PLR0917
     for _ in range(depth):
         modules += [
             nn.Linear(features, width, bias=bias),
-            *_activation(ACTIVATIONS, activation, "activation"),
+            *activation_modules(ACTIVATIONS, activation, "activation"),
+            *([SeededDropout(dropout)] if dropout else []),
         ]
         features = width
     modules += [
         nn.Linear(features, classes, bias=bias),
-        *_activation(OUTPUT_ACTIVATIONS, output_activation, "output_activation"),
+        *activation_modules(OUTPUT_ACTIVATIONS, output_activation, "output_activation"),
     ]
     return nn.Sequential(*modules)
