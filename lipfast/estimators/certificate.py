@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 
 from lipfast.estimators.domain import Domain
-from lipfast.plan.graph import Node
+from lipfast.plan.graph import Node, error_name
 from lipfast.plan.interpret import NodeArguments, evaluate, joined_outputs, walk
 from lipfast.plan.plan import Plan
 from lipfast.plan.state import stack
 from lipfast.rules.registry import RULES, Norm
-from lipfast.rules.rounding import UNIT_ROUNDOFF, gamma
+from lipfast.rules.rounding import UNDERFLOW, UNIT_ROUNDOFF, gamma
 
 # Relative to the size of the sample: long steps average out rounding errors, short ones
 # curvature and kinks.
@@ -111,7 +111,7 @@ def certified_quotient(
 
 
 def _bytes_per_network(plan: Plan) -> int:
-    parameters = sum(math.prod(plan.parameters[name]) for name in plan.used_parameters)
+    parameters = sum(math.prod(plan.shapes[name]) for name in plan.used_parameters)
     activations = sum(math.prod(node.shape) for node in plan.graph.nodes)
     outputs = sum(math.prod(shape) for shape in plan.output_shapes)
     points = 1 + 2 * (len(_LADDER) + len(_FRACTIONS))
@@ -284,6 +284,7 @@ def enclose_nodes(
         rule = RULES[node.op]
         assert rule.error is not None
         error = rule.error(arguments, incoming, output)
+        error = error + _error_of_parameters(arguments, parameters, errors)
         # An overflow, perhaps of a partial sum only, is not a number near the truth.
         errors[node.name] = torch.where(torch.isfinite(output), error, math.inf)
 
@@ -293,6 +294,31 @@ def enclose_nodes(
     for node, value in zip(plan.graph.inputs, points, strict=True):
         errors[node.name] = torch.zeros_like(value)
     return values, errors
+
+
+def _error_of_parameters(
+    arguments: NodeArguments, parameters: Mapping[str, Tensor], errors: Mapping[str, Tensor]
+) -> Tensor | float:
+    """What rounding errors E of computed parameters add: the op of ``|x| + e`` and E.
+
+    For ops that are linear in their parameters and in x: ``|(W + E) x - W x| <= |E| |x|``.
+    """
+    node, changed = arguments.node, {}
+    named = [ref.name for ref in node.references() if ref.kind == "parameter"]
+    for name in named:
+        bound = parameters.get(error_name(name))
+        changed[name] = torch.zeros_like(parameters[name]) if bound is None else bound
+    if not any(bool(bound.any()) for bound in changed.values()):
+        return 0.0
+    inputs = {}
+    for ref in node.references():
+        if ref.kind == "node":
+            value = arguments.value(ref).abs() + errors.get(ref.name, 0.0)
+            alone = node.op in ("aten.add", "aten.sub")  # there x stands beside the parameter
+            inputs[ref.name] = torch.zeros_like(value) if alone else value
+    total = arguments.replaced(inputs, changed).abs()
+    terms = max(bound[0].numel() for bound in changed.values())
+    return total * (1.0 + 2 * gamma(terms + 16)) + UNDERFLOW
 
 
 def quotients(

@@ -30,6 +30,7 @@ from lipfast.plan.cache import cached_plan
 from lipfast.plan.chain import Chain, find_chain
 from lipfast.plan.interpret import evaluate
 from lipfast.plan.plan import Plan
+from lipfast.plan.state import floating_as
 from lipfast.plan.trace import Source
 from lipfast.rules.registry import Norm, check_norm
 
@@ -70,7 +71,7 @@ def plan_jacobian_norms(
     Raises:
         ArgumentError: `method` is ``fused`` and the plan is not a chain.
     """
-    dtype = dtype or compute_dtype(tensors, plan.used_parameters)
+    dtype = dtype or compute_dtype(tensors, plan.stored_parameters)
     x = x.to(dtype)
     chain = None
     if norm == 2 and (method == "fused" or (method == "auto" and _small(plan))):
@@ -124,7 +125,7 @@ def _interpreted_norms(
 
     with torch.inference_mode(False):
         stacked = {
-            name: ordinary(parameters[name]).to(x.dtype).unsqueeze(0)
+            name: floating_as(ordinary(parameters[name]), x.dtype).unsqueeze(0)
             for name in plan.used_parameters
         }
         outputs = sum(math.prod(shape) for shape in plan.output_shapes)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lipfast.estimators.certificate import enclose_nodes, missing_error_rules
 from lipfast.estimators.domain import Domain
-from lipfast.plan.graph import Node, Reference
+from lipfast.plan.graph import Node, Reference, error_name
 from lipfast.plan.plan import Plan
 from lipfast.plan.state import stack
 from lipfast.rules.magnitude import Magnitude, of_tensor
@@ -54,7 +54,9 @@ class Sizes:
         if reference.kind == "node":
             return self._found[reference.name]
         if reference.kind == "parameter":
-            return of_tensor(parameters[reference.name])
+            value = parameters[reference.name]
+            error = parameters.get(error_name(reference.name))
+            return of_tensor(value if error is None else value.abs() + error * (1.0 + 2.0**-50))
         return of_tensor(self._plan.constants[reference.name].tensor())
 
     def add(self, node: Node, constant: Upward, own: Magnitude) -> None:

@@ -21,12 +21,11 @@ from lipfast.estimators.estimate import LayerBracket, UpperBound
 from lipfast.estimators.sizes import Sizes
 from lipfast.ops.denormals import FLUSHED, denormals_flushed
 from lipfast.ops.spectral_norms import spectral_norms
-from lipfast.plan.fold import ROUNDINGS_PER_FOLD, FoldedGraph, folded_parameters
-from lipfast.plan.graph import Node, Reference
+from lipfast.plan.fold import FoldedGraph, fold_roundings
+from lipfast.plan.graph import Node, Reference, error_name
 from lipfast.plan.plan import Layer, Plan, StateDict
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.registry import Call, Norm, Rule, check_norm, lookup
-from lipfast.rules.rounding import UNIT_ROUNDOFF
 from lipfast.rules.upward import Upward, joined
 
 _METHODS = {1: "product of column-sum norms", 2: "product of certified spectral norms"}
@@ -80,10 +79,10 @@ def upper_bounds(
     starts = _starts(plan, start, len(tensors))
     folded = plan.folded if simplify else FoldedGraph(plan.graph, {})
     layers_of_plan = plan.layers if simplify else plan.layers_of(folded)
-    if folded.maps:
+    if folded.maps or folded.merged:
         where = [f"state dict {index}: " for index in range(len(tensors))]
         tensors = [
-            {**entry, **folded_parameters(folded.maps, entry, plan.constants, position)}
+            {**entry, **folded.parameters(entry, plan.constants, position)}
             for entry, position in zip(tensors, where, strict=True)
         ]
     brackets, vectors = layer_brackets(
@@ -161,9 +160,9 @@ def layer_brackets(
         )
         for position, values in enumerate(columns):
             network, layer = position // len(chosen), chosen[position % len(chosen)]
-            found[network, layer.index] = _bracket(
-                layer, values, result.method[position], _fold_error(layer, matrices[position], norm)
-            )
+            error = _fold_error(layer, matrices[position], norm)
+            error += _computed_error(layer, tensors[network], norm)
+            found[network, layer.index] = _bracket(layer, values, result.method[position], error)
             if norm == 2:
                 vectors[network][layer.parameter] = result.right[position]
     _add_convolutions(found, vectors, layers, tensors, norm=norm, rtol=rtol, seed=seed, start=start)
@@ -212,16 +211,15 @@ def _add_convolutions(
         error = 0.0
         if layer.folds:  # |E| <= eps |W| entry by entry
             size = holder_bound(layer, weight) if norm == 2 else result.upper
-            error = _fold_roundings(layer) * size
+            error = fold_roundings(layer.folds) * size
+        rounding = tensors[network].get(error_name(layer.weight))
+        if rounding is not None:
+            size = holder_bound(layer, rounding)
+            error += size if norm == 2 else _entrywise(layer, rounding, norm)
         values = (result.lower, result.upper, result.certified, result.passes)
         found[network, layer.index] = _bracket(layer, values, result.method, error)
         if result.start is not None:
             vectors[network][layer.parameter] = result.start
-
-
-def _fold_roundings(layer: Layer) -> float:
-    """Relative error of the entries of a weight that BatchNorms are folded into, with room."""
-    return 2 * ROUNDINGS_PER_FOLD * layer.folds * UNIT_ROUNDOFF
 
 
 def _fold_error(layer: Layer, matrix: Tensor, norm: Norm) -> float:
@@ -233,7 +231,25 @@ def _fold_error(layer: Layer, matrix: Tensor, norm: Norm) -> float:
         return 0.0
     order = "fro" if norm == 2 else norm
     size = float(torch.linalg.matrix_norm(matrix.abs(), order))
-    return _fold_roundings(layer) * size
+    return fold_roundings(layer.folds) * size
+
+
+def _entrywise(layer: Layer, rounding: Tensor, norm: Norm) -> float:
+    """Norm 1 or inf of the convolution with a kernel of error bounds."""
+    (result,) = convolution_brackets([layer], [rounding], norm)
+    return result.upper
+
+
+def _computed_error(layer: Layer, tensors: Mapping[str, Tensor], norm: Norm) -> float:
+    """Norm of the rounding errors of a matrix that is computed from parameters: ||E||_F for 2."""
+    rounding = tensors.get(error_name(layer.weight))
+    if rounding is None:
+        return 0.0
+    order: float | str = "fro" if norm == 2 else norm
+    if layer.transposed and norm != 2:
+        order = {1: math.inf, math.inf: 1}[norm]
+    size = float(torch.linalg.matrix_norm(rounding, order))
+    return size * (1.0 + 2.0**-30) + 2.0**-900
 
 
 def _native(weight: Tensor) -> Tensor:
@@ -291,7 +307,7 @@ class _Step:
             return shapes[reference.name]
         if reference.kind == "parameter":
             # What BatchNorms make of a weight is not in the state dict; no rule asks for its shape.
-            return plan.parameters.get(reference.name, ())
+            return plan.shapes.get(reference.name, ())
         return plan.constants[reference.name].shape
 
 

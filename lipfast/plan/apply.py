@@ -26,7 +26,7 @@ def call_op(node: Node, value: Callable[[Reference], Tensor], samples: int) -> T
         if not isinstance(argument, Reference):
             return argument
         if argument.kind == "batch":
-            return samples
+            return samples * int(argument.name or 1)
         if argument.kind == "dtype":
             return getattr(torch, argument.name)
         return value(argument)

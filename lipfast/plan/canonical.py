@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx import Node as FxNode
 
 from lipfast.plan.graph import Argument, Reference
+from lipfast.rules.pointwise import POINTWISE
 
 # Arguments that name dimensions of the first operand, by position.
 _DIMENSIONS: dict[str, dict[int, str]] = {
@@ -42,6 +43,41 @@ _CASTING = frozenset({"aten.log_softmax", "aten.mean", "aten.softmax", "aten.sum
 # Left out, these mean dimension 0.
 _DEFAULT_ZERO = frozenset({"aten.cat", "aten.stack"})
 
+# Ops that treat every entry of the leading dimensions alike, or dimensions that their arguments
+# name: one dimension more in front changes nothing else.
+_ALIKE = frozenset(
+    {
+        "aten.add",
+        "aten.bmm",
+        "aten.contiguous",
+        "aten.clone",
+        "aten.constant_pad_nd",
+        "aten.detach",
+        "aten.div",
+        "aten.dropout",
+        "aten.layer_norm",
+        "aten.linear",
+        "aten.matmul",
+        "aten.maximum",
+        "aten.minimum",
+        "aten.mul",
+        "aten.pad",
+        "aten.rms_norm",
+        "aten.scaled_dot_product_attention",
+        "aten.sub",
+        "aten.to",
+        "aten._to_copy",
+    }
+)
+# What these make of a sample follows from the shapes alone.
+_RESHAPES = frozenset(
+    f"aten.{name}"
+    for name in (
+        *("_unsafe_view", "flatten", "reshape", "squeeze", "unflatten", "unsqueeze", "view"),
+    )
+)
+# Their rules are for images: a dimension in front of the channels is not one of a sample's.
+_NAMED_ONLY = frozenset({"aten.glu", "aten.unfold"})
 _PARTS = frozenset({"aten.chunk", "aten.split", "aten.split_with_sizes", "aten.unbind"})
 # Of these results only the first, the values, has a rule; the second are indices.
 _VALUES_FIRST = frozenset(
@@ -111,6 +147,60 @@ def _positive(value: Argument, rank: int) -> Argument:
     return value
 
 
+def beside_the_samples(call: Call, position: int, parts: int) -> Call | None:
+    """The call on ``(samples, parts, ...)`` instead of ``(samples * parts, ...)``.
+
+    Args:
+        call: with non-negative dimensions.
+        position: the dimension of the first operand that holds samples and parts.
+        parts: how many each sample has.
+
+    Returns:
+        The call with the dimensions counted anew; None where the op may mix samples and parts.
+    """
+    op, args, kwargs = call
+    if op in _RESHAPES:
+        return call
+    if op == "aten.bmm":
+        op = "aten.matmul"
+    table = {} if op in _NAMED_ONLY else _DIMENSIONS.get(op, {})
+    if not table and op not in _ALIKE and op not in POINTWISE:
+        return None
+    names = set(table.values())
+    given = [value for index, value in enumerate(args) if index in table]
+    given += [value for key, value in kwargs if key in names]
+    touched = {entry for value in given for entry in _entries(value)}
+    if position in touched and op != "aten.permute":
+        return None
+    positional = tuple(
+        _recounted(value, position, whole=op == "aten.permute") if index in table else value
+        for index, value in enumerate(args)
+    )
+    named = tuple(
+        (key, _recounted(value, position, whole=op == "aten.permute") if key in names else value)
+        for key, value in kwargs
+    )
+    return op, positional, named
+
+
+def _entries(value: Argument) -> tuple[Argument, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _recounted(value: Argument, position: int, *, whole: bool) -> Argument:
+    """Dimensions after one of them became two; an order of all of them (`whole`) names both."""
+    if isinstance(value, tuple):
+        entries: list[Argument] = []
+        for entry in value:
+            entries.append(_recounted(entry, position, whole=False))
+            if whole and entry == position:
+                entries.append(position + 1)
+        return tuple(entries)
+    if isinstance(value, int) and not isinstance(value, bool) and value > position:
+        return value + 1
+    return value
+
+
 def part(op: str, source: FxNode, args: Sequence[Argument], index: int) -> Call | None:
     """The call that gives one entry of a tuple of results, or None if no rule could know it.
 
@@ -174,17 +264,23 @@ def _kwargs(node: FxNode) -> tuple[tuple[str, Argument], ...]:
     )
 
 
-def rank_of_first_tensor(node: FxNode) -> int:
-    """Number of dimensions of the first operand that is a tensor."""
+def first_tensor(node: FxNode) -> FxNode | None:
+    """The first operand that is a tensor."""
     for value in node.args:
         entry = value[0] if isinstance(value, (list, tuple)) and value else value
         if isinstance(entry, FxNode):
             result = entry.meta.get("val")
             if isinstance(result, Tensor):
-                return int(result.dim())
+                return entry
             if isinstance(result, (list, tuple)):  # `node` takes one entry of a tuple of results
-                return rank_of_first_tensor(entry)
-    return 0
+                return first_tensor(entry)
+    return None
+
+
+def rank_of_first_tensor(node: FxNode) -> int:
+    """Number of dimensions of the first operand that is a tensor."""
+    found = first_tensor(node)
+    return 0 if found is None else int(found.meta["val"].dim())
 
 
 def only_constants(args: Sequence[Argument], kwargs: Sequence[tuple[str, Argument]]) -> bool:

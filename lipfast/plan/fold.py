@@ -9,13 +9,23 @@ the linear part folds, and the shift does not.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from lipfast.errors import NonFiniteError
-from lipfast.plan.graph import Argument, Constant, Graph, Node, Reference
+from lipfast.plan.computed import evaluate_computed
+from lipfast.plan.graph import (
+    Argument,
+    Constant,
+    Graph,
+    Node,
+    Reference,
+    error_name,
+    is_computed,
+)
+from lipfast.rules.rounding import UNIT_ROUNDOFF
 
 # Roundings in one entry of a weight per fold: var + eps, root, quotient, product, and one to spare.
 ROUNDINGS_PER_FOLD = 5
@@ -64,10 +74,46 @@ class FoldedGraph:
         graph: refers to the new parameters as ``<node>.weight`` and ``<node>.bias`` (with a prefix
             that no state dict has).
         maps: node name -> how its tensors are computed.
+        merged: how weights of merged affine maps are computed, from those and the state dict.
+        origins: name of a merged affine node -> the weights that it is made of.
     """
 
     graph: Graph
     maps: Mapping[str, Folded]
+    merged: tuple[Node, ...] = ()
+    origins: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def parameters(
+        self,
+        tensors: Mapping[str, Tensor],
+        constants: Mapping[str, Constant],
+        where: str = "",
+    ) -> dict[str, Tensor]:
+        """The new parameters of the graph, with bounds of their errors where they are merged.
+
+        Args:
+            tensors: a resolved state dict.
+            constants: of the plan.
+            where: prefix for messages.
+
+        Raises:
+            NonFiniteError: a running variance is not above -eps, or a product overflows.
+        """
+        found = folded_parameters(self.maps, tensors, constants, where)
+        if not self.merged:
+            return found
+        errors = {
+            error_name(folded_name(node, "weight")): found[folded_name(node, "weight")].abs()
+            * (fold_roundings(len(map_.scalings)) * (1.0 + 2.0**-30))
+            for node, map_ in self.maps.items()
+        }
+        merged = evaluate_computed(self.merged, {**tensors, **found, **errors}, constants, where)
+        return {**found, **merged}
+
+
+def fold_roundings(folds: int) -> float:
+    """Relative error of the entries of a weight that BatchNorms are folded into, with room."""
+    return 2 * ROUNDINGS_PER_FOLD * folds * UNIT_ROUNDOFF
 
 
 def folded_name(node: str, part: str) -> str:
@@ -168,7 +214,9 @@ def _joined(
     if known is not None:
         return replace(known, scalings=(*known.scalings, scaling))
     weight, bias = affine.args[1], affine.argument(2, "bias")
-    if not (isinstance(weight, Reference) and weight.kind == "parameter"):
+    stored = isinstance(weight, Reference) and weight.kind == "parameter"
+    # The rounding errors of a computed weight would have to be scaled, too.
+    if not (stored and isinstance(weight, Reference)) or is_computed(weight.name):
         return None
     groups = 1
     if affine.op not in _MATRICES:

@@ -27,14 +27,14 @@ class Reference:
     Attributes:
         kind: ``node`` (an earlier node), ``parameter`` (an entry of the state dict), ``constant``
             (a small tensor that the plan keeps), ``batch`` (the number of samples) or ``dtype``.
-        name: what is looked up; empty for ``batch``.
+        name: what is looked up; for ``batch`` how many times that number (empty for once).
     """
 
     kind: ReferenceKind
     name: str = ""
 
     def __str__(self) -> str:
-        return "batch" if self.kind == "batch" else self.name
+        return f"batch{'*' * bool(self.name)}{self.name}" if self.kind == "batch" else self.name
 
 
 Argument: TypeAlias = Union[Reference, bool, int, float, str, tuple["Argument", ...], None]  # noqa: UP007
@@ -143,6 +143,21 @@ class Graph:
     def node(self, name: str) -> Node:
         """Return the node of that name."""
         return next(node for node in self.nodes if node.name == name)
+
+
+def computed_name(node: str) -> str:
+    """Name under which a computed tensor stands beside the state dict's."""
+    return f"computed:{node}"
+
+
+def is_computed(name: str) -> bool:
+    """Whether a parameter is not in the state dict but computed from it."""
+    return name.startswith("computed:")
+
+
+def error_name(name: str) -> str:
+    """Name of the tensor that bounds the rounding errors of a computed parameter."""
+    return f"error of {name}"
 
 
 def _references(value: Argument) -> Iterator[Reference]:

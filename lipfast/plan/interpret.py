@@ -42,6 +42,20 @@ class NodeArguments:
         activation = isinstance(argument, Reference) and argument.kind == "node"
         return tuple(value.shape[2 if activation else 1 :])
 
+    def replaced(
+        self, activations: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The result for other operands."""
+        tables = self._tables
+        return _evaluate(
+            NodeArguments(
+                self.node,
+                {**tables["node"], **activations},
+                {**tables["parameter"], **parameters},
+                tables["constant"],
+            )
+        )
+
     def apply(self, replaced: Mapping[Reference, Tensor]) -> Tensor:
         """The op itself on the operands, some of them replaced by other tensors alike."""
         tables = {

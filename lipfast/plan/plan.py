@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -15,8 +15,20 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError, TraceError
-from lipfast.plan.fold import FoldedGraph, fold_batch_norm
-from lipfast.plan.graph import Constant, Graph, Node, Reference, node_from_json, node_to_json
+from lipfast.plan.computed import evaluate_computed, rounded
+from lipfast.plan.fold import FoldedGraph, fold_batch_norm, parameter_shapes
+from lipfast.plan.graph import (
+    Constant,
+    Graph,
+    Node,
+    Reference,
+    computed_name,
+    error_name,
+    is_computed,
+    node_from_json,
+    node_to_json,
+)
+from lipfast.plan.merge import merge_affine, merged_layers
 from lipfast.plan.state import require_finite, resolve
 from lipfast.plan.trace import Source, trace
 from lipfast.rules.registry import Convolution, LayerRequest, Norm, lookup, require_rules
@@ -77,6 +89,8 @@ class Plan:
         aliases: name -> other names of the same tensor (tied weights).
         constants: small tensors that belong to the architecture.
         dtype: floating dtype of the input that it was traced with.
+        computed: nodes on parameters and constants only (weight norm, masks, class tokens): their
+            results are computed once per state dict and count as parameters.
 
     Examples:
         >>> import torch, lipfast
@@ -91,6 +105,7 @@ class Plan:
     aliases: Mapping[str, tuple[str, ...]]
     constants: Mapping[str, Constant]
     dtype: torch.dtype
+    computed: tuple[Node, ...] = ()
 
     def __hash__(self) -> int:
         return hash(self.fingerprint)
@@ -99,7 +114,14 @@ class Plan:
     def trace(model: Source, example_input: Tensor | Sequence[Tensor] | None = None) -> Plan:
         """Trace a model; see `lipfast.compile`."""
         found = trace(model, example_input)
-        return Plan(found.graph, found.parameters, found.aliases, found.constants, found.dtype)
+        return Plan(
+            found.graph,
+            found.parameters,
+            found.aliases,
+            found.constants,
+            found.dtype,
+            found.computed,
+        )
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
@@ -108,8 +130,11 @@ class Plan:
 
     @cached_property
     def folded(self) -> FoldedGraph:
-        """The graph that upper bounds are computed on: BatchNorm is folded into its neighbours."""
-        return fold_batch_norm(self.graph, values=False)
+        """The graph that upper bounds are computed on: BatchNorm folded, affine maps merged."""
+        folded = fold_batch_norm(self.graph, values=False)
+        shapes = {**self.shapes, **parameter_shapes(folded.maps, self.shapes)}
+        merged = merge_affine(folded.graph, shapes, values=False)
+        return replace(folded, graph=merged.graph, merged=merged.nodes, origins=merged.origins)
 
     def layers_of(self, folded: FoldedGraph) -> tuple[Layer, ...]:
         """The layers of a graph of this plan; see `layers`."""
@@ -123,6 +148,8 @@ class Plan:
     def _layer(self, index: int, node: Node, request: LayerRequest, folded: FoldedGraph) -> Layer:
         source = node.args[0]
         assert isinstance(source, Reference)
+        if node.name in folded.origins:
+            return self._merged_layer(index, node, request, folded)
         map_ = folded.maps.get(node.name)
         parameter = request.parameter
         if map_ is not None and map_.weight is not None:
@@ -130,14 +157,39 @@ class Plan:
         folds = 0 if map_ is None else len(map_.scalings)
         return Layer(
             index=index,
-            name=parameter.rpartition(".")[0] or parameter,
+            name=node.module
+            if is_computed(parameter)
+            else parameter.rpartition(".")[0] or parameter,
             kind=request.kind + " + batch norm" * folds,
             parameter=parameter,
-            shape=self.parameters[parameter],
+            shape=self.shapes[parameter],
             transposed=request.transposed,
             node=node.name,
             weight=request.parameter,
             folds=folds,
+            convolution=request.convolution,
+            input_shape=folded.graph.node(source.name).shape,
+            output_shape=node.shape,
+        )
+
+    @staticmethod
+    def _merged_layer(index: int, node: Node, request: LayerRequest, folded: FoldedGraph) -> Layer:
+        source = node.args[0]
+        assert isinstance(source, Reference)
+        origins = []
+        for origin in folded.origins[node.name]:
+            map_ = folded.maps.get(origin.removeprefix("folded:").removesuffix(".weight"))
+            origins.append(origin if map_ is None else map_.weight or origin)
+        weights = {computed_name(found.name): found.shape for found in folded.merged}
+        return Layer(
+            index=index,
+            name=merged_layers(origins),
+            kind=f"{request.kind}, {len(origins)} merged",
+            parameter=request.parameter,
+            shape=weights[request.parameter],
+            transposed=request.transposed,
+            node=node.name,
+            weight=request.parameter,
             convolution=request.convolution,
             input_shape=folded.graph.node(source.name).shape,
             output_shape=node.shape,
@@ -162,14 +214,26 @@ class Plan:
 
     @cached_property
     def used_parameters(self) -> tuple[str, ...]:
-        """Names of the parameters that the function depends on."""
-        names = [
-            reference.name
-            for node in self.graph.nodes
-            for reference in node.references()
-            if reference.kind == "parameter"
-        ]
-        return tuple(dict.fromkeys(names))
+        """Names of the parameters that the graph refers to, and of the errors of computed ones."""
+        names = dict.fromkeys(_referred(self.graph.nodes))
+        inexact = [computed_name(name) for name in rounded(self.computed)]
+        errors = [error_name(name) for name in names if name in inexact]
+        return (*names, *errors)
+
+    @cached_property
+    def stored_parameters(self) -> tuple[str, ...]:
+        """Entries of the state dict that the function depends on, directly or computed from."""
+        names = dict.fromkeys([*_referred(self.graph.nodes), *_referred(self.computed)])
+        return tuple(name for name in names if name in self.parameters)
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all parameters, computed ones (and the bounds of their errors) included."""
+        found = {name: tuple(shape) for name, shape in self.parameters.items()}
+        for node in self.computed:
+            name = computed_name(node.name)
+            found[name] = found[error_name(name)] = node.shape
+        return found
 
     @cached_property
     def fingerprint(self) -> str:
@@ -192,8 +256,16 @@ class Plan:
     def resolve(self, state_dict: StateDict, where: str = "") -> dict[str, Tensor]:
         """`check`, and the tensors under the plan's own names."""
         tensors = resolve(state_dict, self.parameters, self.aliases, where)
-        require_finite(tensors, self.used_parameters, where)
-        return tensors
+        tables = [
+            name
+            for name in _referred(self.computed)
+            if tensors[name].dtype in (torch.int64, torch.int32, torch.bool)  # of positions
+        ]
+        numbers = [name for name in self.stored_parameters if name not in tables]
+        require_finite(tensors, numbers, where)
+        if not self.computed:
+            return tensors
+        return {**tensors, **evaluate_computed(self.computed, tensors, self.constants, where)}
 
     def resolve_all(self, state_dicts: StateDict | Sequence[StateDict]) -> list[dict[str, Tensor]]:
         """`resolve` one or many state dicts; errors say which entry of a list."""
@@ -257,8 +329,8 @@ class Plan:
             start: start vectors by the name of the weight, for instance `Tracker.vectors`: one
                 mapping for all state dicts, or a list with one (or None) for each. The bounds are
                 certified whatever they are.
-            simplify: fold BatchNorm into its neighbours; False gives the published product, layer
-                by layer.
+            simplify: fold BatchNorm into its neighbours and merge affine maps that follow one
+                another; False gives the published product, layer by layer.
             domain: `lipfast.Box` or `lipfast.Ball`: the bound holds for inputs in this set; without
                 one for all inputs.
 
@@ -466,6 +538,12 @@ class Plan:
             },
             "nodes": [node_to_json(node) for node in self.graph.nodes],
             "outputs": list(self.graph.outputs),
+            # Left out where there is none, so that fingerprints of such plans stay as they were.
+            **(
+                {"computed": [node_to_json(node) for node in self.computed]}
+                if self.computed
+                else {}
+            ),
         }
 
     def __repr__(self) -> str:
@@ -474,7 +552,14 @@ class Plan:
             f"Plan({_shapes(self.input_shapes)} -> {_shapes(self.output_shapes)}, "
             f"{len(self.layers)} layers, {entries:,} parameters, {self.fingerprint[:8]}"
         )
-        return "\n".join([head, *(f"  {node}" for node in self.graph.nodes), ")"])
+        nodes = (*self.computed, *self.graph.nodes)
+        return "\n".join([head, *(f"  {node}" for node in nodes), ")"])
+
+
+def _referred(nodes: Iterable[Node]) -> list[str]:
+    """Names of the parameters that nodes refer to, in order."""
+    references = [reference for node in nodes for reference in node.references()]
+    return [reference.name for reference in references if reference.kind == "parameter"]
 
 
 def _product(shape: Sequence[int]) -> int:
@@ -506,4 +591,5 @@ def _from_json(value: Mapping[str, Any]) -> Plan:
         {name: tuple(others) for name, others in value["aliases"].items()},
         constants,
         dtype,
+        tuple(node_from_json(node) for node in value.get("computed", ())),
     )

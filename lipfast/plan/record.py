@@ -106,8 +106,10 @@ def record(module: nn.Module, inputs: Sequence[Tensor]) -> Record | None:
     return (modules, tuple(state_dict), aliases, samples, calls, results, repr(structure))
 
 
-def resized(plan: Plan, module: nn.Module) -> Plan:
+def resized(plan: Plan, module: nn.Module) -> Plan | None:
     """The plan of a module whose record equals that of the module that `plan` was traced from.
+
+    None where weights are computed from parameters: their shapes take a trace.
 
     Args:
         plan: the traced plan.
@@ -116,6 +118,8 @@ def resized(plan: Plan, module: nn.Module) -> Plan:
     Returns:
         The plan with the module's shapes, as tracing the module would give it.
     """
+    if plan.computed:
+        return None
     shapes = {
         name: tuple(value.shape)
         for name, value in module.state_dict().items()

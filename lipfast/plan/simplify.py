@@ -30,6 +30,8 @@ IDENTITIES = frozenset(
 )
 # Identities as long as the result is a floating tensor.
 CASTS = frozenset({"aten.to", "aten._to_copy", "aten.type_as"})
+# Of the same sample shape before and after they do nothing.
+RESHAPES = ("aten.view", "aten.reshape", "aten._unsafe_view", "aten.flatten", "aten.unflatten")
 _TRANSPOSES = frozenset({"aten.t", "aten.numpy_T"})
 _PRODUCTS = frozenset({"aten.matmul", "aten.mm"})
 
@@ -49,7 +51,7 @@ def simplify(graph: Graph, floating: Mapping[str, bool], ranks: Mapping[str, int
     graph = _drop_identities(graph, floating)
     graph = _select_before_permuting(graph)
     graph = _join_softsign(graph)
-    graph = _join_products(graph, ranks)
+    graph = join_products(graph, ranks)
     return _drop_unused(graph)
 
 
@@ -166,7 +168,8 @@ def _transposed_parameter(
     return source if is_matrix else None
 
 
-def _join_products(graph: Graph, ranks: Mapping[str, int]) -> Graph:
+def join_products(graph: Graph, ranks: Mapping[str, int]) -> Graph:
+    """Recognise products with a parameter as linear layers."""
     by_name = {node.name: node for node in graph.nodes}
     return Graph(tuple(_as_linear(node, by_name, ranks) for node in graph.nodes), graph.outputs)
 
@@ -192,6 +195,67 @@ def _as_linear(node: Node, by_name: Mapping[str, Node], ranks: Mapping[str, int]
     if isinstance(weight, Reference) and direct and ranks.get(weight.name) == 2:
         return replace(node, op="lipfast.matmul", args=(x, weight, *bias), kwargs=())
     return node
+
+
+def join_attention(graph: Graph) -> Graph:
+    """``softmax(c Q K^T + constants) V`` becomes `lipfast.weighted_rows` of S, V, Q, K and c.
+
+    S and V are what it is evaluated from; from Q and K a tighter constant follows.
+    """
+    by_name = {node.name: node for node in graph.nodes}
+    return Graph(tuple(_as_weighted_rows(node, by_name) for node in graph.nodes), graph.outputs)
+
+
+def _as_weighted_rows(node: Node, by_name: Mapping[str, Node]) -> Node:
+    if node.op not in ("aten.matmul", "aten.bmm") or len(node.args) != 2 or node.kwargs:
+        return node
+    weights, value = (_defining(argument, by_name) for argument in node.args)
+    if weights is None or value is None or weights.op != "aten.softmax":
+        return node
+    if weights.dimensions(1, "dim") != (len(weights.shape),):
+        return node
+    scale, scores = _scores(_defining(weights.args[0], by_name), by_name)
+    if scores is None:
+        return node
+    query, turned = scores.args
+    key = _defining(turned, by_name)
+    last = len(scores.shape)
+    swapped = key is not None and key.op == "aten.transpose" and {*key.args[1:]} == {last - 1, last}
+    operands = (query, key.args[0]) if key is not None and swapped else ()
+    shapes = [found.shape for found in (_defining(o, by_name) for o in operands) if found]
+    # The rule's coefficients are those of one matrix: leading dimensions must agree.
+    if len(shapes) != 2 or any(s[:-2] != node.shape[:-2] for s in (*shapes, value.shape)):
+        return node
+    return replace(node, op="lipfast.weighted_rows", args=(*node.args, *operands, scale))
+
+
+def _scores(node: Node | None, by_name: Mapping[str, Node]) -> tuple[float, Node | None]:
+    """The product ``Q K^T`` behind scalings, sums with constants and reshapes of nothing."""
+    scale = 1.0
+    while node is not None and node.op not in ("aten.matmul", "aten.bmm"):
+        active = [found for value in node.args if (found := _defining(value, by_name)) is not None]
+        factor = _factor(node, first=_defining(node.args[0], by_name) is not None)
+        if len(active) != 1 or node.shape != active[0].shape or factor is None:
+            return scale, None
+        scale *= factor
+        node = active[0]
+    return scale, node
+
+
+def _factor(node: Node, *, first: bool) -> float | None:
+    """What a node multiplies an activation by, which may stand `first`; None if it does more."""
+    if node.op in RESHAPES:
+        return 1.0
+    if node.op == "aten.add" or (node.op == "aten.sub" and first):
+        return 1.0 if node.argument(2, "alpha", 1) == 1 else None
+    number = node.args[1] if first and len(node.args) == 2 else None
+    if (
+        node.op not in ("aten.mul", "aten.div")
+        or not isinstance(number, (int, float))
+        or not number
+    ):
+        return None
+    return float(number) if node.op == "aten.mul" else 1.0 / number
 
 
 def _drop_unused(graph: Graph) -> Graph:

@@ -157,8 +157,13 @@ def require_finite(tensors: Mapping[str, Tensor], used: Iterable[str], where: st
 def stack(
     state_dicts: Sequence[Mapping[str, Tensor]], names: Iterable[str], dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Parameters of many networks: (networks, *shape) each, all of one dtype."""
+    """Parameters of many networks: (networks, *shape) each, numbers all of one dtype."""
     return {
-        name: torch.stack([entry[name].detach() for entry in state_dicts]).to(dtype)
+        name: floating_as(torch.stack([entry[name].detach() for entry in state_dicts]), dtype)
         for name in names
     }
+
+
+def floating_as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor` in a floating dtype; indices and masks as they are."""
+    return tensor.to(dtype) if tensor.dtype.is_floating_point else tensor

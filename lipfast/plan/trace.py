@@ -19,12 +19,21 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
 from torch.fx import Node as FxNode
 
-from lipfast.errors import ArgumentError, TraceError, UnsupportedOpError
+from lipfast.errors import ArgumentError, TraceError
 from lipfast.plan.apply import call_op
 from lipfast.plan.batch_first import samples_in_front
-from lipfast.plan.canonical import Call, from_the_front, only_constants, part, rank_of_first_tensor
-from lipfast.plan.graph import Argument, Constant, Graph, Node, Reference
-from lipfast.plan.simplify import simplify
+from lipfast.plan.canonical import (
+    Call,
+    beside_the_samples,
+    first_tensor,
+    from_the_front,
+    only_constants,
+    part,
+    rank_of_first_tensor,
+)
+from lipfast.plan.graph import Argument, Constant, Graph, Node, Reference, computed_name
+from lipfast.plan.simplify import join_attention, join_products, simplify
+from lipfast.plan.split import split_computed
 from lipfast.rules.registry import require_rules
 
 # A tensor that is not in the state dict is kept in the plan up to this many entries.
@@ -56,6 +65,11 @@ _CHECKS = frozenset(
         "aten.sym_constrain_range_for_size",
     }
 )
+_MADE_LIKE = {
+    "aten.new_zeros": "aten.zeros",
+    "aten.new_ones": "aten.ones",
+    "aten.new_full": "aten.full",
+}
 Source = nn.Module | ExportedProgram | str | os.PathLike[str]
 
 
@@ -65,6 +79,7 @@ class Traced:
 
     Attributes:
         graph: nodes that all have a rule.
+        computed: nodes on parameters and constants only, evaluated once per state dict.
         parameters: name -> shape, every entry of the state dict, used or not.
         aliases: name -> other names of the same tensor (tied weights).
         constants: small tensors that are not in the state dict.
@@ -72,6 +87,7 @@ class Traced:
     """
 
     graph: Graph
+    computed: tuple[Node, ...]
     parameters: Mapping[str, tuple[int, ...]]
     aliases: Mapping[str, tuple[str, ...]]
     constants: Mapping[str, Constant]
@@ -340,7 +356,8 @@ class _Conversion:
     constants: dict[str, Constant] = field(default_factory=dict)
     floating: dict[str, bool] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
-    batch: str = ""
+    whole_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    batch: Any = None
     dtypes: list[torch.dtype] = field(default_factory=list)
 
 
@@ -369,10 +386,16 @@ def _convert(program: ExportedProgram, state_dict: Mapping[str, Any]) -> Traced:
     }
     ranks = {name: len(shape) for name, shape in shapes.items()}
     graph = simplify(Graph(tuple(state.nodes), outputs), state.floating, ranks)
+    graph, computed = split_computed(graph, state.whole_shapes)
+    if computed:
+        ranks |= {computed_name(node.name): len(node.shape) for node in computed}
+        graph = join_products(graph, ranks)
+    graph = join_attention(graph)
     _validate(graph, state)
-    used = {ref.name for node in graph.nodes for ref in node.references() if ref.kind == "constant"}
+    nodes = (*graph.nodes, *computed)
+    used = {ref.name for node in nodes for ref in node.references() if ref.kind == "constant"}
     constants = {name: value for name, value in state.constants.items() if name in used}
-    return Traced(graph, shapes, aliases_of(state_dict), constants, state.dtypes[0])
+    return Traced(graph, computed, shapes, aliases_of(state_dict), constants, state.dtypes[0])
 
 
 def _placeholder(state: _Conversion, node: FxNode, spec: Any) -> None:
@@ -418,7 +441,8 @@ def _input(state: _Conversion, node: FxNode) -> None:
             f"({tuple(value.shape)}). Export it with "
             "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)."
         )
-    state.batch = state.batch or str(sizes[0])
+    if state.batch is None:
+        state.batch = sizes[0].node.expr
     state.dtypes.append(value.dtype)
     shape = _sample_shape(state, node.name, value)
     if shape is None:
@@ -427,14 +451,39 @@ def _input(state: _Conversion, node: FxNode) -> None:
     state.values[node] = Reference("node", node.name)
 
 
+def _multiple(state: _Conversion, size: Any) -> int:
+    """k where a size is k times the number of samples, 0 where it is something else."""
+    if not isinstance(size, torch.SymInt) or state.batch is None:
+        return 0
+    ratio = size.node.expr / state.batch
+    return int(ratio) if ratio.is_Integer and ratio > 0 else 0
+
+
+def _samples_at(state: _Conversion, value: Any) -> tuple[int, int]:
+    """Which dimension of a tensor holds the samples, and how many entries each has there.
+
+    Position -1 where no dimension is a multiple of the number of samples.
+    """
+    if isinstance(value, Tensor):
+        for position, size in enumerate(value.shape):
+            multiple = _multiple(state, size)
+            if multiple:
+                return position, multiple
+    return -1, 1
+
+
 def _sample_shape(state: _Conversion, name: str, value: Any) -> tuple[int, ...] | None:
-    """Return the shape without its sample dimension; None (and a noted problem) if it has none."""
+    """Return the shape without its sample dimension; None (and a noted problem) if it has none.
+
+    A first dimension of k entries per sample (attention over windows) counts as samples and k.
+    """
     if not isinstance(value, Tensor):
         state.problems[name] = "its result is not one tensor"
         return None
     sizes = list(value.shape)
     shown = "(" + ", ".join(str(size) for size in sizes) + ")"
-    if not sizes or str(sizes[0]) != state.batch:
+    position, multiple = _samples_at(state, value)
+    if position != 0:
         state.problems[name] = (
             f"its result has shape {shown}, and the first dimension is not the samples "
             f"({state.batch}): samples must stay apart"
@@ -445,13 +494,14 @@ def _sample_shape(state: _Conversion, name: str, value: Any) -> tuple[int, ...] 
             f"its result has shape {shown}: only the first dimension may vary with the samples"
         )
         return None
-    return tuple(int(size) for size in sizes[1:])
+    inside = (multiple,) if multiple > 1 else ()
+    return inside + tuple(int(size) for size in sizes[1:])
 
 
 def _call(state: _Conversion, node: FxNode) -> None:
     value = node.meta.get("val")
-    if isinstance(value, torch.SymInt) and str(value) == state.batch:
-        state.values[node] = Reference("batch")
+    if _multiple(state, value):
+        state.values[node] = Reference("batch", _times(_multiple(state, value)))
         return
     op = _op_name(node.target)
     if op in _CHECKS:
@@ -471,15 +521,46 @@ def _call(state: _Conversion, node: FxNode) -> None:
     op, args, kwargs = from_the_front(op, args, kwargs, rank_of_first_tensor(node), result_rank)
     if op == "aten.rms_norm" and isinstance(value, Tensor):
         args = _with_default_eps(args, value.dtype)
+    if op in _MADE_LIKE and isinstance(value, Tensor):
+        op, args, kwargs = _without_pattern(op, args, kwargs)
     if _became_constant(state, node, op, args, kwargs):
         return
     if isinstance(value, Tensor):
         state.floating[node.name] = value.dtype.is_floating_point
         if not value.dtype.is_floating_point:
             state.problems[node.name] = f"its result is of dtype {value.dtype}, not floating"
-    shape = () if node.name in state.problems else _sample_shape(state, node.name, value)
-    state.nodes.append(Node(node.name, op, args, kwargs, shape or (), _module_path(node)))
+        if all(isinstance(size, int) for size in value.shape):
+            state.whole_shapes[node.name] = tuple(value.shape)
+    op, args, kwargs = _beside_the_samples(state, node, (op, args, kwargs))
+    known = _sample_shape(state, node.name, value) if node.name not in state.problems else None
+    state.nodes.append(Node(node.name, op, args, kwargs, known or (), _module_path(node)))
     state.values[node] = Reference("node", node.name)
+
+
+def _beside_the_samples(state: _Conversion, node: FxNode, call: Call) -> Call:
+    """The call with the samples in a dimension of their own; a noted problem if it has none."""
+    operand = first_tensor(node)
+    position, parts = _samples_at(state, None if operand is None else operand.meta.get("val"))
+    if parts == 1:
+        return call
+    found = beside_the_samples(call, position, parts)
+    if found is None:
+        state.problems[node.name] = (
+            f"the samples and {parts} parts of each are one dimension, which this op may mix"
+        )
+    return call if found is None else found
+
+
+def _times(multiple: int) -> str:
+    return "" if multiple == 1 else str(multiple)
+
+
+def _without_pattern(
+    op: str, args: tuple[Argument, ...], kwargs: tuple[tuple[str, Argument], ...]
+) -> Call:
+    """``x.new_zeros(sizes)`` takes nothing but its dtype from x: ``zeros(sizes)``."""
+    kept = tuple((key, entry) for key, entry in kwargs if key != "dtype")
+    return _MADE_LIKE[op], args[1:], kept
 
 
 def _with_default_eps(args: tuple[Argument, ...], dtype: torch.dtype) -> tuple[Argument, ...]:
@@ -547,6 +628,12 @@ def _outputs(state: _Conversion, node: FxNode) -> tuple[str, ...]:
             continue
         if not isinstance(value, Reference) or value.kind != "node":
             raise TraceError("an output of the model does not depend on its input")
+        _, parts = _samples_at(state, result.meta.get("val"))
+        if parts > 1:
+            raise TraceError(
+                f"an output has {parts} rows for every sample in its first dimension: samples must "
+                "stay apart, so give it a dimension of their own"
+            )
         names.append(value.name)
     if not names:
         raise TraceError("the model returns no tensor")
@@ -555,23 +642,9 @@ def _outputs(state: _Conversion, node: FxNode) -> tuple[str, ...]:
 
 def _validate(graph: Graph, state: _Conversion) -> None:
     """Every node has a rule, depends on the input, and keeps the samples apart."""
-    known = {node.name for node in graph.nodes if node.op == "input"}
-    if not known:
+    if not graph.inputs:
         raise TraceError("the model has no tensor input")
     require_rules(graph.nodes)
-    constant = []
-    for node in graph.nodes:
-        if node.op == "input":
-            continue
-        if not any(ref.kind == "node" and ref.name in known for ref in node.references()):
-            constant.append((f"{node.op} (applied to parameters only)", node.module))
-        known.add(node.name)
-    if constant:
-        raise UnsupportedOpError(
-            constant,
-            "Bake the result into the state dict (for parametrizations: "
-            "torch.nn.utils.parametrize.remove_parametrizations).",
-        )
     for node in graph.nodes:
         if node.name in state.problems:
             raise TraceError(f"{node.op} in module '{node.module}': {state.problems[node.name]}")

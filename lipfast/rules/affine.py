@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lipfast.plan.graph import Node, Reference
-from lipfast.rules.magnitude import Magnitude, of_tensor
+from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.registry import Arguments, Call, LayerRequest, rule
 from lipfast.rules.rounding import SMALLEST, UNDERFLOW, gamma
 from lipfast.rules.upward import Upward
@@ -71,12 +71,12 @@ def _magnitude(call: Call) -> Magnitude:
     weight, bias = call.node.args[1], call.node.argument(2, "bias")
     assert isinstance(weight, Reference)
     # Folded tensors carry roundings, which the norm of the layer accounts for and a bias does not.
-    if call.norm != 2 or weight.name.startswith("folded:"):
+    if call.norm != 2 or "folded:" in weight.name:
         return Magnitude()
     found = Magnitude(row=call.magnitudes[0].row * call.layer)
     if bias is None:
         return Magnitude(found.row, found.row, call.magnitudes[0].total * call.layer)
-    size = of_tensor(call.tensor(bias))
+    size = call.magnitudes[-1]  # the bias is the last tensor argument
     return Magnitude(row=found.row + size.total)
 
 

@@ -176,6 +176,9 @@ def _factor(call: Call) -> float:
         largest = smallest = abs(float(other))
     else:
         entries = call.tensor(other).detach().abs().double()
+        rounding = call.rounding(other)
+        if rounding is not None:
+            entries = (entries + rounding) * (1.0 + 2.0**-50)
         largest, smallest = float(entries.max()), float(entries.min())
     if call.node.op != "aten.div":
         return largest

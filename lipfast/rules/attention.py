@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from lipfast.plan.graph import Node, Reference
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.pointwise import EVALUATION_ROUNDOFFS
 from lipfast.rules.pooling import power
-from lipfast.rules.products import error_of_matmul
+from lipfast.rules.products import error_of_matmul, matmul
 from lipfast.rules.registry import Arguments, Call, rule
 from lipfast.rules.rounding import UNDERFLOW, UNIT_ROUNDOFF
 from lipfast.rules.upward import Upward
@@ -111,6 +112,76 @@ def logsumexp(call: Call) -> Upward:
     return call.input
 
 
+def _weighted_rows_magnitude(call: Call) -> Magnitude:
+    """Rows are averages of rows of V."""
+    size = call.magnitudes[1]
+    return Magnitude(entry=size.entry, row=size.row)
+
+
+@rule(
+    "lipfast.weighted_rows",
+    evaluate=lambda arguments: _evaluate_weighted(arguments),  # noqa: PLW0108 (defined below)
+    error=lambda arguments, errors, output: _error_weighted(arguments, errors),
+    product=lambda node: True,
+    magnitude=_weighted_rows_magnitude,
+)
+def weighted_rows(call: Call) -> Upward:
+    """``S V`` with ``S = softmax(c Q K^T + constants)``: attention that is written out.
+
+    The smaller of two bounds: that of `attention`, which the constants do not change (a softmax
+    of shifted scores is another set of weights, and the proof takes any), and that of a product of
+    matrices, `products.matmul`.
+    """
+    weights, value, query, key = call.operands
+    pair = replace(
+        call,
+        operands=(weights, value),
+        operand_shapes=call.operand_shapes[:2],
+        magnitudes=call.magnitudes[:2],
+    )
+    plain = matmul(pair)
+    if call.norm != 2:
+        return plain if not plain.unbounded else call.unbounded(_UNBOUNDED.format(call.node.op))
+    scale = abs(call.node.number(4, "scale", 1.0)) * (1.0 + 32 * UNIT_ROUNDOFF)
+    rows = tuple(call.magnitudes[index].row for index in (2, 3, 1))
+    joint = _attention_bound((query, key, value), rows, call.node.shape[-2], scale)
+    best = min(plain, joint, key=lambda bound: bound.log)
+    return best if not best.unbounded else call.unbounded(_UNBOUNDED.format(call.node.op))
+
+
+def _evaluate_weighted(arguments: Arguments) -> Tensor:
+    weights, value = (arguments.value(argument) for argument in arguments.node.args[:2])
+    return weights @ value
+
+
+def _error_weighted(arguments: Arguments, errors: Sequence[Tensor | None]) -> Tensor:
+    weights, value = (arguments.value(argument) for argument in arguments.node.args[:2])
+    return error_of_matmul(weights, value, errors[0], errors[1])
+
+
+_UNBOUNDED = (
+    "{} has no constant unless its rows are bounded, for instance by a normalisation before it or "
+    "an input domain"
+)
+
+
+def _attention_bound(
+    constants: tuple[Upward, Upward, Upward],
+    rows: Sequence[Upward],
+    queries: int,
+    scale: float,
+) -> Upward:
+    """The bound of `attention`, of the constants and the largest rows of Q, K and V."""
+    query, key, value = rows
+    root = Upward.of(float(queries)).square_root()
+    half = Upward.of(queries / 2.0).square_root()
+    return (
+        value * key * scale * constants[0]
+        + value * query * scale * half * constants[1]
+        + root * constants[2]
+    )
+
+
 def _attention_supported(node: Node) -> str | None:
     operands = node.args[:3]
     if not all(isinstance(v, Reference) and v.kind == "node" for v in operands):
@@ -204,17 +275,7 @@ def attention(call: Call) -> Upward:
         return call.unbounded(f"{call.node.op} has a rule for the norm 2 only")
     features = call.operand_shapes[0][-1]
     scale = abs(_attention_scale(call.node, features)) * (1.0 + 4 * UNIT_ROUNDOFF)
-    query, key, value = (size.row for size in call.magnitudes[:3])
-    root = Upward.of(float(queries)).square_root()
-    half = Upward.of(queries / 2.0).square_root()
-    total = (
-        value * key * scale * call.operands[0]
-        + value * query * scale * half * call.operands[1]
-        + root * call.operands[2]
-    )
-    if total.unbounded:
-        return call.unbounded(
-            f"{call.node.op} has no constant unless its rows are bounded, for instance by a "
-            "normalisation before it or an input domain"
-        )
-    return total
+    first, second, third = call.operands[:3]
+    rows = tuple(size.row for size in call.magnitudes[:3])
+    total = _attention_bound((first, second, third), rows, queries, scale)
+    return total if not total.unbounded else call.unbounded(_UNBOUNDED.format(call.node.op))

@@ -39,6 +39,9 @@ EVALUATION_ROUNDOFFS = 32
 
 Constant = Callable[[Call], "Upward | float"]
 
+# Ops that apply a function to every entry by itself.
+POINTWISE: set[str] = set()
+
 
 def _pointwise(
     op: str,
@@ -92,6 +95,7 @@ def _pointwise(
         scaled = size.scaled(slope) if math.isfinite(slope) else Magnitude()
         return scaled.tightened(Magnitude(entry=largest))
 
+    POINTWISE.add(op)
     rule(
         op,
         supports=_one_activation,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lipfast.errors import ArgumentError, UnsupportedOpError
 from lipfast.plan.apply import call_op
-from lipfast.plan.graph import Argument, Constant, Node, Reference
+from lipfast.plan.graph import Argument, Constant, Node, Reference, error_name
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.upward import Upward
 
@@ -113,6 +113,12 @@ class Call:
             if argument.kind == "constant":
                 return self.constants[argument.name].tensor()
         raise ArgumentError(f"{self.node}: {argument} is not a parameter or a constant")
+
+    def rounding(self, argument: Argument) -> Tensor | None:
+        """Bound of the rounding errors of a parameter that is computed; None if it is exact."""
+        if isinstance(argument, Reference) and argument.kind == "parameter":
+            return self.parameters.get(error_name(argument.name))
+        return None
 
     def apply(self, x: Tensor) -> Tensor:
         """The op itself on one sample (*shape) in place of its first operand.

@@ -27,7 +27,7 @@ def _rows_kept(call: Call) -> Magnitude:
     """As `_same_entries`; rows stay rows where the last axis is not touched."""
     size, node = call.magnitudes[0], call.node
     last = len(call.operand_shapes[0])
-    kept = node.op == "aten.slice"
+    kept = node.op in ("aten.slice", "aten.flip", "aten.roll")  # the norm of a row has no order
     if node.op == "aten.permute":
         kept = node.dimensions(1, "dims")[-1] == last
     elif node.op == "aten.transpose":
@@ -184,7 +184,13 @@ def _gather_supported(node: Node) -> str | None:
     magnitude=lambda call: Magnitude(entry=call.magnitudes[0].entry),
     error=_moved_error,
 )
-@rule("aten.pad", "aten.constant_pad_nd", "aten.im2col", error=_padding_error)
+@rule(
+    "aten.pad",
+    "aten.constant_pad_nd",
+    error=_padding_error,
+    magnitude=lambda call: _padded_magnitude(call),  # noqa: PLW0108 (defined below)
+)
+@rule("aten.im2col", error=_padding_error)
 @rule(
     "aten.upsample_nearest1d",
     "aten.upsample_nearest2d",
@@ -206,6 +212,32 @@ def copies(call: Call) -> Upward:
     read = moved[(shifted - moved) == size].long().flatten()
     largest = int(torch.bincount(read).max()) if read.numel() else 0
     return call.input * power(largest, call.norm)
+
+
+def _evaluate_repeated(arguments: Arguments) -> Tensor:
+    x, same = (arguments.value(argument) for argument in arguments.node.args[:2])
+    return same.expand(x.shape[0], x.shape[1], *same.shape[2:])
+
+
+@rule(
+    "lipfast.repeated",
+    evaluate=_evaluate_repeated,
+    error=lambda arguments, errors, output: torch.zeros_like(output),
+    magnitude=lambda call: call.magnitudes[1],
+)
+def repeated(call: Call) -> Upward:
+    """0: a tensor that is the same for all samples, such as a class token."""
+    return Upward.of(0.0)
+
+
+def _padded_magnitude(call: Call) -> Magnitude:
+    """Zeros add nothing; other constants and copies count entry by entry."""
+    size, node = call.magnitudes[0], call.node
+    plain = node.op == "aten.constant_pad_nd"
+    if not plain and node.argument(2, "mode", "constant") != "constant":
+        return Magnitude(entry=size.entry)
+    value = abs(node.number(2 if plain else 3, "value", 0.0))
+    return size if value == 0.0 else Magnitude(entry=size.entry.maximum(Upward.of(value)))
 
 
 def _parts(node: Node) -> tuple[Argument, ...]:

@@ -168,7 +168,9 @@ class Architecture:
             ) from error
         # The same calls with other sizes: the plan that is there needs other shapes only.
         if calls is not None and calls in self._traced:
-            return resized(self._traced[calls], model)
+            other = resized(self._traced[calls], model)
+            if other is not None:
+                return other
         plan = Plan.trace(model, example)
         if calls is not None:
             self._traced[calls] = plan

@@ -1,0 +1,148 @@
+"""Matrix functions of parameters with proved bounds of their errors: what orthogonal maps need.
+
+Norms are Frobenius norms rounded up, which are submultiplicative and at least the norm 2. A bound
+of the norm of an error is a bound of each of its entries.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipfast.plan.running_errors import Value, rule
+from lipfast.rules.rounding import UNDERFLOW, UNIT_ROUNDOFF, gamma
+
+u = UNIT_ROUNDOFF
+_DEGREE = 18
+
+
+def _size(matrix: Tensor) -> float:
+    """Frobenius norm, rounded up."""
+    peak = float(matrix.abs().max()) if matrix.numel() else 0.0
+    if peak == 0.0 or not math.isfinite(peak):
+        return peak
+    length = float((matrix / peak).square().sum().sqrt())
+    return length * peak * (1.0 + 2 * gamma(matrix.numel() + 8)) + UNDERFLOW
+
+
+def _product_error(a: Tensor, b: Tensor) -> float:
+    """Of ``fl(A B)``: at most ``gamma_{k+2} || |A| |B| ||``."""
+    return gamma(a.shape[-1] + 2) * (1.0 + 4 * u) * _size(a) * _size(b) + UNDERFLOW
+
+
+def _spread(result: Tensor, bound: float) -> Value:
+    return Value(result, torch.full_like(result, bound))
+
+
+def _matrix(operand: object) -> Value:
+    assert isinstance(operand, Value)
+    if operand.tensor.dim() != 2:
+        return Value(torch.full((1, 1), math.nan, dtype=torch.float64))
+    return operand
+
+
+@rule("matrix_exp", "linalg_matrix_exp")
+def exponential(operands: Sequence[Any], options: Mapping[str, Any]) -> Value:
+    r"""``exp(A)`` by scaling, Taylor's series of degree 18 and squaring, with its error's norm.
+
+    $B = 2^{-s} A$ with $\|B\| \le 1/2$ (exact). The remainder is at most $2 \|B\|^{19}/19!$;
+    Horner's steps $T \leftarrow I + B T/k$ pass errors on by $\|B\|/k$; squarings
+    $X \leftarrow X^2$ by $2 \|X\|_2 + \delta$. An exactly skew matrix has an orthogonal
+    exponential, so that $\|X\|_2 \le 1 + \delta$; others take the Frobenius norm. An error E of A
+    moves the result by at most $\|E\| e^{\|E\|}$ times $e^{\|A\|}$ (1 for a skew A, when E is
+    skew too; not used).
+    """
+    value = _matrix(operands[0])
+    a = value.tensor
+    given = 0.0 if value.error is None else _size(value.error)
+    if not bool(torch.isfinite(a).all()):
+        return _spread(a, math.inf)
+    skew = given == 0.0 and bool((a == -a.mT).all())
+    norm = _size(a)
+    steps = max(0, math.frexp(norm)[1] + 1)
+    b = a * 2.0**-steps
+    small = norm * 2.0**-steps
+    identity = torch.eye(len(a), dtype=torch.float64)
+    result, error = identity.clone(), 0.0
+    for k in range(_DEGREE, 0, -1):
+        product = b @ result
+        local = _product_error(b, result) / k + 4 * u * (_size(product) / k + _size(result))
+        result = identity + product / k
+        error = (small * error / k + local + 2 * u * _size(result)) * (1.0 + 16 * u)
+    error += 2.0 * small**19 / math.factorial(19)
+    for _ in range(steps):
+        length = 1.0 + error if skew else _size(result)
+        local = _product_error(result, result)
+        result = result @ result
+        error = (2.0 * length * error + error * error + local) * (1.0 + 16 * u)
+    if given > 0.0:
+        # ||exp(A + E) - exp(A)|| <= ||E|| exp(||A|| + ||E||)
+        try:
+            error += given * math.exp(norm + given) * (1.0 + 64 * u)
+        except OverflowError:
+            error = math.inf
+    return _spread(result, error)
+
+
+@rule("linalg_solve")
+def solution(operands: Sequence[Any], options: Mapping[str, Any]) -> Value:
+    r"""``X = M^-1 B`` with an error proved afterwards.
+
+    With C an approximate inverse and $\alpha = \|I - C M\| < 1$:
+    $\|M^{-1} B - \hat X\| \le \|C (B - M \hat X)\| / (1 - \alpha)$, for all M and B within their
+    errors (Rump, Acta Numerica 19, 2010).
+    """
+    m, b = _matrix(operands[0]), _matrix(operands[1])
+    try:
+        found = torch.linalg.solve(m.tensor, b.tensor)
+        inverse = torch.linalg.inv(m.tensor)
+    except RuntimeError:  # singular
+        return _spread(torch.full_like(b.tensor, math.nan), math.inf)
+    given = 0.0 if m.error is None else _size(m.error)
+    right = 0.0 if b.error is None else _size(b.error)
+    reach, length = _size(inverse), _size(found)
+    identity = torch.eye(len(inverse), dtype=torch.float64)
+    defect = _size(identity - inverse @ m.tensor) * (1.0 + 4 * u)
+    alpha = defect + _product_error(inverse, m.tensor) + reach * given + 4 * u * len(inverse)
+    if not alpha < 0.5:
+        return _spread(found, math.inf)
+    residual = _size(b.tensor - m.tensor @ found) * (1.0 + 4 * u)
+    residual += _product_error(m.tensor, found) + given * length + right
+    residual += 2 * u * _size(b.tensor)
+    return _spread(found, reach * residual / (1.0 - alpha) * (1.0 + 64 * u))
+
+
+@rule("linalg_householder_product")
+def reflections(operands: Sequence[Any], options: Mapping[str, Any]) -> Value:
+    r"""The first columns of ``H_1 ... H_k``, ``H_i = I - tau_i v_i v_i^T``, with its error's norm.
+
+    $v_i$ has a 1 at i and the entries of A below. Reflections are applied from the last on:
+    $Y \leftarrow Y - (\tau v)(v^T Y)$, which passes an error of Y on by
+    $\|H\|_2 = \max(1, |1 - \tau \|v\|^2|)$ and adds that of $\tau$ and v, and its own rounding.
+    """
+    value, tau = _matrix(operands[0]), operands[1]
+    assert isinstance(tau, Value)
+    rows, columns = value.tensor.shape
+    result = torch.eye(rows, columns, dtype=torch.float64)
+    errors = torch.zeros_like(tau.tensor) if tau.error is None else tau.error
+    moved = torch.zeros_like(value.tensor) if value.error is None else value.error
+    error = 0.0
+    for index in range(len(tau.tensor) - 1, -1, -1):
+        v = value.tensor[:, index].clone()
+        v[:index], v[index] = 0.0, 1.0
+        t, off = float(tau.tensor[index]), float(errors[index])
+        length, shift = _size(v), _size(moved[index + 1 :, index])
+        turned, size = v @ result, _size(result)
+        step = (t * v)[:, None] * turned
+        # (v + e) (v + e)^T with |tau' - tau| <= off, against v v^T.
+        parameters = off * (length + shift) ** 2 + abs(t) * (2 * length * shift + shift**2)
+        rounding = abs(t) * length * length * size * (gamma(rows + 2) + 8 * u)
+        result = result - step
+        largest = max(1.0, abs(1.0 - t * length * length) * (1.0 + 8 * u) + 8 * u)
+        error = (largest + parameters) * error + parameters * size + rounding
+        error = (error + 2 * u * _size(result)) * (1.0 + 16 * u)
+    return _spread(result, error)

@@ -1,0 +1,138 @@
+"""Take apart what depends on the inputs and what parameters alone decide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from lipfast.errors import TraceError, UnsupportedOpError
+from lipfast.plan.computed import known, rounded
+from lipfast.plan.graph import Argument, Graph, Node, Reference, computed_name, substitute
+
+# Ops that put the number of samples in front of something that is the same for all of them.
+_REPEATING = frozenset(
+    {"aten.expand", "aten.full", "aten.ones", "aten.repeat", "aten.zeros", "aten.broadcast_to"}
+)
+REPEATED = "lipfast.repeated"
+# Rules that account for the rounding errors of a computed operand.
+_AFFINE = frozenset({"aten.linear", "lipfast.matmul", "aten.convolution"})
+
+
+def split_computed(
+    graph: Graph, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[Graph, tuple[Node, ...]]:
+    """Move nodes that depend on parameters and constants only out of the graph.
+
+    A tensor that is expanded over the samples (a class token) becomes ``lipfast.repeated`` of the
+    tensor for one sample.
+
+    Args:
+        graph: simplified, as traced.
+        shapes: of the nodes that do not depend on the number of samples.
+
+    Returns:
+        The graph, which refers to the others as computed parameters, and those, in order.
+
+    Raises:
+        TraceError: an output does not depend on the input.
+        UnsupportedOpError: an op on parameters cannot be evaluated with its rounding errors, or an
+            op of the graph does not account for them; all are listed.
+    """
+    moved, kept = _separate(graph, shapes)
+    names = {node.name for node in moved}
+    if names & set(graph.outputs):
+        raise TraceError("an output of the model does not depend on its input")
+    replaced: dict[str, Argument] = {
+        name: Reference("parameter", computed_name(name)) for name in names
+    }
+    nodes = [_with_arguments(node, replaced) for node in kept]
+    used = {ref.name for node in nodes for ref in node.references() if ref.kind == "parameter"}
+    computed = _needed(moved, used)
+    _require_known(computed, nodes)
+    return Graph(tuple(nodes), graph.outputs), computed
+
+
+def _with_arguments(node: Node, replaced: Mapping[str, Argument]) -> Node:
+    args = tuple(substitute(value, replaced) for value in node.args)
+    kwargs = tuple((key, substitute(value, replaced)) for key, value in node.kwargs)
+    return replace(node, args=args, kwargs=kwargs)
+
+
+def _separate(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[Node], list[Node]]:
+    """Nodes of parameters only, and the others."""
+    moved: list[Node] = []
+    kept: list[Node] = []
+    dependent: set[str] = set()
+    for node in graph.nodes:
+        active = node.op == "input" or any(
+            ref.kind == "node" and ref.name in dependent for ref in node.references()
+        )
+        repeated = None if active else _repeated(node, graph)
+        if repeated is not None:
+            moved.append(replace(repeated[0], shape=(1, *node.shape)))
+            kept.append(repeated[1])
+            dependent.add(node.name)
+        elif active:
+            kept.append(node)
+            dependent.add(node.name)
+        else:
+            moved.append(replace(node, shape=shapes.get(node.name, ())))
+    return moved, kept
+
+
+def _repeated(node: Node, graph: Graph) -> tuple[Node, Node] | None:
+    """What is the same for every sample, and its repetition, if the node is one."""
+    if node.op not in _REPEATING or not graph.inputs:
+        return None
+    position = 0 if node.op in ("aten.full", "aten.ones", "aten.zeros") else 1
+    sizes = node.args[position] if len(node.args) > position else None
+    if not isinstance(sizes, tuple) or not sizes or sizes[0] != Reference("batch"):
+        return None
+    one = (*node.args[:position], (1, *sizes[1:]), *node.args[position + 1 :])
+    inner = replace(node, name=f"{node.name}_once", args=one, shape=(1, *node.shape))
+    outer = Node(
+        node.name,
+        REPEATED,
+        (Reference("node", graph.inputs[0].name), Reference("node", inner.name)),
+        (),
+        node.shape,
+        node.module,
+    )
+    return inner, outer
+
+
+def _needed(moved: list[Node], used: set[str]) -> tuple[Node, ...]:
+    """The nodes that the graph needs, directly or not."""
+    wanted = {node.name for node in moved if computed_name(node.name) in used}
+    found: list[Node] = []
+    for node in reversed(moved):
+        if node.name in wanted:
+            found.append(node)
+            wanted.update(ref.name for ref in node.references() if ref.kind == "node")
+    return tuple(reversed(found))
+
+
+def _require_known(computed: tuple[Node, ...], nodes: list[Node]) -> None:
+    missing = [
+        (f"{node.op} (applied to parameters only)", node.module)
+        for node in computed
+        if not known(node.op) or any(ref.kind == "batch" for ref in node.references())
+    ]
+    inexact = {computed_name(name) for name in rounded(computed)}
+    missing += [
+        (f"{node.op} (of a tensor that is computed from parameters and rounded)", node.module)
+        for node in nodes
+        if any(ref.name in inexact for ref in node.references()) and not accounts_for_errors(node)
+    ]
+    if missing:
+        raise UnsupportedOpError(
+            missing,
+            "Bake the result into the state dict (for parametrizations: "
+            "torch.nn.utils.parametrize.remove_parametrizations).",
+        )
+
+
+def accounts_for_errors(node: Node) -> bool:
+    """Whether the bounds of a node hold although a parameter of it is rounded."""
+    sums = ("aten.add", "aten.sub", "aten.mul", REPEATED)
+    return node.op in _AFFINE or node.op.startswith("aten.conv") or node.op in sums

@@ -1,0 +1,266 @@
+"""Weights that a model computes from its parameters: never below, errors enclosed, many kinds."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from explicit import NORMS, check_enclosure, traced
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+import lipfast
+from lipfast.errors import NonFiniteError, StateDictError, TraceError, UnsupportedOpError
+from lipfast.plan.computed import evaluate_computed
+from lipfast.plan.graph import Node, Reference, error_name
+from lipfast.plan.plan import Plan
+
+
+class Symmetric(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.triu() + x.triu(1).mT
+
+
+class Positive(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.softplus(x) / (1.0 + torch.exp(-x).mean())
+
+
+def parametrised(rule: nn.Module) -> nn.Module:
+    layer = nn.Linear(4, 4)
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight", rule)
+    return layer
+
+
+def tall_orthogonal(kind: str) -> nn.Module:
+    return parametrizations.orthogonal(nn.Linear(5, 3), orthogonal_map=kind)
+
+
+LAYERS = {
+    "weight norm": (lambda: parametrizations.weight_norm(nn.Linear(5, 3)), (5,)),
+    "weight norm, whole": (lambda: parametrizations.weight_norm(nn.Linear(5, 3), dim=None), (5,)),
+    "weight norm, columns": (lambda: parametrizations.weight_norm(nn.Linear(5, 3), dim=1), (5,)),
+    "weight norm of a kernel": (
+        lambda: parametrizations.weight_norm(nn.Conv2d(2, 3, 3, padding=1)),
+        (2, 4, 4),
+    ),
+    "weight norm, transposed": (
+        lambda: parametrizations.weight_norm(nn.ConvTranspose1d(2, 3, 3), dim=1),
+        (2, 5),
+    ),
+    "spectral norm": (lambda: parametrizations.spectral_norm(nn.Linear(5, 3)), (5,)),
+    "spectral norm of a kernel": (
+        lambda: parametrizations.spectral_norm(nn.Conv2d(2, 3, 3)),
+        (2, 4, 4),
+    ),
+    "spectral norm by hooks": (lambda: nn.utils.spectral_norm(nn.Linear(5, 3)), (5,)),
+    "orthogonal": (lambda: tall_orthogonal("householder"), (5,)),
+    "orthogonal, exponential": (lambda: tall_orthogonal("matrix_exp"), (5,)),
+    "orthogonal, Cayley": (lambda: tall_orthogonal("cayley"), (5,)),
+    "symmetric": (lambda: parametrised(Symmetric()), (4,)),
+    "positive": (lambda: parametrised(Positive()), (4,)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_bounds_of_the_effective_weight(name: str) -> None:
+    make, shape = LAYERS[name]
+    torch.manual_seed(3)
+    model = nn.Sequential(make()).double().eval()  # type: ignore[operator]
+    plan = traced(model, shape)
+    assert [layer.name for layer in plan.layers] == ["0"]
+    size = math.prod(shape)
+    unit = torch.eye(size, dtype=torch.float64).reshape(size, *shape)
+    with torch.no_grad():
+        matrix = (model(unit) - model(torch.zeros_like(unit))).reshape(size, -1).T
+    x = torch.randn(4, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for norm in NORMS:
+        truth = float(torch.linalg.matrix_norm(matrix, norm))
+        bound = plan.upper(model.state_dict(), norm=norm)
+        assert bound.certified
+        loose = 2.0 if len(shape) > 1 and norm == 2 else 1.0  # a supremum over sizes
+        assert truth * (1 - 1e-13) <= bound.value <= truth * loose * (1 + 2e-6)
+        lower = plan.lower(model.state_dict(), x, norm=norm)
+        assert lower.certified
+        assert truth * (1 - 1e-6) <= lower.value <= bound.value
+    check_enclosure(plan, model, shape, 1e-11)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_errors_enclose_the_computation_in_higher_precision(name: str) -> None:
+    """float32 parameters, computed in float64: the module's own float64 result is within 2 e."""
+    make, shape = LAYERS[name]
+    torch.manual_seed(4)
+    model = make().eval()  # type: ignore[operator]
+    plan = Plan.trace(model, torch.zeros(2, *shape))
+    (layer,) = plan.layers
+    tensors = plan.resolve(model.state_dict())
+    weight, error = tensors[layer.parameter], tensors[error_name(layer.parameter)]
+    with torch.no_grad():
+        model.double()(torch.zeros(1, *shape, dtype=torch.float64))  # hooks compute the weight here
+        off = (model.weight - weight).abs()
+    assert error.shape == weight.shape
+    assert bool((off <= 2 * error + 1e-300).all())
+    assert (0 if name == "symmetric" else 1e-30) <= float(error.max()) < 1e-11
+
+
+def test_a_wrong_error_bound_would_be_seen() -> None:
+    """What rounding leaves between float64 and exact rational arithmetic is inside the bound."""
+    generator = torch.Generator().manual_seed(0)
+    v, g = torch.randn(6, 7, generator=generator), torch.randn(6, 1, generator=generator)
+    operands = (Reference("parameter", "v"), Reference("parameter", "g"), 0)
+    node = Node("w", "aten._weight_norm", operands, (), (6, 7))
+    found = evaluate_computed([node], {"v": v, "g": g}, {})
+    weight, error = found["computed:w"], found[error_name("computed:w")]
+    import mpmath  # noqa: PLC0415
+
+    with mpmath.workdps(50):
+        for row in range(6):
+            entries = [mpmath.mpf(float(entry)) for entry in v[row]]
+            length = mpmath.sqrt(sum(entry**2 for entry in entries))
+            for column, entry in enumerate(entries):
+                truth = mpmath.mpf(float(g[row, 0])) * entry / length
+                off = abs(truth - mpmath.mpf(float(weight[row, column])))
+                assert off <= mpmath.mpf(float(error[row, column]))
+    assert float(error.max()) < 1e-14
+
+
+def test_plans_with_computed_weights_are_saved_and_tracked(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(5, 3)), nn.ReLU()).eval()
+    plan = Plan.trace(model, torch.zeros(2, 5))
+    plan.save(tmp_path / "plan.json")
+    again = Plan.load(tmp_path / "plan.json")
+    assert again == plan and again.fingerprint == plan.fingerprint
+    assert "_weight_norm" in repr(plan)
+    state = model.state_dict()
+    first = plan.upper(state)
+    tracker = again.tracker()
+    assert tracker.upper(state).value == first.value
+    assert set(tracker.vectors) == {plan.layers[0].parameter}
+    bounds = lipfast.bounds(model, torch.randn(5, 5, generator=torch.Generator().manual_seed(0)))
+    assert 0 < bounds.lower.value <= bounds.upper.value
+    state["0.parametrizations.weight.original1"][0] = 0.0
+    with pytest.raises(NonFiniteError, match=r"module '0.*not finite"):
+        plan.upper(state)
+    del state["0.parametrizations.weight.original0"]
+    with pytest.raises(StateDictError, match="original0"):
+        plan.upper(state)
+
+
+def test_weight_norm_counts_in_a_network_with_batch_norm() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        parametrizations.weight_norm(nn.Conv2d(2, 3, 3)), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten()
+    ).eval()
+    plan = Plan.trace(model, torch.zeros(2, 2, 5, 5))
+    plain = nn.Sequential(nn.Conv2d(2, 3, 3), *list(model)[1:]).eval()
+    with torch.no_grad():
+        plain[0].weight.copy_(model[0].weight)
+        plain[0].bias.copy_(model[0].bias)
+    expected = Plan.trace(plain, torch.zeros(2, 2, 5, 5)).upper(plain.state_dict())
+    found = plan.upper(model.state_dict())
+    assert found.certified
+    assert found.value == pytest.approx(expected.value, rel=1e-2)
+
+
+class Token(nn.Module):
+    """A class token, positions, a large buffer that is not stored, and a table of indices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.token = nn.Parameter(torch.randn(1, 1, 6))
+        self.positions = nn.Parameter(torch.randn(1, 5, 6))
+        self.table = nn.Parameter(torch.randn(9, 2))
+        self.register_buffer("index", torch.randint(0, 9, (25,)))
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.positions
+        bias = self.table[self.index].view(5, 5, 2).permute(2, 0, 1)[0]
+        zeros = x.new_zeros(x.shape[0], 1, 6)
+        weights = bias @ torch.cat([x[:, 1:], zeros], 1)
+        return self.head(weights[:, 0])
+
+
+def test_class_tokens_tables_and_zeros_per_sample(tmp_path: Path) -> None:
+    model = Token().double().eval()
+    plan = traced(model, (4, 6))
+    bound = plan.upper(model.state_dict())
+    assert bound.certified and math.isfinite(bound.value)
+    check_enclosure(plan, model, (4, 6), 1e-12)
+    x = torch.randn(6, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    lower = plan.lower(model.state_dict(), x)
+    assert lower.certified and 0 < lower.value <= bound.value
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json").upper(model.state_dict()).value == bound.value
+    single = Token().eval()
+    assert lipfast.bounds(single, x.float()).upper.certified
+
+
+class Windows(nn.Module):
+    """Attention in shifted windows: samples and windows share the first dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.norm, self.qkv, self.out = nn.LayerNorm(6), nn.Linear(6, 18), nn.Linear(6, 6)
+        self.table = nn.Parameter(torch.randn(2, 4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, h, w, c = x.shape
+        y = torch.roll(self.norm(x), (-1, -1), (1, 2))
+        y = y.view(b, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, c)
+        q, k, v = self.qkv(y).reshape(y.shape[0], 4, 3, 2, 3).permute(2, 0, 3, 1, 4)
+        scores = (q * 3**-0.5) @ k.transpose(-2, -1) + self.table
+        mask = x.new_zeros(h // 2 * (w // 2), 4, 4)
+        mask[:, 0, 1] = -100.0
+        scores = scores.view(b, -1, 2, 4, 4) + mask.unsqueeze(1)
+        y = (scores.view(-1, 2, 4, 4).softmax(-1) @ v).transpose(1, 2).reshape(-1, 4, c)
+        y = self.out(y).view(b, h // 2, w // 2, 2, 2, c).permute(0, 1, 3, 2, 4, 5)
+        return x + torch.roll(y.reshape(b, h, w, c), (1, 1), (1, 2))
+
+
+def test_attention_in_windows_is_finite_and_never_below() -> None:
+    model = Windows().double().eval()
+    plan = traced(model, (4, 4, 6))
+    assert "lipfast.weighted_rows" in [node.op for node in plan.graph.nodes]
+    bound = plan.upper(model.state_dict())
+    assert bound.certified and math.isfinite(bound.value)
+    check_enclosure(plan, model, (4, 4, 6), 1e-11)
+    x = torch.randn(40, 4, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    for scale in (1e-3, 0.1, 1.0):
+        for step in (1e-4, 0.3):
+            a, b = scale * x, scale * (x + step * x.flip(0))
+            with torch.no_grad():
+                change = (model(a) - model(b)).flatten(1).norm(dim=1)
+            quotient = change / (a - b).flatten(1).norm(dim=1)
+            assert float(quotient.max()) <= bound.value
+    lower = plan.lower(model.state_dict(), 1e-3 * x[:3])
+    assert lower.certified and 1 < lower.value <= bound.value
+
+
+def test_parts_of_samples_that_may_mix_are_refused() -> None:
+    class Mixing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.reshape(-1, 2).roll(1, 0).reshape(x.shape)
+
+    with pytest.raises((UnsupportedOpError, TraceError), match=r"samples"):
+        Plan.trace(Mixing(), torch.zeros(2, 4))
+
+
+def test_ops_on_parameters_that_are_not_known_are_all_listed() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ torch.lgamma(self.weight) + torch.erfinv(self.weight)[0]
+
+    with pytest.raises(UnsupportedOpError, match="remove_parametrizations") as raised:
+        Plan.trace(Odd(), torch.zeros(2, 3))
+    assert len(raised.value.ops) == 2
