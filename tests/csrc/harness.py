@@ -91,7 +91,9 @@ def build_programs(folder: Path, kernels: Path) -> dict[str, Path]:
 def fingerprint() -> str:
     """Of everything that the program is compiled from."""
     digest = hashlib.sha256(repr((FLAGS, COMMON, compiler())).encode())
-    for path in sorted([*KERNELS.rglob("*"), *HERE.glob("*.cpp"), *HERE.glob("*.h")]):
+    for path in sorted(
+        [*KERNELS.rglob("*"), *HERE.glob("*.cpp"), *HERE.glob("*.h"), HERE / "mutations.py"]
+    ):
         if path.is_file():
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

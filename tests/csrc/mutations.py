@@ -11,15 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-# Comparisons of numbers that are not indices.
-_NOT_INDICES = re.compile(
-    r"\b(a|b|value|pivot|magnitude|trace|scaled|largest|start_size|high|error|next|squares) < "
-)
-
 
 @dataclass(frozen=True)
 class Mutation:
-    """One change. `kind`: barrier, copy, mask, distance, beyond or short."""
+    """One change. `kind`: barrier, copy, mask or distance (of a shuffle)."""
 
     number: int
     file: str
@@ -84,11 +79,4 @@ def _plant_line(line: str, file: str, number: int, found: list[Mutation]) -> str
         lambda match, n: f"{match[1]}(mutant({n}) ? 0x0000FFFFu : kAllLanes)",
     )
     each(r"lanes > 0;", "distance", lambda match, n: f"lanes > (mutant({n}) ? 1 : 0);")
-    if not _NOT_INDICES.search(code):
-        each(r" (<|>=) (?=[\w(])", "beyond", lambda match, n: f" - mutant({n}) {match[1]} ")
-        each(
-            r" - mutant\(\d+\) (<|>=) ",
-            "short",
-            lambda match, n: match[0].replace(f" {match[1]} ", f" + mutant({n}) {match[1]} "),
-        )
     return code
