@@ -24,6 +24,8 @@ MODELS = {
     "no parameters": lambda: nn.Softmax(dim=1),
 }
 
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+
 
 def explicit(model: nn.Module, x: Tensor) -> Tensor:
     rows = [torch.autograd.functional.jacobian(model, sample[None]).flatten(1) for sample in x]
@@ -46,6 +48,19 @@ def test_against_explicit_jacobians(name: str, norm: float) -> None:
     assert model.training
     reference = torch.linalg.matrix_norm(explicit(model.double().eval(), x.double()), norm)
     torch.testing.assert_close(result.double(), reference, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("outputs", [1, 2, 10, 63, 64, 65, 128, 1000])
+@pytest.mark.parametrize("inputs", [20, 90])
+def test_one_to_a_thousand_outputs(inputs: int, outputs: int, dtype: torch.dtype) -> None:
+    """By whichever method is chosen: the fused op, rows or Lanczos."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(inputs, 37), nn.Tanh(), nn.Linear(37, outputs)).to(dtype)
+    x = samples(3, inputs).to(dtype)
+    result = jacobian_norms(model, x).double()
+    truth = torch.linalg.matrix_norm(explicit(model.double(), x.double()), 2)
+    assert float((result / truth - 1).abs().max()) <= TOLERANCE[dtype]
 
 
 def test_buffers_and_generators_are_left_alone() -> None:

@@ -60,14 +60,39 @@ void sort_terms(const ImageShape& units, int64_t groups, const Selection<T>& sel
   begin[0] = 0;
 }
 
-// Units with a derivative other than zero. Returns how many.
+#if LIPFAST_VECTOR_BYTES == 64
+LIPFAST_INLINE uint32_t lanes_active(const float* factors, uint32_t valid) {
+  const __m512 values = _mm512_maskz_loadu_ps(static_cast<__mmask16>(valid), factors);
+  return _mm512_cmp_ps_mask(values, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+}
+LIPFAST_INLINE uint32_t lanes_active(const double* factors, uint32_t valid) {
+  const __m512d zero = _mm512_setzero_pd(), low = _mm512_maskz_loadu_pd(static_cast<__mmask8>(valid), factors),
+                high = _mm512_maskz_loadu_pd(static_cast<__mmask8>(valid >> 8), factors + 8);
+  const uint32_t above = _mm512_cmp_pd_mask(high, zero, _CMP_NEQ_UQ);
+  return _mm512_cmp_pd_mask(low, zero, _CMP_NEQ_UQ) | above << 8;
+}
+#endif
+
+// Units with a derivative other than zero. Returns how many; writes whole vectors, up to round_up(units, kIndices).
+// One by one this takes as long as a tenth of the products of a narrow network.
 template <class T>
 int64_t find_active(const T* factors, int64_t units, int32_t* active) {
   int64_t count = 0;
+#if LIPFAST_VECTOR_BYTES == 64
+  __m512i indices = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  for (int64_t i = 0; i < units; i += kIndices) {
+    const uint32_t valid = units - i < kIndices ? (1u << (units - i)) - 1 : 0xffff,
+                   lanes = lanes_active(factors + i, valid);
+    _mm512_storeu_si512(active + count, _mm512_maskz_compress_epi32(static_cast<__mmask16>(lanes), indices));
+    count += __builtin_popcount(lanes);
+    indices = _mm512_add_epi32(indices, _mm512_set1_epi32(kIndices));
+  }
+#else
   for (int64_t i = 0; i < units; ++i) {
     active[count] = static_cast<int32_t>(i);
     count += factors[i] != 0;
   }
+#endif
   return count;
 }
 

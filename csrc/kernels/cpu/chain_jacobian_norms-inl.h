@@ -6,6 +6,7 @@
 #include "symmetric_top-inl.h"
 #include "reduce-inl.h"
 #include "panel_product-inl.h"
+#include "elementary-inl.h"
 #include "chain_activations-inl.h"
 #include "gram-inl.h"
 #include "cholesky-inl.h"

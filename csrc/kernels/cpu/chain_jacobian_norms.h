@@ -7,7 +7,8 @@
 // time. Nothing of size B x K x n is written; units with derivative zero, or that a max pool passes over, are skipped.
 //
 // Types        float32 or float64 for x, weights, products and results; the reduction accumulates in float64.
-// Error        that of a forward pass and of S products in the type: about n eps elementwise. Where rounding carries a
+// Error        that of a forward pass and of S products in the type: about n eps elementwise; activations and their
+//              derivatives to a few eps, where they decay like e^-t to a few (1 + t) eps. Where rounding carries a
 //              unit over a kink, or changes a maximum, the Jacobian of the neighbouring linear region is taken.
 // Conventions  autograd's: derivative 0 at both ends of a clipped range (so relu'(0) = 0), slope or alpha at 0 for
 //              LeakyReLU and ELU, the first of equal maxima.

@@ -253,7 +253,8 @@ int64_t ChainBuffers<T>::place(const ChainParams& p, char* base) {
     pooled = pooled || each.pooled;
     if (each.map == nullptr || !has_weight(*each.map)) continue;
     most_terms = larger(most_terms, forward_terms(*each.map));
-    if (each.map->kind == StageKind::kLinear) most_units = larger(most_units, each.map->out.channels);
+    if (each.map->kind == StageKind::kLinear)
+      most_units = larger(most_units, round_up(each.map->out.channels, kIndices));
     most_buckets = larger(most_buckets, each.out.height * each.out.width * each.map->groups);
     most_padded = larger(most_padded, padded_size(*each.map));
   }
