@@ -124,13 +124,12 @@ class StackedNetworks:
     def _linear(self, name: str, x: Tensor) -> Tensor:
         weight, bias = self.parameters[f"{name}.weight"], self.parameters.get(f"{name}.bias")
         if x.dim() == 3:
-            product = torch.bmm(weight, x) if bias is None else torch.baddbmm(bias, weight, x)
+            product = torch.bmm(weight, x)
         else:
             # All networks see the same samples: one product of all their rows.
-            rows = weight.flatten(0, 1)
-            product = rows @ x if bias is None else torch.addmm(bias.flatten(0, 1), rows, x)
-            product = product.reshape(*weight.shape[:2], -1)
-        return product
+            product = (weight.flatten(0, 1) @ x).view(*weight.shape[:2], -1)
+        # In place: (b)addbmm first copies the bias to every column, which costs half a product.
+        return product if bias is None else product.add_(bias)
 
     def forward(self, x: Tensor, *, training: bool = False) -> Tensor:
         """Evaluate all networks.
@@ -146,6 +145,8 @@ class StackedNetworks:
         for name, module in self._modules:
             if isinstance(module, nn.Linear):
                 hidden = self._linear(name, hidden)
+            elif isinstance(module, nn.ReLU):
+                hidden = hidden.relu_()
             elif isinstance(module, nn.Softmax):
                 hidden = hidden.softmax(dim=1)  # samples are columns here, rows in the module
             elif isinstance(module, SeededDropout):
