@@ -294,7 +294,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(_EXIT_USAGE if isinstance(error, ValueError) else _EXIT_FAILED)
     except ModuleNotFoundError as error:
-        if error.name not in {"matplotlib", "mnist1d", "tomli"}:
+        if error.name not in {"matplotlib", "mlxtend", "mnist1d", "PIL", "sklearn", "tomli"}:
             raise
         print(
             f"error: {error.name} is not installed; run: pip install 'lipfast[experiments]'",
