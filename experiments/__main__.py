@@ -224,14 +224,22 @@ def _print_training(summary: TrainingSummary) -> None:
         print(f"diverged (NaN or infinite, left out): {', '.join(summary.diverged)}")
 
 
+def _is_plain(study: Study) -> bool:
+    """Whether the study is one sweep over widths that all end at the same step, on MNIST1D."""
+    if len(study.sweeps) != 1 or study.uses:
+        return False
+    (config,) = study.sweeps
+    plain = (config.model, config.data) == ("fcn", "mnist1d") and not config.stops_early
+    return plain and len(config.widths) > 1
+
+
 def _show(config: SweepConfig, folder: SweepFolder) -> None:
     """Print the table of a sweep over widths, draw its figures, say where the peaks are."""
     table = _read_scores(folder)
     summary = summarise(table)
     _print_table(summary)
-    if len(summary.widths) > 1:
-        _draw(config, folder, table)
-        _print_peaks(summary)
+    _draw(config, folder, table)
+    _print_peaks(summary)
 
 
 def _train_score_draw(study: Study, sweeps: list[tuple[SweepConfig, SweepFolder]]) -> int:
@@ -243,7 +251,7 @@ def _train_score_draw(study: Study, sweeps: list[tuple[SweepConfig, SweepFolder]
     started = time.perf_counter()
     failures = sum(_score(config, folder) for config, folder in sweeps)
     print(f"scored in {time.perf_counter() - started:.1f} s")
-    if len(study.sweeps) == 1:
+    if _is_plain(study):
         _show(study.sweeps[0], sweeps[-1][1])
     if failures:
         print(
@@ -353,7 +361,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(_EXIT_USAGE if isinstance(error, ValueError) else _EXIT_FAILED)
     except ModuleNotFoundError as error:
-        if error.name not in {"matplotlib", "mnist1d", "tomli"}:
+        if error.name not in {"matplotlib", "mlxtend", "mnist1d", "PIL", "sklearn", "tomli"}:
             raise
         print(
             f"error: {error.name} is not installed; run: pip install 'lipfast[experiments]'",

@@ -13,9 +13,17 @@ from experiments.checkpoints import checkpoint_name, read_metadata, write_checkp
 from experiments.config import ConfigError, SweepConfig
 from experiments.data import ClassificationData
 from experiments.models import fcn
-from experiments.sweep import SweepFolder, finished, open_sweep, run_name, train_sweep
+from experiments.runs import load_model, runs
+from experiments.sweep import (
+    SweepFolder,
+    finished,
+    open_sweep,
+    read_metrics,
+    run_name,
+    train_sweep,
+)
 from experiments.train import LogRow, Network, initial_state, train_group
-from lipfast.errors import LipfastError
+from lipfast.errors import LipfastError, StoreError
 
 MakeConfig = Callable[..., SweepConfig]
 
@@ -97,10 +105,16 @@ def test_a_second_run_does_nothing(
     assert quick_data == [24]
 
 
+@pytest.mark.parametrize("lost", [False, True])
 @pytest.mark.parametrize("kill_after", [1, 7, 13, 17])
 def test_resuming_after_a_kill_gives_the_same_checkpoints(
-    tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, kill_after: int
+    tmp_path: Path,
+    make_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    kill_after: int,
+    lost: bool,
 ) -> None:
+    monkeypatch.setattr("experiments.train.resume._SAVE_SECONDS", 0.0)
     config = make_config(optimizer="adam", batch_size=7)
     whole = open_sweep(config, tmp_path / "whole")
     train_sweep(config, whole)
@@ -120,8 +134,14 @@ def test_resuming_after_a_kill_gives_the_same_checkpoints(
         with pytest.raises(KeyboardInterrupt):
             train_sweep(config, killed)
     assert len(_content(killed)) == kill_after
+    if lost:
+        # A checkpoint before the saved state is gone: going on from there would not bring it back.
+        (killed.run(Network(3, 0)) / checkpoint_name(0)).unlink()
     train_sweep(config, open_sweep(config, tmp_path / "killed"))
     _assert_same(whole, killed)
+    assert list(killed.resume.iterdir()) == []
+    # As text: NaN is equal to itself.
+    assert repr(read_metrics(killed).to_pylist()) == repr(read_metrics(whole).to_pylist())
     assert list(killed.root.rglob("*.tmp")) == []
 
 
@@ -236,3 +256,26 @@ def test_progress_lines_when_stderr_is_no_terminal(capsys: pytest.CaptureFixture
         "training: 25%",
         "training: 50%",
     ]
+
+
+def test_logs_and_runs_are_read_back(tmp_path: Path, make_config: MakeConfig) -> None:
+    config = make_config(log_points=4, path_length=True)
+    folder = open_sweep(config, tmp_path)
+    train_sweep(config, folder)
+    table = read_metrics(folder)
+    assert table.num_rows == 6 * len(config.logged_steps)
+    assert table["step"].to_pylist()[: len(config.logged_steps)] == list(config.logged_steps)
+    assert table["path_length"][-1].as_py() >= table["distance"][-1].as_py() > 0
+    found = runs(folder)
+    assert [(run.width, run.seed) for run in found] == [(w, s) for w in (3, 5, 8) for s in (0, 1)]
+    assert {(run.status, run.stopped, run.last_step) for run in found} == {("ok", "steps", 6)}
+    model = load_model(folder, found[-1])
+    state = load_file(folder.run(Network(8, 1)) / checkpoint_name(6))
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in state.items())
+    with pytest.raises(StoreError, match="no checkpoint at step 4"):
+        load_model(folder, found[0], 4)
+    with pytest.raises(StoreError, match="run the study first"):
+        runs(SweepFolder(tmp_path / "nothing"))
+    next(folder.metrics.iterdir()).write_bytes(b"PAR1")
+    with pytest.raises(StoreError, match="a log is damaged"):
+        read_metrics(folder)
