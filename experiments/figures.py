@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
-from numpy.typing import NDArray
+from matplotlib.ticker import FuncFormatter
 
 from experiments.analysis import (
     WidthSummary,
@@ -23,101 +20,35 @@ from experiments.analysis import (
     summarise,
 )
 from experiments.config import SweepConfig
+from experiments.drawing import (
+    BOUNDS,
+    STYLE,
+    TEST_LOSS,
+    TRAIN_LOSS,
+    Curve,
+    mark_vertical,
+    plot_curve,
+    ring,
+    value_axis,
+    width_axis,
+)
 
-_STYLE: Any = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "0.9",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 5,
-    "pdf.fonttype": 42,
-}
-
-
-@dataclass(frozen=True)
-class _Curve:
-    """How a quantity is drawn. The colours are those of Okabe and Ito (2008)."""
-
-    label: str
-    colour: str
-    marker: str
-    line: str = "-"
-
-
-_TEST_LOSS = {"test_loss": _Curve("test loss", "#D55E00", "o")}
-_TRAIN_LOSS = {"train_loss": _Curve("training loss", "#CC79A7", "s", "--")}
-_BOUNDS = {
-    "upper": _Curve("upper bound", "#000000", "v"),
-    "lower": _Curve("lower bound", "#0072B2", "^"),
-    "mean": _Curve("mean Jacobian norm", "#009E73", "D", "--"),
-}
+_TEST_LOSS = {"test_loss": TEST_LOSS}
+_TRAIN_LOSS = {"train_loss": TRAIN_LOSS}
 _WIDTH_COLOURS = ("#E69F00", "#D55E00", "#009E73", "#0072B2")
 _WIDTH_MARKERS = ("o", "s", "^", "D")
 
 
-def _band(
-    mean: NDArray[np.float64], std: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    # The lower edge stays positive: the axis is logarithmic.
-    return np.maximum(mean - std, mean / 10), mean + std
-
-
-def _draw_curves(axes: Axes, summary: WidthSummary, curves: dict[str, _Curve]) -> None:
+def _draw_curves(axes: Axes, summary: WidthSummary, curves: dict[str, Curve]) -> None:
     for name, curve in curves.items():
-        mean, std = summary.mean[name], summary.std[name]
-        axes.plot(
-            summary.widths,
-            mean,
-            color=curve.colour,
-            marker=curve.marker,
-            linestyle=curve.line,
-            label=curve.label,
-            markeredgecolor="white",
-            markeredgewidth=0.6,
-        )
-        axes.fill_between(
-            summary.widths, *_band(mean, std), color=curve.colour, alpha=0.18, linewidth=0
-        )
+        plot_curve(axes, summary.widths, summary.mean[name], summary.std[name], curve)
 
 
 def _ring_peak(axes: Axes, summary: WidthSummary, names: Sequence[str]) -> None:
     peaks = peak_widths(summary, names)
     for name, width in peaks.items():
         value = summary.mean[name][summary.widths == width]
-        axes.plot(
-            [width], value, "o", markersize=12, markerfacecolor="none", markeredgecolor="0.35"
-        )
-
-
-def _width_axis(axes: Axes, widths: NDArray[np.int64]) -> None:
-    axes.set_xscale("log", base=2)
-    # Widths one octave apart are labelled, so that labels never touch.
-    labelled: list[int] = []
-    for width in widths:
-        if not labelled or width >= 1.9 * labelled[-1]:
-            labelled.append(int(width))
-    axes.xaxis.set_major_locator(FixedLocator(labelled))
-    axes.xaxis.set_minor_locator(FixedLocator(widths.tolist()))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
-    axes.set_xlabel("width (hidden units)")
-
-
-def _value_axis(axes: Axes) -> None:
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
-def _mark_threshold(axes: Axes, threshold: int | None) -> None:
-    if threshold is not None:
-        axes.axvline(threshold, color="0.35", linestyle=(0, (2, 2)), linewidth=1.3, zorder=0.9)
+        ring(axes, width, float(value[0]))
 
 
 def _caption(summary: WidthSummary, config: SweepConfig, threshold: int | None) -> str:
@@ -145,7 +76,7 @@ def double_descent_figure(summary: WidthSummary, config: SweepConfig) -> Figure:
         config: of the sweep; it defines the threshold.
     """
     threshold = interpolation_threshold(summary, config)
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(10, 4.8), layout="constrained")
         panels = figure.subplot_mosaic(
             [["test", "bounds"], ["train", "bounds"]], width_ratios=[1, 1.25]
@@ -153,13 +84,13 @@ def double_descent_figure(summary: WidthSummary, config: SweepConfig) -> Figure:
         for name, curves, peaks in (
             ("test", _TEST_LOSS, ("test_loss",)),
             ("train", _TRAIN_LOSS, ()),
-            ("bounds", _BOUNDS, ("upper", "lower")),
+            ("bounds", BOUNDS, ("upper", "lower")),
         ):
             axes = panels[name]
             _draw_curves(axes, summary, curves)
-            _width_axis(axes, summary.widths)
-            _value_axis(axes)
-            _mark_threshold(axes, threshold)
+            width_axis(axes, summary.widths.tolist())
+            value_axis(axes)
+            mark_vertical(axes, threshold)
             _ring_peak(axes, summary, peaks)
         panels["test"].set_xlabel("")
         panels["test"].set_ylabel("test loss")
@@ -187,7 +118,7 @@ def training_figure(table: pa.Table) -> Figure:
     """
     rows = scored_rows(table)
     chosen = _chosen_widths(summarise(table))
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(10, 3.8), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
         titles = {"upper": "Upper bound", "lower": "Lower bound (largest Jacobian norm)"}
@@ -209,7 +140,7 @@ def training_figure(table: pa.Table) -> Figure:
             axes.set_xscale("symlog", linthresh=1)
             axes.set_xlim(left=0)
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            _value_axis(axes)
+            value_axis(axes)
             axes.set_xlabel("training step")
             axes.set_title(title)
         panels[0].set_ylabel("Lipschitz constant (2-norm)")
