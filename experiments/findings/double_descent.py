@@ -1,0 +1,179 @@
+"""C1 to C4: test loss and bounds against width."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.analysis.double_descent import find_peak
+from experiments.analysis.peaks import PeakAlignment, peak_alignment
+from experiments.drawing import (
+    BOUNDS,
+    TEST_LOSS,
+    TRAIN_LOSS,
+    mark_vertical,
+    plot_curve,
+    ring,
+    value_axis,
+    width_axis,
+)
+from experiments.findings.common import LIPSCHITZ, last_rows, number, panels, styled
+from experiments.findings.finding import Check, Finding, Outcome
+from experiments.results import Results, Rows
+
+_NAMES = {
+    "test_loss": "test loss",
+    "lower": "lower bound",
+    "upper": "upper bound",
+    "mean": "mean Jacobian norm",
+    "path_length": "path length",
+}
+
+
+def fitting_width(rows: Rows) -> int | None:
+    """The smallest width from which on every run fits its training labels, if there is one."""
+    widths = rows.values("width")
+    fits = [bool((rows.where(width=width)["train_error"] == 0).all()) for width in widths]
+    for place in range(len(widths)):
+        if all(fits[place:]):
+            return int(widths[place])
+    return None
+
+
+def finite_widths(rows: Rows, names: Sequence[str]) -> Rows:
+    """Leave out widths at which a quantity is not finite for any run."""
+    kept = [
+        width
+        for width in rows.values("width")
+        if all(np.isfinite(rows.where(width=width)[name]).any() for name in names)
+    ]
+    return rows.keep(np.isin(rows["width"], kept))
+
+
+def peak_check(rows: Rows, name: str, paper: str) -> Check:
+    """Whether a quantity rises to a peak inside the range of widths and falls again."""
+    line = rows.average("width", name)
+    peak = find_peak(line.mean)
+    return Check(
+        f"{_NAMES[name]} peaks inside the range of widths, at least 1.1x above both sides",
+        paper,
+        f"peak at width {line.x[peak.index]:g}: {number(peak.rise)}x above the lowest point "
+        f"before, {number(peak.fall)}x above the lowest after",
+        peak.visible(),
+    )
+
+
+def align(rows: Rows, name: str, reference: str = "test_loss") -> PeakAlignment:
+    """Alignment of a quantity's peak with that of the test loss."""
+    rows = finite_widths(rows, (reference, name))
+    widths, first = rows.by_seed("width", reference)
+    _, second = rows.by_seed("width", name)
+    return peak_alignment(widths, first, second)
+
+
+def alignment_check(rows: Rows, name: str, paper: str = "same width") -> Check:
+    """Whether a quantity peaks at the width of the test loss or next to it."""
+    found = align(rows, name)
+    return Check(
+        f"{_NAMES[name]} peaks at the width of the test loss or a neighbouring one",
+        paper,
+        f"width {found.width} against {found.reference}: {found.octaves:+.2f} octaves, "
+        f"{found.confidence:.0%} bootstrap interval over {found.seeds} seeds "
+        f"[{found.low:+.2f}, {found.high:+.2f}]",
+        found.aligned,
+    )
+
+
+def evaluate_widths(results: Results) -> Outcome:
+    """Peaks of test loss and bounds, and their alignment."""
+    rows = results.rows
+    bounds = [name for name in ("lower", "upper") if np.isfinite(rows[name]).all()]
+    checks = [peak_check(rows, name, "visible") for name in ("test_loss", *bounds)]
+    checks += [alignment_check(rows, name) for name in bounds]
+    found = {name: align(rows, name) for name in bounds}
+    peaks = ", ".join(f"{_NAMES[name]} {alignment.width}" for name, alignment in found.items())
+    fits = fitting_width(rows)
+    notes = [
+        f"Every run fits its training labels from width {fits} on."
+        if fits is not None
+        else "No width of the sweep fits all training labels with every seed."
+    ]
+    if len(bounds) < 2:
+        notes.append("The upper bound is infinite: attention has no global Lipschitz constant.")
+    mean = align(rows, "mean")
+    notes.append(f"The mean Jacobian norm peaks at width {mean.width}.")
+    reference = next(iter(found.values())).reference
+    return Outcome(tuple(checks), f"peak widths: test loss {reference}, {peaks}", tuple(notes))
+
+
+def draw_widths(results: Results, label: str = "width (hidden units)") -> Figure:
+    """Losses and bounds against width, peaks ringed, the fitting width dashed."""
+    rows = results.rows
+    widths = rows.values("width")
+    fits = fitting_width(rows)
+    with styled():
+        figure, (losses, bounds) = panels(2)
+        for axes, curves in (
+            (losses, {"test_loss": TEST_LOSS, "train_loss": TRAIN_LOSS}),
+            (bounds, BOUNDS),
+        ):
+            for name, curve in curves.items():
+                if not np.isfinite(rows[name]).all():
+                    continue
+                line = rows.average("width", name)
+                plot_curve(axes, line.x, line.mean, line.std, curve)
+                if name in {"test_loss", "lower", "upper"}:
+                    top = int(np.argmax(line.mean))
+                    ring(axes, line.x[top], line.mean[top])
+            width_axis(axes, widths, label)
+            value_axis(axes)
+            mark_vertical(axes, fits)
+            axes.legend()
+        losses.set_ylabel("loss")
+        bounds.set_ylabel(LIPSCHITZ)
+    return figure
+
+
+def _study(
+    identifier: str, name: str, title: str, source: str, label: str = "width (hidden units)"
+) -> Finding:
+    return Finding(
+        identifier,
+        name,
+        title,
+        "Do both bounds show the double descent of the test loss when the network grows?",
+        source,
+        last_rows,
+        evaluate_widths,
+        lambda results: draw_widths(results, label),
+    )
+
+
+C1 = _study(
+    "C1",
+    "C1-width-fcn-ce",
+    "Width of a fully connected network, cross-entropy",
+    "appendix 3.9, figure 22",
+)
+C2 = _study(
+    "C2",
+    "C2-width-fcn-mse",
+    "Width of a fully connected network, squared error",
+    "appendix 3.9, figure 23",
+)
+C3 = _study(
+    "C3",
+    "C3-width-cnn",
+    "Width of a convolutional network, label noise",
+    "section 4, figure 5; appendix 3.9, figures 24 and 25",
+    "width (channels of the first layer)",
+)
+C4 = _study(
+    "C4",
+    "C4-width-vit",
+    "Width of a vision transformer",
+    "appendix 3.9, figure 26",
+    "width (embedding dimension)",
+)

@@ -1,0 +1,229 @@
+"""F2, X1, X2, X3: optimisers, learning rates, batch sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.analysis.power_law import fit_power_law
+from experiments.analysis.rank import rank_correlation
+from experiments.drawing import BOUNDS, TEST_LOSS, Curve, plot_curve, value_axis
+from experiments.findings.common import (
+    LIPSCHITZ,
+    all_rows,
+    draw_final_bounds,
+    draw_variants_over_time,
+    final_means,
+    last_rows,
+    number,
+    panels,
+    styled,
+    variants,
+)
+from experiments.findings.finding import Check, Finding, Outcome
+from experiments.findings.sources import Sources
+from experiments.results import Results
+
+_QUANTITIES = ("lower", "upper", "path_length")
+
+
+def _evaluate_optimisers(results: Results) -> Outcome:
+    rows = results.rows
+    sgd, adam = (final_means(rows.where(variant=v), _QUANTITIES) for v in ("sgd", "adam"))
+    ratios = {name: adam[name] / sgd[name] for name in _QUANTITIES}
+    trained = rows.keep((rows["step"] > 0) & np.isfinite(rows["path_length"]))
+    correlation = rank_correlation(trained["path_length"], trained["lower"])
+    words = {"lower": "lower bound", "upper": "upper bound", "path_length": "path length"}
+    checks = [
+        Check(
+            f"after as many epochs the {words[name]} is at least twice as large with Adam",
+            "escalates dramatically" if name != "path_length" else "travels farther",
+            f"{number(adam[name])} against {number(sgd[name])}: {number(ratios[name])}x",
+            ratios[name] >= 2,
+        )
+        for name in _QUANTITIES
+    ]
+    checks.append(
+        Check(
+            "over all optimisers and checkpoints the lower bound follows the path length: rank "
+            "correlation at least 0.9",
+            "similar trend",
+            f"{correlation:.2f}",
+            correlation >= 0.9,
+        )
+    )
+    losses = {v: final_means(rows.where(variant=v), ("train_loss",)) for v in ("sgd", "adam")}
+    return Outcome(
+        tuple(checks),
+        f"Adam over SGD: lower {number(ratios['lower'])}x, upper {number(ratios['upper'])}x, "
+        f"path {number(ratios['path_length'])}x",
+        (
+            f"Training losses at the end: SGD {number(losses['sgd']['train_loss'])}, "
+            f"Adam {number(losses['adam']['train_loss'])}; X3 compares at equal loss.",
+        ),
+    )
+
+
+def _draw_optimisers(results: Results) -> Figure:
+    with styled():
+        figure, axes = panels(3, width=10.5)
+        names = ("lower", "upper", "path_length")
+        for place, name in zip(axes, names, strict=True):
+            draw_variants_over_time(place, results, name)
+            place.set_ylabel({"path_length": "path length"}.get(name, f"{name} bound"))
+        axes[0].legend()
+    return figure
+
+
+F2 = Finding(
+    "F2",
+    "F2-optimisers",
+    "The optimiser",
+    "Does Adam end at larger Lipschitz constants than SGD?",
+    "appendix 3.18, figures 36 to 41",
+    all_rows,
+    _evaluate_optimisers,
+    _draw_optimisers,
+)
+
+
+def _evaluate_equal_loss(results: Results) -> Outcome:
+    names = variants(results)
+    ends = {
+        name: final_means(results.rows.where(variant=name), ("train_loss", *_QUANTITIES))
+        for name in names
+    }
+    losses = [end["train_loss"] for end in ends.values()]
+    lower = {name: number(end["lower"]) for name, end in ends.items()}
+    upper = {name: number(end["upper"]) for name, end in ends.items()}
+    checks = (
+        Check(
+            "the networks are compared at training losses within 20 % of each other",
+            "-",
+            ", ".join(f"{name} {number(end['train_loss'])}" for name, end in ends.items()),
+            max(losses) <= 1.2 * min(losses),
+        ),
+        Check(
+            "at equal training loss Adam's lower bound is larger than SGD's",
+            "larger at the last epochs (figure 37)",
+            ", ".join(f"{name} {value}" for name, value in lower.items()),
+            ends["adam"]["lower"] > ends["sgd"]["lower"],
+        ),
+        Check(
+            "at equal training loss Adam's upper bound is larger than SGD's",
+            "larger at the last epochs (figure 37)",
+            ", ".join(f"{name} {value}" for name, value in upper.items()),
+            ends["adam"]["upper"] > ends["sgd"]["upper"],
+        ),
+    )
+    ratio = ends["adam"]["lower"] / ends["sgd"]["lower"]
+    return Outcome(checks, f"Adam over SGD at equal loss: lower {number(ratio)}x")
+
+
+def _draw_equal_loss(results: Results) -> Figure:
+    names = variants(results)
+    with styled():
+        figure, (axes,) = panels(1, width=5.6)
+        draw_final_bounds(axes, results, names, names)
+        axes.legend()
+    return figure
+
+
+X3 = Finding(
+    "X3",
+    "X3-equal-loss",
+    "Beyond the paper: optimisers at equal training loss",
+    "Is Adam's larger Lipschitz constant only faster training?",
+    "beyond the paper",
+    last_rows,
+    _evaluate_equal_loss,
+    _draw_equal_loss,
+)
+
+
+def _collect_with(key: str) -> Any:
+    def collect(sources: Sources) -> Iterator[dict[str, Any]]:
+        for sweep in sources.sweeps().values():
+            value = sweep.settings[key]
+            if not isinstance(value, int | float):
+                value = sweep.settings["train_size"]
+            for row in sweep.last_scores():
+                yield {**row, key: float(value)}
+
+    return collect
+
+
+def _evaluate_with(key: str, words: str) -> Any:
+    def evaluate(results: Results) -> Outcome:
+        rows = results.rows
+        slopes = {}
+        for name in ("lower", "upper"):
+            line = rows.average(key, name)
+            slopes[name] = fit_power_law(line.x, line.mean)
+        values = rows.values(key)
+        checks = tuple(
+            Check(
+                f"the {name} bound depends on the {words}: |slope| of the power law above 0.1",
+                "-",
+                f"slope {fit.slope:+.2f} (R^2 {fit.r_squared:.2f}) from {number(values[0])} to "
+                f"{number(values[-1])}",
+                abs(fit.slope) > 0.1,
+            )
+            for name, fit in slopes.items()
+        )
+        line = rows.average(key, "test_loss")
+        best = line.x[int(np.argmin(line.mean))]
+        return Outcome(
+            checks,
+            f"slope of the lower bound in the {words}: {slopes['lower'].slope:+.2f}",
+            (f"The test loss is smallest at {number(best)}.",),
+        )
+
+    return evaluate
+
+
+def _draw_with(key: str, words: str) -> Any:
+    def draw(results: Results) -> Figure:
+        rows = results.rows
+        with styled():
+            figure, (bounds, loss) = panels(2)
+            for axes, curves in (
+                (bounds, BOUNDS),
+                (
+                    loss,
+                    {"test_loss": TEST_LOSS, "path_length": Curve("path length", "#E69F00", "s")},
+                ),
+            ):
+                for name, curve in curves.items():
+                    line = rows.average(key, name)
+                    if len(line.x):
+                        plot_curve(axes, line.x, line.mean, line.std, curve)
+                axes.set_xscale("log")
+                value_axis(axes)
+                axes.set_xlabel(words)
+                axes.legend()
+            bounds.set_ylabel(LIPSCHITZ)
+            loss.set_ylabel("loss, length")
+        return figure
+
+    return draw
+
+
+def _swept(identifier: str, name: str, key: str, words: str) -> Finding:
+    return Finding(
+        identifier,
+        name,
+        f"Beyond the paper: the {words}",
+        f"How do the bounds at the end of training depend on the {words}?",
+        "beyond the paper, which names it as future work",
+        _collect_with(key),
+        _evaluate_with(key, words),
+        _draw_with(key, words),
+    )
+
+
+X1 = _swept("X1", "X1-learning-rate", "lr", "learning rate")
+X2 = _swept("X2", "X2-batch-size", "batch_size", "batch size")
