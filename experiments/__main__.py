@@ -1,4 +1,4 @@
-"""Command line of the studies: `python -m experiments list | run | figure`."""
+"""Command line of the studies: `python -m experiments list | run | collect | figure | report`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.table import Table
 
 from experiments.analysis import WidthSummary, neighbouring, peak_widths, summarise
 from experiments.config import SweepConfig
+from experiments.results import RESULTS_FOLDER
 from experiments.study import (
     Study,
     describe_sweep,
@@ -58,6 +59,10 @@ _Scale = Annotated[str, typer.Option(help="Which of the sweep's scales.", metava
 _Out = Annotated[
     Path, typer.Option(help="Folder of all sweeps; each has its own inside.", metavar="DIR")
 ]
+_ResultsFolder = Annotated[
+    Path | None,
+    typer.Option("--results", help="Folder of results.", metavar="DIR", show_default=False),
+]
 _Force = Annotated[
     bool, typer.Option("--force", help="Delete what an earlier run of this sweep left, start anew.")
 ]
@@ -87,11 +92,28 @@ Exit codes:
   130  interrupted
 """
 
-_FIGURE_HELP = """Draw the figures of a sweep that has been run, from its scores.
+_COLLECT_HELP = """Reduce the runs of a study to its small file of results, say what they show.
 
 \b
 Example:
+  python -m experiments collect C1-width-fcn-ce --scale laptop
+"""
+
+_FIGURE_HELP = """Draw the figure of a study from its results, or those of a sweep from its scores.
+
+A study with a section in the report needs no run: its results are in experiments/results.
+
+\b
+Examples:
+  python -m experiments figure C1-width-fcn-ce
   python -m experiments figure double-descent --scale demo
+"""
+
+_REPORT_HELP = """Write docs/study.md and its figures from stored results; nothing is trained.
+
+\b
+Example:
+  python -m experiments report
 """
 
 
@@ -239,6 +261,12 @@ def _train_score_draw(study: Study, sweeps: list[tuple[SweepConfig, SweepFolder]
     return _EXIT_FAILED if failures else 0
 
 
+def _named(sweep: str, scale: str) -> tuple[str, str, Path]:
+    """The arguments of `load_study`."""
+    name, configs = find_sweep(sweep)
+    return name, scale, configs
+
+
 def _run_command(sweep: str, scale: str, out: Path) -> str:
     command = ["-m", "experiments", "run", sweep, "--scale", scale, "--out", str(out)]
     return shown_command(*command)
@@ -275,15 +303,54 @@ def run(
     raise typer.Exit(status)
 
 
+@app.command(help=_COLLECT_HELP)
+def collect(
+    sweep: _Sweep,
+    scale: _Scale = "laptop",
+    out: _Out = Path("runs"),
+    results: _ResultsFolder = None,
+) -> None:
+    """Reduce the runs of a study to its small file of results."""
+    from experiments import report as reports  # noqa: PLC0415  # importing matplotlib takes long
+    from experiments.collect import collect as collect_study  # noqa: PLC0415
+
+    study = load_study(*_named(sweep, scale))
+    path = collect_study(study, out, results or RESULTS_FOLDER)
+    print(f"wrote {_here(path)}")
+    print("\n".join(reports.verdict_lines(study.name, path.parent)))
+
+
 @app.command(help=_FIGURE_HELP)
-def figure(sweep: _Sweep, scale: _Scale = "demo", out: _Out = Path("runs")) -> None:
-    """Draw the figures of a sweep that has been run, from its scores."""
+def figure(
+    sweep: _Sweep,
+    scale: _Scale = "demo",
+    out: _Out = Path("runs"),
+    results: _ResultsFolder = None,
+) -> None:
+    """Draw the figure of a study from its results, or those of a sweep from its scores."""
+    from experiments import report as reports  # noqa: PLC0415  # importing matplotlib takes long
+
     name, configs = find_sweep(sweep)
+    if reports.has_section(name):
+        path = reports.draw_stored(name, results or RESULTS_FOLDER)
+        print(f"wrote {_here(path)}")
+        return
     config = load_config(name, scale, configs)
     folder = sweep_folder(config, out)
     if not folder.scores.is_dir():
         raise StoreError(f"{folder.scores} does not exist; run: {_run_command(sweep, scale, out)}")
     _draw(config, folder, _read_scores(folder))
+
+
+@app.command(help=_REPORT_HELP)
+def report(results: _ResultsFolder = None) -> None:
+    """Write docs/study.md and its figures from stored results."""
+    from experiments import report as reports  # noqa: PLC0415  # importing matplotlib takes long
+
+    sections = reports.build_report(results or RESULTS_FOLDER)
+    for section in sections:
+        print(f"{section.finding.id}: {section.verdict}")
+    print(f"wrote {_here(reports.REPORT)}")
 
 
 def main() -> None:

@@ -78,11 +78,12 @@ def plot_curve(
 
 
 def width_axis(axes: Axes, widths: Sequence[float], label: str = "width (hidden units)") -> None:
-    """A logarithmic axis with ticks at the widths, labelled where they are an octave apart."""
+    """A logarithmic axis with ticks at the widths, labelled one or two octaves apart."""
     axes.set_xscale("log", base=2)
+    apart = 1.9 if max(widths) <= 300 * min(widths) else 3.8
     labelled: list[float] = []
     for width in widths:
-        if not labelled or width >= 1.9 * labelled[-1]:
+        if not labelled or width >= apart * labelled[-1]:
             labelled.append(width)
     axes.xaxis.set_major_locator(FixedLocator(labelled))
     axes.xaxis.set_minor_locator(FixedLocator(list(widths)))

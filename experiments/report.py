@@ -17,8 +17,9 @@ from experiments.config import ConfigError, SweepConfig
 from experiments.files import write_whole
 from experiments.findings import FINDINGS, Finding, Outcome
 from experiments.findings.finding import HELD, NOT_HELD, NOT_RUN, PARTLY
-from experiments.results import RESULTS_FOLDER, Results, read_results
+from experiments.results import RESULTS_FOLDER, Results, read_results, results_path
 from experiments.study import load_study
+from lipfast.errors import StoreError
 
 _REPOSITORY = Path(__file__).parent.parent
 REPORT = _REPOSITORY / "docs" / "study.md"
@@ -255,6 +256,48 @@ def report_text(sections: Iterable[Section], figures: str = "figures") -> str:
     for section in listed:
         lines += ["", *section_lines(section, figures)]
     return "\n".join(lines) + "\n"
+
+
+def has_section(name: str) -> bool:
+    """Say whether the report has a section on a study."""
+    return any(finding.name == name for finding in FINDINGS)
+
+
+def _stored_section(name: str, folder: Path) -> Section:
+    (finding,) = (finding for finding in FINDINGS if finding.name == name)
+    results = read_results(name, folder)
+    if results is None:
+        raise StoreError(
+            f"{results_path(name, folder)} does not exist; run: python -m experiments run {name} "
+            f"--scale laptop, then: python -m experiments collect {name} --scale laptop"
+        )
+    return Section(finding, results, finding.evaluate(results))
+
+
+def verdict_lines(name: str, folder: Path = RESULTS_FOLDER) -> list[str]:
+    """What the results of a study show, a line per criterion and the verdict, for a terminal.
+
+    Raises:
+        StoreError: the study has no results there.
+    """
+    section = _stored_section(name, folder)
+    assert section.outcome is not None
+    lines = [
+        f"{'met    ' if check.held else 'NOT met'} {check.claim}: {check.ours}"
+        for check in section.outcome.checks
+    ]
+    return [*lines, f"{section.finding.id}: {section.verdict}; {section.outcome.headline}"]
+
+
+def draw_stored(name: str, folder: Path = RESULTS_FOLDER, figures: Path = FIGURES) -> Path:
+    """Draw the figure of a study from its results.
+
+    Raises:
+        StoreError: the study has no results there.
+    """
+    path = draw_section(_stored_section(name, folder), figures)
+    assert path is not None
+    return path
 
 
 def draw_section(section: Section, folder: Path) -> Path | None:

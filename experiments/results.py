@@ -6,9 +6,9 @@ metadata say the scale and the settings of every sweep that entered.
 
 from __future__ import annotations
 
+import io
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from experiments.files import write_whole
 from lipfast.errors import StoreError
 
 RESULTS_FOLDER = Path(__file__).parent / "results"
@@ -175,15 +176,13 @@ def write_results(
     about = json.dumps({"study": study, "scale": scale, "settings": settings}, sort_keys=True)
     table = table.replace_schema_metadata({_KEY: about.encode()})
     path = results_path(study, folder)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    content = io.BytesIO()
+    pq.write_table(table, content, compression="zstd")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, temporary, compression="zstd")
-        temporary.replace(path)
+        write_whole(path, content.getvalue())
     except OSError as error:
         raise StoreError(f"{path}: cannot write results: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.analysis.double_descent import find_peak
@@ -19,7 +21,7 @@ from experiments.drawing import (
     value_axis,
     width_axis,
 )
-from experiments.findings.common import LIPSCHITZ, last_rows, number, panels, styled
+from experiments.findings.common import LIPSCHITZ, last_rows, number, styled, variants
 from experiments.findings.finding import Check, Finding, Outcome
 from experiments.results import Results, Rows
 
@@ -86,9 +88,7 @@ def alignment_check(rows: Rows, name: str, paper: str = "same width") -> Check:
     )
 
 
-def evaluate_widths(results: Results) -> Outcome:
-    """Peaks of test loss and bounds, and their alignment."""
-    rows = results.rows
+def _evaluate_sweep(rows: Rows) -> Outcome:
     bounds = [name for name in ("lower", "upper") if np.isfinite(rows[name]).all()]
     checks = [peak_check(rows, name, "visible") for name in ("test_loss", *bounds)]
     checks += [alignment_check(rows, name) for name in bounds]
@@ -102,38 +102,60 @@ def evaluate_widths(results: Results) -> Outcome:
     ]
     if len(bounds) < 2:
         notes.append("The upper bound is infinite: attention has no global Lipschitz constant.")
-    mean = align(rows, "mean")
-    notes.append(f"The mean Jacobian norm peaks at width {mean.width}.")
+    notes.append(f"The mean Jacobian norm peaks at width {align(rows, 'mean').width}.")
     reference = next(iter(found.values())).reference
     return Outcome(tuple(checks), f"peak widths: test loss {reference}, {peaks}", tuple(notes))
 
 
+def evaluate_widths(results: Results) -> Outcome:
+    """Peaks of test loss and bounds, and their alignment, for every variant."""
+    names = variants(results)
+    outcomes = [_evaluate_sweep(results.rows.where(variant=name)) for name in names]
+    prefixes = [f"{name}: " if name else "" for name in names]
+    checks = [
+        dataclasses.replace(check, claim=prefix + check.claim)
+        for prefix, outcome in zip(prefixes, outcomes, strict=True)
+        for check in outcome.checks
+    ]
+    notes = [
+        prefix + note
+        for prefix, outcome in zip(prefixes, outcomes, strict=True)
+        for note in outcome.notes
+    ]
+    return Outcome(tuple(checks), prefixes[0] + outcomes[0].headline, tuple(notes))
+
+
 def draw_widths(results: Results, label: str = "width (hidden units)") -> Figure:
-    """Losses and bounds against width, peaks ringed, the fitting width dashed."""
-    rows = results.rows
-    widths = rows.values("width")
-    fits = fitting_width(rows)
+    """Losses and bounds against width, peaks ringed, the fitting width dashed; a row a variant."""
+    names = variants(results)
     with styled():
-        figure, (losses, bounds) = panels(2)
-        for axes, curves in (
-            (losses, {"test_loss": TEST_LOSS, "train_loss": TRAIN_LOSS}),
-            (bounds, BOUNDS),
-        ):
-            for name, curve in curves.items():
-                if not np.isfinite(rows[name]).all():
-                    continue
-                line = rows.average("width", name)
-                plot_curve(axes, line.x, line.mean, line.std, curve)
-                if name in {"test_loss", "lower", "upper"}:
-                    top = int(np.argmax(line.mean))
-                    ring(axes, line.x[top], line.mean[top])
-            width_axis(axes, widths, label)
-            value_axis(axes)
-            mark_vertical(axes, fits)
-            axes.legend()
-        losses.set_ylabel("loss")
-        bounds.set_ylabel(LIPSCHITZ)
+        figure = Figure(figsize=(9.0, 3.6 * len(names)), layout="constrained")
+        places = np.atleast_2d(figure.subplots(len(names), 2))
+        for (losses, bounds), name in zip(places, names, strict=True):
+            _draw_sweep(losses, bounds, results.rows.where(variant=name), label)
+            losses.set_title(name)
     return figure
+
+
+def _draw_sweep(losses: Axes, bounds: Axes, rows: Rows, label: str) -> None:
+    for axes, curves in (
+        (losses, {"test_loss": TEST_LOSS, "train_loss": TRAIN_LOSS}),
+        (bounds, BOUNDS),
+    ):
+        for name, curve in curves.items():
+            if not np.isfinite(rows[name]).all():
+                continue
+            line = rows.average("width", name)
+            plot_curve(axes, line.x, line.mean, line.std, curve)
+            if name in {"test_loss", "lower", "upper"}:
+                top = int(np.argmax(line.mean))
+                ring(axes, line.x[top], line.mean[top])
+        width_axis(axes, rows.values("width"), label)
+        value_axis(axes)
+        mark_vertical(axes, fitting_width(rows))
+        axes.legend()
+    losses.set_ylabel("loss")
+    bounds.set_ylabel(LIPSCHITZ)
 
 
 def _study(

@@ -253,10 +253,10 @@ X4 = Finding(
 )
 
 
-_POWER_LAWS = {
+_POWER_LAWS: dict[str, tuple[tuple[str, str | None], tuple[float, float, float]]] = {
     "FCN, cross-entropy": ((_A1, "narrow"), (0.59, 0.46, 0.44)),
     "FCN, squared error": (("A3-power-laws", "mse"), (0.80, 0.62, 0.52)),
-    "CNN, cross-entropy": (("C3-width-cnn", ""), (0.22, 0.29, 0.29)),
+    "CNN, cross-entropy": (("C3-width-cnn", None), (0.22, 0.29, 0.29)),
 }
 
 
@@ -282,14 +282,19 @@ def _warmup_epochs(results: Results, label: str) -> float:
     return float(steps) / -(-size // batch)
 
 
+def _label(rows: Rows) -> str:
+    """The label of the sweep that rows come from."""
+    study, variant = rows["study"][0], rows["variant"][0]
+    return f"{study}/{variant}" if variant else str(study)
+
+
 def _fits(results: Results) -> dict[str, dict[str, PowerLaw]]:
     found: dict[str, dict[str, PowerLaw]] = {}
-    for name, ((study, variant), _) in _POWER_LAWS.items():
+    for name in _POWER_LAWS:
         rows = results.rows.where(setting=name)
         if len(rows) == 0:
             continue
-        label = f"{study}/{variant}" if variant else study
-        start = _stable_from(rows, _warmup_epochs(results, label))
+        start = _stable_from(rows, _warmup_epochs(results, _label(rows)))
         found[name] = {}
         for quantity in ("upper", "lower", "mean"):
             line = rows.average("epoch", quantity)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from torch import Tensor
 
 import lipfast
@@ -87,9 +88,13 @@ def _draw(results: Results) -> Figure:
             )
             distribution.axvline(part["largest"][0], color=colour, linestyle=(0, (2, 2)))
         distribution.set_xscale("log")
+        distribution.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        distribution.xaxis.set_minor_locator(NullLocator())
+        distribution.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         distribution.set_xlabel("Jacobian norm of a training sample (dashed: largest)")
         distribution.set_ylabel("share of the samples")
-        distribution.legend()
+        distribution.set_ylim(top=1.45 * float(rows["share"].max()))
+        distribution.legend(ncols=2)
         for (colour, marker), name in zip(SERIES, ("largest", "median"), strict=False):
             line = rows.average("width", name)
             summary.plot(line.x, line.mean, color=colour, marker=marker, label=name)

@@ -172,13 +172,15 @@ class Sources:
             )
         return swept
 
-    def sweep(self, study: str | None = None, variant: str = "") -> Sweep:
-        """One sweep.
+    def sweep(self, study: str | None = None, variant: str | None = None) -> Sweep:
+        """One sweep: that of a variant, or the study's first.
 
         Raises:
             StoreError: it has not been run.
         """
         found = self.sweeps(study)
+        if variant is None:
+            return next(iter(found.values()))
         if variant not in found:
             raise StoreError(
                 f"{study or self.name} has no scored sweep '{variant}', only {', '.join(found)}"

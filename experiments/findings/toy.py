@@ -103,7 +103,7 @@ def _draw(results: Results) -> Figure:
         )
         for label, (_, marker) in zip(samples.values("label"), SERIES, strict=False):
             chosen = samples.where(label=label)
-            plane.plot(chosen["x"], chosen["y"], marker, color="white", markersize=3.5)
+            plane.plot(chosen["x"], chosen["y"], marker, color="white", markersize=1.8)
         plane.grid(visible=False)
         plane.set_xlabel("first input")
         plane.set_ylabel("second input")

@@ -72,28 +72,40 @@ def _evaluate(results: Results) -> Outcome:
     rows = results.rows
     widths = rows["width"]
     loss, variance = find_peak(rows["test_loss"]), find_peak(rows["variance"])
+    shares = [
+        float(
+            (rows["variance"][loss.index] - rows["variance"][end])
+            / (rows["test_loss"][loss.index] - rows["test_loss"][end])
+        )
+        for end in (0, -1)
+    ]
     swing = {name: float(rows[name].max() / rows[name].min()) for name in ("bias", "variance")}
     share = float(rows["variance"][loss.index] / rows["test_loss"][loss.index])
     correlation = rank_correlation(rows["estimate"], rows["variance"])
     checks = (
         Check(
             "the variance peaks at the width of the test loss or a neighbouring one",
-            "double descent is mostly that of the variance",
+            "the variance carries the peak",
             f"width {widths[variance.index]:g} against {widths[loss.index]:g}; there the variance "
             f"is {share:.0%} of the loss",
             abs(variance.index - loss.index) <= 1 and variance.visible(),
         ),
         Check(
-            "across widths the bias varies less than the variance",
-            "bias almost constant",
-            f"largest over smallest: bias {number(swing['bias'])}, "
-            f"variance {number(swing['variance'])}",
-            swing["bias"] < swing["variance"],
+            "the rise and the fall of the test loss are more than half the variance's each",
+            "the shape is mostly governed by the variance",
+            f"rise {shares[0]:.0%}, fall {shares[1]:.0%}",
+            min(shares) > 0.5,
         ),
         Check(
-            "the bound with upper bounds as constants, which is proved, is above the variance at "
-            "every width",
-            "a theorem",
+            "the bias is almost constant across widths: largest over smallest below 1.25",
+            "almost constant",
+            f"{number(swing['bias'])} (variance: {number(swing['variance'])})",
+            swing["bias"] < 1.25,
+        ),
+        Check(
+            "the bound with upper bounds as constants, where it is a theorem, is above the "
+            "variance at every width",
+            "by the theorem",
             f"bound / variance at least {number((rows['certified'] / rows['variance']).min())}",
             bool((rows["certified"] >= rows["variance"]).all()),
         ),
@@ -127,7 +139,7 @@ _CURVES = {
     "bias": Curve("bias (squared)", "#009E73", "D", "--"),
 }
 _BOUNDED = {
-    "certified": Curve("bound, from upper bounds (proved)", "#000000", "v"),
+    "certified": Curve("bound, from upper bounds (a theorem)", "#000000", "v"),
     "estimate": Curve("bound, from lower bounds (the paper's)", "#E69F00", "s"),
     "variance": Curve("variance", "#0072B2", "^"),
 }
