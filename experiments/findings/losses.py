@@ -78,7 +78,8 @@ def _evaluate(results: Results) -> Outcome:
 _LABELS = {
     "ce": "cross-entropy",
     "mse": "squared error",
-    "ce-softmax": "trained with softmax inside",
+    "ce-softmax": "cross-entropy of the softmax",
+    "nll-softmax": "softmax inside the network",
     "softmax of ce": "softmax of the CE network",
 }
 

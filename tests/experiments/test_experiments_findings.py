@@ -63,6 +63,7 @@ def _training(variant: str, slope: float, **more: Any) -> list[Row]:
             mean=0.5 * max(1, epoch) ** slope,
             upper=8.0 * max(1, epoch) ** (1.2 * slope),
             path_length=float(epoch) ** slope if epoch else 0.0,
+            checkpoint_path=float(epoch) ** slope if epoch else 0.0,
             **more,
         )
         for epoch, seed in itertools.product((0, 1, 3, 10, 30, 100, 300, 1000), (0, 1))
@@ -214,7 +215,7 @@ def _perturbed(attack: float, noise: float, quotient: float) -> list[Row]:
 
 def _optimisers(ratio: float) -> list[Row]:
     sgd = _training("sgd", 0.5)
-    names = ("lower", "upper", "path_length")
+    names = ("lower", "upper", "checkpoint_path")
     adam = [{**r, "variant": "adam", **{n: ratio * r[n] for n in names}} for r in sgd]
     return [*sgd, *adam]
 
