@@ -109,7 +109,10 @@ def time_axis(axes: Axes, x: NDArray[np.float64], label: str = "epoch") -> None:
     axes.set_xscale("symlog", linthresh=start, linscale=0.5)
     axes.set_xlim(left=0)
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    # Ticks between 0 and the first point would touch the label of 0.
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: "" if 0 < value < 0.99 * start else f"{value:g}")
+    )
     axes.set_xlabel(label)
 
 

@@ -115,7 +115,8 @@ def draw_variants_over_time(
     """One quantity against time, a line per variant."""
     for (colour, marker), variant in zip(SERIES, variants(results), strict=False):
         line = results.rows.where(variant=variant).average(by, name)
-        plot_curve(axes, line.x, line.mean, line.std, Curve(label(variant), colour, marker))
+        shown = np.where(line.mean > 0, line.mean, np.nan)  # zero has no place on the axis
+        plot_curve(axes, line.x, shown, line.std, Curve(label(variant), colour, marker))
     time_axis(axes, np.array(results.rows.values(by)), by)
     value_axis(axes)
 

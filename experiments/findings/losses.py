@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from torch import nn
 
 import lipfast
-from experiments.drawing import SERIES, Curve, plot_curve
+from experiments.drawing import SERIES, Curve, plot_curve, time_axis
 from experiments.findings.common import (
-    LIPSCHITZ,
     draw_variants_over_time,
     final_means,
     number,
     panels,
     styled,
+    variants,
 )
 from experiments.findings.finding import Check, Finding, Outcome
 from experiments.findings.sources import Sources, spread
@@ -88,16 +89,15 @@ def _draw(results: Results) -> Figure:
     with styled():
         figure, (lower, loss) = panels(2)
         draw_variants_over_time(lower, results, "lower", lambda name: _LABELS.get(name, name))
-        lower.set_ylabel(f"lower bound, {LIPSCHITZ}")
-        lower.legend()
-        for (colour, marker), name in zip(SERIES, ("ce", "mse", "ce-softmax"), strict=False):
-            rows = results.rows.where(variant=name)
-            if len(rows):
-                line = rows.average("epoch", "test_error")
+        lower.set_ylabel("lower bound (2-norm)")
+        for (colour, marker), name in zip(SERIES, variants(results), strict=False):
+            line = results.rows.where(variant=name).average("epoch", "test_error")
+            if len(line.x):
                 plot_curve(loss, line.x, line.mean, line.std, Curve(name, colour, marker))
-        loss.set_xscale(lower.get_xscale(), linthresh=1, linscale=0.5)
-        loss.set_xlabel("epoch")
-        loss.set_ylabel("test error")
+        time_axis(loss, np.array(results.rows.values("epoch")))
+        loss.set_ylabel("test error (fraction)")
+        handles, labels = lower.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
 
 

@@ -126,7 +126,7 @@ def spread(steps: list[int], count: int) -> list[int]:
 
     Example:
         >>> spread([0, 1, 3, 10, 30, 100], 3)
-        [0, 10, 100]
+        [0, 3, 100]
     """
     if len(steps) <= count:
         return steps
