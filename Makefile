@@ -5,7 +5,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 BIN := .venv/bin
 SOURCES := $(shell find csrc tests/csrc -name '*.cpp' -o -name '*.h' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help demo test test-long test-gpu bench bench-gpu cuda-report lint format build clean
+.PHONY: help demo test test-long test-gpu test-architectures architectures bench bench-gpu cuda-report lint format build clean
 
 help: ## what there is to run
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,6 +24,12 @@ test-gpu: .venv/test ## the CUDA kernels on a GPU, under compute-sanitizer too w
 	@if command -v compute-sanitizer >/dev/null && $(BIN)/python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; then \
 		compute-sanitizer --error-exitcode 1 $(BIN)/python -m pytest tests/gpu -m gpu -k "small" -q; \
 	else echo "compute-sanitizer: skipped, it is not installed or there is no CUDA device"; fi
+
+test-architectures: .venv-architectures/ready ## torchvision's families; in an environment of its own, 5.5 GB
+	.venv-architectures/bin/python -m pytest tests/architectures -rs
+
+architectures: .venv-architectures/ready ## the table in docs/architectures.md
+	.venv-architectures/bin/python -W ignore -m bench.architectures
 
 bench: .venv/test ## ratios to plain PyTorch
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-quiet -q --no-header -o python_files="bench_*.py" -o python_functions="bench_*"
@@ -48,7 +54,7 @@ format: .venv/lint ## rewrite to the project's format
 build: .venv/built ## the extension, in place
 
 clean: ## everything that was built
-	rm -rf .venv build dist *.egg-info lipfast/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-architectures build dist *.egg-info lipfast/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/torch:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "lipfast needs Python 3.10 or later; set PYTHON=...")'
@@ -73,6 +79,14 @@ clean: ## everything that was built
 .venv/test: .venv/experiments pyproject.toml
 	@echo "installing what the tests need"
 	@LIPFAST_BUILD=0 $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[test,experiments]"
+	@touch $@
+
+# The extension that is built in place serves this torch too (stable ABI), so nothing is compiled.
+.venv-architectures/ready: .venv/built
+	$(PYTHON) -m venv .venv-architectures
+	.venv-architectures/bin/python -m pip install --quiet --upgrade "pip>=24" "setuptools>=77" wheel
+	.venv-architectures/bin/python -m pip install --quiet "torch==2.14.1" "torchvision==0.29.1" "pybind11>=2.13"
+	@LIPFAST_BUILD=0 .venv-architectures/bin/python -m pip install --quiet --no-build-isolation -e ".[test]"
 	@touch $@
 
 .venv/lint: .venv/test pyproject.toml

@@ -135,7 +135,9 @@ def row(name: str, result: Result) -> str:
     """One line of the table."""
     parameters = sum(math.prod(shape) for shape in result.plan.parameters.values())
     bound, boxed = result.bound, result.boxed
-    reason = "" if math.isfinite(bound.log_value) else (bound.reason or "").split("; ")[0]
+    reason = "" if math.isfinite(boxed.log_value) else (boxed.reason or "").split("; ")[0]
+    if not reason and not math.isfinite(bound.log_value):
+        reason = (bound.reason or "").split(": ")[0]
     known = "yes" if bound.certified and boxed.certified else "no"
     cells = [
         name,
@@ -185,7 +187,7 @@ for all inputs.
 
 def main(names: list[str]) -> None:
     """Print rows; without names, write the page."""
-    chosen = {name: f for name, f in FAMILIES.items() if not names or name.split()[0] in names}
+    chosen = {name: f for name, f in FAMILIES.items() if not names or name in names}
     rows = []
     for name, family in chosen.items():
         rows.append(row(name, measure(family)))

@@ -40,6 +40,8 @@ _DIMENSIONS: dict[str, dict[int, str]] = {
 _RESULT_DIMENSIONS = {"aten.stack": {1: "dim"}}
 # May cast first; between floating types a cast is an identity.
 _CASTING = frozenset({"aten.log_softmax", "aten.mean", "aten.softmax", "aten.sum"})
+# The last two dimensions change places (all numbers here are real).
+_TURNING = frozenset({"aten.mH", "aten.mT"})
 # Left out, these mean dimension 0.
 _DEFAULT_ZERO = frozenset({"aten.cat", "aten.stack"})
 
@@ -115,6 +117,8 @@ def from_the_front(
     Returns:
         op, args, kwargs.
     """
+    if op in _TURNING and rank >= 2:
+        return "aten.transpose", (args[0], rank - 2, rank - 1), ()
     if op in _CASTING:
         args = tuple(None if _is_dtype(value) else value for value in args)
         kwargs = tuple((key, value) for key, value in kwargs if not _is_dtype(value))

@@ -151,7 +151,7 @@ def _lipschitz(function: Callable[..., Tensor]) -> ErrorRule:
     return evaluate
 
 
-for _name, _function in {
+_CONTRACTIONS: dict[str, Callable[..., Tensor]] = {
     "neg": torch.neg,
     "abs": torch.abs,
     "relu": torch.relu,
@@ -160,7 +160,8 @@ for _name, _function in {
     "clamp_max": torch.clamp_max,
     "maximum": torch.maximum,
     "minimum": torch.minimum,
-}.items():
+}
+for _name, _function in _CONTRACTIONS.items():
     RULES[f"aten.{_name}"] = _lipschitz(_function)
 
 
@@ -358,7 +359,10 @@ def _composed(outer: Tensor, inner: Tensor, near: Sequence[int], far: Sequence[i
     for second in itertools.product(*(range(count) for count in outer.shape[2:])):
         for first in itertools.product(*(range(count) for count in inner.shape[2:])):
             at = tuple(first[a] * near[a] + second[a] * far[a] for a in axes)
-            result[(..., *at)] += outer[(..., *second)] @ inner[(..., *first)]
+            far_taps: tuple[Any, ...] = (..., *second)
+            near_taps: tuple[Any, ...] = (..., *first)
+            place: tuple[Any, ...] = (..., *at)
+            result[place] += outer[far_taps] @ inner[near_taps]
     return result
 
 

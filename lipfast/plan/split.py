@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from lipfast.errors import TraceError, UnsupportedOpError
+from lipfast.errors import TraceError
 from lipfast.plan.computed import known, rounded
 from lipfast.plan.graph import Argument, Graph, Node, Reference, computed_name, substitute
 
@@ -35,8 +35,6 @@ def split_computed(
 
     Raises:
         TraceError: an output does not depend on the input.
-        UnsupportedOpError: an op on parameters cannot be evaluated with its rounding errors, or an
-            op of the graph does not account for them; all are listed.
     """
     moved, kept = _separate(graph, shapes)
     names = {node.name for node in moved}
@@ -48,7 +46,6 @@ def split_computed(
     nodes = [_with_arguments(node, replaced) for node in kept]
     used = {ref.name for node in nodes for ref in node.references() if ref.kind == "parameter"}
     computed = _needed(moved, used)
-    _require_known(computed, nodes)
     return Graph(tuple(nodes), graph.outputs), computed
 
 
@@ -112,24 +109,26 @@ def _needed(moved: list[Node], used: set[str]) -> tuple[Node, ...]:
     return tuple(reversed(found))
 
 
-def _require_known(computed: tuple[Node, ...], nodes: list[Node]) -> None:
+def without_bound(graph: Graph, computed: tuple[Node, ...]) -> list[tuple[str, str]]:
+    """Ops (and their modules) on parameters that cannot be evaluated with a bound of their error.
+
+    Also the ops of the graph whose rules do not account for that of a computed parameter.
+    """
     missing = [
-        (f"{node.op} (applied to parameters only)", node.module)
+        (f"{node.op} ({_why(node)})", node.module)
         for node in computed
         if not known(node.op) or any(ref.kind == "batch" for ref in node.references())
     ]
     inexact = {computed_name(name) for name in rounded(computed)}
-    missing += [
+    return missing + [
         (f"{node.op} (of a tensor that is computed from parameters and rounded)", node.module)
-        for node in nodes
+        for node in graph.nodes
         if any(ref.name in inexact for ref in node.references()) and not accounts_for_errors(node)
     ]
-    if missing:
-        raise UnsupportedOpError(
-            missing,
-            "Bake the result into the state dict (for parametrizations: "
-            "torch.nn.utils.parametrize.remove_parametrizations).",
-        )
+
+
+def _why(node: Node) -> str:
+    return "control flow" if node.op.startswith("get_attr.") else "applied to parameters only"
 
 
 def accounts_for_errors(node: Node) -> bool:

@@ -33,7 +33,7 @@ from lipfast.plan.canonical import (
 )
 from lipfast.plan.graph import Argument, Constant, Graph, Node, Reference, computed_name
 from lipfast.plan.simplify import join_attention, join_products, simplify
-from lipfast.plan.split import split_computed
+from lipfast.plan.split import split_computed, without_bound
 from lipfast.rules.registry import require_rules
 
 # A tensor that is not in the state dict is kept in the plan up to this many entries.
@@ -391,7 +391,7 @@ def _convert(program: ExportedProgram, state_dict: Mapping[str, Any]) -> Traced:
         ranks |= {computed_name(node.name): len(node.shape) for node in computed}
         graph = join_products(graph, ranks)
     graph = join_attention(graph)
-    _validate(graph, state)
+    _validate(graph, computed, state)
     nodes = (*graph.nodes, *computed)
     used = {ref.name for node in nodes for ref in node.references() if ref.kind == "constant"}
     constants = {name: value for name, value in state.constants.items() if name in used}
@@ -640,11 +640,11 @@ def _outputs(state: _Conversion, node: FxNode) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _validate(graph: Graph, state: _Conversion) -> None:
+def _validate(graph: Graph, computed: tuple[Node, ...], state: _Conversion) -> None:
     """Every node has a rule, depends on the input, and keeps the samples apart."""
     if not graph.inputs:
         raise TraceError("the model has no tensor input")
-    require_rules(graph.nodes)
+    require_rules(graph.nodes, without_bound(graph, computed))
     for node in graph.nodes:
         if node.name in state.problems:
             raise TraceError(f"{node.op} in module '{node.module}': {state.problems[node.name]}")

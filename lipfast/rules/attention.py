@@ -13,7 +13,7 @@ from lipfast.plan.graph import Node, Reference
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.pointwise import EVALUATION_ROUNDOFFS
 from lipfast.rules.pooling import power
-from lipfast.rules.products import error_of_matmul, matmul
+from lipfast.rules.products import error_of_matmul, product_of_matrices
 from lipfast.rules.registry import Arguments, Call, rule
 from lipfast.rules.rounding import UNDERFLOW, UNIT_ROUNDOFF
 from lipfast.rules.upward import Upward
@@ -139,7 +139,7 @@ def weighted_rows(call: Call) -> Upward:
         operand_shapes=call.operand_shapes[:2],
         magnitudes=call.magnitudes[:2],
     )
-    plain = matmul(pair)
+    plain = product_of_matrices(pair)
     if call.norm != 2:
         return plain if not plain.unbounded else call.unbounded(_UNBOUNDED.format(call.node.op))
     scale = abs(call.node.number(4, "scale", 1.0)) * (1.0 + 32 * UNIT_ROUNDOFF)
@@ -187,7 +187,7 @@ def _attention_supported(node: Node) -> str | None:
     if not all(isinstance(v, Reference) and v.kind == "node" for v in operands):
         return "of parameters"
     mask = node.argument(3, "attn_mask")
-    if mask is not None and not (isinstance(mask, Reference) and mask.kind == "constant"):
+    if mask is not None and not (isinstance(mask, Reference) and mask.kind != "node"):
         return "with a computed mask"
     if node.number(4, "dropout_p", 0.0) != 0.0:
         return "with dropout"
@@ -208,7 +208,9 @@ def _scores(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     scores = (query @ key.mT) * _attention_scale(node, query.shape[-1])
     mask = node.argument(3, "attn_mask")
     if mask is not None:
-        table = arguments.value(mask).squeeze(0)
+        table = arguments.value(mask)  # the same for all samples
+        ones = [1] * (scores.dim() - table.dim())
+        table = table.reshape(table.shape[0], *ones, *table.shape[1:])
         if table.dtype == torch.bool:
             scores = scores.masked_fill(~table, -math.inf)
         else:

@@ -96,21 +96,8 @@ def _matrix(call: Call, position: int) -> Upward:
     return min(spread, size.total, key=lambda value: value.log)
 
 
-@rule(
-    "aten.matmul",
-    "aten.bmm",
-    supports=_matmul_supported,
-    product=lambda node: True,
-    error=lambda arguments, errors, output: _error_matmul(arguments, errors),
-    magnitude=lambda call: Magnitude(entry=call.magnitudes[0].row * _matrix(call, 1)),
-)
-def matmul(call: Call) -> Upward:
-    """``||A B||: L <= ||A||_F L(B) + ||B||_F L(A)`` for p = 2, the largest matrix of each operand.
-
-    p = inf, with k columns of A: ``k (sup |A| L(B) + sup |B| L(A))``; p = 1 with n rows of A and m
-    columns of B: ``n sup |A| L(B) + m sup |B| L(A)``. An operand that is the same for several
-    matrices of the other counts once for each: ``sqrt(copies)`` for p = 2, the number for p = 1.
-    """
+def product_of_matrices(call: Call) -> Upward:
+    """The bound of `matmul` for the first two operands; inf where their size is not bounded."""
     left, right = call.operand_shapes
     rows, inner, columns = left[-2] if len(left) > 1 else 1, left[-1], right[-1]
     if call.norm == 2:
@@ -126,6 +113,25 @@ def matmul(call: Call) -> Upward:
         total = total + size * call.operands[position] * (
             copies if call.norm == 1 else copies.square_root()
         )
+    return total
+
+
+@rule(
+    "aten.matmul",
+    "aten.bmm",
+    supports=_matmul_supported,
+    product=lambda node: True,
+    error=lambda arguments, errors, output: _error_matmul(arguments, errors),
+    magnitude=lambda call: Magnitude(entry=call.magnitudes[0].row * _matrix(call, 1)),
+)
+def matmul(call: Call) -> Upward:
+    """``||A B||: L <= ||A||_F L(B) + ||B||_F L(A)`` for p = 2, the largest matrix of each operand.
+
+    p = inf, with k columns of A: ``k (sup |A| L(B) + sup |B| L(A))``; p = 1 with n rows of A and m
+    columns of B: ``n sup |A| L(B) + m sup |B| L(A)``. An operand that is the same for several
+    matrices of the other counts once for each: ``sqrt(copies)`` for p = 2, the number for p = 1.
+    """
+    total = product_of_matrices(call)
     return total if not total.unbounded else call.unbounded(f"{call.node.op}: {_ADVICE}")
 
 

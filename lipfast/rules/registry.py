@@ -23,6 +23,10 @@ _HINT = (
     "Write one with @lipfast.rule({example!r}); its function gets a lipfast.rules.Call and returns "
     "call.input times a Lipschitz constant of the op."
 )
+_BAKE = (
+    "Bake what is computed from parameters into the state dict (for parametrizations: "
+    "torch.nn.utils.parametrize.remove_parametrizations)."
+)
 
 
 @dataclass(frozen=True)
@@ -225,10 +229,16 @@ def rule(
         ArgumentError: a name is not of the form ``namespace.name``.
 
     Examples:
-        >>> import lipfast
-        >>> @lipfast.rule("mylib.sine")
-        ... def sine(call):
-        ...     return call.input * 1.0  # |cos x| <= 1
+        >>> import torch, lipfast
+        >>> @lipfast.rule("aten.asinh")
+        ... def asinh(call):
+        ...     return call.input * 1.0  # the derivative is 1 / sqrt(x^2 + 1) <= 1
+        >>> class Model(torch.nn.Module):
+        ...     def forward(self, x):
+        ...         return 3.0 * torch.asinh(x)
+        >>> lipfast.upper_bound(Model(), torch.zeros(1, 2)).value
+        3.0
+        >>> _ = lipfast.rules.RULES.pop("aten.asinh")  # forget it again
     """
     for op in ops:
         if not isinstance(op, str) or op.count(".") != 1:
@@ -255,11 +265,15 @@ def lookup(op: str) -> Rule:
     return RULES[op]
 
 
-def require_rules(nodes: Iterable[Node]) -> None:
+def require_rules(nodes: Iterable[Node], others: Sequence[tuple[str, str]] = ()) -> None:
     """Check that every node has a rule that covers it.
 
+    Args:
+        nodes: of a graph.
+        others: ops and modules on parameters alone that are beyond lipfast.
+
     Raises:
-        UnsupportedOpError: lists every node that has none, with its module.
+        UnsupportedOpError: lists every node that has none, with its module, and the others.
     """
     missing: list[tuple[str, str]] = []
     example = ""
@@ -274,8 +288,10 @@ def require_rules(nodes: Iterable[Node]) -> None:
                 example = example or node.op
         elif known.supports is not None and (problem := known.supports(node)) is not None:
             missing.append((f"{node.op} ({problem})", node.module))
-    if missing:
-        raise UnsupportedOpError(missing, _HINT.format(example=example) if example else "")
+    hints = [_HINT.format(example=example)] if example else []
+    hints += [_BAKE] if others else []
+    if missing or others:
+        raise UnsupportedOpError([*missing, *others], " ".join(hints))
 
 
 def check_norm(norm: object) -> Norm:

@@ -217,10 +217,16 @@ def test_samples_must_stay_apart() -> None:
         Plan.trace(Mixing(), torch.zeros(2, 3))
 
 
-def test_weights_computed_from_parameters_are_refused() -> None:
+def test_weights_computed_from_parameters_stand_beside_the_graph() -> None:
     model = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
-    with pytest.raises(UnsupportedOpError, match=r"parameters only|weight_norm|computed"):
-        Plan.trace(model, torch.zeros(2, 3))
+    plan = Plan.trace(model, torch.zeros(2, 3))
+    assert ops(plan) == ["input", "aten.linear"]
+    assert [node.op for node in plan.computed] == ["aten._weight_norm"]
+    assert plan.stored_parameters == (
+        "bias",
+        "parametrizations.weight.original1",
+        "parametrizations.weight.original0",
+    )
 
 
 def test_output_that_does_not_depend_on_the_input() -> None:
@@ -254,10 +260,10 @@ def test_large_constants_are_refused_and_small_ones_kept() -> None:
 
 
 def test_tied_weights_keep_all_their_names() -> None:
-    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
-    model[1].weight = model[0].weight
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+    model[2].weight = model[0].weight
     plan = Plan.trace(model, torch.zeros(2, 3))
-    assert plan.aliases == {"0.weight": ("1.weight",), "1.weight": ("0.weight",)}
+    assert plan.aliases == {"0.weight": ("2.weight",), "2.weight": ("0.weight",)}
     assert len(plan.layers) == 2
 
 
@@ -286,3 +292,76 @@ def test_repeated_ops_are_listed_once():
 
     with pytest.raises(UnsupportedOpError, match=r"aten.cumsum in module '\(root\)' \(2 times\)"):
         trace(Twice(), torch.zeros(2, 3))
+
+
+class OfInput(nn.Module):
+    """A module around a function of its input and, perhaps, one parameter."""
+
+    def __init__(self, function, parameter=None):
+        super().__init__()
+        self.function = function
+        self.parameter = None if parameter is None else nn.Parameter(parameter)
+
+    def forward(self, x):
+        return self.function(x) if self.parameter is None else self.function(x, self.parameter)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: x * int(x.max()), lambda x: x if x.mean() > 0 else -x],
+)
+def test_control_flow_by_data_says_where_and_how_to_export(function):
+    advice = r"at .*test_trace\.py:\d+\).*strict=False.*torch\.export\.save.*\.pt2"
+    with pytest.raises(TraceError, match=advice):
+        Plan.trace(OfInput(function), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("function", "ops"),
+    [
+        (lambda x: x[x > 0], ["aten.gt"]),
+        (lambda x: x * x.sum().item(), ["aten.item"]),
+        (lambda x: x.gather(1, x.argmax(1, keepdim=True)), ["aten.argmax", "aten.gather"]),
+        (lambda x: torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,)), ["cond", "control flow"]),
+    ],
+)
+def test_ops_that_depend_on_data_are_named(function, ops):
+    with pytest.raises(UnsupportedOpError) as raised:
+        Plan.trace(OfInput(function), torch.zeros(2, 3))
+    assert all(op in str(raised.value) for op in ops)
+    assert "@lipfast.rule(" in str(raised.value)
+
+
+def test_ops_on_inputs_and_on_parameters_are_listed_together():
+    model = OfInput(lambda x, w: torch.lgamma(x) @ w.softmax(0) / w.exp()[0], torch.ones(3, 3))
+    with pytest.raises(UnsupportedOpError) as raised:
+        Plan.trace(model, torch.zeros(2, 3))
+    assert [op.split()[0] for op, _ in raised.value.ops] == [
+        "aten.lgamma",
+        "aten.softmax",
+        "aten.div",
+    ]
+    assert "@lipfast.rule('aten.lgamma')" in str(raised.value)
+    assert "remove_parametrizations" in str(raised.value)
+
+
+def test_programs_with_integer_inputs_are_refused():
+    model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 2)).eval()
+    example = (torch.zeros(2, 4, dtype=torch.long),)
+    program = torch.export.export(model, example, dynamic_shapes=DYNAMIC)
+    with pytest.raises(ArgumentError, match="token ids"):
+        Plan.trace(program)
+
+
+def test_products_with_a_computed_matrix_are_layers():
+    model = OfInput(lambda x, w: x @ w.exp(), torch.zeros(3, 4))
+    plan = Plan.trace(model, torch.zeros(2, 3))
+    assert [layer.kind for layer in plan.layers] == ["linear"]
+    bound = plan.upper(model.state_dict())
+    assert bound.certified
+    assert 12**0.5 <= bound.value <= 12**0.5 * (1 + 2e-6)
+
+
+def test_outputs_with_several_rows_for_a_sample_are_refused():
+    with pytest.raises(TraceError, match="3 rows for every sample"):
+        Plan.trace(OfInput(lambda x: x.reshape(-1, 2)), torch.zeros(2, 6))

@@ -154,6 +154,8 @@ MODULES = {
     "lipfast.softsign": (torch.nn.functional.softsign, ROW),
     "lipfast.weighted_rows": (lambda x: (3 * x @ x.mT).softmax(-1) @ x, (3, 4)),
 }
+# Rules of doctests and of other tests, which share the registry.
+_ELSEWHERE = ("lipfast.rules.registry", "test_registry", "tests.rules.test_registry")
 INDEX = torch.tensor([0, 3, 3, 1])
 
 
@@ -211,7 +213,8 @@ def outputs(plan: Plan, tensors: dict[str, Tensor], x: Tensor) -> Tensor:
 
 
 def test_no_rule_is_without_its_check() -> None:
-    assert set(CASES) | set(MODULES) == set(RULES), "add the new rule's op to this file"
+    shipped = {op for op, rule in RULES.items() if rule.bound.__module__ not in _ELSEWHERE}
+    assert set(CASES) | set(MODULES) == shipped, "add the new rule's op to this file"
 
 
 @pytest.mark.parametrize("op", [op for op, case in CASES.items() if case.linear])
