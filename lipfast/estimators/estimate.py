@@ -111,10 +111,11 @@ class UpperBound(Estimate):
 
     Examples:
         >>> import torch, lipfast
-        >>> layers = torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2, bias=False)
-        >>> for layer, scale in zip(layers, (2.0, 8.0)):
+        >>> first, second = (torch.nn.Linear(2, 2, bias=False) for _ in range(2))
+        >>> for layer, scale in ((first, 2.0), (second, 8.0)):
         ...     _ = layer.weight.data.copy_(scale * torch.eye(2))
-        >>> upper = lipfast.upper_bound(torch.nn.Sequential(*layers), torch.zeros(1, 2))
+        >>> model = torch.nn.Sequential(first, torch.nn.ReLU(), second)
+        >>> upper = lipfast.upper_bound(model, torch.zeros(1, 2))
         >>> [round(share, 4) for share in upper.log_shares]
         [0.25, 0.75]
     """
