@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lipfast.errors import ArgumentError
+from lipfast.errors import ArgumentError, NonFiniteError
 from lipfast.estimators.composition import Composition, Operation
 from lipfast.estimators.convolution_norms import (
     ConvolutionStart,
@@ -22,7 +22,7 @@ from lipfast.estimators.sizes import Sizes
 from lipfast.ops.denormals import FLUSHED, denormals_flushed
 from lipfast.ops.spectral_norms import spectral_norms
 from lipfast.plan.fold import FoldedGraph, fold_roundings
-from lipfast.plan.graph import Node, Reference, error_name
+from lipfast.plan.graph import Node, Reference, computed_name, error_name
 from lipfast.plan.plan import Layer, Plan, StateDict
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.registry import Call, Norm, Rule, check_norm, lookup
@@ -77,22 +77,33 @@ def upper_bounds(
     norm = check_norm(norm)
     tensors = plan.resolve_all(state_dicts)
     starts = _starts(plan, start, len(tensors))
-    folded = plan.folded if simplify else FoldedGraph(plan.graph, {})
-    layers_of_plan = plan.layers if simplify else plan.layers_of(folded)
-    if folded.maps or folded.merged:
-        where = [f"state dict {index}: " for index in range(len(tensors))]
-        tensors = [
-            {**entry, **folded.parameters(entry, plan.constants, position)}
-            for entry, position in zip(tensors, where, strict=True)
-        ]
-    brackets, vectors = layer_brackets(
-        layers_of_plan, tensors, norm=norm, rtol=rtol, seed=seed, start=starts
-    )
-    steps = _steps(plan, folded, layers_of_plan)
-    results = [
-        _compose(plan, steps, parameters, layers, norm=norm, domain=domain)
-        for parameters, layers in zip(tensors, brackets, strict=True)
+    prepared = [
+        _prepared(plan, entry, f"state dict {index}: ", simplify=simplify)
+        for index, entry in enumerate(tensors)
     ]
+    found: dict[int, UpperBound] = {}
+    vectors: list[Vectors] = [{} for _ in tensors]
+    for merged in (True, False):
+        chosen = [index for index, entry in enumerate(prepared) if bool(entry[0].merged) is merged]
+        if not chosen:
+            continue
+        folded, parameters = prepared[chosen[0]][0], [prepared[index][1] for index in chosen]
+        layers_of_plan = plan.layers if folded is plan.folded else plan.layers_of(folded)
+        brackets, right = layer_brackets(
+            layers_of_plan,
+            parameters,
+            norm=norm,
+            rtol=rtol,
+            seed=seed,
+            start=[starts[index] for index in chosen],
+        )
+        steps = _steps(plan, folded, layers_of_plan)
+        for position, index in enumerate(chosen):
+            vectors[index] = right[position]
+            found[index] = _compose(
+                plan, steps, parameters[position], brackets[position], norm=norm, domain=domain
+            )
+    results = [found[index] for index in range(len(tensors))]
     if denormals_flushed():
         reasons = [
             f"{result.reason}; {FLUSHED}" if result.reason else FLUSHED for result in results
@@ -104,6 +115,36 @@ def upper_bounds(
     return results, vectors
 
 
+def _prepared(
+    plan: Plan, entry: Mapping[str, Tensor], where: str, *, simplify: bool
+) -> tuple[FoldedGraph, Mapping[str, Tensor]]:
+    """The graph for one state dict, and its parameters with those that are new in the graph.
+
+    Affine maps whose product leaves the range of float64, or is mostly rounding, are not merged.
+    """
+    folded = plan.folded if simplify else FoldedGraph(plan.graph, {})
+    if folded.merged:
+        try:
+            parameters = {**entry, **folded.parameters(entry, plan.constants, where)}
+        except NonFiniteError:
+            folded = plan.unmerged
+        else:
+            if all(_accurate(parameters, computed_name(node.name)) for node in folded.merged):
+                return folded, parameters
+            folded = plan.unmerged
+    if not folded.maps:
+        return folded, entry
+    return folded, {**entry, **folded.parameters(entry, plan.constants, where)}
+
+
+def _accurate(parameters: Mapping[str, Tensor], name: str) -> bool:
+    """Whether the rounding of a merged matrix is far below its entries; biases do not matter."""
+    weight, error = parameters[name], parameters.get(error_name(name))
+    if weight.dim() < 2 or error is None or error.numel() == 0:
+        return True
+    return float(error.max()) <= 1e-9 * float(weight.abs().max())
+
+
 def _starts(plan: Plan, start: Starts, count: int) -> list[Vectors]:
     """One mapping per state dict, perhaps empty; names checked, shapes are the op's to check."""
     if start is None or isinstance(start, Mapping):
@@ -113,6 +154,8 @@ def _starts(plan: Plan, start: Starts, count: int) -> list[Vectors]:
     if len(starts) != count:
         raise ArgumentError(f"start: {len(starts)} mappings for {count} state dicts")
     names = {layer.parameter for layer in plan.layers}
+    if plan.folded.merged:
+        names |= {layer.parameter for layer in plan.layers_of(plan.unmerged)}
     for entry in starts:
         unknown = [name for name in entry if name not in names]
         if unknown:

@@ -129,9 +129,14 @@ class Plan:
         return self.layers_of(self.folded)
 
     @cached_property
+    def unmerged(self) -> FoldedGraph:
+        """The graph with BatchNorm folded and affine maps as they are."""
+        return fold_batch_norm(self.graph, values=False)
+
+    @cached_property
     def folded(self) -> FoldedGraph:
         """The graph that upper bounds are computed on: BatchNorm folded, affine maps merged."""
-        folded = fold_batch_norm(self.graph, values=False)
+        folded = self.unmerged
         shapes = {**self.shapes, **parameter_shapes(folded.maps, self.shapes)}
         merged = merge_affine(folded.graph, shapes, values=False)
         return replace(folded, graph=merged.graph, merged=merged.nodes, origins=merged.origins)

@@ -77,6 +77,13 @@ def _pointwise(
         return call.input * supremum
 
     def error(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
+        total = propagated(arguments, errors, output)
+        if limit is None:
+            return total
+        # Whatever the operand is: |f(x') - z| <= sup |f| + |z|. Errors of gates stay bounded.
+        return torch.minimum(total, (output.abs() + abs(limit)) * (1.0 + 8 * UNIT_ROUNDOFF))
+
+    def propagated(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
         node = arguments.node
         slope = value(constant, node)
         x = arguments.value(node.args[0])

@@ -154,7 +154,7 @@ def test_rounding_of_the_product_is_in_the_bracket() -> None:
         model[1].weight.copy_(torch.linalg.inv(first))
     plan = traced(model, (6,))
     bound = plan.upper(model.state_dict())
-    room = 8 * 2.0**-53 * float((model[1].weight.abs() @ model[0].weight.abs()).norm())
+    room = 8 * 2.0**-53 * float((model[1].weight.abs() @ model[0].weight.abs()).detach().norm())
     assert bound.layers[0].lower <= 1.0 - room / 8 or bound.value >= 1.0 + room / 8
     assert math.isclose(bound.value, 1.0, rel_tol=1e-5)
 
@@ -195,3 +195,17 @@ def test_merging_keeps_what_bounds_a_product() -> None:
     x = torch.randn(200, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     lower = plan.lower(model.state_dict(), 1e-3 * x)
     assert 0 < lower.value <= bound.value
+
+
+def test_products_beyond_float64_stay_apart_and_leave_the_others_alone() -> None:
+    model = nn.Sequential(*[nn.Linear(3, 3, bias=False) for _ in range(3)])
+    plan = Plan.trace(model, torch.zeros(2, 3))
+    ordinary = model.state_dict()
+    huge = {name: torch.eye(3, dtype=torch.float64) * 1e200 for name in ordinary}
+    tiny = {name: torch.eye(3, dtype=torch.float64) * 1e-200 for name in ordinary}
+    found = plan.upper([huge, ordinary, tiny])
+    assert [len(bound.layers) for bound in found] == [3, 1, 3]
+    assert all(bound.certified for bound in found)
+    assert found[0].log_value == pytest.approx(600 * math.log(10), rel=1e-6)
+    assert found[2].log_value == pytest.approx(-600 * math.log(10), rel=1e-6)
+    assert found[1] == plan.upper(ordinary)
