@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -186,7 +187,7 @@ def score(
 
     _check_device(device)
     try:
-        with _threads(threads), _progress_bar(quiet) as report:
+        with _threads(threads), _terminated_as_interrupted(), _progress_bar(quiet) as report:
             summary = pipeline.score(
                 archive,
                 arch=arch,
@@ -377,6 +378,24 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, which schedulers send before they kill, ends a run as Ctrl-C does."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # only the main thread may have handlers
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _progress_bar(quiet: bool) -> Any:

@@ -187,6 +187,7 @@ def test_ctrl_c_prints_the_command_that_resumes(project, monkeypatch):
     assert (code, out) == (130, "")
     assert err.splitlines()[-1].strip() == shlex.join(["lipfast", *SCORE, "--data", "my x.npy"])
     assert "4 checkpoints: 2 scored" in err
+    assert "  2 left: the same command goes on" in err.splitlines()
     assert lipfast.read_scores("scores").num_rows == 2
     monkeypatch.setattr(sys, "argv", ["/x/lipfast/__main__.py", "score"])
     assert cli._this_command().endswith(" -m lipfast score")
@@ -345,15 +346,17 @@ def test_progress_goes_to_a_terminal_on_stderr_only(project):
     assert "\x1b" not in out
 
 
-def test_a_real_ctrl_c(project):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "scheduler"])
+def test_a_real_interruption(project, number):
     script = (
         "import os, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by background jobs\n"
         "from lipfast import cli\n"
         "from lipfast.scoring import store\n"
         "append = store.StoreWriter.append\n"
         "def stop(self, rows):\n"
         "    append(self, rows)\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        f"    os.kill(os.getpid(), {int(number)})\n"
         "store.StoreWriter.append = stop\n"
         "cli.main()\n"
     )
@@ -383,9 +386,7 @@ def test_a_full_disk_behind_stdout_is_one_line(project, monkeypatch):
 
 
 def test_what_limit_leaves_is_said(project):
-    assert run(*SCORE, "--limit", "3")[1].splitlines()[1] == (
-        "  1 left by the limit: the same command goes on"
-    )
+    assert run(*SCORE, "--limit", "3")[1].splitlines()[1] == ("  1 left: the same command goes on")
     assert "left" not in run(*SCORE)[1]
 
 

@@ -124,7 +124,7 @@ class Summary:
         if self.left_out:
             lines.append(f"  {self.left_out} left out by --where or --every")
         if self.found > known:
-            lines.append(f"  {self.found - known} left by the limit: the same command goes on")
+            lines.append(f"  {self.found - known} left: the same command goes on")
         return lines
 
 
