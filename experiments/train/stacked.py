@@ -121,16 +121,6 @@ class StackedNetworks:
             keep[index, : network.width].bernoulli_(1 - p, generator=generator)
         return hidden * keep / (1 - p)
 
-    def _linear(self, name: str, x: Tensor) -> Tensor:
-        weight, bias = self.parameters[f"{name}.weight"], self.parameters.get(f"{name}.bias")
-        if x.dim() == 3:
-            product = torch.bmm(weight, x)
-        else:
-            # All networks see the same samples: one product of all their rows.
-            product = (weight.flatten(0, 1) @ x).view(*weight.shape[:2], -1)
-        # In place: (b)addbmm first copies the bias to every column, which costs half a product.
-        return product if bias is None else product.add_(bias)
-
     def forward(self, x: Tensor, *, training: bool = False) -> Tensor:
         """Evaluate all networks.
 
@@ -141,12 +131,17 @@ class StackedNetworks:
         Returns:
             (N, classes, batch).
         """
-        hidden = x
+        hidden = x.expand(len(self.networks), *x.shape[-2:])
         for name, module in self._modules:
             if isinstance(module, nn.Linear):
-                hidden = self._linear(name, hidden)
-            elif isinstance(module, nn.ReLU):
-                hidden = hidden.relu_()
+                weight, bias = self.parameters[f"{name}.weight"], None
+                if module.bias is not None:
+                    bias = self.parameters[f"{name}.bias"]
+                hidden = (
+                    torch.bmm(weight, hidden)
+                    if bias is None
+                    else torch.baddbmm(bias, weight, hidden)
+                )
             elif isinstance(module, nn.Softmax):
                 hidden = hidden.softmax(dim=1)  # samples are columns here, rows in the module
             elif isinstance(module, SeededDropout):
