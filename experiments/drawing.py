@@ -92,11 +92,17 @@ def width_axis(axes: Axes, widths: Sequence[float], label: str = "width (hidden 
     axes.set_xlabel(label)
 
 
+def _subdivision(ratio: float) -> tuple[float, ...]:
+    if ratio < 8:
+        return (1, 1.5, 2, 3, 4, 5, 7)
+    return (1, 2, 5) if ratio < 200 else (1,)
+
+
 def value_axis(axes: Axes) -> None:
     """A logarithmic axis of values, with ticks at 1, 2, 5 where the range is small."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
+    axes.yaxis.set_major_locator(LogLocator(subs=_subdivision(high / low)))
     axes.yaxis.set_minor_locator(NullLocator())
     if low > 1e-3 and high < 1e5:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -259,12 +259,12 @@ _POWER_LAWS: dict[str, tuple[tuple[str, str | None], tuple[float, float, float]]
 
 
 def _collect_power_laws(sources: Sources) -> Iterator[dict[str, Any]]:
-    for name, ((study, variant), _) in _POWER_LAWS.items():
-        sweep = sources.sweep(study, variant)
+    named = {study: name for name, ((study, _), _) in _POWER_LAWS.items()}
+    for sweep in sources.available([place for place, _ in _POWER_LAWS.values()]):
         widest = max(run.width for run in sweep.runs)
         for row in sweep.scores():
             if row["width"] == widest:
-                yield {**row, "setting": name}
+                yield {**row, "setting": named[sweep.study]}
 
 
 def _stable_from(rows: Rows, warmup_epochs: float) -> float:
@@ -341,7 +341,10 @@ def _evaluate_power_laws(results: Results) -> Outcome:
         )
     first = next(iter(lower.items()))
     return Outcome(
-        tuple(checks), f"slope of the lower bound ({first[0]}): {first[1]:.2f}", (), tuple(table)
+        tuple(checks),
+        f"slope of the lower bound ({first[0]}): {first[1]:.2f}",
+        tuple(f"{name}: not run." for name in _POWER_LAWS if name not in fits),
+        tuple(table),
     )
 
 

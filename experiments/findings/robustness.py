@@ -16,11 +16,14 @@ from experiments.data.perturbations import gaussian_perturbation, pgd
 from experiments.drawing import SERIES, Curve, plot_curve, value_axis, width_axis
 from experiments.findings.common import LIPSCHITZ, number, panels, styled
 from experiments.findings.finding import Check, Finding, Outcome
-from experiments.findings.sources import Sources, Sweep
+from experiments.findings.sources import Sources, Sweep, spread
 from experiments.results import Results, Rows
 
 _FCN, _CNN = "C1-width-fcn-ce", "C3-width-cnn"
+_WORDS = {_FCN: "FCN", _CNN: "CNN"}
 _EPSILON = 0.5
+# As in the paper's table: one seed of six networks.
+_WIDTHS = 6
 _SCALES = (0.1, 0.3, 1.0, 3.0)
 
 
@@ -61,13 +64,13 @@ def _perturbed(model: nn.Module, sweep: Sweep) -> Iterator[tuple[str, float, Ten
 
 
 def _collect(sources: Sources) -> Iterator[dict[str, Any]]:
-    for name in (_FCN, _CNN):
-        sweep = sources.sweep(name)
+    for sweep in sources.available([(_FCN, None), (_CNN, None)]):
         seed = min(run.seed for run in sweep.runs)
-        for run in (run for run in sweep.runs if run.seed == seed):
+        widths = spread(sorted({run.width for run in sweep.runs}), _WIDTHS)
+        for run in (run for run in sweep.runs if run.seed == seed and run.width in widths):
             model = sweep.model(run)
             for kind, level, train, test in _perturbed(model, sweep):
-                about = {"network": name, "width": run.width, "kind": kind, "level": level}
+                about = {"network": sweep.study, "width": run.width, "kind": kind, "level": level}
                 yield {**about, **_row(model, sweep, train, test)}
 
 
@@ -78,7 +81,8 @@ def _changes(rows: Rows) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 def _evaluate(results: Results) -> Outcome:
     checks = []
-    words = {_FCN: "FCN", _CNN: "CNN"}
+    there = results.rows.values("network")
+    words = {name: word for name, word in _WORDS.items() if name in there}
     table = [("network", "inputs", "bound on them / on the samples", "test loss")]
     for network, word in words.items():
         rows = results.rows.where(network=network)
@@ -123,11 +127,12 @@ def _evaluate(results: Results) -> Outcome:
             bool((attack["quotient"] < attack["lower"]).all()),
         )
     )
+    notes = tuple(f"{word}: not run." for name, word in _WORDS.items() if name not in there)
     largest = float(np.abs(_changes(attack) - 1).max())
     return Outcome(
         tuple(checks),
         f"adversarial inputs change the bound by at most {largest:.0%}",
-        (),
+        notes,
         tuple(table),
     )
 
@@ -136,8 +141,10 @@ def _draw(results: Results) -> Figure:
     titles = {_FCN: ("FCN", "width (hidden units)"), _CNN: ("CNN", "width (channels)")}
     kinds = (("clean", 0.0), ("attack", _EPSILON), *(("noise", scale) for scale in _SCALES))
     with styled():
-        figure, axes = panels(2)
-        for place, (network, (title, label)) in zip(axes, titles.items(), strict=True):
+        there = results.rows.values("network")
+        figure, axes = panels(len(there), width=4.5 * len(there) + 0.6)
+        for place, network in zip(axes, there, strict=True):
+            title, label = titles[network]
             rows = results.rows.where(network=network)
             for (colour, marker), (kind, level) in zip(SERIES, kinds, strict=False):
                 line = rows.where(kind=kind, level=level).average("width", "lower")

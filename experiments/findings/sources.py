@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -186,3 +186,19 @@ class Sources:
                 f"{study or self.name} has no scored sweep '{variant}', only {', '.join(found)}"
             )
         return found[variant]
+
+    def available(self, wanted: Iterable[tuple[str, str | None]]) -> list[Sweep]:
+        """Those of the sweeps (study and variant) that have been run and scored.
+
+        Raises:
+            StoreError: none has.
+        """
+        listed = list(wanted)
+        found = [sweep for place in listed if (sweep := self._find(*place)) is not None]
+        return found or [self.sweep(*listed[0])]
+
+    def _find(self, study: str, variant: str | None) -> Sweep | None:
+        try:
+            return self.sweep(study, variant)
+        except StoreError:
+            return None

@@ -105,6 +105,10 @@ def test_what_is_missing_is_said(trained: Path, tmp_path: Path) -> None:
         finding_of("double-descent")
     with pytest.raises(StoreError, match="no scored sweep 'wide'"):
         Sources("C1-width-fcn-ce", "tiny", trained).sweep(variant="wide")
+    sources = Sources("G-robustness", "tiny", trained)
+    assert len(sources.available([("C1-width-fcn-ce", None), ("C3-width-cnn", None)])) == 1
+    with pytest.raises(StoreError, match="C3-width-cnn"):
+        sources.available([("C3-width-cnn", None)])
 
 
 def test_spread_keeps_both_ends() -> None:
