@@ -70,7 +70,7 @@ def _draw_pair(results: Results, keys: dict[str, str]) -> Figure:
             place.set_xlabel(label)
             value_axis(place)
         axes[0].set_ylabel(f"{LIPSCHITZ}, loss")
-        axes[0].legend()
+        axes[1].legend()
     return figure
 
 
