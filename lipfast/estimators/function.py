@@ -177,8 +177,8 @@ def model_function(
         raise ArgumentError("TorchScript modules are not supported: give the original nn.Module")
     parameters = dict(module.named_parameters())
     buffers = dict(module.named_buffers())
-    _check_state({**parameters, **buffers}, inputs[0])
-    dtype = dtype or _compute_dtype([*parameters.values(), *buffers.values()], inputs)
+    check_state({**parameters, **buffers}, inputs[0])
+    dtype = dtype or state_dtype([*parameters.values(), *buffers.values()], inputs)
     shapes = [tuple(value.shape[1:]) for value in inputs]
 
     def typed(value: Tensor) -> Tensor:
@@ -220,7 +220,13 @@ def ordinary(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor.detach()
 
 
-def _check_state(state: Mapping[str, Tensor], x: Tensor) -> None:
+def check_state(state: Mapping[str, Tensor], x: Tensor) -> None:
+    """Check that parameters and buffers hold finite numbers on the samples' device.
+
+    Raises:
+        ArgumentError: one is on another device, or not initialised.
+        NonFiniteError: one holds NaN or Inf.
+    """
     for name, value in state.items():
         if isinstance(value, (UninitializedParameter, UninitializedBuffer)):
             raise ArgumentError(f"parameter '{name}' is not initialised: call the model once first")
@@ -232,7 +238,7 @@ def _check_state(state: Mapping[str, Tensor], x: Tensor) -> None:
     require_finite(state, [name for name, value in state.items() if value.is_floating_point()])
 
 
-def _compute_dtype(state: Sequence[Tensor], inputs: Sequence[Tensor]) -> torch.dtype:
+def state_dtype(state: Sequence[Tensor], inputs: Sequence[Tensor]) -> torch.dtype:
     """float64 if the model is, or if it has no parameters and the samples are; else float32."""
     floating = [value.dtype for value in state if value.dtype.is_floating_point]
     deciding = floating or [value.dtype for value in inputs]

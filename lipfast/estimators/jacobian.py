@@ -16,21 +16,23 @@ from lipfast.estimators.function import (
     SampleFunction,
     check_inputs,
     check_memory,
+    check_state,
     differentiating,
     model_function,
     module_of,
     ordinary,
+    state_dtype,
 )
 from lipfast.estimators.jacobian_gradient import differentiable_values
 from lipfast.estimators.jacobian_lanczos import lanczos_triplets
 from lipfast.estimators.jacobian_rows import row_norms
 from lipfast.estimators.linearization import SMALL_SIDE, DerivativeError, footprint
 from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms, has_chain_kernel
-from lipfast.plan.cache import cached_plan
+from lipfast.plan.cache import cached_plan, is_known, known_plan
 from lipfast.plan.chain import Chain, find_chain
 from lipfast.plan.interpret import evaluate
 from lipfast.plan.plan import Plan
-from lipfast.plan.state import floating_as
+from lipfast.plan.state import floating_as, resolve
 from lipfast.plan.trace import Source
 from lipfast.rules.registry import Norm, check_norm
 
@@ -263,6 +265,10 @@ def jacobian_norms(
             "the fused op has no backward pass: use method='auto' with create_graph"
         )
     module = module_of(model)
+    if method == "auto" and norm == 2 and len(inputs) == 1 and not create_graph:
+        known = _known_chain_norms(module, inputs[0])
+        if known is not None:
+            return JacobianNorms(known, "fused") if details else known
     with model_function(module, inputs, create_graph=create_graph) as problem:
         if create_graph:
             values = differentiable_values(problem, norm=norm, method=method, memory=memory)
@@ -272,6 +278,27 @@ def jacobian_norms(
                 module, problem, inputs=len(inputs), norm=norm, method=method, memory=memory
             )
     return found if details else found.values
+
+
+def _known_chain_norms(module: nn.Module, x: Tensor) -> Tensor | None:
+    """By the fused op, for a module whose plan is known: it is evaluated once, and checked once.
+
+    Small calls spend more time in a second evaluation and check than in the op.
+    """
+    if not is_known(module):
+        return None
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    check_state(state, x)
+    with torch.inference_mode(False):
+        samples = ordinary(x).to(state_dtype(list(state.values()), [x]))
+        plan = known_plan(module, samples)
+        if plan is None or plan.computed or not _small(plan):
+            return None
+        chain = find_chain(plan)
+        if chain is None or not has_chain_kernel(chain.stages, x.device):
+            return None
+        tensors = resolve(module.state_dict(), plan.parameters, plan.aliases)
+        return _chain_norms(plan, chain, [tensors], samples)[0]
 
 
 def _module_norms(

@@ -31,7 +31,7 @@ def cached_plan(module: nn.Module, example: Tensor) -> Plan | None:
         module: left as it is found.
         example: samples (B, D...), at least one.
     """
-    example = torch.cat([example, example])[:2].detach()
+    example = _two_samples(example)
     signature = _signature(module, example)
     if signature is None:
         return None
@@ -46,6 +46,24 @@ def cached_plan(module: nn.Module, example: Tensor) -> Plan | None:
         key = id(module)
         _PLANS[key] = (weakref.ref(module, lambda _: _PLANS.pop(key, None)), signature, plan)
     return plan
+
+
+def is_known(module: nn.Module) -> bool:
+    """Whether `known_plan` may find one."""
+    found = _PLANS.get(id(module))
+    return found is not None and found[0]() is module and found[2] is not None
+
+
+def known_plan(module: nn.Module, example: Tensor) -> Plan | None:
+    """The module's plan if there is one already and it still holds; nothing is traced."""
+    if not is_known(module):
+        return None
+    _, signature, plan = _PLANS[id(module)]
+    return plan if _signature(module, _two_samples(example)) == signature else None
+
+
+def _two_samples(example: Tensor) -> Tensor:
+    return torch.cat([example[:2], example[:2]])[:2].detach()
 
 
 @contextmanager
