@@ -97,7 +97,8 @@ def record(module: nn.Module, inputs: Sequence[Tensor]) -> Record | None:
     if not recorder.comparable or not recorder.calls:
         return None
     leaves, structure = torch.utils._pytree.tree_flatten(outputs)
-    results = tuple(recorder.names.get(id(leaf), repr(leaf)) for leaf in leaves)
+    known = recorder.names
+    results = tuple(known[id(leaf)] if id(leaf) in known else repr(leaf) for leaf in leaves)
     state_dict = module.state_dict(keep_vars=True)
     modules = tuple((name, type(child)) for name, child in module.named_modules())
     samples = tuple((tuple(value.shape), value.dtype) for value in inputs)
