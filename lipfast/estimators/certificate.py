@@ -36,6 +36,9 @@ _LADDER = tuple(10.0**-power for power in range(7))
 # Steps to the nearest kinks and half way; a network without kinks is linear everywhere.
 _FRACTIONS = (0.99, 0.5)
 _LONGEST = 100.0
+_LARGEST_JACOBIAN = 1 << 22  # entries; beyond, the direction comes from products with it
+_LARGEST_ACTIVATIONS = 1 << 25  # entries that rows of a Jacobian may take at once
+_POWER_ITERATIONS = 20
 
 
 @dataclass(frozen=True)
@@ -129,8 +132,7 @@ def _block(
     with torch.inference_mode(False), torch.no_grad():
         parameters = stack(tensors, plan.used_parameters, torch.float64)
         x = samples.detach().to(torch.float64).clone()
-        jacobians = _jacobians(plan, parameters, x)
-        direction = steepest_direction(jacobians, norm).reshape(x.shape)
+        direction = _direction(plan, parameters, x, norm)
         offsets, pairs = _steps(plan, parameters, x, direction)
         shape = [*offsets.shape, *[1] * (x.dim() - 1)]
         points = x.unsqueeze(1) + offsets.reshape(shape) * direction.unsqueeze(1)
@@ -144,14 +146,58 @@ def _block(
         return Secants(values[rows, best], chosen)
 
 
+def _direction(plan: Plan, parameters: Mapping[str, Tensor], x: Tensor, norm: Norm) -> Tensor:
+    """Where each Jacobian stretches most, (networks, *shape): from it whole, or by products."""
+    rows = sum(math.prod(shape) for shape in plan.output_shapes)
+    if norm == 2 and rows * x[0].numel() > _LARGEST_JACOBIAN:
+        return _power_direction(plan, parameters, x)
+    return steepest_direction(_jacobians(plan, parameters, x), norm).reshape(x.shape)
+
+
 def _jacobians(plan: Plan, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """(networks, K, D): one copy of the sample per output, each asked for its own gradient."""
     rows = sum(math.prod(shape) for shape in plan.output_shapes)
+    activations = len(x) * sum(math.prod(node.shape) for node in plan.graph.nodes)
+    block = max(1, _LARGEST_ACTIVATIONS // max(1, activations))
+    parts = []
+    for start in range(0, rows, block):
+        count = min(block, rows - start)
+        with torch.enable_grad():
+            copies = x.unsqueeze(1).expand(-1, count, *x.shape[1:]).clone().requires_grad_()
+            outputs = evaluate(plan.graph, parameters, plan.constants, [copies])
+            own = outputs[:, :, start : start + count].diagonal(dim1=1, dim2=2)
+            (gradients,) = torch.autograd.grad(own.sum(), copies)
+        parts.append(gradients.reshape(*gradients.shape[:2], -1))
+    return torch.cat(parts, 1)
+
+
+def _power_direction(plan: Plan, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """Some power iterations with J^T J: for Jacobians that would not fit into memory.
+
+    A direction that is not quite the steepest costs tightness only: a secant is valid along any.
+    """
+
+    def function(point: Tensor) -> Tensor:
+        return evaluate(plan.graph, parameters, plan.constants, [point.unsqueeze(1)])
+
+    def unit(vector: Tensor, otherwise: Tensor) -> Tensor:
+        length = vector.flatten(1).norm(dim=1).reshape(-1, *[1] * (vector.dim() - 1))
+        return torch.where(torch.isfinite(length) & (length > 0), vector / length, otherwise)
+
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+    direction = unit(start, start)
     with torch.enable_grad():
-        copies = x.unsqueeze(1).expand(-1, rows, *x.shape[1:]).clone().requires_grad_()
-        outputs = evaluate(plan.graph, parameters, plan.constants, [copies])
-        (gradients,) = torch.autograd.grad(outputs.diagonal(dim1=1, dim2=2).sum(), copies)
-    return gradients.reshape(*gradients.shape[:2], -1)
+        point = x.clone().requires_grad_()
+        outputs = function(point)
+    with warnings.catch_warnings():
+        # The first use of forward mode makes torch import its own deprecated torch.jit.script.
+        warnings.filterwarnings("ignore", message="`torch.jit")
+        for _ in range(_POWER_ITERATIONS):
+            image = torch.func.jvp(function, (x,), (direction,))[1]
+            (back,) = torch.autograd.grad(outputs, point, image, retain_graph=True)
+            direction = unit(back, direction)
+    return direction
 
 
 def steepest_direction(jacobians: Tensor, norm: Norm) -> Tensor:

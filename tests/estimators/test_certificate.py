@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lipfast.estimators import certificate
 from lipfast.estimators.certificate import certified_secants, enclose, steepest_direction
 from lipfast.plan.plan import Plan
 from lipfast.plan.state import stack
@@ -207,3 +208,19 @@ def test_steepest_direction_attains_the_operator_norm(shape: tuple[int, int], no
 def test_some_direction_where_the_jacobian_is_zero_or_not_finite() -> None:
     matrices = torch.stack([torch.zeros(2, 3), torch.full((2, 3), math.nan)]).double()
     assert torch.equal(steepest_direction(matrices, 2), torch.eye(3).double()[[0, 0]])
+
+
+def test_the_direction_does_not_need_the_whole_jacobian(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(30, 40), nn.Tanh(), nn.Linear(40, 20)).double()
+    plan = Plan.trace(model, torch.zeros(2, 30, dtype=torch.float64))
+    tensors = [plan.resolve(model.state_dict())] * 2
+    x = torch.randn(2, 30, dtype=torch.float64)
+    whole = certificate.certified_secants(plan, tensors, x)
+    monkeypatch.setattr(certificate, "_LARGEST_ACTIVATIONS", 1)  # one row at a time
+    by_rows = certificate.certified_secants(plan, tensors, x).values
+    torch.testing.assert_close(by_rows, whole.values, rtol=1e-6, atol=0)
+    monkeypatch.setattr(certificate, "_LARGEST_JACOBIAN", 0)
+    products = certificate.certified_secants(plan, tensors, x).values
+    assert (products <= 1.01 * whole.values).all()
+    assert (products >= 0.9 * whole.values).all()
