@@ -89,7 +89,14 @@ def certified_secants(
     """
     block = max(1, int(memory // _bytes_per_network(plan)))
     parts = [
-        _block(plan, tensors[start : start + block], samples[start : start + block], norm, domain)
+        _block(
+            plan,
+            tensors[start : start + block],
+            samples[start : start + block],
+            norm=norm,
+            memory=memory,
+            domain=domain,
+        )
         for start in range(0, len(tensors), block)
     ]
     return Secants(
@@ -115,18 +122,29 @@ def certified_quotient(
 
 def _bytes_per_network(plan: Plan) -> int:
     parameters = sum(math.prod(plan.shapes[name]) for name in plan.used_parameters)
-    activations = sum(math.prod(node.shape) for node in plan.graph.nodes)
+    activations = _activations(plan)
     outputs = sum(math.prod(shape) for shape in plan.output_shapes)
+    rows = min(outputs, _rows_at_once(activations))
     points = 1 + 2 * (len(_LADDER) + len(_FRACTIONS))
     # Weights and their absolute values; values and errors; forward and backward passes per row.
-    return 8 * (3 * parameters + 4 * points * activations + 4 * outputs * activations) + 1
+    return 8 * (3 * parameters + 4 * points * activations + 4 * rows * activations) + 1
+
+
+def _activations(plan: Plan) -> int:
+    return sum(math.prod(node.shape) for node in plan.graph.nodes)
+
+
+def _rows_at_once(activations: int) -> int:
+    return max(1, _LARGEST_ACTIVATIONS // max(1, activations))
 
 
 def _block(
     plan: Plan,
     tensors: Sequence[Mapping[str, Tensor]],
     samples: Tensor,
+    *,
     norm: Norm,
+    memory: int,
     domain: Domain | None,
 ) -> Secants:
     with torch.inference_mode(False), torch.no_grad():
@@ -137,7 +155,10 @@ def _block(
         shape = [*offsets.shape, *[1] * (x.dim() - 1)]
         points = x.unsqueeze(1) + offsets.reshape(shape) * direction.unsqueeze(1)
         points = points if domain is None else domain.project(points)
-        outputs, errors = enclose(plan, parameters, points)
+        # Of a network that exceeds the memory alone, few points at a time.
+        count = max(1, int(memory // (32 * len(x) * _activations(plan) + 1)))
+        parts = [enclose(plan, parameters, some) for some in torch.split(points, count, 1)]
+        outputs, errors = (torch.cat(sides, 1) for sides in zip(*parts, strict=True))
         values = quotients(points, outputs, errors, pairs, norm)
         best = values.argmax(1)
         first, second = pairs
@@ -157,8 +178,7 @@ def _direction(plan: Plan, parameters: Mapping[str, Tensor], x: Tensor, norm: No
 def _jacobians(plan: Plan, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """(networks, K, D): one copy of the sample per output, each asked for its own gradient."""
     rows = sum(math.prod(shape) for shape in plan.output_shapes)
-    activations = len(x) * sum(math.prod(node.shape) for node in plan.graph.nodes)
-    block = max(1, _LARGEST_ACTIVATIONS // max(1, activations))
+    block = _rows_at_once(len(x) * _activations(plan))
     parts = []
     for start in range(0, rows, block):
         count = min(block, rows - start)
@@ -321,6 +341,9 @@ def enclose_nodes(
     errors: dict[str, Tensor] = {}
 
     def visit(arguments: NodeArguments, output: Tensor) -> None:
+        if not keep:  # errors live as long as the values that they belong to
+            for name in errors.keys() - set(arguments.live):
+                del errors[name]
         node = arguments.node
         incoming = [
             errors.get(reference.name) if reference.kind == "node" else None

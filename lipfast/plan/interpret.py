@@ -5,7 +5,7 @@ Activations are ``(networks, samples, *shape)``, parameters ``(networks, *shape)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -28,6 +28,11 @@ class NodeArguments:
     ) -> None:
         self.node = node
         self._tables = {"node": activations, "parameter": parameters, "constant": constants}
+
+    @property
+    def live(self) -> Collection[str]:
+        """Names of the nodes whose activations are still kept."""
+        return self._tables["node"].keys()
 
     def value(self, argument: Argument) -> Tensor:
         """Activation (networks, samples, *shape), parameter or constant (networks, *shape)."""

@@ -38,7 +38,7 @@ from lipfast.scoring.budget import BudgetError, elements_allowed
 from lipfast.scoring.data import Samples
 from lipfast.scoring.done import MISMATCH, NON_FINITE, UNREADABLE
 from lipfast.scoring.fit import fitted
-from lipfast.scoring.schema import Row
+from lipfast.scoring.schema import LAYER, Row
 
 METHOD = 1
 """Changes when the same checkpoint, plan and options would give other scores than before."""
@@ -443,13 +443,4 @@ class Scorer:
 
 
 def _layer(layer: Any) -> Row:
-    return {
-        "index": layer.index,
-        "name": layer.name,
-        "kind": layer.kind,
-        "shape": layer.shape,
-        "lower": layer.lower,
-        "upper": layer.upper,
-        "certified": layer.certified,
-        "passes": layer.passes,
-    }
+    return {field.name: getattr(layer, field.name) for field in LAYER}
