@@ -264,10 +264,10 @@ void product_layer(const ChainLayer& layer, const T* packed, int64_t t, T* g, T*
   }
 }
 
-// The Jacobians of the tile's samples, dense K x D. The rows alternate between two buffers.
+// The Jacobians of the tile's samples: K rows each, `stride` apart. The rows alternate between two buffers.
 template <class T>
-void chain_products(const ChainParams& p, const T* packed, int64_t samples, ChainBuffers<T>& buffers) {
-  const int64_t outputs = buffers.outputs, stride = buffers.stride, inputs = buffers.inputs, size = outputs * stride;
+const T* chain_products(const ChainParams& p, const T* packed, int64_t samples, ChainBuffers<T>& buffers) {
+  const int64_t outputs = buffers.outputs, stride = buffers.stride, size = outputs * stride;
   T *g = buffers.rows, *out = buffers.product;
   const ChainLayer& last = buffers.layer[buffers.layers - 1];
   const bool linear = last.map != nullptr && starts_product(p, *last.map);
@@ -288,7 +288,5 @@ void chain_products(const ChainParams& p, const T* packed, int64_t samples, Chai
     g = out;
     out = swap;
   }
-  for (int64_t row = 0; row < samples * outputs; ++row) {
-    memcpy(buffers.jacobians + row * inputs, g + row * stride, sizeof(T) * static_cast<size_t>(inputs));
-  }
+  return g;
 }

@@ -22,12 +22,12 @@ void chain_tile_of(const ChainParams& p, int64_t network, const T* packed, int64
   buffers.place(p, workspace);
   const int64_t outputs = buffers.outputs, inputs = buffers.inputs;
   forward(p, network, packed, first, count, buffers);
-  chain_products(p, packed, count, buffers);
+  const T* jacobians = chain_products(p, packed, count, buffers);
   T* spectral = static_cast<T*>(p.spectral) + network * p.batch + first;
   T* frobenius = static_cast<T*>(p.frobenius) + network * p.batch + first;
   for (int64_t t = 0; t < count; t += kDoubles) {
-    reduce(buffers.jacobians + t * outputs * inputs, smaller<int64_t>(kDoubles, count - t), outputs, inputs,
-           spectral + t, frobenius + t, buffers.reduce);
+    reduce(jacobians + t * outputs * buffers.stride, buffers.stride, smaller<int64_t>(kDoubles, count - t), outputs,
+           inputs, spectral + t, frobenius + t, buffers.reduce);
   }
   for (int64_t t = 0; t < count; ++t) {
     if (!buffers.defined[t]) spectral[t] = frobenius[t] = NAN;

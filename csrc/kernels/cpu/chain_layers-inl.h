@@ -166,13 +166,15 @@ void pack_linear(const ChainParams& p, const ChainLayer& layer, const T* w, T* f
   }
 }
 
+// Packs the layers from `begin` up to `end`.
 template <class T>
-void pack_panels(const ChainParams& p, int64_t network, T* packed) {
+void pack_layers(const ChainParams& p, int64_t network, int64_t begin, int64_t end, T* packed) {
   LayerReader<T> reader{p};
-  for (ChainLayer layer; reader.next(layer);) {
-    if (layer.map == nullptr || !has_weight(*layer.map)) continue;
-    const int64_t end = layer.triangular ? layer.product : reader.packed;
-    memset(packed + layer.forward, 0, sizeof(T) * static_cast<size_t>(end - layer.forward));
+  ChainLayer layer;
+  for (int64_t l = 0; l < end && reader.next(layer); ++l) {
+    if (l < begin || layer.map == nullptr || !has_weight(*layer.map)) continue;
+    const int64_t size = (layer.triangular ? layer.product : reader.packed) - layer.forward;
+    memset(packed + layer.forward, 0, sizeof(T) * static_cast<size_t>(size));
     const T* w = static_cast<const T*>(p.weights[network * p.affine + layer.map->affine]);
     T *forward = packed + layer.forward, *product = packed + layer.product;
     if (layer.map->kind == StageKind::kLinear) {
@@ -190,18 +192,22 @@ void pack_chain(const ChainParams& p, int64_t network, T* packed, double* work, 
   ChainLayer first{};
   reader.next(first);
   if (!first.triangular) {
-    pack_panels(p, network, packed);
+    pack_layers(p, network, 0, p.stages, packed);
     return;
   }
   const float* w = static_cast<const float*>(p.weights[network * p.affine]);
-  for_items(parallel, kSlices + 1, [&](int64_t item) {
+  for_items(parallel, kSlices + 2, [&](int64_t item) {
     if (item < kSlices) {
       triangle_slice(w, first.columns, first.map->in.channels, item, work);
+    } else if (item == kSlices) {
+      pack_layers(p, network, 0, 1, packed);
     } else {
-      pack_panels(p, network, packed);
+      pack_layers(p, network, 1, p.stages, packed);
     }
   });
-  if constexpr (sizeof(T) == sizeof(float)) pack_triangle(first.columns, packed + first.product, work);
+  if constexpr (sizeof(T) == sizeof(float)) {
+    pack_triangle(first.columns, packed + first.product, work, parallel);
+  }
 }
 
 constexpr int64_t kMaxTile = 8;          // samples of one tile: they share the forward pass's reads of the weights
@@ -227,7 +233,6 @@ struct ChainBuffers {
   int64_t* actives;  // how many of them, and where those start that the current panel needs
   int64_t most_units;
   T *rows, *product;  // tile x outputs x stride each
-  T* jacobians;
   double* reduce;
 
   // Lays the buffers out from `base` (nullptr: only measures). Returns the bytes taken.
@@ -263,7 +268,7 @@ int64_t ChainBuffers<T>::place(const ChainParams& p, char* base) {
   stride = width;
   outputs = elements(p.out);
   inputs = columns;
-  const int64_t bytes = static_cast<int64_t>(sizeof(T)) * (outputs * (inputs + 2 * stride) + 2 * width + kept);
+  const int64_t bytes = static_cast<int64_t>(sizeof(T)) * (2 * outputs * stride + 2 * width + kept);
   const int64_t fit = kTileBytes / larger<int64_t>(bytes, 1);
   // Whole groups of lanes, so that the reduction is the same wherever a tile ends.
   tile = fit >= kMaxTile ? kMaxTile : larger<int64_t>(fit / kDoubles * kDoubles, 1);
@@ -292,7 +297,6 @@ int64_t ChainBuffers<T>::place(const ChainParams& p, char* base) {
   take(actives, 2 * tile);
   take(rows, tile * outputs * stride);
   take(product, tile * outputs * stride);
-  take(jacobians, tile * outputs * inputs);
   take(reduce, reduce_size(outputs, inputs));
   if (base != nullptr) {
     LayerReader<T> again{p};

@@ -32,33 +32,55 @@ inline void triangle_slice(const float* w, int64_t units, int64_t inputs, int64_
   }
 }
 
-// The columns of L in panels, from the slices; zero where W is, NaN where W is not finite.
-inline void pack_triangle(int64_t units, float* packed, double* work) {
+// Rows of the triangle that one item of work takes; a multiple of every panel's width.
+constexpr int64_t kTriangleRows = 32;
+
+// a: minus the sum of the slices above the diagonal, which is what cholesky() factors, and the sum on it.
+inline void add_slices(int64_t units, int64_t begin, double* a) {
   const int64_t ld = leading_dimension(units), slice = triangle_slice_size(units);
-  double *a = work, *diagonal = work + kSlices * slice, *panels = diagonal + units, trace = 0;
-  for (int64_t i = 0; i < units; ++i) {
+  for (int64_t i = begin; i < smaller(units, begin + kTriangleRows); ++i) {
     double* row = a + i * ld;
     for (int64_t j = i; j < units; ++j) {
       for (int64_t other = 1; other < kSlices; ++other) row[j] += row[other * slice + j];
     }
-    trace += row[i];
-    for (int64_t j = i + 1; j < units; ++j) row[j] = -row[j];  // cholesky() factors the diagonal minus what lies above
+    for (int64_t j = i + 1; j < units; ++j) row[j] = -row[j];
   }
+}
+
+// Columns [begin, begin + kTriangleRows) of L as rounded panels.
+inline void pack_factor(const double* a, const double* diagonal, int64_t units, int64_t begin, float* packed) {
+  const int64_t ld = leading_dimension(units);
+  packed += units * begin;
+  for (int64_t j = begin; j < smaller(units, begin + kTriangleRows); j += kColumns<float>) {
+    const int64_t width = panel_width<float>(units - j);
+    memset(packed, 0, sizeof(float) * static_cast<size_t>(j * width));
+    packed += j * width;
+    for (int64_t i = j; i < units; ++i, packed += width) {
+      const int64_t below = smaller(width, i - j);
+      for (int64_t k = 0; k < below; ++k) packed[k] = static_cast<float>(a[i * ld + j + k]);
+      for (int64_t k = below; k < width; ++k) packed[k] = 0;
+      if (below < width) packed[below] = static_cast<float>(diagonal[i]);
+    }
+  }
+}
+
+// The columns of L in panels, from the slices; zero where W is, NaN where W is not finite.
+inline void pack_triangle(int64_t units, float* packed, double* work, const Parallel* parallel) {
+  const int64_t ld = leading_dimension(units), blocks = (units + kTriangleRows - 1) / kTriangleRows;
+  double *a = work, *diagonal = work + kSlices * triangle_slice_size(units), *panels = diagonal + units, trace = 0;
+  for_items(parallel, blocks, [&](int64_t block) { add_slices(units, block * kTriangleRows, a); });
+  for (int64_t i = 0; i < units; ++i) trace += a[i * ld + i];
   const bool regular = trace > 0 && trace < INFINITY;
   bool done = false;
   // W W^T may be singular: the least shift that the rounding of both steps asks for, relative to its trace.
   for (double shift = 1e-15 * trace; regular && !done; shift *= 8) {
     for (int64_t i = 0; i < units; ++i) diagonal[i] = a[i * ld + i] + shift;
-    done = cholesky(a, units, diagonal, panels, nullptr);
+    done = cholesky(a, units, diagonal, panels, parallel);
+  }
+  if (regular) {
+    for_items(parallel, blocks, [&](int64_t block) { pack_factor(a, diagonal, units, block * kTriangleRows, packed); });
+    return;
   }
   const auto fill = static_cast<float>(trace == 0 ? 0 : NAN);
-  for (int64_t j = 0; j < units; j += kColumns<float>) {
-    const int64_t width = panel_width<float>(units - j);
-    for (int64_t i = 0; i < units; ++i, packed += width) {
-      for (int64_t k = 0; k < width; ++k) {
-        const double entry = j + k < i ? a[i * ld + j + k] : (j + k == i ? diagonal[i] : 0);
-        packed[k] = regular ? static_cast<float>(entry) : fill;
-      }
-    }
-  }
+  for (int64_t i = 0; i < packed_size<float>(units, units); ++i) packed[i] = fill;
 }

@@ -29,6 +29,25 @@ LIPFAST_INLINE void multiply_tile(const double* a, const double* b, int64_t dept
   }
 }
 
+// kDoubles rows of `depth` entries, `stride` apart, as columns [k][0 .. kDoubles) of a panel.
+template <class T>
+LIPFAST_INLINE void pack_columns(const T* w, int64_t stride, PowerOfTwo scaling, int64_t depth, double* panel) {
+  int64_t k = 0;
+  for (; k + kDoubles <= depth; k += kDoubles) {
+    DoubleVector block[kDoubles];
+    LIPFAST_UNROLL
+    for (int j = 0; j < kDoubles; ++j) {
+      block[j] = load_double(w + j * stride + k) * splat(scaling.first) * splat(scaling.second);
+    }
+    transpose<double>(block);
+    LIPFAST_UNROLL
+    for (int i = 0; i < kDoubles; ++i) store(panel + (k + i) * kPanel, block[i]);
+  }
+  for (; k < depth; ++k) {
+    for (int j = 0; j < kDoubles; ++j) panel[k * kPanel + j] = scaling(w[j * stride + k]);
+  }
+}
+
 // Panel p of columns [k0, k0 + depth) of B: B[p kPanel + j][k0 + k] at [k][j], zero outside.
 template <class T>
 void pack_panel(const T* w, int64_t rows, int64_t cols, PowerOfTwo scaling, int64_t k0, int64_t depth, int64_t p,
@@ -38,9 +57,11 @@ void pack_panel(const T* w, int64_t rows, int64_t cols, PowerOfTwo scaling, int6
   const int64_t count = smaller<int64_t>(kPanel, s - p * kPanel);
   if (count < kPanel) memset(panel, 0, sizeof(double) * depth * kPanel);
   if (wide) {
-    for (int64_t j = 0; j < count; ++j) {
-      const T* row = w + (p * kPanel + j) * cols + k0;
-      for (int64_t k = 0; k < depth; ++k) panel[k * kPanel + j] = scaling(row[k]);
+    const T* first = w + p * kPanel * cols + k0;
+    int64_t j = 0;
+    for (; j + kDoubles <= count; j += kDoubles) pack_columns(first + j * cols, cols, scaling, depth, panel + j);
+    for (; j < count; ++j) {
+      for (int64_t k = 0; k < depth; ++k) panel[k * kPanel + j] = scaling(first[j * cols + k]);
     }
   } else {
     for (int64_t k = 0; k < depth; ++k) {

@@ -10,8 +10,8 @@ template <class T>
 void jacobian_reduction_of(const JacobianReductionParams& p, int64_t begin, int64_t end, double* work) {
   const int64_t size = p.outputs * p.inputs;
   for (int64_t b = begin; b < end; b += kDoubles) {
-    reduce(static_cast<const T*>(p.jacobian) + b * size, smaller<int64_t>(kDoubles, end - b), p.outputs, p.inputs,
-           static_cast<T*>(p.spectral) + b, static_cast<T*>(p.frobenius) + b, work);
+    reduce(static_cast<const T*>(p.jacobian) + b * size, p.inputs, smaller<int64_t>(kDoubles, end - b), p.outputs,
+           p.inputs, static_cast<T*>(p.spectral) + b, static_cast<T*>(p.frobenius) + b, work);
   }
 }
 

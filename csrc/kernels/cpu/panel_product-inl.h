@@ -26,6 +26,25 @@ LIPFAST_INLINE const T* panel_at(const T* packed, int64_t rows, int64_t col) {
   return packed + rows * col;
 }
 
+// Rows [0, n) of a panel whose columns lie one after another in memory, `col_step` apart, in whole vectors: returns n.
+template <class T>
+LIPFAST_INLINE int64_t pack_transposed(const T* w, int64_t rows, int64_t cols, int64_t col_step, T* to, int64_t width) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  if (cols % kLanes != 0) return 0;
+  int64_t i = 0;
+  for (; i + kLanes <= rows; i += kLanes) {
+    for (int64_t k = 0; k < cols; k += kLanes) {
+      typename Simd<T>::Vector block[kLanes];
+      LIPFAST_UNROLL
+      for (int q = 0; q < kLanes; ++q) block[q] = load(w + (k + q) * col_step + i);
+      transpose<T>(block);
+      LIPFAST_UNROLL
+      for (int q = 0; q < kLanes; ++q) store(to + (i + q) * width + k, block[q]);
+    }
+  }
+  return i;
+}
+
 // Writes a block of rows x cols entries, w[i * row_step + j * col_step], to (row0, col0) of a packed matrix.
 template <class T>
 void pack_block(const T* w, int64_t rows, int64_t cols, int64_t row_step, int64_t col_step, T* packed, int64_t all_rows,
@@ -35,7 +54,10 @@ void pack_block(const T* w, int64_t rows, int64_t cols, int64_t row_step, int64_
     const int64_t count = smaller(cols - j, panel + width - col0 - j);
     T* to = packed + all_rows * panel + row0 * width + (col0 + j - panel);
     const T* from = w + j * col_step;
-    for (int64_t i = 0; i < rows; ++i, to += width, from += row_step) {
+    const int64_t done = row_step == 1 ? pack_transposed(from, rows, count, col_step, to, width) : 0;
+    to += done * width;
+    from += done * row_step;
+    for (int64_t i = done; i < rows; ++i, to += width, from += row_step) {
       for (int64_t k = 0; k < count; ++k) to[k] = from[k * col_step];
     }
     j += count;

@@ -121,6 +121,52 @@ LIPFAST_INLINE typename Simd<T>::Vector lane_sums(typename Simd<T>::Vector* of) 
   return of[0];
 }
 
+// low: [a_0, b_0, a_1, b_1, ...] of the lower halves, high: of the upper ones.
+template <class V, int kLanes>
+struct Interleaved;
+template <class V>
+struct Interleaved<V, 2> {
+  LIPFAST_INLINE static V low(V a, V b) { return __builtin_shufflevector(a, b, 0, 2); }
+  LIPFAST_INLINE static V high(V a, V b) { return __builtin_shufflevector(a, b, 1, 3); }
+};
+template <class V>
+struct Interleaved<V, 4> {
+  LIPFAST_INLINE static V low(V a, V b) { return __builtin_shufflevector(a, b, 0, 4, 1, 5); }
+  LIPFAST_INLINE static V high(V a, V b) { return __builtin_shufflevector(a, b, 2, 6, 3, 7); }
+};
+template <class V>
+struct Interleaved<V, 8> {
+  LIPFAST_INLINE static V low(V a, V b) { return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11); }
+  LIPFAST_INLINE static V high(V a, V b) { return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15); }
+};
+template <class V>
+struct Interleaved<V, 16> {
+  LIPFAST_INLINE static V low(V a, V b) {
+    return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  }
+  LIPFAST_INLINE static V high(V a, V b) {
+    return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  }
+};
+
+// The transpose of as many vectors as each has lanes, in place: row i and row i + n/2 are interleaved, log2(n) times.
+template <class T>
+LIPFAST_INLINE void transpose(typename Simd<T>::Vector* of) {
+  typedef typename Simd<T>::Vector Vector;
+  constexpr int kLanes = Simd<T>::kLanes;
+  LIPFAST_UNROLL
+  for (int done = 1; done < kLanes; done *= 2) {
+    Vector next[kLanes];
+    LIPFAST_UNROLL
+    for (int i = 0; i < kLanes / 2; ++i) {
+      next[2 * i] = Interleaved<Vector, kLanes>::low(of[i], of[i + kLanes / 2]);
+      next[2 * i + 1] = Interleaved<Vector, kLanes>::high(of[i], of[i + kLanes / 2]);
+    }
+    LIPFAST_UNROLL
+    for (int i = 0; i < kLanes; ++i) of[i] = next[i];
+  }
+}
+
 template <class T>
 LIPFAST_INLINE T larger(T a, T b) {
   return a < b ? b : a;
