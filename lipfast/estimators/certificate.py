@@ -39,6 +39,9 @@ _LONGEST = 100.0
 _LARGEST_JACOBIAN = 1 << 22  # entries; beyond, the direction comes from products with it
 _LARGEST_ACTIVATIONS = 1 << 25  # entries that rows of a Jacobian may take at once
 _POWER_ITERATIONS = 20
+# Bytes of parameters that are stacked at a time: they are read again and again, and what is much
+# larger comes from memory, and from the system as new pages, every time.
+_STACKED = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,9 @@ def certified_secants(
         The best secant of each network among several steps along the direction that the Jacobian
         stretches most.
     """
-    block = max(1, int(memory // _bytes_per_network(plan)))
+    fitting = int(memory // _bytes_per_network(plan))
+    together = _STACKED // max(1, _bytes_of_parameters(plan))
+    block = max(1, min(fitting, together))
     parts = [
         _block(
             plan,
@@ -118,6 +123,10 @@ def certified_quotient(
         indices = (torch.tensor([0]), torch.tensor([1]))
         values = quotients(points, outputs, errors, indices, norm)
         return float(values[0, 0]), points[0]
+
+
+def _bytes_of_parameters(plan: Plan) -> int:
+    return 8 * sum(math.prod(plan.shapes[name]) for name in plan.used_parameters)
 
 
 def _bytes_per_network(plan: Plan) -> int:
@@ -372,13 +381,15 @@ def _error_of_parameters(
 
     For ops that are linear in their parameters and in x: ``|(W + E) x - W x| <= |E| |x|``.
     """
-    node, changed = arguments.node, {}
+    node = arguments.node
     named = [ref.name for ref in node.references() if ref.kind == "parameter"]
-    for name in named:
-        bound = parameters.get(error_name(name))
-        changed[name] = torch.zeros_like(parameters[name]) if bound is None else bound
-    if not any(bool(bound.any()) for bound in changed.values()):
+    bounds = {name: parameters.get(error_name(name)) for name in named}
+    if not any(bound is not None and bool(bound.any()) for bound in bounds.values()):
         return 0.0
+    changed = {
+        name: torch.zeros_like(parameters[name]) if bound is None else bound
+        for name, bound in bounds.items()
+    }
     inputs = {}
     for ref in node.references():
         if ref.kind == "node":
