@@ -17,12 +17,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lipfast.estimators.domain import Domain
+from lipfast.ops.threads import one_thread
 from lipfast.plan.graph import Node, error_name
 from lipfast.plan.interpret import NodeArguments, evaluate, joined_outputs, walk
 from lipfast.plan.plan import Plan
@@ -93,17 +95,18 @@ def certified_secants(
     fitting = int(memory // _bytes_per_network(plan))
     together = _STACKED // max(1, _bytes_of_parameters(plan))
     block = max(1, min(fitting, together))
-    parts = [
-        _block(
-            plan,
-            tensors[start : start + block],
-            samples[start : start + block],
-            norm=norm,
-            memory=memory,
-            domain=domain,
-        )
-        for start in range(0, len(tensors), block)
-    ]
+    with one_thread() if together > 1 else nullcontext():
+        parts = [
+            _block(
+                plan,
+                tensors[start : start + block],
+                samples[start : start + block],
+                norm=norm,
+                memory=memory,
+                domain=domain,
+            )
+            for start in range(0, len(tensors), block)
+        ]
     return Secants(
         torch.cat([part.values for part in parts]), torch.cat([part.points for part in parts])
     )
