@@ -17,12 +17,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lipfast.estimators.domain import Domain
+from lipfast.ops.threads import one_thread
 from lipfast.plan.graph import Node, error_name
 from lipfast.plan.interpret import NodeArguments, evaluate, joined_outputs, walk
 from lipfast.plan.plan import Plan
@@ -39,6 +41,9 @@ _LONGEST = 100.0
 _LARGEST_JACOBIAN = 1 << 22  # entries; beyond, the direction comes from products with it
 _LARGEST_ACTIVATIONS = 1 << 25  # entries that rows of a Jacobian may take at once
 _POWER_ITERATIONS = 20
+# Bytes of parameters that are stacked at a time: they are read again and again, and what is much
+# larger comes from memory, and from the system as new pages, every time.
+_STACKED = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -87,18 +92,21 @@ def certified_secants(
         The best secant of each network among several steps along the direction that the Jacobian
         stretches most.
     """
-    block = max(1, int(memory // _bytes_per_network(plan)))
-    parts = [
-        _block(
-            plan,
-            tensors[start : start + block],
-            samples[start : start + block],
-            norm=norm,
-            memory=memory,
-            domain=domain,
-        )
-        for start in range(0, len(tensors), block)
-    ]
+    fitting = int(memory // _bytes_per_network(plan))
+    together = _STACKED // max(1, _bytes_of_parameters(plan))
+    block = max(1, min(fitting, together))
+    with one_thread() if together > 1 else nullcontext():
+        parts = [
+            _block(
+                plan,
+                tensors[start : start + block],
+                samples[start : start + block],
+                norm=norm,
+                memory=memory,
+                domain=domain,
+            )
+            for start in range(0, len(tensors), block)
+        ]
     return Secants(
         torch.cat([part.values for part in parts]), torch.cat([part.points for part in parts])
     )
@@ -118,6 +126,10 @@ def certified_quotient(
         indices = (torch.tensor([0]), torch.tensor([1]))
         values = quotients(points, outputs, errors, indices, norm)
         return float(values[0, 0]), points[0]
+
+
+def _bytes_of_parameters(plan: Plan) -> int:
+    return 8 * sum(math.prod(plan.shapes[name]) for name in plan.used_parameters)
 
 
 def _bytes_per_network(plan: Plan) -> int:
@@ -372,13 +384,15 @@ def _error_of_parameters(
 
     For ops that are linear in their parameters and in x: ``|(W + E) x - W x| <= |E| |x|``.
     """
-    node, changed = arguments.node, {}
+    node = arguments.node
     named = [ref.name for ref in node.references() if ref.kind == "parameter"]
-    for name in named:
-        bound = parameters.get(error_name(name))
-        changed[name] = torch.zeros_like(parameters[name]) if bound is None else bound
-    if not any(bool(bound.any()) for bound in changed.values()):
+    bounds = {name: parameters.get(error_name(name)) for name in named}
+    if not any(bound is not None and bool(bound.any()) for bound in bounds.values()):
         return 0.0
+    changed = {
+        name: torch.zeros_like(parameters[name]) if bound is None else bound
+        for name, bound in bounds.items()
+    }
     inputs = {}
     for ref in node.references():
         if ref.kind == "node":

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lipfast._clock import running
 from lipfast.errors import ArgumentError
 from lipfast.estimators.certificate import certified_secants, missing_error_rules
 from lipfast.estimators.domain import Domain
 from lipfast.estimators.estimate import Estimate, LowerBound, Search, log_down
 from lipfast.estimators.function import check_samples
 from lipfast.estimators.jacobian import plan_jacobian_norms
+from lipfast.estimators.linearization import SMALL_SIDE
+from lipfast.ops.chain_jacobian_norms import has_chain_kernel
 from lipfast.ops.denormals import FLUSHED, denormals_flushed
 from lipfast.plan.chain import find_chain
 from lipfast.plan.plan import Plan, StateDict
@@ -95,6 +99,14 @@ def jacobian_label(plan: Plan, norm: Norm) -> str:
     return f"maximum Jacobian norm ({method})"
 
 
+def is_fused(plan: Plan, norm: Norm, device: torch.device) -> bool:
+    """Whether `plan_jacobian_norms` is the native op for chains and little else."""
+    sides = (plan.input_shapes, plan.output_shapes)
+    small = min(sum(math.prod(shape) for shape in shapes) for shapes in sides) <= SMALL_SIDE
+    chain = find_chain(plan) if norm == 2 and small else None
+    return chain is not None and has_chain_kernel(chain.stages, device)
+
+
 def _missing(ops: Sequence[str]) -> str | None:
     return f"no rule for the rounding errors of {', '.join(ops)}" if ops else None
 
@@ -131,7 +143,8 @@ def finite_norms(
     plan: Plan, tensors: Sequence[Mapping[str, Tensor]], x: Tensor, norm: Norm, memory: int
 ) -> Tensor:
     """Jacobian norms (networks, B); networks that overflow float32 again in float64."""
-    norms = plan_jacobian_norms(plan, tensors, x, norm=norm, memory=memory)
+    with running("chain_jacobian_norms") if is_fused(plan, norm, x.device) else nullcontext():
+        norms = plan_jacobian_norms(plan, tensors, x, norm=norm, memory=memory)
     broken = (~torch.isfinite(norms)).any(1).nonzero().flatten().tolist()
     if not broken:
         return norms

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar, cast
 import torch
 from torch import Tensor
 
+from lipfast._clock import running
 from lipfast.errors import ArgumentError, NonFiniteError
 from lipfast.ops._arguments import (
     FLOATING,
@@ -224,7 +225,8 @@ def _native_brackets(
     options: tuple[float, int, bool, int, int],
 ) -> Brackets:
     """Call the native op; on CUDA its upper bounds are Hoelder's."""
-    flat = torch.ops.lipfast.spectral_norms(matrices, starts, certify, *options)
+    with running("spectral_norms"):
+        flat = torch.ops.lipfast.spectral_norms(matrices, starts, certify, *options)
     lower, upper, passes, codes, right, left = flat
     return Brackets(
         lower,

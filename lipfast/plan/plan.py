@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError, TraceError
+from lipfast.ops.threads import one_thread
 from lipfast.plan.computed import evaluate_computed, rounded
 from lipfast.plan.fold import FoldedGraph, fold_batch_norm, parameter_shapes
 from lipfast.plan.graph import (
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from lipfast.estimators.tracker import Tracker
 
 SCHEMA_VERSION = 1
+_SMALL = 1 << 20  # elements of a state dict; below, several threads wait longer than they compute
 StateDict = Mapping[str, Tensor]
 
 
@@ -284,7 +288,9 @@ class Plan:
             )
         entries = list(state_dicts)
         where = [f"state dict {index}: " for index in range(len(entries))]
-        return [self.resolve(e, w) for e, w in zip(entries, where, strict=True)]
+        small = sum(math.prod(shape) for shape in self.parameters.values()) < _SMALL
+        with one_thread() if small else nullcontext():
+            return [self.resolve(e, w) for e, w in zip(entries, where, strict=True)]
 
     # The estimators stand above plans, so they are imported where they are called: these methods
     # are the public face of functions that take a plan.

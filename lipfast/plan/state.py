@@ -158,10 +158,18 @@ def stack(
     state_dicts: Sequence[Mapping[str, Tensor]], names: Iterable[str], dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """Parameters of many networks: (networks, *shape) each, numbers all of one dtype."""
-    return {
-        name: floating_as(torch.stack([entry[name].detach() for entry in state_dicts]), dtype)
-        for name in names
-    }
+    stacked = {}
+    for name in names:
+        tensors = [entry[name].detach() for entry in state_dicts]
+        if all(tensor.dtype.is_floating_point for tensor in tensors):
+            # Converted one by one: a second copy of all of them would not stay in the cache.
+            result = tensors[0].new_empty((len(tensors), *tensors[0].shape), dtype=dtype)
+            for row, tensor in zip(result.unbind(), tensors, strict=True):
+                row.copy_(tensor)
+            stacked[name] = result
+        else:
+            stacked[name] = floating_as(torch.stack(tensors), dtype)
+    return stacked
 
 
 def floating_as(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from lipfast.plan.graph import Node, Reference
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.registry import Arguments, Call, LayerRequest, rule
-from lipfast.rules.rounding import SMALLEST, UNDERFLOW, gamma
+from lipfast.rules.rounding import UNDERFLOW, gamma, magnitude
 from lipfast.rules.upward import Upward
 
 
@@ -53,16 +53,14 @@ def _evaluate(arguments: Arguments) -> Tensor:
 
 
 def _error(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
-    """``|W| e + gamma_{n+2} (|W| |x| + |b|)`` plus the roundings of this line itself.
+    """``gamma_{n+2} (|W| (|x| + e / gamma_{n+2}) + |b|)`` plus the roundings of this line itself.
 
     Holds for every order of summation, with or without fused multiply-add (Higham, 2002, sec. 3.5).
     """
     x, weight, bias = _operands(arguments)
     relative = gamma(weight.shape[1] + 2)
-    magnitude = x.abs() * relative + SMALLEST  # the product may underflow, and meet a huge weight
-    if errors[0] is not None:
-        magnitude = magnitude + errors[0]
-    bound = _apply(magnitude, weight.abs(), None if bias is None else bias.abs() * relative)
+    size = magnitude(x, errors[0], relative)
+    bound = _apply(size, weight.abs(), None if bias is None else bias.abs()) * relative
     return bound * (1.0 + 2 * gamma(weight.shape[1] + 8)) + UNDERFLOW
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lipfast.plan.graph import Node, Reference
 from lipfast.rules.registry import Arguments, Call, Convolution, LayerRequest, rule
-from lipfast.rules.rounding import SMALLEST, UNDERFLOW, gamma
+from lipfast.rules.rounding import UNDERFLOW, gamma, magnitude
 from lipfast.rules.upward import Upward
 
 
@@ -65,7 +65,7 @@ def _supports(node: Node) -> str | None:
 
 
 def _error(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
-    """``|W| * (e + gamma_{n+2} |x|) + gamma_{n+2} |b|`` for n terms, as for a matrix.
+    """``gamma_{n+2} (|W| * (|x| + e / gamma_{n+2}) + |b|)`` for n terms, as for a matrix.
 
     Holds for every order of summation; algorithms that transform (Fourier, Winograd) are excluded:
     torch has none for float64 on a processor, and `estimators.certificate` turns cuDNN off.
@@ -80,13 +80,12 @@ def _error(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
     # A transposed kernel is (in, out / groups, ...): at most that many terms meet in one output.
     terms = math.prod(shape) // shape[1] if transposed else math.prod(shape[1:])
     relative = gamma(terms + 2)
-    magnitude = arguments.value(x).abs() * relative + SMALLEST
-    if errors[0] is not None:
-        magnitude = magnitude + errors[0]
-    replaced = {x: magnitude, weight: arguments.value(weight).abs()}
+    size = magnitude(arguments.value(x), errors[0], relative)
+    replaced = {x: size, weight: arguments.value(weight).abs()}
     if isinstance(bias, Reference):
-        replaced[bias] = arguments.value(bias).abs() * relative
-    return arguments.apply(replaced) * (1.0 + 2 * gamma(terms + 8)) + UNDERFLOW
+        replaced[bias] = arguments.value(bias).abs()
+    bound = arguments.apply(replaced) * relative
+    return bound * (1.0 + 2 * gamma(terms + 8)) + UNDERFLOW
 
 
 @rule(

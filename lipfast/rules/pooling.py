@@ -12,7 +12,7 @@ from torch import Tensor
 from lipfast.plan.graph import Node, Reference
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.registry import Arguments, Call, Norm, rule
-from lipfast.rules.rounding import SMALLEST, UNDERFLOW, gamma
+from lipfast.rules.rounding import UNDERFLOW, gamma, magnitude
 from lipfast.rules.upward import Upward
 from lipfast.rules.windows import (
     WindowMap,
@@ -114,15 +114,14 @@ def _terms(node: Node, shape: tuple[int, ...]) -> int:
 def error_of_a_mean(
     arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
 ) -> Tensor:
-    """``A (e + gamma_{n+4} |x|)`` for weights A >= 0 that are themselves rounded."""
+    """``gamma_{n+4} A (|x| + e / gamma_{n+4})``, weights A >= 0 that are themselves rounded."""
     x = arguments.node.args[0]
     assert isinstance(x, Reference)
     value = arguments.value(x)
     terms = _terms(arguments.node, arguments.shape(x)) + 4
-    magnitude = value.abs() * gamma(terms) + SMALLEST
-    if errors[0] is not None:
-        magnitude = magnitude + errors[0]
-    return arguments.apply({x: magnitude}) * (1.0 + 2 * gamma(terms + 8)) + UNDERFLOW
+    relative = gamma(terms)
+    bound = arguments.apply({x: magnitude(value, errors[0], relative)}) * relative
+    return bound * (1.0 + 2 * gamma(terms + 8)) + UNDERFLOW
 
 
 def _divisor_supported(node: Node) -> str | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from lipfast.plan.graph import Node
 from lipfast.rules.pooling import product_of_norms
 from lipfast.rules.registry import Arguments, Call, rule
-from lipfast.rules.rounding import SMALLEST, UNDERFLOW, gamma
+from lipfast.rules.rounding import UNDERFLOW, gamma, magnitude
 from lipfast.rules.upward import Upward
 from lipfast.rules.windows import WindowMap
 
@@ -116,14 +116,13 @@ def _evaluate(arguments: Arguments) -> Tensor:
 
 
 def _error(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
-    """``|A| (e + gamma |x|)``; the entries of A are rounded as well."""
+    """``gamma |A| (|x| + e / gamma)``; the entries of A are rounded as well."""
     argument = arguments.node.args[0]
     maps = _maps(arguments.node, arguments.shape(argument))
     terms = sum(entry.size + 4 for entry in maps)
-    magnitude = arguments.value(argument).abs() * gamma(terms) + SMALLEST
-    if errors[0] is not None:
-        magnitude = magnitude + errors[0]
-    bound = _along_axes(magnitude, [entry.dense().abs() for entry in maps])
+    relative = gamma(terms)
+    size = magnitude(arguments.value(argument), errors[0], relative)
+    bound = _along_axes(size, [entry.dense().abs() for entry in maps]) * relative
     return bound * (1.0 + 2 * gamma(terms + 8)) + UNDERFLOW
 
 

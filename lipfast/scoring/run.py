@@ -108,6 +108,7 @@ class Run:
         summary.reasons = dict(self._reasons.most_common())
         summary.examples = {kind: summary.examples[kind] for kind in summary.reasons}
         summary.plans = len(self._plans)
+        summary.workers = engine.workers
         summary.seconds.update(engine.seconds)
 
     def _count(self, rows: Sequence[Row]) -> None:

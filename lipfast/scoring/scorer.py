@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lipfast._clock import clocked
 from lipfast._native import capability
 from lipfast._version import __version__
 from lipfast.checkpoints import Checkpoint, CheckpointFile, Metadata, read_checkpoint
@@ -146,7 +147,8 @@ class Scorer:
         samples: where lower bounds are evaluated.
         options: norm, seed, batch size.
         bounds: compute bounds; False only reads, checks and estimates the time.
-        seconds: time by stage so far: `wait`, `compile`, `check`, `upper`, `lower`, `rows`.
+        seconds: time by stage so far: `wait`, `compile`, `check`, `upper`, `lower`, `rows`; and of
+            this, under `ops`, inside the native ops `spectral_norms` and `chain_jacobian_norms`.
         plans: arguments of the architecture to how many checkpoints fitted.
         estimate: seconds that scoring would take; without bounds only.
     """
@@ -310,6 +312,15 @@ class Scorer:
             return self._error_row(member[0], error, arguments)
 
     def _bound(self, plan: Plan, arguments: Arguments, members: Sequence[_Member]) -> list[Row]:
+        inside: Counter[str] = Counter()
+        with clocked(inside):
+            rows = self._bound_rows(plan, arguments, members)
+        self.seconds["ops"] = self.seconds.get("ops", 0.0) + sum(inside.values())
+        return rows
+
+    def _bound_rows(
+        self, plan: Plan, arguments: Arguments, members: Sequence[_Member]
+    ) -> list[Row]:
         state_dicts = [checkpoint.state_dict for _, checkpoint in members]
         options = self.options
         started = time.perf_counter()

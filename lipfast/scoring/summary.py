@@ -41,9 +41,12 @@ class Summary:
         examples: kind of failure to its first occurrence, as `uri: reason`.
         plans: architectures, or sizes of one, among the checkpoints of this run.
         seconds: time by stage; `read` (summed over threads) and `write` overlap with the others,
-            `wait` is how long scoring waited for reading, `total` is the wall clock.
+            `wait` is how long scoring waited for reading, `ops` is the part of `upper` and `lower`
+            inside the native ops `spectral_norms` and `chain_jacobian_norms`, `total` is the wall
+            clock.
         estimate: seconds that scoring would take on this machine; for a dry run.
         dry_run: nothing was written.
+        workers: that shared the work; stages are summed over them.
     """
 
     store: str
@@ -59,6 +62,7 @@ class Summary:
     seconds: dict[str, float] = field(default_factory=dict)
     estimate: float | None = None
     dry_run: bool = False
+    workers: int = 1
 
     @property
     def rate(self) -> float:
@@ -90,6 +94,7 @@ class Summary:
             "rate": self.rate,
             "estimate": self.estimate,
             "dry_run": self.dry_run,
+            "workers": self.workers,
             "next": self.next,
         }
 
@@ -110,10 +115,18 @@ class Summary:
                 f"{self.seconds['total']:.1f} s, {rate} checkpoints/s, "
                 f"{counted(self.plans, 'architecture')} ({_stages(self.seconds)})"
             )
+            lines += self._inside_ops()
         if self.estimate is not None:
             lines.append(f"scoring them takes about {duration(self.estimate)} on this machine")
         lines += [] if self.dry_run else [f"store: {self.store}"]
         return "\n".join([*lines, f"next: {self.next}"])
+
+    def _inside_ops(self) -> list[str]:
+        """The share of the native ops in the time of all workers."""
+        if self.dry_run or not self.seconds.get("ops"):
+            return []
+        share = self.seconds["ops"] / (self.seconds["total"] * self.workers)
+        return [f"{share:.0%} of the time inside spectral_norms and chain_jacobian_norms"]
 
     def _left(self) -> list[str]:
         """What was neither scored nor failed nor there, and how to get it."""

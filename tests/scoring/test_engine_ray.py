@@ -98,7 +98,12 @@ def test_the_scores_are_those_of_the_local_engine(fake, arguments, archive, tmp_
     seen: list[Progress] = []
     summary = score(archive, **arguments, progress=seen.append)
     assert (summary.scored, summary.failed, summary.plans) == (12, 0, 2)
-    assert {"upper", "lower", "read", "write"} <= set(summary.seconds)
+    seconds = summary.seconds
+    assert {"upper", "lower", "read", "write"} <= set(seconds)
+    assert 0 < seconds["ops"] < seconds["upper"] + seconds["lower"]
+    share = f"{seconds['ops'] / seconds['total'] / summary.workers:.0%} of the time inside"
+    assert summary.workers == 2
+    assert share in str(summary)
     assert seen[-1].done == 12
     assert (ray.made, ray.killed) == (2, 2)
     assert score(archive, **arguments).skipped == 12

@@ -36,7 +36,11 @@ def test_scores_are_those_of_the_public_calls(toy_models, archive, samples, tmp_
     summary = score(archive, arch=toy_models, data=samples, out=tmp_path / "s")
     assert (summary.found, summary.scored, summary.failed, summary.skipped) == (12, 12, 0, 0)
     assert summary.plans == 2
-    assert {"find", "read", "upper", "lower", "write", "total"} <= set(summary.seconds)
+    seconds = summary.seconds
+    assert {"find", "read", "upper", "lower", "write", "total"} <= set(seconds)
+    assert 0 < seconds["ops"] < seconds["upper"] + seconds["lower"]
+    share = f"{seconds['ops'] / seconds['total']:.0%} of the time inside spectral_norms and"
+    assert share in str(summary)
     for row in read_scores(tmp_path / "s").to_pylist():
         width, seed = row["meta.width"], row["meta.seed"]
         model = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))

@@ -13,6 +13,7 @@ class Engine(Protocol):
     """Turns checkpoints into rows."""
 
     left_out: int
+    workers: int
 
     @property
     def seconds(self) -> Mapping[str, float]:

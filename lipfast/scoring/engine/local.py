@@ -43,7 +43,10 @@ class LocalEngine:
 
     Attributes:
         left_out: how many checkpoints `where` left out so far.
+        workers: this process.
     """
+
+    workers = 1
 
     def __init__(self, scorer: Scorer, memory: int, where: Where) -> None:
         self.left_out = 0

@@ -109,6 +109,10 @@ class RayEngine:
         where: which checkpoints, by their metadata.
         workers: how many; None for one per CPU of the cluster.
 
+    Attributes:
+        left_out: how many checkpoints `where` left out so far.
+        workers: how many there are at most.
+
     Raises:
         ArgumentError: Ray is not installed, or cannot be reached.
     """
@@ -122,7 +126,7 @@ class RayEngine:
             _connect(self._ray)
         self._recipe, self._memory, self._where = recipe, memory, where
         self._resources = _resources(self._ray)
-        self._count = workers or max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+        self.workers = workers or max(1, int(self._ray.cluster_resources().get("CPU", 1)))
         self._shared = self._ray.put(recipe)
         self._running: dict[Any, tuple[Any, Piece]] = {}
         self._idle: list[Any] = []
@@ -140,10 +144,10 @@ class RayEngine:
             LipfastError: the architecture or the data is wrong.
         """
         self._require_visible(files)
-        size = max(1, min(PIECE_FILES, -(-len(files) // (2 * self._count))))
+        size = max(1, min(PIECE_FILES, -(-len(files) // (2 * self.workers))))
         waiting = deque(Piece(piece) for piece in pieces(files, size))
         while waiting or self._running:
-            while waiting and len(self._running) < self._count:
+            while waiting and len(self._running) < self.workers:
                 self._submit(waiting.popleft())
             (done, *_), _ = self._ray.wait(list(self._running), num_returns=1)
             worker, piece = self._running.pop(done)
