@@ -63,13 +63,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self.names[id(value)]
 
     def _name_constant(self, value: Tensor) -> None:
-        """A tensor that is neither a parameter nor a result is known by its content."""
+        """A tensor that is neither in the state dict nor a result is known by its content."""
         self.alive.append(value)
         if value.numel() > MAX_CONSTANT_ENTRIES:
             self.comparable = False
             self.names[id(value)] = ("constant",)
         else:
-            content = repr(torch.utils._pytree.tree_map(float, value.flatten().tolist()))
+            content = repr(value.flatten().tolist())
             self.names[id(value)] = ("constant", str(value.dtype), tuple(value.shape), content)
 
 
@@ -77,8 +77,8 @@ def record(module: nn.Module, inputs: Sequence[Tensor]) -> Record | None:
     """Evaluate a module once and list what it called.
 
     Two modules with equal records apply the same ATen ops with the same scalar arguments to the
-    same parameters in the same order; only the shapes of the parameters may differ. So a plan of
-    one is, with the other's shapes, a plan of the other.
+    same entries of the state dict and equal constants in the same order; only the shapes of the
+    entries may differ. So a plan of one is, with the other's shapes, a plan of the other.
 
     Args:
         module: in eval mode.
@@ -88,8 +88,12 @@ def record(module: nn.Module, inputs: Sequence[Tensor]) -> Record | None:
         A hashable record, or None where calls do not tell (data-dependent control flow, large
         constants, no calls at all).
     """
-    named = [*module.named_parameters(), *module.named_buffers()]
-    names: dict[int, Any] = {id(value): ("parameter", name) for name, value in named}
+    state_dict = module.state_dict(keep_vars=True)
+    # Only these go by name: a plan holds the values of all other tensors (of buffers that are not
+    # persistent, for instance), so two modules that differ in one of those need a plan each.
+    names: dict[int, Any] = {}
+    for name, value in state_dict.items():
+        names.setdefault(id(value), ("parameter", name))
     names.update({id(value): ("input", index) for index, value in enumerate(inputs)})
     recorder = _Recorder(names)
     with torch.no_grad(), recorder:
@@ -99,7 +103,6 @@ def record(module: nn.Module, inputs: Sequence[Tensor]) -> Record | None:
     leaves, structure = torch.utils._pytree.tree_flatten(outputs)
     known = recorder.names
     results = tuple(known[id(leaf)] if id(leaf) in known else repr(leaf) for leaf in leaves)
-    state_dict = module.state_dict(keep_vars=True)
     modules = tuple((name, type(child)) for name, child in module.named_modules())
     samples = tuple((tuple(value.shape), value.dtype) for value in inputs)
     aliases = tuple(sorted(aliases_of(state_dict).items()))

@@ -210,20 +210,28 @@ def _smooth(function: Callable[..., Tensor], slope: float, offset: float) -> Err
     return evaluate
 
 
-def _softplus(x: Tensor) -> Tensor:
-    """The ideal function, without torch's jump at its threshold."""
-    return torch.logaddexp(x, torch.zeros_like(x))
-
-
 RULES["aten.tanh"] = _smooth(torch.tanh, 1.0, 0.0)
 RULES["aten.sigmoid"] = _smooth(torch.sigmoid, 0.25, 1.0)
 
 
 @rule("softplus")
-def _softplus_rule(operands: Sequence[Any], options: Mapping[str, Any]) -> Value:
+def _softplus(operands: Sequence[Any], options: Mapping[str, Any]) -> Value:
+    """``x`` where ``beta x > threshold``, else ``log(1 + exp(beta x)) / beta``, as torch has it.
+
+    inf where ``beta x`` is so near to the threshold that rounding may choose the other branch.
+    """
+    x = _value(operands[0])
     beta = float(options.get("beta", operands[1] if len(operands) > 1 else 1.0))
-    scaled = _mul([operands[0], beta], {})
-    return _div([_smooth(_softplus, 1.0, 1.0)([scaled], {}), beta], {})
+    threshold = float(options.get("threshold", operands[2] if len(operands) > 2 else 20.0))
+    scaled = x if beta == 1.0 else _mul([x, beta], {})
+    log1p = _smooth(lambda y: torch.logaddexp(y, torch.zeros_like(y)), 1.0, 1.0)
+    smooth = _div([log1p([scaled], {}), beta], {})
+    linear = scaled.tensor > threshold
+    error = torch.where(linear, _error(x), _error(smooth))
+    # The difference of neighbours is exact, others are far from 0; the factor is to spare.
+    near = (scaled.tensor - threshold).abs() <= _error(scaled) * (1 + 4 * u)
+    unsure = near & (_error(scaled) > 0)
+    return Value(torch.where(linear, x.tensor, smooth.tensor), torch.where(unsure, math.inf, error))
 
 
 def _dims(operands: Sequence[Any], options: Mapping[str, Any], position: int) -> list[int] | None:

@@ -37,6 +37,10 @@ ERF = 1.1283791670955128
 # elementary functions that they are made of (SLEEF, libm) stay within 1 to 2 ulp each.
 EVALUATION_ROUNDOFFS = 32
 
+# From this threshold on the jump of torch's softplus, log(1 + exp(-threshold)) / beta, is below
+# 2^-24 of the value there: a rounding of float32.
+SOFTPLUS_THRESHOLD = 14.0
+
 Constant = Callable[[Call], "Upward | float"]
 
 # Ops that apply a function to every entry by itself.
@@ -147,21 +151,6 @@ def _gelu(node: Node) -> float:
     return GELU_TANH if node.argument(1, "approximate", "none") == "tanh" else GELU
 
 
-def _softplus(node: Node) -> float:
-    return math.inf if node.number(1, "beta", 1.0) == 0 else 1.0
-
-
-def _evaluate_softplus(arguments: Arguments) -> Tensor:
-    """Evaluate the ideal ``log(1 + exp(beta x)) / beta``.
-
-    torch returns x itself beyond its threshold: a jump of 2e-9 / beta, which no finite Lipschitz
-    constant covers. Bounds speak of the ideal function.
-    """
-    x = arguments.value(arguments.node.args[0])
-    beta = arguments.node.number(1, "beta", 1.0)
-    return torch.logaddexp(x * beta, torch.zeros_like(x)) / beta
-
-
 def _evaluate_softsign(arguments: Arguments) -> Tensor:
     x = arguments.value(arguments.node.args[0])
     return x / (x.abs() + 1.0)
@@ -220,13 +209,6 @@ _pointwise("aten.hardswish", HARDSWISH, breakpoints=lambda node: (-3.0, 3.0))
 _pointwise("aten.gelu", _gelu)
 _pointwise("aten.silu", SILU)
 _pointwise("aten.mish", MISH)
-_pointwise(
-    "aten.softplus",
-    _softplus,
-    offset=lambda node: 1.0 / abs(node.number(1, "beta", 1.0)),
-    evaluate=_evaluate_softplus,
-    through_zero=False,
-)
 _pointwise("lipfast.softsign", 1.0, evaluate=_evaluate_softsign, limit=1.0)
 _pointwise("aten.log_sigmoid", 1.0, offset=1.0, through_zero=False)
 _pointwise("aten.softshrink", 1.0, offset=1.0)
@@ -279,3 +261,65 @@ def prelu(call: Call) -> Upward:
     """PReLU: ``max(1, max |slope|)``."""
     slopes = call.tensor(call.node.args[1]).detach()
     return call.input * max(1.0, float(slopes.abs().max()))
+
+
+def _softplus_options(node: Node) -> tuple[float, float]:
+    return node.number(1, "beta", 1.0), node.number(2, "threshold", 20.0)
+
+
+def _ideal_softplus(node: Node) -> bool:
+    """Whether the function is ``log(1 + exp(beta x)) / beta`` for all x; see `softplus`."""
+    return _softplus_options(node)[1] >= SOFTPLUS_THRESHOLD
+
+
+def _evaluate_softplus(arguments: Arguments) -> Tensor:
+    x = arguments.value(arguments.node.args[0])
+    beta, threshold = _softplus_options(arguments.node)
+    scaled = x * beta
+    smooth = torch.logaddexp(scaled, torch.zeros_like(x)) / beta
+    return smooth if _ideal_softplus(arguments.node) else torch.where(scaled > threshold, x, smooth)
+
+
+def _error_softplus(
+    arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
+) -> Tensor:
+    """That of a smooth function of slope 1; inf where rounding may choose the other branch."""
+    x = arguments.value(arguments.node.args[0])
+    beta, threshold = _softplus_options(arguments.node)
+    incoming = torch.zeros_like(x) if errors[0] is None else errors[0]
+    size = x.abs() + output.abs() + (1.0 / abs(beta) if beta else math.inf)
+    rounding = size * (EVALUATION_ROUNDOFFS * UNIT_ROUNDOFF)
+    total = (incoming + rounding) * (1.0 + 8 * UNIT_ROUNDOFF) + UNDERFLOW
+    if _ideal_softplus(arguments.node):
+        return total
+    scaled = x * beta
+    near = (incoming * abs(beta) + scaled.abs() * (4 * UNIT_ROUNDOFF)) * (1.0 + 8 * UNIT_ROUNDOFF)
+    sure = (scaled - threshold).abs() > near + abs(threshold) * (4 * UNIT_ROUNDOFF) + UNDERFLOW
+    return torch.where(sure, total, math.inf)
+
+
+@rule(
+    "aten.softplus",
+    supports=_one_activation,
+    evaluate=_evaluate_softplus,
+    error=_error_softplus,
+)
+def softplus(call: Call) -> Upward:
+    """``log(1 + exp(beta x)) / beta``: 1, where the threshold is at least `SOFTPLUS_THRESHOLD`.
+
+    torch returns x itself where beta x exceeds the threshold, and so jumps there. From
+    `SOFTPLUS_THRESHOLD` on (torch's own is 20) the jump is less than a rounding of float32, and the
+    function that is bounded has none. Below, it is torch's, which has no finite constant.
+    """
+    beta, threshold = _softplus_options(call.node)
+    if beta == 0.0:
+        return call.unbounded(f"{call.node.op} with beta = 0 has no finite Lipschitz constant")
+    if not _ideal_softplus(call.node):
+        return call.unbounded(
+            f"{call.node.op} jumps at its threshold {threshold:g}, so it has no finite Lipschitz "
+            f"constant; from a threshold of {SOFTPLUS_THRESHOLD:g} on the jump is within rounding"
+        )
+    return call.input
+
+
+POINTWISE.add("aten.softplus")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import mpmath
 import pytest
 import torch
 from explicit import NORMS, check_enclosure, traced
@@ -264,3 +265,46 @@ def test_ops_on_parameters_that_are_not_known_are_all_listed() -> None:
     with pytest.raises(UnsupportedOpError, match="remove_parametrizations") as raised:
         Plan.trace(Odd(), torch.zeros(2, 3))
     assert len(raised.value.ops) == 2
+
+
+class Rectified(nn.Module):
+    def __init__(self, beta: float, threshold: float) -> None:
+        super().__init__()
+        self.beta, self.threshold = beta, threshold
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.softplus(x, self.beta, self.threshold)
+
+
+def rectified(weight: float, beta: float, threshold: float) -> nn.Module:
+    layer = nn.Linear(1, 1).double()
+    layer.weight.data.fill_(weight)
+    torch.nn.utils.parametrize.register_parametrization(
+        layer, "weight", Rectified(beta, threshold), unsafe=True
+    )
+    return layer.eval()
+
+
+@pytest.mark.parametrize(
+    ("weight", "beta", "threshold"),
+    [
+        *[(-5.0, 1.0, -100.0), (-5.0, 1.0, -1.0), (1.0, 1.0, 0.5), (0.0, 1.0, -10.0)],
+        *[(19.0, 1.0, 20.0), (20.0, 1.0, 20.0), (21.0, 1.0, 20.0), (-3.0, -2.0, 5.0)],
+    ],
+)
+def test_a_softplus_of_a_weight_is_torchs(weight: float, beta: float, threshold: float) -> None:
+    layer = rectified(weight, beta, threshold)
+    exact = mpmath.mpf(weight) * beta
+    smooth = mpmath.log1p(mpmath.exp(exact)) / beta
+    truth = abs(mpmath.mpf(weight) if exact > threshold else smooth)
+    x = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
+    found = lipfast.bounds(layer, x)
+    assert found.lower.certified and found.upper.certified
+    assert mpmath.mpf(found.lower.value) <= truth <= mpmath.mpf(found.upper.value)
+    assert found.lower.value >= 0.999 * float(truth)
+
+
+def test_a_weight_at_the_threshold_of_softplus_is_refused_where_rounding_decides() -> None:
+    layer = rectified(0.1, 3.0, 3 * 0.1)
+    with pytest.raises(NonFiniteError, match="softplus"):
+        lipfast.upper_bound(layer, torch.zeros(1, 1).double())

@@ -75,6 +75,45 @@ def test_whatever_differs_in_the_calls_differs_in_the_record(how: str) -> None:
     assert record(Scaled(4, how).eval(), (X,)) == records[0]
 
 
+class Buffered(nn.Module):
+    """What differs is a buffer that no checkpoint holds."""
+
+    def __init__(self, buffer: Tensor, *, persistent: bool) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+        self.register_buffer("buffer", buffer, persistent=persistent)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * self.buffer
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (torch.tensor(1.0), torch.tensor(1000.0)),
+        (torch.tensor(1), torch.tensor(1.0)),
+        (torch.tensor(2**53), torch.tensor(2**53 + 1)),
+        (torch.ones(4), torch.ones(1)),
+    ],
+    ids=["value", "dtype", "large integer", "shape"],
+)
+def test_buffers_that_are_not_in_the_state_dict_go_by_their_content(
+    first: Tensor, second: Tensor
+) -> None:
+    records = [record(Buffered(b, persistent=False).eval(), (X,)) for b in (first, second)]
+    assert records[0] != records[1]
+    assert record(Buffered(first.clone(), persistent=False).eval(), (X,)) == records[0]
+    persistent = [record(Buffered(b, persistent=True).eval(), (X,)) for b in (first, second)]
+    assert persistent[0] == persistent[1] != records[0]
+
+
+def test_large_buffers_that_are_not_in_the_state_dict_give_no_record() -> None:
+    large = nn.Sequential(nn.Linear(6, 5000), Buffered(torch.ones(4), persistent=False)).eval()
+    large[1].layer = nn.Linear(5000, 5000)
+    large[1].buffer = torch.ones(5000)
+    assert record(large, (X,)) is None
+
+
 def test_different_networks_differ() -> None:
     base = record(mlp(4), (X,))
     assert record(mlp(4, slope=0.2), (X,)) != base

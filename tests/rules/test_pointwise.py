@@ -12,6 +12,7 @@ from explicit import Function
 from mpmath import iv, mp
 from torch import Tensor, nn
 
+from lipfast.estimators.certificate import enclose
 from lipfast.plan.plan import Plan
 from lipfast.rules import pointwise
 
@@ -206,8 +207,24 @@ def test_remaining_constants_are_rounded_up() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    [nn.Hardshrink(0.5), nn.Threshold(0.1, 20.0), nn.CELU(-1.0)],
-    ids=["hardshrink", "threshold", "celu with negative alpha"],
+    [
+        nn.Hardshrink(0.5),
+        nn.Threshold(0.1, 20.0),
+        nn.CELU(-1.0),
+        nn.Softplus(threshold=1.0),
+        nn.Softplus(beta=-2.0, threshold=-10.0),
+        nn.Softplus(threshold=13.9),
+        nn.Softplus(threshold=math.nan),
+    ],
+    ids=[
+        "hardshrink",
+        "threshold",
+        "celu with negative alpha",
+        "softplus that jumps",
+        "softplus that jumps far left",
+        "softplus that jumps by a rounding",
+        "softplus without a threshold",
+    ],
 )
 def test_functions_without_a_constant_are_unbounded_with_a_reason(module: nn.Module) -> None:
     plan = Plan.trace(module, torch.zeros(2, 3))
@@ -237,3 +254,41 @@ def test_prelu_slopes_per_channel(shape: tuple[int, ...]) -> None:
     lower = plan.lower(module.state_dict(), x)
     assert lower.value <= (3.0 if shape else 1.0)
     assert lower.certified
+
+
+def test_the_ideal_softplus_is_within_a_float32_rounding() -> None:
+    threshold = pointwise.SOFTPLUS_THRESHOLD
+    jump = mpmath.log1p(mpmath.exp(-threshold))
+    assert jump <= threshold * mpmath.mpf(2) ** -24
+    assert constant(nn.Softplus(threshold=threshold)) == 1.0
+
+
+def truth_of_softplus(x: float, beta: float, threshold: float) -> mpmath.mpf:
+    exact = mpmath.mpf(x) * beta
+    return mpmath.mpf(x) if exact > threshold else mpmath.log1p(mpmath.exp(exact)) / beta
+
+
+@pytest.mark.parametrize("threshold", [-10.0, -1.0, 0.0, 1.0, 13.0])
+@pytest.mark.parametrize("beta", [1.0, -0.7, 3.0])
+def test_softplus_with_a_low_threshold_is_evaluated_as_torch_has_it(
+    beta: float, threshold: float
+) -> None:
+    plan = Plan.trace(nn.Softplus(beta, threshold), torch.zeros(2, 1))
+    jump = threshold / beta
+    steps = [0.0, 1e-15, -1e-15, 1e-9, -1e-9, 0.5, -0.5, 5.0, -5.0]
+    x = torch.tensor([jump + step * max(1.0, abs(jump)) for step in steps], dtype=torch.float64)
+    values, errors = enclose(plan, {}, x[None, :, None])
+    for point, value, error in zip(x.tolist(), values.flatten(), errors.flatten(), strict=True):
+        truth = truth_of_softplus(point, beta, threshold)
+        assert abs(truth - mpmath.mpf(float(value))) <= mpmath.mpf(float(error))
+    assert bool((errors.flatten()[3:] < 1e-12).all())  # a billionth from the jump it is certain
+    assert bool(torch.isinf(errors.flatten()[0]))
+
+
+def test_no_secant_beyond_what_a_jump_allows() -> None:
+    """Behind the jump softplus is the identity, which the ideal function is not."""
+    model = nn.Sequential(nn.Hardtanh(-5.0, 5.0), nn.Softplus(threshold=-10.0))
+    x = torch.linspace(-4.0, 4.0, 9, dtype=torch.float64)[:, None]
+    lower = Plan.trace(model, x).lower(model.state_dict(), x)
+    assert lower.certified
+    assert 1.0 - 1e-9 < lower.value <= 1.0

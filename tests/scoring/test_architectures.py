@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import lipfast
 from lipfast.errors import ArgumentError, LipfastError
 from lipfast.scoring.architectures import Architecture, parse_arguments
 
@@ -117,6 +118,35 @@ def test_an_op_without_a_rule():
 
     with pytest.raises(LipfastError, match="sort"):
         Architecture(Sorter()).plan((), X)
+
+
+class Tempered(nn.Module):
+    """Reads a number or a table that its state dict does not hold."""
+
+    def __init__(self, width: int = 8, temperature: float = 1.0, *, table: bool = False) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, width), nn.Linear(width, 3)
+        value = torch.arange(width) + 1.0 if table else torch.tensor(temperature)
+        self.register_buffer("factor", value, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.first(x).relu() * self.factor)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"temperature": 1.0}, {"temperature": 1000.0}),
+        ({"width": 8, "table": True}, {"width": 16, "table": True}),
+    ],
+    ids=["a number", "a table as long as the layer"],
+)
+def test_a_plan_with_other_constants_is_not_reused(first, second):
+    architecture = Architecture(Tempered)
+    for chosen in (first, second):
+        model = Tempered(**chosen).eval()
+        found = architecture.plan(tuple(chosen.items()), X).upper(model.state_dict())
+        assert found.value == lipfast.upper_bound(model, X).value
 
 
 def test_a_module_stays_as_it_was():
