@@ -24,13 +24,15 @@ import torch
 from torch import Tensor
 
 from lipfast.estimators.domain import Domain
+from lipfast.estimators.enclosure import enclose
+from lipfast.estimators.error_norms import layer_norms, output_error_norms
 from lipfast.ops.threads import one_thread
-from lipfast.plan.graph import Node, error_name
-from lipfast.plan.interpret import NodeArguments, evaluate, joined_outputs, walk
+from lipfast.plan.graph import Node
+from lipfast.plan.interpret import evaluate, walk
 from lipfast.plan.plan import Plan
 from lipfast.plan.state import stack
 from lipfast.rules.registry import RULES, Norm
-from lipfast.rules.rounding import UNDERFLOW, UNIT_ROUNDOFF, gamma
+from lipfast.rules.rounding import UNIT_ROUNDOFF, gamma
 
 # Relative to the size of the sample: long steps average out rounding errors, short ones
 # curvature and kinks.
@@ -41,6 +43,8 @@ _LONGEST = 100.0
 _LARGEST_JACOBIAN = 1 << 22  # entries; beyond, the direction comes from products with it
 _LARGEST_ACTIVATIONS = 1 << 25  # entries that rows of a Jacobian may take at once
 _POWER_ITERATIONS = 20
+# Quotients below this share of those without errors: errors are then bounded in norm as well.
+_TIGHT = 0.99
 # Bytes of parameters that are stacked at a time: they are read again and again, and what is much
 # larger comes from memory, and from the system as new pages, every time.
 _STACKED = 1 << 24
@@ -61,12 +65,6 @@ class Secants:
     def of(self, network: int) -> tuple[float, Tensor]:
         """Value and points (2, *shape) of one network."""
         return float(self.values[network]), self.points[network]
-
-
-def missing_error_rules(plan: Plan) -> list[str]:
-    """Ops that have no rule for rounding errors: nothing can be certified through them."""
-    ops = [node.op for node in plan.graph.nodes if node.op != "input"]
-    return sorted({op for op in ops if op in RULES and RULES[op].error is None})
 
 
 def certified_secants(
@@ -122,9 +120,8 @@ def certified_quotient(
     with torch.inference_mode(False), torch.no_grad():
         parameters = stack([tensors], plan.used_parameters, torch.float64)
         points = pair.detach().to(torch.float64).clone().unsqueeze(0)
-        outputs, errors = enclose(plan, parameters, points)
         indices = (torch.tensor([0]), torch.tensor([1]))
-        values = quotients(points, outputs, errors, indices, norm)
+        values = _proved(plan, [tensors], parameters, points, indices, norm=norm, count=2)
         return float(values[0, 0]), points[0]
 
 
@@ -169,14 +166,44 @@ def _block(
         points = points if domain is None else domain.project(points)
         # Of a network that exceeds the memory alone, few points at a time.
         count = max(1, int(memory // (32 * len(x) * _activations(plan) + 1)))
-        parts = [enclose(plan, parameters, some) for some in torch.split(points, count, 1)]
-        outputs, errors = (torch.cat(sides, 1) for sides in zip(*parts, strict=True))
-        values = quotients(points, outputs, errors, pairs, norm)
+        values = _proved(plan, tensors, parameters, points, pairs, norm=norm, count=count)
         best = values.argmax(1)
         first, second = pairs
         rows = torch.arange(len(best))
         chosen = torch.stack([points[rows, first[best]], points[rows, second[best]]], 1)
         return Secants(values[rows, best], chosen)
+
+
+def _proved(
+    plan: Plan,
+    tensors: Sequence[Mapping[str, Tensor]],
+    parameters: Mapping[str, Tensor],
+    points: Tensor,
+    pairs: tuple[Tensor, Tensor],
+    *,
+    norm: Norm,
+    count: int,
+) -> Tensor:
+    """Certified quotients (networks, pairs), `count` points evaluated at a time.
+
+    Errors are bounded elementwise; of networks so deep that little is left, in norm as well.
+    """
+    parts = [enclose(plan, parameters, some) for some in torch.split(points, count, 1)]
+    outputs, errors = (torch.cat(sides, 1) for sides in zip(*parts, strict=True))
+    values = quotients(points, outputs, errors, pairs, norm)
+    promised = quotients(points, outputs, torch.zeros_like(errors), pairs, norm)
+    loose = values.amax(1) < _TIGHT * promised.amax(1)
+    for network in loose.nonzero().flatten().tolist():
+        own = points[network : network + 1]
+        layers = layer_norms(plan, tensors[network])
+        parts = [
+            output_error_norms(plan, tensors[network], layers, some)
+            for some in torch.split(own, count, 1)
+        ]
+        outputs, errors = (torch.cat(sides, 1) for sides in zip(*parts, strict=True))
+        proved = quotients_in_norm(own, outputs, errors, pairs, norm)
+        values[network] = torch.maximum(values[network], proved[0])
+    return values
 
 
 def _direction(plan: Plan, parameters: Mapping[str, Tensor], x: Tensor, norm: Norm) -> Tensor:
@@ -326,84 +353,6 @@ def _source(node: Node) -> str:
     return next(reference.name for reference in node.references() if reference.kind == "node")
 
 
-def enclose(plan: Plan, parameters: Mapping[str, Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
-    """Evaluate stored float64 points with an elementwise bound of their error.
-
-    Args:
-        plan: the architecture.
-        parameters: stacked, float64.
-        points: (networks, C, *shape), float64, taken as exact.
-
-    Returns:
-        Outputs and error bounds, (networks, C, K) each: the output in real arithmetic is within
-        the error bound of the computed one.
-    """
-    values, errors = enclose_nodes(plan, parameters, [points], keep=False)
-    return joined_outputs(plan.graph, values), joined_outputs(plan.graph, errors)
-
-
-def enclose_nodes(
-    plan: Plan,
-    parameters: Mapping[str, Tensor],
-    points: Sequence[Tensor],
-    *,
-    keep: bool = True,
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """As `enclose`, for every node (or, without `keep`, for the outputs) and several inputs."""
-    errors: dict[str, Tensor] = {}
-
-    def visit(arguments: NodeArguments, output: Tensor) -> None:
-        if not keep:  # errors live as long as the values that they belong to
-            for name in errors.keys() - set(arguments.live):
-                del errors[name]
-        node = arguments.node
-        incoming = [
-            errors.get(reference.name) if reference.kind == "node" else None
-            for reference in node.references()
-            if reference.kind in ("node", "parameter", "constant")
-        ]
-        rule = RULES[node.op]
-        assert rule.error is not None
-        error = rule.error(arguments, incoming, output)
-        error = error + _error_of_parameters(arguments, parameters, errors)
-        # An overflow, perhaps of a partial sum only, is not a number near the truth.
-        errors[node.name] = torch.where(torch.isfinite(output), error, math.inf)
-
-    # Running errors hold for sums of products in any order, not for transforms (Fourier, Winograd).
-    with torch.backends.cudnn.flags(enabled=False):
-        values = walk(plan.graph, parameters, plan.constants, points, visit, keep=keep)
-    for node, value in zip(plan.graph.inputs, points, strict=True):
-        errors[node.name] = torch.zeros_like(value)
-    return values, errors
-
-
-def _error_of_parameters(
-    arguments: NodeArguments, parameters: Mapping[str, Tensor], errors: Mapping[str, Tensor]
-) -> Tensor | float:
-    """What rounding errors E of computed parameters add: the op of ``|x| + e`` and E.
-
-    For ops that are linear in their parameters and in x: ``|(W + E) x - W x| <= |E| |x|``.
-    """
-    node = arguments.node
-    named = [ref.name for ref in node.references() if ref.kind == "parameter"]
-    bounds = {name: parameters.get(error_name(name)) for name in named}
-    if not any(bound is not None and bool(bound.any()) for bound in bounds.values()):
-        return 0.0
-    changed = {
-        name: torch.zeros_like(parameters[name]) if bound is None else bound
-        for name, bound in bounds.items()
-    }
-    inputs = {}
-    for ref in node.references():
-        if ref.kind == "node":
-            value = arguments.value(ref).abs() + errors.get(ref.name, 0.0)
-            alone = node.op in ("aten.add", "aten.sub")  # there x stands beside the parameter
-            inputs[ref.name] = torch.zeros_like(value) if alone else value
-    total = arguments.replaced(inputs, changed).abs()
-    terms = max(bound[0].numel() for bound in changed.values())
-    return total * (1.0 + 2 * gamma(terms + 16)) + UNDERFLOW
-
-
 def quotients(
     points: Tensor, outputs: Tensor, errors: Tensor, pairs: tuple[Tensor, Tensor], norm: Norm
 ) -> Tensor:
@@ -412,16 +361,46 @@ def quotients(
     With ``d = max(|f(a) - f(b)| - e_a - e_b, 0)`` elementwise, the value is
     ``||d|| / ||a - b||`` with the numerator rounded down and the denominator rounded up.
     """
+    change, distance = _differences(points, outputs, pairs, norm)
+    u = UNIT_ROUNDOFF
+    first, second = pairs
+    room = (errors[:, first] + errors[:, second]) * (1 + 4 * u)
+    proved = (change - room).clamp_min(0.0) * (1 - 2 * u)
+    numerator = vector_norm(proved, norm) * (1 - gamma(proved.shape[-1] + 8))
+    return _sound(numerator, distance)
+
+
+def quotients_in_norm(
+    points: Tensor, outputs: Tensor, errors: Tensor, pairs: tuple[Tensor, Tensor], norm: Norm
+) -> Tensor:
+    """As `quotients`, where `errors` (networks, C) bound the outputs' errors in norm 2.
+
+    ``||f(a) - f(b)|| >= ||f^(a) - f^(b)|| - E_a - E_b`` with ``||e||_inf <= ||e||_2`` and, of k
+    outputs, ``||e||_1 <= sqrt(k) ||e||_2``.
+    """
+    change, distance = _differences(points, outputs, pairs, norm)
+    u = UNIT_ROUNDOFF
+    first, second = pairs
+    factor = math.sqrt(outputs.shape[-1]) if norm == 1 else 1.0
+    room = (errors[:, first] + errors[:, second]) * (factor * (1 + 16 * u))
+    moved = vector_norm(change, norm) * (1 - gamma(change.shape[-1] + 8))
+    return _sound((moved - room).clamp_min(0.0) * (1 - 2 * u), distance)
+
+
+def _differences(
+    points: Tensor, outputs: Tensor, pairs: tuple[Tensor, Tensor], norm: Norm
+) -> tuple[Tensor, Tensor]:
+    """Changes of the outputs elementwise, rounded down, and distances of the points, rounded up."""
     u = UNIT_ROUNDOFF
     first, second = pairs
     flat = points.reshape(*points.shape[:2], -1)
     change = (outputs[:, first] - outputs[:, second]).abs() * (1 - 2 * u)
-    room = (errors[:, first] + errors[:, second]) * (1 + 4 * u)
-    proved = (change - room).clamp_min(0.0) * (1 - 2 * u)
-    distance = (flat[:, first] - flat[:, second]).abs() * (1 + 4 * u)
-    numerator = vector_norm(proved, norm) * (1 - gamma(proved.shape[-1] + 8))
-    denominator = vector_norm(distance, norm) * (1 + gamma(distance.shape[-1] + 8))
-    value = numerator / denominator * (1 - 4 * u)
+    apart = (flat[:, first] - flat[:, second]).abs() * (1 + 4 * u)
+    return change, vector_norm(apart, norm) * (1 + gamma(apart.shape[-1] + 8))
+
+
+def _sound(numerator: Tensor, denominator: Tensor) -> Tensor:
+    value = numerator / denominator * (1 - 4 * UNIT_ROUNDOFF)
     # Also false where the points coincide, the forward pass overflowed, or numbers are so small
     # that squares underflow or the quotient is denormal: its rounding is not relative then.
     sound = torch.isfinite(value) & (denominator > 1e-140) & (numerator > 1e-140)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from lipfast._clock import running
 from lipfast.errors import ArgumentError
-from lipfast.estimators.certificate import certified_secants, missing_error_rules
+from lipfast.estimators.certificate import certified_secants
 from lipfast.estimators.domain import Domain
+from lipfast.estimators.enclosure import missing_error_rules
 from lipfast.estimators.estimate import Estimate, LowerBound, Search, log_down
 from lipfast.estimators.function import check_samples
 from lipfast.estimators.jacobian import plan_jacobian_norms

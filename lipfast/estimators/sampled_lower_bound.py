@@ -15,8 +15,8 @@ from lipfast.errors import ArgumentError
 from lipfast.estimators.certificate import (
     certified_quotient,
     certified_secants,
-    missing_error_rules,
 )
+from lipfast.estimators.enclosure import missing_error_rules
 from lipfast.estimators.estimate import LowerBound, Search
 from lipfast.estimators.function import (
     SampleFunction,

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lipfast.estimators.certificate import enclose_nodes, missing_error_rules
 from lipfast.estimators.domain import Domain
+from lipfast.estimators.enclosure import enclose_nodes, missing_error_rules
 from lipfast.plan.graph import Node, Reference, error_name
 from lipfast.plan.plan import Plan
 from lipfast.plan.state import stack

@@ -97,7 +97,7 @@ def upper_bounds(
             seed=seed,
             start=[starts[index] for index in chosen],
         )
-        steps = _steps(plan, folded, layers_of_plan)
+        steps = steps_of(plan, folded, layers_of_plan)
         for position, index in enumerate(chosen):
             vectors[index] = right[position]
             found[index] = _compose(
@@ -321,8 +321,8 @@ def _bracket(
     )
 
 
-class _Step:
-    """One node, resolved once for all state dicts."""
+class Step:
+    """One node with its rule and operands, resolved once for all state dicts."""
 
     def __init__(
         self,
@@ -354,11 +354,12 @@ class _Step:
         return plan.constants[reference.name].shape
 
 
-def _steps(plan: Plan, folded: FoldedGraph, layers: Sequence[Layer]) -> list[_Step]:
+def steps_of(plan: Plan, folded: FoldedGraph, layers: Sequence[Layer]) -> list[Step]:
+    """Every node but the inputs, in order."""
     shapes = {node.name: node.shape for node in folded.graph.nodes}
     positions = {layer.node: layer.index for layer in layers}
     return [
-        _Step(plan, node, shapes, positions) for node in folded.graph.nodes if node.op != "input"
+        Step(plan, node, shapes, positions) for node in folded.graph.nodes if node.op != "input"
     ]
 
 
@@ -368,7 +369,7 @@ _ONE = Upward.of(1.0)
 
 def _compose(
     plan: Plan,
-    steps: Sequence[_Step],
+    steps: Sequence[Step],
     parameters: Mapping[str, Tensor],
     layers: tuple[LayerBracket, ...],
     *,
@@ -408,7 +409,7 @@ def _compose(
     return replace(_upper_bound(total, layers, norm, reasons), composition=composed)
 
 
-def _alone(step: _Step, call: Call, constants: Mapping[str, Upward]) -> dict[str, Upward]:
+def _alone(step: Step, call: Call, constants: Mapping[str, Upward]) -> dict[str, Upward]:
     """What the node makes of each of its operands if only that one varies."""
     found = {}
     for operand in step.operation.operands:
@@ -420,7 +421,7 @@ def _alone(step: _Step, call: Call, constants: Mapping[str, Upward]) -> dict[str
 
 def _sizes(
     plan: Plan,
-    steps: Sequence[_Step],
+    steps: Sequence[Step],
     parameters: Mapping[str, Tensor],
     norm: Norm,
     domain: Domain | None,

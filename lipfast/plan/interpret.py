@@ -34,6 +34,10 @@ class NodeArguments:
         """Names of the nodes whose activations are still kept."""
         return self._tables["node"].keys()
 
+    def of_node(self, name: str) -> Tensor:
+        """Activation (networks, samples, *shape) of a node by its name."""
+        return self._tables["node"][name]
+
     def value(self, argument: Argument) -> Tensor:
         """Activation (networks, samples, *shape), parameter or constant (networks, *shape)."""
         if isinstance(argument, Reference) and argument.kind in self._tables:

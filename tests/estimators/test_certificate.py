@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lipfast.estimators import certificate
-from lipfast.estimators.certificate import certified_secants, enclose, steepest_direction
+from lipfast.estimators.certificate import certified_secants, steepest_direction
+from lipfast.estimators.enclosure import enclose
 from lipfast.plan.plan import Plan
 from lipfast.plan.state import stack
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from lipfast.estimators.certificate import enclose
+from lipfast.estimators.enclosure import enclose
+from lipfast.estimators.error_norms import layer_norms, output_error_norms
 from lipfast.plan.plan import Plan
 from lipfast.plan.state import stack
 
@@ -106,3 +107,11 @@ def check_enclosure(plan: Plan, model: nn.Module, shape: tuple[int, ...], digits
         truth = model(x).flatten(1)
     assert bool(((outputs[0] - truth).abs() <= 2 * errors[0] + 1e-300).all())
     assert float(errors.max()) <= digits * (1.0 + float(truth.abs().max()))
+    check_error_norms(plan, model, x, truth)
+
+
+def check_error_norms(plan: Plan, model: nn.Module, x: Tensor, truth: Tensor) -> None:
+    """The same for errors that are carried as norms."""
+    tensors = plan.resolve(model.state_dict())
+    outputs, errors = output_error_norms(plan, tensors, layer_norms(plan, tensors), x[None])
+    assert bool(((outputs[0] - truth).norm(dim=1) <= 2 * errors[0] + 1e-300).all())

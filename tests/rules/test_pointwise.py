@@ -12,7 +12,7 @@ from explicit import Function
 from mpmath import iv, mp
 from torch import Tensor, nn
 
-from lipfast.estimators.certificate import enclose
+from lipfast.estimators.enclosure import enclose
 from lipfast.plan.plan import Plan
 from lipfast.rules import pointwise
 

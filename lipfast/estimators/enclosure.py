@@ -1,0 +1,124 @@
+"""Evaluation in float64 with an elementwise bound of the rounding error.
+
+Running error analysis (Higham, 2002, sec. 3.3): every node's result comes with a bound of its
+distance to what real arithmetic would give. The assumptions are those of
+`lipfast.estimators.certificate`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lipfast.plan.graph import error_name
+from lipfast.plan.interpret import NodeArguments, joined_outputs, walk
+from lipfast.plan.plan import Plan
+from lipfast.rules.registry import RULES
+from lipfast.rules.rounding import UNDERFLOW, gamma
+
+
+def missing_error_rules(plan: Plan) -> list[str]:
+    """Ops that have no rule for rounding errors: nothing can be certified through them."""
+    ops = [node.op for node in plan.graph.nodes if node.op != "input"]
+    return sorted({op for op in ops if op in RULES and RULES[op].error is None})
+
+
+def enclose(plan: Plan, parameters: Mapping[str, Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
+    """Evaluate stored float64 points with an elementwise bound of their error.
+
+    Args:
+        plan: the architecture.
+        parameters: stacked, float64.
+        points: (networks, C, *shape), float64, taken as exact.
+
+    Returns:
+        Outputs and error bounds, (networks, C, K) each: the output in real arithmetic is within
+        the error bound of the computed one.
+    """
+    values, errors = enclose_nodes(plan, parameters, [points], keep=False)
+    return joined_outputs(plan.graph, values), joined_outputs(plan.graph, errors)
+
+
+def enclose_nodes(
+    plan: Plan,
+    parameters: Mapping[str, Tensor],
+    points: Sequence[Tensor],
+    *,
+    keep: bool = True,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """As `enclose`, for every node (or, without `keep`, for the outputs) and several inputs."""
+    errors: dict[str, Tensor] = {}
+
+    def visit(arguments: NodeArguments, output: Tensor) -> None:
+        if not keep:  # errors live as long as the values that they belong to
+            for name in errors.keys() - set(arguments.live):
+                del errors[name]
+        errors[arguments.node.name] = node_error(arguments, parameters, errors, output)
+
+    # Running errors hold for sums of products in any order, not for transforms (Fourier, Winograd).
+    with torch.backends.cudnn.flags(enabled=False):
+        values = walk(plan.graph, parameters, plan.constants, points, visit, keep=keep)
+    for node, value in zip(plan.graph.inputs, points, strict=True):
+        errors[node.name] = torch.zeros_like(value)
+    return values, errors
+
+
+def node_error(
+    arguments: NodeArguments,
+    parameters: Mapping[str, Tensor],
+    errors: Mapping[str, Tensor],
+    output: Tensor,
+) -> Tensor:
+    """Elementwise error of one node's result, from the errors of its operands.
+
+    Args:
+        arguments: the operands, as computed.
+        parameters: stacked, float64, with the errors of those that are computed.
+        errors: of the operands by node name; what is missing is exact.
+        output: the computed result.
+
+    Returns:
+        Bounds like `output`; inf where it is not finite.
+    """
+    node = arguments.node
+    incoming = [
+        errors.get(reference.name) if reference.kind == "node" else None
+        for reference in node.references()
+        if reference.kind in ("node", "parameter", "constant")
+    ]
+    rule = RULES[node.op]
+    assert rule.error is not None
+    error = rule.error(arguments, incoming, output)
+    error = error + _error_of_parameters(arguments, parameters, errors)
+    # An overflow, perhaps of a partial sum only, is not a number near the truth.
+    return torch.where(torch.isfinite(output), error, math.inf)
+
+
+def _error_of_parameters(
+    arguments: NodeArguments, parameters: Mapping[str, Tensor], errors: Mapping[str, Tensor]
+) -> Tensor | float:
+    """What rounding errors E of computed parameters add: the op of ``|x| + e`` and E.
+
+    For ops that are linear in their parameters and in x: ``|(W + E) x - W x| <= |E| |x|``.
+    """
+    node = arguments.node
+    named = [ref.name for ref in node.references() if ref.kind == "parameter"]
+    bounds = {name: parameters.get(error_name(name)) for name in named}
+    if not any(bound is not None and bool(bound.any()) for bound in bounds.values()):
+        return 0.0
+    changed = {
+        name: torch.zeros_like(parameters[name]) if bound is None else bound
+        for name, bound in bounds.items()
+    }
+    inputs = {}
+    for ref in node.references():
+        if ref.kind == "node":
+            value = arguments.value(ref).abs() + errors.get(ref.name, 0.0)
+            alone = node.op in ("aten.add", "aten.sub")  # there x stands beside the parameter
+            inputs[ref.name] = torch.zeros_like(value) if alone else value
+    total = arguments.replaced(inputs, changed).abs()
+    terms = max(bound[0].numel() for bound in changed.values())
+    return total * (1.0 + 2 * gamma(terms + 16)) + UNDERFLOW
