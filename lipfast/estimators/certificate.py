@@ -355,7 +355,8 @@ def enclose_nodes(
         error = rule.error(arguments, incoming, output)
         error = error + _error_of_parameters(arguments, parameters, errors)
         # An overflow, perhaps of a partial sum only, is not a number near the truth.
-        errors[node.name] = torch.where(torch.isfinite(output), error, math.inf)
+        known = torch.isfinite(output) & ~torch.isnan(error)
+        errors[node.name] = torch.where(known, error, math.inf)
 
     # Running errors hold for sums of products in any order, not for transforms (Fourier, Winograd).
     with torch.backends.cudnn.flags(enabled=False):
