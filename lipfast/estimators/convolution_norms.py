@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +20,10 @@ from lipfast.rules.rounding import UNIT_ROUNDOFF
 
 # A gap of 1e-6 is not worth what it would cost here.
 SMALLEST_RTOL = 1e-3
+
+# Kernels with larger entries are multiplied by a power of two before their magnitudes are added up.
+_HUGE = 2.0**900
+_SHRINKING = 2.0**-100
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -189,8 +194,13 @@ def _sums(layer: Layer, weight: Tensor, norm: Norm) -> NormBracket:
         norm = {1: math.inf, math.inf: 1}[norm]
     roundings = 8 + weight.numel() // min(weight.shape[0], weight.shape[1])
     slack = 1.0 + 4 * roundings * UNIT_ROUNDOFF
-    value = _largest_sum(weight.abs(), settings, sizes, columns=norm == 1)
-    return NormBracket(value / slack, value * slack, True, "sums of magnitudes", 1)
+    magnitude = weight.abs()
+    # Sums must not overflow: inf is no lower end, and inf times the zeros of padding is NaN. What a
+    # power of two so small makes of denormal entries is far below the slack.
+    scale = _SHRINKING if float(magnitude.max()) > _HUGE else 1.0
+    value = _largest_sum(magnitude * scale, settings, sizes, columns=norm == 1)
+    lower = min(value / slack / scale, sys.float_info.max)
+    return NormBracket(lower, value * slack / scale, True, "sums of magnitudes", 1)
 
 
 def _largest_sum(

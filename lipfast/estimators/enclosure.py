@@ -94,7 +94,8 @@ def node_error(
     error = rule.error(arguments, incoming, output)
     error = error + _error_of_parameters(arguments, parameters, errors)
     # An overflow, perhaps of a partial sum only, is not a number near the truth.
-    return torch.where(torch.isfinite(output), error, math.inf)
+    known = torch.isfinite(output) & ~torch.isnan(error)
+    return torch.where(known, error, math.inf)
 
 
 def _error_of_parameters(

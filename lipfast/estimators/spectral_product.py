@@ -21,7 +21,7 @@ from lipfast.estimators.estimate import LayerBracket, UpperBound
 from lipfast.estimators.sizes import Sizes
 from lipfast.ops.denormals import FLUSHED, denormals_flushed
 from lipfast.ops.spectral_norms import spectral_norms
-from lipfast.plan.fold import FoldedGraph, fold_roundings
+from lipfast.plan.fold import FoldedGraph, fold_roundings, folded_name
 from lipfast.plan.graph import Node, Reference, computed_name, error_name
 from lipfast.plan.plan import Layer, Plan, StateDict
 from lipfast.rules.magnitude import Magnitude
@@ -203,7 +203,7 @@ def layer_brackets(
         )
         for position, values in enumerate(columns):
             network, layer = position // len(chosen), chosen[position % len(chosen)]
-            error = _fold_error(layer, matrices[position], norm)
+            error = _fold_error(layer, matrices[position], tensors[network], norm)
             error += _computed_error(layer, tensors[network], norm)
             found[network, layer.index] = _bracket(layer, values, result.method[position], error)
             if norm == 2:
@@ -252,9 +252,9 @@ def _add_convolutions(
     )
     for (network, layer), weight, result in zip(chosen, weights, results, strict=True):
         error = 0.0
-        if layer.folds:  # |E| <= eps |W| entry by entry
+        if layer.folds:
             size = holder_bound(layer, weight) if norm == 2 else result.upper
-            error = fold_roundings(layer.folds) * size
+            error = _widened_fold(layer, size, weight, tensors[network])
         rounding = tensors[network].get(error_name(layer.weight))
         if rounding is not None:
             size = holder_bound(layer, rounding)
@@ -265,16 +265,27 @@ def _add_convolutions(
             vectors[network][layer.parameter] = result.start
 
 
-def _fold_error(layer: Layer, matrix: Tensor, norm: Norm) -> float:
+def _fold_error(layer: Layer, matrix: Tensor, tensors: Mapping[str, Tensor], norm: Norm) -> float:
     """Norm of the difference between a folded matrix in real arithmetic and the stored one.
 
-    ``|E| <= eps |W|``, so ``||E||_2 <= eps ||W||_F`` and ``||E||_p <= eps || |W| ||_p``.
+    ``|E| <= eps |W| + t`` with a number t, so ``||E||_2 <= eps ||W||_F + t n`` over n entries, and
+    ``||E||_p <= eps || |W| ||_p + t n``.
     """
     if not layer.folds:
         return 0.0
-    order = "fro" if norm == 2 else norm
+    order: float | str = "fro" if norm == 2 else norm
+    if layer.transposed and norm != 2:
+        order = {1: math.inf, math.inf: 1}[norm]
     size = float(torch.linalg.matrix_norm(matrix.abs(), order))
-    return fold_roundings(layer.folds) * size
+    return _widened_fold(layer, size, matrix, tensors)
+
+
+def _widened_fold(
+    layer: Layer, size: float, weight: Tensor, tensors: Mapping[str, Tensor]
+) -> float:
+    """``eps size + t n``: no row or column of an operator holds an entry of its weight twice."""
+    room = float(tensors[folded_name(layer.node, "underflow")]) * weight.numel()
+    return fold_roundings(layer.folds) * size + room * (1.0 + 2.0**-40)
 
 
 def _entrywise(layer: Layer, rounding: Tensor, norm: Norm) -> float:

@@ -4,6 +4,9 @@ BatchNorm is ``x -> s x + t`` per channel with ``s = weight / sqrt(var + eps)`` 
 ``t = bias - mean s``. After an affine map, ``s (W x + b) + t = (diag(s) W) x + (s b + t)``.
 Before one, ``W (s x + t) + b = (W diag(s)) x + (W t + b)``, unless the map pads with zeros: then
 the linear part folds, and the shift does not.
+
+Rounding of a folded weight W' of k folds: every entry is within ``10 k u |W'| + underflow`` of the
+true one, where the second term is one number per weight (see `_underflow`).
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from lipfast.plan.graph import (
     error_name,
     is_computed,
 )
-from lipfast.rules.rounding import UNIT_ROUNDOFF
+from lipfast.rules.rounding import SMALLEST, UNIT_ROUNDOFF
 
 # Roundings in one entry of a weight per fold: var + eps, root, quotient, product, and one to spare.
 ROUNDINGS_PER_FOLD = 5
@@ -103,8 +106,11 @@ class FoldedGraph:
         if not self.merged:
             return found
         errors = {
-            error_name(folded_name(node, "weight")): found[folded_name(node, "weight")].abs()
-            * (fold_roundings(len(map_.scalings)) * (1.0 + 2.0**-30))
+            error_name(folded_name(node, "weight")): (
+                found[folded_name(node, "weight")].abs() * fold_roundings(len(map_.scalings))
+                + found[folded_name(node, "underflow")]
+            )
+            * (1.0 + 2.0**-30)
             for node, map_ in self.maps.items()
         }
         merged = evaluate_computed(self.merged, {**tensors, **found, **errors}, constants, where)
@@ -112,7 +118,10 @@ class FoldedGraph:
 
 
 def fold_roundings(folds: int) -> float:
-    """Relative error of the entries of a weight that BatchNorms are folded into, with room."""
+    """Relative error of the entries of a weight that BatchNorms are folded into, with room.
+
+    Beside it stands the number of ``<node>.underflow``; see `folded_parameters`.
+    """
     return 2 * ROUNDINGS_PER_FOLD * folds * UNIT_ROUNDOFF
 
 
@@ -263,14 +272,15 @@ def folded_parameters(
 ) -> dict[str, Tensor]:
     """The computed parameters of a folded graph, in float64.
 
-    Each entry of a weight carries at most `ROUNDINGS_PER_FOLD` roundings per scaling.
+    Each entry of a weight carries at most `ROUNDINGS_PER_FOLD` roundings per scaling; where numbers
+    are denormal those are not relative, and ``<node>.underflow`` is what they add to an entry.
 
     Raises:
         NonFiniteError: a running variance is not above -eps, or a product overflows.
     """
     found: dict[str, Tensor] = {}
     for node, folded in maps.items():
-        weight, bias = _compute(folded, parameters, constants)
+        weight, bias, underflow = _compute(folded, parameters, constants)
         if not (bool(torch.isfinite(weight).all()) and bool(torch.isfinite(bias).all())):
             name = folded.scalings[0].variance.name
             raise NonFiniteError(
@@ -279,12 +289,13 @@ def folded_parameters(
             )
         found[folded_name(node, "weight")] = weight
         found[folded_name(node, "bias")] = bias
+        found[folded_name(node, "underflow")] = underflow
     return found
 
 
 def _compute(
     folded: Folded, parameters: Mapping[str, Tensor], constants: Mapping[str, Constant]
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     def tensor(reference: Reference) -> Tensor:
         if reference.kind == "constant":
             return constants[reference.name].tensor().double()
@@ -295,8 +306,10 @@ def _compute(
     bias: Tensor | None = None
     if folded.bias is not None:
         bias = parameters[folded.bias].detach().double()
+    underflow = weight.new_zeros(())
     for scaling in folded.scalings:
         scale, shift = _scale_and_shift(scaling, tensor)
+        underflow = _underflow(weight, scale, underflow)
         if scaling.after:
             bias = shift if bias is None else bias * scale + shift
             weight = _scaled(weight, scale, folded, after=True)
@@ -305,7 +318,19 @@ def _compute(
             bias = moved if bias is None else bias + moved
             weight = _scaled(weight, scale, folded, after=False)
     assert bias is not None
-    return weight, bias
+    return weight, bias, underflow
+
+
+def _underflow(weight: Tensor, scale: Tensor, before: Tensor) -> Tensor:
+    """What underflow may add to an entry of ``s W``, beside errors relative to the entry.
+
+    s = weight / sqrt(var + eps) and the product are off by at most 2^-1075 each beside their
+    relative roundings, so the entry by ``2^-1075 (|W| + 1)``; what W is off by is multiplied by s.
+    """
+    if weight.numel() == 0:
+        return before
+    passed_on = (scale.abs().amax() * (1.0 + 2.0**-40) + SMALLEST) * before
+    return passed_on * (1.0 + 2.0**-40) + (weight.abs().amax() + 1.0) * 4 * SMALLEST
 
 
 def _scale_and_shift(scaling: Scaling, tensor: object) -> tuple[Tensor, Tensor]:

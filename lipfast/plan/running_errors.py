@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from lipfast.rules.rounding import UNDERFLOW, UNIT_ROUNDOFF, gamma
+from lipfast.rules.rounding import SMALLEST, UNDERFLOW, UNIT_ROUNDOFF, gamma
 
 u = UNIT_ROUNDOFF
 # As in `lipfast.rules.pointwise`: assumed of torch's float64 elementary functions.
@@ -309,7 +309,8 @@ def _product(a: Value, b: Value) -> Value:
     wide = gamma(inner + 2)
     result = a.tensor @ b.tensor
     size = b.tensor.abs()
-    error = (a.tensor.abs() * wide) @ size
+    # |A| times gamma may underflow, and meet a large entry of B.
+    error = (a.tensor.abs() * wide + SMALLEST) @ size
     if b.error is not None:
         error = error + a.tensor.abs() @ b.error
     if a.error is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from lipfast.plan.graph import Argument, Node, Reference
 from lipfast.rules.magnitude import Magnitude, of_tensor
 from lipfast.rules.registry import Arguments, Call, rule
-from lipfast.rules.rounding import UNDERFLOW, UNIT_ROUNDOFF, gamma
+from lipfast.rules.rounding import SMALLEST, UNDERFLOW, UNIT_ROUNDOFF, gamma
 from lipfast.rules.upward import Upward
 
 
@@ -74,14 +74,19 @@ def _evaluate_stored(arguments: Arguments) -> Tensor:
 
 
 def _error_stored(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
-    """``|s| (e + 6 u |x - mean|) + u |z|``: s has three roundings, the product and shift three."""
+    """``|s| (e + 6 u |x - mean|) + u |z|``: s has three roundings, the product and shift three.
+
+    A denormal s is off by up to 2^-1075, whatever its size: that times ``|x - mean| + e``.
+    """
     if _by_sample(arguments.node):
         return _error_by_sample(arguments, errors, output)
     x = arguments.value(arguments.node.args[0])
     scale, centre, _ = _scale(arguments)
-    spread = (x - centre).abs() * (8 * UNIT_ROUNDOFF)
+    distance = (x - centre).abs()
+    spread = distance * (8 * UNIT_ROUNDOFF)
     incoming = spread if errors[0] is None else errors[0] * (1.0 + 8 * UNIT_ROUNDOFF) + spread
-    total = incoming * scale.abs() + output.abs() * UNIT_ROUNDOFF
+    total = incoming * scale.abs() + (distance + incoming) * SMALLEST
+    total = total + output.abs() * UNIT_ROUNDOFF
     return total * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
 
 
@@ -217,11 +222,15 @@ def _error_by_sample(
     if groups.centred:
         c = x - x.mean(-1, keepdim=True)
         d = e + (e + x.abs() * wide).mean(-1, keepdim=True) * (1 + wide) + c.abs() * (2 * u)
+        d = d + 8 * SMALLEST  # a denormal mean is divided by a root that may be as small as 2^-537
     s = c.square().mean(-1, keepdim=True) + groups.eps
     t = (d * (2 * c.abs() + d)).mean(-1, keepdim=True) * (1 + 2 * wide) + s * (2 * wide)
+    t = t + 8 * SMALLEST  # squares, their mean and t itself may underflow, and eps be as small
     low = torch.maximum(s - t * (1 + 4 * u), torch.full_like(s, groups.eps)) * (1 - 4 * u)
     root, least = s.sqrt(), low.sqrt() * (1 - 4 * u)
-    spread = d / least + c.abs() * t / (root * least * (root + least)) + (c / root).abs() * 4 * u
+    unit = (c / root).abs()
+    # In this order: no factor underflows before the last.
+    spread = d / least + unit * (t / least / (root + least)) + unit * 4 * u
     spread = spread.reshape(output.shape) * (1 + 32 * u) + UNDERFLOW
     weight = _per_entry(arguments, groups.weight, groups)
     if weight is not None:

@@ -10,6 +10,9 @@ UNIT_ROUNDOFF = 2.0**-53
 # Absolute room for roundings that underflow: at most 2^-1075 each, and far fewer than 2^75 of them
 # in one element of a result.
 UNDERFLOW = 2.0**-1000
+# The same for one operand before it is multiplied by a weight: still small beside 2^-53 when the
+# weight is the largest float64.
+SMALLEST = 2.0**-1074
 
 
 def gamma(count: int) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import partial
 
+import mpmath
 import pytest
 import torch
 from torch import Tensor, nn
@@ -127,3 +128,41 @@ def test_nothing_is_certified_while_denormals_are_flushed(norm: float) -> None:
         assert bound.reason is not None and "denormal" in bound.reason
     sums = lipfast.spectral_norms([torch.full((3, 3), 1e-310, dtype=torch.float64)], norm=1)
     assert not bool(sums.certified[0])
+
+
+@pytest.mark.parametrize("weight", [2.0**-1074, 3e-323, 1.5e-310])
+def test_a_denormal_scale_of_batch_norm(weight: float) -> None:
+    norm = nn.BatchNorm1d(1, eps=0.0).double().eval()
+    norm.weight.data.fill_(weight)
+    norm.running_var.fill_(9.0)
+    model = nn.Sequential(nn.ReLU(), norm, nn.ReLU(), linear([[1e200]])).eval()
+    points = [[1.0], [1e150], [1e300]]
+    outputs, errors = enclosed(model, points)
+    for point, output, error in zip(points, outputs, errors.tolist(), strict=True):
+        truth = Fraction(point[0]) * Fraction(weight) / 3 * Fraction(1e200)
+        assert abs(Fraction(output[0]) - truth) <= Fraction(error[0])
+
+
+@pytest.mark.parametrize("eps", [2.0**-1074, 1e-320, 1e-300])
+@pytest.mark.parametrize("size", [1e-161, 1e-162, 3e-323])
+def test_squares_that_underflow_beside_the_eps_of_a_layer_norm(eps: float, size: float) -> None:
+    points = [[size, 0.0], [3 * size, -size], [7 * size, 0.0], [size, 0.3 * size]]
+    outputs, errors = enclosed(nn.LayerNorm(2, eps=eps, elementwise_affine=False), points)
+    for point, output, error in zip(points, outputs, errors.tolist(), strict=True):
+        half = (mpmath.mpf(point[0]) - mpmath.mpf(point[1])) / 2
+        truth = half / mpmath.sqrt(half**2 + mpmath.mpf(eps))
+        assert abs(mpmath.mpf(output[0]) - truth) <= error[0]
+        assert abs(mpmath.mpf(output[1]) + truth) <= error[1]
+
+
+def test_products_of_denormal_and_huge_matrices() -> None:
+    def product(x: Tensor) -> Tensor:
+        return (x[:, :3].unsqueeze(1) @ x[:, 3:].unsqueeze(2)).flatten(1)
+
+    factors = (1.3e308, -1.1e308, 1.7e307)
+    points = [[k * 1.7e-311, k * 1e-312, k * 3e-312, *factors] for k in (1.0, 1.3, 1.9, 7.7)]
+    outputs, errors = enclosed(Pointwise(product), points)
+    for point, output, error in zip(points, outputs, errors.tolist(), strict=True):
+        pairs = zip(point[:3], factors, strict=True)
+        truth = sum(Fraction(a) * Fraction(b) for a, b in pairs)
+        assert abs(Fraction(output[0]) - truth) <= Fraction(error[0])

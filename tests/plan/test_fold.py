@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import pytest
 import torch
 from networks import convolutional, randomised
 from torch import Tensor, nn
 
+import lipfast
 from lipfast.errors import NonFiniteError
 from lipfast.plan.fold import fold_batch_norm, folded_parameters
 from lipfast.plan.interpret import evaluate
 from lipfast.plan.plan import Plan
+
+DENORMAL = 2.0**-1074
 
 ON_LINEAR = (5,)
 ON_IMAGES = (4, 7, 6)
@@ -145,3 +151,71 @@ def test_batch_norm_before_an_in_place_activation_folds() -> None:
         "aten.relu",
     ]
     assert norms_left(fold_batch_norm(plan.graph, values=True).graph.nodes) == 0
+
+
+def scalar(weight: float, *, kernel: bool = False) -> nn.Module:
+    layer = nn.Conv1d(1, 1, 1, bias=False) if kernel else nn.Linear(1, 1, bias=False)
+    layer.weight.data = torch.full_like(layer.weight.data, weight, dtype=torch.float64)
+    return layer
+
+
+def normalising(weight: float, variance: float) -> nn.Module:
+    norm = nn.BatchNorm1d(1, eps=0.0)
+    norm.weight.data = torch.tensor([weight], dtype=torch.float64)
+    norm.running_var = torch.tensor([variance], dtype=torch.float64)
+    norm.running_mean, norm.bias.data = norm.running_mean.double(), norm.bias.data.double()
+    return norm
+
+
+# Layers whose scales, weights or products underflow, and the shape of a sample.
+UNDERFLOWS = {
+    "scale of zero": (lambda: [normalising(DENORMAL, 9.0), scalar(1e200)], (1,)),
+    "denormal scale": (lambda: [normalising(3 * DENORMAL, 2.25), scalar(1e300)], (1,)),
+    "of a kernel": (
+        lambda: [normalising(3 * DENORMAL, 2.25), scalar(1e300, kernel=True)],
+        (1, 3),
+    ),
+    "weight of zero": (
+        lambda: [scalar(1e-200), normalising(1e-200, 1.0), nn.ReLU(), scalar(1e250)],
+        (1,),
+    ),
+    "denormal weight": (
+        lambda: [scalar(1e-160), normalising(1.7e-162, 1.0), nn.ReLU(), scalar(1e250)],
+        (1,),
+    ),
+    "from one to the next": (
+        lambda: [scalar(3.0), normalising(5 * DENORMAL, 2.25), normalising(1e300, 2.0**-40)],
+        (1,),
+    ),
+    "merged": (
+        lambda: [scalar(1.3), normalising(DENORMAL, 2.25), scalar(1e280), scalar(1.1)],
+        (1,),
+    ),
+}
+
+
+def truth_of(layers: list[nn.Module]) -> Fraction:
+    total = Fraction(1)
+    for layer in layers:
+        if isinstance(layer, nn.BatchNorm1d):
+            root = Fraction(math.sqrt(float(layer.running_var)))  # of a square
+            total *= Fraction(layer.weight.item()) / root
+        elif not isinstance(layer, nn.ReLU):
+            total *= Fraction(layer.weight.item())
+    return total
+
+
+@pytest.mark.parametrize("norm", [1, 2, math.inf])
+@pytest.mark.parametrize("name", UNDERFLOWS)
+def test_what_underflows_in_a_fold_is_within_the_bounds(name: str, norm: float) -> None:
+    make, shape = UNDERFLOWS[name]
+    layers = make()
+    truth = truth_of(layers)
+    model = nn.Sequential(*layers).eval()
+    x = torch.tensor([1.0, 1e100, 1e200], dtype=torch.float64).reshape(3, *[1] * len(shape))
+    found = lipfast.bounds(model, x.expand(3, *shape).contiguous(), norm=norm)
+    assert found.upper.certified and found.lower.certified
+    assert Fraction(found.lower.value) <= truth <= Fraction(found.upper.value)
+    if len(found.layers) == 1:
+        (layer,) = found.layers
+        assert Fraction(layer.lower) <= truth <= Fraction(layer.upper)

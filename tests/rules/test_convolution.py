@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -80,6 +81,28 @@ def test_extreme_kernels(scale: float) -> None:
     truth = float(torch.linalg.matrix_norm(matrix_of(layer, (2, 4, 4)) / scale, 2))
     (bracket,) = plan.upper(layer.state_dict()).layers
     assert 0 < bracket.lower / scale <= truth <= bracket.upper / scale < math.inf
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("size", [1, 5])
+def test_sums_beyond_float64_have_a_finite_lower_end(
+    norm: float, transposed: bool, size: int
+) -> None:
+    kind = nn.ConvTranspose1d if transposed else nn.Conv1d
+    layer = kind(2, 2, 3, padding=1, bias=False).double()
+    with torch.no_grad():
+        entries = 1 + torch.arange(12, dtype=torch.float64).reshape(2, 2, 3) / 24
+        layer.weight.copy_(entries * 2.0**-900)
+    matrix = matrix_of(layer, (2, size)).abs()
+    truth = Fraction(float(torch.linalg.matrix_norm(matrix, norm))) * 2**1923
+    with torch.no_grad():
+        layer.weight.mul_(2.0**1000).mul_(2.0**923)
+    plan = Plan.trace(layer, torch.zeros(2, 2, size).double())
+    (bracket,) = plan.upper(layer.state_dict(), norm=norm).layers
+    assert bracket.certified
+    assert bracket.upper == math.inf
+    assert 2.0**1022 < Fraction(bracket.lower) <= truth
 
 
 def test_convolutions_of_several_networks_in_one_call() -> None:
