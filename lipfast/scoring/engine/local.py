@@ -19,7 +19,7 @@ from lipfast.scoring.where import Where
 WINDOW_FILES = 512
 """At most so many checkpoints are read, and then parted by plan, together."""
 
-WINDOW_BYTES = 32 << 20
+WINDOW_BYTES = 16 << 20
 """A window that holds so much is complete with its last whole batch."""
 
 READERS = 2
