@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shlex
@@ -449,6 +450,8 @@ def main() -> None:
     """Run the command line."""
     # torch warns of its own deprecations while it reads old files: nothing that a user can mend.
     warnings.filterwarnings("ignore", module=r"torch\b")
+    # File systems log the errors, with tracebacks, that lipfast reports itself in a line.
+    logging.getLogger().addHandler(logging.NullHandler())
     app(prog_name="lipfast")
 
 

@@ -28,6 +28,7 @@ _SHOW_HELP = """Print counts, failures and the newest checkpoint per run.
 Examples:
   lipfast store show scores/
   lipfast store show scores/ --json
+  lipfast store show scores/ --failed
 """
 
 
@@ -35,11 +36,21 @@ Examples:
 @handle_errors
 def store_show(
     path: Store,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="List every failed checkpoint and its reason instead.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Print a short summary of a store."""
+    """Print a short summary of a store, or what failed."""
     from lipfast.scoring import show  # noqa: PLC0415
 
+    if failed:
+        failures = show.store_failures(path)
+        if as_json:
+            print_json(failures)
+        else:
+            typer.echo(clean(show.failures_text(failures)))
+        return
     overview = show.store_overview(path)
     if as_json:
         print_json(overview)

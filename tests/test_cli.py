@@ -483,3 +483,25 @@ def test_the_engine_is_local_or_ray(project, monkeypatch):
     assert (code, "pip install 'lipfast[ray]'" in err) == (2, True)
     assert not list(Path("scores").glob("part-*"))
     assert run(*SCORE, "--workers", "0")[0] == 2
+
+
+def test_failures_are_listed_each_with_its_reason(project):
+    assert run("score", *SCORE[1:])[0] == 0
+    assert run("store", "show", "scores", "--failed")[1] == "nothing failed\n"
+    (project / "runs" / "empty.pt").write_bytes(b"")
+    (project / "runs" / "bad.pt").write_bytes(b"nonsense")
+    code, out, _ = run(*SCORE)
+    assert code == 1
+    assert out.splitlines()[-1] == "next: lipfast store show scores --failed"
+    lines = run("store", "show", "scores", "--failed")[1].splitlines()
+    assert lines[0] == "2 failed: cannot be read"
+    assert "runs/bad.pt: truncated, or not weights" in lines[1]
+    assert "runs/empty.pt: truncated, or not yet written: it is empty" in lines[2]
+    listed = json.loads(run("store", "show", "scores", "--failed", "--json")[1])
+    assert [failure["kind"] for failure in listed] == ["cannot be read"] * 2
+
+
+def test_an_unknown_function_is_answered_with_those_that_are_there(project):
+    code, _, err = run(*[w.replace(":mlp", ":nope") for w in SCORE])
+    assert code == 2
+    assert "has no 'nope'; its own functions and classes are mlp" in err

@@ -89,6 +89,10 @@ def read_checkpoint(file: CheckpointFile) -> Checkpoint:
 def _read(file: CheckpointFile) -> tuple[dict[str, Tensor], dict[str, Value]]:
     require_regular(file, file.path)
     require_no_bomb(file)
+    if file.size == 0 and file.filesystem is None:
+        raise CheckpointError(
+            f"{file.uri}: truncated, or not yet written: it is empty. Copy or save it again"
+        )
     if file.sharded:
         return read_sharded(file)
     if file.suffix == ".safetensors":

@@ -18,6 +18,19 @@ from lipfast.checkpoints.source import MAGIC, folder_of, require_suffix
 from lipfast.checkpoints.text import printable
 from lipfast.errors import ArchiveError
 
+_PACKAGES = {
+    "abfs": "adlfs",
+    "az": "adlfs",
+    "gcs": "gcsfs",
+    "gs": "gcsfs",
+    "hf": "huggingface_hub",
+    "http": "aiohttp",
+    "https": "aiohttp",
+    "s3": "s3fs",
+    "sftp": "paramiko",
+}
+"""Protocol -> what fsspec needs for it."""
+
 Infos = dict[str, dict[str, Any]]
 
 Folder = dict[str, tuple[str, Mapping[str, Any]]]
@@ -62,12 +75,17 @@ def find(archive: str) -> Iterator[CheckpointFile]:
             root = path
             matches = filesystem.find(path, detail=True)
         else:
-            raise ArchiveError(f"no such file or folder: '{archive}'")
+            raise ArchiveError(
+                f"no such file or folder: '{archive}', or it cannot be reached: check the URL, the "
+                "network and the credentials"
+            )
         yield from _files(place, matches, root)
     except ArchiveError:
         raise
     except ImportError as error:
-        raise ArchiveError(f"cannot open '{archive}': {error}") from error
+        package = _PACKAGES.get(archive.partition("://")[0])
+        how = f"pip install {package}" if package else "install the package that it names"
+        raise ArchiveError(f"cannot open '{archive}': {how} ({error})") from error
     except Exception as error:  # each file system has errors of its own
         raise ArchiveError(
             f"cannot search '{archive}': {type(error).__name__}: {error}. Check the URL, the "

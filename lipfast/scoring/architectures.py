@@ -275,11 +275,25 @@ def _resolve(source: ArchSource) -> Callable[..., nn.Module] | nn.Module:
         ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
-            raise ArgumentError(f"architecture '{source}': '{module_name}' has no '{attribute}'")
+            raise ArgumentError(
+                f"architecture '{source}': '{module_name}' has no '{attribute}'; its own functions "
+                f"and classes are {_own_callables(found) or 'none'}"
+            )
         found = getattr(found, part)
     if not callable(found):
         raise ArgumentError(f"architecture '{source}' is a {type(found).__name__}, not a function")
     return typing.cast("Callable[..., nn.Module]", found)
+
+
+def _own_callables(module: Any) -> str:
+    names = [
+        name
+        for name, value in vars(module).items()
+        if callable(value)
+        and getattr(value, "__module__", None) == getattr(module, "__name__", "")
+        and not name.startswith("_")
+    ]
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
 def _first_line(error: BaseException) -> str:

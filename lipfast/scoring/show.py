@@ -63,13 +63,42 @@ def overview_text(overview: dict[str, Any]) -> str:
     ]
     unlisted = overview["failed"] - sum(error["count"] for error in overview["errors"])
     if unlisted:
-        lines.append(f"  {unlisted} failed for other reasons (lipfast.read_scores lists them all)")
+        lines.append(f"  {unlisted} failed for other reasons: --failed lists them all")
     runs = overview["runs"]
     if runs:
         names = list(runs[0])
         lines += ["", *table(names, [[row[name] for name in names] for row in runs[:MAX_RUNS]])]
     if len(runs) > MAX_RUNS:
         lines.append(f"... and {len(runs) - MAX_RUNS} more (lipfast.read_scores reads them all)")
+    return "\n".join(lines)
+
+
+def store_failures(path: str | os.PathLike[str]) -> list[dict[str, str]]:
+    """Every failed checkpoint: its `uri`, the `kind` of failure, the `reason`.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    rows = read_scores(path).select(["uri", "status", "kind", "error"]).to_pylist()
+    return [
+        {"uri": row["uri"], "kind": row["kind"] or "", "reason": _reason(row)}
+        for row in rows
+        if row["status"] == "error"
+    ]
+
+
+def failures_text(failures: Sequence[dict[str, str]]) -> str:
+    """Lay out what `store_failures` returns, under a heading for each kind."""
+    if not failures:
+        return "nothing failed"
+    lines = []
+    for kind, count in Counter(failure["kind"] for failure in failures).most_common():
+        lines.append(f"{count} failed: {printable(kind)}")
+        lines += [
+            f"  {failure['uri']}: {printable(failure['reason'])}"
+            for failure in failures
+            if failure["kind"] == kind
+        ]
     return "\n".join(lines)
 
 

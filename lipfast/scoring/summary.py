@@ -75,7 +75,8 @@ class Summary:
         """What to type next."""
         if self.dry_run:
             return "the same command without --dry-run"
-        return f"lipfast store show {shlex.quote(self.store)}"
+        failed = " --failed" if self.failed or self.failed_before else ""
+        return f"lipfast store show {shlex.quote(self.store)}{failed}"
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values."""

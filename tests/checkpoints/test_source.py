@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import fsspec
@@ -156,3 +157,53 @@ def test_a_folder_of_many_files_is_listed_once(tmp_path, monkeypatch, how):
     assert len(listed) <= 3  # a glob lists it for itself too
     sidecars = {Path(file.path).name: file.sidecars for file in files if file.sidecars}
     assert sidecars == {"step7.pt": (str(tmp_path / "step7.json"),)}
+
+
+@pytest.mark.parametrize(
+    ("url", "package"),
+    [("gs://bucket/runs", "gcsfs"), ("s3://bucket/runs", "s3fs"), ("hf://a/b", "huggingface_hub")],
+)
+def test_a_missing_driver_says_what_to_install(monkeypatch, url, package):
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    known = sys.modules["fsspec.registry"]._registry
+    monkeypatch.delitem(known, url.partition(":")[0], raising=False)
+    with pytest.raises(ArchiveError, match=rf"cannot open '{url}': pip install {package} \("):
+        find_checkpoints(url)
+
+
+class Unreachable(fsspec.AbstractFileSystem):
+    """An object store without a network."""
+
+    protocol = "unreachable"
+
+    def exists(self, path, **options):
+        raise ConnectionError("Name or service not known")
+
+    info = ls = exists
+
+
+class Absent(fsspec.AbstractFileSystem):
+    """A server that answers nothing, which its driver takes for "no such file"."""
+
+    protocol = "absent"
+
+    def info(self, path, **options):
+        raise FileNotFoundError(path)
+
+    ls = info
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Unreachable, "cannot search 'unreachable://bucket/runs': ConnectionError: Name or"),
+        (Absent, "no such file or folder: 'absent://bucket/runs', or it cannot be reached"),
+    ],
+)
+def test_no_network_says_what_to_check(kind, message):
+    fsspec.register_implementation(kind.protocol, kind, clobber=True)
+    with pytest.raises(ArchiveError, match=message) as error:
+        find_checkpoints(f"{kind.protocol}://bucket/runs")
+    assert "heck the URL, the network and the credentials" in str(error.value)

@@ -93,6 +93,18 @@ def arguments(toy_models, samples, tmp_path) -> dict:
     return {"arch": toy_models, "data": samples, "out": tmp_path / "s", "engine": "ray"}
 
 
+def test_a_worker_with_another_lipfast_is_refused(fake, arguments, archive, monkeypatch):
+    fake()
+    make = engine.Worker.__init__
+
+    def older(self, *given: Any, version: str, **options: Any) -> None:
+        make(self, *given, version=f"{version}.older", **options)
+
+    monkeypatch.setattr(engine.Worker, "__init__", older)
+    with pytest.raises(ArgumentError, match=r"Ray cluster has lipfast .*install the same on all"):
+        score(archive, **arguments)
+
+
 def test_the_scores_are_those_of_the_local_engine(fake, arguments, archive, tmp_path):
     ray = fake()
     seen: list[Progress] = []

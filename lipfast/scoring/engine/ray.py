@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections import Counter, deque
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lipfast._version import __version__
 from lipfast.checkpoints import CheckpointFile
 from lipfast.errors import ArchiveError, ArgumentError, LipfastError
 from lipfast.scoring.engine.local import LocalEngine
@@ -64,11 +66,19 @@ class Worker:
         memory: bytes of checkpoints to hold at most.
         where: which checkpoints, by their metadata.
         folder: the driver's current folder, from which architectures are imported.
+        version: the driver's lipfast, which this machine must have as well.
         threads: of the processor.
     """
 
     def __init__(
-        self, recipe: Recipe, memory: int, where: Where, *, folder: str, threads: int
+        self,
+        recipe: Recipe,
+        memory: int,
+        where: Where,
+        *,
+        folder: str,
+        version: str,
+        threads: int,
     ) -> None:
         import torch  # noqa: PLC0415
 
@@ -77,6 +87,12 @@ class Worker:
             os.chdir(folder)
         self._engine: LocalEngine | None = None
         self._error: LipfastError | None = None
+        if version != __version__:
+            self._error = ArgumentError(
+                f"the machine {platform.node()} of the Ray cluster has lipfast {__version__}, this "
+                f"one {version}: install the same on all of them"
+            )
+            return
         try:
             self._engine = LocalEngine(recipe.scorer(), memory, where)
         except LipfastError as error:  # an actor that cannot be made says less than its answer
@@ -179,7 +195,12 @@ class RayEngine:
         actor = self._ray.remote(**self._resources)(Worker)
         threads = max(1, int(self._resources["num_cpus"]))
         return actor.remote(
-            self._shared, self._memory, self._where, folder=str(Path.cwd()), threads=threads
+            self._shared,
+            self._memory,
+            self._where,
+            folder=str(Path.cwd()),
+            version=__version__,
+            threads=threads,
         )
 
     def _lost(
