@@ -9,17 +9,23 @@ from __future__ import annotations
 
 import pickletools
 import zipfile
+from collections import deque
 from typing import IO
 
 ZIP = b"PK\x03\x04"
 
 _MAX_PICKLE = 8 << 20  # bytes: some 40,000 tensors
 _MAX_OPCODES = 2_000_000
+_OWN = ("torch.", "collections.")
 _LEGACY_PICKLES = 5  # magic number, protocol, system, content, keys of the storages
 
 
 class UnsafePickleError(Exception):
     """Loading would take memory out of proportion."""
+
+
+class PlainPickleError(Exception):
+    """One pickle and nothing else, which torch.save never writes: says what it names."""
 
 
 def require_harmless(stream: IO[bytes], size: int) -> None:
@@ -31,6 +37,7 @@ def require_harmless(stream: IO[bytes], size: int) -> None:
 
     Raises:
         UnsafePickleError: says why.
+        PlainPickleError: another program pickled something.
         Exception: the file is damaged.
     """
     if stream.read(len(ZIP)) == ZIP:
@@ -63,9 +70,23 @@ def _check_zip(stream: IO[bytes], size: int) -> None:
 
 def _check_legacy(stream: IO[bytes]) -> None:
     count = 0
-    for _ in range(_LEGACY_PICKLES):
+    texts: deque[str] = deque(maxlen=2)
+    named: list[str] = []
+    for number in range(_LEGACY_PICKLES):
+        if number == 1:
+            start = stream.tell()
+            if not stream.read(1):
+                foreign = (name for name in named if not name.startswith(_OWN))
+                raise PlainPickleError(next(foreign, "a plain pickle"))
+            stream.seek(start)
         for opcode, argument, _position in pickletools.genops(stream):
             count += 1
+            if opcode.name == "GLOBAL":
+                named.append(str(argument).replace(" ", "."))
+            elif opcode.name == "STACK_GLOBAL":
+                named.append(".".join(texts))
+            elif isinstance(argument, str):
+                texts.append(argument)
             if count > _MAX_OPCODES:
                 raise UnsafePickleError(f"its pickle has more than {_MAX_OPCODES} operations")
             if opcode.name == "GLOBAL" and str(argument).endswith(" bytearray"):

@@ -13,7 +13,12 @@ from torch import Tensor
 from lipfast.checkpoints.access import read_bytes
 from lipfast.checkpoints.file import CheckpointFile
 from lipfast.checkpoints.metadata import Value
-from lipfast.checkpoints.pickle_guard import ZIP, UnsafePickleError, require_harmless
+from lipfast.checkpoints.pickle_guard import (
+    ZIP,
+    PlainPickleError,
+    UnsafePickleError,
+    require_harmless,
+)
 from lipfast.checkpoints.safetensors_file import SMALL
 from lipfast.checkpoints.scalars import scalars
 from lipfast.errors import CheckpointError
@@ -87,19 +92,24 @@ def _load(file: CheckpointFile, path: str, size: int) -> Any:
             f"{file.uri}: {error}; nothing in it was loaded. Save the weights alone: "
             "torch.save(model.state_dict(), ...), or safetensors"
         ) from error
+    except PlainPickleError as error:
+        raise _more_than_weights(file, str(error)) from error
     except Exception as error:  # a damaged pickle can fail in any way
         raise _refused(file, error) from error
+
+
+def _more_than_weights(file: CheckpointFile, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{file.uri}: a pickle that holds more than weights ({what[:200]}); nothing in it was run. "
+        "Save the weights alone: torch.save(model.state_dict(), ...), or safetensors"
+    )
 
 
 def _refused(file: CheckpointFile, error: Exception) -> CheckpointError:
     text = str(error).strip()
     refused = _GLOBAL.search(text)
     if refused:
-        return CheckpointError(
-            f"{file.uri}: a pickle that holds more than weights ({refused.group(1)}); nothing in "
-            "it was run. Save the weights alone: torch.save(model.state_dict(), ...), or "
-            "safetensors"
-        )
+        return _more_than_weights(file, refused.group(1))
     # torch's advice, to load without weights_only, is no advice for untrusted files.
     detail = _UNPICKLER.search(text)
     if isinstance(error, EOFError):

@@ -156,7 +156,15 @@ class Payload:
         return os.mkdir, (str(self.proof),)
 
 
-@pytest.mark.parametrize("write", [torch.save, lambda o, p: p.write_bytes(pickle.dumps(o, 2))])
+@pytest.mark.parametrize(
+    "write",
+    [
+        torch.save,
+        lambda o, p: p.write_bytes(pickle.dumps(o, 2)),
+        lambda o, p: p.write_bytes(pickle.dumps(o, 4)),
+    ],
+    ids=["torch.save", "protocol 2", "protocol 4"],
+)
 def test_malicious_pickles_run_nothing(tmp_path, write):
     proof = tmp_path / "proof"
     path = tmp_path / "a.pt"
@@ -171,6 +179,18 @@ def test_malicious_pickles_run_nothing(tmp_path, write):
     assert not proof.exists()
     torch.load(path, weights_only=False)  # the payload works: only the reader kept it from running
     assert proof.exists()
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_plain_pickles_are_called_so(tmp_path, protocol):
+    path, proof = tmp_path / "a.pt", tmp_path / "proof"
+    path.write_bytes(pickle.dumps({"payload": Payload(proof), "weight": torch.ones(1)}, protocol))
+    with pytest.raises(CheckpointError, match=r"more than weights \(\w*\.mkdir\); nothing"):
+        read(path)
+    path.write_bytes(pickle.dumps({"weight": [1.0, 2.0]}, protocol))
+    with pytest.raises(CheckpointError, match=r"more than weights \(a plain pickle\); nothing"):
+        read(path)
+    assert not proof.exists()
 
 
 def test_pickled_modules_are_refused(tmp_path):
