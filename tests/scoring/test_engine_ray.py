@@ -105,6 +105,23 @@ def test_a_worker_with_another_lipfast_is_refused(fake, arguments, archive, monk
         score(archive, **arguments)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "gpus", "expected"),
+    [
+        (True, 2.0, {"num_cpus": 1, "num_gpus": 1}),
+        (True, 0.0, {"num_cpus": 1}),
+        (False, 2.0, {"num_cpus": 1}),
+    ],
+)
+def test_a_gpu_is_asked_for_where_there_is_one_and_a_kernel(
+    fake, monkeypatch, kernel, gpus, expected
+):
+    ray = fake()
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": gpus})
+    monkeypatch.setattr("torch._C._dispatch_has_kernel_for_dispatch_key", lambda *names: kernel)
+    assert engine._resources(ray) == expected
+
+
 def test_the_scores_are_those_of_the_local_engine(fake, arguments, archive, tmp_path):
     ray = fake()
     seen: list[Progress] = []
