@@ -37,7 +37,7 @@ from experiments.train import Network, ResumeFile, Snapshot, group_networks, tra
 from lipfast.errors import LipfastError
 
 # Raised whenever the same configuration would train other networks than before.
-_FORMAT = 2
+_FORMAT = 3
 # Activations of a layer in a step below which a second thread costs more than it brings.
 _SMALL_STEP = 1 << 19
 
