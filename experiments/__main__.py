@@ -25,13 +25,14 @@ from experiments.study import (
     sweep_names,
 )
 from experiments.sweep import (
+    ENGINES,
     SweepFolder,
     TrainingSummary,
     open_sweep,
     sweep_folder,
     train_sweeps,
 )
-from lipfast.errors import LipfastError, StoreError
+from lipfast.errors import ArgumentError, LipfastError, StoreError
 from lipfast.scoring.summary import counted
 
 if TYPE_CHECKING:
@@ -66,6 +67,13 @@ _ResultsFolder = Annotated[
 _Force = Annotated[
     bool, typer.Option("--force", help="Delete what an earlier run of this sweep left, start anew.")
 ]
+_Engine = Annotated[
+    str,
+    typer.Option(
+        help="local: threads of this process; ray: a Ray cluster (extra lipfast[ray]).",
+        metavar="ENGINE",
+    ),
+]
 
 _LIST_HELP = """List the studies and their scales.
 
@@ -83,6 +91,7 @@ Examples:
   python -m experiments run double-descent --scale tiny
   python -m experiments run C1-width-fcn-ce --scale laptop
   python -m experiments run my-sweep.toml --scale small --out runs
+  python -m experiments run C3-width-cnn --scale paper --out /shared/runs --engine ray
 
 \b
 Exit codes:
@@ -138,7 +147,11 @@ def shown_command(*arguments: str) -> str:
     return shlex.join([_here(sys.executable), *arguments])
 
 
-def score_command(config: SweepConfig, folder: SweepFolder) -> list[str]:
+def _engine_option(engine: str) -> list[str]:
+    return [] if engine == "local" else ["--engine", engine]
+
+
+def score_command(config: SweepConfig, folder: SweepFolder, engine: str = "local") -> list[str]:
     """Return the `lipfast score` command that scores the checkpoints of a sweep."""
     return [
         sys.executable,
@@ -146,10 +159,11 @@ def score_command(config: SweepConfig, folder: SweepFolder) -> list[str]:
         *("--arch", f"experiments.models:{config.model}"),
         *("--data", f"{_here(folder.data)}:x_train"),
         *("--out", _here(folder.scores)),
+        *_engine_option(engine),
     ]
 
 
-def _score(config: SweepConfig, folder: SweepFolder) -> int:
+def _score(config: SweepConfig, folder: SweepFolder, engine: str = "local") -> int:
     """Score the checkpoints of a sweep, as `score_command` does; return the number of failures.
 
     Raises:
@@ -158,12 +172,13 @@ def _score(config: SweepConfig, folder: SweepFolder) -> int:
     """
     import lipfast  # noqa: PLC0415  # training does not need the native extension
 
-    print(f"$ {shown_command(*score_command(config, folder)[1:])}", flush=True)
+    print(f"$ {shown_command(*score_command(config, folder, engine)[1:])}", flush=True)
     summary = lipfast.score(
         str(folder.checkpoints),
         arch=f"experiments.models:{config.model}",
         data=f"{folder.data}:x_train",
         out=folder.scores,
+        engine=engine,
     )
     return summary.failed + summary.failed_before
 
@@ -242,14 +257,16 @@ def _show(config: SweepConfig, folder: SweepFolder) -> None:
     _print_peaks(summary)
 
 
-def _train_score_draw(study: Study, sweeps: list[tuple[SweepConfig, SweepFolder]]) -> int:
+def _train_score_draw(
+    study: Study, sweeps: list[tuple[SweepConfig, SweepFolder]], engine: str
+) -> int:
     """Do all that `run` does and return its exit status."""
-    training = train_sweeps(sweeps)
+    training = train_sweeps(sweeps, engine)
     _print_training(training)
     if len(training.diverged) == training.trained + training.skipped:
         raise LipfastError("every run diverged, so there is nothing to draw: choose a smaller lr")
     started = time.perf_counter()
-    failures = sum(_score(config, folder) for config, folder in sweeps)
+    failures = sum(_score(config, folder, engine) for config, folder in sweeps)
     print(f"scored in {time.perf_counter() - started:.1f} s")
     if _is_plain(study):
         _show(study.sweeps[0], sweeps[-1][1])
@@ -267,9 +284,9 @@ def _named(sweep: str, scale: str) -> tuple[str, str, Path]:
     return name, scale, configs
 
 
-def _run_command(sweep: str, scale: str, out: Path) -> str:
+def _run_command(sweep: str, scale: str, out: Path, engine: str = "local") -> str:
     command = ["-m", "experiments", "run", sweep, "--scale", scale, "--out", str(out)]
-    return shown_command(*command)
+    return shown_command(*command, *_engine_option(engine))
 
 
 @app.command("list", help=_LIST_HELP)
@@ -282,9 +299,15 @@ def list_sweeps() -> None:
 
 @app.command(help=_RUN_HELP)
 def run(
-    sweep: _Sweep, scale: _Scale = "demo", out: _Out = Path("runs"), force: _Force = False
+    sweep: _Sweep,
+    scale: _Scale = "demo",
+    out: _Out = Path("runs"),
+    force: _Force = False,
+    engine: _Engine = "local",
 ) -> None:
     """Train the sweeps of a study, score their checkpoints and draw the figures."""
+    if engine not in ENGINES:  # before --force deletes anything
+        raise ArgumentError(f"--engine is '{engine}'; expected {' or '.join(ENGINES)}")
     name, configs = find_sweep(sweep)
     study = load_study(name, scale, configs)
     used = [config for other in studies_of(study, configs) for config in other.sweeps]
@@ -295,10 +318,10 @@ def run(
     places = dict.fromkeys(str(out / f"{config.name}-{scale}") for config, _ in sweeps)
     print(f"study {name}, scale {scale}, in {', '.join(places)}", flush=True)
     try:
-        status = _train_score_draw(study, sweeps)
+        status = _train_score_draw(study, sweeps, engine)
     except KeyboardInterrupt:
         print("interrupted; what is complete is kept. To go on:", file=sys.stderr)
-        print(f"  {_run_command(sweep, scale, out)}", file=sys.stderr)
+        print(f"  {_run_command(sweep, scale, out, engine)}", file=sys.stderr)
         status = _EXIT_INTERRUPTED
     raise typer.Exit(status)
 

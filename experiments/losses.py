@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -39,3 +41,33 @@ def network_losses(config: SweepConfig, outputs: Tensor, labels: Tensor) -> Tens
     scale = config.target_scale
     per_sample = outputs.square().sum(dim=1) + scale * scale - 2 * scale * at_label
     return per_sample.mean(dim=1)
+
+
+def _subtract_at_labels(gradient: Tensor, labels: Tensor, value: float) -> None:
+    labels = labels.expand(gradient.shape[0], gradient.shape[2]).unsqueeze(1)
+    gradient.scatter_add_(1, labels, gradient.new_full((), -value).expand(labels.shape))
+
+
+def _cross_entropy_gradient(
+    config: SweepConfig, outputs: Tensor, labels: Tensor, gradient: Tensor
+) -> None:
+    """`(softmax(f) - onehot) / batch`."""
+    share = 1 / outputs.shape[2]
+    torch.softmax(outputs, 1, out=gradient)
+    gradient.mul_(share)
+    _subtract_at_labels(gradient, labels, share)
+
+
+def _mse_gradient(config: SweepConfig, outputs: Tensor, labels: Tensor, gradient: Tensor) -> None:
+    """`2 (f - c onehot) / batch`."""
+    share = 2 / outputs.shape[2]
+    torch.mul(outputs, share, out=gradient)
+    _subtract_at_labels(gradient, labels, share * config.target_scale)
+
+
+# Loss to the gradient of `network_losses` by the outputs (N, classes, batch), which is written into
+# the last argument; the others are those of `network_losses`.
+LOSS_GRADIENTS: dict[str, Callable[[SweepConfig, Tensor, Tensor, Tensor], None]] = {
+    "cross_entropy": _cross_entropy_gradient,
+    "mse": _mse_gradient,
+}

@@ -49,7 +49,37 @@ def find_peak(curve: ArrayLike) -> Peak:
     values = np.asarray(curve, dtype=np.float64)
     if values.ndim != 1 or not np.any(values > 0):
         raise ArgumentError("a curve needs one dimension and a positive value")
-    index = int(np.nanargmax(values))
+    return _peak_at(values, int(np.nanargmax(values)))
+
+
+def find_inner_peak(curve: ArrayLike) -> Peak | None:
+    """Find the local maximum inside a curve that stands out most, by the smaller of its factors.
+
+    Where the narrowest networks do not learn, the largest test loss is theirs, and a peak at the
+    interpolation threshold is a local one.
+
+    Args:
+        curve: (n,), positive; NaN is skipped.
+
+    Returns:
+        The peak, None if no point inside lies above both of its neighbours.
+
+    Example:
+        >>> find_inner_peak([9.0, 1.0, 4.0, 3.0, 2.0])
+        Peak(index=2, rise=4.0, fall=2.0)
+    """
+    values = np.asarray(curve, dtype=np.float64)
+    present = np.flatnonzero(np.isfinite(values))
+    inner = [
+        int(place)
+        for before, place, after in zip(present, present[1:], present[2:], strict=False)
+        if values[place] > max(values[before], values[after])
+    ]
+    peaks = [_peak_at(values, place) for place in inner]
+    return max(peaks, key=lambda peak: min(peak.rise, peak.fall), default=None)
+
+
+def _peak_at(values: NDArray[np.float64], index: int) -> Peak:
     top = float(values[index])
 
     def over_smallest(side: NDArray[np.float64]) -> float:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-from experiments.analysis.double_descent import find_peak
+from experiments.analysis.double_descent import find_inner_peak, find_peak
 from experiments.analysis.peaks import PeakAlignment, peak_alignment
 from experiments.drawing import (
     BOUNDS,
@@ -21,8 +24,9 @@ from experiments.drawing import (
     value_axis,
     width_axis,
 )
-from experiments.findings.common import LIPSCHITZ, last_rows, number, styled, variants
+from experiments.findings.common import LIPSCHITZ, number, styled, variants
 from experiments.findings.finding import Check, Finding, Outcome
+from experiments.findings.sources import Sources
 from experiments.results import Results, Rows
 
 _NAMES = {
@@ -32,6 +36,22 @@ _NAMES = {
     "mean": "mean Jacobian norm",
     "path_length": "path length",
 }
+
+
+def _collect(sources: Sources) -> Iterator[dict[str, Any]]:
+    for sweep in sources.sweeps().values():
+        labels = sweep.data.y_train
+        chance = 1 - float(torch.bincount(labels).max()) / len(labels)
+        for row in sweep.last_scores():
+            yield {**row, "chance_error": chance}
+
+
+def learnt(rows: Rows) -> NDArray[np.bool_]:
+    """Which networks err less often than one that always names the commonest training label."""
+    if "chance_error" not in rows:
+        return np.ones(len(rows), dtype=bool)
+    within: NDArray[np.bool_] = rows["train_error"] < rows["chance_error"] - 1e-9
+    return within
 
 
 def fitting_width(rows: Rows) -> int | None:
@@ -65,6 +85,38 @@ def peak_check(rows: Rows, name: str, paper: str) -> Check:
         f"before, {number(peak.fall)}x above the lowest after",
         peak.visible(),
     )
+
+
+def _dead_notes(rows: Rows) -> list[str]:
+    """What the curves are without networks that have learnt nothing; empty if there are none."""
+    alive = learnt(rows)
+    if alive.all() or not alive.any():
+        return []
+    widths = ", ".join(f"{width:g}" for width in sorted(set(rows["width"][~alive])))
+    kept = rows.keep(alive)
+    names = [n for n in ("test_loss", "lower", "upper") if np.isfinite(kept[n]).all()]
+    peaks = "; ".join(f"{_NAMES[n]}: {peak_check(kept, n, '').ours}" for n in names)
+    aligned = "; ".join(f"{_NAMES[n]}: {alignment_check(kept, n).ours}" for n in names[1:])
+    return [
+        f"{(~alive).sum()} of {len(alive)} networks (widths: {widths}) learnt nothing: their "
+        "training error is that of always naming one class. They count in the criteria above. "
+        f"Without them (dotted in the figure): {peaks}. Alignment without them: {aligned}."
+    ]
+
+
+def _inner_note(rows: Rows) -> list[str]:
+    """Where the test loss peaks inside the range, if it is largest at an end."""
+    line = rows.average("width", "test_loss")
+    if 0 < find_peak(line.mean).index < len(line.mean) - 1:
+        return []
+    inner = find_inner_peak(line.mean)
+    if inner is None:
+        return ["The test loss has no local maximum inside the range of widths."]
+    return [
+        "The test loss is largest at an end of the range of widths. Inside, it has a local "
+        f"maximum at width {line.x[inner.index]:g}, {number(inner.rise)}x above the lowest point "
+        f"before and {number(inner.fall)}x above the lowest after."
+    ]
 
 
 def align(rows: Rows, name: str, reference: str = "test_loss") -> PeakAlignment:
@@ -103,6 +155,7 @@ def _evaluate_sweep(rows: Rows) -> Outcome:
     if len(bounds) < 2:
         notes.append("The upper bound is infinite: attention has no global Lipschitz constant.")
     notes.append(f"The mean Jacobian norm peaks at width {align(rows, 'mean').width}.")
+    notes += _inner_note(rows) + _dead_notes(rows)
     reference = next(iter(found.values())).reference
     return Outcome(tuple(checks), f"peak widths: test loss {reference}, {peaks}", tuple(notes))
 
@@ -150,12 +203,21 @@ def _draw_sweep(losses: Axes, bounds: Axes, rows: Rows, label: str) -> None:
             if name in {"test_loss", "lower", "upper"}:
                 top = int(np.argmax(line.mean))
                 ring(axes, line.x[top], line.mean[top])
+                _draw_learnt(axes, rows, name, curve.colour)
         width_axis(axes, rows.values("width"), label)
         value_axis(axes)
         mark_vertical(axes, fitting_width(rows))
         axes.legend()
     losses.set_ylabel("loss")
     bounds.set_ylabel(LIPSCHITZ)
+
+
+def _draw_learnt(axes: Axes, rows: Rows, name: str, colour: str) -> None:
+    """Dotted, the mean without networks that have learnt nothing."""
+    alive = learnt(rows)
+    if not alive.all() and alive.any():
+        line = rows.keep(alive).average("width", name)
+        axes.plot(line.x, line.mean, ":", color=colour)
 
 
 def _study(
@@ -167,7 +229,7 @@ def _study(
         title,
         "Do both bounds show the double descent of the test loss when the network grows?",
         source,
-        last_rows,
+        _collect,
         evaluate_widths,
         lambda results: draw_widths(results, label),
     )

@@ -136,7 +136,8 @@ def _draw_deep(results: Results) -> Figure:
                 logs.append(upper if name == "upper" else float(np.log10(rows[name].mean())))
             finite = np.isfinite(logs)
             shown = np.array(logs)[finite]
-            axes.plot(places[finite], shown, curve.marker, color=curve.colour, label=curve.label)
+            beside = places[finite] + {"upper": 0.0, "lower": -0.06, "mean": 0.06}[name]
+            axes.plot(beside, shown, curve.marker, color=curve.colour, label=curve.label)
         axes.set_xticks(places, names)
         axes.set_xlim(-0.5, len(names) - 0.5)
         axes.set_ylabel("log10 of the bound")

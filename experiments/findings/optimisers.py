@@ -19,6 +19,7 @@ from experiments.findings.common import (
     final_means,
     last_rows,
     number,
+    numbers,
     panels,
     styled,
     variants,
@@ -189,7 +190,7 @@ def _evaluate_with(key: str, words: str) -> Any:
             Check(
                 f"the {name} bound depends on the {words}: |slope| of the power law above 0.1",
                 "-",
-                f"slope {fit.slope:+.2f} (R^2 {fit.r_squared:.2f}) from {number(values[0])} to "
+                f"slope {fit.slope:+.3f} (R^2 {fit.r_squared:.2f}) from {number(values[0])} to "
                 f"{number(values[-1])}",
                 abs(fit.slope) > 0.1,
             )
@@ -197,10 +198,15 @@ def _evaluate_with(key: str, words: str) -> Any:
         )
         line = rows.average(key, "test_loss")
         best = line.x[int(np.argmin(line.mean))]
+        train = numbers(rows.average(key, "train_loss").mean)
         return Outcome(
             checks,
             f"slope of the lower bound in the {words}: {slopes['lower'].slope:+.2f}",
-            (f"The test loss is smallest at {number(best)}.",),
+            (
+                f"The test loss is smallest at {number(best)}.",
+                f"The runs make equally many updates and end at different training losses: {train} "
+                f"at {numbers(line.x)}.",
+            ),
         )
 
     return evaluate
@@ -223,6 +229,8 @@ def _draw_with(key: str, words: str) -> Any:
                     if len(line.x):
                         plot_curve(axes, line.x, line.mean, line.std, curve)
                 axes.set_xscale("log")
+                axes.set_xticks(rows.values(key), [f"{value:g}" for value in rows.values(key)])
+                axes.set_xticks([], minor=True)
                 value_axis(axes)
                 axes.set_xlabel(words)
                 axes.legend()

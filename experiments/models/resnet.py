@@ -65,6 +65,9 @@ def resnet(  # noqa: PLR0917  # called by keyword
 ) -> nn.Sequential:
     """Build a residual network with a 3x3 stem (7x7 of stride 2 and a max-pool for large images).
 
+    Weights start as PyTorch's layers do; the convolutions of depth 50 start, as is usual for it,
+    normal with variance 2/fan-out (He et al., 2015).
+
     Args:
         width: channels of the first stage; 16 is the usual one of depth 20 and 56, 64 of 18 and 50.
         depth: 18, 20, 50 (bottleneck) or 56.
@@ -105,4 +108,9 @@ def resnet(  # noqa: PLR0917  # called by keyword
             before = 4 * inner if bottleneck else inner
     modules += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     modules += [SeededDropout(dropout)] if dropout else []
-    return nn.Sequential(*modules, nn.Linear(before, classes))
+    model = nn.Sequential(*modules, nn.Linear(before, classes))
+    if bottleneck:
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+    return model

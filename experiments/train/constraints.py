@@ -13,6 +13,9 @@ from experiments.train.networks import Group
 def constrain_spectral_norms(group: Group, limit: float) -> None:
     """Scale each weight matrix, in place, to a spectral norm of at most `limit`.
 
+    A matrix that is scaled has a certified norm of `limit`, up to the rounding of float32. Matrices
+    with NaN or infinite entries, of networks that diverge, are left as they are.
+
     Args:
         group: fully connected networks; weights (N, out, in).
         limit: largest spectral norm of a layer.
@@ -20,7 +23,10 @@ def constrain_spectral_norms(group: Group, limit: float) -> None:
     with torch.no_grad():
         weights = [t for name, t in group.parameters.items() if name.endswith("weight")]
         layers = [matrix for weight in weights for matrix in weight.detach()]
-        norms = lipfast.spectral_norms(layers, certify=False).upper
+        layers = [layer for layer in layers if layer.isfinite().all()]
+        if not layers:
+            return
+        norms = lipfast.spectral_norms(layers).upper
         for layer, norm in zip(layers, norms.tolist(), strict=True):
             if norm > limit:
                 layer.mul_(limit / norm)

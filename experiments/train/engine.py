@@ -18,6 +18,7 @@ from experiments.train.batches import Batches
 from experiments.train.constraints import constrain_spectral_norms, jacobian_penalty
 from experiments.train.measure import Measure
 from experiments.train.networks import Group, LogRow, Network, Snapshot
+from experiments.train.products import StackedGradients
 from experiments.train.resume import ResumeFile
 from experiments.train.single import SingleNetwork
 from experiments.train.stacked import StackedNetworks
@@ -46,6 +47,9 @@ class _Training:
         self.step = 0
         self.path_length = torch.zeros(len(networks), dtype=torch.float64)
         self._start = self._copies()
+        self._gradients: StackedGradients | None = None
+        if isinstance(self.group, StackedNetworks) and StackedGradients.supports(config):
+            self._gradients = StackedGradients(config, self.group)
 
     def _copies(self) -> list[Tensor]:
         return [parameter.detach().clone() for parameter in self.parameters]
@@ -59,13 +63,9 @@ class _Training:
         """Return the norm of the parameters of every network."""
         return self.group.per_network([p.detach() for p in self.parameters]).tolist()
 
-    def update(self) -> None:
-        """Make one update of all networks."""
+    def _differentiate(self, x: Tensor, y: Tensor) -> None:
+        """Set `grad` of the parameters by automatic differentiation."""
         config, group = self.config, self.group
-        before = self._copies() if config.path_length else []
-        for settings in self.optimizer.param_groups:
-            settings["lr"] = learning_rate(config, self.step)
-        x, y = self.batches.at(self.step)
         # The gradient of the sum is each network's own: no other loss depends on its weights.
         loss = network_losses(config, group.forward(x, training=True), y).sum()
         if config.lipschitz_penalty:
@@ -73,6 +73,18 @@ class _Training:
         gradients = torch.autograd.grad(loss, self.parameters)
         for (name, parameter), gradient in zip(group.parameters.items(), gradients, strict=True):
             parameter.grad = gradient.mul_(group.masks[name]) if group.masks else gradient
+
+    def update(self) -> None:
+        """Make one update of all networks."""
+        config, group = self.config, self.group
+        before = self._copies() if config.path_length else []
+        for settings in self.optimizer.param_groups:
+            settings["lr"] = learning_rate(config, self.step)
+        x, y = self.batches.at(self.step)
+        if self._gradients is not None:
+            self._gradients.write(x, y)
+        else:
+            self._differentiate(x, y)
         self.optimizer.step()
         if config.spectral_constraint:
             constrain_spectral_norms(group, config.spectral_constraint)

@@ -11,7 +11,7 @@ from experiments.train.networks import Network
 _ACTIVATION_LIMIT = 1 << 26
 # A step of a group costs about 0.3 ms however small the networks are: as much as this many
 # activations. Measured on two cores.
-_GROUP_OVERHEAD = 150_000
+_GROUP_OVERHEAD = 50_000
 
 
 def group_networks(config: SweepConfig) -> list[tuple[Network, ...]]:

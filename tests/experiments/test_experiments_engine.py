@@ -16,7 +16,7 @@ from experiments.config import SweepConfig
 from experiments.data import ClassificationData
 from experiments.models import build_model, fcn
 from experiments.train import LogRow, Network, Snapshot, StackedNetworks, train_group
-from experiments.train.constraints import jacobian_penalty
+from experiments.train.constraints import constrain_spectral_norms, jacobian_penalty
 from experiments.train.single import SingleNetwork
 
 MakeConfig = Callable[..., SweepConfig]
@@ -143,21 +143,51 @@ def test_the_mean_of_dropout_is_the_activation(make_config: MakeConfig) -> None:
         torch.testing.assert_close(mean, stack.forward(x).mean(2), rtol=0, atol=0.005)
 
 
+def _largest_norm(state: dict[str, Tensor]) -> float:
+    return max(float(torch.linalg.matrix_norm(t, 2)) for t in state.values() if t.dim() == 2)
+
+
 def test_the_spectral_constraint_holds_after_every_update(
     make_config: MakeConfig, small_data: ClassificationData
 ) -> None:
     config = make_config(spectral_constraint=0.7, optimizer="adam", lr=0.05, checkpoints=[0, 1, 6])
     snapshots, _ = _train(config, _networks(config), small_data)
     free, _ = _train(make_config(optimizer="adam", lr=0.05), _networks(config), small_data)
-    largest = 0.0
     for network, step in snapshots:
-        weights = [t for t in _state(snapshots, (network, step)).values() if t.dim() == 2]
-        norms = [float(torch.linalg.matrix_norm(weight, 2)) for weight in weights]
-        assert step == 0 or max(norms) <= 0.7 * (1 + 1e-5)
+        norm = _largest_norm(_state(snapshots, (network, step)))
+        assert step == 0 or norm <= 0.7 * (1 + 1e-5)
     for network in _networks(config):
-        state = _state(free, (network, 6))
-        largest = max(largest, float(torch.linalg.matrix_norm(state["0.weight"], 2)))
-    assert largest > 0.8
+        # Without the constraint the norms are larger; with it they reach the limit.
+        assert _largest_norm(_state(free, (network, 6))) > 0.8
+        assert _largest_norm(_state(snapshots, (network, 6))) >= 0.7 * (1 - 1e-5)
+
+
+def test_the_spectral_constraint_scales_only_what_exceeds_it(make_config: MakeConfig) -> None:
+    stack = StackedNetworks(make_config(widths=[3], seeds=[0, 1]), [Network(3, 0), Network(3, 1)])
+    weight = stack.parameters["0.weight"]
+    with torch.no_grad():
+        weight[0] *= 2.5 / torch.linalg.matrix_norm(weight[0], 2)
+        weight[1] *= 0.5 / torch.linalg.matrix_norm(weight[1], 2)
+    before = weight.detach().clone()
+    constrain_spectral_norms(stack, 1.0)
+    torch.testing.assert_close(weight.detach()[0], before[0] / 2.5)
+    assert torch.equal(weight.detach()[1], before[1])
+
+
+def test_the_spectral_constraint_lets_diverged_networks_be(make_config: MakeConfig) -> None:
+    stack = StackedNetworks(make_config(widths=[3], seeds=[0, 1]), [Network(3, 0), Network(3, 1)])
+    weight = stack.parameters["0.weight"]
+    with torch.no_grad():
+        weight[0, 0, 0] = math.nan
+        weight[1] *= 4 / torch.linalg.matrix_norm(weight[1], 2)
+    constrain_spectral_norms(stack, 1.0)
+    assert torch.linalg.matrix_norm(weight.detach()[1], 2) == pytest.approx(1.0, rel=1e-5)
+    assert weight.detach()[0, 0, 0].isnan()
+    with torch.no_grad():
+        for tensor in stack.parameters.values():
+            tensor.fill_(math.inf)
+    constrain_spectral_norms(stack, 1.0)
+    assert weight.detach().isinf().all()
 
 
 def test_the_penalty_is_the_largest_jacobian_norm_and_lowers_it(

@@ -172,9 +172,9 @@ def _decay(effect: float) -> list[Row]:
 def _constrained(effect: float, excess: float) -> list[Row]:
     limited = _regularised("spectral_constraint", (1.0, 4.0), effect)
     for row in limited:
-        row["upper"] = excess * row["spectral_constraint"]
+        row["upper"] = excess * row["spectral_constraint"] ** 2
     rows = [*limited, *_regularised("lipschitz_penalty", (0.01, 0.1), effect)]
-    return [_run(**_NONE, lower=2.0, test_loss=3.0), *rows]
+    return [{**row, "layers": 2} for row in (_run(**_NONE, lower=2.0, test_loss=3.0), *rows)]
 
 
 def _histogram(tail: float) -> list[Row]:
@@ -311,6 +311,33 @@ def test_variants_of_a_width_study_are_told_apart() -> None:
     outcome = finding.evaluate(_results(rows))
     assert {check.claim.split(":")[0] for check in outcome.checks if not check.held} == {"bad"}
     assert len(finding.draw(_results(rows)).axes) == 4
+
+
+def test_networks_that_learnt_nothing_count_and_are_named() -> None:
+    rows = [{**row, "chance_error": 0.9} for row in _sweep()]
+    for row in rows:
+        if (row["width"], row["seed"]) in {(4, 0), (8, 1)}:
+            row.update(train_error=0.9, test_loss=9.0, lower=1e-3, upper=1.0)
+    finding = next(finding for finding in FINDINGS if finding.id == "C3")
+    outcome = finding.evaluate(_results(rows))
+    (note,) = [note for note in outcome.notes if "learnt nothing" in note]
+    assert note.startswith("2 of 10 networks (widths: 4, 8) learnt nothing")
+    assert "test loss: peak at width 16" in note
+    assert "peak at width 8" in outcome.checks[0].ours
+    lines = [axes.lines for axes in finding.draw(_results(rows)).axes]
+    assert [sum(line.get_linestyle() == ":" for line in drawn) for drawn in lines] == [1, 2]
+    clean = finding.evaluate(_results(_sweep()))
+    assert not any("learnt nothing" in note for note in clean.notes)
+
+
+def test_a_test_loss_largest_at_the_end_has_its_inner_peak_named() -> None:
+    rows = [
+        {**row, "test_loss": 9.0 if row["width"] == 4 else row["test_loss"]} for row in _sweep()
+    ]
+    finding = next(finding for finding in FINDINGS if finding.id == "C4")
+    outcome = finding.evaluate(_results(rows))
+    assert not outcome.checks[0].held
+    assert any("local maximum at width 16" in note for note in outcome.notes)
 
 
 def test_a_width_study_without_upper_bound() -> None:

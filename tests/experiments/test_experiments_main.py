@@ -24,9 +24,9 @@ def no_work(monkeypatch: pytest.MonkeyPatch, scores: pa.Table) -> None:
     summary = TrainingSummary(
         trained=5, skipped=1, diverged=("width-00004-seed-1",), checkpoints=24, seconds=1.0
     )
-    monkeypatch.setattr(command_line, "train_sweeps", lambda sweeps: summary)
+    monkeypatch.setattr(command_line, "train_sweeps", lambda sweeps, engine: summary)
     monkeypatch.setattr(command_line, "_read_scores", lambda folder: scores)
-    monkeypatch.setattr(command_line, "_score", lambda config, folder: 0)
+    monkeypatch.setattr(command_line, "_score", lambda config, folder, engine: 0)
 
 
 RUN = ("run", "double-descent", "--scale", "tiny", "--out")
@@ -66,11 +66,11 @@ def test_peaks_that_do_not_align_are_said_but_no_failure(
 def test_failures_and_interruption_show_in_the_exit_status(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command_line, "_score", lambda config, folder: 1)
+    monkeypatch.setattr(command_line, "_score", lambda config, folder, engine: 1)
     assert _call(monkeypatch, *RUN, str(tmp_path)) == 1
     assert "some checkpoints could not be scored" in capsys.readouterr().err
 
-    def interrupted(sweeps: object) -> None:
+    def interrupted(sweeps: object, engine: str) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command_line, "train_sweeps", interrupted)
@@ -141,7 +141,7 @@ def test_a_sweep_that_diverged_as_a_whole_is_an_error(
     summary = TrainingSummary(
         trained=1, skipped=0, diverged=("width-00004-seed-1",), checkpoints=1, seconds=1.0
     )
-    monkeypatch.setattr(command_line, "train_sweeps", lambda sweeps: summary)
+    monkeypatch.setattr(command_line, "train_sweeps", lambda sweeps, engine: summary)
     assert _call(monkeypatch, *RUN, str(tmp_path)) == 1
     assert "every run diverged" in capsys.readouterr().err
 

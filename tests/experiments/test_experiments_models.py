@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.models import ACTIVATIONS, OUTPUT_ACTIVATIONS, fcn
+from experiments.models import ACTIVATIONS, OUTPUT_ACTIVATIONS, fcn, resnet
 from lipfast.errors import ArgumentError
 
 
@@ -29,3 +29,13 @@ def test_wrong_arguments_are_refused() -> None:
         fcn(3, activation="softmax")
     with pytest.raises(ArgumentError, match="depth is 0"):
         fcn(3, depth=0)
+
+
+def test_the_convolutions_of_resnet50_start_with_the_variance_of_he() -> None:
+    torch.manual_seed(0)
+    kernels = [m.weight for m in resnet(8, 50).modules() if isinstance(m, nn.Conv2d)]
+    assert len(kernels) == 53
+    for kernel in kernels:
+        fan_out = kernel.shape[0] * kernel[0, 0].numel()
+        sampling = (2 / kernel.numel()) ** 0.5  # standard error of a variance, relative
+        assert float(kernel.detach().var()) == pytest.approx(2 / fan_out, rel=5 * sampling)

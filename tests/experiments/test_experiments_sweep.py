@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from experiments import sweep
 from experiments.checkpoints import checkpoint_name, read_metadata, write_checkpoint
 from experiments.config import ConfigError, SweepConfig
 from experiments.data import ClassificationData
@@ -39,7 +38,7 @@ def quick_data(
         calls.append(config.train_size)
         return small_data
 
-    monkeypatch.setattr(sweep, "load_data", instead)
+    monkeypatch.setattr("experiments.task.load_data", instead)
     yield calls
 
 
@@ -130,7 +129,7 @@ def test_resuming_after_a_kill_gives_the_same_checkpoints(
         written += 1
 
     with monkeypatch.context() as patch:
-        patch.setattr(sweep, "write_checkpoint", write_then_die)
+        patch.setattr("experiments.task.write_checkpoint", write_then_die)
         with pytest.raises(KeyboardInterrupt):
             train_sweep(config, killed)
     assert len(_content(killed)) == kill_after
@@ -173,7 +172,7 @@ def test_groups_run_side_by_side_and_a_resumed_one_on_as_many_threads(
         return train_group(*arguments)
 
     monkeypatch.setattr("experiments.train.groups._GROUP_OVERHEAD", 0)
-    monkeypatch.setattr(sweep, "train_group", remember)
+    monkeypatch.setattr("experiments.task.train_group", remember)
     config = make_config()
     folder = open_sweep(config, tmp_path / "a")
     before = torch.get_num_threads()

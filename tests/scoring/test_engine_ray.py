@@ -81,7 +81,7 @@ class FakeRay(types.ModuleType):
 def fake(monkeypatch) -> Callable[..., FakeRay]:
     def install(dies: Callable[[list[str]], bool] = lambda names: False) -> FakeRay:
         ray = FakeRay(dies)
-        monkeypatch.setattr(engine, "_import_ray", lambda: ray)
+        monkeypatch.setattr(engine, "import_ray", lambda: ray)
         monkeypatch.setattr("torch.set_num_threads", lambda count: None)
         return ray
 

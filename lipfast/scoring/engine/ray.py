@@ -14,6 +14,7 @@ from typing import Any
 from lipfast._version import __version__
 from lipfast.checkpoints import CheckpointFile
 from lipfast.errors import ArchiveError, ArgumentError, LipfastError
+from lipfast.scoring.engine.cluster import connect, import_ray, unseen
 from lipfast.scoring.engine.local import LocalEngine
 from lipfast.scoring.order import pieces
 from lipfast.scoring.schema import Row
@@ -136,10 +137,10 @@ class RayEngine:
     def __init__(self, recipe: Recipe, memory: int, where: Where, workers: int | None) -> None:
         self.left_out = 0
         self._seconds: Counter[str] = Counter()
-        self._ray = _import_ray()
+        self._ray = import_ray()
         self._started = not self._ray.is_initialized()
         if self._started:
-            _connect(self._ray)
+            connect(self._ray)
         self._recipe, self._memory, self._where = recipe, memory, where
         self._resources = _resources(self._ray)
         self.workers = workers or max(1, int(self._ray.cluster_resources().get("CPU", 1)))
@@ -227,40 +228,14 @@ class RayEngine:
                     "it. Copy the archive to a shared folder or an object store"
                 )
         local = [file for file in files if file.filesystem is None or "file://" in file.uri]
-        stride = max(1, len(local) // _PROBED)
-        for machine, missing in _unseen(self._ray, local[::stride]):
+        probed = local[:: max(1, len(local) // _PROBED)]
+        for machine, index in unseen(self._ray, [_container(file) for file in probed]):
             raise ArchiveError(
-                f"the machine {machine} of the Ray cluster cannot see '{missing}', or sees another "
+                f"the machine {machine} of the Ray cluster cannot see '{probed[index].uri}', or "
+                "sees another "
                 "file there. Put the archive into a folder that all machines mount, or give the "
                 "URL of an object store"
             )
-
-
-def _import_ray() -> Any:
-    try:
-        import ray  # noqa: PLC0415 (an extra)
-    except ImportError as error:
-        raise ArgumentError(
-            f"engine 'ray' needs the package ray: pip install 'lipfast[ray]' ({error})"
-        ) from error
-    return ray
-
-
-def _connect(ray: Any) -> None:
-    """Join the cluster that RAY_ADDRESS names, or one on this machine, or start one."""
-    options = {"log_to_driver": False, "include_dashboard": False, "logging_level": "error"}
-    try:
-        try:
-            address = os.environ.get("RAY_ADDRESS", "auto")
-            ray.init(address=address, log_to_driver=False, logging_level="error")
-        except ConnectionError:
-            if "RAY_ADDRESS" in os.environ:
-                raise
-            ray.init(**options)
-    except Exception as error:  # a cluster can fail in many ways
-        raise ArgumentError(
-            f"the Ray cluster cannot be reached or started: {type(error).__name__}: {error}"
-        ) from error
 
 
 def _resources(ray: Any) -> dict[str, float]:
@@ -274,48 +249,11 @@ def _resources(ray: Any) -> dict[str, float]:
     return resources
 
 
-def _unseen(ray: Any, files: Sequence[CheckpointFile]) -> list[tuple[str, str]]:
-    """Pairs (machine, file) of files that a machine does not see as they are here."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    here = ray.get_runtime_context().get_node_id()
-    others = [node for node in nodes if node["NodeID"] != here]
-    expected = [(_container(file), file.uri) for file in files]
-    if not others or not expected:
-        return []
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
-
-    seen_here = [_stamp(path) for path, _ in expected]
-    asked = [
-        ray.remote(num_cpus=0)(_stamps)
-        .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
-        .remote([path for path, _ in expected])
-        for node in others
-    ]
-    return [
-        (str(node["NodeManagerHostname"]), uri)
-        for node, stamps in zip(others, ray.get(asked), strict=True)
-        for (_, uri), there, mine in zip(expected, stamps, seen_here, strict=True)
-        if there != mine
-    ]
-
-
 def _container(file: CheckpointFile) -> str:
     """The local path of a file, or of the zip or tar file that it lies in."""
     if file.filesystem is None:
         return file.path
     return file.uri.rpartition("::")[2].removeprefix("file://")
-
-
-def _stamps(paths: Sequence[str]) -> list[tuple[int, float] | None]:
-    return [_stamp(path) for path in paths]
-
-
-def _stamp(path: str) -> tuple[int, float] | None:
-    try:
-        status = os.stat(path)  # noqa: PTH116
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime
 
 
 def _lost_row(recipe: Recipe, file: CheckpointFile, reason: str) -> Row:
