@@ -66,7 +66,30 @@ def _error_sum(arguments: Arguments, errors: Sequence[Tensor | None], output: Te
         error = next(remaining) if isinstance(argument, Reference) else None
         if error is not None:
             total = total + error * factor
-    return total * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
+    total = total * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
+    return _exact_where_masked(arguments, errors, output, total)
+
+
+def _exact_where_masked(
+    arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor, total: Tensor
+) -> Tensor:
+    """-inf of a mask and any number give -inf: no error, where that is the result.
+
+    A mask is a constant, or what it was added to before: -inf without an error.
+    """
+    hidden = output == -math.inf
+    if not bool(hidden.any()):
+        return total
+    node, remaining = arguments.node, iter(errors)
+    masks = torch.zeros_like(hidden)
+    factors = (1.0, (-1.0 if node.op == "aten.sub" else 1.0) * _alpha(node))
+    for factor, argument in zip(factors, node.args[:2], strict=True):
+        operand = torch.as_tensor(_aligned(arguments, argument)) * factor == -math.inf
+        error = next(remaining) if isinstance(argument, Reference) else None
+        if error is not None:
+            operand &= _alignments([error], output)[0] == 0
+        masks |= operand
+    return torch.where(hidden & masks, 0.0, total)
 
 
 def _sum_magnitude(call: Call) -> Magnitude:
