@@ -13,6 +13,13 @@ from lipfast.rules.registry import Norm
 from lipfast.rules.rounding import gamma
 
 
+def _wide(value: float | Tensor) -> Tensor:
+    """In float64; a number lies on the CPU, whatever torch's default device is."""
+    if isinstance(value, Tensor):
+        return value.to(torch.float64)
+    return torch.tensor(value, dtype=torch.float64, device="cpu")
+
+
 @dataclass(frozen=True, eq=False)
 class Box:
     """Inputs with ``low <= x_i <= high``; numbers, or tensors that broadcast to a sample.
@@ -37,8 +44,8 @@ class Box:
             raise ArgumentError("the lower limit of a Box exceeds the upper one")
 
     def _limits(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        low = torch.as_tensor(self.low, dtype=torch.float64)
-        high = torch.as_tensor(self.high, dtype=torch.float64)
+        low = _wide(self.low)
+        high = _wide(self.high)
         try:
             return low.expand(shape or low.shape), high.expand(shape or high.shape)
         except RuntimeError as error:
@@ -68,8 +75,8 @@ class Box:
 
     def project(self, points: Tensor) -> Tensor:
         """The nearest points inside, for points (..., *shape)."""
-        low = torch.as_tensor(self.low, dtype=points.dtype)
-        high = torch.as_tensor(self.high, dtype=points.dtype)
+        low = torch.as_tensor(self.low, dtype=points.dtype, device=points.device)
+        high = torch.as_tensor(self.high, dtype=points.dtype, device=points.device)
         return torch.minimum(torch.maximum(points, low), high)
 
 
@@ -92,13 +99,13 @@ class Ball:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.radius) and self.radius >= 0):
             raise ArgumentError(f"the radius of a Ball must be a number >= 0, not {self.radius}")
-        if not bool(torch.isfinite(torch.as_tensor(self.centre)).all()):
+        if not bool(torch.isfinite(_wide(self.centre)).all()):
             raise ArgumentError("the middle of a Ball must be finite")
 
     def middle(self, shape: tuple[int, ...]) -> Tensor:
         """The middle, a float64 tensor of a sample's shape."""
         try:
-            return torch.as_tensor(self.centre, dtype=torch.float64).expand(shape)
+            return _wide(self.centre).expand(shape)
         except RuntimeError as error:
             raise ArgumentError(f"the middle of a Ball does not fit samples {shape}") from error
 
@@ -114,7 +121,7 @@ class Ball:
 
     def project(self, points: Tensor) -> Tensor:
         """Points inside, next to the nearest ones, for points (networks, C, *shape)."""
-        centre = torch.as_tensor(self.centre, dtype=points.dtype)
+        centre = torch.as_tensor(self.centre, dtype=points.dtype, device=points.device)
         offset = points - centre
         length = torch.linalg.vector_norm(offset.flatten(2), dim=2)
         limit = self.radius * (1.0 - 1e-9)

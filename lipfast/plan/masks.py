@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import NonFiniteError
+from lipfast.ops.modes import plain_arithmetic
 from lipfast.plan.computed import MOVES
 from lipfast.plan.graph import Constant, Graph, Node, computed_name
 from lipfast.plan.interpret import NodeArguments, walk
@@ -84,9 +85,12 @@ def require_visible_entries(
                 "no entry. Leave at least one entry of every row finite"
             )
 
-    with torch.inference_mode(False), torch.no_grad():
+    with plain_arithmetic():
         used = {ref.name for node in graph.nodes for ref in node.references()}
         names = [name for name in used if name in parameters]
         stacked = stack([parameters], names, torch.float64)
-        zeros = [torch.zeros(1, 1, *node.shape, dtype=torch.float64) for node in graph.inputs]
+        zeros = [
+            torch.zeros(1, 1, *node.shape, dtype=torch.float64, device="cpu")
+            for node in graph.inputs
+        ]
         walk(graph, stacked, constants, zeros, visit)
