@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lipfast.errors import ArgumentError
 from lipfast.rules.registry import Norm
-from lipfast.rules.rounding import gamma
+from lipfast.rules.rounding import UNIT_ROUNDOFF, gamma
 
 
 def _wide(value: float | Tensor) -> Tensor:
@@ -120,13 +120,34 @@ class Ball:
         return None
 
     def project(self, points: Tensor) -> Tensor:
-        """Points inside, next to the nearest ones, for points (networks, C, *shape)."""
+        r"""Points inside, next to the nearest ones, for float64 points (networks, C, \*shape).
+
+        With c the centre, o = fl(p - c), t the computed factor and u the unit roundoff, the result
+        y = fl(c + fl(t o)) has $|y_i - c_i| \le (1 + u)^2 |t o_i| + u |c_i|$ but for underflow,
+        since $|c_i + fl(t o_i)|$ is at most $|c_i| + (1 + u)|t o_i|$. So
+        $\|y - c\| \le (1 + 3u) t \|o\| + u \|c\|$, and $t \|o\| \le r (1 - s) - 2u\|c\|$ is enough
+        with $s = 10^{-9} + 4\gamma_{n+8}$, which covers the roundings of $\|o\|$, t and the limit.
+        Points that stay have t = 1. Where nothing is left of the radius all become the centre.
+        """
         centre = torch.as_tensor(self.centre, dtype=points.dtype, device=points.device)
-        offset = points - centre
-        length = torch.linalg.vector_norm(offset.flatten(2), dim=2)
-        limit = self.radius * (1.0 - 1e-9)
+        whole = centre.expand(points.shape[2:])
+        offset = points - whole
+        length = _length(offset.flatten(2))
+        room = 2.0 * UNIT_ROUNDOFF * float(_length(whole.flatten())) + 2.0**-1000
+        slack = 1e-9 + 4 * gamma(whole.numel() + 8)
+        limit = self.radius * (1.0 - slack) - room * (1.0 + slack)
+        if not limit > 0.0:
+            return whole.expand(points.shape).clone()
         factor = torch.where(length > limit, limit / length, 1.0)
-        return centre + offset * factor.reshape(*factor.shape, *[1] * (points.dim() - 2))
+        return whole + offset * factor.reshape(*factor.shape, *[1] * (points.dim() - 2))
+
+
+def _length(vectors: Tensor) -> Tensor:
+    """Euclidean norm along the last dimension, scaled, so that no square leaves float64."""
+    peak = vectors.abs().amax(-1, keepdim=True)
+    scale = torch.where(peak > 0, peak, torch.ones_like(peak))
+    length: Tensor = torch.linalg.vector_norm(vectors / scale, dim=-1)
+    return length * scale.squeeze(-1)
 
 
 Domain = Box | Ball
