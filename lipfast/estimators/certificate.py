@@ -26,6 +26,7 @@ from torch import Tensor
 from lipfast.estimators.domain import Domain
 from lipfast.estimators.enclosure import enclose
 from lipfast.estimators.error_norms import layer_norms, output_error_norms
+from lipfast.ops.modes import plain_arithmetic
 from lipfast.ops.threads import one_thread
 from lipfast.plan.graph import Node
 from lipfast.plan.interpret import evaluate, walk
@@ -117,10 +118,10 @@ def certified_quotient(
 
     0 where the points coincide or nothing can be proved.
     """
-    with torch.inference_mode(False), torch.no_grad():
+    with plain_arithmetic():
         parameters = stack([tensors], plan.used_parameters, torch.float64)
         points = pair.detach().to(torch.float64).clone().unsqueeze(0)
-        indices = (torch.tensor([0]), torch.tensor([1]))
+        indices = (torch.tensor([0], device="cpu"), torch.tensor([1], device="cpu"))
         values = _proved(plan, [tensors], parameters, points, indices, norm=norm, count=2)
         return float(values[0, 0]), points[0]
 
@@ -156,7 +157,7 @@ def _block(
     memory: int,
     domain: Domain | None,
 ) -> Secants:
-    with torch.inference_mode(False), torch.no_grad():
+    with plain_arithmetic():
         parameters = stack(tensors, plan.used_parameters, torch.float64)
         x = samples.detach().to(torch.float64).clone()
         direction = _direction(plan, parameters, x, norm)
@@ -169,7 +170,7 @@ def _block(
         values = _proved(plan, tensors, parameters, points, pairs, norm=norm, count=count)
         best = values.argmax(1)
         first, second = pairs
-        rows = torch.arange(len(best))
+        rows = torch.arange(len(best), device="cpu")
         chosen = torch.stack([points[rows, first[best]], points[rows, second[best]]], 1)
         return Secants(values[rows, best], chosen)
 
@@ -243,8 +244,8 @@ def _power_direction(plan: Plan, parameters: Mapping[str, Tensor], x: Tensor) ->
         length = vector.flatten(1).norm(dim=1).reshape(-1, *[1] * (vector.dim() - 1))
         return torch.where(torch.isfinite(length) & (length > 0), vector / length, otherwise)
 
-    generator = torch.Generator().manual_seed(0)
-    start = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    start = torch.randn(x.shape, generator=generator, dtype=x.dtype, device="cpu").to(x.device)
     direction = unit(start, start)
     with torch.enable_grad():
         point = x.clone().requires_grad_()
@@ -272,7 +273,7 @@ def steepest_direction(jacobians: Tensor, norm: Norm) -> Tensor:
         return torch.nn.functional.one_hot(largest, columns).to(finite.dtype)
     if math.isinf(norm):
         largest = finite.abs().sum(2).argmax(1)
-        row = finite[torch.arange(networks), largest]
+        row = finite[torch.arange(networks, device="cpu"), largest]
         return torch.where(row < 0, -1.0, 1.0).to(finite.dtype)
     peak = finite.abs().amax((1, 2), keepdim=True)
     scaled = finite / torch.where(peak > 0, peak, torch.ones_like(peak))
@@ -306,8 +307,8 @@ def _steps(
         columns += [-down, up]
         pairs += [(low, high), (0, high), (low, 0)]
     return torch.stack(columns, 1), (
-        torch.tensor([pair[0] for pair in pairs]),
-        torch.tensor([pair[1] for pair in pairs]),
+        torch.tensor([pair[0] for pair in pairs], device="cpu"),
+        torch.tensor([pair[1] for pair in pairs], device="cpu"),
     )
 
 

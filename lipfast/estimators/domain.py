@@ -10,7 +10,14 @@ from torch import Tensor
 
 from lipfast.errors import ArgumentError
 from lipfast.rules.registry import Norm
-from lipfast.rules.rounding import gamma
+from lipfast.rules.rounding import UNIT_ROUNDOFF, gamma
+
+
+def _wide(value: float | Tensor) -> Tensor:
+    """In float64; a number lies on the CPU, whatever torch's default device is."""
+    if isinstance(value, Tensor):
+        return value.to(torch.float64)
+    return torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +44,8 @@ class Box:
             raise ArgumentError("the lower limit of a Box exceeds the upper one")
 
     def _limits(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        low = torch.as_tensor(self.low, dtype=torch.float64)
-        high = torch.as_tensor(self.high, dtype=torch.float64)
+        low = _wide(self.low)
+        high = _wide(self.high)
         try:
             return low.expand(shape or low.shape), high.expand(shape or high.shape)
         except RuntimeError as error:
@@ -68,8 +75,8 @@ class Box:
 
     def project(self, points: Tensor) -> Tensor:
         """The nearest points inside, for points (..., *shape)."""
-        low = torch.as_tensor(self.low, dtype=points.dtype)
-        high = torch.as_tensor(self.high, dtype=points.dtype)
+        low = torch.as_tensor(self.low, dtype=points.dtype, device=points.device)
+        high = torch.as_tensor(self.high, dtype=points.dtype, device=points.device)
         return torch.minimum(torch.maximum(points, low), high)
 
 
@@ -92,13 +99,13 @@ class Ball:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.radius) and self.radius >= 0):
             raise ArgumentError(f"the radius of a Ball must be a number >= 0, not {self.radius}")
-        if not bool(torch.isfinite(torch.as_tensor(self.centre)).all()):
+        if not bool(torch.isfinite(_wide(self.centre)).all()):
             raise ArgumentError("the middle of a Ball must be finite")
 
     def middle(self, shape: tuple[int, ...]) -> Tensor:
         """The middle, a float64 tensor of a sample's shape."""
         try:
-            return torch.as_tensor(self.centre, dtype=torch.float64).expand(shape)
+            return _wide(self.centre).expand(shape)
         except RuntimeError as error:
             raise ArgumentError(f"the middle of a Ball does not fit samples {shape}") from error
 
@@ -113,13 +120,34 @@ class Ball:
         return None
 
     def project(self, points: Tensor) -> Tensor:
-        """Points inside, next to the nearest ones, for points (networks, C, *shape)."""
-        centre = torch.as_tensor(self.centre, dtype=points.dtype)
-        offset = points - centre
-        length = torch.linalg.vector_norm(offset.flatten(2), dim=2)
-        limit = self.radius * (1.0 - 1e-9)
+        r"""Points inside, next to the nearest ones, for float64 points (networks, C, \*shape).
+
+        With c the centre, o = fl(p - c), t the computed factor and u the unit roundoff, the result
+        y = fl(c + fl(t o)) has $|y_i - c_i| \le (1 + u)^2 |t o_i| + u |c_i|$ but for underflow,
+        since $|c_i + fl(t o_i)|$ is at most $|c_i| + (1 + u)|t o_i|$. So
+        $\|y - c\| \le (1 + 3u) t \|o\| + u \|c\|$, and $t \|o\| \le r (1 - s) - 2u\|c\|$ is enough
+        with $s = 10^{-9} + 4\gamma_{n+8}$, which covers the roundings of $\|o\|$, t and the limit.
+        Points that stay have t = 1. Where nothing is left of the radius all become the centre.
+        """
+        centre = torch.as_tensor(self.centre, dtype=points.dtype, device=points.device)
+        whole = centre.expand(points.shape[2:])
+        offset = points - whole
+        length = _length(offset.flatten(2))
+        room = 2.0 * UNIT_ROUNDOFF * float(_length(whole.flatten())) + 2.0**-1000
+        slack = 1e-9 + 4 * gamma(whole.numel() + 8)
+        limit = self.radius * (1.0 - slack) - room * (1.0 + slack)
+        if not limit > 0.0:
+            return whole.expand(points.shape).clone()
         factor = torch.where(length > limit, limit / length, 1.0)
-        return centre + offset * factor.reshape(*factor.shape, *[1] * (points.dim() - 2))
+        return whole + offset * factor.reshape(*factor.shape, *[1] * (points.dim() - 2))
+
+
+def _length(vectors: Tensor) -> Tensor:
+    """Euclidean norm along the last dimension, scaled, so that no square leaves float64."""
+    peak = vectors.abs().amax(-1, keepdim=True)
+    scale = torch.where(peak > 0, peak, torch.ones_like(peak))
+    length: Tensor = torch.linalg.vector_norm(vectors / scale, dim=-1)
+    return length * scale.squeeze(-1)
 
 
 Domain = Box | Ball

@@ -81,7 +81,7 @@ def node_error(
         output: the computed result.
 
     Returns:
-        Bounds like `output`; inf where it is not finite.
+        Bounds like `output`; inf where it is not finite, but for what a mask hides.
     """
     node = arguments.node
     incoming = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,7 +179,7 @@ def model_function(
         raise ArgumentError("TorchScript modules are not supported: give the original nn.Module")
     parameters = dict(module.named_parameters())
     buffers = dict(module.named_buffers())
-    check_state({**parameters, **buffers}, inputs[0])
+    check_state({**parameters, **buffers}, inputs[0], masks=buffers.keys())
     dtype = dtype or state_dtype([*parameters.values(), *buffers.values()], inputs)
     shapes = [tuple(value.shape[1:]) for value in inputs]
 
@@ -222,8 +222,10 @@ def ordinary(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor.detach()
 
 
-def check_state(state: Mapping[str, Tensor], x: Tensor) -> None:
+def check_state(state: Mapping[str, Tensor], x: Tensor, masks: Collection[str] = ()) -> None:
     """Check that parameters and buffers hold finite numbers on the samples' device.
+
+    `masks`, which may also hold -inf, are the buffers where it is not known what they are used for.
 
     Raises:
         ArgumentError: one is on another device, or not initialised.
@@ -237,7 +239,8 @@ def check_state(state: Mapping[str, Tensor], x: Tensor) -> None:
                 f"parameter '{name}' is on {value.device} and the samples are on {x.device}: move "
                 f"the samples (x.to({str(value.device)!r})) or the model"
             )
-    require_finite(state, [name for name, value in state.items() if value.is_floating_point()])
+    floating = [name for name, value in state.items() if value.is_floating_point()]
+    require_finite(state, floating, masks=masks)
 
 
 def state_dtype(state: Sequence[Tensor], inputs: Sequence[Tensor]) -> torch.dtype:

@@ -287,8 +287,9 @@ def _known_chain_norms(module: nn.Module, x: Tensor) -> Tensor | None:
     """
     if not is_known(module):
         return None
-    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    check_state(state, x)
+    buffers = dict(module.named_buffers())
+    state = {**dict(module.named_parameters()), **buffers}
+    check_state(state, x, masks=buffers.keys())
     with torch.inference_mode(False):
         samples = ordinary(x).to(state_dtype(list(state.values()), [x]))
         plan = known_plan(module, samples)

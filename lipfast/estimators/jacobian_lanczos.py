@@ -83,8 +83,8 @@ def lanczos_triplets(
     vectors = (basis + 4) * side + 4 * max(size.inputs, size.outputs)
     each = 6 * size.saved + 2 * vectors * size.item + 4 * 8 * basis * basis
     blocks = -(-len(problem.x) // max(1, memory // each))
-    generator = torch.Generator().manual_seed(seed)
-    start = torch.randn(side, generator=generator, dtype=torch.float64).to(problem.x)
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    start = torch.randn(side, generator=generator, dtype=torch.float64, device="cpu").to(problem.x)
     found = []
     for part in torch.tensor_split(problem.x, blocks):
         top, passes = _ritz_vectors(problem.function, part, start, tolerance, max_passes)

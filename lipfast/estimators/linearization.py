@@ -117,10 +117,12 @@ class Linearization:
         """<u, J v> = <J^T u, v>, unless a custom backward pass hides its gradient from autograd."""
         if self._adjoint:
             return
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(device="cpu").manual_seed(0)
 
         def draw(size: int) -> Tensor:
-            vector = torch.randn(self.samples, size, generator=generator, dtype=torch.float64)
+            vector = torch.randn(
+                self.samples, size, generator=generator, dtype=torch.float64, device="cpu"
+            )
             return vector.to(self._x)
 
         u, v = draw(self.outputs), draw(self.inputs)
@@ -147,7 +149,7 @@ class Linearization:
 def _units(like: Tensor, start: int, stop: int) -> Tensor:
     """Unit vectors for every sample: (stop - start, B, n), a view."""
     unit = torch.zeros(stop - start, like.shape[1], dtype=like.dtype, device=like.device)
-    unit[torch.arange(stop - start), torch.arange(start, stop)] = 1
+    unit[torch.arange(stop - start, device="cpu"), torch.arange(start, stop, device="cpu")] = 1
     return unit.unsqueeze(1).expand(-1, like.shape[0], -1)
 
 

@@ -70,7 +70,7 @@ class Reservoir:
 
     def __init__(self, limit: int, seed: int) -> None:
         self._limit = limit
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator(device="cpu").manual_seed(seed)
         self._seen = 0
         self._kept: list[Tensor] = []
 
@@ -81,7 +81,7 @@ class Reservoir:
             if len(self._kept) < self._limit:
                 self._kept.append(sample.clone())
                 continue
-            place = int(torch.randint(self._seen, (), generator=self._generator))
+            place = int(torch.randint(self._seen, (), generator=self._generator, device="cpu"))
             if place < self._limit:
                 self._kept[place] = sample.clone()
 
@@ -96,7 +96,7 @@ class Best:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self.points: Tensor | None = None
-        self.values = torch.empty(0, dtype=torch.float64)
+        self.values = torch.empty(0, dtype=torch.float64, device="cpu")
 
     def add(self, x: Tensor, values: Tensor) -> None:
         """See a batch."""
@@ -152,7 +152,7 @@ def check_box(box: Box | None) -> tuple[Tensor, Tensor] | None:
         return None
     if not isinstance(box, (tuple, list)) or len(box) != 2:
         raise ArgumentError(f"box must be (low, high), got {box!r}")
-    low, high = (torch.as_tensor(end, dtype=torch.float64) for end in box)
+    low, high = (torch.as_tensor(end, dtype=torch.float64, device="cpu") for end in box)
     if not bool((low < high).all()):
         raise ArgumentError("box must be (low, high) with low < high everywhere")
     return low, high

@@ -68,7 +68,7 @@ class Ascent:
         """Climb from each of them."""
         assert self._best.points is not None
         x, values = self._best.points, self._best.values
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator(device="cpu").manual_seed(self.seed)
         sizes = x.flatten(1).double().norm(dim=1)
         first = torch.where(sizes > 0, 0.1 * sizes, 1.0)
         if self.step is not None:
@@ -80,8 +80,10 @@ class Ascent:
             size = gradient.flatten(1).double().norm(dim=1)
             smooth = torch.isfinite(size) & (size > 0)
             # Steps that became too short would never leave a linear region: random ones do not.
-            random = torch.randn(x.shape, generator=generator, dtype=torch.float64)
-            spread = _SHORTEST ** torch.rand(len(x), generator=generator, dtype=torch.float64)
+            random = torch.randn(x.shape, generator=generator, dtype=torch.float64, device="cpu")
+            spread = _SHORTEST ** torch.rand(
+                len(x), generator=generator, dtype=torch.float64, device="cpu"
+            )
             random_scale = first * spread / random.flatten(1).norm(dim=1)
             moves = torch.where(
                 smooth.reshape(shape),

@@ -47,10 +47,12 @@ class Convex:
     def run(self, landscape: Landscape) -> Search:
         """Evaluate the combinations."""
         pool = self._pool.samples()
-        generator = torch.Generator().manual_seed(self.seed + 1)
-        first, second = torch.randint(len(pool), (2, self.draws), generator=generator)
-        weights = torch.tensor(_WEIGHTS, dtype=torch.float64).repeat(-(-self.draws // 5))
-        for part in torch.split(torch.arange(self.draws), _BATCH):
+        generator = torch.Generator(device="cpu").manual_seed(self.seed + 1)
+        first, second = torch.randint(len(pool), (2, self.draws), generator=generator, device="cpu")
+        weights = torch.tensor(_WEIGHTS, dtype=torch.float64, device="cpu").repeat(
+            -(-self.draws // 5)
+        )
+        for part in torch.split(torch.arange(self.draws, device="cpu"), _BATCH):
             w = weights[part].to(pool).reshape(-1, *[1] * (pool.dim() - 1))
             x = torch.lerp(pool[first[part]], pool[second[part]], w)
             self._best.add(x, landscape.norms(x))

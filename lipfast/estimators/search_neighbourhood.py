@@ -69,7 +69,7 @@ class Neighbourhood:
         """Evaluate the points around each of them."""
         centres = self._best.points
         assert centres is not None
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator(device="cpu").manual_seed(self.seed)
         found = Best(KEPT)
         found.add(centres, self._best.values)
         for _ in range(self.draws):
@@ -82,11 +82,15 @@ class Neighbourhood:
     def _offsets(self, centres: Tensor, generator: torch.Generator) -> Tensor:
         assert self.radius is not None
         dimension = centres[0].numel()
-        normal = torch.randn(len(centres), dimension, generator=generator, dtype=torch.float64)
+        normal = torch.randn(
+            len(centres), dimension, generator=generator, dtype=torch.float64, device="cpu"
+        )
         if self.noise == "gaussian":
             offsets = normal * (self.radius / dimension**0.5)
         else:
-            uniform = torch.rand(len(centres), 1, generator=generator, dtype=torch.float64)
+            uniform = torch.rand(
+                len(centres), 1, generator=generator, dtype=torch.float64, device="cpu"
+            )
             distance = self.radius * uniform ** (1 / dimension)
             offsets = normal / normal.norm(dim=1, keepdim=True) * distance
         shaped: Tensor = offsets.reshape(centres.shape).to(centres)

@@ -79,8 +79,8 @@ def _candidates(
         rows = slice(start, start + _BLOCK)
         apart = torch.cdist(x[rows], x, p=landscape.norm)
         ratio = torch.cdist(y[rows], y, p=landscape.norm) / apart
-        own = torch.arange(start, start + len(ratio))
-        again = torch.arange(len(x)) <= own[:, None]  # each pair once
+        own = torch.arange(start, start + len(ratio), device="cpu")
+        again = torch.arange(len(x), device="cpu") <= own[:, None]  # each pair once
         ratio[again | (apart <= closest) | ratio.isnan()] = -math.inf
         values, where = ratio.flatten().topk(min(KEPT, ratio.numel()))
         where = where[values > -math.inf]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lipfast.estimators.domain import Domain
 from lipfast.estimators.enclosure import enclose_nodes, missing_error_rules
+from lipfast.ops.modes import plain_arithmetic
 from lipfast.plan.graph import Node, Reference, error_name
 from lipfast.plan.plan import Plan
 from lipfast.plan.state import stack
@@ -78,7 +79,7 @@ def _at_centre(
     plan: Plan, parameters: Mapping[str, Tensor], domain: Domain
 ) -> dict[str, Magnitude]:
     """Magnitude of every activation at the centre of the domain."""
-    with torch.inference_mode(False), torch.no_grad():
+    with plain_arithmetic():
         stacked = stack([parameters], plan.used_parameters, torch.float64)
         points = [domain.middle(shape)[None, None].clone() for shape in plan.input_shapes]
         values, errors = enclose_nodes(plan, stacked, points)

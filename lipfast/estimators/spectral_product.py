@@ -20,6 +20,7 @@ from lipfast.estimators.domain import Domain
 from lipfast.estimators.estimate import LayerBracket, UpperBound
 from lipfast.estimators.sizes import Sizes
 from lipfast.ops.denormals import FLUSHED, denormals_flushed
+from lipfast.ops.modes import plain_arithmetic
 from lipfast.ops.spectral_norms import spectral_norms
 from lipfast.plan.fold import FoldedGraph, fold_roundings, folded_name
 from lipfast.plan.graph import Node, Reference, computed_name, error_name
@@ -74,9 +75,33 @@ def upper_bounds(
         StateDictError, NonFiniteError: a state dict does not fit the architecture.
         ArgumentError: start vectors do not fit the architecture or the number of state dicts.
     """
-    norm = check_norm(norm)
-    tensors = plan.resolve_all(state_dicts)
-    starts = _starts(plan, start, len(tensors))
+    with plain_arithmetic():
+        tensors = plan.resolve_all(state_dicts)
+        starts = _starts(plan, start, len(tensors))
+        return _upper_bounds(
+            plan,
+            tensors,
+            starts,
+            norm=check_norm(norm),
+            rtol=rtol,
+            seed=seed,
+            simplify=simplify,
+            domain=domain,
+        )
+
+
+def _upper_bounds(
+    plan: Plan,
+    tensors: Sequence[Mapping[str, Tensor]],
+    starts: Sequence[Vectors],
+    *,
+    norm: Norm,
+    rtol: float,
+    seed: int,
+    simplify: bool,
+    domain: Domain | None,
+) -> tuple[list[UpperBound], list[Vectors]]:
+    """The same, of checked arguments."""
     prepared = [
         _prepared(plan, entry, f"state dict {index}: ", simplify=simplify)
         for index, entry in enumerate(tensors)

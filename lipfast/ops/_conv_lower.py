@@ -36,25 +36,25 @@ def plane_wave(
     """
     _, channels = convolution.channels
     steps = convolution.stride
-    wave = torch.zeros(channels, *convolution.input_size, dtype=torch.float64)
+    wave = torch.zeros(channels, *convolution.input_size, dtype=torch.float64, device="cpu")
     if any(s > 1 and d > 1 for s, d in zip(steps, convolution.dilation, strict=True)):
         return wave
     cols = convolution.weight.shape[1]
     vector = symbol_vector.reshape(cols, *steps)
-    phase = torch.zeros(convolution.input_size, dtype=torch.float64)
-    window = torch.ones(convolution.input_size, dtype=torch.float64)
+    phase = torch.zeros(convolution.input_size, dtype=torch.float64, device="cpu")
+    window = torch.ones(convolution.input_size, dtype=torch.float64, device="cpu")
     components = []
     for axis, size in enumerate(convolution.input_size):
         shape = [1] * convolution.axes
         shape[axis] = size
-        position = torch.arange(size) + convolution.pads[axis][0]
+        position = torch.arange(size, device="cpu") + convolution.pads[axis][0]
         block = position.div(steps[axis], rounding_mode="floor").double()
         if convolution.stride[axis] == 1:
             block = block / convolution.dilation[axis]
         phase = phase + (theta[axis] * block).reshape(shape)
         components.append(position % steps[axis])
         if convolution.mode == "zeros":
-            bump = torch.sin(math.pi * (torch.arange(size) + 1) / (size + 1)).double()
+            bump = torch.sin(math.pi * (torch.arange(size, device="cpu") + 1) / (size + 1)).double()
             window = window * bump.reshape(shape)
     for axis, component in enumerate(components):
         vector = vector.index_select(1 + axis, component)
@@ -84,7 +84,7 @@ def top_vector(
     shape, size = start.shape, start.numel()
     limit = max(3, min(_BASIS, size, memory // (size * weight.element_size() + 1)))
     vector, passes = start.reshape(-1).to(dtype), 0
-    basis = torch.empty(limit, size, dtype=dtype)
+    basis = torch.empty(limit, size, dtype=dtype, device="cpu")
     while True:
         basis[0] = vector / vector.norm()
         diagonal: list[float] = []
@@ -111,9 +111,9 @@ def top_vector(
 
 def _ritz(diagonal: list[float], off: list[float], following: float) -> tuple[float, Tensor, float]:
     """Largest Ritz value, its vector, and an estimate of what is missing."""
-    matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
+    matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64, device="cpu"))
     if off:
-        side = torch.tensor(off, dtype=torch.float64)
+        side = torch.tensor(off, dtype=torch.float64, device="cpu")
         matrix += torch.diag(side, 1) + torch.diag(side, -1)
     values, vectors = torch.linalg.eigh(matrix)
     residual = following * abs(float(vectors[-1, -1]))

@@ -93,7 +93,7 @@ class Convolution:
     def sources(self, axis: int) -> Tensor:
         """For every padded position of an axis, the input position that it reads (not zeros)."""
         size, (left, right) = self.input_size[axis], self.pads[axis]
-        position = torch.arange(-left, size + right)
+        position = torch.arange(-left, size + right, device="cpu")
         if self.mode == "circular":
             return position % size
         if self.mode == "replicate":

@@ -15,6 +15,7 @@ from lipfast.ops._arguments import FLOATING, check_floating, named_entries, nati
 from lipfast.ops._conv_lower import lower_bound, plane_wave
 from lipfast.ops._convolution import Convolution, convolution
 from lipfast.ops.denormals import denormals_flushed
+from lipfast.ops.modes import plain_arithmetic
 from lipfast.ops.spectral_norms import DEFAULT_MEMORY, SpectralNorms, spectral_norms
 
 _UPPER_METHODS = ("cholesky", "holder")
@@ -226,7 +227,7 @@ def conv_norms(
     ]
     begin = _starts(start, kernels, keys, convolutions)
     budget = Budget(float(rtol), int(seed), int(max_passes), int(max_cells), int(memory))
-    with torch.no_grad():
+    with plain_arithmetic():
         uppers = upper_bounds(convolutions, begin, budget)
         flushed = denormals_flushed()
         rows = [
@@ -394,7 +395,7 @@ def _native(
     taps: list[Tensor], starts: list[Tensor | None], grid: list[int], budget: Budget
 ) -> list[tuple[Any, ...]]:
     """Per kernel: lower, upper, frequency, group, cells, method, left, right."""
-    empty = torch.empty(0, dtype=torch.float64)
+    empty = torch.empty(0, dtype=torch.float64, device="cpu")
     *values, left, right = torch.ops.lipfast.conv_norms(
         taps,
         [empty if start is None else start for start in starts],
@@ -435,7 +436,9 @@ def _symbol_bounds(
         convolutions, taps, _native(taps, starts, [0] * 3 * len(taps), budget), strict=True
     ):
         lower, upper, frequency, group, cells, method, left, right = values
-        header = torch.cat([torch.tensor([float(group)], dtype=torch.float64), frequency])
+        header = torch.cat(
+            [torch.tensor([float(group)], dtype=torch.float64, device="cpu"), frequency]
+        )
         vector = _input_side(conv, tensor, left, right)
         results.append(
             _Upper(
@@ -455,9 +458,12 @@ def _symbol_bounds(
 
 
 def _copied(taps: Tensor, weight: Tensor) -> Tensor:
-    """Taps that do not share memory with a parameter, which an optimizer may change."""
+    """Taps that do not share memory with a parameter, which an optimizer may change.
+
+    Inference tensors do not count their changes, so they are copied as well.
+    """
     shared = taps.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr()
-    return taps.clone() if shared else taps
+    return taps.clone() if shared or taps.is_inference() else taps
 
 
 def _near_references(
@@ -548,7 +554,7 @@ def _kernel_axes(conv: Convolution, theta: Tensor) -> Tensor:
     steps = [s // math.gcd(s, d) for s, d in zip(conv.stride, conv.dilation, strict=True)]
     single = [k <= step for k, step in zip(conv.kernel_size, steps, strict=True)]
     order = sorted(range(conv.axes), key=lambda axis: single[axis])
-    angles = torch.zeros(conv.axes, dtype=torch.float64)
+    angles = torch.zeros(conv.axes, dtype=torch.float64, device="cpu")
     for position, axis in enumerate(order):
         angles[axis] = theta[position]
     return angles
@@ -583,9 +589,11 @@ def _matrix_bounds(
                 upper,
                 0,
                 "holder" if "holder" in methods else "matrix",
-                torch.cat([torch.tensor([group, 0.0, 0.0, 0.0]).double(), left, zero(left)]),
+                torch.cat(
+                    [torch.tensor([group, 0.0, 0.0, 0.0], device="cpu").double(), left, zero(left)]
+                ),
                 group,
-                torch.zeros(conv.axes, dtype=torch.float64),
+                torch.zeros(conv.axes, dtype=torch.float64, device="cpu"),
                 vector,
                 None,
             )
@@ -627,8 +635,10 @@ def lower_bound_from(
 ) -> tuple[float, Tensor, Tensor, int]:
     """Proved lower bound at the true size, its vector, its image's direction, and the passes."""
     _, channels = conv.channels
-    generator = torch.Generator().manual_seed(budget.seed)
-    noise = torch.randn((channels, *conv.input_size), generator=generator, dtype=torch.float64)
+    generator = torch.Generator(device="cpu").manual_seed(budget.seed)
+    noise = torch.randn(
+        (channels, *conv.input_size), generator=generator, dtype=torch.float64, device="cpu"
+    )
     noise /= noise.norm()
     if begin.right is not None:
         first, share = begin.right.double(), 1e-2
@@ -673,7 +683,7 @@ def _collect(rows: list[dict[str, Any]], keys: list[Any], *, keyed: bool) -> Con
     def column(name: str) -> Any:
         values: Any = [row[name] for row in rows]
         if isinstance(values[0], int | float):
-            values = torch.tensor(values, dtype=types.get(name, torch.float64))
+            values = torch.tensor(values, dtype=types.get(name, torch.float64), device="cpu")
         return dict(zip(keys, values, strict=True)) if keyed else values
 
     names = [field.name for field in fields(ConvNorms) if field.name != "supremum"]

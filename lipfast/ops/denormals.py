@@ -24,5 +24,5 @@ def denormals_flushed() -> bool:
         False
     """
     size = _GRAIN * torch.get_num_threads()
-    smallest = torch.full((size,), 2.0**-1074, dtype=torch.float64)
+    smallest = torch.full((size,), 2.0**-1074, dtype=torch.float64, device="cpu")
     return bool((smallest * 2.0 == 0.0).any())

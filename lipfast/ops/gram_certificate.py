@@ -139,8 +139,10 @@ def _unscaled_up(square: float, exponent: int) -> float:
 def _top_vector(matrix: Tensor, factor: Tensor) -> Tensor:
     """A right vector near the top singular one: inverse iteration with (t I - B B^T)^-1."""
     rows, cols = matrix.shape
-    generator = torch.Generator().manual_seed(0)
-    vector = torch.randn(len(factor), 1, generator=generator, dtype=torch.float64).to(matrix.device)
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    vector = torch.randn(len(factor), 1, generator=generator, dtype=torch.float64, device="cpu").to(
+        matrix.device
+    )
     for _ in range(4):
         vector = torch.cholesky_solve(vector, factor)
         vector = vector / vector.norm()

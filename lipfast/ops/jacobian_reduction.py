@@ -119,11 +119,11 @@ class RowReduction:
         self.rows = 0
         self.spectral = spectral
         self._dtype = torch.float32
-        self._columns = torch.zeros(samples, inputs, dtype=torch.float64)
-        self._largest_row = torch.zeros(samples, dtype=torch.float64)
+        self._columns = torch.zeros(samples, inputs, dtype=torch.float64, device="cpu")
+        self._largest_row = torch.zeros(samples, dtype=torch.float64, device="cpu")
         # Squares of float64 overflow: what is squared is scaled by a power of two per sample.
-        self._scale = torch.full((samples,), -_LARGEST_EXPONENT, dtype=torch.float64)
-        self._squares = torch.zeros(samples, dtype=torch.float64)
+        self._scale = torch.full((samples,), -_LARGEST_EXPONENT, dtype=torch.float64, device="cpu")
+        self._squares = torch.zeros(samples, dtype=torch.float64, device="cpu")
         self._gram: Tensor | None = None
         self._kept: list[Tensor] = []
 

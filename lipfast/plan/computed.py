@@ -20,7 +20,7 @@ from lipfast.plan.graph import Argument, Constant, Node, Reference, computed_nam
 from lipfast.plan.running_errors import Value
 
 # The result holds entries of the operands, or numbers that the op puts in: nothing is rounded.
-_MOVES = frozenset(
+MOVES = frozenset(
     f"aten.{name}"
     for name in (
         *("_unsafe_view", "as_strided", "broadcast_to", "cat", "chunk", "clone", "constant_pad_nd"),
@@ -55,7 +55,7 @@ _CASTS = frozenset({"aten.to", "aten._to_copy", "aten.type_as", "aten.lift_fresh
 
 def known(op: str) -> bool:
     """Whether an op on parameters can be evaluated with its rounding errors."""
-    return op in _MOVES or op in _EXACT_ON_EXACT or op in _CASTS or op in running_errors.RULES
+    return op in MOVES or op in _EXACT_ON_EXACT or op in _CASTS or op in running_errors.RULES
 
 
 def rounded(nodes: Iterable[Node]) -> frozenset[str]:

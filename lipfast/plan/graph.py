@@ -125,7 +125,11 @@ class Constant:
     def tensor(self) -> Tensor:
         """Return the constant as a tensor of its own dtype."""
         dtype = cast(torch.dtype, getattr(torch, self.dtype))
-        return torch.tensor(self.values, dtype=torch.float64).reshape(self.shape).to(dtype)
+        return (
+            torch.tensor(self.values, dtype=torch.float64, device="cpu")
+            .reshape(self.shape)
+            .to(dtype)
+        )
 
 
 @dataclass(frozen=True)

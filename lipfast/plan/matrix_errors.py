@@ -41,7 +41,7 @@ def _spread(result: Tensor, bound: float) -> Value:
 def _matrix(operand: object) -> Value:
     assert isinstance(operand, Value)
     if operand.tensor.dim() != 2:
-        return Value(torch.full((1, 1), math.nan, dtype=torch.float64))
+        return Value(torch.full((1, 1), math.nan, dtype=torch.float64, device="cpu"))
     return operand
 
 
@@ -66,7 +66,7 @@ def exponential(operands: Sequence[Any], options: Mapping[str, Any]) -> Value:
     steps = max(0, math.frexp(norm)[1] + 1)
     b = a * 2.0**-steps
     small = norm * 2.0**-steps
-    identity = torch.eye(len(a), dtype=torch.float64)
+    identity = torch.eye(len(a), dtype=torch.float64, device="cpu")
     result, error = identity.clone(), 0.0
     for k in range(_DEGREE, 0, -1):
         product = b @ result
@@ -105,7 +105,7 @@ def solution(operands: Sequence[Any], options: Mapping[str, Any]) -> Value:
     given = 0.0 if m.error is None else _size(m.error)
     right = 0.0 if b.error is None else _size(b.error)
     reach, length = _size(inverse), _size(found)
-    identity = torch.eye(len(inverse), dtype=torch.float64)
+    identity = torch.eye(len(inverse), dtype=torch.float64, device="cpu")
     defect = _size(identity - inverse @ m.tensor) * (1.0 + 4 * u)
     alpha = defect + _product_error(inverse, m.tensor) + reach * given + 4 * u * len(inverse)
     if not alpha < 0.5:
@@ -127,7 +127,7 @@ def reflections(operands: Sequence[Any], options: Mapping[str, Any]) -> Value:
     value, tau = _matrix(operands[0]), operands[1]
     assert isinstance(tau, Value)
     rows, columns = value.tensor.shape
-    result = torch.eye(rows, columns, dtype=torch.float64)
+    result = torch.eye(rows, columns, dtype=torch.float64, device="cpu")
     errors = torch.zeros_like(tau.tensor) if tau.error is None else tau.error
     moved = torch.zeros_like(value.tensor) if value.error is None else value.error
     error = 0.0

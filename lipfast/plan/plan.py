@@ -31,6 +31,12 @@ from lipfast.plan.graph import (
     node_from_json,
     node_to_json,
 )
+from lipfast.plan.masks import (
+    additive_masks,
+    holds_minus_infinity,
+    require_numbers,
+    require_visible_entries,
+)
 from lipfast.plan.merge import merge_affine, merged_layers
 from lipfast.plan.state import require_finite, resolve
 from lipfast.plan.trace import Source, trace
@@ -236,6 +242,17 @@ class Plan:
         return tuple(name for name in names if name in self.parameters)
 
     @cached_property
+    def _masks(self) -> frozenset[str]:
+        """Parameters, computed ones included, that may hold -inf."""
+        return additive_masks(self.graph, self.computed)
+
+    @cached_property
+    def _hidden(self) -> bool:
+        """Whether a constant holds -inf; none may hold NaN."""
+        require_numbers(self.constants)
+        return any(-math.inf in constant.values for constant in self.constants.values())
+
+    @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of all parameters, computed ones (and the bounds of their errors) included."""
         found = {name: tuple(shape) for name, shape in self.parameters.items()}
@@ -258,7 +275,8 @@ class Plan:
 
         Raises:
             StateDictError: names the parameter and both shapes.
-            NonFiniteError: names the parameter and says how many entries.
+            NonFiniteError: names the parameter and says how many entries. Masks that are added to
+                activations may hold -inf, as long as every softmax keeps an entry.
         """
         self.resolve(state_dict)
 
@@ -271,10 +289,13 @@ class Plan:
             if tensors[name].dtype in (torch.int64, torch.int32, torch.bool)  # of positions
         ]
         numbers = [name for name in self.stored_parameters if name not in tables]
-        require_finite(tensors, numbers, where)
-        if not self.computed:
-            return tensors
-        return {**tensors, **evaluate_computed(self.computed, tensors, self.constants, where)}
+        require_finite(tensors, numbers, where, self._masks)
+        if self.computed:
+            found = evaluate_computed(self.computed, tensors, self.constants, where)
+            tensors = {**tensors, **found}
+        if self._hidden or any(holds_minus_infinity(tensors[name]) for name in self._masks):
+            require_visible_entries(self.graph, tensors, self.constants, where)
+        return tensors
 
     def resolve_all(self, state_dicts: StateDict | Sequence[StateDict]) -> list[dict[str, Tensor]]:
         """`resolve` one or many state dicts; errors say which entry of a list."""

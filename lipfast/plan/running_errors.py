@@ -51,7 +51,7 @@ def _value(operand: object) -> Value:
     if isinstance(operand, Value):
         tensor = operand.tensor
         return Value(tensor.double() if not tensor.is_floating_point() else tensor, operand.error)
-    return Value(torch.as_tensor(operand, dtype=torch.float64))
+    return Value(torch.as_tensor(operand, dtype=torch.float64, device="cpu"))
 
 
 def _error(value: Value) -> Tensor:
@@ -115,14 +115,19 @@ def _mul(operands: Sequence[Any], options: Mapping[str, Any]) -> Value:
 
 @rule("div")
 def _div(operands: Sequence[Any], options: Mapping[str, Any]) -> Value:
-    """``x / y``: ``(e_x + |z| e_y) / (|y| - e_y) + u |z|``; inf where y may be 0."""
+    """``x / y``: ``(e_x + |z| e_y) / (|y| - e_y) + 2 u |z|``; inf where y may be 0.
+
+    Two roundings, and 2^-1074 |x|: on CUDA a number's reciprocal is multiplied with, which may be
+    denormal.
+    """
     if options.get("rounding_mode") is not None:
-        return Value(torch.full((), math.nan, dtype=torch.float64))
+        return Value(torch.full((), math.nan, dtype=torch.float64, device="cpu"))
     x, y = _value(operands[0]), _value(operands[1])
     result = x.tensor / y.tensor
     least = (y.tensor.abs() - _error(y)) * (1.0 - 4 * u)
     error = (_error(x) + (result.abs() * (1 + 4 * u)) * _error(y)) / least
-    error = torch.where(least > 0, error + 2 * u * result.abs(), math.inf)
+    error = error + 2 * u * result.abs() + x.tensor.abs() * SMALLEST
+    error = torch.where(least > 0, error, math.inf)
     return _finished(result, error, torch.zeros_like(result, dtype=torch.bool))
 
 
@@ -290,7 +295,7 @@ def _norm(operands: Sequence[Any], options: Mapping[str, Any]) -> Value:
     """Euclidean norms only."""
     order = options.get("ord", operands[1] if len(operands) > 1 else 2)
     if order not in (None, 2):
-        return Value(torch.full((), math.nan, dtype=torch.float64))
+        return Value(torch.full((), math.nan, dtype=torch.float64, device="cpu"))
     return _euclidean(_value(operands[0]), _dims(operands, options, 2), _keep(operands, options, 3))
 
 
@@ -354,7 +359,7 @@ def _pow(operands: Sequence[Any], options: Mapping[str, Any]) -> Value:
     exponent = operands[1]
     rules = {2: _square, 0.5: _sqrt, -1: _reciprocal, -0.5: _rsqrt}
     if not isinstance(exponent, (int, float)) or exponent not in rules:
-        return Value(torch.full((), math.nan, dtype=torch.float64))
+        return Value(torch.full((), math.nan, dtype=torch.float64, device="cpu"))
     return rules[exponent](operands[:1], {})
 
 
@@ -364,7 +369,7 @@ def _composed(outer: Tensor, inner: Tensor, near: Sequence[int], far: Sequence[i
     sizes = [
         (inner.shape[2 + a] - 1) * near[a] + (outer.shape[2 + a] - 1) * far[a] + 1 for a in axes
     ]
-    result = torch.zeros(outer.shape[0], inner.shape[1], *sizes, dtype=torch.float64)
+    result = torch.zeros(outer.shape[0], inner.shape[1], *sizes, dtype=torch.float64, device="cpu")
     for second in itertools.product(*(range(count) for count in outer.shape[2:])):
         for first in itertools.product(*(range(count) for count in inner.shape[2:])):
             at = tuple(first[a] * near[a] + second[a] * far[a] for a in axes)

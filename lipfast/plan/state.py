@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -119,8 +119,19 @@ def _check_tied(
                 )
 
 
-def require_finite(tensors: Mapping[str, Tensor], used: Iterable[str], where: str = "") -> None:
+def require_finite(
+    tensors: Mapping[str, Tensor],
+    used: Iterable[str],
+    where: str = "",
+    masks: Collection[str] = (),
+) -> None:
     """Check that the parameters that the function depends on are floating and finite.
+
+    Args:
+        tensors: name -> tensor.
+        used: names of those that are checked.
+        where: prefix for messages.
+        masks: names of those that may hold -inf.
 
     Raises:
         StateDictError: one is not of a floating dtype.
@@ -145,6 +156,8 @@ def require_finite(tensors: Mapping[str, Tensor], used: Iterable[str], where: st
         if math.isfinite(tensor.detach().sum().item()):
             continue
         finite = torch.isfinite(tensor)
+        if name in masks:
+            finite |= tensor == -math.inf
         bad = tensor.numel() - int(finite.sum())
         if bad:
             nan = int(torch.isnan(tensor).sum())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from lipfast.rules.products import (
     product,
 )
 from lipfast.rules.registry import Arguments, Call, rule
-from lipfast.rules.rounding import UNDERFLOW, UNIT_ROUNDOFF
+from lipfast.rules.rounding import SMALLEST, UNDERFLOW, UNIT_ROUNDOFF
 from lipfast.rules.upward import Upward, joined
 
 
@@ -46,12 +47,18 @@ def _aligned(arguments: Arguments, argument: Argument) -> Tensor | float:
     return value.reshape(*value.shape[:leading], *ones, *value.shape[leading:])
 
 
+def _entries(arguments: Arguments, argument: Argument, output: Tensor) -> Tensor:
+    """`_aligned`, a number as a tensor like the result."""
+    value = _aligned(arguments, argument)
+    return torch.as_tensor(value, dtype=output.dtype, device=output.device)
+
+
 def _evaluate_sum(arguments: Arguments) -> Tensor:
     node = arguments.node
     first = _aligned(arguments, node.args[0])
     second = _aligned(arguments, node.args[1])
     sign = -1.0 if node.op == "aten.sub" else 1.0
-    return torch.as_tensor(first + (sign * _alpha(node)) * second)
+    return cast(Tensor, first + (sign * _alpha(node)) * second)
 
 
 def _error_sum(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
@@ -61,12 +68,35 @@ def _error_sum(arguments: Arguments, errors: Sequence[Tensor | None], output: Te
     for factor, argument in zip((1.0, abs(_alpha(node))), node.args[:2], strict=True):
         if factor != 1.0:  # the product alpha y is rounded too
             # In this order: 2 u alpha may underflow where u |alpha y| does not.
-            product = torch.as_tensor(_aligned(arguments, argument)).abs() * factor
+            product = _entries(arguments, argument, output).abs() * factor
             total = total + product * (2 * UNIT_ROUNDOFF)
         error = next(remaining) if isinstance(argument, Reference) else None
         if error is not None:
             total = total + error * factor
-    return total * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
+    total = total * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
+    return _exact_where_masked(arguments, errors, output, total)
+
+
+def _exact_where_masked(
+    arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor, total: Tensor
+) -> Tensor:
+    """-inf of a mask and any number give -inf: no error, where that is the result.
+
+    A mask is a constant, or what it was added to before: -inf without an error.
+    """
+    hidden = output == -math.inf
+    if not bool(hidden.any()):
+        return total
+    node, remaining = arguments.node, iter(errors)
+    masks = torch.zeros_like(hidden)
+    factors = (1.0, (-1.0 if node.op == "aten.sub" else 1.0) * _alpha(node))
+    for factor, argument in zip(factors, node.args[:2], strict=True):
+        operand = _entries(arguments, argument, output) * factor == -math.inf
+        error = next(remaining) if isinstance(argument, Reference) else None
+        if error is not None:
+            operand &= _alignments([error], output)[0] == 0
+        masks |= operand
+    return torch.where(hidden & masks, 0.0, total)
 
 
 def _sum_magnitude(call: Call) -> Magnitude:
@@ -122,17 +152,20 @@ def _other(node: Node) -> Argument:
 def _evaluate_scale(arguments: Arguments) -> Tensor:
     node = arguments.node
     first, second = (_aligned(arguments, value) for value in node.args[:2])
-    return torch.as_tensor(first / second if node.op == "aten.div" else first * second)
+    return cast(Tensor, first / second if node.op == "aten.div" else first * second)
 
 
 def _error_scale(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
     node = arguments.node
     if activations(node) == 2:
-        x, y = (torch.as_tensor(_aligned(arguments, value)) for value in node.args[:2])
+        x, y = (_entries(arguments, value, output) for value in node.args[:2])
         return error_of_product(x, y, _alignments(errors, output), output)
-    other = _aligned(arguments, _other(node))
-    factor = torch.as_tensor(other, dtype=output.dtype, device=output.device).abs()
+    factor = _entries(arguments, _other(node), output).abs()
     total = output.abs() * UNIT_ROUNDOFF
+    if node.op == "aten.div":
+        # On CUDA torch divides by a number by multiplying with its reciprocal: two roundings, the
+        # first of which may be that of a denormal number.
+        total = 2 * total + _entries(arguments, node.args[0], output).abs() * SMALLEST
     for error in errors:
         if error is not None:  # dividing: the reciprocal of a factor may be denormal, or inf
             total = total + (error / factor if node.op == "aten.div" else error * factor)
@@ -209,7 +242,7 @@ def _extremum_supported(node: Node) -> str | None:
 
 
 def _evaluate_extremum(arguments: Arguments) -> Tensor:
-    first, second = (torch.as_tensor(_aligned(arguments, v)) for v in arguments.node.args[:2])
+    first, second = (cast(Tensor, _aligned(arguments, v)) for v in arguments.node.args[:2])
     pick = torch.maximum if arguments.node.op == "aten.maximum" else torch.minimum
     return pick(first, second)
 

@@ -41,7 +41,8 @@ def _roundings(x: Tensor, axes: list[int]) -> Tensor:
     `EVALUATION_ROUNDOFFS` (assumed), a sum of n terms n more.
     """
     count = math.prod(x.shape[axis] for axis in axes)
-    span = (x.amax(axes, keepdim=True) - x.amin(axes, keepdim=True)).clamp_max(800.0)
+    low = torch.where(x == -math.inf, math.inf, x).amin(axes, keepdim=True)  # of what is not masked
+    span = (x.amax(axes, keepdim=True) - low).clamp_max(800.0)
     return span + (2.0 * EVALUATION_ROUNDOFFS + count + 8)
 
 
@@ -201,28 +202,30 @@ def _attention_scale(node: Node, features: int) -> float:
     return float(given) if isinstance(given, (int, float)) else 1.0 / math.sqrt(features)
 
 
-def _scores(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Queries, keys, values and the masked scores."""
+def _scores(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Queries, keys, values, the masked scores, and which of them a mask leaves visible."""
     node = arguments.node
     query, key, value = (arguments.value(argument) for argument in node.args[:3])
     scores = (query @ key.mT) * _attention_scale(node, query.shape[-1])
+    hidden = torch.zeros_like(scores, dtype=torch.bool)
     mask = node.argument(3, "attn_mask")
     if mask is not None:
         table = arguments.value(mask)  # the same for all samples
         ones = [1] * (scores.dim() - table.dim())
         table = table.reshape(table.shape[0], *ones, *table.shape[1:])
         if table.dtype == torch.bool:
-            scores = scores.masked_fill(~table, -math.inf)
+            hidden = hidden | ~table
         else:
             scores = scores + table
+            hidden = hidden | (table == -math.inf)
     if node.argument(5, "is_causal") is True:
         later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-        scores = scores.masked_fill(later, -math.inf)
-    return query, key, value, scores
+        hidden = hidden | later
+    return query, key, value, scores.masked_fill(hidden, -math.inf), ~hidden
 
 
 def _evaluate_attention(arguments: Arguments) -> Tensor:
-    _, _, value, scores = _scores(arguments)
+    _, _, value, scores, _ = _scores(arguments)
     return scores.softmax(-1) @ value
 
 
@@ -230,10 +233,9 @@ def _error_attention(
     arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
 ) -> Tensor:
     """Running errors of the scores, the softmax (half of the largest in a row), the product."""
-    query, key, value, scores = _scores(arguments)
+    query, key, value, scores, visible = _scores(arguments)
     scale = abs(_attention_scale(arguments.node, query.shape[-1]))
     of_key = None if errors[1] is None else errors[1].mT
-    visible = torch.isfinite(scores)
     size = torch.where(visible, scores.abs(), 0.0)
     first = error_of_matmul(query, key.mT, errors[0], of_key) * (scale * (1 + 8 * UNIT_ROUNDOFF))
     # The product with the scale, which is rounded too, and the sum with a mask.

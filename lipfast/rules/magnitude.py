@@ -64,11 +64,13 @@ def _root(count: int) -> Upward:
 
 
 def of_tensor(tensor: Tensor) -> Magnitude:
-    """Of a parameter or a constant."""
+    """Of a parameter or a constant; nothing is known of one that is not finite (a mask)."""
     values = tensor.detach().double().abs()
     if values.numel() == 0:
         return Magnitude(Upward.of(0.0), Upward.of(0.0), Upward.of(0.0))
     peak = float(values.max())
+    if not math.isfinite(peak):
+        return Magnitude()
     if peak == 0.0:
         return Magnitude(Upward.of(0.0), Upward.of(0.0), Upward.of(0.0))
     # Scaled, so that squares neither overflow nor all underflow.

@@ -206,7 +206,7 @@ def copies(call: Call) -> Upward:
     """
     shape = call.operand_shapes[0]
     size = math.prod(shape)
-    positions = torch.arange(1, size + 1, dtype=torch.float64).reshape(shape)
+    positions = torch.arange(1, size + 1, dtype=torch.float64, device="cpu").reshape(shape)
     # What the op puts in by itself (padding) is there for any input, also for the next positions.
     moved, shifted = call.apply(positions), call.apply(positions + size)
     read = moved[(shifted - moved) == size].long().flatten()

@@ -40,7 +40,7 @@ class WindowMap:
 
     def dense(self) -> torch.Tensor:
         """The matrix with entries rounded to float64."""
-        matrix = torch.zeros(len(self.rows), self.size, dtype=torch.float64)
+        matrix = torch.zeros(len(self.rows), self.size, dtype=torch.float64, device="cpu")
         for row, pairs in enumerate(self.rows):
             for column, value in pairs:
                 matrix[row, column] = float(value)

@@ -166,3 +166,16 @@ def test_products_of_denormal_and_huge_matrices() -> None:
         pairs = zip(point[:3], factors, strict=True)
         truth = sum(Fraction(a) * Fraction(b) for a, b in pairs)
         assert abs(Fraction(output[0]) - truth) <= Fraction(error[0])
+
+
+@pytest.mark.parametrize("divisor", [3.0, 49.0, 0.1, -1.7e308, 1.1 * 2.0**1022])
+def test_a_quotient_may_be_a_product_with_the_reciprocal(divisor: float) -> None:
+    """What CUDA makes of a number that is divided by: the error holds for it as well."""
+    generator = torch.Generator().manual_seed(0)
+    scale = max(1.0, abs(divisor) / 2)
+    points = torch.rand(500, 1, generator=generator, dtype=torch.float64) * scale
+    _, errors = enclosed(Pointwise(lambda x: x / divisor), points.tolist())
+    for point, error in zip(points.flatten().tolist(), errors.flatten().tolist(), strict=True):
+        truth = Fraction(point) / Fraction(divisor)
+        assert abs(Fraction(point * (1.0 / divisor)) - truth) <= Fraction(error)
+        assert error <= 1e-15 * float(abs(truth)) + 1e-15

@@ -1,0 +1,96 @@
+"""Additive masks: tables of -inf that leave a softmax fewer entries, and what they must not do.
+
+-inf is an exact operand where it is added to finite numbers: the sum is -inf, and a softmax gives
+it the weight 0. Everywhere else an infinite parameter is an error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lipfast.errors import NonFiniteError
+from lipfast.ops.modes import plain_arithmetic
+from lipfast.plan.computed import MOVES
+from lipfast.plan.graph import Constant, Graph, Node, computed_name
+from lipfast.plan.interpret import NodeArguments, walk
+from lipfast.plan.state import stack
+
+_SOFTMAXES = ("aten.softmax", "aten.log_softmax")
+
+
+def additive_masks(graph: Graph, computed: Sequence[Node]) -> frozenset[str]:
+    """Parameters that are only added to activations, or moved (sliced, expanded) before that."""
+    added: dict[str, bool] = {}
+    for node in graph.nodes:
+        for reference in node.references():
+            if reference.kind == "parameter":
+                adds = node.op == "aten.add" and node.argument(2, "alpha", 1) == 1
+                added[reference.name] = added.get(reference.name, True) and adds
+    for node in reversed(computed):
+        moved = node.op in MOVES and added.get(computed_name(node.name), True)
+        for reference in node.references():
+            if reference.kind == "parameter":
+                added[reference.name] = added.get(reference.name, True) and moved
+            elif reference.kind == "node":
+                name = computed_name(reference.name)
+                added[name] = added.get(name, True) and moved
+    return frozenset(name for name, adds in added.items() if adds)
+
+
+def holds_minus_infinity(mask: Tensor) -> bool:
+    """Whether any entry is -inf."""
+    return bool((mask == -math.inf).any())
+
+
+def require_numbers(constants: Mapping[str, Constant]) -> None:
+    """Check that no constant holds NaN.
+
+    Raises:
+        NonFiniteError: one does; names it.
+    """
+    for name, value in constants.items():
+        if any(math.isnan(entry) for entry in value.values):
+            raise NonFiniteError(f"constant '{name}' of shape {value.shape} holds NaN")
+
+
+def require_visible_entries(
+    graph: Graph,
+    parameters: Mapping[str, Tensor],
+    constants: Mapping[str, Constant],
+    where: str = "",
+) -> None:
+    """Check that masks of -inf leave every softmax an entry, at the input 0.
+
+    Args:
+        graph: of a plan.
+        parameters: a resolved state dict.
+        constants: of the plan.
+        where: prefix for messages.
+
+    Raises:
+        NonFiniteError: a softmax gives NaN there, and so at every input; names the module.
+    """
+
+    def visit(arguments: NodeArguments, output: Tensor) -> None:
+        node = arguments.node
+        if node.op not in _SOFTMAXES or not bool(torch.isnan(output).any()):
+            return
+        if not bool(torch.isnan(arguments.value(node.args[0])).any()):
+            raise NonFiniteError(
+                f"{where}{node.op} in module '{node.module}' gives NaN: a mask of -inf leaves it "
+                "no entry. Leave at least one entry of every row finite"
+            )
+
+    with plain_arithmetic():
+        used = {ref.name for node in graph.nodes for ref in node.references()}
+        names = [name for name in used if name in parameters]
+        stacked = stack([parameters], names, torch.float64)
+        zeros = [
+            torch.zeros(1, 1, *node.shape, dtype=torch.float64, device="cpu")
+            for node in graph.inputs
+        ]
+        walk(graph, stacked, constants, zeros, visit)

@@ -1,0 +1,58 @@
+"""Points of a secant are in the domain, in exact arithmetic."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lipfast
+from lipfast.estimators.domain import Ball
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def squared_distance(point: Tensor, centre: Tensor) -> Fraction:
+    pairs = zip(point.flatten().tolist(), centre.flatten().tolist(), strict=True)
+    return sum(((Fraction(a) - Fraction(b)) ** 2 for a, b in pairs), Fraction(0))
+
+
+@pytest.mark.parametrize(
+    ("radius", "size"),
+    [
+        *[(1e-16, 0.5), (3e-14, 255.0), (2e-12, 1e4), (1e-8, 1e6), (1e-8, 1e8), (1.0, 1.0)],
+        *[(1e-3, 0.0), (1e150, 1e160), (1e-300, 1e-290), (0.0, 3.0)],
+    ],
+)
+@pytest.mark.parametrize("step", [1e-9, 1.0, 1e9])
+def test_points_moved_into_a_ball_are_in_it(radius: float, size: float, step: float) -> None:
+    centre = size * torch.rand(3, 4, dtype=torch.float64, generator=GENERATOR)
+    offsets = torch.randn(2, 20, 3, 4, dtype=torch.float64, generator=GENERATOR)
+    points = centre + offsets * step * max(radius, 1e-300)
+    moved = Ball(radius, centre).project(points)
+    assert moved.shape == points.shape
+    limit = Fraction(radius) ** 2
+    assert all(squared_distance(point, centre) <= limit for point in moved.flatten(0, 1))
+
+
+def test_a_ball_keeps_what_is_inside_and_reaches_its_border() -> None:
+    centre = torch.rand(5, dtype=torch.float64, generator=GENERATOR)
+    points = centre + torch.randn(1, 30, 5, dtype=torch.float64, generator=GENERATOR)
+    moved = Ball(1.0, centre).project(points)
+    inside = (points - centre).norm(dim=2) < 1 - 1e-8
+    torch.testing.assert_close(moved[inside], points[inside], rtol=1e-15, atol=1e-15)
+    border = (moved[~inside] - centre).norm(dim=1)
+    assert bool((border > 1 - 1e-8).all())
+
+
+def test_no_secant_from_beyond_a_ball() -> None:
+    """Inside of the ball the function is 0, and a rounding away from it is not."""
+    centre, radius = 1e8, 1e-8
+    model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1), nn.ReLU()).double()
+    for layer, bias in ((model[0], -centre), (model[1], -1.2 * radius)):
+        layer.weight.data.fill_(1.0)
+        layer.bias.data.fill_(bias)
+    x = torch.tensor([[centre]], dtype=torch.float64)
+    assert lipfast.bounds(model, x, domain=Ball(radius, centre)).lower.value == 0.0
