@@ -5,8 +5,9 @@ Each says what was wrong, where (file, parameter, entry of the list) and what to
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 
 class LipfastError(Exception):
@@ -23,6 +24,26 @@ class NonFiniteError(LipfastError, ValueError):
 
 class TraceError(LipfastError):
     """`torch.export` could not trace the model into a graph."""
+
+
+@contextlib.contextmanager
+def naming(op: str, module: str) -> Iterator[None]:
+    """Errors inside that are not lipfast's own become a `TraceError` that names an operation.
+
+    Args:
+        op: the ATen op.
+        module: path of the module that it came from.
+    """
+    try:
+        yield
+    except LipfastError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        first = f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+        raise TraceError(
+            f"{op} in module '{module or '(root)'}' cannot be bounded as it is used here ({first})"
+        ) from error
 
 
 class UnsupportedOpError(LipfastError, NotImplementedError):

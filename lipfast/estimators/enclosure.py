@@ -16,6 +16,7 @@ from torch import Tensor
 from lipfast.plan.graph import error_name
 from lipfast.plan.interpret import NodeArguments, joined_outputs, walk
 from lipfast.plan.plan import Plan
+from lipfast.plan.split import BESIDE
 from lipfast.rules.registry import RULES
 from lipfast.rules.rounding import UNDERFLOW, gamma
 
@@ -118,8 +119,7 @@ def _error_of_parameters(
     for ref in node.references():
         if ref.kind == "node":
             value = arguments.value(ref).abs() + errors.get(ref.name, 0.0)
-            alone = node.op in ("aten.add", "aten.sub")  # there x stands beside the parameter
-            inputs[ref.name] = torch.zeros_like(value) if alone else value
+            inputs[ref.name] = torch.zeros_like(value) if node.op in BESIDE else value
     total = arguments.replaced(inputs, changed).abs()
     terms = max(bound[0].numel() for bound in changed.values())
     return total * (1.0 + 2 * gamma(terms + 16)) + UNDERFLOW

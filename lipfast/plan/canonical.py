@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.fx import Node as FxNode
 
@@ -65,6 +66,7 @@ _ALIKE = frozenset(
         "aten.mul",
         "aten.pad",
         "aten.rms_norm",
+        "aten.rsub",
         "aten.scaled_dot_product_attention",
         "aten.sub",
         "aten.to",
@@ -140,7 +142,10 @@ def from_the_front(
 
 
 def _is_dtype(value: Argument) -> bool:
-    return isinstance(value, Reference) and value.kind == "dtype"
+    """Of a cast that is an identity: between floating dtypes."""
+    if not isinstance(value, Reference) or value.kind != "dtype":
+        return False
+    return bool(getattr(torch, value.name).is_floating_point)
 
 
 def _positive(value: Argument, rank: int) -> Argument:

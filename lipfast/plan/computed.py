@@ -2,7 +2,7 @@
 
 They are evaluated once per state dict, in float64, and count as parameters from then on. What is
 rounded carries an elementwise bound of its error: the value in real arithmetic is within it.
-Integers and moved entries are exact.
+Moved entries are exact, and so are integers and truth values, which are what torch makes of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lipfast.errors import NonFiniteError, TraceError
+from lipfast.errors import NonFiniteError, TraceError, naming
 from lipfast.plan import matrix_errors, running_errors  # noqa: F401 (both register functions)
 from lipfast.plan.apply import call_op
 from lipfast.plan.graph import Argument, Constant, Node, Reference, computed_name, error_name
@@ -37,35 +37,63 @@ MOVES = frozenset(
             "swapaxes",
         ),
         *("t", "transpose", "tril", "triu", "unflatten", "unsqueeze", "view"),
+        *("alias", "detach_", "lift_fresh", "positive", "unfold"),
     )
 )
 # Exact, if the operands are: comparisons, integers, and what overwrites entries.
 _EXACT_ON_EXACT = frozenset(
     f"aten.{name}"
     for name in (
-        *("arange", "bitwise_and", "bitwise_not", "bitwise_or", "diag_embed", "empty", "eq", "eye"),
-        *("fill", "floor_divide", "full", "full_like", "ge", "gt", "le", "linspace", "logical_and"),
+        *("bitwise_and", "bitwise_not", "bitwise_or", "diag_embed", "empty", "eq", "eye"),
+        *("fill", "full", "full_like", "ge", "gt", "le", "logical_and"),
         *("logical_not", "logical_or", "lt", "masked_fill", "meshgrid", "ne", "new_full"),
-        *("new_ones", "new_zeros", "ones", "ones_like", "remainder", "scalar_tensor", "sign"),
+        *("new_ones", "new_zeros", "ones", "ones_like", "scalar_tensor", "sign"),
         *("slice_scatter", "select_scatter", "where", "zeros", "zeros_like", "copy", "index_put"),
     )
 )
+# Of integers, and with integers as a result; of other numbers they round or jump.
+_INTEGER = frozenset(f"aten.{name}" for name in ("floor_divide", "remainder", "bitwise_xor"))
 _CASTS = frozenset({"aten.to", "aten._to_copy", "aten.type_as", "aten.lift_fresh_copy"})
 
 
-def known(op: str) -> bool:
-    """Whether an op on parameters can be evaluated with its rounding errors."""
-    return op in MOVES or op in _EXACT_ON_EXACT or op in _CASTS or op in running_errors.RULES
+def refusal(node: Node) -> str | None:
+    """Why an op on parameters cannot be evaluated with its rounding errors; None if it can."""
+    if any(reference.kind == "batch" for reference in node.references()):
+        return "of parameters and the number of samples"
+    if node.op in running_errors.RULES:
+        return running_errors.refusal(node)
+    if node.op == "aten.index_put" and node.argument(3, "accumulate") is True:
+        return "with sums"
+    known = node.op in MOVES or node.op in _EXACT_ON_EXACT or node.op in _CASTS
+    return None if known or node.op in _INTEGER else "applied to parameters only"
 
 
 def rounded(nodes: Iterable[Node]) -> frozenset[str]:
-    """Names of the computed nodes whose values carry rounding errors."""
+    """Names of the computed nodes whose values may carry rounding errors."""
     found: set[str] = set()
     for node in nodes:
         inherited = any(ref.kind == "node" and ref.name in found for ref in node.references())
-        if node.op in running_errors.RULES or (inherited and node.op not in _EXACT_ON_EXACT):
+        exact = node.op in _EXACT_ON_EXACT or node.op in _INTEGER
+        if node.op in running_errors.RULES or (inherited and not exact):
             found.add(node.name)
     return frozenset(found)
+
+
+def exact_value(node: Node, constants: Mapping[str, Constant]) -> Tensor | None:
+    """What an op makes of constants, if nothing is rounded and nothing is beyond the rules."""
+    state = _Evaluation({}, constants, {})
+    try:
+        with naming(node.op, node.module):
+            integers = _of_integers(node, state)
+        if integers is not None:
+            return integers
+        if refusal(node) is not None:
+            return None
+        value = _evaluate(node, state)
+    except TraceError:
+        return None
+    inexact = value.error is not None and bool(value.error.any())
+    return None if inexact or bool(value.tensor.isnan().any()) else value.tensor
 
 
 @dataclass
@@ -117,9 +145,7 @@ def evaluate_computed(
         value = _evaluate(node, state)
         state.values[node.name] = value
         name = computed_name(node.name)
-        finite = value.error is None or bool(torch.isfinite(value.error).all())
-        # Masks hold -inf on purpose.
-        if node.name in inexact and not (finite and bool(torch.isfinite(value.tensor).all())):
+        if node.name in inexact and not _sure(value):
             raise NonFiniteError(
                 f"{where}{node.op} in module '{node.module}', which computes a weight from "
                 "parameters, gives numbers that are not finite, or that rounding may make so"
@@ -131,24 +157,57 @@ def evaluate_computed(
     return found
 
 
+def _sure(value: Value) -> bool:
+    """Whether every entry is a number near the truth; masks hold -inf on purpose."""
+    if value.error is None:
+        return not bool(value.tensor.isnan().any())
+    meant = torch.isinf(value.tensor) & (value.error == 0)
+    return bool((torch.isfinite(value.error) & (torch.isfinite(value.tensor) | meant)).all())
+
+
 def _evaluate(node: Node, state: _Evaluation) -> Value:
+    with naming(node.op, node.module):
+        return _value_of(node, state)
+
+
+def _value_of(node: Node, state: _Evaluation) -> Value:
+    integers = _of_integers(node, state)
+    if integers is not None:
+        return Value(integers)
     rule = running_errors.RULES.get(node.op)
     if rule is not None:
-        operands = [_operand(argument, state) for argument in node.args]
-        return rule(operands, dict(node.kwargs))
-    operand_errors = [state.value(ref).error for ref in node.references() if ref.kind != "dtype"]
-    exact = all(error is None or not bool(error.any()) for error in operand_errors)
+        bound = running_errors.bind(node)
+        args = [_operand(argument, state) for argument in bound.args]
+        return rule.evaluate(
+            *args, **{key: _operand(entry, state) for key, entry in bound.kwargs.items()}
+        )
+    errors = [value.error for value in _operands(node, state)]
+    exact = all(error is None or not bool(error.any()) for error in errors)
     if node.op in _CASTS:
         return _cast(node, state, exact=exact)
     value = _wide(_call(node, lambda ref: state.value(ref).tensor))
-    if exact:
+    if exact and (node.op not in _INTEGER or not value.is_floating_point()):
         return Value(value)
-    if node.op in _EXACT_ON_EXACT:
+    if node.op in _EXACT_ON_EXACT or node.op in _INTEGER:
         raise TraceError(
             f"{node.op} in module '{node.module}' is applied to a tensor that is computed from "
-            "parameters with rounding errors: there is no bound of its error"
+            "parameters with rounding errors, or to one that is not of integers: there is no bound "
+            "of its error"
         )
     return Value(value, _call(node, lambda ref: _error_of(state.value(ref))).abs())
+
+
+def _operands(node: Node, state: _Evaluation) -> list[Value]:
+    return [state.value(ref) for ref in node.references() if ref.kind != "dtype"]
+
+
+def _of_integers(node: Node, state: _Evaluation) -> Tensor | None:
+    """The result of an op on integers or truth values, if it is of them too."""
+    floating = any(value.tensor.is_floating_point() for value in _operands(node, state))
+    if floating or not node.op.startswith("aten."):
+        return None
+    result = _call(node, lambda ref: state.value(ref).tensor)
+    return None if result.is_floating_point() else result
 
 
 def _error_of(value: Value) -> Tensor:

@@ -7,8 +7,7 @@ of the norm of an error is a bound of each of its entries.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -38,15 +37,39 @@ def _spread(result: Tensor, bound: float) -> Value:
     return Value(result, torch.full_like(result, bound))
 
 
-def _matrix(operand: object) -> Value:
-    assert isinstance(operand, Value)
-    if operand.tensor.dim() != 2:
-        return Value(torch.full((1, 1), math.nan, dtype=torch.float64, device="cpu"))
-    return operand
+def _of_each(function: Callable[..., Value], *operands: object) -> Value:
+    """A function of matrices (and of a vector for each), applied along the leading dimensions."""
+    values = [operand for operand in operands if isinstance(operand, Value)]
+    leading = values[0].tensor.shape[:-2]
+    if len(values) != len(operands) or any(
+        value.tensor.shape[: len(leading)] != leading for value in values
+    ):
+        raise ValueError("expected tensors with the same leading dimensions")
+    if not leading:
+        return function(*values)
+    columns = [_unbound(value, len(leading)) for value in values]
+    found = [function(*entries) for entries in zip(*columns, strict=True)]
+    errors = [torch.zeros_like(v.tensor) if v.error is None else v.error for v in found]
+    tensor = torch.stack([value.tensor for value in found])
+    shape = (*leading, *tensor.shape[1:])
+    return Value(tensor.reshape(shape), torch.stack(errors).reshape(shape))
+
+
+def _unbound(value: Value, leading: int) -> list[Value]:
+    tensors = value.tensor.flatten(0, leading - 1).unbind()
+    if value.error is None:
+        return [Value(tensor) for tensor in tensors]
+    errors = value.error.flatten(0, leading - 1).unbind()
+    return [Value(tensor, error) for tensor, error in zip(tensors, errors, strict=True)]
 
 
 @rule("matrix_exp", "linalg_matrix_exp")
-def exponential(operands: Sequence[Any], options: Mapping[str, Any]) -> Value:
+def matrix_exponential(matrix: object) -> Value:
+    """Of each matrix, see `exponential`."""
+    return _of_each(exponential, matrix)
+
+
+def exponential(value: Value) -> Value:
     r"""``exp(A)`` by scaling, Taylor's series of degree 18 and squaring, with its error's norm.
 
     $B = 2^{-s} A$ with $\|B\| \le 1/2$ (exact). The remainder is at most $2 \|B\|^{19}/19!$;
@@ -56,7 +79,6 @@ def exponential(operands: Sequence[Any], options: Mapping[str, Any]) -> Value:
     moves the result by at most $\|E\| e^{\|E\|}$ times $e^{\|A\|}$ (1 for a skew A, when E is
     skew too; not used).
     """
-    value = _matrix(operands[0])
     a = value.tensor
     given = 0.0 if value.error is None else _size(value.error)
     if not bool(torch.isfinite(a).all()):
@@ -89,14 +111,38 @@ def exponential(operands: Sequence[Any], options: Mapping[str, Any]) -> Value:
 
 
 @rule("linalg_solve")
-def solution(operands: Sequence[Any], options: Mapping[str, Any]) -> Value:
+def linalg_solve(a: object, b: object, *, left: bool = True) -> Value:
+    """``A^-1 B``, or ``B A^-1 = (A^-T B^T)^T`` for `left` False."""
+    assert isinstance(a, Value)
+    assert isinstance(b, Value)
+    if b.tensor.dim() == 1 or b.tensor.dim() == a.tensor.dim() - 1:
+        if not left:
+            raise ValueError("a vector of right-hand sides with left=False")
+        return _turned(_of_each(solution, a, _turned(b, lambda t: t.unsqueeze(-1))), _first)
+    if left:
+        return _of_each(solution, a, b)
+    return _turned(_of_each(solution, _turned(a, _transpose), _turned(b, _transpose)), _transpose)
+
+
+def _transpose(matrix: Tensor) -> Tensor:
+    return matrix.mT
+
+
+def _first(matrix: Tensor) -> Tensor:
+    return matrix.squeeze(-1)
+
+
+def _turned(value: Value, move: Callable[[Tensor], Tensor]) -> Value:
+    return Value(move(value.tensor), None if value.error is None else move(value.error))
+
+
+def solution(m: Value, b: Value) -> Value:
     r"""``X = M^-1 B`` with an error proved afterwards.
 
     With C an approximate inverse and $\alpha = \|I - C M\| < 1$:
     $\|M^{-1} B - \hat X\| \le \|C (B - M \hat X)\| / (1 - \alpha)$, for all M and B within their
     errors (Rump, Acta Numerica 19, 2010).
     """
-    m, b = _matrix(operands[0]), _matrix(operands[1])
     try:
         found = torch.linalg.solve(m.tensor, b.tensor)
         inverse = torch.linalg.inv(m.tensor)
@@ -117,15 +163,18 @@ def solution(operands: Sequence[Any], options: Mapping[str, Any]) -> Value:
 
 
 @rule("linalg_householder_product")
-def reflections(operands: Sequence[Any], options: Mapping[str, Any]) -> Value:
+def householder_product(a: object, tau: object) -> Value:
+    """Of each matrix, see `reflections`."""
+    return _of_each(reflections, a, tau)
+
+
+def reflections(value: Value, tau: Value) -> Value:
     r"""The first columns of ``H_1 ... H_k``, ``H_i = I - tau_i v_i v_i^T``, with its error's norm.
 
     $v_i$ has a 1 at i and the entries of A below. Reflections are applied from the last on:
     $Y \leftarrow Y - (\tau v)(v^T Y)$, which passes an error of Y on by
     $\|H\|_2 = \max(1, |1 - \tau \|v\|^2|)$ and adds that of $\tau$ and v, and its own rounding.
     """
-    value, tau = _matrix(operands[0]), operands[1]
-    assert isinstance(tau, Value)
     rows, columns = value.tensor.shape
     result = torch.eye(rows, columns, dtype=torch.float64, device="cpu")
     errors = torch.zeros_like(tau.tensor) if tau.error is None else tau.error

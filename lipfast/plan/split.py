@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from lipfast.errors import TraceError
-from lipfast.plan.computed import known, rounded
+from lipfast.plan.computed import refusal, rounded
 from lipfast.plan.graph import Argument, Graph, Node, Reference, computed_name, substitute
 
 # Ops that put the number of samples in front of something that is the same for all of them.
@@ -14,6 +14,8 @@ _REPEATING = frozenset(
     {"aten.expand", "aten.full", "aten.ones", "aten.repeat", "aten.zeros", "aten.broadcast_to"}
 )
 REPEATED = "lipfast.repeated"
+# A parameter stands beside the activations here; no entry of the one is multiplied by the other.
+BESIDE = frozenset({"aten.add", "aten.sub", "aten.rsub", "aten.cat", "aten.stack"})
 # Rules that account for the rounding errors of a computed operand.
 _AFFINE = frozenset({"aten.linear", "lipfast.matmul", "aten.convolution"})
 
@@ -43,10 +45,38 @@ def split_computed(
     replaced: dict[str, Argument] = {
         name: Reference("parameter", computed_name(name)) for name in names
     }
+    inexact = rounded(moved)
+    kept, inverses = _without_quotients(kept, {n.name: n for n in moved if n.name in inexact})
+    moved += inverses
+    replaced |= {node.name: Reference("parameter", computed_name(node.name)) for node in inverses}
     nodes = [_with_arguments(node, replaced) for node in kept]
     used = {ref.name for node in nodes for ref in node.references() if ref.kind == "parameter"}
     computed = _needed(moved, used)
     return Graph(tuple(nodes), graph.outputs), computed
+
+
+def _without_quotients(
+    kept: list[Node], inexact: Mapping[str, Node]
+) -> tuple[list[Node], list[Node]]:
+    """``x / c`` with a rounded c as ``x (1 / c)``, and the nodes that compute ``1 / c``.
+
+    A product is linear in its factors, so the rules account for their rounding errors.
+    """
+    nodes: list[Node] = []
+    inverses: dict[str, Node] = {}
+    for node in kept:
+        divisor = node.args[1] if node.op == "aten.div" and len(node.args) == 2 else None
+        source = inexact.get(divisor.name) if isinstance(divisor, Reference) else None
+        if source is None or node.kwargs:
+            nodes.append(node)
+            continue
+        name = f"{source.name}_inverse"
+        inverses[name] = replace(
+            source, name=name, op="aten.reciprocal", args=(divisor,), kwargs=()
+        )
+        product = (node.args[0], Reference("node", name))
+        nodes.append(replace(node, op="aten.mul", args=product))
+    return nodes, list(inverses.values())
 
 
 def _with_arguments(node: Node, replaced: Mapping[str, Argument]) -> Node:
@@ -115,9 +145,9 @@ def without_bound(graph: Graph, computed: tuple[Node, ...]) -> list[tuple[str, s
     Also the ops of the graph whose rules do not account for that of a computed parameter.
     """
     missing = [
-        (f"{node.op} ({_why(node)})", node.module)
+        (f"{node.op} ({_control_flow(node) or why})", node.module)
         for node in computed
-        if not known(node.op) or any(ref.kind == "batch" for ref in node.references())
+        if (why := refusal(node)) is not None
     ]
     inexact = {computed_name(name) for name in rounded(computed)}
     return missing + [
@@ -127,11 +157,11 @@ def without_bound(graph: Graph, computed: tuple[Node, ...]) -> list[tuple[str, s
     ]
 
 
-def _why(node: Node) -> str:
-    return "control flow" if node.op.startswith("get_attr.") else "applied to parameters only"
+def _control_flow(node: Node) -> str:
+    return "control flow" if node.op.startswith("get_attr.") else ""
 
 
 def accounts_for_errors(node: Node) -> bool:
     """Whether the bounds of a node hold although a parameter of it is rounded."""
-    sums = ("aten.add", "aten.sub", "aten.mul", REPEATED)
-    return node.op in _AFFINE or node.op.startswith("aten.conv") or node.op in sums
+    linear = node.op in _AFFINE or node.op.startswith("aten.conv")
+    return linear or node.op in BESIDE or node.op in ("aten.mul", REPEATED)

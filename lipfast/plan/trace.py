@@ -20,7 +20,6 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.fx import Node as FxNode
 
 from lipfast.errors import ArgumentError, TraceError
-from lipfast.plan.apply import call_op
 from lipfast.plan.batch_first import samples_in_front
 from lipfast.plan.canonical import (
     Call,
@@ -31,6 +30,7 @@ from lipfast.plan.canonical import (
     part,
     rank_of_first_tensor,
 )
+from lipfast.plan.computed import exact_value
 from lipfast.plan.graph import Argument, Constant, Graph, Node, Reference, computed_name
 from lipfast.plan.simplify import join_attention, join_products, simplify
 from lipfast.plan.split import split_computed, without_bound
@@ -585,7 +585,10 @@ def _became_constant(
     args: tuple[Argument, ...],
     kwargs: tuple[tuple[str, Argument], ...],
 ) -> bool:
-    """Evaluate what depends on constants only (ranges, masks, indices), if it is small."""
+    """Evaluate what depends on constants only (ranges, masks, indices), if it is small and exact.
+
+    Whatever rounds is left to the computed parameters, which carry a bound of their error.
+    """
     value = node.meta.get("val")
     if not isinstance(value, Tensor) or value.is_complex() or not only_constants(args, kwargs):
         return False
@@ -594,12 +597,12 @@ def _became_constant(
     sizes = [size for size in value.shape if isinstance(size, int)]
     if len(sizes) != value.dim() or math.prod(sizes) > MAX_CONSTANT_ENTRIES:
         return False
-    try:
-        call = Node(node.name, op, args, kwargs)
-        result = call_op(call, lambda ref: state.constants[ref.name].tensor(), 0)
-    except (RuntimeError, AttributeError, AssertionError):
-        return False  # left as it is: it has no rule, and the error names it
-    state.constants[node.name] = Constant.from_tensor(result.to(value.dtype))
+    result = exact_value(Node(node.name, op, args, kwargs), state.constants)
+    if result is None or result.shape != value.shape:
+        return False
+    narrow = result.to(value.dtype)
+    exact = torch.equal(narrow.to(result.dtype), result)
+    state.constants[node.name] = Constant.from_tensor(narrow if exact else result)
     state.values[node] = Reference("constant", node.name)
     return True
 

@@ -24,8 +24,17 @@ from lipfast.rules.rounding import SMALLEST, UNDERFLOW, UNIT_ROUNDOFF
 from lipfast.rules.upward import Upward, joined
 
 
-def _alpha(node: Node) -> float:
-    return node.number(2, "alpha", 1.0)
+def _factors(node: Node) -> tuple[float, float]:
+    """What a sum multiplies its operands by: ``x + a y``, ``x - a y``, and ``y - a x`` (rsub)."""
+    alpha = node.number(2, "alpha", 1.0)
+    return {"aten.add": (1.0, alpha), "aten.sub": (1.0, -alpha), "aten.rsub": (-alpha, 1.0)}[
+        node.op
+    ]
+
+
+def _sizes(node: Node) -> tuple[float, float]:
+    first, second = _factors(node)
+    return abs(first), abs(second)
 
 
 def _copies(call: Call, position: int) -> Upward:
@@ -57,15 +66,16 @@ def _evaluate_sum(arguments: Arguments) -> Tensor:
     node = arguments.node
     first = _aligned(arguments, node.args[0])
     second = _aligned(arguments, node.args[1])
-    sign = -1.0 if node.op == "aten.sub" else 1.0
-    return cast(Tensor, first + (sign * _alpha(node)) * second)
+    one, other = _factors(node)
+    # In the order that rounds least: a factor of 1 is exact.
+    return cast(Tensor, first + other * second if one == 1.0 else second + one * first)
 
 
 def _error_sum(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
     node = arguments.node
     remaining = iter(errors)
     total = output.abs() * UNIT_ROUNDOFF
-    for factor, argument in zip((1.0, abs(_alpha(node))), node.args[:2], strict=True):
+    for factor, argument in zip(_sizes(node), node.args[:2], strict=True):
         if factor != 1.0:  # the product alpha y is rounded too
             # In this order: 2 u alpha may underflow where u |alpha y| does not.
             product = _entries(arguments, argument, output).abs() * factor
@@ -89,8 +99,7 @@ def _exact_where_masked(
         return total
     node, remaining = arguments.node, iter(errors)
     masks = torch.zeros_like(hidden)
-    factors = (1.0, (-1.0 if node.op == "aten.sub" else 1.0) * _alpha(node))
-    for factor, argument in zip(factors, node.args[:2], strict=True):
+    for factor, argument in zip(_factors(node), node.args[:2], strict=True):
         operand = _entries(arguments, argument, output) * factor == -math.inf
         error = next(remaining) if isinstance(argument, Reference) else None
         if error is not None:
@@ -102,7 +111,7 @@ def _exact_where_masked(
 def _sum_magnitude(call: Call) -> Magnitude:
     """Of a sum: magnitudes add; what is broadcast counts by its entries."""
     total, position = Magnitude(*[Upward.of(0.0)] * 3), 0
-    for factor, argument in zip((1.0, abs(_alpha(call.node))), call.node.args[:2], strict=True):
+    for factor, argument in zip(_sizes(call.node), call.node.args[:2], strict=True):
         if isinstance(argument, Reference):
             size = call.magnitudes[position]
             if copy_count(call, position) > 1:
@@ -115,7 +124,14 @@ def _sum_magnitude(call: Call) -> Magnitude:
     return total
 
 
-@rule("aten.add", "aten.sub", evaluate=_evaluate_sum, error=_error_sum, magnitude=_sum_magnitude)
+@rule(
+    "aten.add",
+    "aten.sub",
+    "aten.rsub",
+    evaluate=_evaluate_sum,
+    error=_error_sum,
+    magnitude=_sum_magnitude,
+)
 def add(call: Call) -> Upward:
     """``L(x + alpha y) = L(x) + |alpha| L(y)``; constants add nothing (residual: 1 + branch).
 
@@ -123,7 +139,7 @@ def add(call: Call) -> Upward:
     ``copies`` for norm 1.
     """
     total, position = Upward.of(0.0), 0
-    for factor, argument in zip((1.0, abs(_alpha(call.node))), call.node.args[:2], strict=True):
+    for factor, argument in zip(_sizes(call.node), call.node.args[:2], strict=True):
         if isinstance(argument, Reference):
             total = total + call.operands[position] * factor * _copies(call, position)
             position += 1

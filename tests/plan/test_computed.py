@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import mpmath
 import pytest
@@ -308,3 +310,94 @@ def test_a_weight_at_the_threshold_of_softplus_is_refused_where_rounding_decides
     layer = rectified(0.1, 3.0, 3 * 0.1)
     with pytest.raises(NonFiniteError, match="softplus"):
         lipfast.upper_bound(layer, torch.zeros(1, 1).double())
+
+
+class OfTensors(nn.Module):
+    """A function of the input and of tensors: parameters, buffers, buffers that are not stored."""
+
+    def __init__(self, function: Any, **tensors: Tensor) -> None:
+        super().__init__()
+        self.function = function
+        for name, value in tensors.items():
+            if name.startswith("constant"):
+                self.register_buffer(name, value, persistent=False)
+            elif value.is_floating_point():
+                self.register_parameter(name, nn.Parameter(value))
+            else:
+                self.register_buffer(name, value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.function(self, x)
+        return result
+
+
+def norms_of_the_jacobian(model: nn.Module, x: Tensor) -> dict[float, float]:
+    """Of a map that is affine, in float64."""
+    jacobian = torch.autograd.functional.jacobian(model, x[:1].double())
+    matrix = jacobian.reshape(jacobian.shape[1:].numel() // x[0].numel(), -1)
+    return {norm: float(torch.linalg.matrix_norm(matrix, norm)) for norm in NORMS}
+
+
+A3 = torch.tensor([[2.0, -1.0, 0.5], [0.25, 3.0, 1.0], [-1.5, 0.75, 4.0]])
+B3 = torch.tensor([[0.3, 1.1, -2.0], [1.7, -0.4, 0.9], [0.2, 0.6, -1.3]])
+EFFECTIVE = {
+    "mixed": lambda s, x: nn.functional.linear(x, s.g * s.a + (1 - s.g) * s.b),
+    "rsub with alpha": lambda s, x: x @ torch.rsub(s.a, s.b, alpha=2.5),
+    "one minus x": lambda s, x: 1 - x @ s.a,
+    "inner": lambda s, x: nn.functional.linear(x, torch.inner(s.a, s.b)),
+    "solve from the right": lambda s, x: x @ torch.linalg.solve(s.a, s.b, left=False),
+    "by a constant's root": lambda s, x: (x @ s.a) * s.constant.sqrt(),
+    "over a constant's root": lambda s, x: (x @ s.a) / torch.sqrt(s.constant),
+    "over a parameter": lambda s, x: (x @ s.a) / s.b[0].exp(),
+    "columns of norm 1": lambda s, x: x @ (s.a / s.a.norm(1, 0)),
+    "rows chosen by integers": lambda s, x: x @ s.a[(s.index + 1) % 3],
+    "beside numbers": lambda s, x: torch.cat([x @ s.a, (s.b[:1] / 3).expand(x.shape[0], -1)], 1),
+    "a grid": lambda s, x: (x + torch.linspace(-1, 1, 3)) @ s.a,
+}
+
+
+@pytest.mark.parametrize("name", EFFECTIVE)
+def test_the_effective_map_is_bounded_from_both_sides(name: str) -> None:
+    model = OfTensors(
+        EFFECTIVE[name],
+        a=A3.clone(),
+        b=B3.clone(),
+        g=torch.tensor(0.3),
+        index=torch.tensor([0, 2, 1]),
+        constant=torch.tensor(5.0),
+    )
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    plan = Plan.trace(model, x)
+    bounds = {norm: plan.bounds(model.state_dict(), x, norm=norm) for norm in NORMS}
+    truths = norms_of_the_jacobian(model.double(), x)
+    for norm, found in bounds.items():
+        assert found.upper.certified and found.lower.certified
+        assert truths[norm] * (1 - 1e-13) <= found.upper.value <= 1.5 * truths[norm]
+        assert found.lower.value <= truths[norm] * (1 + 1e-13)
+        assert found.lower.value >= 0.2 * truths[norm]
+    check_enclosure(plan, model, (3,), 1e-11)
+
+
+def test_constants_are_folded_only_where_nothing_is_rounded() -> None:
+    """sqrt(3) in float32 is below the root; a mask and a table of indices stay constants."""
+    root = OfTensors(lambda s, x: x * s.constant.sqrt(), constant=torch.tensor(3.0))
+    x = torch.zeros(2, 3)
+    plan = Plan.trace(root, x)
+    assert [node.op for node in plan.computed] == ["aten.sqrt"]
+    for norm in NORMS:
+        upper = plan.upper({}, norm=norm)
+        assert upper.certified
+        assert Fraction(upper.value) ** 2 >= 3
+        assert upper.value <= math.sqrt(3.0) * (1 + 1e-15)
+    exact = OfTensors(
+        lambda s, x: x[:, torch.arange(2) + 1] * (1.0 - s.constant) * 0.5, constant=torch.zeros(2)
+    )
+    plan = Plan.trace(exact, x)
+    assert not plan.computed
+    assert 0.5 <= plan.upper({}).value <= 0.5 * (1 + 1e-15)
+
+
+def test_numbers_of_the_code_are_exact() -> None:
+    """0.1 as float64, whatever the dtype of the model."""
+    model = OfTensors(lambda s, x: x * torch.full((3,), 0.1))
+    assert Plan.trace(model, torch.zeros(2, 3)).upper({}).value >= 0.1

@@ -110,6 +110,7 @@ CASES: dict[str, Case] = {
     ),
     "aten.add": Case(IMAGE, (X, X), linear=True),
     "aten.sub": Case(IMAGE, (X, W), linear=True, parameters={"w": (2, 5, 4)}),
+    "aten.rsub": linear(ROW, 1.5, -3.0),
     "aten.div": linear(ROW, -3.0),
     "aten.sum": linear(IMAGE, (2, 3)),
     "aten.mean": linear(IMAGE, (1, 3), True),
