@@ -52,7 +52,7 @@ _EXACT_ON_EXACT = frozenset(
     )
 )
 # Of integers, and with integers as a result; of other numbers they round or jump.
-_INTEGER = frozenset(f"aten.{name}" for name in ("floor_divide", "remainder", "bitwise_xor"))
+_INTEGER = frozenset(f"aten.{name}" for name in ("floor_divide", "bitwise_xor"))
 _CASTS = frozenset({"aten.to", "aten._to_copy", "aten.type_as", "aten.lift_fresh_copy"})
 
 

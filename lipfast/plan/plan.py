@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor
 
-from lipfast.errors import ArgumentError, TraceError
+from lipfast.errors import ArgumentError, StateDictError, TraceError
 from lipfast.ops.threads import one_thread
 from lipfast.plan.computed import evaluate_computed, rounded
 from lipfast.plan.fold import FoldedGraph, fold_batch_norm, parameter_shapes
@@ -40,6 +40,7 @@ from lipfast.plan.masks import (
 from lipfast.plan.merge import merge_affine, merged_layers
 from lipfast.plan.state import require_finite, resolve
 from lipfast.plan.trace import Source, trace
+from lipfast.rules.normalization import default_eps
 from lipfast.rules.registry import Convolution, LayerRequest, Norm, lookup, require_rules
 
 if TYPE_CHECKING:
@@ -290,12 +291,33 @@ class Plan:
         ]
         numbers = [name for name in self.stored_parameters if name not in tables]
         require_finite(tensors, numbers, where, self._masks)
+        self._require_dtype(tensors, where)
         if self.computed:
             found = evaluate_computed(self.computed, tensors, self.constants, where)
             tensors = {**tensors, **found}
         if self._hidden or any(holds_minus_infinity(tensors[name]) for name in self._masks):
             require_visible_entries(self.graph, tensors, self.constants, where)
         return tensors
+
+    def _require_dtype(self, tensors: Mapping[str, Tensor], where: str) -> None:
+        """A normalisation without an eps takes it from the dtype, which must be that of the trace.
+
+        Raises:
+            StateDictError: the weights are float64 and those of the trace were not, or vice versa.
+        """
+        traced = {eps for node in self.graph.nodes if (eps := default_eps(node)) is not None}
+        dtypes = {tensors[name].dtype for name in self.stored_parameters}
+        dtypes = {dtype for dtype in dtypes if dtype.is_floating_point}
+        double = torch.finfo(torch.float64).eps in traced
+        if not traced or not dtypes or (torch.float64 in dtypes) is double:
+            return
+        if not double and dtypes != {torch.float64}:
+            return
+        raise StateDictError(
+            f"{where}the weights are {'not ' if double else ''}float64, and those of the trace "
+            f"were{'' if double else ' not'}: an RMSNorm without eps takes that of the "
+            "dtype. Trace the model in the dtype of the state dict, or give RMSNorm an eps."
+        )
 
     def resolve_all(self, state_dicts: StateDict | Sequence[StateDict]) -> list[dict[str, Tensor]]:
         """`resolve` one or many state dicts; errors say which entry of a list."""

@@ -219,6 +219,20 @@ def _div(x: object, y: object) -> Value:
     return _finished(result, error, certain & ((whole & back) | scaled) & (second.tensor != 0))
 
 
+@rule("remainder")
+def _remainder(x: object, y: object) -> Value:
+    """``x - y floor(x / y)`` of exact operands: `fmod` is exact, the shift by y is rounded.
+
+    inf for operands with errors: there it jumps.
+    """
+    first, second = _value(x), _value(y)
+    result = torch.remainder(first.tensor, second.tensor)
+    certain = (_error(first) == 0) & (_error(second) == 0)
+    error = torch.where(certain, 2 * u * result.abs(), math.inf)
+    unmoved = (result == torch.fmod(first.tensor, second.tensor)) | (_whole(first) & _whole(second))
+    return _finished(result, error, certain & unmoved)
+
+
 @rule("reciprocal")
 def _reciprocal(x: object) -> Value:
     """``1 / x``."""

@@ -564,9 +564,11 @@ def _without_pattern(
 
 
 def _with_default_eps(args: tuple[Argument, ...], dtype: torch.dtype) -> tuple[Argument, ...]:
-    """RMSNorm without an eps takes that of the dtype that it runs in."""
+    """RMSNorm without an eps takes that of the dtype that it runs in: the dtype stands for it."""
     padded = (*args, *[None] * (4 - len(args)))
-    return padded if padded[3] is not None else (*padded[:3], torch.finfo(dtype).eps)
+    if padded[3] is not None:
+        return padded
+    return (*padded[:3], Reference("dtype", str(dtype).removeprefix("torch.")))
 
 
 def _entry(state: _Conversion, node: FxNode) -> Call | None:

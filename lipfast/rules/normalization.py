@@ -128,12 +128,29 @@ def stored_normalization(call: Call) -> Upward:
     return _stored_constant(call) * call.input
 
 
+def default_eps(node: Node) -> float | None:
+    """The eps that follows from the dtype that a normalisation runs in; None if it was given.
+
+    torch computes half precision in float32, and takes its eps.
+    """
+    given = node.argument(3, "eps") if node.op == "aten.rms_norm" else None
+    if not isinstance(given, Reference) or given.kind != "dtype":
+        return None
+    double = given.name == "float64"
+    return torch.finfo(torch.float64 if double else torch.float32).eps
+
+
+def _eps(node: Node) -> float:
+    default = default_eps(node)
+    return node.number(*_EPS[node.op]) if default is None else default
+
+
 class _Groups:
     """Which entries a normalisation by the sample's statistics takes together."""
 
     def __init__(self, node: Node) -> None:
         op, shape = node.op, node.shape
-        self.eps = node.number(*_EPS[op])
+        self.eps = _eps(node)
         self.weight = node.argument(*_WEIGHT[op])
         self.bias = None if op == "aten.rms_norm" else node.argument(*_BIAS[op])
         self.centred = op != "aten.rms_norm"
@@ -174,7 +191,7 @@ def _sample_supported(node: Node) -> str | None:
     whole = isinstance(axes, tuple) and len(axes) > len(node.shape)
     if node.op in ("aten.layer_norm", "aten.rms_norm") and whole:
         return "over the samples"
-    kinds = [ref.kind for ref in node.references()]
+    kinds = [ref.kind for ref in node.references() if ref.kind != "dtype"]
     known = kinds.count("node") == 1 and set(kinds) <= {"node", "parameter", "constant"}
     return None if known else "with a computed weight"
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from lipfast.errors import TraceError
+from lipfast.errors import NonFiniteError, TraceError
 from lipfast.plan import matrix_errors  # noqa: F401 (registers rules)
 from lipfast.plan.apply import call_op
 from lipfast.plan.computed import evaluate_computed, exact_value, refusal
@@ -40,6 +41,7 @@ CASES: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "rsub": [((A, B), {}), ((A, B), {"alpha": 2.5}), ((A, 1), {}), ((A, 1.5, 3), {})],
     "mul": [((A, B), {}), ((A, 0.3), {}), ((A, V), {})],
     "div": [((A, P), {}), ((A, 0.3), {}), ((A, 4.0), {})],
+    "remainder": [((A, 0.3), {}), ((A, -0.3), {}), ((A, P), {}), ((-1e-3 * P, 0.3), {})],
     "reciprocal": [((P,), {})],
     "neg": [((A,), {})],
     "abs": [((A,), {})],
@@ -117,6 +119,7 @@ CASES: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
 # What takes no dtype: `_Case` gives the others float64, as the model's own would be.
 FACTORIES = ("arange", "linspace")
 CALLS = [(op, index) for op, calls in CASES.items() for index in range(len(calls))]
+CONTINUOUS = [(op, index) for op, index in CALLS if op not in (*FACTORIES, "remainder")]
 
 
 class Case:
@@ -169,7 +172,7 @@ def test_the_interval_holds_what_torch_evaluates(op: str, index: int) -> None:
     assert float(error.max()) <= 1e-10 * (1 + float(value.abs().max()))
 
 
-@pytest.mark.parametrize(("op", "index"), [entry for entry in CALLS if entry[0] not in FACTORIES])
+@pytest.mark.parametrize(("op", "index"), CONTINUOUS)
 @pytest.mark.parametrize("errors", [1e-9, 1e-4])
 def test_the_interval_holds_the_results_of_all_operands_within_their_errors(
     op: str, index: int, errors: float
@@ -250,11 +253,26 @@ def test_integers_are_what_torch_makes_of_them() -> None:
         assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("op", ["aten.remainder", "aten.floor_divide"])
-def test_what_jumps_is_refused_for_other_numbers(op: str) -> None:
-    node = Node("y", op, (Reference("parameter", "w"), 0.3))
-    with pytest.raises(TraceError, match=op):
-        evaluate_computed([node], {"w": A}, {})
+def test_what_jumps_is_refused_where_it_may() -> None:
+    w = Reference("parameter", "w")
+    with pytest.raises(TraceError, match="floor_divide"):
+        evaluate_computed([Node("y", "aten.floor_divide", (w, 0.3))], {"w": A}, {})
+    root = Node("x", "aten.sqrt", (w,))
+    for op in ("aten.remainder", "aten.sign", "aten.gt"):
+        jump = Node("y", op, (Reference("node", "x"), *([] if op == "aten.sign" else [0.3])))
+        with pytest.raises((TraceError, NonFiniteError), match=op):
+            evaluate_computed([root, jump], {"w": P}, {})
+
+
+def test_a_remainder_is_within_its_bound_in_rational_arithmetic() -> None:
+    """fmod(v, c) + c is rounded where v is negative: at most by its bound."""
+    for size in (1e-3, 0.1, 1.0, 30.0):
+        case = Case("remainder", (-size * P, 0.3), {})
+        value, error = case.enclosure()
+        entries = torch.stack([-size * P, value, error]).flatten(1).T.tolist()
+        for v, found, room in entries:
+            truth = Fraction(v) % Fraction(0.3)
+            assert abs(truth - Fraction(found)) <= Fraction(room)
 
 
 def test_what_is_exact_is_said_to_be_exact() -> None:

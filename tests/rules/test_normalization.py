@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from networks import randomised
 from torch import nn
 from torch.nn import functional
 
+from lipfast.errors import StateDictError
 from lipfast.plan.plan import Plan
 
 STORED = {
@@ -87,12 +89,42 @@ def test_without_eps_there_is_no_constant() -> None:
     assert "eps = 0" in (bound.reason or "")
 
 
-def test_rms_norm_without_an_eps_takes_that_of_its_dtype() -> None:
-    for dtype in (torch.float32, torch.float64):
-        layer = nn.RMSNorm(3, dtype=dtype)
-        plan = Plan.trace(layer, torch.zeros(2, 3, dtype=dtype))
-        expected = 1 / math.sqrt(torch.finfo(dtype).eps)
-        assert plan.upper(layer.state_dict()).value == pytest.approx(expected)
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str
+)
+def test_rms_norm_without_an_eps_takes_that_of_its_dtype(dtype: torch.dtype) -> None:
+    """Half precision runs in float32: its eps is measured from the slope near 0."""
+    layer = nn.RMSNorm(4, dtype=dtype)
+    x = torch.full((2, 4), 2.0**-14, dtype=dtype)
+    slope = float((layer(x) / x).detach().double().max())
+    precision = torch.float64 if dtype == torch.float64 else torch.float32
+    eps = torch.finfo(precision).eps
+    assert slope == pytest.approx((eps + 2.0**-28) ** -0.5, rel=1e-2)
+    for model in (layer, nn.Sequential(layer, nn.ReLU(inplace=True))):
+        bound = Plan.trace(model, x).upper(model.state_dict())
+        assert bound.certified
+        assert bound.value == pytest.approx(1 / math.sqrt(eps))
+        assert bound.value >= slope
+
+
+def test_a_plan_whose_eps_is_of_another_dtype_is_refused(tmp_path: Path) -> None:
+    """eps of float32 bounds the slope of a float64 module by 2896, which is 6.7e7."""
+    single, double = nn.RMSNorm(3), nn.RMSNorm(3, dtype=torch.float64)
+    plans = {
+        torch.float32: Plan.trace(single, torch.zeros(2, 3)),
+        torch.float64: Plan.trace(double, torch.zeros(2, 3, dtype=torch.float64)),
+    }
+    plans[torch.float32].save(tmp_path / "plan.json")
+    for plan in (plans[torch.float32], Plan.load(tmp_path / "plan.json")):
+        with pytest.raises(StateDictError, match="float64"):
+            plan.upper(double.state_dict())
+    with pytest.raises(StateDictError, match="not float64"):
+        plans[torch.float64].upper(single.state_dict())
+    for layer in (single, nn.RMSNorm(3).half(), nn.RMSNorm(3).bfloat16()):
+        assert plans[torch.float32].upper(layer.state_dict()).value == pytest.approx(2.0**11.5)
+    given = nn.RMSNorm(3, eps=1e-2)
+    plan = Plan.trace(given, torch.zeros(2, 3))
+    assert plan.upper(given.double().state_dict()).value == pytest.approx(10.0)
 
 
 def test_statistics_of_a_batch_are_refused() -> None:
