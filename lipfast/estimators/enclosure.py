@@ -16,7 +16,7 @@ from torch import Tensor
 from lipfast.plan.graph import error_name
 from lipfast.plan.interpret import NodeArguments, joined_outputs, walk
 from lipfast.plan.plan import Plan
-from lipfast.plan.split import BESIDE
+from lipfast.plan.split import BESIDE, READS_ERRORS
 from lipfast.rules.registry import RULES
 from lipfast.rules.rounding import UNDERFLOW, gamma
 
@@ -85,15 +85,19 @@ def node_error(
         Bounds like `output`; inf where it is not finite, but for what a mask hides.
     """
     node = arguments.node
+    reads = node.op in READS_ERRORS
     incoming = [
-        errors.get(reference.name) if reference.kind == "node" else None
+        errors.get(reference.name)
+        if reference.kind == "node"
+        else (parameters.get(error_name(reference.name)) if reads else None)
         for reference in node.references()
         if reference.kind in ("node", "parameter", "constant")
     ]
     rule = RULES[node.op]
     assert rule.error is not None
     error = rule.error(arguments, incoming, output)
-    error = error + _error_of_parameters(arguments, parameters, errors)
+    if not reads:
+        error = error + _error_of_parameters(arguments, parameters, errors)
     # An overflow, perhaps of a partial sum only, is not a number near the truth.
     known = torch.isfinite(output) & ~torch.isnan(error)
     return torch.where(known, error, math.inf)

@@ -150,22 +150,17 @@ def _power_of_two(tensor: Tensor) -> Tensor:
 
 @rule("add")
 def _add(x: object, y: object, alpha: float = 1.0) -> Value:
-    """``x + alpha y``: ``e_x + |alpha| e_y + 2u |alpha y| + u |z|``."""
+    """``x + alpha y``: ``e_x + e_p + u |z|``, p the product; exact where torch's sum is."""
     first, second, alpha = _value(x), _value(y), float(alpha)
-    result = first.tensor + alpha * second.tensor
-    error = _error(first) + abs(alpha) * _error(second)
-    certain = error == 0
-    infinite = torch.isinf(first.tensor) | torch.isinf(second.tensor)
-    error = error + 2 * u * result.abs()
-    if abs(alpha) != 1.0:
-        error = error + 2 * u * (alpha * second.tensor).abs()
-    whole = _whole(first) & _whole(second) & (alpha == round(alpha)) & (result.abs() < 2.0**53)
-    # A sum with 0, and a power of two times a number, are exact.
-    scaled = math.frexp(abs(alpha))[0] == 0.5
-    one_is_zero = ((first.tensor == 0) | (second.tensor == 0)) & scaled
-    one_is_zero &= result.abs() > 2.0**-900
-    nothing = (first.tensor == 0) & (second.tensor == 0)
-    return _finished(result, error, certain & (whole | one_is_zero | nothing | infinite))
+    scaled = second if alpha == 1.0 else _mul(second, alpha)
+    result = first.tensor + scaled.tensor
+    # The rounding of the sum itself is known exactly (Knuth); of infinite operands there is none.
+    part = result - first.tensor
+    lost = (first.tensor - (result - part)) + (scaled.tensor - part)
+    infinite = torch.isinf(first.tensor) | torch.isinf(scaled.tensor)
+    certain = (_error(first) == 0) & (_error(scaled) == 0)
+    error = _error(first) + _error(scaled) + 2 * u * result.abs()
+    return _finished(result, error, certain & ((lost == 0) | infinite))
 
 
 @rule("sub")

@@ -16,6 +16,8 @@ _REPEATING = frozenset(
 REPEATED = "lipfast.repeated"
 # A parameter stands beside the activations here; no entry of the one is multiplied by the other.
 BESIDE = frozenset({"aten.add", "aten.sub", "aten.rsub", "aten.cat", "aten.stack"})
+# Their `error` gets the errors of computed operands beside those of the activations.
+READS_ERRORS = frozenset({"aten.scaled_dot_product_attention"})
 # Rules that account for the rounding errors of a computed operand.
 _AFFINE = frozenset({"aten.linear", "lipfast.matmul", "aten.convolution"})
 
@@ -164,4 +166,5 @@ def _control_flow(node: Node) -> str:
 def accounts_for_errors(node: Node) -> bool:
     """Whether the bounds of a node hold although a parameter of it is rounded."""
     linear = node.op in _AFFINE or node.op.startswith("aten.conv")
-    return linear or node.op in BESIDE or node.op in ("aten.mul", REPEATED)
+    others = BESIDE | READS_ERRORS | {"aten.mul", REPEATED}
+    return linear or node.op in others

@@ -192,9 +192,18 @@ def _attention_supported(node: Node) -> str | None:
         return "with a computed mask"
     if node.number(4, "dropout_p", 0.0) != 0.0:
         return "with dropout"
-    if node.argument(7, "enable_gqa") is True:
-        return "with grouped queries"
     return None
+
+
+def _grouped(node: Node) -> bool:
+    return node.argument(7, "enable_gqa") is True
+
+
+def _per_query_head(node: Node, query: Tensor, other: Tensor | None) -> Tensor | None:
+    """Keys or values (or their errors) for every head of queries: each serves a group of them."""
+    if other is None or not _grouped(node):
+        return other
+    return other.repeat_interleave(query.shape[-3] // other.shape[-3], -3)
 
 
 def _attention_scale(node: Node, features: int) -> float:
@@ -202,17 +211,24 @@ def _attention_scale(node: Node, features: int) -> float:
     return float(given) if isinstance(given, (int, float)) else 1.0 / math.sqrt(features)
 
 
+def _for_all_samples(table: Tensor, scores: Tensor) -> Tensor:
+    """(networks, 1..., *shape), to meet scores of (networks, samples, ...)."""
+    ones = [1] * (scores.dim() - table.dim())
+    return table.reshape(table.shape[0], *ones, *table.shape[1:])
+
+
 def _scores(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Queries, keys, values, the masked scores, and which of them a mask leaves visible."""
     node = arguments.node
-    query, key, value = (arguments.value(argument) for argument in node.args[:3])
+    query, *others = (arguments.value(argument) for argument in node.args[:3])
+    key, value = (_per_query_head(node, query, other) for other in others)
+    assert key is not None
+    assert value is not None
     scores = (query @ key.mT) * _attention_scale(node, query.shape[-1])
     hidden = torch.zeros_like(scores, dtype=torch.bool)
     mask = node.argument(3, "attn_mask")
     if mask is not None:
-        table = arguments.value(mask)  # the same for all samples
-        ones = [1] * (scores.dim() - table.dim())
-        table = table.reshape(table.shape[0], *ones, *table.shape[1:])
+        table = _for_all_samples(arguments.value(mask), scores)
         if table.dtype == torch.bool:
             hidden = hidden | ~table
         else:
@@ -235,12 +251,15 @@ def _error_attention(
     """Running errors of the scores, the softmax (half of the largest in a row), the product."""
     query, key, value, scores, visible = _scores(arguments)
     scale = abs(_attention_scale(arguments.node, query.shape[-1]))
-    of_key = None if errors[1] is None else errors[1].mT
+    of_keys, of_values = (_per_query_head(arguments.node, query, e) for e in errors[1:3])
+    of_key = None if of_keys is None else of_keys.mT
     size = torch.where(visible, scores.abs(), 0.0)
     first = error_of_matmul(query, key.mT, errors[0], of_key) * (scale * (1 + 8 * UNIT_ROUNDOFF))
     # The product with the scale, which is rounded too, and the sum with a mask.
     magnitude = (query.abs() @ key.abs().mT) * scale
     first = first + (8 * UNIT_ROUNDOFF) * (magnitude + size)
+    if len(errors) > 3 and errors[3] is not None:  # of a mask that is computed
+        first = (first + _for_all_samples(errors[3], scores)) * (1 + 4 * UNIT_ROUNDOFF)
     first = torch.where(visible, first, 0.0)
     weights = scores.softmax(-1)
     low = torch.where(visible, scores, math.inf).amin(-1, keepdim=True)
@@ -248,7 +267,15 @@ def _error_attention(
     roundings = span + (2.0 * EVALUATION_ROUNDOFFS + scores.shape[-1] + 8)
     second = 0.5 * first.amax(-1, keepdim=True) + weights * (2 * UNIT_ROUNDOFF) * roundings
     second = second * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
-    return error_of_matmul(weights, value, second, errors[2])
+    return error_of_matmul(weights, value, second, of_values)
+
+
+def _for_all_heads(call: Call, position: int) -> Upward:
+    """The constant of an operand with all the copies that broadcasting makes of it."""
+    heads = math.prod(call.node.shape[:-2])
+    own = math.prod(call.operand_shapes[position][:-2])
+    copies = Upward.of(float(max(1, heads // max(1, own))))
+    return call.operands[position] * copies.square_root()
 
 
 @rule(
@@ -272,14 +299,18 @@ def attention(call: Call) -> Upward:
     $\|V^T J\|_2 \le R_v/\sqrt 2$, and a change of K moves each of the n rows by at most
     $c R_v R_q \|dK\|_F/\sqrt 2$. A change of V moves them by $\|S\|_2 \|dV\|_F$ with
     $\|S\|_2^2 \le \|S\|_1 \|S\|_\infty \le n$. Masks only drop terms of these sums. Heads act
-    on entries of their own, so the largest of each coefficient holds for all.
+    on entries of their own, so the largest of each coefficient holds for all. An operand that
+    serves several heads (one set of keys for all, or for a group) is copied to each: its constant
+    counts $\sqrt{\text{copies}}$ times.
     """
     queries = call.node.shape[-2]
     if call.norm != 2:
         return call.unbounded(f"{call.node.op} has a rule for the norm 2 only")
+    if len({len(shape) for shape in call.operand_shapes[:3]}) > 1:
+        return call.unbounded(f"{call.node.op} of tensors with different numbers of dimensions")
     features = call.operand_shapes[0][-1]
     scale = abs(_attention_scale(call.node, features)) * (1.0 + 4 * UNIT_ROUNDOFF)
-    first, second, third = call.operands[:3]
+    first, second, third = (_for_all_heads(call, position) for position in range(3))
     rows = tuple(size.row for size in call.magnitudes[:3])
     total = _attention_bound((first, second, third), rows, queries, scale)
     return total if not total.unbounded else call.unbounded(_UNBOUNDED.format(call.node.op))

@@ -186,6 +186,62 @@ def test_attention_without_a_bound_is_inf() -> None:
     check_quotients(plan, model, (4, 6))
 
 
+def heads(x: Tensor, count: int, scale: float = 1.0) -> Tensor:
+    """(B, n, d) as (B, count, n, d): different multiples of the same rows."""
+    return torch.stack([scale * x / (1 + head) for head in range(count)], 1)
+
+
+SDPA = functional.scaled_dot_product_attention
+CUT = torch.tensor([[True, False, False], [True, True, False], [True, True, True]])
+SHARED = {
+    "one value row for eight heads": (lambda x: SDPA(0 * heads(x, 8), x[:, None], x[:, None]), 1),
+    "keys and values for all heads": (lambda x: SDPA(heads(x, 4), x[:, None], x[:, None]), 3),
+    "queries for all heads": (lambda x: SDPA(x[:, None], heads(x, 4, 3), heads(x, 4)), 3),
+    "a rounded mask for every head": (
+        lambda x: SDPA(
+            heads(x, 3),
+            x[:, None],
+            x[:, None],
+            attn_mask=torch.linspace(-1, 1, 27, dtype=torch.float64).reshape(3, 3, 3),
+        ),
+        3,
+    ),
+    "a mask of truth values for all": (
+        lambda x: SDPA(heads(x, 4), x[:, None], x[:, None], attn_mask=CUT),
+        3,
+    ),
+    "grouped queries": (
+        lambda x: SDPA(heads(x, 4, 2), heads(x, 2), heads(x, 2), enable_gqa=True),
+        3,
+    ),
+    "grouped, causal, scaled": (
+        lambda x: SDPA(
+            heads(x, 6), heads(x, 2), heads(x, 2), is_causal=True, scale=2.0, enable_gqa=True
+        ),
+        3,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_operands_that_serve_several_heads_count_for_each(name: str) -> None:
+    function, rows = SHARED[name]
+    model, shape = Function(function), (rows, 2)
+    plan = traced(model, shape)
+    bound = plan.upper({}, domain=Box(-1, 1))
+    assert bound.certified and math.isfinite(bound.value)
+    check_enclosure(plan, model, shape, 1e-12)
+    x = 2 * torch.rand(30, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    jacobians = [
+        torch.autograd.functional.jacobian(model, point[None]).reshape(-1, 2 * rows)
+        for point in x - 1
+    ]
+    truth = max(float(torch.linalg.matrix_norm(jacobian, 2)) for jacobian in jacobians)
+    assert truth * (1 - 1e-13) <= bound.value <= 20 * truth
+    lower = plan.bounds({}, x - 1, domain=Box(-1, 1)).lower
+    assert lower.certified and 0.9 * truth <= lower.value <= bound.value
+
+
 class ThreeInputs(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return functional.scaled_dot_product_attention(q, k, v, scale=1.0)
