@@ -24,6 +24,7 @@ from lipfast.ops.modes import plain_arithmetic
 from lipfast.ops.spectral_norms import spectral_norms
 from lipfast.plan.fold import FoldedGraph, fold_roundings, folded_name
 from lipfast.plan.graph import Node, Reference, computed_name, error_name
+from lipfast.plan.matrix_errors import frobenius_norm
 from lipfast.plan.plan import Layer, Plan, StateDict
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.registry import Call, Norm, Rule, check_norm, lookup
@@ -298,10 +299,7 @@ def _fold_error(layer: Layer, matrix: Tensor, tensors: Mapping[str, Tensor], nor
     """
     if not layer.folds:
         return 0.0
-    order: float | str = "fro" if norm == 2 else norm
-    if layer.transposed and norm != 2:
-        order = {1: math.inf, math.inf: 1}[norm]
-    size = float(torch.linalg.matrix_norm(matrix.abs(), order))
+    size = _norm_of_magnitudes(layer, matrix.double(), norm)
     return _widened_fold(layer, size, matrix, tensors)
 
 
@@ -311,6 +309,15 @@ def _widened_fold(
     """``eps size + t n``: no row or column of an operator holds an entry of its weight twice."""
     room = float(tensors[folded_name(layer.node, "underflow")]) * weight.numel()
     return fold_roundings(layer.folds) * size + room * (1.0 + 2.0**-40)
+
+
+def _norm_of_magnitudes(layer: Layer, matrix: Tensor, norm: Norm) -> float:
+    """``|| |M| ||`` of a layer's operator, rounded up; the Frobenius norm for 2."""
+    if norm == 2:
+        return frobenius_norm(matrix)
+    rows = math.isinf(norm) is not layer.transposed  # whether sums run along the rows
+    sums = matrix.abs().sum(-1 if rows else 0)
+    return float(sums.max()) * (1.0 + 2.0**-30) if sums.numel() else 0.0
 
 
 def _entrywise(layer: Layer, rounding: Tensor, norm: Norm) -> float:
@@ -324,10 +331,7 @@ def _computed_error(layer: Layer, tensors: Mapping[str, Tensor], norm: Norm) -> 
     rounding = tensors.get(error_name(layer.weight))
     if rounding is None:
         return 0.0
-    order: float | str = "fro" if norm == 2 else norm
-    if layer.transposed and norm != 2:
-        order = {1: math.inf, math.inf: 1}[norm]
-    size = float(torch.linalg.matrix_norm(rounding, order))
+    size = _norm_of_magnitudes(layer, rounding, norm)
     return size * (1.0 + 2.0**-30) + 2.0**-900
 
 

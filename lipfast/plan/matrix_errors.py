@@ -19,13 +19,16 @@ u = UNIT_ROUNDOFF
 _DEGREE = 18
 
 
-def _size(matrix: Tensor) -> float:
-    """Frobenius norm, rounded up."""
+def frobenius_norm(matrix: Tensor) -> float:
+    """Rounded up. Scaled by the largest entry: squares of small ones would vanish otherwise."""
     peak = float(matrix.abs().max()) if matrix.numel() else 0.0
     if peak == 0.0 or not math.isfinite(peak):
         return peak
     length = float((matrix / peak).square().sum().sqrt())
     return length * peak * (1.0 + 2 * gamma(matrix.numel() + 8)) + UNDERFLOW
+
+
+_size = frobenius_norm
 
 
 def _product_error(a: Tensor, b: Tensor) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from itertools import pairwise
 
 import pytest
@@ -108,3 +109,36 @@ def test_state_dicts_with_gradients_and_views_are_left_alone() -> None:
     assert plan.upper(state_dict) == plan.upper(model.state_dict())
     assert weight.grad is None
     assert weight.requires_grad
+
+
+class Cancelled(nn.Module):
+    """W = a b - c, of which only rounding is left."""
+
+    def __init__(self, size: int, scale: float) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        a, b = scale + scale * torch.rand(2, size, size, generator=generator, dtype=torch.float64)
+        self.a, self.b, self.c = (nn.Parameter(value) for value in (a, b, a * b))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.a * self.b - self.c)
+
+
+@pytest.mark.parametrize("norm", [1, 2, math.inf])
+@pytest.mark.parametrize("scale", [1e-75, 1e-65, 1.0])
+def test_errors_whose_squares_underflow_count(scale: float, norm: float) -> None:
+    model = Cancelled(2, scale)
+    bound = Plan.trace(model, torch.zeros(2, 2).double()).upper(model.state_dict(), norm=norm)
+    entries = [
+        [Fraction(a) * Fraction(b) - Fraction(c) for a, b, c in zip(*rows, strict=True)]
+        for rows in zip(*(p.tolist() for p in (model.a, model.b, model.c)), strict=True)
+    ]
+    column = max(abs(entries[0][j]) + abs(entries[1][j]) for j in (0, 1))
+    row = max(abs(left) + abs(right) for left, right in entries)
+    # Norm 2 is at least that of a column.
+    longest = max(entries[0][j] ** 2 + entries[1][j] ** 2 for j in (0, 1))
+    assert bound.certified
+    if norm == 2:
+        assert 0 < longest <= Fraction(bound.value) ** 2
+    else:
+        assert 0 < (column if norm == 1 else row) <= Fraction(bound.value)
