@@ -36,9 +36,11 @@ def naming(op: str, module: str) -> Iterator[None]:
     """
     try:
         yield
-    except LipfastError:
+    except (LipfastError, MemoryError):
         raise
     except Exception as error:
+        if "allocate" in str(error) or "out of memory" in str(error):
+            raise
         lines = str(error).strip().splitlines()
         first = f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
         raise TraceError(

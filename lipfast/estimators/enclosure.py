@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from lipfast.errors import naming
 from lipfast.plan.graph import error_name
 from lipfast.plan.interpret import NodeArguments, joined_outputs, walk
 from lipfast.plan.plan import Plan
@@ -95,9 +96,10 @@ def node_error(
     ]
     rule = RULES[node.op]
     assert rule.error is not None
-    error = rule.error(arguments, incoming, output)
-    if not reads:
-        error = error + _error_of_parameters(arguments, parameters, errors)
+    with naming(node.op, node.module):
+        error = rule.error(arguments, incoming, output)
+        if not reads:
+            error = error + _error_of_parameters(arguments, parameters, errors)
     # An overflow, perhaps of a partial sum only, is not a number near the truth.
     known = torch.isfinite(output) & ~torch.isnan(error)
     return torch.where(known, error, math.inf)

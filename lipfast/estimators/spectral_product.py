@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lipfast.errors import ArgumentError, NonFiniteError
+from lipfast.errors import ArgumentError, NonFiniteError, naming
 from lipfast.estimators.composition import Composition, Operation
 from lipfast.estimators.convolution_norms import (
     ConvolutionStart,
@@ -336,8 +336,10 @@ def _computed_error(layer: Layer, tensors: Mapping[str, Tensor], norm: Norm) -> 
 
 
 def _native(weight: Tensor) -> Tensor:
-    """Give the weight a dtype of the native op; half precision widens exactly."""
+    """Give the weight a dtype of the native op: half precision and integers widen exactly."""
     weight = weight.detach()
+    if not weight.is_floating_point():
+        return weight.double()
     return weight if weight.dtype in (torch.float32, torch.float64) else weight.float()
 
 
@@ -433,11 +435,12 @@ def _compose(
         )
         if sizes is not None:
             call.magnitudes = [sizes.of(reference, parameters) for reference in step.references]
-        result = step.rule.bound(call)
-        constants[step.node.name] = result if isinstance(result, Upward) else Upward.of(result)
-        if sizes is not None:
-            own = Magnitude() if step.rule.magnitude is None else step.rule.magnitude(call)
-            sizes.add(step.node, constants[step.node.name], own)
+        with naming(step.node.op, step.node.module):
+            result = step.rule.bound(call)
+            constants[step.node.name] = result if isinstance(result, Upward) else Upward.of(result)
+            if sizes is not None:
+                own = Magnitude() if step.rule.magnitude is None else step.rule.magnitude(call)
+                sizes.add(step.node, constants[step.node.name], own)
         if call.reason is not None:
             reasons.append(f"{call.reason} (module '{step.node.module}')")
         if len(step.operation.operands) > 1:

@@ -153,8 +153,12 @@ def evaluate_computed(
         found[name] = value.tensor
         if node.name in inexact:
             error = value.error
-            found[error_name(name)] = torch.zeros_like(value.tensor) if error is None else error
+            found[error_name(name)] = _no_error(value.tensor) if error is None else error
     return found
+
+
+def _no_error(tensor: Tensor) -> Tensor:
+    return torch.zeros(tensor.shape, dtype=torch.float64, device=tensor.device)
 
 
 def _sure(value: Value) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lipfast.errors import ArgumentError
+from lipfast.errors import ArgumentError, naming
 from lipfast.plan.apply import call_op
 from lipfast.plan.graph import Argument, Constant, Graph, Node, Reference
 from lipfast.rules.registry import RULES
@@ -171,7 +171,9 @@ def _last_uses(graph: Graph) -> dict[int, list[str]]:
 
 
 def _evaluate(arguments: NodeArguments) -> Tensor:
-    rule = RULES.get(arguments.node.op)
-    if rule is not None and rule.evaluate is not None:
-        return rule.evaluate(arguments)
-    return arguments.apply({})
+    node = arguments.node
+    rule = RULES.get(node.op)
+    with naming(node.op, node.module):
+        if rule is not None and rule.evaluate is not None:
+            return rule.evaluate(arguments)
+        return arguments.apply({})

@@ -51,6 +51,14 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 _SMALL = 1 << 20  # elements of a state dict; below, several threads wait longer than they compute
+# Here a parameter may be of integers or truth values, which are exact numbers.
+_TAKES_INTEGERS = frozenset(
+    f"aten.{name}"
+    for name in (
+        *("add", "sub", "rsub", "mul", "div", "maximum", "minimum", "cat", "stack"),
+        "scaled_dot_product_attention",
+    )
+)
 StateDict = Mapping[str, Tensor]
 
 
@@ -254,6 +262,12 @@ class Plan:
         return any(-math.inf in constant.values for constant in self.constants.values())
 
     @cached_property
+    def _tables(self) -> frozenset[str]:
+        """Parameters that may hold integers or truth values: factors, masks, tables of indices."""
+        weights = [node for node in self.graph.nodes if node.op not in _TAKES_INTEGERS]
+        return frozenset(self.parameters) - frozenset(_referred(weights))
+
+    @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of all parameters, computed ones (and the bounds of their errors) included."""
         found = {name: tuple(shape) for name, shape in self.parameters.items()}
@@ -284,12 +298,11 @@ class Plan:
     def resolve(self, state_dict: StateDict, where: str = "") -> dict[str, Tensor]:
         """`check`, and the tensors under the plan's own names."""
         tensors = resolve(state_dict, self.parameters, self.aliases, where)
-        tables = [
+        numbers = [
             name
-            for name in _referred(self.computed)
-            if tensors[name].dtype in (torch.int64, torch.int32, torch.bool)  # of positions
+            for name in self.stored_parameters
+            if name not in self._tables or tensors[name].dtype.is_floating_point
         ]
-        numbers = [name for name in self.stored_parameters if name not in tables]
         require_finite(tensors, numbers, where, self._masks)
         self._require_dtype(tensors, where)
         if self.computed:

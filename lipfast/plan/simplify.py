@@ -5,9 +5,10 @@ Every rewriting here is exact in real arithmetic; nothing touches weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from lipfast.errors import naming
 from lipfast.plan.graph import Argument, Graph, Node, Reference, substitute
 
 # Identities for every argument that they are traced with (dropout: training mode is refused
@@ -41,7 +42,8 @@ def simplify(graph: Graph, floating: Mapping[str, bool], ranks: Mapping[str, int
 
     Args:
         graph: as traced.
-        floating: for each node, whether its result is a floating tensor.
+        floating: for each node, whether its result is a floating tensor; for parameters and
+            constants alike, under ``kind:name``.
         ranks: number of dimensions of each parameter.
 
     Returns:
@@ -106,8 +108,8 @@ def _drop_identities(graph: Graph, floating: Mapping[str, bool]) -> Graph:
         args = tuple(substitute(value, replaced) for value in node.args)
         kwargs = tuple((key, substitute(value, replaced)) for key, value in node.kwargs)
         current = replace(node, args=args, kwargs=kwargs)
-        cast = node.op in CASTS and floating.get(node.name, False)
         source = args[0] if args else None
+        cast = node.op in CASTS and floating.get(node.name, False) and _floating(source, floating)
         # An output must stay a node: do not replace it by a parameter.
         if (
             (node.op in IDENTITIES or cast)
@@ -120,6 +122,14 @@ def _drop_identities(graph: Graph, floating: Mapping[str, bool]) -> Graph:
     return _rewritten(graph, nodes, replaced)
 
 
+def _floating(source: Argument, floating: Mapping[str, bool]) -> bool:
+    """Whether an operand holds floating numbers; integers become such by a cast that stays."""
+    if not isinstance(source, Reference):
+        return True
+    name = source.name if source.kind == "node" else f"{source.kind}:{source.name}"
+    return floating.get(name, True)
+
+
 def _defining(argument: Argument, nodes: Mapping[str, Node]) -> Node | None:
     if isinstance(argument, Reference) and argument.kind == "node":
         return nodes.get(argument.name)
@@ -129,15 +139,15 @@ def _defining(argument: Argument, nodes: Mapping[str, Node]) -> Node | None:
 def _join_softsign(graph: Graph) -> Graph:
     """``x / (1 + |x|)`` is how softsign is exported; as a quotient it would have no rule."""
     by_name = {node.name: node for node in graph.nodes}
-    nodes = []
-    for node in graph.nodes:
+
+    def joined(node: Node) -> Node:
         if node.op == "aten.div" and len(node.args) == 2 and not node.kwargs:
             denominator = _defining(node.args[1], by_name)
             if denominator is not None and _is_one_plus_abs(denominator, node.args[0], by_name):
-                nodes.append(replace(node, op="lipfast.softsign", args=node.args[:1]))
-                continue
-        nodes.append(node)
-    return Graph(tuple(nodes), graph.outputs)
+                return replace(node, op="lipfast.softsign", args=node.args[:1])
+        return node
+
+    return _each(graph, joined)
 
 
 def _is_one_plus_abs(node: Node, x: Argument, by_name: Mapping[str, Node]) -> bool:
@@ -168,10 +178,19 @@ def _transposed_parameter(
     return source if is_matrix else None
 
 
+def _each(graph: Graph, rewrite: Callable[[Node], Node]) -> Graph:
+    """The graph with every node rewritten; what fails names its node."""
+    nodes = []
+    for node in graph.nodes:
+        with naming(node.op, node.module):
+            nodes.append(rewrite(node))
+    return Graph(tuple(nodes), graph.outputs)
+
+
 def join_products(graph: Graph, ranks: Mapping[str, int]) -> Graph:
     """Recognise products with a parameter as linear layers."""
     by_name = {node.name: node for node in graph.nodes}
-    return Graph(tuple(_as_linear(node, by_name, ranks) for node in graph.nodes), graph.outputs)
+    return _each(graph, lambda node: _as_linear(node, by_name, ranks))
 
 
 def _as_linear(node: Node, by_name: Mapping[str, Node], ranks: Mapping[str, int]) -> Node:
@@ -203,7 +222,7 @@ def join_attention(graph: Graph) -> Graph:
     S and V are what it is evaluated from; from Q and K a tighter constant follows.
     """
     by_name = {node.name: node for node in graph.nodes}
-    return Graph(tuple(_as_weighted_rows(node, by_name) for node in graph.nodes), graph.outputs)
+    return _each(graph, lambda node: _as_weighted_rows(node, by_name))
 
 
 def _as_weighted_rows(node: Node, by_name: Mapping[str, Node]) -> Node:
@@ -233,6 +252,8 @@ def _scores(node: Node | None, by_name: Mapping[str, Node]) -> tuple[float, Node
     """The product ``Q K^T`` behind scalings, sums with constants and reshapes of nothing."""
     scale = 1.0
     while node is not None and node.op not in ("aten.matmul", "aten.bmm"):
+        if not node.args:  # an input of the model
+            return scale, None
         active = [found for value in node.args if (found := _defining(value, by_name)) is not None]
         factor = _factor(node, first=_defining(node.args[0], by_name) is not None)
         if len(active) != 1 or node.shape != active[0].shape or factor is None:

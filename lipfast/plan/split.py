@@ -14,6 +14,11 @@ _REPEATING = frozenset(
     {"aten.expand", "aten.full", "aten.ones", "aten.repeat", "aten.zeros", "aten.broadcast_to"}
 )
 REPEATED = "lipfast.repeated"
+# Ops that take the number of samples as a size, or as the end of a range.
+SIZED = _REPEATING | {
+    f"aten.{name}"
+    for name in ("view", "reshape", "_unsafe_view", "unflatten", "slice", "narrow", "new_zeros")
+}
 # A parameter stands beside the activations here; no entry of the one is multiplied by the other.
 BESIDE = frozenset({"aten.add", "aten.sub", "aten.rsub", "aten.cat", "aten.stack"})
 # Their `error` gets the errors of computed operands beside those of the activations.

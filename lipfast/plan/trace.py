@@ -19,7 +19,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
 from torch.fx import Node as FxNode
 
-from lipfast.errors import ArgumentError, TraceError
+from lipfast.errors import ArgumentError, TraceError, naming
 from lipfast.plan.batch_first import samples_in_front
 from lipfast.plan.canonical import (
     Call,
@@ -33,7 +33,7 @@ from lipfast.plan.canonical import (
 from lipfast.plan.computed import exact_value
 from lipfast.plan.graph import Argument, Constant, Graph, Node, Reference, computed_name
 from lipfast.plan.simplify import join_attention, join_products, simplify
-from lipfast.plan.split import split_computed, without_bound
+from lipfast.plan.split import SIZED, split_computed, without_bound
 from lipfast.rules.registry import require_rules
 
 # A tensor that is not in the state dict is kept in the plan up to this many entries.
@@ -404,8 +404,10 @@ def _placeholder(state: _Conversion, node: FxNode, spec: Any) -> None:
         return
     if spec.kind is InputKind.PARAMETER or (spec.kind is InputKind.BUFFER and spec.persistent):
         state.values[node] = Reference("parameter", spec.target)
+        state.floating[f"parameter:{spec.target}"] = node.meta["val"].dtype.is_floating_point
     elif spec.kind in (InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
         state.values[node] = Reference("constant", spec.target)
+        state.floating[f"constant:{spec.target}"] = node.meta["val"].dtype.is_floating_point
         _keep_constant(state, spec.target)
     elif spec.kind is InputKind.USER_INPUT:
         _input(state, node)
@@ -499,6 +501,11 @@ def _sample_shape(state: _Conversion, name: str, value: Any) -> tuple[int, ...] 
 
 
 def _call(state: _Conversion, node: FxNode) -> None:
+    with naming(_op_name(node.target), _module_path(node)):
+        _convert_call(state, node)
+
+
+def _convert_call(state: _Conversion, node: FxNode) -> None:
     value = node.meta.get("val")
     if _multiple(state, value):
         state.values[node] = Reference("batch", _times(_multiple(state, value)))
@@ -606,6 +613,7 @@ def _became_constant(
     exact = torch.equal(narrow.to(result.dtype), result)
     state.constants[node.name] = Constant.from_tensor(narrow if exact else result)
     state.values[node] = Reference("constant", node.name)
+    state.floating[f"constant:{node.name}"] = value.dtype.is_floating_point
     return True
 
 
@@ -653,6 +661,12 @@ def _validate(graph: Graph, computed: tuple[Node, ...], state: _Conversion) -> N
     for node in graph.nodes:
         if node.name in state.problems:
             raise TraceError(f"{node.op} in module '{node.module}': {state.problems[node.name]}")
+        if node.op not in SIZED and any(ref.kind == "batch" for ref in node.references()):
+            raise TraceError(
+                f"{node.op} in module '{node.module or '(root)'}' calculates with the number of "
+                "samples: what a sample gives would depend on how many there are. Keep x.shape[0] "
+                "out of the function (x.mean(...) and x.sum(...) over a sample's own dimensions)"
+            )
 
 
 def aliases_of(state_dict: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:

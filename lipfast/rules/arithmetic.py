@@ -224,7 +224,7 @@ def _factor(call: Call) -> float:
     if isinstance(other, (bool, int, float)):
         largest = smallest = abs(float(other))
     else:
-        entries = call.tensor(other).detach().abs().double()
+        entries = call.tensor(other).detach().double().abs()
         rounding = call.rounding(other)
         if rounding is not None:
             entries = (entries + rounding) * (1.0 + 2.0**-50)

@@ -148,12 +148,22 @@ def error_of_matmul(a: Tensor, b: Tensor, first: Tensor | None, second: Tensor |
 
 
 def _error_matmul(arguments: Arguments, errors: Sequence[Tensor | None]) -> Tensor:
-    operands = []
+    """As matrices (networks, samples, ...), a parameter in all samples; a vector is one of them."""
+    values, kinds = [], []
     for argument in arguments.node.args[:2]:
-        value = arguments.value(argument)
-        activation = isinstance(argument, Reference) and argument.kind == "node"
-        operands.append(value if activation else value.unsqueeze(1))
-    return error_of_matmul(operands[0], operands[1], errors[0], errors[1])
+        values.append(arguments.value(argument))
+        kinds.append(isinstance(argument, Reference) and argument.kind == "node")
+    vectors = [not active and value.dim() == 2 for value, active in zip(values, kinds, strict=True)]
+    rank = max(value.dim() + (not active) for value, active in zip(values, kinds, strict=True))
+    operands = []
+    for position, (value, active) in enumerate(zip(values, kinds, strict=True)):
+        matrix = value.unsqueeze(-2 if position == 0 else -1) if vectors[position] else value
+        ones = [] if active else [1] * (rank - matrix.dim())
+        operands.append(matrix.reshape(matrix.shape[0], *ones, *matrix.shape[1:]))
+    total = error_of_matmul(operands[0], operands[1], errors[0], errors[1])
+    for position in (0, 1):
+        total = total.squeeze(-2 if position == 0 else -1) if vectors[position] else total
+    return total
 
 
 def _power_supported(node: Node) -> str | None:

@@ -11,7 +11,7 @@ from typing import Literal, Protocol, TypeAlias, cast
 
 from torch import Tensor
 
-from lipfast.errors import ArgumentError, UnsupportedOpError
+from lipfast.errors import ArgumentError, UnsupportedOpError, naming
 from lipfast.plan.apply import call_op
 from lipfast.plan.graph import Argument, Constant, Node, Reference, error_name
 from lipfast.rules.magnitude import Magnitude
@@ -286,8 +286,11 @@ def require_rules(nodes: Iterable[Node], others: Sequence[tuple[str, str]] = ())
             # Control flow and attributes are no ops that a rule could be registered for.
             if node.op.count(".") == 1 and not node.op.startswith(("_", "get_attr.")):
                 example = example or node.op
-        elif known.supports is not None and (problem := known.supports(node)) is not None:
-            missing.append((f"{node.op} ({problem})", node.module))
+        elif known.supports is not None:
+            with naming(node.op, node.module):
+                problem = known.supports(node)
+            if problem is not None:
+                missing.append((f"{node.op} ({problem})", node.module))
     hints = [_HINT.format(example=example)] if example else []
     hints += [_BAKE] if others else []
     if missing or others:

@@ -401,3 +401,54 @@ def test_numbers_of_the_code_are_exact() -> None:
     """0.1 as float64, whatever the dtype of the model."""
     model = OfTensors(lambda s, x: x * torch.full((3,), 0.1))
     assert Plan.trace(model, torch.zeros(2, 3)).upper({}).value >= 0.1
+
+
+INTEGERS = {
+    "truth values": torch.tensor([True, False, True]),
+    "integers": torch.tensor([3, -4, 1]),
+}
+USES = {
+    "factor": lambda x, b: x * b,
+    "summand": lambda x, b: x + b,
+    "minuend": lambda x, b: b.int() - x,
+    "divisor": lambda x, b: x / (b + 7),
+    "cast": lambda x, b: x * b.to(x.dtype),
+    "weight": lambda x, b: x @ torch.outer(b, b).to(x.dtype),
+}
+
+
+@pytest.mark.parametrize("kind", INTEGERS)
+@pytest.mark.parametrize(
+    ("use", "stored"),
+    # A product with a matrix that is not stored has no rule.
+    [(use, stored) for use in USES for stored in (True, False) if stored or use != "weight"],
+)
+def test_integers_and_truth_values_are_exact_numbers(kind: str, use: str, stored: bool) -> None:
+    name = "table" if stored else "constant"
+    model = OfTensors(lambda s, x: USES[use](x, getattr(s, name)), **{name: INTEGERS[kind].clone()})
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    found = {norm: lipfast.bounds(model, x, norm=norm) for norm in NORMS}
+    for norm, truth in norms_of_the_jacobian(model, x).items():
+        assert found[norm].upper.certified and found[norm].lower.certified
+        assert truth * (1 - 1e-13) <= found[norm].upper.value <= truth * (1 + 2e-6)
+        assert truth * (1 - 1e-6) <= found[norm].lower.value <= truth * (1 + 1e-13)
+
+
+def test_weights_of_layers_are_floating() -> None:
+    layer = nn.Linear(3, 3)
+    plan = Plan.trace(layer, torch.zeros(2, 3))
+    with pytest.raises(StateDictError, match="expected a floating dtype"):
+        plan.upper({name: value.int() for name, value in layer.state_dict().items()})
+
+
+def test_orthogonal_kernels_are_batches_of_reflections() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(parametrizations.orthogonal(nn.Conv1d(2, 4, 1)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    plan = traced(model, (2, 5))
+    bound = plan.upper(model.state_dict())
+    truth = float(torch.linalg.matrix_norm(model[0].weight[:, :, 0].detach().double(), 2))
+    assert bound.certified and truth * (1 - 1e-13) <= bound.value <= truth * (1 + 1e-5)
+    check_enclosure(plan, model, (2, 5), 1e-11)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from lipfast.errors import ArgumentError, TraceError, UnsupportedOpError
 from lipfast.plan.plan import Plan
 from lipfast.plan.trace import evaluation_mode, trace, unwrap
+from lipfast.rules import RULES
 
 DYNAMIC = ({0: torch.export.Dim.DYNAMIC},)
 
@@ -367,3 +369,36 @@ def test_products_with_a_computed_matrix_are_layers():
 def test_outputs_with_several_rows_for_a_sample_are_refused():
     with pytest.raises(TraceError, match="3 rows for every sample"):
         Plan.trace(OfInput(lambda x: x.reshape(-1, 2)), torch.zeros(2, 6))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x + x.shape[0],
+        lambda x: x * x.shape[0],
+        lambda x: x / x.shape[0],
+        lambda x: x.sum(1, keepdim=True) / x.shape[0],
+    ],
+)
+def test_the_number_of_samples_is_no_number_to_calculate_with(function) -> None:
+    with pytest.raises(TraceError, match=r"aten\.(add|mul|div) .*number of samples"):
+        Plan.trace(OfInput(lambda x, w: function(x), torch.ones(1)), torch.zeros(2, 3))
+
+
+def test_an_exception_inside_a_rule_names_the_op_and_the_module() -> None:
+    rule = RULES["aten.tanh"]
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
+    plan = Plan.trace(model, torch.zeros(2, 3))
+
+    def fails(*arguments: object) -> None:
+        raise IndexError("tuple index out of range")
+
+    for part in ("bound", "evaluate", "error", "supports"):
+        RULES["aten.tanh"] = dataclasses.replace(rule, **{part: fails})
+        try:
+            with pytest.raises(TraceError, match=r"aten.tanh in module '1'.*tuple index") as raised:
+                plan = Plan.trace(model, torch.zeros(2, 3))
+                plan.bounds(model.state_dict(), torch.randn(3, 3))
+            assert isinstance(raised.value.__cause__, IndexError)
+        finally:
+            RULES["aten.tanh"] = rule

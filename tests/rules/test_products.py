@@ -186,6 +186,54 @@ def test_attention_without_a_bound_is_inf() -> None:
     check_quotients(plan, model, (4, 6))
 
 
+TABLE = torch.linspace(-1, 1, 24).reshape(3, 4, 2)
+
+
+class WithTable(nn.Module):
+    """A parameter (or a vector of it) times activations, in several positions."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.table = kind, nn.Parameter(TABLE.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x[:, None].expand(-1, 3, -1, -1)
+        products = {
+            "vector behind": lambda: rows @ self.table[0, 0],
+            "vector before": lambda: self.table[0, 0] @ rows.transpose(2, 3),
+            "matrix before": lambda: self.table[0] @ rows.transpose(2, 3),
+            "matrices before": lambda: self.table @ x[:, None].transpose(2, 3),
+        }
+        return products[self.kind]()
+
+
+@pytest.mark.parametrize(
+    "kind", ["vector behind", "vector before", "matrix before", "matrices before"]
+)
+def test_products_of_parameters_and_activations(kind: str) -> None:
+    model, shape = WithTable(kind).double(), (5, 2)
+    plan = traced(model, shape)
+    matrix = torch.autograd.functional.jacobian(model, torch.zeros(1, *shape).double())
+    matrix = matrix.reshape(-1, math.prod(shape))
+    for norm in NORMS:
+        truth = float(torch.linalg.matrix_norm(matrix, norm))
+        bound = plan.upper(model.state_dict(), norm=norm, domain=Box(-1, 1))
+        assert bound.certified and truth <= bound.value <= 10 * truth
+    check_enclosure(plan, model, shape, 1e-13)
+    two = [{"table": TABLE.double()}, {"table": 2 * TABLE.double()}]
+    x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(1)).double()
+    first, second = (lower.value for lower in plan.lower(two, x))
+    assert second == pytest.approx(2 * first)
+
+
+def test_softmax_of_the_input_itself() -> None:
+    model = Function(lambda x: x.softmax(-1) @ x)
+    plan = traced(model, (3, 3))
+    assert plan.upper({}).value == math.inf
+    assert 1 <= plan.upper({}, domain=Box(-1, 1)).value < math.inf
+    check_enclosure(plan, model, (3, 3), 1e-13)
+
+
 def heads(x: Tensor, count: int, scale: float = 1.0) -> Tensor:
     """(B, n, d) as (B, count, n, d): different multiples of the same rows."""
     return torch.stack([scale * x / (1 + head) for head in range(count)], 1)
@@ -231,7 +279,7 @@ def test_operands_that_serve_several_heads_count_for_each(name: str) -> None:
     bound = plan.upper({}, domain=Box(-1, 1))
     assert bound.certified and math.isfinite(bound.value)
     check_enclosure(plan, model, shape, 1e-12)
-    x = 2 * torch.rand(30, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x = 2 * torch.rand(8, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     jacobians = [
         torch.autograd.functional.jacobian(model, point[None]).reshape(-1, 2 * rows)
         for point in x - 1
