@@ -194,6 +194,7 @@ def model_function(
         state |= {name: typed(value.detach().clone()) for name, value in buffers.items()}
 
         def function(samples: Tensor) -> Tensor:
+            samples = samples.clone()  # a module may write into its input
             values = _separate(samples, shapes) if len(shapes) > 1 else (samples,)
             outputs = torch.func.functional_call(module, state, values)
             return flat_outputs(outputs, samples)

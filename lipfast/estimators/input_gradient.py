@@ -73,7 +73,7 @@ def _norms(
     with differentiating():
         if not (create_graph and x.requires_grad):
             x = ordinary(x).detach().requires_grad_()
-        values = function(x)
+        values = function(x.clone())  # it may write into its argument
         _check_scalar(values, len(x))
         (gradient,) = torch.autograd.grad(
             values.sum(), x, create_graph=create_graph, allow_unused=True

@@ -109,9 +109,41 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Every submodule in eval mode and uncompiled inside, exactly as it was afterwards.
 
     Flags are set directly: `Module.train` may be overridden to do more. The random number
-    generators are restored as well.
+    generators are restored as well, and what forward puts in the place of buffers and other
+    attributes (a cache would keep a tensor of the trace, without data).
     """
     modules = list(model.modules())
+    with contextlib.ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(_attributes_kept(module))
+        with _in_evaluation_mode(modules):
+            yield
+
+
+@contextlib.contextmanager
+def _attributes_kept(module: nn.Module) -> Iterator[None]:
+    attributes = vars(module)
+    tables = [attributes, module._buffers]
+    tables += [value for value in attributes.values() if type(value) is dict]
+    copies = [dict(table) for table in tables]
+    lists = [value for value in attributes.values() if type(value) is list]
+    entries = [list(value) for value in lists]
+    try:
+        yield
+    finally:
+        for table, copy in zip(tables, copies, strict=True):
+            for name in table.keys() - copy.keys():
+                del table[name]
+            for name, value in copy.items():
+                if name not in table or table[name] is not value:
+                    table[name] = value
+        for found, copied in zip(lists, entries, strict=True):
+            if list(map(id, found)) != list(map(id, copied)):
+                found[:] = copied
+
+
+@contextlib.contextmanager
+def _in_evaluation_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
     flags = [module.training for module in modules]
     compiled = [getattr(module, "_compiled_call_impl", None) for module in modules]
     try:
@@ -251,7 +283,7 @@ def _require_evaluates(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     try:
         with evaluation_mode(module), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            module(*inputs)
+            module(*(value.clone() for value in inputs))
     except Exception as error:  # user code runs here: anything may come out
         shapes = ", ".join(str(tuple(value.shape[1:])) for value in inputs)
         raise TraceError(
@@ -339,11 +371,22 @@ def _functional(program: ExportedProgram) -> ExportedProgram:
     for node in program.graph.nodes:
         schema = getattr(node.target, "_schema", None)
         if schema is not None and schema.is_mutable and _op_name(node.target) != "aten.detach_":
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                functional: ExportedProgram = program.run_decompositions({})
-                return functional
+            return _without_mutations(program)
     return program
+
+
+def _without_mutations(program: ExportedProgram) -> ExportedProgram:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            functional: ExportedProgram = program.run_decompositions({})
+            return functional
+    except Exception as error:  # torch's passes fail in many ways
+        raise TraceError(
+            "torch.export could not replace the in-place operations of the model, for instance "
+            f"what it writes to a buffer ({_first_line(error)}). Keep results in local variables "
+            "instead of buffers, or register the cache as a plain attribute."
+        ) from error
 
 
 @dataclass
@@ -633,8 +676,11 @@ def _outputs(state: _Conversion, node: FxNode) -> tuple[str, ...]:
     names: list[str] = []
     results = node.args[0]
     assert isinstance(results, (list, tuple))
+    inputs = state.program.graph_signature.user_inputs
     for spec, result in zip(state.program.graph_signature.output_specs, results, strict=True):
         value = state.values.get(result) if isinstance(result, FxNode) else None
+        if spec.kind is OutputKind.USER_INPUT_MUTATION and spec.target in inputs:
+            continue  # what the model leaves in its argument is no result of it
         if spec.kind is not OutputKind.USER_OUTPUT:
             raise TraceError(f"the model has a side effect that is not supported: {spec.kind.name}")
         if result is None or isinstance(spec.arg, ConstantArgument):

@@ -11,6 +11,7 @@ import torch
 from jacobian_cases import norms, perceptron, samples
 from torch import Tensor, nn
 
+import lipfast
 from lipfast.errors import ArgumentError, LipfastError, NonFiniteError, StateDictError, TraceError
 from lipfast.estimators.function import check_samples, model_function
 from lipfast.estimators.jacobian import jacobian_norms
@@ -221,3 +222,67 @@ def test_parameters_get_no_gradients() -> None:
         result = problem.function(problem.x)
     assert not result.requires_grad
     assert problem.outputs == 4
+
+
+def scaled_in_place(x: Tensor) -> Tensor:
+    return x.mul_(3.0)
+
+
+def summed(model: nn.Module) -> nn.Module:
+    total = nn.Linear(5, 1, bias=False)
+    nn.init.ones_(total.weight)
+    return nn.Sequential(model, total, nn.Flatten(0))
+
+
+class InPlace(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+WRITES: dict[str, Callable[[], nn.Module]] = {
+    "relu": lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Linear(5, 5)),
+    "hardtanh": lambda: nn.Sequential(nn.Hardtanh(inplace=True), nn.Linear(5, 5)),
+    "scaled": lambda: InPlace(scaled_in_place),
+}
+ENTRIES: dict[str, Callable[[nn.Module, Tensor], object]] = {
+    "upper_bound": lipfast.upper_bound,
+    "lower_bound": lipfast.lower_bound,
+    "searched": lambda m, x: lipfast.lower_bound(m, x, search="pairs"),
+    "bounds": lipfast.bounds,
+    "jacobian_norms": lipfast.jacobian_norms,
+    "of rows": lambda m, x: lipfast.jacobian_norms(m, x, norm=1),
+    "input_gradient_norms": lambda m, x: lipfast.input_gradient_norms(
+        lambda y: m(y).square().sum(-1), x
+    ),
+    "gradients of a module": lambda m, x: lipfast.input_gradient_norms(summed(m), x),
+    "compile": lipfast.compile,
+}
+
+
+@pytest.mark.parametrize("kind", WRITES)
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_models_that_write_into_their_input(kind: str, entry: str) -> None:
+    """The samples stay as they are, and the results are those of the same model without it."""
+    torch.manual_seed(0)
+    x = torch.randn(3, 5)
+    model, before = WRITES[kind](), x.clone()
+    found = ENTRIES[entry](model, x)
+    assert torch.equal(x, before)
+    for module in model.modules():
+        if isinstance(module, (nn.ReLU, nn.Hardtanh)):
+            module.inplace = False
+    if kind == "scaled":
+        model = InPlace(lambda y: y * 3.0)
+    expected = ENTRIES[entry](model, x)
+    if isinstance(found, Tensor):
+        assert torch.allclose(found, expected)
+    elif isinstance(found, lipfast.Bounds):
+        assert found.lower.value == expected.lower.value
+        assert found.upper.value == expected.upper.value
+        assert found.lower.certified and found.upper.certified
+    elif not isinstance(found, lipfast.Plan):
+        assert found.value == expected.value

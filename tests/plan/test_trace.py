@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import lipfast
 from lipfast.errors import ArgumentError, TraceError, UnsupportedOpError
 from lipfast.plan.plan import Plan
 from lipfast.plan.trace import evaluation_mode, trace, unwrap
@@ -402,3 +404,51 @@ def test_an_exception_inside_a_rule_names_the_op_and_the_module() -> None:
             assert isinstance(raised.value.__cause__, IndexError)
         finally:
             RULES["aten.tanh"] = rule
+
+
+class Caches(nn.Module):
+    """Keeps what it computes: in an attribute, a list, a new attribute, and buffers."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.linear = kind, nn.Linear(5, 5)
+        self.last, self.calls, self.seen, self.named = None, 0, [], {}
+        self.register_buffer("cache", None)
+        self.register_buffer("unsaved", None, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        self.calls += 1
+        if self.kind == "attribute":
+            self.last = y
+        elif self.kind == "new attribute":
+            self.fresh = y
+        elif self.kind == "list":
+            self.seen.append(y)
+        elif self.kind == "dictionary":
+            self.named["y"] = y
+        elif self.kind == "buffer":
+            self.cache = y
+        else:
+            self.unsaved = y
+        return y.relu()
+
+
+@pytest.mark.parametrize(
+    "kind", ["attribute", "new attribute", "list", "dictionary", "buffer", "unsaved buffer"]
+)
+def test_a_model_that_keeps_what_it_computed_is_left_as_it_was(kind: str) -> None:
+    model, x = Caches(kind), torch.randn(3, 5)
+    inner = nn.Sequential(model)
+    for call in (
+        lambda: lipfast.upper_bound(inner, x),
+        lambda: lipfast.jacobian_norms(inner, x),
+        lambda: lipfast.lower_bound(inner, x),
+    ):
+        with contextlib.suppress(TraceError):  # what is written to a buffer may not be traceable
+            call()
+        assert model.last is None and model.calls == 0 and not hasattr(model, "fresh")
+        assert model.seen == [] and model.named == {}
+        assert model.cache is None and model.unsaved is None
+    assert set(model.state_dict()) == {"linear.weight", "linear.bias"}
+    assert torch.equal(model(x), model.linear(x).relu())
