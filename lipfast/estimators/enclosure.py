@@ -102,7 +102,21 @@ def node_error(
             error = error + _error_of_parameters(arguments, parameters, errors)
     # An overflow, perhaps of a partial sum only, is not a number near the truth.
     known = torch.isfinite(output) & ~torch.isnan(error)
+    if not bool(known.all()):  # only what a mask hides is -inf and exact
+        known |= (output == -math.inf) & (error == 0) & _holds_a_mask(arguments, incoming)
     return torch.where(known, error, math.inf)
+
+
+def _holds_a_mask(arguments: NodeArguments, errors: Sequence[Tensor | None]) -> bool:
+    """Whether an operand is -inf without an error: a constant, or what one was added to."""
+    tensors = [ref for ref in arguments.node.references() if ref.kind not in ("batch", "dtype")]
+    for reference, error in zip(tensors, errors, strict=True):
+        hidden = arguments.value(reference) == -math.inf
+        if error is not None:
+            hidden &= error == 0
+        if bool(hidden.any()):
+            return True
+    return False
 
 
 def _error_of_parameters(

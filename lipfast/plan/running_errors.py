@@ -488,8 +488,8 @@ def _product(a: Value, b: Value) -> Value:
     wide = gamma(inner + 2)
     result = a.tensor @ b.tensor
     size = b.tensor.abs()
-    # |A| times gamma may underflow, and meet a large entry of B.
-    error = (a.tensor.abs() * wide + SMALLEST) @ size
+    # The factor comes last: |A| gamma may underflow and then meet a large entry of B.
+    error = (a.tensor.abs() @ size) * wide
     if b.error is not None:
         error = error + a.tensor.abs() @ b.error
     if a.error is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from lipfast.plan.graph import Node, Reference
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.registry import Arguments, Call, rule
-from lipfast.rules.rounding import SMALLEST, UNDERFLOW, UNIT_ROUNDOFF, gamma
+from lipfast.rules.rounding import UNDERFLOW, UNIT_ROUNDOFF, gamma
 from lipfast.rules.upward import Upward
 
 _ADVICE = (
@@ -138,8 +138,8 @@ def matmul(call: Call) -> Upward:
 def error_of_matmul(a: Tensor, b: Tensor, first: Tensor | None, second: Tensor | None) -> Tensor:
     """``|A| e_B + e_A (|B| + e_B) + gamma_{k+2} |A| |B|``."""
     relative = gamma(a.shape[-1] + 2)
-    # |A| times gamma may underflow, and meet a large entry of B.
-    total = (a.abs() * relative + SMALLEST) @ b.abs()
+    # The factor comes last: |A| gamma may underflow and then meet a large entry of B.
+    total = (a.abs() @ b.abs()) * relative
     if second is not None:
         total = total + a.abs() @ second
     if first is not None:
