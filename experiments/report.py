@@ -47,10 +47,13 @@ it. This page is written by `python -m experiments report` from the results in
 "Lower bound" is the paper's: the largest spectral norm of the Jacobian over the training samples.
 "Upper bound" is the product of the layers' norms, certified. Curves are means over seeds, bands one
 standard deviation, rings mark peaks, dashed vertical lines the width from which on every run fits
-its training labels.
+its training labels, dotted curves means without networks that learnt nothing. How the small
+settings came about, and what was changed after results had been seen, is said in
+[experiments.md](experiments.md#how-the-small-settings-came-about).
 
 A claim **held** if all criteria of its section are met here, **partly** if some are, and **did not
-hold** if none is. The criteria stand in the sections. {scale}
+hold** if none is: a partial verdict may rest on one criterion, so its number is given. The criteria
+stand in the sections. {scale}
 
 """
 _LAPTOP = (
@@ -169,7 +172,9 @@ def _settings_lines(section: Section) -> list[str]:
             lines.append(f"*Setting here* ({section.results.scale}{owner}): {text}.")
     paper = _configured(name, "paper")
     if paper is not None:
-        lines.append(f"*Setting of the paper*: {paper}.")
+        beyond = section.finding.source.startswith("beyond the paper")
+        whose = "At the scale `paper`" if beyond else "Setting of the paper"
+        lines.append(f"*{whose}*: {paper}.")
     return lines
 
 
@@ -200,13 +205,18 @@ def figure_name(finding: Finding) -> str:
     return f"study-{finding.name}.png"
 
 
+def _met(outcome: Outcome | None) -> str:
+    checks = outcome.checks if outcome else ()
+    return f"{sum(check.held for check in checks)} of {len(checks)}"
+
+
 def summary_lines(sections: Iterable[Section]) -> list[str]:
     """The table on top: id, question, verdict, one number."""
     rows = [
         (
             f"[{section.finding.id}](#{anchor(section.finding)})",
             section.finding.question,
-            section.verdict,
+            section.verdict + (f", {_met(section.outcome)}" if section.verdict == PARTLY else ""),
             section.outcome.headline if section.outcome else "",
         )
         for section in sections
@@ -232,8 +242,7 @@ def section_lines(section: Section, figures: str) -> list[str]:
         lines += ["", *markdown_table(outcome.table[0], outcome.table[1:])]
     for note in outcome.notes:
         lines += ["", note]
-    met = sum(check.held for check in outcome.checks)
-    lines += ["", f"Verdict: **{outcome.verdict}** ({met} of {len(outcome.checks)} criteria met)."]
+    lines += ["", f"Verdict: **{outcome.verdict}** ({_met(outcome)} criteria met)."]
     return lines
 
 

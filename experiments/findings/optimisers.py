@@ -201,7 +201,7 @@ def _evaluate_with(key: str, words: str) -> Any:
         train = numbers(rows.average(key, "train_loss").mean)
         return Outcome(
             checks,
-            f"slope of the lower bound in the {words}: {slopes['lower'].slope:+.2f}",
+            f"slope of the lower bound in the {words}: {slopes['lower'].slope:+.3f}",
             (
                 f"The test loss is smallest at {number(best)}.",
                 f"The runs make equally many updates and end at different training losses: {train} "

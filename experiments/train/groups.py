@@ -9,7 +9,7 @@ from experiments.train.networks import Network
 
 # Elements of one hidden layer's activations in a group (float32: 256 MiB).
 _ACTIVATION_LIMIT = 1 << 26
-# A step of a group costs about 0.3 ms however small the networks are: as much as this many
+# A step of a group costs about 0.15 ms however small the networks are: as much as this many
 # activations. Measured on two cores.
 _GROUP_OVERHEAD = 50_000
 

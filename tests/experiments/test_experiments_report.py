@@ -47,7 +47,9 @@ def test_the_report_is_built_from_stored_results(tmp_path: Path) -> None:
     assert [path.name for path in figures.iterdir()] == ["study-F4-samples.png"]
     assert "(pictures/study-F4-samples.png)" in text
     assert "| [F4](#f4-the-number-of-training-samples) |" in text
+    assert "| partly, 1 of 2 |" in text
     assert "## F4: The number of training samples" in text
+    assert text.count("*At the scale `paper`*") == 4  # X1 to X4
     assert "-0.10, 0.40, 0.40 | **no** |" in text
     assert "`lr` 0.5; `train_size` 100 (samples-100), 200 (samples-200), 400" in text
     assert "Verdict: **partly** (1 of 2 criteria met)." in text
