@@ -289,7 +289,9 @@ class Plan:
             if tensors[name].dtype in (torch.int64, torch.int32, torch.bool)  # of positions
         ]
         numbers = [name for name in self.stored_parameters if name not in tables]
-        require_finite(tensors, numbers, where, self._masks)
+        small = sum(math.prod(shape) for shape in self.parameters.values()) < _SMALL
+        with one_thread() if small else nullcontext():
+            require_finite(tensors, numbers, where, self._masks)
         if self.computed:
             found = evaluate_computed(self.computed, tensors, self.constants, where)
             tensors = {**tensors, **found}
@@ -309,9 +311,7 @@ class Plan:
             )
         entries = list(state_dicts)
         where = [f"state dict {index}: " for index in range(len(entries))]
-        small = sum(math.prod(shape) for shape in self.parameters.values()) < _SMALL
-        with one_thread() if small else nullcontext():
-            return [self.resolve(e, w) for e, w in zip(entries, where, strict=True)]
+        return [self.resolve(e, w) for e, w in zip(entries, where, strict=True)]
 
     # The estimators stand above plans, so they are imported where they are called: these methods
     # are the public face of functions that take a plan.
