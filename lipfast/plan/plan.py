@@ -303,7 +303,9 @@ class Plan:
             for name in self.stored_parameters
             if name not in self._tables or tensors[name].dtype.is_floating_point
         ]
-        require_finite(tensors, numbers, where, self._masks)
+        small = sum(math.prod(shape) for shape in self.parameters.values()) < _SMALL
+        with one_thread() if small else nullcontext():
+            require_finite(tensors, numbers, where, self._masks)
         self._require_dtype(tensors, where)
         if self.computed:
             found = evaluate_computed(self.computed, tensors, self.constants, where)
@@ -344,9 +346,7 @@ class Plan:
             )
         entries = list(state_dicts)
         where = [f"state dict {index}: " for index in range(len(entries))]
-        small = sum(math.prod(shape) for shape in self.parameters.values()) < _SMALL
-        with one_thread() if small else nullcontext():
-            return [self.resolve(e, w) for e, w in zip(entries, where, strict=True)]
+        return [self.resolve(e, w) for e, w in zip(entries, where, strict=True)]
 
     # The estimators stand above plans, so they are imported where they are called: these methods
     # are the public face of functions that take a plan.
