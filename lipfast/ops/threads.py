@@ -14,6 +14,8 @@ def one_thread() -> Iterator[None]:
 
     For many small operations in a row. With several threads each of them waits for the slowest
     thread; where other processes keep the processor busy that takes milliseconds, every time.
+    torch counts threads per calling thread: others are not affected, but for one whose very first
+    operation falls into the block, which then starts with one thread, too.
 
     Example:
         >>> import torch

@@ -108,7 +108,9 @@ def step_back() -> None:
     """
     if sys.platform == "linux":  # elsewhere the priority is the process's
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+            thread = threading.get_native_id()
+            own = os.getpriority(os.PRIO_PROCESS, thread)
+            os.setpriority(os.PRIO_PROCESS, thread, min(own + _NICENESS, 19))
 
 
 def _score(futures: list[Future[Reading]], scorer: Scorer, keep: Keep) -> Iterator[list[Row]]:
