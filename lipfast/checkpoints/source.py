@@ -6,7 +6,7 @@ import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
@@ -235,7 +235,12 @@ def _status(path: str) -> os.stat_result:
 
 def folder_of(path: str, root: str) -> str:
     """Return the parent folder relative to the root, or its own name directly below the root."""
-    parent = PurePosixPath(path).parent
+    return _relative_folder(path[: path.rfind("/") + 1], root)
+
+
+@lru_cache(maxsize=1024)  # an archive has many files in a folder
+def _relative_folder(folder: str, root: str) -> str:
+    parent = PurePosixPath(folder)
     try:
         relative = parent.relative_to(PurePosixPath(Path(root).as_posix()))
     except ValueError:
