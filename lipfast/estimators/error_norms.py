@@ -106,12 +106,17 @@ def _carried(
         norm=2,
         operands=operands,
         operand_shapes=step.operand_shapes,
-        layer=0.0 if step.layer is None else layers[step.layer].upper,
+        layer=0.0 if step.layer is None else _certified(layers[step.layer]),
         parameters=tensors,
         constants=plan.constants,
     )
     result = step.rule.bound(call)
     return result if isinstance(result, Upward) else Upward.of(result)
+
+
+def _certified(layer: LayerBracket) -> float:
+    """Its norm from above; inf where that is not proved."""
+    return layer.upper if layer.certified else math.inf
 
 
 def _spread(errors: Sequence[Upward], value: Tensor) -> Tensor:

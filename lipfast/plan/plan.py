@@ -262,6 +262,12 @@ class Plan:
         return any(-math.inf in constant.values for constant in self.constants.values())
 
     @cached_property
+    def _default_eps(self) -> frozenset[float]:
+        """The eps of normalisations that have none of their own: that of the trace's dtype."""
+        found = (default_eps(node) for node in self.graph.nodes)
+        return frozenset(eps for eps in found if eps is not None)
+
+    @cached_property
     def _tables(self) -> frozenset[str]:
         """Parameters that may hold integers or truth values: factors, masks, tables of indices."""
         weights = [node for node in self.graph.nodes if node.op not in _TAKES_INTEGERS]
@@ -320,13 +326,13 @@ class Plan:
         Raises:
             StateDictError: the weights are float64 and those of the trace were not, or vice versa.
         """
-        traced = {eps for node in self.graph.nodes if (eps := default_eps(node)) is not None}
+        if not self._default_eps:
+            return
         dtypes = {tensors[name].dtype for name in self.stored_parameters}
         dtypes = {dtype for dtype in dtypes if dtype.is_floating_point}
-        double = torch.finfo(torch.float64).eps in traced
-        if not traced or not dtypes or (torch.float64 in dtypes) is double:
-            return
-        if not double and dtypes != {torch.float64}:
+        double = torch.finfo(torch.float64).eps in self._default_eps
+        wrong = torch.float64 not in dtypes if double else dtypes == {torch.float64}
+        if not dtypes or not wrong:
             return
         raise StateDictError(
             f"{where}the weights are {'not ' if double else ''}float64, and those of the trace "

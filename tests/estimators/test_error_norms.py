@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -131,3 +132,17 @@ def test_an_overflow_proves_nothing() -> None:
     x = torch.ones(1, 2, 5, dtype=torch.float64)
     _, errors = output_error_norms(plan, tensors, layer_norms(plan, tensors), x)
     assert bool(errors.isinf().all())
+
+
+def test_a_layer_norm_that_is_not_certified_proves_nothing() -> None:
+    model = deep(3, 4)
+    plan = Plan.trace(model, torch.zeros(2, 5, dtype=torch.float64))
+    tensors = plan.resolve(model.state_dict())
+    *before, last = layer_norms(plan, tensors)
+    x = torch.ones(1, 2, 5, dtype=torch.float64)
+    for layers, known in (
+        ([*before, last], True),
+        ([*before, replace(last, certified=False)], False),
+    ):
+        _, errors = output_error_norms(plan, tensors, layers, x)
+        assert bool(errors.isfinite().all()) is known
