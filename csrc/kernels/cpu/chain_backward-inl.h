@@ -1,19 +1,5 @@
 // The product J_S ... J_1 of one sample, from the output side: K rows pass back through the layers.
 
-// What layer `l` selects for sample t.
-template <class T>
-struct Selection {
-  const T* factors;
-  const int32_t* sources;  // nullptr: the identity
-  int64_t count;
-
-  Selection(const ChainLayer& layer, int64_t t, const ChainBuffers<T>& buffers)
-      : factors(buffers.factors + t * buffers.kept + layer.factors),
-        sources(layer.pooled ? buffers.sources + t * buffers.kept + layer.sources : nullptr),
-        count(elements(layer.selected)) {}
-  LIPFAST_INLINE int64_t source(int64_t element) const { return sources == nullptr ? element : sources[element]; }
-};
-
 // Rows [0, rows) of g times the derivatives, in `out`.
 template <class T>
 void scale_columns(const T* g, int64_t rows, int64_t stride, const T* factors, int64_t count, T* out) {
@@ -58,66 +44,6 @@ void sort_terms(const ImageShape& units, int64_t groups, const Selection<T>& sel
   }
   for (int64_t bucket = buckets; bucket > 0; --bucket) begin[bucket] = begin[bucket - 1];
   begin[0] = 0;
-}
-
-#if LIPFAST_VECTOR_BYTES == 64
-LIPFAST_INLINE uint32_t lanes_active(const float* factors, uint32_t valid) {
-  const __m512 values = _mm512_maskz_loadu_ps(static_cast<__mmask16>(valid), factors);
-  return _mm512_cmp_ps_mask(values, _mm512_setzero_ps(), _CMP_NEQ_UQ);
-}
-LIPFAST_INLINE uint32_t lanes_active(const double* factors, uint32_t valid) {
-  const __m512d zero = _mm512_setzero_pd(), low = _mm512_maskz_loadu_pd(static_cast<__mmask8>(valid), factors),
-                high = _mm512_maskz_loadu_pd(static_cast<__mmask8>(valid >> 8), factors + 8);
-  const uint32_t above = _mm512_cmp_pd_mask(high, zero, _CMP_NEQ_UQ);
-  return _mm512_cmp_pd_mask(low, zero, _CMP_NEQ_UQ) | above << 8;
-}
-#endif
-
-// Units with a derivative other than zero. Returns how many; writes whole vectors, up to round_up(units, kIndices).
-// One by one this takes as long as a tenth of the products of a narrow network.
-template <class T>
-int64_t find_active(const T* factors, int64_t units, int32_t* active) {
-  int64_t count = 0;
-#if LIPFAST_VECTOR_BYTES == 64
-  __m512i indices = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  for (int64_t i = 0; i < units; i += kIndices) {
-    const uint32_t valid = units - i < kIndices ? (1u << (units - i)) - 1 : 0xffff,
-                   lanes = lanes_active(factors + i, valid);
-    _mm512_storeu_si512(active + count, _mm512_maskz_compress_epi32(static_cast<__mmask16>(lanes), indices));
-    count += __builtin_popcount(lanes);
-    indices = _mm512_add_epi32(indices, _mm512_set1_epi32(kIndices));
-  }
-#else
-  for (int64_t i = 0; i < units; ++i) {
-    active[count] = static_cast<int32_t>(i);
-    count += factors[i] != 0;
-  }
-#endif
-  return count;
-}
-
-// All samples of the tile, so that a panel is read once from beyond the nearest cache.
-template <class T>
-void product_linear(const ChainLayer& layer, const T* packed, int64_t samples, const T* g, T* out,
-                    ChainBuffers<T>& buffers) {
-  const int64_t inputs = layer.columns, units = layer.map->out.channels, size = buffers.outputs * buffers.stride;
-  int64_t *counts = buffers.actives, *starts = counts + buffers.tile;
-  for (int64_t t = 0; t < samples; ++t) {
-    const Selection<T> selection(layer, t, buffers);
-    counts[t] = find_active(selection.factors, units, buffers.active + t * buffers.most_units);
-    starts[t] = 0;
-  }
-  for (int64_t j = 0; j < inputs; j += kColumns<T>) {
-    const T* panel = panel_at<T>(packed, units, j);
-    for (int64_t t = 0; t < samples; ++t) {
-      const int32_t* active = buffers.active + t * buffers.most_units;
-      // Rows of a lower triangle before column j are zero there.
-      while (layer.triangular && starts[t] < counts[t] && active[starts[t]] < j) ++starts[t];
-      active += starts[t];
-      all_rows_times_panel(g + t * size, buffers.outputs, buffers.stride, {active, active, counts[t] - starts[t]},
-                           panel, panel_width<T>(inputs - j), out + t * size + j, buffers.stride);
-    }
-  }
 }
 
 // The output position along an axis that kernel position `tap` joins with input position `at` (which includes the
@@ -264,6 +190,30 @@ void product_layer(const ChainLayer& layer, const T* packed, int64_t t, T* g, T*
   }
 }
 
+template <class T>
+void scale_rows(const T* factors, int64_t columns, T* rows, const ChainBuffers<T>& buffers) {
+  for (int64_t k = 0; k < buffers.outputs; ++k, rows += buffers.stride) {
+    if (factors[k] == 1) continue;
+    for (int64_t j = 0; j < columns; ++j) rows[j] = factors[k] == 0 ? 0 : factors[k] * rows[j];
+  }
+}
+
+// `out`: the rows of all samples after the last two linear stages; `rows`: scratch.
+template <class T>
+void first_product(const T* packed, int64_t samples, T* rows, T* out, ChainBuffers<T>& buffers) {
+  const int64_t size = buffers.outputs * buffers.stride;
+  const ChainLayer &last = buffers.layer[buffers.layers - 1], &layer = buffers.layer[buffers.layers - 2];
+  product_shared(layer, packed + layer.product, packed + last.patterns, samples, out, buffers);
+  for (int64_t t = 0; t < samples; ++t) {
+    if (!buffers.exact[t]) {
+      first_rows(last, true, packed, t, rows + t * size, buffers);
+      product_linear(layer, packed + layer.product, t, t + 1, rows, out, buffers);
+    } else if (last.first < last.end) {
+      scale_rows(Selection<T>(last, t, buffers).factors, layer.columns, out + t * size, buffers);
+    }
+  }
+}
+
 // The Jacobians of the tile's samples: K rows each, `stride` apart. The rows alternate between two buffers.
 template <class T>
 const T* chain_products(const ChainParams& p, const T* packed, int64_t samples, ChainBuffers<T>& buffers) {
@@ -271,8 +221,14 @@ const T* chain_products(const ChainParams& p, const T* packed, int64_t samples, 
   T *g = buffers.rows, *out = buffers.product;
   const ChainLayer& last = buffers.layer[buffers.layers - 1];
   const bool linear = last.map != nullptr && starts_product(p, *last.map);
-  for (int64_t t = 0; t < samples; ++t) first_rows(last, linear, packed, t, g + t * size, buffers);
-  for (int64_t l = buffers.layers - 1 - linear; l >= 0; --l) {
+  int64_t l = buffers.layers - 1 - linear;
+  if (buffers.shares) {
+    first_product(packed, samples, out, g, buffers);
+    --l;
+  } else {
+    for (int64_t t = 0; t < samples; ++t) first_rows(last, linear, packed, t, g + t * size, buffers);
+  }
+  for (; l >= 0; --l) {
     const ChainLayer& layer = buffers.layer[l];
     const bool weighted = layer.map != nullptr && has_weight(*layer.map);
     for (int64_t t = 0; t < samples && weighted && layer.scaled; ++t) {
@@ -280,7 +236,7 @@ const T* chain_products(const ChainParams& p, const T* packed, int64_t samples, 
       scale_columns(g + t * size, outputs, stride, selection.factors, selection.count, g + t * size);
     }
     if (weighted && layer.map->kind == StageKind::kLinear) {
-      product_linear(layer, packed + layer.product, samples, g, out, buffers);
+      product_linear(layer, packed + layer.product, 0, samples, g, out, buffers);
     } else {
       for (int64_t t = 0; t < samples; ++t) product_layer(layer, packed, t, g + t * size, out + t * size, buffers);
     }

@@ -11,8 +11,11 @@
 #include "gram-inl.h"
 #include "cholesky-inl.h"
 #include "chain_triangle-inl.h"
+#include "chain_patterns-inl.h"
 #include "chain_layers-inl.h"
 #include "chain_forward-inl.h"
+#include "chain_linear-inl.h"
+#include "chain_shared-inl.h"
 #include "chain_backward-inl.h"
 
 template <class T>

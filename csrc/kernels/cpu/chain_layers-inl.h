@@ -19,6 +19,7 @@ struct ChainLayer {
   bool triangular;           // the product takes the triangle L with L L^T = W W^T instead of W
   int64_t columns;           // of the map's matrix, as the product takes it
   int64_t forward, product;  // offsets of the packed weights
+  int64_t patterns;          // of what samples share; the last layer's where they do
   int64_t factors, sources;  // offsets of f and u, for one sample
 };
 
@@ -79,11 +80,29 @@ int64_t product_size(const ChainParams& p, const ChainStage& stage) {
   return stage.groups * packed_size<T>(shape.rows, shape.columns);
 }
 
+// Whether samples share terms of the first product: the chain ends with a linear stage, units that are on or off, and
+// another linear stage, and there are samples enough to find some that resemble one another. The bound on units keeps
+// rounding away from the magnitudes' check.
+constexpr int64_t kFewestSharing = 16;
+constexpr int64_t kMostPatternUnits = 1 << 14;
+LIPFAST_INLINE bool shares_terms(const ChainParams& p) {
+  int64_t s = p.stages - 1;
+  while (s > 0 && p.stage[s].kind == StageKind::kActivation) --s;
+  const ChainStage& last = p.stage[s];
+  if (last.kind != StageKind::kLinear || last.out.channels > kSmallSide || last.in.channels > kMostPatternUnits) {
+    return false;
+  }
+  const int64_t activations = s;
+  while (--s >= 0 && p.stage[s].kind == StageKind::kActivation && is_selecting(p.stage[s])) {
+  }
+  return p.batch >= kFewestSharing && s >= 0 && s + 1 < activations && p.stage[s].kind == StageKind::kLinear;
+}
+
 // Reads the layers one by one.
 template <class T>
 struct LayerReader {
   const ChainParams& p;
-  int64_t stage = 0, packed = 0, kept = 0;
+  int64_t stage = 0, packed = 0, kept = 0, columns = 0;
 
   bool next(ChainLayer& layer) {
     if (stage == p.stages) return false;
@@ -111,6 +130,11 @@ struct LayerReader {
       layer.product = packed + forward_size<T>(*layer.map);
       packed = layer.product +
                (layer.triangular ? packed_size<T>(layer.columns, layer.columns) : product_size<T>(p, *layer.map));
+      layer.patterns = packed;
+      if (starts_product(p, *layer.map) && shares_terms(p)) {
+        packed += patterns_size<T>(layer.in.channels, layer.out.channels, columns);
+      }
+      columns = layer.columns;
     }
     layer.factors = layer.sources = kept;
     kept += round_up(layer.largest, Simd<T>::kLanes);
@@ -185,9 +209,19 @@ void pack_layers(const ChainParams& p, int64_t network, int64_t begin, int64_t e
   }
 }
 
+template <class T>
+void pack_shared(const ChainParams& p, int64_t network, T* packed) {
+  LayerReader<T> reader{p};
+  ChainLayer layer, before;
+  for (before = {}; reader.next(layer) && !starts_product(p, *layer.map); before = layer) {
+  }
+  pack_patterns(static_cast<const T*>(p.weights[network * p.affine + layer.map->affine]), layer.in.channels,
+                layer.out.channels, packed + before.product, before.columns, packed + layer.patterns);
+}
+
 // work: triangle_size() doubles if the first layer is triangular.
 template <class T>
-void pack_chain(const ChainParams& p, int64_t network, T* packed, double* work, const Parallel* parallel) {
+void pack_maps(const ChainParams& p, int64_t network, T* packed, double* work, const Parallel* parallel) {
   LayerReader<T> reader{p};
   ChainLayer first{};
   reader.next(first);
@@ -210,8 +244,21 @@ void pack_chain(const ChainParams& p, int64_t network, T* packed, double* work, 
   }
 }
 
-constexpr int64_t kMaxTile = 8;          // samples of one tile: they share the forward pass's reads of the weights
+template <class T>
+void pack_chain(const ChainParams& p, int64_t network, T* packed, double* work, const Parallel* parallel) {
+  pack_maps(p, network, packed, work, parallel);
+  if (shares_terms(p)) pack_shared(p, network, packed);
+}
+
+// Samples of one tile: they share the forward pass's reads of the weights, and terms of the first product where a chain
+// allows that; more tiles than kFewestTiles, so that every thread gets some.
+constexpr int64_t kMaxTile = 8, kMaxSharingTile = 64, kFewestTiles = 16;
 constexpr int64_t kTileBytes = 1 << 21;  // of their buffers, per thread
+LIPFAST_INLINE int64_t largest_tile(const ChainParams& p) {
+  if (!shares_terms(p)) return kMaxTile;
+  const int64_t even = round_up((p.batch + kFewestTiles - 1) / kFewestTiles, kMaxTile);
+  return smaller(kMaxSharingTile, even);
+}
 
 // Buffers of one thread.
 template <class T>
@@ -232,6 +279,12 @@ struct ChainBuffers {
   int32_t* active;   // tile x most_units: units of a linear stage with a derivative other than zero
   int64_t* actives;  // how many of them, and where those start that the current panel needs
   int64_t most_units;
+  bool shares;         // terms of the first product; what follows is for that, per sample of the tile
+  T* magnitudes;       // stride
+  uint64_t* patterns;  // words
+  Changes* changes;
+  int32_t *order, *from, *steps, *distance;
+  bool* exact;
   T *rows, *product;  // tile x outputs x stride each
   double* reduce;
 
@@ -269,9 +322,10 @@ int64_t ChainBuffers<T>::place(const ChainParams& p, char* base) {
   outputs = elements(p.out);
   inputs = columns;
   const int64_t bytes = static_cast<int64_t>(sizeof(T)) * (2 * outputs * stride + 2 * width + kept);
-  const int64_t fit = kTileBytes / larger<int64_t>(bytes, 1);
+  const int64_t fit = kTileBytes / larger<int64_t>(bytes, 1), most = largest_tile(p);
   // Whole groups of lanes, so that the reduction is the same wherever a tile ends.
-  tile = fit >= kMaxTile ? kMaxTile : larger<int64_t>(fit / kDoubles * kDoubles, 1);
+  tile = fit >= most ? most : larger<int64_t>(fit / kDoubles * kDoubles, 1);
+  shares = shares_terms(p) && tile > 1;
 
   int64_t used = 0;
   const auto take = [&](auto*& pointer, int64_t count) {
@@ -295,6 +349,15 @@ int64_t ChainBuffers<T>::place(const ChainParams& p, char* base) {
   take(begin, most_buckets + 1);
   take(active, tile * most_units);
   take(actives, 2 * tile);
+  const int64_t sharing = shares ? tile : 0;
+  take(magnitudes, sharing * stride);
+  take(patterns, sharing * ((most_units + 63) / 64));
+  take(changes, sharing);
+  take(order, sharing);
+  take(from, sharing);
+  take(steps, sharing);
+  take(distance, sharing);
+  take(exact, sharing);
   take(rows, tile * outputs * stride);
   take(product, tile * outputs * stride);
   take(reduce, reduce_size(outputs, inputs));

@@ -1,0 +1,162 @@
+// The product of chain_patterns-inl.h for the samples of a tile.
+
+// Bit i of a pattern: unit i has a derivative other than zero.
+template <class T>
+void read_pattern(const T* factors, int64_t units, uint64_t* pattern) {
+  for (int64_t word = 0; word * 64 < units; ++word) {
+    const int64_t first = word * 64, count = smaller<int64_t>(64, units - first);
+    uint64_t bits = 0;
+#if LIPFAST_VECTOR_BYTES == 64
+    for (int64_t i = 0; i < count; i += kIndices) {
+      const uint32_t valid = count - i < kIndices ? (1u << (count - i)) - 1 : 0xffff;
+      bits |= static_cast<uint64_t>(lanes_active(factors + first + i, valid)) << i;
+    }
+#else
+    for (int64_t i = 0; i < count; ++i) bits |= static_cast<uint64_t>(factors[first + i] != 0) << i;
+#endif
+    pattern[word] = bits;
+  }
+}
+
+// sum += or -= V's columns times rows of W's panel, over a list of units: kRows rows of V, of which the last may be
+// that of the magnitudes, which takes |W|.
+template <class T, int kRows, int kVectors, bool kMagnitudes, bool kSubtract>
+LIPFAST_INLINE void change_rows(const T* v, int64_t v_step, const int32_t* units, int64_t count, const T* panel,
+                                typename Simd<T>::Vector (&sum)[kRows][kVectors]) {
+  typedef typename Simd<T>::Vector Vector;
+  constexpr int kLanes = Simd<T>::kLanes;
+  for (int64_t a = 0; a < count; ++a) {
+    const T* left = v + units[a] * v_step;
+    const T* right = panel + static_cast<int64_t>(units[a]) * (kVectors * kLanes);
+    Vector w[kVectors];
+    LIPFAST_UNROLL
+    for (int c = 0; c < kVectors; ++c) w[c] = load(right + c * kLanes);
+    LIPFAST_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const Vector factor = splat(left[r]);
+      LIPFAST_UNROLL
+      for (int c = 0; c < kVectors; ++c) {
+        const Vector with = kMagnitudes && r == kRows - 1 ? absolute_value<T>(w[c]) : w[c];
+        sum[r][c] = kSubtract ? sum[r][c] - factor * with : sum[r][c] + factor * with;
+      }
+    }
+  }
+}
+
+// Where the rows of M and the row of its magnitudes lie; `rows` == nullptr: zeros.
+template <class T>
+struct SharedRows {
+  T *rows, *magnitudes;
+  int64_t step;
+  LIPFAST_INLINE T* row(int64_t r, bool of_magnitudes) const { return of_magnitudes ? magnitudes : rows + r * step; }
+};
+
+template <class T, int kRows, int kVectors, bool kMagnitudes>
+void change_panel(const T* v, int64_t v_step, const int32_t* units, Changes changes, const T* panel,
+                  const SharedRows<T>& from, const SharedRows<T>& to) {
+  typedef typename Simd<T>::Vector Vector;
+  constexpr int kLanes = Simd<T>::kLanes;
+  Vector sum[kRows][kVectors] = {};
+  if (from.rows != nullptr) {
+    LIPFAST_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      LIPFAST_UNROLL
+      for (int c = 0; c < kVectors; ++c) sum[r][c] = load(from.row(r, kMagnitudes && r == kRows - 1) + c * kLanes);
+    }
+  }
+  change_rows<T, kRows, kVectors, kMagnitudes, false>(v, v_step, units, changes.added, panel, sum);
+  change_rows<T, kRows, kVectors, kMagnitudes, true>(v, v_step, units + changes.added, changes.all - changes.added,
+                                                     panel, sum);
+  LIPFAST_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    LIPFAST_UNROLL
+    for (int c = 0; c < kVectors; ++c) store(to.row(r, kMagnitudes && r == kRows - 1) + c * kLanes, sum[r][c]);
+  }
+}
+
+template <class T, int kRows, int kVectors, bool kMagnitudes>
+LIPFAST_INLINE void change_some_rows(int64_t rows, const T* v, int64_t v_step, const int32_t* units, Changes changes,
+                                     const T* panel, const SharedRows<T>& from, const SharedRows<T>& to) {
+  if constexpr (kRows > 0) {
+    if (rows == kRows) {
+      change_panel<T, kRows, kVectors, kMagnitudes>(v, v_step, units, changes, panel, from, to);
+    } else {
+      change_some_rows<T, kRows - 1, kVectors, kMagnitudes>(rows, v, v_step, units, changes, panel, from, to);
+    }
+  }
+}
+
+// The rows of M and of its magnitudes, in tiles of equal height, for the columns of one panel.
+template <class T, int kVectors>
+void change_all_rows(int64_t rows, const T* v, const int32_t* units, Changes changes, const T* panel,
+                     SharedRows<T> from, SharedRows<T> to) {
+  const int64_t tiles = (rows + kRowTile - 1) / kRowTile, v_step = rows;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t height = (rows + tiles - tile - 1) / (tiles - tile);
+    if (tile == tiles - 1) {
+      change_some_rows<T, kRowTile, kVectors, true>(height, v, v_step, units, changes, panel, from, to);
+    } else {
+      change_some_rows<T, kRowTile, kVectors, false>(height, v, v_step, units, changes, panel, from, to);
+    }
+    rows -= height;
+    v += height;
+    to.rows += height * to.step;
+    if (from.rows != nullptr) from.rows += height * from.step;
+  }
+}
+
+// Whether all magnitudes reach their limits, over whole vectors.
+template <class T>
+bool reaches(const T* magnitudes, const T* limits, int64_t columns) {
+  typedef typename Simd<T>::Vector Vector;
+  const Vector zero{}, one = splat(T(1));
+  Vector short_of{};
+  for (int64_t j = 0; j < columns; j += Simd<T>::kLanes) {
+    short_of += load(magnitudes + j) >= load(limits + j) ? zero : one;
+  }
+  return horizontal_sum<T>(short_of) == 0;
+}
+
+template <class T, int kVectors>
+void product_panel(const T* shared, const T* panel, int64_t j, int64_t samples, T* out, ChainBuffers<T>& buffers) {
+  const int64_t stride = buffers.stride, size = buffers.outputs * stride;
+  const auto rows_of = [&](int64_t t) {
+    return SharedRows<T>{out + t * size + j, buffers.magnitudes + t * stride + j, stride};
+  };
+  for (int64_t k = 0; k < samples; ++k) {
+    const int64_t t = buffers.order[k], from = buffers.from[t];
+    const SharedRows<T> to = rows_of(t);
+    change_all_rows<T, kVectors>(buffers.outputs + 1, shared, buffers.active + t * buffers.most_units,
+                                 buffers.changes[t], panel, from < 0 ? SharedRows<T>{} : rows_of(from), to);
+  }
+}
+
+// out: the rows of V D W, W of `layer`, of all samples; those that are not marked as exact are to be summed afresh.
+template <class T>
+void product_shared(const ChainLayer& layer, const T* packed, const T* shared, int64_t samples, T* out,
+                    ChainBuffers<T>& buffers) {
+  const int64_t units = layer.map->out.channels, columns = layer.columns, words = (units + 63) / 64;
+  for (int64_t t = 0; t < samples; ++t) {
+    read_pattern(Selection<T>(layer, t, buffers).factors, units, buffers.patterns + t * words);
+  }
+  span_patterns(buffers.patterns, words, samples, kMostSteps * units, buffers.order, buffers.from, buffers.steps,
+                buffers.distance);
+  for (int64_t t = 0; t < samples; ++t) {
+    const int64_t from = buffers.from[t];
+    buffers.changes[t] =
+        list_changes(buffers.patterns + t * words, from < 0 ? nullptr : buffers.patterns + from * words, words,
+                     buffers.active + t * buffers.most_units);
+  }
+  for (int64_t j = 0; j < columns; j += kColumns<T>) {
+    const T* panel = panel_at<T>(packed, units, j);
+    if (panel_width<T>(columns - j) == kColumns<T>) {
+      product_panel<T, 2>(shared, panel, j, samples, out, buffers);
+    } else {
+      product_panel<T, 1>(shared, panel, j, samples, out, buffers);
+    }
+  }
+  const T* limits = shared + pattern_table_size<T>(units, buffers.outputs);
+  for (int64_t t = 0; t < samples; ++t) {
+    buffers.exact[t] = buffers.from[t] < 0 || reaches(buffers.magnitudes + t * buffers.stride, limits, columns);
+  }
+}
