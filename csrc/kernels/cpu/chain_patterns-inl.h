@@ -12,35 +12,44 @@
 
 constexpr int64_t kCancellation = 8, kMostSteps = 4;
 
+LIPFAST_INLINE int32_t hamming_distance(const uint64_t* a, const uint64_t* b, int64_t words) {
+  int64_t apart = 0;
+  for (int64_t w = 0; w < words; ++w) apart += __builtin_popcountll(a[w] ^ b[w]);
+  return static_cast<int32_t>(apart);
+}
+
 // Orders the samples so that each comes after the one that it starts from (from[t]; -1: from nothing), and the sum of
 // the terms is small: a minimum spanning tree (Prim, 1957) of the patterns and the empty one, in Hamming distance.
-// steps, distance: one value per sample each, scratch.
-inline void span_patterns(const uint64_t* patterns, int64_t words, int64_t samples, int64_t most_steps, int32_t* order,
-                          int32_t* from, int32_t* steps, int32_t* distance) {
+// steps, distance: one value per sample each, scratch. kWords: of a pattern; 0: `any_words`.
+template <int kWords>
+void span_patterns(const uint64_t* patterns, int64_t any_words, int64_t samples, int64_t most_steps, int32_t* order,
+                   int32_t* from, int32_t* steps, int32_t* distance) {
+  const int64_t words = kWords > 0 ? kWords : any_words;
+  int64_t nearest = 0;  // position in order[k ..], the samples that are not in the tree yet
   for (int64_t t = 0; t < samples; ++t) {
-    int32_t active = 0;
+    int64_t active = 0;
     for (int64_t w = 0; w < words; ++w) active += __builtin_popcountll(patterns[t * words + w]);
-    distance[t] = active;
+    distance[t] = static_cast<int32_t>(active);
     from[t] = -1;
     order[t] = static_cast<int32_t>(t);
+    nearest = distance[t] < distance[nearest] ? t : nearest;
   }
   for (int64_t k = 0; k < samples; ++k) {
-    int64_t nearest = k;  // order[k ..]: samples that are not in the tree yet
-    for (int64_t i = k + 1; i < samples; ++i) nearest = distance[order[i]] < distance[order[nearest]] ? i : nearest;
     const int32_t t = order[nearest];
     order[nearest] = order[k];
     order[k] = t;
     steps[t] = distance[t] + (from[t] < 0 ? 0 : steps[from[t]]);
     const uint64_t* own = patterns + t * words;
+    int32_t least = INT32_MAX;
     for (int64_t i = k + 1; i < samples; ++i) {
-      const int32_t other = order[i];
-      const uint64_t* pattern = patterns + other * words;
-      int32_t apart = 0;
-      for (int64_t w = 0; w < words; ++w) apart += __builtin_popcountll(own[w] ^ pattern[w]);
-      if (apart < distance[other] && steps[t] + apart <= most_steps) {
-        distance[other] = apart;
+      const int32_t other = order[i], apart = hamming_distance(own, patterns + other * words, words);
+      int32_t now = distance[other];
+      if (apart < now && steps[t] + apart <= most_steps) {
+        distance[other] = now = apart;
         from[other] = t;
       }
+      nearest = now < least ? i : nearest;
+      least = now < least ? now : least;
     }
   }
 }

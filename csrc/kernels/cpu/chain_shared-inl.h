@@ -139,8 +139,9 @@ void product_shared(const ChainLayer& layer, const T* packed, const T* shared, i
   for (int64_t t = 0; t < samples; ++t) {
     read_pattern(Selection<T>(layer, t, buffers).factors, units, buffers.patterns + t * words);
   }
-  span_patterns(buffers.patterns, words, samples, kMostSteps * units, buffers.order, buffers.from, buffers.steps,
-                buffers.distance);
+  const auto span = words == 4 ? span_patterns<4> : span_patterns<0>;
+  span(buffers.patterns, words, samples, kMostSteps * units, buffers.order, buffers.from, buffers.steps,
+       buffers.distance);
   for (int64_t t = 0; t < samples; ++t) {
     const int64_t from = buffers.from[t];
     buffers.changes[t] =

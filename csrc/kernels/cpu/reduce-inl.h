@@ -3,18 +3,25 @@
 constexpr int64_t kSmallSide = 64;       // up to here: Gram matrix and a full reduction, in the vector lanes
 constexpr int32_t kReducePasses = 1000;  // beyond: Lanczos; never reached in practice
 
-// Tiles of the Gram matrix, whose sums over the lanes are taken together.
+// Tiles of the Gram matrix: products of a few rows with a few others at a time.
 constexpr int kGramTileRows = 2, kGramTileColumns = 4;
 
-// Rows that gram_lane() reads of s: those beyond s only fill its tiles.
+// Rows that gram_lanes() reads of s: those beyond s only fill its tiles.
 inline int64_t gram_lane_rows(int64_t s) { return s + kGramTileColumns; }
+
+// Columns of a slice, so that its rows fit into the nearest cache.
+inline int64_t slice_columns(int64_t s, int64_t l) {
+  constexpr int64_t kSliceBytes = 32768, kVectorBytes = kDoubles * static_cast<int64_t>(sizeof(double));
+  const int64_t fit = kSliceBytes / (gram_lane_rows(s) * kVectorBytes) / kDoubles * kDoubles;
+  return smaller(round_up(l, kDoubles), larger<int64_t>(fit, kDoubles));
+}
 
 inline int64_t reduce_size(int64_t outputs, int64_t inputs) {
   const int64_t s = smaller(outputs, inputs), l = larger(outputs, inputs);
   if (s > kSmallSide)
     return outputs * inputs + 2 * outputs + inputs + MatrixOperator<double, 1>::size(outputs, inputs) +
            lanczos_size(inputs);
-  return gram_lane_rows(s) * round_up(l, kDoubles) + (s * s + 4 * s) * kDoubles;
+  return (gram_lane_rows(s) * slice_columns(s, l) + s * s + 4 * s) * kDoubles;
 }
 
 // Power of two that brings the largest entry below 1. Squares of float32 fit float64 as they are: nothing to do.
@@ -36,51 +43,80 @@ inline int scaling_exponent(const double* entries, int64_t rows, int64_t columns
   return exponent;
 }
 
-// The Jacobian as [s][stride] doubles scaled by 2^-exponent, smaller side first, zero-padded. Returns the exponent.
+// Up to kDoubles Jacobians, one in each lane: `size` apart in memory, their rows `row_stride` apart.
 template <class T>
-int widen_jacobian(const T* jacobian, int64_t outputs, int64_t inputs, int64_t row_stride, int64_t stride,
-                   double* out) {
-  const int exponent = scaling_exponent(jacobian, outputs, inputs, row_stride);
-  const PowerOfTwo scaling = power_of_two(-exponent);
-  const bool wide = outputs <= inputs;
-  const int64_t s = smaller(outputs, inputs), l = larger(outputs, inputs);
-  for (int64_t i = 0; i < s; ++i) {
-    double* row = out + i * stride;
-    int64_t j = 0;
-    if (wide) {
-      for (; j + kDoubles <= l; j += kDoubles) {
-        store(row + j, load_double(jacobian + i * row_stride + j) * scaling.first * scaling.second);
+struct JacobianLanes {
+  const T* jacobian;
+  int64_t size, row_stride, count;
+  bool wide;                   // rows are the smaller side
+  DoubleVector first, second;  // powers of two that scale each lane
+  int exponents[kDoubles];
+
+  JacobianLanes(const T* from, int64_t size_of_one, int64_t stride, int64_t lanes, int64_t outputs, int64_t inputs)
+      : jacobian(from), size(size_of_one), row_stride(stride), count(lanes), wide(outputs <= inputs) {
+    for (int lane = 0; lane < kDoubles; ++lane) {
+      exponents[lane] = lane < count ? scaling_exponent(from + lane * size, outputs, inputs, row_stride) : 0;
+      const PowerOfTwo scaling = power_of_two(-exponents[lane]);
+      first[lane] = scaling.first;
+      second[lane] = scaling.second;
+    }
+  }
+
+  LIPFAST_INLINE DoubleVector scaled(DoubleVector v) const {
+    return sizeof(T) == sizeof(float) ? v : v * first * second;  // float32 has exponent 0
+  }
+
+  // Entry (i, j), i along the smaller side, of all lanes.
+  DoubleVector entry(int64_t i, int64_t j) const {
+    const T* at = jacobian + (wide ? i * row_stride + j : j * row_stride + i);
+    DoubleVector lanes{};
+    for (int64_t t = 0; t < count; ++t) lanes[t] = at[t * size];
+    return scaled(lanes);
+  }
+
+  // kDoubles entries that lie one after another in memory, of all lanes: block[q] is the q-th.
+  LIPFAST_INLINE void entries(const T* at, DoubleVector* block) const {
+    LIPFAST_UNROLL
+    for (int t = 0; t < kDoubles; ++t) block[t] = t < count ? load_double(at + t * size) : DoubleVector{};
+    transpose<double>(block);
+    LIPFAST_UNROLL
+    for (int q = 0; q < kDoubles; ++q) block[q] = scaled(block[q]);
+  }
+
+  // Columns [j0, j0 + depth) of rows [0, s), along the smaller side: x[i * step + j - j0].
+  void read(int64_t s, int64_t j0, int64_t depth, int64_t step, DoubleVector* x) const {
+    const int64_t whole_rows = wide ? s : s / kDoubles * kDoubles, whole = wide ? depth / kDoubles * kDoubles : depth;
+    DoubleVector block[kDoubles];
+    for (int64_t i = 0; i < whole_rows; i += wide ? 1 : kDoubles) {
+      for (int64_t j = 0; j < whole; j += wide ? kDoubles : 1) {
+        entries(jacobian + (wide ? i * row_stride + j0 + j : (j0 + j) * row_stride + i), block);
+        for (int q = 0; q < kDoubles; ++q) x[(wide ? i : i + q) * step + (wide ? j + q : j)] = block[q];
       }
     }
-    for (; j < l; ++j) row[j] = scaling(wide ? jacobian[i * row_stride + j] : jacobian[j * row_stride + i]);
-    for (; j < stride; ++j) row[j] = 0;
+    for (int64_t i = 0; i < s; ++i) {
+      for (int64_t j = i < whole_rows ? whole : 0; j < depth; ++j) x[i * step + j] = entry(i, j0 + j);
+    }
   }
-  return exponent;
-}
+};
 
-// Lane `lane` of the s x s Gram matrices: entries [i][j][lane].
-inline void gram_lane(const double* rows, int64_t s, int64_t stride, double* gram, int lane) {
-  constexpr int kEntries = kGramTileRows * kGramTileColumns;
+// The upper triangle of the s x s Gram matrices of `depth` columns, in tiles: added to what is there if `more`.
+inline void gram_lanes(const DoubleVector* x, int64_t s, int64_t depth, int64_t step, bool more, DoubleVector* gram) {
   for (int64_t i = 0; i < s; i += kGramTileRows) {
-    const double *a = rows + i * stride, *b = a + stride;
+    const DoubleVector *a = x + i * step, *b = a + step;
     for (int64_t j = i; j < s; j += kGramTileColumns) {
-      DoubleVector sums[kEntries] = {};
-      for (int64_t k = 0; k < stride; k += kDoubles) {
-        const DoubleVector ak = load(a + k), bk = load(b + k);
+      DoubleVector sums[kGramTileRows][kGramTileColumns] = {};
+      for (int64_t k = 0; k < depth; ++k) {
         LIPFAST_UNROLL
         for (int c = 0; c < kGramTileColumns; ++c) {
-          const DoubleVector ck = load(rows + (j + c) * stride + k);
-          sums[c] += ak * ck;
-          sums[kGramTileColumns + c] += bk * ck;
+          const DoubleVector column = x[(j + c) * step + k];
+          sums[0][c] += a[k] * column;
+          sums[1][c] += b[k] * column;
         }
       }
-      double value[kEntries];
-      for (int e = 0; e < kEntries; e += kDoubles) store(value + e, lane_sums<double>(sums + e));
       for (int r = 0; r < smaller<int64_t>(kGramTileRows, s - i); ++r) {
         for (int c = 0; c < smaller<int64_t>(kGramTileColumns, s - j); ++c) {
-          const int64_t row = i + r, column = j + c;
-          gram[(row * s + column) * kDoubles + lane] = gram[(column * s + row) * kDoubles + lane] =
-              value[r * kGramTileColumns + c];
+          DoubleVector& to = gram[(i + r) * s + j + c];
+          to = more ? to + sums[r][c] : sums[r][c];
         }
       }
     }
@@ -135,27 +171,25 @@ void reduce(const T* jacobian, int64_t row_stride, int64_t count, int64_t output
       reduce_large(jacobian + i * size, row_stride, outputs, inputs, spectral + i, frobenius + i, work);
     return;
   }
-  const int64_t stride = round_up(larger(outputs, inputs), kDoubles);
-  double* gram = work;
-  double* scratch = gram + s * s * kDoubles;
-  double* rows = scratch + 4 * s * kDoubles;
-  memset(gram, 0, sizeof(double) * s * s * kDoubles);
-  memset(rows + s * stride, 0, sizeof(double) * (gram_lane_rows(s) - s) * stride);
-  int exponents[kDoubles] = {};
-  for (int64_t i = 0; i < count; ++i) {
-    exponents[i] = widen_jacobian(jacobian + i * size, outputs, inputs, row_stride, stride, rows);
-    gram_lane(rows, s, stride, gram, static_cast<int>(i));
+  const int64_t l = larger(outputs, inputs), step = slice_columns(s, l);
+  DoubleVector *gram = reinterpret_cast<DoubleVector*>(work), *scratch = gram + s * s, *x = scratch + 4 * s;
+  memset(static_cast<void*>(x + s * step), 0, sizeof(DoubleVector) * (gram_lane_rows(s) - s) * step);
+  const JacobianLanes<T> lanes(jacobian, size, row_stride, count, outputs, inputs);
+  for (int64_t j = 0; j < l; j += step) {
+    const int64_t depth = smaller(step, l - j);
+    lanes.read(s, j, depth, step, x);
+    gram_lanes(x, s, depth, step, j > 0, gram);
   }
-  double trace[kDoubles] = {};
-  for (int64_t i = 0; i < count; ++i) {
-    for (int64_t j = 0; j < s; ++j) trace[i] += gram[(j * s + j) * kDoubles + i];
+  DoubleVector trace{};
+  for (int64_t i = 0; i < s; ++i) {
+    trace += gram[i * s + i];
+    for (int64_t j = 0; j < i; ++j) gram[i * s + j] = gram[j * s + i];
   }
-  const DoubleVector top =
-      symmetric_top(reinterpret_cast<DoubleVector*>(gram), s, reinterpret_cast<DoubleVector*>(scratch));
+  const DoubleVector top = symmetric_top(gram, s, scratch);
   for (int64_t i = 0; i < count; ++i) {
-    frobenius[i] = static_cast<T>(ldexp(sqrt(trace[i]), exponents[i]));
+    frobenius[i] = static_cast<T>(ldexp(sqrt(trace[i]), lanes.exponents[i]));
     // top <= trace holds exactly; rounding may break it for matrices of rank one.
     const double value = top[i] > trace[i] ? trace[i] : top[i];
-    spectral[i] = static_cast<T>(ldexp(sqrt(value < 0 ? 0 : value), exponents[i]));
+    spectral[i] = static_cast<T>(ldexp(sqrt(value < 0 ? 0 : value), lanes.exponents[i]));
   }
 }
