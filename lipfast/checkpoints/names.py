@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
-from pathlib import PurePosixPath
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
 """File name endings that mark a checkpoint."""
@@ -87,7 +86,7 @@ def sidecars_of(name: str, names: Collection[str]) -> tuple[str, ...]:
         >>> sidecars_of("step1.pt", {"step1.json", "step2.json", "config.json"})
         ('step1.json', 'config.json')
     """
-    stem = _index_stem(name) if is_index(name) else PurePosixPath(name).stem
+    stem = _index_stem(name) if is_index(name) else _stem(name)
     wanted = dict.fromkeys((f"{name}.json", f"{stem}.json", *_FOLDER_SIDECARS))
     return tuple(one for one in wanted if one in names)
 
@@ -96,6 +95,12 @@ def container_protocol(name: str) -> str | None:
     """Return the protocol that looks into a zip or tar file; None for other files."""
     lower = name.lower()
     return next((CONTAINERS[end] for end in CONTAINERS if lower.endswith(end)), None)
+
+
+def _stem(name: str) -> str:
+    """`PurePosixPath(name).stem` of a plain name, an archive's files being many."""
+    dot = name.rfind(".")
+    return name[:dot] if 0 < dot < len(name) - 1 else name
 
 
 def _index_stem(index: str) -> str:

@@ -29,4 +29,6 @@ def printable(text: str, *, newlines: bool = False) -> str:
         >>> print(printable("step\x1b[2J.pt"))
         step\x1b[2J.pt
     """
+    if text.isascii() and text.isprintable():  # nearly all names, several times faster
+        return text
     return to_utf8(text).translate(_ESCAPES_BUT_NEWLINE if newlines else _ESCAPES)

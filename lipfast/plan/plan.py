@@ -95,6 +95,14 @@ class Layer:
     output_shape: tuple[int, ...] = ()
 
 
+class CheckedStateDict(dict[str, Tensor]):
+    """Tensors that a plan has checked, under its own names; see `Plan.checked`."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], plan: Plan) -> None:
+        super().__init__(tensors)
+        self.plan = plan
+
+
 @dataclass(frozen=True)
 class Plan:
     """An architecture as a graph of nodes with rules; holds no weights.
@@ -303,6 +311,8 @@ class Plan:
 
     def resolve(self, state_dict: StateDict, where: str = "") -> dict[str, Tensor]:
         """`check`, and the tensors under the plan's own names."""
+        if isinstance(state_dict, CheckedStateDict) and state_dict.plan is self:
+            return state_dict
         tensors = resolve(state_dict, self.parameters, self.aliases, where)
         numbers = [
             name
@@ -353,6 +363,14 @@ class Plan:
         entries = list(state_dicts)
         where = [f"state dict {index}: " for index in range(len(entries))]
         return [self.resolve(e, w) for e, w in zip(entries, where, strict=True)]
+
+    def checked(self, state_dicts: Sequence[StateDict]) -> list[CheckedStateDict]:
+        """Check state dicts once for several bounds; until then their tensors must not change.
+
+        Raises:
+            StateDictError, NonFiniteError: one does not fit; says which.
+        """
+        return [CheckedStateDict(entry, self) for entry in self.resolve_all(state_dicts)]
 
     # The estimators stand above plans, so they are imported where they are called: these methods
     # are the public face of functions that take a plan.

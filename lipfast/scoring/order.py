@@ -70,9 +70,7 @@ def every(files: Sequence[CheckpointFile], step: int) -> list[CheckpointFile]:
 
 def _position(file: CheckpointFile) -> tuple[float, list[str], str]:
     path = file.path
-    step = Metadata({**customary(path.rpartition("/")[2]), **file.extra}).step
-    natural = [
-        f"{int(part):020d}" if part.isdecimal() and len(part) <= 18 else part
-        for part in _DIGITS.split(path)
-    ]
+    known = customary(path.rpartition("/")[2])
+    step = Metadata({**known, **file.extra}).step if known or file.extra else None
+    natural = [part.zfill(20) if part.isdecimal() else part for part in _DIGITS.split(path)]
     return (float("-inf") if step is None else step), natural, file.uri

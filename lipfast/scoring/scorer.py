@@ -321,9 +321,9 @@ class Scorer:
     def _bound_rows(
         self, plan: Plan, arguments: Arguments, members: Sequence[_Member]
     ) -> list[Row]:
-        state_dicts = [checkpoint.state_dict for _, checkpoint in members]
         options = self.options
         started = time.perf_counter()
+        state_dicts = plan.checked([checkpoint.state_dict for _, checkpoint in members])
         # Batches are in the order of runs and steps: a run that goes on from the batch before
         # starts from its last checkpoint there. Within a batch that would take several calls.
         runs = [checkpoint.metadata.run for _, checkpoint in members]

@@ -219,9 +219,9 @@ void forward_selection(const ChainParams& p, const ChainLayer& layer, int64_t co
 }
 
 template <class T>
-void forward(const ChainParams& p, int64_t network, const T* packed, int64_t first, int64_t count,
+void forward(const ChainParams& p, int64_t network, const T* packed, const int64_t* samples, int64_t count,
              ChainBuffers<T>& buffers) {
-  for (int64_t t = 0; t < count; ++t) read_sample(p, first + t, buffers.activations + t * buffers.width);
+  for (int64_t t = 0; t < count; ++t) read_sample(p, samples[t], buffers.activations + t * buffers.width);
   for (int64_t l = 0; l < buffers.layers; ++l) {
     const ChainLayer& layer = buffers.layer[l];
     if (layer.map != nullptr) forward_map(p, network, packed, layer, count, buffers);

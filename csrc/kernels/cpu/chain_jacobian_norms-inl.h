@@ -19,21 +19,25 @@
 #include "chain_backward-inl.h"
 
 template <class T>
-void chain_tile_of(const ChainParams& p, int64_t network, const T* packed, int64_t first, int64_t count,
+void chain_tile_of(const ChainParams& p, int64_t network, const T* packed, const int64_t* samples, int64_t count,
                    char* workspace) {
   ChainBuffers<T> buffers;
   buffers.place(p, workspace);
   const int64_t outputs = buffers.outputs, inputs = buffers.inputs;
-  forward(p, network, packed, first, count, buffers);
+  forward(p, network, packed, samples, count, buffers);
   const T* jacobians = chain_products(p, packed, count, buffers);
-  T* spectral = static_cast<T*>(p.spectral) + network * p.batch + first;
-  T* frobenius = static_cast<T*>(p.frobenius) + network * p.batch + first;
-  for (int64_t t = 0; t < count; t += kDoubles) {
-    reduce(jacobians + t * outputs * buffers.stride, buffers.stride, smaller<int64_t>(kDoubles, count - t), outputs,
-           inputs, spectral + t, frobenius + t, buffers.reduce);
-  }
-  for (int64_t t = 0; t < count; ++t) {
-    if (!buffers.defined[t]) spectral[t] = frobenius[t] = NAN;
+  T* spectral = static_cast<T*>(p.spectral) + network * p.batch;
+  T* frobenius = static_cast<T*>(p.frobenius) + network * p.batch;
+  for (int64_t first = 0; first < count; first += kDoubles) {
+    const int64_t lanes = smaller<int64_t>(kDoubles, count - first);
+    T norms[2][kDoubles];
+    reduce(jacobians + first * outputs * buffers.stride, buffers.stride, lanes, outputs, inputs, norms[0], norms[1],
+           buffers.reduce);
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      const int64_t sample = samples[first + lane];
+      spectral[sample] = buffers.defined[first + lane] ? norms[0][lane] : static_cast<T>(NAN);
+      frobenius[sample] = buffers.defined[first + lane] ? norms[1][lane] : static_cast<T>(NAN);
+    }
   }
 }
 
@@ -46,7 +50,7 @@ ChainLayout chain_layout_of(const ChainParams& p) {
   }
   ChainBuffers<T> buffers;
   const int64_t workspace = buffers.place(p, nullptr);
-  return {reader.packed, triangle, buffers.tile, workspace};
+  return {reader.packed, triangle, buffers.tile, buffers.shares, workspace};
 }
 
 ChainLayout chain_layout(const ChainParams& p) {
@@ -61,11 +65,11 @@ void chain_pack(const ChainParams& p, int64_t network, void* packed, double* wor
   }
 }
 
-void chain_tile(const ChainParams& p, int64_t network, const void* packed, int64_t first, int64_t count,
+void chain_tile(const ChainParams& p, int64_t network, const void* packed, const int64_t* samples, int64_t count,
                 void* workspace) {
   if (p.dtype == Dtype::kFloat32) {
-    chain_tile_of(p, network, static_cast<const float*>(packed), first, count, static_cast<char*>(workspace));
+    chain_tile_of(p, network, static_cast<const float*>(packed), samples, count, static_cast<char*>(workspace));
   } else {
-    chain_tile_of(p, network, static_cast<const double*>(packed), first, count, static_cast<char*>(workspace));
+    chain_tile_of(p, network, static_cast<const double*>(packed), samples, count, static_cast<char*>(workspace));
   }
 }

@@ -10,6 +10,9 @@
 // Error        that of a forward pass and of S products in the type: about n eps elementwise; activations and their
 //              derivatives to a few eps, where they decay like e^-t to a few (1 + t) eps. Where rounding carries a
 //              unit over a kink, or changes a maximum, the Jacobian of the neighbouring linear region is taken.
+// Sharing      samples whose activation patterns resemble one another share terms (chain_patterns-inl.h), so that in
+// the
+//              last digits a result depends on which samples there are, never on how many networks or threads.
 // Conventions  autograd's: derivative 0 at both ends of a clipped range (so relu'(0) = 0), slope or alpha at 0 for
 //              LeakyReLU and ELU, the first of equal maxima.
 // Not certified: see certificate.py for the lower bound that is.
@@ -27,6 +30,7 @@ struct ChainLayout {
   int64_t packed;          // elements of the dtype, per network
   int64_t pack_workspace;  // bytes while one network is packed
   int64_t tile;            // samples
+  bool shares;             // samples of a tile share terms: the more the closer they lie together
   int64_t workspace;       // bytes while a tile is computed
 };
 
@@ -34,7 +38,9 @@ struct ChainKernel {
   ChainLayout (*layout)(const ChainParams&);
   // Packs the weights of one network into column panels that the tiles then share.
   void (*pack)(const ChainParams&, int64_t network, void* packed, double* workspace, const Parallel* parallel);
-  void (*tile)(const ChainParams&, int64_t network, const void* packed, int64_t first, int64_t count, void* workspace);
+  // The samples of one tile, by their indices.
+  void (*tile)(const ChainParams&, int64_t network, const void* packed, const int64_t* samples, int64_t count,
+               void* workspace);
 };
 
 ChainKernel chain_jacobian_norms_kernel();

@@ -1,7 +1,10 @@
 #include "../../kernels/cpu/chain_jacobian_norms.h"
+#include "../../kernels/cpu/sample_order.h"
 
 #include <algorithm>
+#include <numeric>
 #include <tuple>
+#include <vector>
 
 #include "../checks.h"
 #include "workspace.h"
@@ -24,6 +27,23 @@ void pack(const ChainKernel& kernel, const ChainLayout& layout, const ChainParam
   const StandardArithmetic arithmetic;
   const Workspace work = workspace();
   for (int64_t i = 0; i < count; ++i) pack_one(i, work, &threads);
+}
+
+// The order in which tiles take the samples.
+std::vector<int64_t> order_of(const ChainParams& params, const ChainLayout& layout) {
+  std::vector<int64_t> order(static_cast<size_t>(params.batch));
+  if (!layout.shares) {
+    std::iota(order.begin(), order.end(), 0);
+    return order;
+  }
+  const int64_t length = params.in.channels * params.in.height * params.in.width;
+  const int64_t block = std::max<int64_t>(kOrderBlock / layout.tile, 1) * layout.tile;
+  for_each_item((params.batch + block - 1) / block, [] { return Workspace(0); },
+                [&](int64_t item, const Workspace&) {
+                  const int64_t begin = item * block, end = std::min(begin + block, params.batch);
+                  order_samples(params.x, params.dtype, length, begin, end, layout.tile, order.data());
+                });
+  return order;
 }
 
 std::tuple<Tensor, Tensor> chain_jacobian_norms_cpu(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> biases,
@@ -58,6 +78,7 @@ std::tuple<Tensor, Tensor> chain_jacobian_norms_cpu(Tensor x, std::vector<Tensor
   const int64_t group = std::clamp<int64_t>((int64_t{16} << 20) / std::max<int64_t>(packed_bytes, 1), 1, networks);
   const Workspace packed(group * packed_bytes + 64);
   const int64_t tiles = (batch + layout.tile - 1) / layout.tile;
+  const std::vector<int64_t> order = order_of(params, layout);
   for (int64_t begin = 0; begin < networks && batch > 0; begin += group) {
     const int64_t count = std::min(group, networks - begin);
     pack(kernel, layout, params, begin, count, packed.as<char>(), packed_bytes);
@@ -65,7 +86,7 @@ std::tuple<Tensor, Tensor> chain_jacobian_norms_cpu(Tensor x, std::vector<Tensor
         count * tiles, [&] { return Workspace(layout.workspace); },
         [&](int64_t item, const Workspace& workspace) {
           const int64_t network = item / tiles, first = item % tiles * layout.tile;
-          kernel.tile(params, begin + network, packed.as<char>() + network * packed_bytes, first,
+          kernel.tile(params, begin + network, packed.as<char>() + network * packed_bytes, order.data() + first,
                       std::min(layout.tile, batch - first), workspace.as<void>());
         });
   }
