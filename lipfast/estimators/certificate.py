@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,8 +27,11 @@ from torch import Tensor
 from lipfast.estimators.domain import Domain
 from lipfast.estimators.enclosure import enclose
 from lipfast.estimators.error_norms import layer_norms, output_error_norms
+from lipfast.ops._arguments import FLOATING
+from lipfast.ops.chain_secants import PiecewiseLinearChains
 from lipfast.ops.modes import plain_arithmetic
 from lipfast.ops.threads import one_thread
+from lipfast.plan.chain import find_piecewise_linear_chain
 from lipfast.plan.graph import Node
 from lipfast.plan.interpret import evaluate, walk
 from lipfast.plan.plan import Plan
@@ -93,8 +97,10 @@ def certified_secants(
     """
     fitting = int(memory // _bytes_per_network(plan))
     together = _STACKED // max(1, _bytes_of_parameters(plan))
-    block = max(1, min(fitting, together))
-    with one_thread() if together > 1 else nullcontext():
+    # The native op reads weights where they are, and uses all threads.
+    native = _has_native_op(plan, tensors, samples)
+    block = max(1, fitting if native else min(fitting, together))
+    with one_thread() if together > 1 and not native else nullcontext():
         parts = [
             _block(
                 plan,
@@ -119,11 +125,63 @@ def certified_quotient(
     0 where the points coincide or nothing can be proved.
     """
     with plain_arithmetic():
-        parameters = stack([tensors], plan.used_parameters, torch.float64)
         points = pair.detach().to(torch.float64).clone().unsqueeze(0)
+        networks = _networks(plan, [tensors], points)
         indices = (torch.tensor([0], device="cpu"), torch.tensor([1], device="cpu"))
-        values = _proved(plan, [tensors], parameters, points, indices, norm=norm, count=2)
+        values = _proved(plan, [tensors], networks, points, indices, norm=norm, count=2)
         return float(values[0, 0]), points[0]
+
+
+class _Networks(Protocol):
+    """What secants need of N networks, one sample or C points of each: native or traced."""
+
+    def jacobians(self, x: Tensor) -> Tensor: ...
+    def kink_distances(self, x: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]: ...
+    def enclosures(self, points: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """Networks of any plan, node by node; parameters are stacked, in float64."""
+
+    plan: Plan
+    parameters: Mapping[str, Tensor]
+
+    def jacobians(self, x: Tensor) -> Tensor:
+        return _jacobians(self.plan, self.parameters, x)
+
+    def kink_distances(self, x: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+        return kink_distances(self.plan, self.parameters, x, direction)
+
+    def enclosures(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        return enclose(self.plan, self.parameters, points)
+
+
+def _networks(plan: Plan, tensors: Sequence[Mapping[str, Tensor]], samples: Tensor) -> _Networks:
+    chain = find_piecewise_linear_chain(plan)
+    if chain is None or not _has_native_op(plan, tensors, samples):
+        return _Traced(plan, stack(tensors, plan.used_parameters, torch.float64))
+    parameters = [chain.parameters(entry, plan.constants) for entry in tensors]
+    weights, biases = ([entry[side] for entry in parameters] for side in (0, 1))
+    return PiecewiseLinearChains(weights, biases, chain.stages)
+
+
+def _has_native_op(plan: Plan, tensors: Sequence[Mapping[str, Tensor]], samples: Tensor) -> bool:
+    """Whether `PiecewiseLinearChains` takes the networks, and one thread for each is right.
+
+    What is larger gains more from products on all threads.
+    """
+    rows = sum(math.prod(shape) for shape in plan.output_shapes)
+    columns = sum(math.prod(shape) for shape in plan.input_shapes)
+    if _bytes_of_parameters(plan) > _STACKED or rows * columns > _LARGEST_JACOBIAN:
+        return False
+    if samples.device.type != "cpu" or find_piecewise_linear_chain(plan) is None:
+        return False
+    return all(
+        entry[name].device.type == "cpu" and entry[name].dtype in FLOATING
+        for entry in tensors
+        for name in plan.used_parameters
+    )
 
 
 def _bytes_of_parameters(plan: Plan) -> int:
@@ -158,16 +216,16 @@ def _block(
     domain: Domain | None,
 ) -> Secants:
     with plain_arithmetic():
-        parameters = stack(tensors, plan.used_parameters, torch.float64)
         x = samples.detach().to(torch.float64).clone()
-        direction = _direction(plan, parameters, x, norm)
-        offsets, pairs = _steps(plan, parameters, x, direction)
+        networks = _networks(plan, tensors, x)
+        direction = _direction(networks, x, norm)
+        offsets, pairs = _steps(networks, x, direction)
         shape = [*offsets.shape, *[1] * (x.dim() - 1)]
         points = x.unsqueeze(1) + offsets.reshape(shape) * direction.unsqueeze(1)
         points = points if domain is None else domain.project(points)
         # Of a network that exceeds the memory alone, few points at a time.
         count = max(1, int(memory // (32 * len(x) * _activations(plan) + 1)))
-        values = _proved(plan, tensors, parameters, points, pairs, norm=norm, count=count)
+        values = _proved(plan, tensors, networks, points, pairs, norm=norm, count=count)
         best = values.argmax(1)
         first, second = pairs
         rows = torch.arange(len(best), device="cpu")
@@ -178,7 +236,7 @@ def _block(
 def _proved(
     plan: Plan,
     tensors: Sequence[Mapping[str, Tensor]],
-    parameters: Mapping[str, Tensor],
+    networks: _Networks,
     points: Tensor,
     pairs: tuple[Tensor, Tensor],
     *,
@@ -189,7 +247,7 @@ def _proved(
 
     Errors are bounded elementwise; of networks so deep that little is left, in norm as well.
     """
-    parts = [enclose(plan, parameters, some) for some in torch.split(points, count, 1)]
+    parts = [networks.enclosures(some) for some in torch.split(points, count, 1)]
     outputs, errors = (torch.cat(sides, 1) for sides in zip(*parts, strict=True))
     values = quotients(points, outputs, errors, pairs, norm)
     promised = quotients(points, outputs, torch.zeros_like(errors), pairs, norm)
@@ -207,12 +265,13 @@ def _proved(
     return values
 
 
-def _direction(plan: Plan, parameters: Mapping[str, Tensor], x: Tensor, norm: Norm) -> Tensor:
+def _direction(networks: _Networks, x: Tensor, norm: Norm) -> Tensor:
     """Where each Jacobian stretches most, (networks, *shape): from it whole, or by products."""
-    rows = sum(math.prod(shape) for shape in plan.output_shapes)
-    if norm == 2 and rows * x[0].numel() > _LARGEST_JACOBIAN:
-        return _power_direction(plan, parameters, x)
-    return steepest_direction(_jacobians(plan, parameters, x), norm).reshape(x.shape)
+    if norm == 2 and isinstance(networks, _Traced):
+        rows = sum(math.prod(shape) for shape in networks.plan.output_shapes)
+        if rows * x[0].numel() > _LARGEST_JACOBIAN:
+            return _power_direction(networks.plan, networks.parameters, x)
+    return steepest_direction(networks.jacobians(x), norm).reshape(x.shape)
 
 
 def _jacobians(plan: Plan, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
@@ -290,12 +349,12 @@ def steepest_direction(jacobians: Tensor, norm: Norm) -> Tensor:
 
 
 def _steps(
-    plan: Plan, parameters: Mapping[str, Tensor], x: Tensor, direction: Tensor
+    networks: _Networks, x: Tensor, direction: Tensor
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Offsets (networks, C) along the direction, and which pairs of them make a secant."""
     size = x.reshape(len(x), -1).abs().amax(1)
     scale = torch.where(size > 0, size, torch.ones_like(size))
-    backward, forward = kink_distances(plan, parameters, x, direction)
+    backward, forward = networks.kink_distances(x, direction)
     forward = torch.minimum(forward, _LONGEST * scale)
     backward = torch.minimum(backward, _LONGEST * scale)
     columns = [torch.zeros_like(scale)]
