@@ -30,7 +30,7 @@ from lipfast.estimators.error_norms import layer_norms, output_error_norms
 from lipfast.ops._arguments import FLOATING
 from lipfast.ops.chain_secants import PiecewiseLinearChains
 from lipfast.ops.modes import plain_arithmetic
-from lipfast.ops.threads import one_thread
+from lipfast.ops.threads import one_thread, threads
 from lipfast.plan.chain import find_piecewise_linear_chain
 from lipfast.plan.graph import Node
 from lipfast.plan.interpret import evaluate, walk
@@ -53,6 +53,8 @@ _TIGHT = 0.99
 # Bytes of parameters that are stacked at a time: they are read again and again, and what is much
 # larger comes from memory, and from the system as new pages, every time.
 _STACKED = 1 << 24
+# Networks of the native op at a time, which reads their weights where they are.
+_NATIVE = 256
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,10 @@ def certified_secants(
     """
     fitting = int(memory // _bytes_per_network(plan))
     together = _STACKED // max(1, _bytes_of_parameters(plan))
-    # The native op reads weights where they are, and uses all threads.
     native = _has_native_op(plan, tensors, samples)
-    block = max(1, fitting if native else min(fitting, together))
-    with one_thread() if together > 1 and not native else nullcontext():
+    block = max(1, min(fitting, _NATIVE if native else together))
+    workers = torch.get_num_threads()
+    with one_thread() if together > 1 else nullcontext():
         parts = [
             _block(
                 plan,
@@ -109,6 +111,7 @@ def certified_secants(
                 norm=norm,
                 memory=memory,
                 domain=domain,
+                workers=workers,
             )
             for start in range(0, len(tensors), block)
         ]
@@ -126,7 +129,7 @@ def certified_quotient(
     """
     with plain_arithmetic():
         points = pair.detach().to(torch.float64).clone().unsqueeze(0)
-        networks = _networks(plan, [tensors], points)
+        networks = _networks(plan, [tensors], points, workers=1)
         indices = (torch.tensor([0], device="cpu"), torch.tensor([1], device="cpu"))
         values = _proved(plan, [tensors], networks, points, indices, norm=norm, count=2)
         return float(values[0, 0]), points[0]
@@ -157,13 +160,35 @@ class _Traced:
         return enclose(self.plan, self.parameters, points)
 
 
-def _networks(plan: Plan, tensors: Sequence[Mapping[str, Tensor]], samples: Tensor) -> _Networks:
+@dataclass(frozen=True)
+class _Native:
+    """Piecewise-linear chains, one thread for each; torch's small operations have another number."""
+
+    chains: PiecewiseLinearChains
+    workers: int
+
+    def jacobians(self, x: Tensor) -> Tensor:
+        with threads(self.workers):
+            return self.chains.jacobians(x)
+
+    def kink_distances(self, x: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+        with threads(self.workers):
+            return self.chains.kink_distances(x, direction)
+
+    def enclosures(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        with threads(self.workers):
+            return self.chains.enclosures(points)
+
+
+def _networks(
+    plan: Plan, tensors: Sequence[Mapping[str, Tensor]], samples: Tensor, workers: int
+) -> _Networks:
     chain = find_piecewise_linear_chain(plan)
     if chain is None or not _has_native_op(plan, tensors, samples):
         return _Traced(plan, stack(tensors, plan.used_parameters, torch.float64))
     parameters = [chain.parameters(entry, plan.constants) for entry in tensors]
     weights, biases = ([entry[side] for entry in parameters] for side in (0, 1))
-    return PiecewiseLinearChains(weights, biases, chain.stages)
+    return _Native(PiecewiseLinearChains(weights, biases, chain.stages), workers)
 
 
 def _has_native_op(plan: Plan, tensors: Sequence[Mapping[str, Tensor]], samples: Tensor) -> bool:
@@ -214,10 +239,11 @@ def _block(
     norm: Norm,
     memory: int,
     domain: Domain | None,
+    workers: int,
 ) -> Secants:
     with plain_arithmetic():
         x = samples.detach().to(torch.float64).clone()
-        networks = _networks(plan, tensors, x)
+        networks = _networks(plan, tensors, x, workers)
         direction = _direction(networks, x, norm)
         offsets, pairs = _steps(networks, x, direction)
         shape = [*offsets.shape, *[1] * (x.dim() - 1)]
@@ -249,8 +275,9 @@ def _proved(
     """
     parts = [networks.enclosures(some) for some in torch.split(points, count, 1)]
     outputs, errors = (torch.cat(sides, 1) for sides in zip(*parts, strict=True))
-    values = quotients(points, outputs, errors, pairs, norm)
-    promised = quotients(points, outputs, torch.zeros_like(errors), pairs, norm)
+    differences = _differences(points, outputs, pairs, norm)
+    values = _less_errors(*differences, errors, pairs, norm)
+    promised = _less_errors(*differences, torch.zeros_like(errors), pairs, norm)
     loose = values.amax(1) < _TIGHT * promised.amax(1)
     for network in loose.nonzero().flatten().tolist():
         own = points[network : network + 1]
@@ -422,6 +449,13 @@ def quotients(
     ``||d|| / ||a - b||`` with the numerator rounded down and the denominator rounded up.
     """
     change, distance = _differences(points, outputs, pairs, norm)
+    return _less_errors(change, distance, errors, pairs, norm)
+
+
+def _less_errors(
+    change: Tensor, distance: Tensor, errors: Tensor, pairs: tuple[Tensor, Tensor], norm: Norm
+) -> Tensor:
+    """`quotients` from `_differences`."""
     u = UNIT_ROUNDOFF
     first, second = pairs
     room = (errors[:, first] + errors[:, second]) * (1 + 4 * u)
