@@ -151,7 +151,7 @@ class _Traced:
     parameters: Mapping[str, Tensor]
 
     def jacobians(self, x: Tensor) -> Tensor:
-        return _jacobians(self.plan, self.parameters, x)
+        return traced_jacobians(self.plan, self.parameters, x)
 
     def kink_distances(self, x: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
         return kink_distances(self.plan, self.parameters, x, direction)
@@ -162,7 +162,7 @@ class _Traced:
 
 @dataclass(frozen=True)
 class _Native:
-    """Piecewise-linear chains, one thread for each; torch's small operations have another number."""
+    """Piecewise-linear chains, on all threads where torch's small operations have but one."""
 
     chains: PiecewiseLinearChains
     workers: int
@@ -187,7 +187,7 @@ def _networks(
     if chain is None or not _has_native_op(plan, tensors, samples):
         return _Traced(plan, stack(tensors, plan.used_parameters, torch.float64))
     parameters = [chain.parameters(entry, plan.constants) for entry in tensors]
-    weights, biases = ([entry[side] for entry in parameters] for side in (0, 1))
+    weights, biases = [entry[0] for entry in parameters], [entry[1] for entry in parameters]
     return _Native(PiecewiseLinearChains(weights, biases, chain.stages), workers)
 
 
@@ -301,7 +301,7 @@ def _direction(networks: _Networks, x: Tensor, norm: Norm) -> Tensor:
     return steepest_direction(networks.jacobians(x), norm).reshape(x.shape)
 
 
-def _jacobians(plan: Plan, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
+def traced_jacobians(plan: Plan, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """(networks, K, D): one copy of the sample per output, each asked for its own gradient."""
     rows = sum(math.prod(shape) for shape in plan.output_shapes)
     block = _rows_at_once(len(x) * _activations(plan))

@@ -178,10 +178,10 @@ class PiecewiseLinearChains:
         return reach[:, 0], reach[:, 1]
 
     def enclosures(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Values with certified errors: $|f_n(p) - \mathrm{value}| \le \mathrm{error}$, elementwise.
+        r"""Values with certified errors: $|f_n(p) - \mathrm{value}| \le \mathrm{error}$.
 
-        Running error analysis (Higham, 2002, sec. 3.3); see docs/bounds.md. Holds in real
-        arithmetic for every stored point; an overflow on the way gives the error inf.
+        Elementwise, by running error analysis (Higham, 2002, sec. 3.3); see docs/bounds.md. Holds
+        in real arithmetic for every stored point; an overflow on the way gives the error inf.
 
         Args:
             points: (N, C, *shape), float64 or what becomes float64 exactly.
@@ -229,7 +229,8 @@ def _check_first(
         raise ArgumentError(
             f"network 0: {len(weights)} weights, {len(biases)} biases, {len(affine)} Linear stages"
         )
-    shape: tuple[int, ...] = check_floating(weights[0], f"network 0, stage {affine[0]}", 2).shape[1:]
+    first = check_floating(weights[0], f"network 0, stage {affine[0]}", 2)
+    shape: tuple[int, ...] = (first.shape[1],)
     shapes = []
     remaining = iter(weights)
     for index, stage in enumerate(stages):
@@ -282,7 +283,7 @@ def _jacobians_fake(
 
 
 @torch.library.register_fake("lipfast::chain_secants_kinks")
-def _kinks_fake(
+def _kinks_fake(  # noqa: PLR0917 (the schema's order)
     x: Tensor,
     direction: Tensor,
     weights: list[Tensor],

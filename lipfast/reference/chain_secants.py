@@ -34,8 +34,8 @@ def jacobians(
         tensor([[[2.]]], dtype=torch.float64)
     """
     found = [
-        chain_jacobians(sample.unsqueeze(0), *network, stages)[0]
-        for sample, *network in zip(x, weights, biases, strict=True)
+        chain_jacobians(sample.unsqueeze(0), own, shifts, stages)[0]
+        for sample, own, shifts in zip(x, weights, biases, strict=True)
     ]
     return torch.stack(found)
 
@@ -55,8 +55,8 @@ def kink_distances(
         (tensor([1.], dtype=torch.float64), tensor([inf], dtype=torch.float64))
     """
     reach = [
-        _reach(sample.double(), line.double(), *network, stages)
-        for sample, line, *network in zip(x, direction, weights, biases, strict=True)
+        _reach(sample.double(), line.double(), own, shifts, stages)
+        for sample, line, own, shifts in zip(x, direction, weights, biases, strict=True)
     ]
     backward, forward = zip(*reach, strict=True)
     return torch.stack(backward), torch.stack(forward)
@@ -121,8 +121,8 @@ def enclosures(
         True
     """
     found = [
-        _enclosed(own.double(), *network, stages)
-        for own, *network in zip(points, weights, biases, strict=True)
+        _enclosed(some.double(), own, shifts, stages)
+        for some, own, shifts in zip(points, weights, biases, strict=True)
     ]
     values, errors = zip(*found, strict=True)
     return torch.stack(values), torch.stack(errors)

@@ -1,4 +1,4 @@
-"""Secants of piecewise-linear chains: like the reference, and errors that hold in exact arithmetic."""
+"""Secants of piecewise-linear chains: like the reference; errors hold in exact arithmetic."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ ACTIVATIONS = [
     Activation("hardtanh", (-0.5, 0.75)),
 ]
 # Widths below, at and beside those of vectors; K > D, D > K; depths 1 to 4.
-DIMS = [(1, 1), (3, 2), (7, 1, 5), (13, 29, 10), (5, 17, 33, 21), (40, 24, 8, 16, 3), (3, 9, 11, 50)]
+DIMS = [
+    *((1, 1), (3, 2), (7, 1, 5), (13, 29, 10), (5, 17, 33, 21)),
+    *((40, 24, 8, 16, 3), (3, 9, 11, 50)),
+]
 
 
 def points_of(networks: int, count: int, size: int, seed: int = 3) -> Tensor:
@@ -107,7 +110,8 @@ def test_results_do_not_depend_on_threads_or_on_the_other_networks(capability: s
             found.append(PiecewiseLinearChains(weights, biases, mlp(dims, RELU)).enclosures(points))
     finally:
         torch.set_num_threads(before)
-    alone = PiecewiseLinearChains(weights[4:5], biases[4:5], mlp(dims, RELU)).enclosures(points[4:5])
+    one = PiecewiseLinearChains(weights[4:5], biases[4:5], mlp(dims, RELU))
+    alone = one.enclosures(points[4:5])
     for side in range(2):
         assert torch.equal(found[0][side], found[1][side])
         assert torch.equal(found[0][side][4:5], alone[side])
@@ -245,9 +249,8 @@ def test_an_overflow_proves_nothing(capability: str) -> None:
     weights = [[torch.tensor([[1e308, 1e308, -1e308, -1e308]], dtype=torch.float64)]]
     point = torch.full((1, 1, 4), 1.5, dtype=torch.float64)
     for activation in (RELU, LEAKY, Activation("hardtanh", (-1e300, 1e300))):
-        values, errors = PiecewiseLinearChains(weights, [[None]], [Linear(), activation]).enclosures(
-            point
-        )
+        chains = PiecewiseLinearChains(weights, [[None]], [Linear(), activation])
+        values, errors = chains.enclosures(point)
         assert errors.item() == math.inf or abs(values.item()) <= errors.item()
     # An infinite error meets a weight of 0.
     twice = [[*weights[0], torch.zeros(1, 1, dtype=torch.float64)]]

@@ -133,8 +133,8 @@ void enclose_map(const SecantMap<T>& map, EnclosureBuffers& b) {
     const int64_t rows = smaller<int64_t>(kEnclosedRows, map.rows - r);
     widen(map.weight + r * map.cols, rows * map.cols, b.weight, b.magnitude);
     if (map.bias != nullptr) widen(map.bias + r, rows, shift, shift_magnitude);
-    some_rows_of_points<kEnclosedRows>(
-        rows, {b.weight, shift, map.cols, b.value, b.next_value + r * b.stride, b.stride});
+    some_rows_of_points<kEnclosedRows>(rows,
+                                       {b.weight, shift, map.cols, b.value, b.next_value + r * b.stride, b.stride});
     some_rows_of_points<kEnclosedRows>(
         rows, {b.magnitude, shift_magnitude, map.cols, b.error, b.next_error + r * b.stride, b.stride});
   }
