@@ -31,7 +31,7 @@ from lipfast.ops._arguments import FLOATING
 from lipfast.ops.chain_secants import PiecewiseLinearChains
 from lipfast.ops.modes import plain_arithmetic
 from lipfast.ops.threads import one_thread, threads
-from lipfast.plan.chain import find_piecewise_linear_chain
+from lipfast.plan.chain import Chain, find_piecewise_linear_chain
 from lipfast.plan.graph import Node
 from lipfast.plan.interpret import evaluate, walk
 from lipfast.plan.plan import Plan
@@ -99,8 +99,8 @@ def certified_secants(
     """
     fitting = int(memory // _bytes_per_network(plan))
     together = _STACKED // max(1, _bytes_of_parameters(plan))
-    native = _has_native_op(plan, tensors, samples)
-    block = max(1, min(fitting, _NATIVE if native else together))
+    chain = _native_chain(plan, tensors, samples)
+    block = max(1, min(fitting, together if chain is None else _NATIVE))
     workers = torch.get_num_threads()
     with one_thread() if together > 1 else nullcontext():
         parts = [
@@ -111,6 +111,7 @@ def certified_secants(
                 norm=norm,
                 memory=memory,
                 domain=domain,
+                chain=chain,
                 workers=workers,
             )
             for start in range(0, len(tensors), block)
@@ -129,7 +130,7 @@ def certified_quotient(
     """
     with plain_arithmetic():
         points = pair.detach().to(torch.float64).clone().unsqueeze(0)
-        networks = _networks(plan, [tensors], points, workers=1)
+        networks = _networks(plan, [tensors], _native_chain(plan, [tensors], pair), workers=1)
         indices = (torch.tensor([0], device="cpu"), torch.tensor([1], device="cpu"))
         values = _proved(plan, [tensors], networks, points, indices, norm=norm, count=2)
         return float(values[0, 0]), points[0]
@@ -181,32 +182,32 @@ class _Native:
 
 
 def _networks(
-    plan: Plan, tensors: Sequence[Mapping[str, Tensor]], samples: Tensor, workers: int
+    plan: Plan, tensors: Sequence[Mapping[str, Tensor]], chain: Chain | None, workers: int
 ) -> _Networks:
-    chain = find_piecewise_linear_chain(plan)
-    if chain is None or not _has_native_op(plan, tensors, samples):
+    if chain is None:
         return _Traced(plan, stack(tensors, plan.used_parameters, torch.float64))
     parameters = [chain.parameters(entry, plan.constants) for entry in tensors]
     weights, biases = [entry[0] for entry in parameters], [entry[1] for entry in parameters]
     return _Native(PiecewiseLinearChains(weights, biases, chain.stages), workers)
 
 
-def _has_native_op(plan: Plan, tensors: Sequence[Mapping[str, Tensor]], samples: Tensor) -> bool:
-    """Whether `PiecewiseLinearChains` takes the networks, and one thread for each is right.
+def _native_chain(
+    plan: Plan, tensors: Sequence[Mapping[str, Tensor]], samples: Tensor
+) -> Chain | None:
+    """The plan as `PiecewiseLinearChains` takes it, if it does and one thread each is right.
 
     What is larger gains more from products on all threads.
     """
     rows = sum(math.prod(shape) for shape in plan.output_shapes)
     columns = sum(math.prod(shape) for shape in plan.input_shapes)
-    if _bytes_of_parameters(plan) > _STACKED or rows * columns > _LARGEST_JACOBIAN:
-        return False
-    if samples.device.type != "cpu" or find_piecewise_linear_chain(plan) is None:
-        return False
-    return all(
-        entry[name].device.type == "cpu" and entry[name].dtype in FLOATING
-        for entry in tensors
-        for name in plan.used_parameters
-    )
+    large = _bytes_of_parameters(plan) > _STACKED or rows * columns > _LARGEST_JACOBIAN
+    if large or samples.device.type != "cpu":
+        return None
+    names = plan.used_parameters
+    used = (entry[name] for entry in tensors for name in names)
+    if not all(tensor.device.type == "cpu" and tensor.dtype in FLOATING for tensor in used):
+        return None
+    return find_piecewise_linear_chain(plan)
 
 
 def _bytes_of_parameters(plan: Plan) -> int:
@@ -239,11 +240,12 @@ def _block(
     norm: Norm,
     memory: int,
     domain: Domain | None,
+    chain: Chain | None,
     workers: int,
 ) -> Secants:
     with plain_arithmetic():
         x = samples.detach().to(torch.float64).clone()
-        networks = _networks(plan, tensors, x, workers)
+        networks = _networks(plan, tensors, chain, workers)
         direction = _direction(networks, x, norm)
         offsets, pairs = _steps(networks, x, direction)
         shape = [*offsets.shape, *[1] * (x.dim() - 1)]

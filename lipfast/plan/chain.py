@@ -112,7 +112,8 @@ def find_piecewise_linear_chain(plan: Plan) -> Chain | None:
     chain = find_chain(plan)
     if chain is None or chain.maps or not has_secant_kernel(chain.stages):
         return None
-    exact = not any(error_name(name) in plan.used_parameters for name in plan.used_parameters)
+    names = plan.used_parameters
+    exact = not any(error_name(name) in names for name in names)
     return chain if exact else None
 
 

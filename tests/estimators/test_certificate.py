@@ -262,7 +262,7 @@ PIECEWISE_LINEAR = {
 
 
 def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(certificate, "_has_native_op", lambda *_: False)
+    monkeypatch.setattr(certificate, "_native_chain", lambda *_: None)
 
 
 @pytest.mark.parametrize("norm", [1, 2, math.inf])
@@ -276,7 +276,7 @@ def test_the_native_op_and_the_traced_graph_agree(
     plan = Plan.trace(PIECEWISE_LINEAR[name](), data())
     tensors = [plan.resolve(model.state_dict()) for model in models]
     samples = data(3)
-    assert certificate._has_native_op(plan, tensors, samples)
+    assert certificate._native_chain(plan, tensors, samples) is not None
     for options in ({}, {"domain": Box(-1.0, 1.0)}, {"memory": 1}):
         native = certified_secants(plan, tensors, samples, norm=norm, **options)
         with monkeypatch.context() as patched:
@@ -317,13 +317,13 @@ def test_both_ways_fall_back_to_errors_in_norm(monkeypatch: pytest.MonkeyPatch) 
 def test_large_networks_and_other_graphs_are_traced(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = Plan.trace(network(nn.ReLU()), data())
     tensors = [plan.resolve(network(nn.ReLU()).state_dict())]
-    assert certificate._has_native_op(plan, tensors, data(1))
+    assert certificate._native_chain(plan, tensors, data(1)) is not None
     float8 = {name: value.to(torch.float8_e4m3fn) for name, value in tensors[0].items()}
-    assert not certificate._has_native_op(plan, [*tensors, float8], data(1))
+    assert certificate._native_chain(plan, [*tensors, float8], data(1)) is None
     smooth = Plan.trace(network(nn.Tanh()), data())
-    assert not certificate._has_native_op(smooth, tensors, data(1))
+    assert certificate._native_chain(smooth, tensors, data(1)) is None
     monkeypatch.setattr(certificate, "_STACKED", 100)
-    assert not certificate._has_native_op(plan, tensors, data(1))
+    assert certificate._native_chain(plan, tensors, data(1)) is None
 
 
 def test_weights_and_samples_of_inference_mode_and_with_gradients() -> None:
