@@ -248,15 +248,18 @@ def _check_first(
 
 def _native(tensor: Tensor, shape: tuple[int, ...], name: str, kind: str) -> Tensor:
     """As the op takes it. Most are so already: looking closer takes longer than the op needs."""
-    if not (
+    plain = (
         isinstance(tensor, Tensor)
         and tensor.dtype in (torch.float32, torch.float64)
         and tensor.layout == torch.strided
         and tensor.device.type == "cpu"
-    ):
+    )
+    if not plain:
         _on_cpu(check_floating(tensor, name), name)
     if tensor.shape != shape:
         raise ArgumentError(f"{name}: expected a {kind} {shape}, got {tuple(tensor.shape)}")
+    if plain and tensor.is_contiguous() and not tensor.requires_grad:
+        return tensor
     return native_dtype(tensor)
 
 

@@ -57,7 +57,9 @@ class Chain:
         self, state_dict: Mapping[str, Tensor], constants: Mapping[str, Constant]
     ) -> tuple[list[Tensor], list[Tensor | None]]:
         """Weights and biases of one network, in the order of the stages."""
-        tensors = {**state_dict, **folded_parameters(self.maps, state_dict, constants)}
+        tensors = state_dict
+        if self.maps:
+            tensors = {**state_dict, **folded_parameters(self.maps, state_dict, constants)}
         weights = [
             tensors[name].mT if transposed else tensors[name]
             for name, transposed in zip(self.weights, self.transposed, strict=True)
