@@ -48,7 +48,13 @@ BELOW = {
     },
     "__main__": {"cli"},
 }
-STEMS = ("spectral_norms", "conv_norms", "jacobian_reduction", "chain_jacobian_norms")
+STEMS = (
+    "spectral_norms",
+    "conv_norms",
+    "jacobian_reduction",
+    "chain_jacobian_norms",
+    "chain_secants",
+)
 
 
 def imported_parts(path: Path) -> set[str]:
@@ -102,7 +108,7 @@ def test_an_op_has_one_stem_everywhere(stem: str) -> None:
     assert [path for path in expected if not (ROOT / path).is_file()] == []
 
 
-CPU_ONLY = ("conv_norms",)
+CPU_ONLY = ("conv_norms", "chain_secants")
 
 
 @pytest.mark.parametrize("stem", CPU_ONLY)

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "../kernels/cpu/chain_secants.h"
 #include "../kernels/params.h"
 
 namespace lipfast {
@@ -52,5 +53,13 @@ struct ChainStages {
 ChainStages check_chain_jacobian_norms(const Tensor& x, const std::vector<Tensor>& weights,
                                        const std::vector<Tensor>& biases, const std::vector<int64_t>& stages,
                                        const std::vector<double>& parameters);
+struct SecantStages {
+  std::vector<SecantStage> stages;
+  int64_t affine, inputs, outputs, widest;
+};
+// x: (networks, inputs) or, with three dimensions, (networks, points, inputs).
+SecantStages check_chain_secants(const Tensor& x, int64_t dimensions, const std::vector<Tensor>& weights,
+                                 const std::vector<Tensor>& biases, const std::vector<int64_t>& stages,
+                                 const std::vector<double>& parameters);
 
 }  // namespace lipfast

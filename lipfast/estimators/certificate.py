@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,8 +27,11 @@ from torch import Tensor
 from lipfast.estimators.domain import Domain
 from lipfast.estimators.enclosure import enclose
 from lipfast.estimators.error_norms import layer_norms, output_error_norms
+from lipfast.ops._arguments import FLOATING
+from lipfast.ops.chain_secants import PiecewiseLinearChains
 from lipfast.ops.modes import plain_arithmetic
-from lipfast.ops.threads import one_thread
+from lipfast.ops.threads import one_thread, threads
+from lipfast.plan.chain import Chain, find_piecewise_linear_chain
 from lipfast.plan.graph import Node
 from lipfast.plan.interpret import evaluate, walk
 from lipfast.plan.plan import Plan
@@ -49,6 +53,8 @@ _TIGHT = 0.99
 # Bytes of parameters that are stacked at a time: they are read again and again, and what is much
 # larger comes from memory, and from the system as new pages, every time.
 _STACKED = 1 << 24
+# Networks of the native op at a time, which reads their weights where they are.
+_NATIVE = 256
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,9 @@ def certified_secants(
     """
     fitting = int(memory // _bytes_per_network(plan))
     together = _STACKED // max(1, _bytes_of_parameters(plan))
-    block = max(1, min(fitting, together))
+    chain = _native_chain(plan, tensors, samples)
+    block = max(1, min(fitting, together if chain is None else _NATIVE))
+    workers = torch.get_num_threads()
     with one_thread() if together > 1 else nullcontext():
         parts = [
             _block(
@@ -103,6 +111,8 @@ def certified_secants(
                 norm=norm,
                 memory=memory,
                 domain=domain,
+                chain=chain,
+                workers=workers,
             )
             for start in range(0, len(tensors), block)
         ]
@@ -119,11 +129,85 @@ def certified_quotient(
     0 where the points coincide or nothing can be proved.
     """
     with plain_arithmetic():
-        parameters = stack([tensors], plan.used_parameters, torch.float64)
         points = pair.detach().to(torch.float64).clone().unsqueeze(0)
+        networks = _networks(plan, [tensors], _native_chain(plan, [tensors], pair), workers=1)
         indices = (torch.tensor([0], device="cpu"), torch.tensor([1], device="cpu"))
-        values = _proved(plan, [tensors], parameters, points, indices, norm=norm, count=2)
+        values = _proved(plan, [tensors], networks, points, indices, norm=norm, count=2)
         return float(values[0, 0]), points[0]
+
+
+class _Networks(Protocol):
+    """What secants need of N networks, one sample or C points of each: native or traced."""
+
+    def jacobians(self, x: Tensor) -> Tensor: ...
+    def kink_distances(self, x: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]: ...
+    def enclosures(self, points: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """Networks of any plan, node by node; parameters are stacked, in float64."""
+
+    plan: Plan
+    parameters: Mapping[str, Tensor]
+
+    def jacobians(self, x: Tensor) -> Tensor:
+        return traced_jacobians(self.plan, self.parameters, x)
+
+    def kink_distances(self, x: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+        return kink_distances(self.plan, self.parameters, x, direction)
+
+    def enclosures(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        return enclose(self.plan, self.parameters, points)
+
+
+@dataclass(frozen=True)
+class _Native:
+    """Piecewise-linear chains, on all threads where torch's small operations have but one."""
+
+    chains: PiecewiseLinearChains
+    workers: int
+
+    def jacobians(self, x: Tensor) -> Tensor:
+        with threads(self.workers):
+            return self.chains.jacobians(x)
+
+    def kink_distances(self, x: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+        with threads(self.workers):
+            return self.chains.kink_distances(x, direction)
+
+    def enclosures(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        with threads(self.workers):
+            return self.chains.enclosures(points)
+
+
+def _networks(
+    plan: Plan, tensors: Sequence[Mapping[str, Tensor]], chain: Chain | None, workers: int
+) -> _Networks:
+    if chain is None:
+        return _Traced(plan, stack(tensors, plan.used_parameters, torch.float64))
+    parameters = [chain.parameters(entry, plan.constants) for entry in tensors]
+    weights, biases = [entry[0] for entry in parameters], [entry[1] for entry in parameters]
+    return _Native(PiecewiseLinearChains(weights, biases, chain.stages), workers)
+
+
+def _native_chain(
+    plan: Plan, tensors: Sequence[Mapping[str, Tensor]], samples: Tensor
+) -> Chain | None:
+    """The plan as `PiecewiseLinearChains` takes it, if it does and one thread each is right.
+
+    What is larger gains more from products on all threads.
+    """
+    rows = sum(math.prod(shape) for shape in plan.output_shapes)
+    columns = sum(math.prod(shape) for shape in plan.input_shapes)
+    large = _bytes_of_parameters(plan) > _STACKED or rows * columns > _LARGEST_JACOBIAN
+    if large or samples.device.type != "cpu":
+        return None
+    names = plan.used_parameters
+    used = (entry[name] for entry in tensors for name in names)
+    if not all(tensor.device.type == "cpu" and tensor.dtype in FLOATING for tensor in used):
+        return None
+    return find_piecewise_linear_chain(plan)
 
 
 def _bytes_of_parameters(plan: Plan) -> int:
@@ -156,18 +240,20 @@ def _block(
     norm: Norm,
     memory: int,
     domain: Domain | None,
+    chain: Chain | None,
+    workers: int,
 ) -> Secants:
     with plain_arithmetic():
-        parameters = stack(tensors, plan.used_parameters, torch.float64)
         x = samples.detach().to(torch.float64).clone()
-        direction = _direction(plan, parameters, x, norm)
-        offsets, pairs = _steps(plan, parameters, x, direction)
+        networks = _networks(plan, tensors, chain, workers)
+        direction = _direction(networks, x, norm)
+        offsets, pairs = _steps(networks, x, direction)
         shape = [*offsets.shape, *[1] * (x.dim() - 1)]
         points = x.unsqueeze(1) + offsets.reshape(shape) * direction.unsqueeze(1)
         points = points if domain is None else domain.project(points)
         # Of a network that exceeds the memory alone, few points at a time.
         count = max(1, int(memory // (32 * len(x) * _activations(plan) + 1)))
-        values = _proved(plan, tensors, parameters, points, pairs, norm=norm, count=count)
+        values = _proved(plan, tensors, networks, points, pairs, norm=norm, count=count)
         best = values.argmax(1)
         first, second = pairs
         rows = torch.arange(len(best), device="cpu")
@@ -178,7 +264,7 @@ def _block(
 def _proved(
     plan: Plan,
     tensors: Sequence[Mapping[str, Tensor]],
-    parameters: Mapping[str, Tensor],
+    networks: _Networks,
     points: Tensor,
     pairs: tuple[Tensor, Tensor],
     *,
@@ -189,10 +275,11 @@ def _proved(
 
     Errors are bounded elementwise; of networks so deep that little is left, in norm as well.
     """
-    parts = [enclose(plan, parameters, some) for some in torch.split(points, count, 1)]
+    parts = [networks.enclosures(some) for some in torch.split(points, count, 1)]
     outputs, errors = (torch.cat(sides, 1) for sides in zip(*parts, strict=True))
-    values = quotients(points, outputs, errors, pairs, norm)
-    promised = quotients(points, outputs, torch.zeros_like(errors), pairs, norm)
+    differences = _differences(points, outputs, pairs, norm)
+    values = _less_errors(*differences, errors, pairs, norm)
+    promised = _less_errors(*differences, torch.zeros_like(errors), pairs, norm)
     loose = values.amax(1) < _TIGHT * promised.amax(1)
     for network in loose.nonzero().flatten().tolist():
         own = points[network : network + 1]
@@ -207,15 +294,16 @@ def _proved(
     return values
 
 
-def _direction(plan: Plan, parameters: Mapping[str, Tensor], x: Tensor, norm: Norm) -> Tensor:
+def _direction(networks: _Networks, x: Tensor, norm: Norm) -> Tensor:
     """Where each Jacobian stretches most, (networks, *shape): from it whole, or by products."""
-    rows = sum(math.prod(shape) for shape in plan.output_shapes)
-    if norm == 2 and rows * x[0].numel() > _LARGEST_JACOBIAN:
-        return _power_direction(plan, parameters, x)
-    return steepest_direction(_jacobians(plan, parameters, x), norm).reshape(x.shape)
+    if norm == 2 and isinstance(networks, _Traced):
+        rows = sum(math.prod(shape) for shape in networks.plan.output_shapes)
+        if rows * x[0].numel() > _LARGEST_JACOBIAN:
+            return _power_direction(networks.plan, networks.parameters, x)
+    return steepest_direction(networks.jacobians(x), norm).reshape(x.shape)
 
 
-def _jacobians(plan: Plan, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
+def traced_jacobians(plan: Plan, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """(networks, K, D): one copy of the sample per output, each asked for its own gradient."""
     rows = sum(math.prod(shape) for shape in plan.output_shapes)
     block = _rows_at_once(len(x) * _activations(plan))
@@ -290,12 +378,12 @@ def steepest_direction(jacobians: Tensor, norm: Norm) -> Tensor:
 
 
 def _steps(
-    plan: Plan, parameters: Mapping[str, Tensor], x: Tensor, direction: Tensor
+    networks: _Networks, x: Tensor, direction: Tensor
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Offsets (networks, C) along the direction, and which pairs of them make a secant."""
     size = x.reshape(len(x), -1).abs().amax(1)
     scale = torch.where(size > 0, size, torch.ones_like(size))
-    backward, forward = kink_distances(plan, parameters, x, direction)
+    backward, forward = networks.kink_distances(x, direction)
     forward = torch.minimum(forward, _LONGEST * scale)
     backward = torch.minimum(backward, _LONGEST * scale)
     columns = [torch.zeros_like(scale)]
@@ -363,6 +451,13 @@ def quotients(
     ``||d|| / ||a - b||`` with the numerator rounded down and the denominator rounded up.
     """
     change, distance = _differences(points, outputs, pairs, norm)
+    return _less_errors(change, distance, errors, pairs, norm)
+
+
+def _less_errors(
+    change: Tensor, distance: Tensor, errors: Tensor, pairs: tuple[Tensor, Tensor], norm: Norm
+) -> Tensor:
+    """`quotients` from `_differences`."""
     u = UNIT_ROUNDOFF
     first, second = pairs
     room = (errors[:, first] + errors[:, second]) * (1 + 4 * u)

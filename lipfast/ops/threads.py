@@ -9,13 +9,32 @@ import torch
 
 
 @contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Compute on this many threads, then as before.
+
+    torch counts threads per calling thread: others are not affected, but for one whose very first
+    operation falls into the block, which then starts with that many threads, too.
+
+    Example:
+        >>> import torch
+        >>> with threads(2):
+        ...     torch.get_num_threads()
+        2
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def one_thread() -> Iterator[None]:
     """Compute on the calling thread alone, then as before.
 
     For many small operations in a row. With several threads each of them waits for the slowest
     thread; where other processes keep the processor busy that takes milliseconds, every time.
-    torch counts threads per calling thread: others are not affected, but for one whose very first
-    operation falls into the block, which then starts with one thread, too.
 
     Example:
         >>> import torch
@@ -26,9 +45,5 @@ def one_thread() -> Iterator[None]:
         >>> torch.get_num_threads() == before
         True
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with threads(1):
         yield
-    finally:
-        torch.set_num_threads(before)

@@ -17,8 +17,9 @@ from lipfast.ops.chain_jacobian_norms import (
     MaxPool,
     Stage,
 )
+from lipfast.ops.chain_secants import has_secant_kernel
 from lipfast.plan.fold import Folded, fold_batch_norm, folded_parameters
-from lipfast.plan.graph import Constant, Node, Reference
+from lipfast.plan.graph import Constant, Node, Reference, error_name
 from lipfast.plan.plan import Plan
 from lipfast.rules.convolution import settings
 
@@ -56,7 +57,9 @@ class Chain:
         self, state_dict: Mapping[str, Tensor], constants: Mapping[str, Constant]
     ) -> tuple[list[Tensor], list[Tensor | None]]:
         """Weights and biases of one network, in the order of the stages."""
-        tensors = {**state_dict, **folded_parameters(self.maps, state_dict, constants)}
+        tensors = state_dict
+        if self.maps:
+            tensors = {**state_dict, **folded_parameters(self.maps, state_dict, constants)}
         weights = [
             tensors[name].mT if transposed else tensors[name]
             for name, transposed in zip(self.weights, self.transposed, strict=True)
@@ -96,6 +99,24 @@ def find_chain(plan: Plan) -> Chain | None:
         tuple(found.transposed),
         folded.maps,
     )
+
+
+def find_piecewise_linear_chain(plan: Plan) -> Chain | None:
+    """The chain of `find_chain` if it is the plan itself, and `PiecewiseLinearChains` takes it.
+
+    That is, a chain of linear layers, Flatten and piecewise-linear activations, whose weights are
+    the plan's own tensors without any error: no BatchNorm is folded, which would round, and nothing
+    that is computed from parameters was rounded.
+
+    Args:
+        plan: with one input and one output.
+    """
+    chain = find_chain(plan)
+    if chain is None or chain.maps or not has_secant_kernel(chain.stages):
+        return None
+    names = plan.used_parameters
+    exact = not any(error_name(name) in names for name in names)
+    return chain if exact else None
 
 
 class _Stages:

@@ -10,7 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from lipfast.estimators import certificate
-from lipfast.estimators.certificate import certified_secants, steepest_direction
+from lipfast.estimators.certificate import (
+    certified_quotient,
+    certified_secants,
+    steepest_direction,
+)
+from lipfast.estimators.domain import Box
 from lipfast.estimators.enclosure import enclose
 from lipfast.plan.plan import Plan
 from lipfast.plan.state import stack
@@ -225,3 +230,130 @@ def test_the_direction_does_not_need_the_whole_jacobian(monkeypatch: pytest.Monk
     products = certificate.certified_secants(plan, tensors, x).values
     assert (products <= 1.01 * whole.values).all()
     assert (products >= 0.9 * whole.values).all()
+
+
+class Transposed(nn.Module):
+    """``x @ W``."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+def tied() -> nn.Sequential:
+    layer = nn.Linear(6, 6)
+    return nn.Sequential(nn.Linear(5, 6), nn.ReLU(), layer, nn.ReLU(), layer, nn.Linear(6, 2))
+
+
+PIECEWISE_LINEAR = {
+    "relu": lambda: network(nn.ReLU()),
+    "leaky": lambda: network(nn.LeakyReLU(0.3)),
+    "relu6": lambda: network(nn.ReLU6()),
+    "hardtanh": lambda: network(nn.Hardtanh(-0.3, 0.4)),
+    "no bias": lambda: nn.Sequential(nn.Linear(5, 9, bias=False), nn.ReLU(), nn.Linear(9, 8)),
+    "tied": tied,
+    "transposed": lambda: nn.Sequential(Transposed(torch.randn(5, 7)), nn.ReLU(), nn.Linear(7, 3)),
+    "linear": lambda: nn.Linear(5, 2),
+    "first": lambda: nn.Sequential(nn.ReLU(), nn.Linear(5, 4), nn.ReLU()),
+}
+
+
+def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certificate, "_native_chain", lambda *_: None)
+
+
+@pytest.mark.parametrize("norm", [1, 2, math.inf])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("name", PIECEWISE_LINEAR)
+def test_the_native_op_and_the_traced_graph_agree(
+    monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype, norm: float
+) -> None:
+    torch.manual_seed(1)
+    models = [PIECEWISE_LINEAR[name]().to(dtype) for _ in range(3)]
+    plan = Plan.trace(PIECEWISE_LINEAR[name](), data())
+    tensors = [plan.resolve(model.state_dict()) for model in models]
+    samples = data(3)
+    assert certificate._native_chain(plan, tensors, samples) is not None
+    for options in ({}, {"domain": Box(-1.0, 1.0)}, {"memory": 1}):
+        native = certified_secants(plan, tensors, samples, norm=norm, **options)
+        with monkeypatch.context() as patched:
+            traced_only(patched)
+            traced = certified_secants(plan, tensors, samples, norm=norm, **options)
+        assert native.values.min() > 0
+        torch.testing.assert_close(native.values, traced.values, rtol=1e-8, atol=0)
+    pair = native.points[0]
+    value, _ = certified_quotient(plan, tensors[0], pair, norm=norm)
+    assert value == pytest.approx(float(native.values[0]), rel=1e-12)
+
+
+def test_both_ways_fall_back_to_errors_in_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So deep that elementwise errors leave little of the quotient."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for _ in range(24):
+        layers += [nn.Linear(24, 24), nn.ReLU()]
+    model = nn.Sequential(*layers)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2.0)
+    plan = Plan.trace(model, data(2, 24))
+    tensors = [plan.resolve(model.state_dict())]
+    called = []
+    bound = certificate.output_error_norms
+    monkeypatch.setattr(
+        certificate, "output_error_norms", lambda *given: called.append(1) or bound(*given)
+    )
+    native = certified_secants(plan, tensors, data(1, 24))
+    counted = len(called)
+    traced_only(monkeypatch)
+    traced = certified_secants(plan, tensors, data(1, 24))
+    assert counted == len(called) - counted > 0
+    torch.testing.assert_close(native.values, traced.values, rtol=1e-6, atol=0)
+
+
+def test_large_networks_and_other_graphs_are_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan.trace(network(nn.ReLU()), data())
+    tensors = [plan.resolve(network(nn.ReLU()).state_dict())]
+    assert certificate._native_chain(plan, tensors, data(1)) is not None
+    float8 = {name: value.to(torch.float8_e4m3fn) for name, value in tensors[0].items()}
+    assert certificate._native_chain(plan, [*tensors, float8], data(1)) is None
+    smooth = Plan.trace(network(nn.Tanh()), data())
+    assert certificate._native_chain(smooth, tensors, data(1)) is None
+    monkeypatch.setattr(certificate, "_STACKED", 100)
+    assert certificate._native_chain(plan, tensors, data(1)) is None
+
+
+def test_weights_and_samples_of_inference_mode_and_with_gradients() -> None:
+    model = network(nn.ReLU())
+    plan = Plan.trace(model, data())
+    expected = certified_secants(plan, [plan.resolve(model.state_dict())], data(1))
+    parameters = dict(model.named_parameters())  # they ask for gradients
+    with torch.inference_mode():
+        inference = {name: value.clone() for name, value in parameters.items()}
+        inside = certified_secants(plan, [plan.resolve(inference)], data(1).clone())
+    outside = certified_secants(plan, [plan.resolve(inference)], data(1))
+    asking = certified_secants(plan, [plan.resolve(parameters)], data(1).requires_grad_())
+    for found in (inside, outside, asking):
+        assert torch.equal(found.values, expected.values)
+        assert not found.values.requires_grad
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e6])
+def test_both_ways_are_proved_in_exact_arithmetic(
+    monkeypatch: pytest.MonkeyPatch, scale: float
+) -> None:
+    model = network(nn.ReLU(), 2, 7)
+    plan = Plan.trace(model, data())
+    tensors = [plan.resolve(model.state_dict())]
+    for native in (True, False):
+        if not native:
+            traced_only(monkeypatch)
+        value, points = certified_secants(plan, tensors, data(1) * scale).of(0)
+        first, second = ([Fraction(entry) for entry in point] for point in points.tolist())
+        outputs = [rational_forward(model.state_dict(), point) for point in (first, second)]
+        change = sum((a - b) ** 2 for a, b in zip(*outputs, strict=True))
+        distance = sum((a - b) ** 2 for a, b in zip(first, second, strict=True))
+        assert 0 < Fraction(value) ** 2 * distance <= change

@@ -15,7 +15,7 @@ from lipfast.ops.chain_jacobian_norms import (
     Linear,
     MaxPool,
 )
-from lipfast.plan.chain import Chain, find_chain
+from lipfast.plan.chain import Chain, find_chain, find_piecewise_linear_chain
 from lipfast.plan.plan import Plan
 from lipfast.reference.chain_jacobian_norms import chain_jacobian_norms
 
@@ -125,3 +125,39 @@ def test_the_stages_are_the_function(name: str) -> None:
 )
 def test_other_graphs_are_not_chains(layers: tuple[nn.Module, ...], shape: tuple[int, ...]) -> None:
     assert chain_of(nn.Sequential(*layers), shape) is None
+
+
+class Transposed(nn.Module):
+    """``x @ W``; its weight is a parameter, or computed from one, exactly or with a rounding."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.weight, self.kind = nn.Parameter(torch.randn(3, 4)), kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = {
+            "plain": lambda: self.weight,
+            "flipped": lambda: self.weight.flip(0),
+            "scaled": lambda: self.weight * 0.3,
+        }[self.kind]()
+        return x @ weight
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "taken"),
+    [
+        (nn.Sequential(nn.Linear(3, 3), nn.ReLU6(), nn.Hardtanh()), (3,), True),
+        (nn.Sequential(nn.Flatten(), nn.Linear(6, 3), nn.LeakyReLU(-0.5)), (2, 3), True),
+        (nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(6, 3)), (2, 3), True),
+        (Transposed("plain"), (3,), True),
+        (Transposed("flipped"), (3,), True),
+        (Transposed("scaled"), (3,), False),  # a rounding
+        (nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), (3,), False),  # folded: roundings
+        (nn.Sequential(nn.Linear(3, 3), nn.Tanh()), (3,), False),
+        (nn.Sequential(nn.Conv1d(2, 2, 1), nn.Flatten(), nn.Linear(6, 3)), (2, 3), False),
+        (nn.Linear(3, 3), (2, 3), False),
+    ],
+)
+def test_piecewise_linear_chains(model: nn.Module, shape: tuple[int, ...], *, taken: bool) -> None:
+    plan = Plan.trace(model.eval(), torch.zeros(2, *shape))
+    assert (find_piecewise_linear_chain(plan) is not None) == taken

@@ -1,0 +1,75 @@
+"""What secants need of small networks: the native op against the traced graph in torch."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from bench.turns import Benchmark, Implementations, in_turn, measure
+from lipfast.estimators.certificate import kink_distances, traced_jacobians
+from lipfast.estimators.enclosure import enclose
+from lipfast.ops.chain_secants import PiecewiseLinearChains
+from lipfast.ops.modes import plain_arithmetic
+from lipfast.ops.threads import one_thread
+from lipfast.plan.chain import find_piecewise_linear_chain
+from lipfast.plan.plan import Plan
+from lipfast.plan.state import stack
+
+NETWORKS, POINTS, STACKED = 64, 19, 27
+DIMS = (40, 256, 256, 10)
+
+
+def network(seed: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    for before, after in pairwise(DIMS):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+@cache
+def problem() -> tuple[Plan, list[dict[str, Tensor]], Tensor]:
+    """Plan, tensors, points: the first of each network's is its sample, the next its direction."""
+    plan = Plan.trace(network(0), torch.zeros(2, DIMS[0]))
+    tensors = plan.resolve_all([network(seed).state_dict() for seed in range(NETWORKS)])
+    generator = torch.Generator().manual_seed(0)
+    return plan, tensors, torch.randn(NETWORKS, POINTS, DIMS[0], generator=generator).double()
+
+
+def native() -> None:
+    plan, tensors, points = problem()
+    chain = find_piecewise_linear_chain(plan)
+    assert chain is not None
+    parameters = [chain.parameters(entry, plan.constants) for entry in tensors]
+    weights, biases = [entry[0] for entry in parameters], [entry[1] for entry in parameters]
+    chains = PiecewiseLinearChains(weights, biases, chain.stages)
+    chains.jacobians(points[:, 0])
+    chains.kink_distances(points[:, 0], points[:, 1])
+    chains.enclosures(points)
+
+
+def traced() -> None:
+    """As the certificate does it: some networks at a time, for the cache, and on one thread."""
+    plan, tensors, points = problem()
+    with one_thread(), plain_arithmetic():
+        for start in range(0, NETWORKS, STACKED):
+            some = points[start : start + STACKED]
+            own = tensors[start : start + STACKED]
+            parameters = stack(own, plan.used_parameters, torch.float64)
+            traced_jacobians(plan, parameters, some[:, 0])
+            kink_distances(plan, parameters, some[:, 0], some[:, 1])
+            enclose(plan, parameters, some)
+
+
+def implementations() -> Implementations:
+    return {"lipfast": (native, NETWORKS), "traced graph (torch)": (traced, NETWORKS)}
+
+
+@in_turn("lipfast", "traced graph (torch)")
+def bench_secants(benchmark: Benchmark, turn: int, implementation: str) -> None:
+    dims = "-".join(map(str, DIMS))
+    case = f"Jacobian, kinks and {POINTS} enclosures of {NETWORKS} networks {dims}"
+    measure(benchmark, case, implementation, implementations()[implementation])

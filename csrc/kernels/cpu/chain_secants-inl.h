@@ -1,0 +1,37 @@
+// Body of chain_secants, once per instruction set.
+
+#include "secant_activation-inl.h"
+#include "secant_line-inl.h"
+#include "secant_jacobian-inl.h"
+#include "secant_enclosure-inl.h"
+
+int64_t secant_workspace(const SecantChain& chain, int64_t points) {
+  const int64_t doubles = larger(larger(line_size(chain), jacobian_size(chain)), enclosure_size(chain, points));
+  return doubles * static_cast<int64_t>(sizeof(double));
+}
+
+void secant_jacobian(const SecantChain& chain, int64_t network, const double* x, double* jacobian, double* workspace) {
+  if (chain.dtype == Dtype::kFloat32) {
+    jacobian_of<float>(chain, network, x, jacobian, workspace);
+  } else {
+    jacobian_of<double>(chain, network, x, jacobian, workspace);
+  }
+}
+
+void secant_kinks(const SecantChain& chain, int64_t network, const double* x, const double* d, double reach[2],
+                  double* workspace) {
+  if (chain.dtype == Dtype::kFloat32) {
+    kinks_of<float>(chain, network, x, d, reach, workspace);
+  } else {
+    kinks_of<double>(chain, network, x, d, reach, workspace);
+  }
+}
+
+void secant_enclose(const SecantChain& chain, int64_t network, const double* points, int64_t count, double* values,
+                    double* errors, double* workspace) {
+  if (chain.dtype == Dtype::kFloat32) {
+    enclose_of<float>(chain, network, points, count, values, errors, workspace);
+  } else {
+    enclose_of<double>(chain, network, points, count, values, errors, workspace);
+  }
+}

@@ -1,0 +1,102 @@
+// chain_secants: certified secants of piecewise-linear chains. Schemas, decoding of the stages and argument checks.
+#include <algorithm>
+
+#include "checks.h"
+
+namespace lipfast {
+namespace {
+
+constexpr int64_t kLinearStage = -1;
+constexpr int64_t kPiecewiseLinear = 4;  // activations: the first of them
+
+// The weights of the first network give the shapes of all.
+SecantStages decode(int64_t inputs, const std::vector<Tensor>& weights, const std::vector<int64_t>& stages,
+                    const std::vector<double>& parameters) {
+  SecantStages result{};
+  result.inputs = result.widest = inputs;
+  int64_t units = inputs;
+  for (size_t i = 0; i < stages.size(); ++i) {
+    const std::string name = "chain_secants: stage " + std::to_string(i);
+    SecantStage stage{};
+    stage.in = units;
+    stage.linear = stages[i] == kLinearStage;
+    if (stage.linear) {
+      stage.affine = result.affine++;
+      const Tensor& weight = weights[static_cast<size_t>(stage.affine)];
+      check_dense(weight, 2, name + ": weight");
+      STD_TORCH_CHECK(weight.size(1) == units && weight.size(0) > 0, name, ": expected a weight n x ", units, ", got ",
+                      weight.size(0), " x ", weight.size(1));
+      units = weight.size(0);
+    } else {
+      STD_TORCH_CHECK(stages[i] >= 0 && stages[i] < kPiecewiseLinear, name, ": unknown activation ", stages[i]);
+      stage.activation = static_cast<Activation>(stages[i]);
+      stage.parameters[0] = parameters[2 * i];
+      stage.parameters[1] = parameters[2 * i + 1];
+    }
+    stage.out = units;
+    result.widest = std::max(result.widest, units);
+    result.stages.push_back(stage);
+  }
+  result.outputs = units;
+  return result;
+}
+
+// All networks' weights and biases are like those of the first.
+void check_tensors(const SecantStages& chain, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases) {
+  const auto affine = static_cast<size_t>(chain.affine);
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const Tensor &weight = weights[i], &bias = biases[i], &first = weights[i % affine];
+    const std::string name = "chain_secants: weight " + std::to_string(i);
+    check_dense(weight, 2, name);
+    STD_TORCH_CHECK(weight.scalar_type() == weights[0].scalar_type(), name, ": another dtype than the first");
+    STD_TORCH_CHECK(weight.size(0) == first.size(0) && weight.size(1) == first.size(1), name, ": expected ",
+                    first.size(0), " x ", first.size(1), ", got ", weight.size(0), " x ", weight.size(1));
+    if (bias.numel() == 0) continue;
+    const std::string bias_name = "chain_secants: bias " + std::to_string(i);
+    check_dense(bias, 1, bias_name);
+    STD_TORCH_CHECK(bias.scalar_type() == weights[0].scalar_type(), bias_name, ": another dtype than the weights");
+    STD_TORCH_CHECK(bias.size(0) == weight.size(0), bias_name, ": expected ", weight.size(0), " values");
+  }
+}
+
+}  // namespace
+
+SecantStages check_chain_secants(const Tensor& x, int64_t dimensions, const std::vector<Tensor>& weights,
+                                 const std::vector<Tensor>& biases, const std::vector<int64_t>& stages,
+                                 const std::vector<double>& parameters) {
+  STD_TORCH_CHECK(check_dense(x, dimensions, "chain_secants: points") == Dtype::kFloat64,
+                  "chain_secants: points: expected float64");
+  const auto affine = static_cast<size_t>(std::count(stages.begin(), stages.end(), kLinearStage));
+  STD_TORCH_CHECK(affine > 0, "chain_secants: a chain needs a linear stage");
+  STD_TORCH_CHECK(parameters.size() == 2 * stages.size(), "chain_secants: ", parameters.size(), " parameters for ",
+                  stages.size(), " stages");
+  STD_TORCH_CHECK(!weights.empty() && weights.size() % affine == 0 && biases.size() == weights.size(),
+                  "chain_secants: ", weights.size(), " weights and ", biases.size(), " biases for chains with ", affine,
+                  " of each");
+  const auto networks = static_cast<int64_t>(weights.size() / affine);
+  STD_TORCH_CHECK(x.size(0) == networks, "chain_secants: points of ", x.size(0), " networks, weights of ", networks);
+  const int64_t inputs = x.size(dimensions - 1);
+  STD_TORCH_CHECK(inputs > 0, "chain_secants: points are empty");
+  const SecantStages result = decode(inputs, weights, stages, parameters);
+  check_tensors(result, weights, biases);
+  return result;
+}
+
+#if !defined(LIPFAST_CHECKS_ONLY)
+STABLE_TORCH_LIBRARY_FRAGMENT(lipfast, m) {
+  // weights, biases: network by network, map by map; an empty bias is none. x, direction: (networks, inputs); points:
+  // (networks, points, inputs). stages: -1 for a linear map, otherwise an Activation; parameters: 2 each.
+  m.def(
+      "chain_secants_jacobians(Tensor x, Tensor[] weights, Tensor[] biases, int[] stages, float[] parameters) -> "
+      "Tensor");
+  // reach: (networks, 2), backward and forward.
+  m.def(
+      "chain_secants_kinks(Tensor x, Tensor direction, Tensor[] weights, Tensor[] biases, int[] stages, float[] "
+      "parameters) -> Tensor");
+  m.def(
+      "chain_secants_enclosures(Tensor points, Tensor[] weights, Tensor[] biases, int[] stages, float[] parameters) -> "
+      "(Tensor values, Tensor errors)");
+}
+#endif
+
+}  // namespace lipfast
