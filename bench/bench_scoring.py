@@ -288,7 +288,7 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-@in_turn("lipfast", "one worker", turns=2)
+@in_turn("lipfast", "one worker", turns=4)
 def bench_two_ray_workers(
     benchmark: Benchmark, cluster: None, turn: int, implementation: str
 ) -> None:
