@@ -15,7 +15,6 @@ Assumed: sums and products of float64 are IEEE (in any order, fused or not; deno
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from lipfast.estimators.enclosure import enclose
 from lipfast.estimators.error_norms import layer_norms, output_error_norms
 from lipfast.ops._arguments import FLOATING
 from lipfast.ops.chain_secants import PiecewiseLinearChains
-from lipfast.ops.modes import plain_arithmetic
+from lipfast.ops.modes import forward_mode, plain_arithmetic
 from lipfast.ops.threads import one_thread, threads
 from lipfast.plan.chain import Chain, find_piecewise_linear_chain
 from lipfast.plan.graph import Node
@@ -338,9 +337,7 @@ def _power_direction(plan: Plan, parameters: Mapping[str, Tensor], x: Tensor) ->
     with torch.enable_grad():
         point = x.clone().requires_grad_()
         outputs = function(point)
-    with warnings.catch_warnings():
-        # The first use of forward mode makes torch import its own deprecated torch.jit.script.
-        warnings.filterwarnings("ignore", message="`torch.jit")
+    with forward_mode():
         for _ in range(_POWER_ITERATIONS):
             image = torch.func.jvp(function, (x,), (direction,))[1]
             (back,) = torch.autograd.grad(outputs, point, image, retain_graph=True)
@@ -422,9 +419,7 @@ def kink_distances(
         found = walk(plan.graph, parameters, plan.constants, [point.unsqueeze(1)], keep=True)
         return {name: found[name] for name, _ in kinked}
 
-    with warnings.catch_warnings():
-        # The first use of forward mode makes torch import its own deprecated torch.jit.script.
-        warnings.filterwarnings("ignore", message="`torch.jit")
+    with forward_mode():
         result = torch.func.jvp(activations, (x,), (direction,))
     values, slopes = result[0], result[1]
     for name, breakpoints in kinked:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lipfast.errors import ArgumentError, LipfastError
 from lipfast.estimators.function import Function, SampleFunction
+from lipfast.ops.modes import forward_mode
 
 # Up to here all min(K, D) rows or columns are formed; beyond, Lanczos needs fewer products.
 SMALL_SIDE = 64
@@ -71,7 +72,7 @@ class Linearization:
                 self._forward_mode, self._pulled = True, None
         try:
             # Without vmap, dual numbers and autograd do not mix: the graph is not needed here.
-            with torch.no_grad():
+            with forward_mode(), torch.no_grad():
                 tangent: Tensor = torch.func.jvp(self._function, (self._x.detach(),), (v,))[1]
             return tangent
         except (RuntimeError, NotImplementedError) as error:

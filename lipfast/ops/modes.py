@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+_FORWARD_MODE = threading.RLock()
 
 
 @contextmanager
@@ -25,4 +29,24 @@ def plain_arithmetic() -> Iterator[None]:
         torch.autocast("cpu", enabled=False),
         torch.autocast("cuda", enabled=False),
     ):
+        yield
+
+
+@contextmanager
+def forward_mode() -> Iterator[None]:
+    """Use torch's forward-mode derivatives, one thread at a time.
+
+    torch counts the levels of dual numbers for the whole process: of two threads that use them,
+    one takes away the other's level.
+
+    Examples:
+        >>> import torch
+        >>> from lipfast.ops.modes import forward_mode
+        >>> with forward_mode():
+        ...     torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))[1]
+        tensor([1.])
+    """
+    with _FORWARD_MODE, warnings.catch_warnings():
+        # The first use of forward mode makes torch import its own deprecated torch.jit.script.
+        warnings.filterwarnings("ignore", message="`torch.jit")
         yield

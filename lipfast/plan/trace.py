@@ -7,6 +7,7 @@ import io
 import math
 import operator
 import os
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -70,6 +71,8 @@ _MADE_LIKE = {
     "aten.new_ones": "aten.ones",
     "aten.new_full": "aten.full",
 }
+# torch.export changes the process's state (modules' calls, flags that say "exporting").
+_EXPORTING = threading.RLock()
 Source = nn.Module | ExportedProgram | str | os.PathLike[str]
 
 
@@ -256,6 +259,7 @@ def _export(module: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
     try:
         # Without gradients a model's own no_grad blocks leave no trace in the graph.
         with (
+            _EXPORTING,
             evaluation_mode(module),
             samples_in_front(module),
             torch.no_grad(),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import lipfast
 from lipfast.estimators import certificate
 from lipfast.estimators.certificate import (
     certified_quotient,
@@ -357,3 +359,22 @@ def test_both_ways_are_proved_in_exact_arithmetic(
         change = sum((a - b) ** 2 for a, b in zip(*outputs, strict=True))
         distance = sum((a - b) ** 2 for a, b in zip(first, second, strict=True))
         assert 0 < Fraction(value) ** 2 * distance <= change
+
+
+def test_bounds_from_several_threads_are_those_of_one() -> None:
+    """Tracing and forward-mode derivatives are the process's: they take turns."""
+
+    def bounds_of(seed: int) -> tuple[float, float]:
+        generator = torch.Generator().manual_seed(seed)
+        model = nn.Sequential(
+            nn.Linear(6, 12), nn.LeakyReLU(), nn.LayerNorm(12), nn.Linear(12, 12), nn.ReLU()
+        )
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        found = lipfast.bounds(model, torch.randn(9, 6, generator=generator))
+        return found.lower.value, found.upper.value
+
+    expected = [bounds_of(seed) for seed in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(bounds_of, range(12))) == expected
