@@ -6,10 +6,26 @@ import math
 
 import pytest
 import torch
-from chain_cases import RELU, Biases, Weights, draw, mlp, mlp_shapes, samples
+from chain_cases import (
+    RELU,
+    Biases,
+    Weights,
+    conv,
+    draw,
+    max_pool,
+    mlp,
+    mlp_shapes,
+    samples,
+)
 from torch import Tensor
 
-from lipfast.ops.chain_jacobian_norms import Activation, Linear, Stage, chain_jacobian_norms
+from lipfast.ops.chain_jacobian_norms import (
+    Activation,
+    Flatten,
+    Linear,
+    Stage,
+    chain_jacobian_norms,
+)
 from lipfast.reference.chain_jacobian_norms import chain_jacobian_norms as reference
 
 FEWEST = 16  # samples of a batch, below which none are shared
@@ -184,3 +200,22 @@ def test_linear_stages_without_an_activation_between_share_nothing(capability: s
     x = samples(40, (6,), torch.float32)
     got = chain_jacobian_norms(x, weights, biases, stages)
     assert_close(got, reference(x, weights, biases, stages), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_linear_stages_after_convolutions_share_terms(capability: str, dtype: torch.dtype) -> None:
+    stages: list[Stage] = [
+        conv(padding=1),
+        RELU,
+        max_pool(2),
+        Flatten(),
+        Linear(),
+        RELU,
+        Linear(),
+        RELU,
+        Linear(),
+    ]
+    weights, biases = draw([(7, 2, 3, 3), (40, 63), (70, 40), (5, 70)], dtype, networks=2)
+    x = samples(70, (2, 6, 6), dtype)
+    got = chain_jacobian_norms(x, weights, biases, stages)
+    assert_close(got, reference(x, weights, biases, stages), dtype)
