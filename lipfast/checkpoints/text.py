@@ -15,6 +15,8 @@ def to_utf8(text: str) -> str:
         >>> print(to_utf8("run-\ud800"))
         run-\ud800
     """
+    if text.isascii():  # nearly all, many times a checkpoint
+        return text
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
