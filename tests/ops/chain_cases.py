@@ -25,6 +25,7 @@ from lipfast.ops.chain_stages import (
 Weights = list[list[Tensor]]
 Biases = list[list[Tensor | None]]
 RELU = Activation("relu")
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 ACTIVATIONS = [
     RELU,
     Activation("leaky_relu", (0.2,)),
@@ -363,3 +364,14 @@ def autograd_jacobians(function: Callable[[Tensor], Tensor], x: Tensor) -> Tenso
         for k in range(y.shape[1])
     ]
     return torch.stack(rows, 1)
+
+
+def assert_close(got: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor], largest: Tensor) -> None:
+    for value, expected in zip(got, truth, strict=True):
+        dtype = value.dtype
+        torch.testing.assert_close(
+            value.double(),
+            expected,
+            rtol=TOLERANCE[dtype],
+            atol=1e-8 * float(largest) * (dtype == torch.float32),
+        )

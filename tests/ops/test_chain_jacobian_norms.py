@@ -10,7 +10,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from chain_cases import ACTIVATIONS, CASES, RELU, Biases, Weights, draw, mlp, mlp_shapes, samples
+from chain_cases import (
+    ACTIVATIONS,
+    CASES,
+    RELU,
+    TOLERANCE,
+    Biases,
+    Weights,
+    assert_close,
+    draw,
+    mlp,
+    mlp_shapes,
+    samples,
+)
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
@@ -37,7 +49,6 @@ CHAINS = [
     (16, 8, 6, 12),
     (100, 70, 90, 80),
 ]
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 
 def networks(
@@ -79,17 +90,6 @@ def test_matches_the_reference(capability: str, dtype: torch.dtype, dims: tuple[
             truth[1],
             rtol=TOLERANCE[dtype],
             atol=1e-8 * scale * (dtype == torch.float32),
-        )
-
-
-def assert_close(got: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor], largest: Tensor) -> None:
-    for value, expected in zip(got, truth, strict=True):
-        dtype = value.dtype
-        torch.testing.assert_close(
-            value.double(),
-            expected,
-            rtol=TOLERANCE[dtype],
-            atol=1e-8 * float(largest) * (dtype == torch.float32),
         )
 
 
