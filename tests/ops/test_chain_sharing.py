@@ -11,6 +11,7 @@ from chain_cases import (
     Biases,
     Weights,
     assert_close,
+    average_pool,
     conv,
     draw,
     max_pool,
@@ -215,3 +216,12 @@ def test_linear_stages_after_convolutions_share_terms(capability: str, dtype: to
     truth = reference(x, weights, biases, stages)
     got = chain_jacobian_norms(x, weights, biases, stages)
     assert_close(got, truth, truth[1].max())
+
+
+@pytest.mark.parametrize("first", [RELU, max_pool(1), average_pool(1)], ids=str)
+def test_chains_that_start_without_a_weight(capability: str, first: Stage) -> None:
+    stages: list[Stage] = [first, Flatten(), Linear(), RELU, Linear()]
+    weights, biases = draw([(33, 60), (11, 33)], torch.float32)
+    x = samples(40, (4, 3, 5), torch.float32)
+    truth = reference(x, weights, biases, stages)
+    assert_close(chain_jacobian_norms(x, weights, biases, stages), truth, truth[1].max())

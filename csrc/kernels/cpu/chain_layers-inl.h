@@ -213,7 +213,7 @@ template <class T>
 void pack_shared(const ChainParams& p, int64_t network, T* packed) {
   LayerReader<T> reader{p};
   ChainLayer layer, before;
-  for (before = {}; reader.next(layer) && !starts_product(p, *layer.map); before = layer) {
+  for (before = {}; reader.next(layer) && (layer.map == nullptr || !starts_product(p, *layer.map)); before = layer) {
   }
   pack_patterns(static_cast<const T*>(p.weights[network * p.affine + layer.map->affine]), layer.in.channels,
                 layer.out.channels, packed + before.product, before.columns, packed + layer.patterns);
