@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.turns import Benchmark, Implementations, in_turn, measure
-from lipfast.estimators.certificate import kink_distances, traced_jacobians
 from lipfast.estimators.enclosure import enclose
+from lipfast.estimators.lower.certificate import kink_distances, traced_jacobians
 from lipfast.ops.chain_secants import PiecewiseLinearChains
 from lipfast.ops.modes import plain_arithmetic
 from lipfast.ops.threads import one_thread

@@ -17,7 +17,7 @@ from lipfast.errors import LipfastError
 
 if TYPE_CHECKING:
     from lipfast._info import info
-    from lipfast.estimators.compose import (
+    from lipfast.estimators.calls import (
         bounds,
         compile,  # noqa: A004
         input_gradient_norms,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     )
     from lipfast.estimators.domain import Ball, Box
     from lipfast.estimators.estimate import Bounds, Estimate, LayerBracket, LowerBound, UpperBound
-    from lipfast.estimators.tracker import Tracker
+    from lipfast.estimators.upper.tracker import Tracker
     from lipfast.ops.conv_norms import ConvNorms, conv_norms
     from lipfast.ops.spectral_norms import SpectralNorms, spectral_norms
     from lipfast.plan.plan import Plan
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 
 _HOME = {
     "info": "lipfast._info",
-    "bounds": "lipfast.estimators.compose",
-    "compile": "lipfast.estimators.compose",
-    "input_gradient_norms": "lipfast.estimators.compose",
-    "jacobian_norms": "lipfast.estimators.compose",
-    "lower_bound": "lipfast.estimators.compose",
-    "upper_bound": "lipfast.estimators.compose",
+    "bounds": "lipfast.estimators.calls",
+    "compile": "lipfast.estimators.calls",
+    "input_gradient_norms": "lipfast.estimators.calls",
+    "jacobian_norms": "lipfast.estimators.calls",
+    "lower_bound": "lipfast.estimators.calls",
+    "upper_bound": "lipfast.estimators.calls",
     "Ball": "lipfast.estimators.domain",
     "Bounds": "lipfast.estimators.estimate",
     "Box": "lipfast.estimators.domain",
@@ -49,7 +49,7 @@ _HOME = {
     "LayerBracket": "lipfast.estimators.estimate",
     "LowerBound": "lipfast.estimators.estimate",
     "UpperBound": "lipfast.estimators.estimate",
-    "Tracker": "lipfast.estimators.tracker",
+    "Tracker": "lipfast.estimators.upper.tracker",
     "ConvNorms": "lipfast.ops.conv_norms",
     "conv_norms": "lipfast.ops.conv_norms",
     "SpectralNorms": "lipfast.ops.spectral_norms",

@@ -20,9 +20,10 @@ BELOW = {
     "_info": {"_native", "_version"},
     "reference": {"errors", "ops"},
     "ops": {"errors", "_clock", "_native"},
-    "rules": {"errors", "ops", "plan"},
-    "plan": {"errors", "ops", "rules"},
-    "estimators": {"errors", "_clock", "ops", "rules", "plan"},
+    "graph": {"errors"},
+    "rules": {"errors", "ops", "graph"},
+    "plan": {"errors", "ops", "graph", "rules"},
+    "estimators": {"errors", "_clock", "ops", "graph", "rules", "plan"},
     "checkpoints": {"errors"},
     "scoring": {
         "errors",

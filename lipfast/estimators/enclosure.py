@@ -2,7 +2,7 @@
 
 Running error analysis (Higham, 2002, sec. 3.3): every node's result comes with a bound of its
 distance to what real arithmetic would give. The assumptions are those of
-`lipfast.estimators.certificate`.
+`lipfast.estimators.lower.certificate`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import naming
-from lipfast.plan.graph import error_name
+from lipfast.graph.nodes import error_name
 from lipfast.plan.interpret import NodeArguments, joined_outputs, walk
 from lipfast.plan.plan import Plan
 from lipfast.plan.split import BESIDE, READS_ERRORS

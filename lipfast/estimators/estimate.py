@@ -10,9 +10,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lipfast.errors import ArgumentError, LipfastError
-from lipfast.estimators.composition import Composition, Sources
-from lipfast.estimators.explanation import Explanation, explanation
-from lipfast.estimators.table import WIDTH, layer_frame, layer_html, layer_table, shares_of
+from lipfast.estimators.upper.composition import Composition, Sources
+from lipfast.estimators.upper.explanation import Explanation, explanation
+from lipfast.estimators.upper.table import WIDTH, layer_frame, layer_html, layer_table, shares_of
 from lipfast.rules.registry import Norm
 
 Side = Literal["lower", "upper"]

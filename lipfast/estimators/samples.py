@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lipfast.errors import ArgumentError
-from lipfast.estimators.function import check_inputs
+from lipfast.estimators.jacobian.function import check_inputs
 
 Data = Tensor | tuple[Tensor, ...] | list[Tensor] | Dataset[object] | DataLoader[object]
 BATCH = 1024

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node as FxNode
 
-from lipfast.plan.graph import Argument, Reference
+from lipfast.graph.nodes import Argument, Reference
 from lipfast.rules.pointwise import POINTWISE
 
 # Arguments that name dimensions of the first operand, by position.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lipfast.graph.nodes import Constant, Node, Reference, error_name
 from lipfast.ops.chain_jacobian_norms import (
     Activation,
     AveragePool,
@@ -19,7 +20,6 @@ from lipfast.ops.chain_jacobian_norms import (
 )
 from lipfast.ops.chain_secants import has_secant_kernel
 from lipfast.plan.fold import Folded, fold_batch_norm, folded_parameters
-from lipfast.plan.graph import Constant, Node, Reference, error_name
 from lipfast.plan.plan import Plan
 from lipfast.rules.convolution import settings
 

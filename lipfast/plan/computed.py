@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import NonFiniteError, TraceError, naming
+from lipfast.graph.apply import call_op
+from lipfast.graph.nodes import Argument, Constant, Node, Reference, computed_name, error_name
 from lipfast.plan import matrix_errors, running_errors  # noqa: F401 (both register functions)
-from lipfast.plan.apply import call_op
-from lipfast.plan.graph import Argument, Constant, Node, Reference, computed_name, error_name
 from lipfast.plan.running_errors import Value
 
 # The result holds entries of the operands, or numbers that the op puts in: nothing is rounded.

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import NonFiniteError
-from lipfast.plan.computed import evaluate_computed
-from lipfast.plan.graph import (
+from lipfast.graph.nodes import (
     Argument,
     Constant,
     Graph,
@@ -28,6 +27,7 @@ from lipfast.plan.graph import (
     error_name,
     is_computed,
 )
+from lipfast.plan.computed import evaluate_computed
 from lipfast.rules.rounding import SMALLEST, UNIT_ROUNDOFF
 
 # Roundings in one entry of a weight per fold: var + eps, root, quotient, product, and one to spare.

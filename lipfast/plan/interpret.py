@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError, naming
-from lipfast.plan.apply import call_op
-from lipfast.plan.graph import Argument, Constant, Graph, Node, Reference
+from lipfast.graph.apply import call_op
+from lipfast.graph.nodes import Argument, Constant, Graph, Node, Reference
 from lipfast.rules.registry import RULES
 
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import NonFiniteError
+from lipfast.graph.nodes import Constant, Graph, Node, computed_name
 from lipfast.ops.modes import plain_arithmetic
 from lipfast.plan.computed import MOVES
-from lipfast.plan.graph import Constant, Graph, Node, computed_name
 from lipfast.plan.interpret import NodeArguments, walk
 from lipfast.plan.state import stack
 

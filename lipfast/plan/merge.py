@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lipfast.plan.graph import (
+from lipfast.graph.nodes import (
     Argument,
     Graph,
     Node,

@@ -17,10 +17,7 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError, StateDictError, TraceError
-from lipfast.ops.threads import one_thread
-from lipfast.plan.computed import evaluate_computed, rounded
-from lipfast.plan.fold import FoldedGraph, fold_batch_norm, parameter_shapes
-from lipfast.plan.graph import (
+from lipfast.graph.nodes import (
     Constant,
     Graph,
     Node,
@@ -31,6 +28,9 @@ from lipfast.plan.graph import (
     node_from_json,
     node_to_json,
 )
+from lipfast.ops.threads import one_thread
+from lipfast.plan.computed import evaluate_computed, rounded
+from lipfast.plan.fold import FoldedGraph, fold_batch_norm, parameter_shapes
 from lipfast.plan.masks import (
     additive_masks,
     holds_minus_infinity,
@@ -46,8 +46,8 @@ from lipfast.rules.registry import Convolution, LayerRequest, Norm, lookup, requ
 if TYPE_CHECKING:
     from lipfast.estimators.domain import Domain
     from lipfast.estimators.estimate import Bounds, LowerBound, UpperBound
-    from lipfast.estimators.spectral_product import Starts, Vectors
-    from lipfast.estimators.tracker import Tracker
+    from lipfast.estimators.upper.spectral_product import Starts, Vectors
+    from lipfast.estimators.upper.tracker import Tracker
 
 SCHEMA_VERSION = 1
 _SMALL = 1 << 20  # elements of a state dict; below, several threads wait longer than they compute
@@ -440,7 +440,7 @@ class Plan:
             >>> round(plan.upper(weights).value, 5)  # at most 1e-6 above, relative
             4.0
         """
-        from lipfast.estimators.spectral_product import upper_bounds  # noqa: PLC0415
+        from lipfast.estimators.upper.spectral_product import upper_bounds  # noqa: PLC0415
 
         results, _ = upper_bounds(
             self,
@@ -462,7 +462,7 @@ class Plan:
             rtol: relative gap of each layer's bracket.
             seed: of the first checkpoint's start vectors.
         """
-        from lipfast.estimators.tracker import Tracker  # noqa: PLC0415
+        from lipfast.estimators.upper.tracker import Tracker  # noqa: PLC0415
 
         return Tracker(self, norm=norm, rtol=rtol, seed=seed)
 
@@ -495,7 +495,7 @@ class Plan:
         per_sample: bool = False,
         memory: int = 1 << 30,
     ) -> LowerBound | list[LowerBound]:
-        """Lower bounds from samples; see `estimators.sample_maximum.lower_bounds`.
+        """Lower bounds from samples; see `estimators.lower.sample_maximum.lower_bounds`.
 
         Args:
             state_dicts: one state dict, or a list of them.
@@ -520,7 +520,7 @@ class Plan:
             >>> round(lower.value, 6), lower.sample, lower.certified
             (4.0, 1, True)
         """
-        from lipfast.estimators.sample_maximum import lower_bounds  # noqa: PLC0415
+        from lipfast.estimators.lower.sample_maximum import lower_bounds  # noqa: PLC0415
 
         results = lower_bounds(
             self, state_dicts, x, norm=norm, per_sample=per_sample, memory=memory
@@ -573,8 +573,8 @@ class Plan:
             BoundOrderError: a certified lower bound exceeds a certified upper bound (a defect).
         """
         from lipfast.estimators.estimate import joined  # noqa: PLC0415
-        from lipfast.estimators.sample_maximum import lower_bounds  # noqa: PLC0415
-        from lipfast.estimators.spectral_product import upper_bounds  # noqa: PLC0415
+        from lipfast.estimators.lower.sample_maximum import lower_bounds  # noqa: PLC0415
+        from lipfast.estimators.upper.spectral_product import upper_bounds  # noqa: PLC0415
 
         uppers, _ = upper_bounds(self, state_dicts, norm=norm, rtol=rtol, seed=seed, domain=domain)
         lowers = lower_bounds(

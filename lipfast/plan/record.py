@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lipfast.plan.graph import Graph
+from lipfast.graph.nodes import Graph
 from lipfast.plan.interpret import walk
 from lipfast.plan.plan import Plan
 from lipfast.plan.trace import MAX_CONSTANT_ENTRIES, aliases_of

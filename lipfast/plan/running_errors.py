@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from lipfast.plan.graph import Argument, Node, Reference
+from lipfast.graph.nodes import Argument, Node, Reference
 from lipfast.rules.rounding import SMALLEST, UNDERFLOW, UNIT_ROUNDOFF, gamma
 
 u = UNIT_ROUNDOFF

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from lipfast.errors import naming
-from lipfast.plan.graph import Argument, Graph, Node, Reference, substitute
+from lipfast.graph.nodes import Argument, Graph, Node, Reference, substitute
 
 # Identities for every argument that they are traced with (dropout: training mode is refused
 # before). `detach` stops gradients, not the function.

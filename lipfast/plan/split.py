@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from lipfast.errors import TraceError
+from lipfast.graph.nodes import Argument, Graph, Node, Reference, computed_name, substitute
 from lipfast.plan.computed import refusal, rounded
-from lipfast.plan.graph import Argument, Graph, Node, Reference, computed_name, substitute
 
 # Ops that put the number of samples in front of something that is the same for all of them.
 _REPEATING = frozenset(

@@ -21,6 +21,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.fx import Node as FxNode
 
 from lipfast.errors import ArgumentError, TraceError, naming
+from lipfast.graph.nodes import Argument, Constant, Graph, Node, Reference, computed_name
 from lipfast.plan.batch_first import samples_in_front
 from lipfast.plan.canonical import (
     Call,
@@ -32,7 +33,6 @@ from lipfast.plan.canonical import (
     rank_of_first_tensor,
 )
 from lipfast.plan.computed import exact_value
-from lipfast.plan.graph import Argument, Constant, Graph, Node, Reference, computed_name
 from lipfast.plan.simplify import join_attention, join_products, simplify
 from lipfast.plan.split import SIZED, split_computed, without_bound
 from lipfast.rules.registry import require_rules

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lipfast.plan.graph import Node, Reference
+from lipfast.graph.nodes import Node, Reference
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.registry import Arguments, Call, LayerRequest, rule
 from lipfast.rules.rounding import UNDERFLOW, gamma, magnitude

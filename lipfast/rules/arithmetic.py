@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from lipfast.plan.graph import Argument, Node, Reference
+from lipfast.graph.nodes import Argument, Node, Reference
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.pooling import error_of_a_mean, power
 from lipfast.rules.products import (

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lipfast.plan.graph import Node, Reference
+from lipfast.graph.nodes import Node, Reference
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.pointwise import EVALUATION_ROUNDOFFS
 from lipfast.rules.pooling import power

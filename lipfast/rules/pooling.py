@@ -9,7 +9,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from lipfast.plan.graph import Node, Reference
+from lipfast.graph.nodes import Node, Reference
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.registry import Arguments, Call, Norm, rule
 from lipfast.rules.rounding import UNDERFLOW, gamma, magnitude

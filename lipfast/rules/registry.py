@@ -12,8 +12,8 @@ from typing import Literal, Protocol, TypeAlias, cast
 from torch import Tensor
 
 from lipfast.errors import ArgumentError, UnsupportedOpError, naming
-from lipfast.plan.apply import call_op
-from lipfast.plan.graph import Argument, Constant, Node, Reference, error_name
+from lipfast.graph.apply import call_op
+from lipfast.graph.nodes import Argument, Constant, Node, Reference, error_name
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.upward import Upward
 

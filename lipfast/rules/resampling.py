@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from lipfast.plan.graph import Node
+from lipfast.graph.nodes import Node
 from lipfast.rules.pooling import product_of_norms
 from lipfast.rules.registry import Arguments, Call, rule
 from lipfast.rules.rounding import UNDERFLOW, gamma, magnitude

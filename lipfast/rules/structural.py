@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lipfast.plan.graph import Argument, Node, Reference
+from lipfast.graph.nodes import Argument, Node, Reference
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.pooling import power
 from lipfast.rules.registry import Arguments, Call, rule

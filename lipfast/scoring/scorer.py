@@ -31,7 +31,7 @@ from lipfast.errors import (
     UnsupportedOpError,
 )
 from lipfast.estimators.estimate import LowerBound, UpperBound, check_order
-from lipfast.estimators.spectral_product import Vectors, upper_bounds
+from lipfast.estimators.upper.spectral_product import Vectors, upper_bounds
 from lipfast.plan.plan import Plan
 from lipfast.rules.registry import Norm
 from lipfast.scoring.architectures import Architecture, ArchSource, Arguments

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lipfast.checkpoints.text import printable
 from lipfast.estimators.estimate import Bounds, Estimate, UpperBound
-from lipfast.estimators.table import layer_records, shares_of
+from lipfast.estimators.upper.table import layer_records, shares_of
 from lipfast.scoring.scores import read_scores
 from lipfast.scoring.summary import counted
 

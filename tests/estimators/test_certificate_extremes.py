@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import lipfast
-from lipfast.estimators.certificate import quotients
 from lipfast.estimators.enclosure import enclose
+from lipfast.estimators.lower.certificate import quotients
 from lipfast.ops.denormals import denormals_flushed
 from lipfast.plan.plan import Plan
 from lipfast.plan.state import stack

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lipfast.errors import LipfastError
-from lipfast.estimators.compose import bounds
+from lipfast.estimators.calls import bounds
 from lipfast.estimators.estimate import (
     BoundOrderError,
     Estimate,
@@ -18,7 +18,7 @@ from lipfast.estimators.estimate import (
     format_value,
     log_down,
 )
-from lipfast.estimators.table import layer_table
+from lipfast.estimators.upper.table import layer_table
 
 
 def estimate(value: float, side: str, *, certified: bool = True) -> Estimate:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lipfast.estimators.jacobian import jacobian_norms
+from lipfast.estimators.jacobian.norms import jacobian_norms
 from lipfast.plan import cache
 from lipfast.plan.cache import cached_plan
 

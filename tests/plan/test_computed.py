@@ -16,8 +16,8 @@ from torch.nn.utils import parametrizations
 
 import lipfast
 from lipfast.errors import NonFiniteError, StateDictError, TraceError, UnsupportedOpError
+from lipfast.graph.nodes import Node, Reference, error_name
 from lipfast.plan.computed import evaluate_computed
-from lipfast.plan.graph import Node, Reference, error_name
 from lipfast.plan.plan import Plan
 
 

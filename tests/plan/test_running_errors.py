@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import NonFiniteError, TraceError
+from lipfast.graph.apply import call_op
+from lipfast.graph.nodes import Argument, Constant, Node, Reference, error_name
 from lipfast.plan import matrix_errors  # noqa: F401 (registers rules)
-from lipfast.plan.apply import call_op
 from lipfast.plan.computed import evaluate_computed, exact_value, refusal
-from lipfast.plan.graph import Argument, Constant, Node, Reference, error_name
 from lipfast.plan.running_errors import RULES
 
 _GENERATOR = torch.Generator().manual_seed(5)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lipfast.estimators.enclosure import enclose
-from lipfast.estimators.error_norms import layer_norms, output_error_norms
+from lipfast.estimators.lower.error_norms import layer_norms, output_error_norms
 from lipfast.plan.plan import Plan
 from lipfast.plan.state import stack
 

@@ -15,8 +15,8 @@ from explicit import NORMS, Function, traced
 from torch import Tensor
 
 from lipfast.estimators.domain import Box
-from lipfast.plan.apply import call_op
-from lipfast.plan.graph import Argument, Graph, Node, Reference
+from lipfast.graph.apply import call_op
+from lipfast.graph.nodes import Argument, Graph, Node, Reference
 from lipfast.plan.interpret import evaluate
 from lipfast.plan.plan import Plan
 from lipfast.rules import RULES
@@ -183,7 +183,7 @@ def plan_of(op: str, case: Case) -> Plan:
             return Reference("parameter", value[2:])
         return value  # type: ignore[return-value]
 
-    from lipfast.plan.graph import Constant  # noqa: PLC0415
+    from lipfast.graph.nodes import Constant  # noqa: PLC0415
 
     constants = {"i": Constant.from_tensor(INDEX)} if "i" in case.parameters else {}
     shapes = {name: shape for name, shape in case.parameters.items() if name != "i"}

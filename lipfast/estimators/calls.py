@@ -1,0 +1,242 @@
+"""The public calls: trace a model, and bound its Lipschitz constant from both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from lipfast.errors import ArgumentError
+from lipfast.estimators.domain import Domain
+from lipfast.estimators.estimate import Bounds, LowerBound, UpperBound
+from lipfast.estimators.jacobian.function import check_samples
+from lipfast.estimators.jacobian.input_gradient import input_gradient_norms
+from lipfast.estimators.jacobian.norms import jacobian_norms
+from lipfast.estimators.lower.stream import SearchName, sampled_lower_bound, search_method
+from lipfast.estimators.samples import Data
+from lipfast.plan.plan import Plan
+from lipfast.plan.trace import Source, unwrap
+from lipfast.rules.registry import Norm
+
+__all__ = [
+    "bounds",
+    "compile",
+    "input_gradient_norms",
+    "jacobian_norms",
+    "lower_bound",
+    "upper_bound",
+]
+
+
+def compile(  # noqa: A001 (the name that torch users know)
+    model: Source, example_input: Tensor | Sequence[Tensor] | None = None
+) -> Plan:
+    """Trace an architecture once, for any number of state dicts.
+
+    The model is traced in eval mode with any number of samples and left as it was found (mode of
+    every submodule, requires_grad, hooks, random number generators).
+
+    Args:
+        model: a module (also inside DataParallel or `torch.compile`), a
+            `torch.export.ExportedProgram`, or the path of a ``.pt2`` file.
+        example_input: a tensor (B, D...) whose first dimension is the sample; a tuple of tensors
+            for a model with several inputs; not needed for an exported program.
+
+    Returns:
+        A `Plan`: no weights, only names.
+
+    Raises:
+        ArgumentError: integer inputs (token ids have no Lipschitz constant), or no samples.
+        TraceError: `torch.export` cannot trace the model; says where, and what to do.
+        UnsupportedOpError: ops without a rule: all of them are listed.
+
+    Examples:
+        >>> import torch, lipfast
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(40, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10)
+        ... )
+        >>> plan = lipfast.compile(model, torch.zeros(2, 40))
+        >>> [(layer.name, layer.kind, layer.shape) for layer in plan.layers]
+        [('0', 'linear', (16, 40)), ('2', 'linear', (10, 16))]
+    """
+    return Plan.trace(model, example_input)
+
+
+def upper_bound(
+    model: nn.Module,
+    example_input: Tensor | Sequence[Tensor],
+    *,
+    norm: Norm = 2,
+    domain: Domain | None = None,
+    rtol: float = 1e-6,
+) -> UpperBound:
+    """Certified upper bound on the Lipschitz constant of a model.
+
+    ``||f(x) - f(y)|| <= L ||x - y||`` for all x, y, in eval mode; L is a product of certified
+    operator norms and constants of activations, rounded up (Szegedy et al., 2014).
+
+    Args:
+        model: left as it is found.
+        example_input: a tensor (B, D...), only its shape and dtype matter.
+        norm: 1, 2 or inf, of inputs and outputs alike.
+        domain: `lipfast.Box` or `lipfast.Ball`: the bound holds for inputs in this set. Products of
+            activations have no finite constant without one, unless a normalisation bounds them.
+        rtol: relative gap of the bracket of each layer's norm, where that is over all input sizes
+            for a convolution, and never below 1e-3. For wide convolutions 1e-2 takes a fraction of
+            the time.
+
+    Returns:
+        An `UpperBound` with the brackets of the layers: ``print`` shows them as a table, and
+        `UpperBound.explain` how they are composed.
+
+    Raises:
+        ArgumentError, TraceError, UnsupportedOpError: see `compile`.
+        NonFiniteError: a weight is NaN or infinite.
+
+    Examples:
+        >>> import torch, lipfast
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Sigmoid())
+        >>> _ = model[0].weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+        >>> estimate = lipfast.upper_bound(model, torch.zeros(1, 2))
+        >>> round(float(estimate), 6), estimate.certified
+        (1.0, True)
+    """
+    plan = compile(model, example_input)
+    return plan.upper(_state_dict(model), norm=norm, domain=domain, rtol=rtol)
+
+
+def lower_bound(
+    model: Source,
+    data: Data,
+    *,
+    norm: Norm = 2,
+    search: SearchName = "data",
+    per_sample: bool = False,
+    memory: int = 1 << 30,
+    seed: int = 0,
+    **options: object,
+) -> LowerBound:
+    """Lower bound on the Lipschitz constant of a model, found from data and certified.
+
+    The value is a difference quotient ``||f(a) - f(b)|| / ||a - b||`` of two stored points next to
+    the sample whose Jacobian norm is largest, with all rounding errors accounted for. That norm
+    itself is `.jacobian`, not certified; `.mean` and `.rms` are over all samples. Where the model
+    cannot be traced into a graph with rules for rounding errors, the value is the largest norm,
+    not certified, and `.reason` says why.
+
+    `search` looks beyond the data. What it finds is `.search`, labelled, with its points; the
+    certified value is the better of the quotients there and at the best sample.
+
+    Args:
+        model: a module, an exported program or the path of a ``.pt2`` file; left as it is found.
+        data: samples (B, D...); a tuple of tensors for a model with several inputs (flattened and
+            joined); or a Dataset or DataLoader of tensors, or of tuples with the samples first.
+            Batches are read once, and progress is shown on a terminal after two seconds.
+        norm: 1, 2 or inf.
+        search: ``data``: the samples only. ``convex``: convex combinations of them (S*; options
+            draws, limit). ``neighbourhood``: random points around them (radius, noise, draws,
+            centres, box). ``ascent``: gradient ascent on the Jacobian norm (steps, starts, step,
+            box). ``pairs``: difference quotients between samples (limit).
+        per_sample: keep the Jacobian norm of every sample.
+        memory: bytes that intermediate tensors may take.
+        seed: of everything random in a search.
+        **options: of the search.
+
+    Returns:
+        A `LowerBound`.
+
+    Raises:
+        ArgumentError: data, search or options do not fit; the message says which.
+        NonFiniteError: a weight or a sample is NaN or infinite.
+        TraceError: an exported program was exported in training mode.
+
+    Examples:
+        >>> import torch, lipfast
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.ReLU())
+        >>> _ = model[0].weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+        >>> x = torch.tensor([[1.0, -1.0], [1.0, 0.5]])
+        >>> lower = lipfast.lower_bound(model, x)
+        >>> round(lower.value, 6), lower.jacobian.value, lower.sample, lower.mean
+        (4.0, 4.0, 1, 3.5)
+        >>> found = lipfast.lower_bound(model, x, search="pairs")
+        >>> round(found.search.estimate.value, 6), round(found.value, 6), found.certified
+        (1.333333, 4.0, True)
+    """
+    if search != "data":
+        options = {"seed": seed, **options}
+    return sampled_lower_bound(
+        model,
+        data,
+        norm=norm,
+        search=search_method(search, options),
+        per_sample=per_sample,
+        memory=memory,
+        seed=seed,
+    )
+
+
+def bounds(
+    model: nn.Module,
+    data: Tensor,
+    *,
+    norm: Norm = 2,
+    per_sample: bool = False,
+    memory: int = 1 << 30,
+    domain: Domain | None = None,
+    rtol: float = 1e-6,
+) -> Bounds:
+    """Lower and upper bound on the Lipschitz constant of a model, both certified.
+
+    Args:
+        model: left as it is found.
+        data: samples (B, D...), for the lower bound.
+        norm: 1, 2 or inf.
+        per_sample: keep the Jacobian norm of every sample.
+        memory: bytes that intermediate tensors may take.
+        domain: the bounds hold for inputs in this set, see `upper_bound`.
+        rtol: relative gap of the bracket of each layer's norm, see `upper_bound`.
+
+    Returns:
+        `Bounds`: `.lower`, `.upper`, `.mean`, `.rms`, `.layers`; printing it shows a table, and
+        `.explain()` how the upper bound is composed.
+
+    Raises:
+        ArgumentError, TraceError, UnsupportedOpError: see `compile`.
+        NonFiniteError: a weight or a sample is NaN or infinite.
+
+    Examples:
+        >>> import torch, lipfast
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(2, 2, bias=False), torch.nn.ReLU(), torch.nn.Linear(2, 1)
+        ... )
+        >>> _ = model[0].weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+        >>> _ = model[2].weight.data.copy_(torch.tensor([[2.0, 0.0]]))
+        >>> result = lipfast.bounds(model, torch.tensor([[1.0, 1.0], [-1.0, 1.0]]))
+        >>> round(result.lower.value, 4), round(result.upper.value, 4), result.mean
+        (6.0, 8.0, 3.0)
+    """
+    plan, state_dict = _traced_on(model, data)
+    return plan.bounds(
+        state_dict,
+        data,
+        norm=norm,
+        rtol=rtol,
+        per_sample=per_sample,
+        memory=memory,
+        domain=domain,
+    )
+
+
+def _state_dict(model: nn.Module) -> Mapping[str, Tensor]:
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(
+            f"model must be an nn.Module, not {type(model).__name__}; for an exported program use "
+            "lipfast.compile and give the state dict to the plan"
+        )
+    return unwrap(model).state_dict()
+
+
+def _traced_on(model: nn.Module, data: Tensor) -> tuple[Plan, Mapping[str, Tensor]]:
+    state_dict = _state_dict(model)
+    data = check_samples(data, None)
+    return compile(model, data[:2]), state_dict

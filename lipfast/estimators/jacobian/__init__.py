@@ -1,0 +1,1 @@
+"""Per-sample norms of Jacobians, of any model or of a plan."""

@@ -1,0 +1,86 @@
+"""Jacobian norms that can be differentiated, with respect to samples and parameters."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lipfast.errors import ArgumentError
+from lipfast.estimators.jacobian.function import SampleFunction, differentiating
+from lipfast.estimators.jacobian.lanczos import lanczos_triplets
+from lipfast.estimators.jacobian.linearization import (
+    SMALL_SIDE,
+    DerivativeError,
+    Linearization,
+    footprint,
+)
+from lipfast.estimators.jacobian.rows import explicit_jacobians
+from lipfast.estimators.lower.certificate import steepest_direction
+from lipfast.rules.registry import Norm
+
+
+def differentiable_values(
+    problem: SampleFunction, *, norm: Norm, method: str, memory: int
+) -> Tensor:
+    r"""$\|J(x_b)\|_p = u_b^T J(x_b) v_b$ (B,), with a graph.
+
+    u and v attain the norm and are constants: by Danskin's theorem the gradient of the right side
+    is that of the left one where the maximiser is unique, and a subgradient elsewhere. So it takes
+    one more backward pass, not the derivative of an eigenvalue solver.
+
+    Raises:
+        ArgumentError: the model has no second derivatives.
+    """
+    with differentiating():
+        _require_second_derivatives(problem)
+        left, right = _maximisers(problem, norm, method, memory)
+        x = problem.x if problem.x.requires_grad else problem.x.detach().requires_grad_()
+        output = problem.function(x)
+        if not output.requires_grad:
+            return x.new_zeros(len(x))
+        (pulled,) = torch.autograd.grad(output, x, left, create_graph=True)
+        return (pulled.reshape(len(x), -1) * right).sum(1)
+
+
+def _require_second_derivatives(problem: SampleFunction) -> None:
+    """Some ops differentiate once only, and a gradient through them would silently lack a part."""
+    try:
+        Linearization(problem.function, problem.x[:2]).columns(0, 1)
+    except DerivativeError as error:
+        raise ArgumentError(f"create_graph: {error}") from error
+
+
+def _maximisers(
+    problem: SampleFunction, norm: Norm, method: str, memory: int
+) -> tuple[Tensor, Tensor]:
+    """Constants u (B, K) and v (B, D) with ``u^T J v = ||J||``."""
+    detached = SampleFunction(
+        problem.function, problem.x.detach(), problem.outputs, problem.constants
+    )
+    size = footprint(detached)
+    large = min(size.inputs, size.outputs) > SMALL_SIDE
+    if norm == 2 and (method == "lanczos" or (method == "auto" and large)):
+        try:
+            found = lanczos_triplets(detached, size, memory=memory)
+            return found.left.detach(), found.right.detach()
+        except DerivativeError as error:
+            raise ArgumentError(f"create_graph: {error}") from error
+    if method == "lanczos":
+        raise ArgumentError("method='lanczos' computes norm 2 only; use 'rows' or 'auto'")
+    pairs = [_of_matrices(block.double(), norm) for block in explicit_jacobians(detached, memory)]
+    left, right = (torch.cat(parts).to(problem.x.dtype) for parts in zip(*pairs, strict=True))
+    return left, right
+
+
+def _of_matrices(jacobians: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+    right = steepest_direction(jacobians, norm)
+    image = torch.bmm(jacobians, right.unsqueeze(2)).squeeze(2)
+    if norm == 1:
+        return image.sign(), right
+    if math.isinf(norm):
+        largest = jacobians.abs().sum(2).argmax(1)
+        return torch.nn.functional.one_hot(largest, image.shape[1]).to(image.dtype), right
+    length = image.norm(dim=1, keepdim=True)
+    return image / torch.where(length > 0, length, 1), right

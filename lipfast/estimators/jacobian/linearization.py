@@ -1,0 +1,203 @@
+"""Products with the Jacobians of a block of samples, from one forward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipfast.errors import ArgumentError, LipfastError
+from lipfast.estimators.jacobian.function import Function, SampleFunction
+from lipfast.ops.modes import forward_mode
+
+# Up to here all min(K, D) rows or columns are formed; beyond, Lanczos needs fewer products.
+SMALL_SIDE = 64
+# Relative difference of two products that should agree: far above rounding, far below an error.
+ADJOINT_TOLERANCE = 0.01
+
+
+class DerivativeError(LipfastError, NotImplementedError):
+    """The function has no derivative of the kind that a method needs."""
+
+
+class Linearization:
+    """``J(x_b) v`` and ``J(x_b)^T u`` for all samples of a block at once.
+
+    A vector-Jacobian product is one backward pass. It is linear in u, so a Jacobian-vector product
+    is a backward pass through it: both cost the same, and the forward pass is done once. Where an
+    op has no second derivative, Jacobian-vector products use forward mode, which evaluates the
+    function again each time.
+
+    To be used inside `function.differentiating`.
+
+    Attributes:
+        outputs: K.
+        inputs: D.
+    """
+
+    def __init__(self, function: Function, x: Tensor) -> None:
+        self._function = function
+        self._x = x.detach().clone().requires_grad_()
+        self._output = function(self._x)
+        self._pulled: tuple[Tensor, Tensor] | None = None
+        self._forward_mode = False
+        self._adjoint = False
+        self.samples = x.shape[0]
+        self.inputs = x[0].numel()
+        self.outputs = self._output.shape[1]
+
+    def vjp(self, u: Tensor) -> Tensor:
+        """``J^T u``: (B, K) -> (B, D)."""
+        if not self._output.requires_grad:  # a constant function
+            return u.new_zeros(self.samples, self.inputs)
+        (product,) = torch.autograd.grad(self._output, self._x, u, retain_graph=True)
+        return product.reshape(self.samples, -1)
+
+    def jvp(self, v: Tensor) -> Tensor:
+        """``J v``: (B, D) -> (B, K).
+
+        Raises:
+            DerivativeError: neither a second derivative nor forward mode is there.
+        """
+        if not self._output.requires_grad:
+            return v.new_zeros(self.samples, self.outputs)
+        v = v.reshape(self._x.shape)
+        if not self._forward_mode:
+            try:
+                gradient, dual = self._transposed()
+                (product,) = torch.autograd.grad(gradient, dual, v, retain_graph=True)
+                return product
+            except (RuntimeError, NotImplementedError):
+                self._forward_mode, self._pulled = True, None
+        try:
+            # Without vmap, dual numbers and autograd do not mix: the graph is not needed here.
+            with forward_mode(), torch.no_grad():
+                tangent: Tensor = torch.func.jvp(self._function, (self._x.detach(),), (v,))[1]
+            return tangent
+        except (RuntimeError, NotImplementedError) as error:
+            raise DerivativeError(
+                "the model has neither second derivatives nor forward-mode derivatives "
+                f"({str(error).splitlines()[0]}): use method='rows'"
+            ) from error
+
+    def _transposed(self) -> tuple[Tensor, Tensor]:
+        """``J^T u`` as a graph in u, and u."""
+        if self._pulled is None:
+            dual = torch.zeros_like(self._output, requires_grad=True)
+            (gradient,) = torch.autograd.grad(self._output, self._x, dual, create_graph=True)
+            self._pulled = gradient, dual
+        return self._pulled
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) of every Jacobian: (B, stop - start, D)."""
+        if not self._output.requires_grad:
+            return self._x.new_zeros(self.samples, stop - start, self.inputs)
+        units = _units(self._output, start, stop)
+        return self._many(self._output, self._x, units)
+
+    def columns(self, start: int, stop: int) -> Tensor:
+        """Columns [start, stop) of every Jacobian, as rows: (B, stop - start, K).
+
+        Raises:
+            DerivativeError: the model has no second derivative, or a wrong one.
+        """
+        if not self._output.requires_grad:
+            return self._x.new_zeros(self.samples, stop - start, self.outputs)
+        try:
+            gradient, dual = self._transposed()
+            flat = gradient.reshape(self.samples, -1)
+            self._require_adjoint()
+            return self._many(flat, dual, _units(flat, start, stop))
+        except (RuntimeError, NotImplementedError) as error:
+            raise DerivativeError(
+                f"the model has no second derivative ({str(error).splitlines()[0]})"
+            ) from error
+
+    def _require_adjoint(self) -> None:
+        """<u, J v> = <J^T u, v>, unless a custom backward pass hides its gradient from autograd."""
+        if self._adjoint:
+            return
+        generator = torch.Generator(device="cpu").manual_seed(0)
+
+        def draw(size: int) -> Tensor:
+            vector = torch.randn(
+                self.samples, size, generator=generator, dtype=torch.float64, device="cpu"
+            )
+            return vector.to(self._x)
+
+        u, v = draw(self.outputs), draw(self.inputs)
+        pushed, pulled = self.jvp(v), self.vjp(u)
+        size = torch.maximum(u.norm(dim=1) * pushed.norm(dim=1), v.norm(dim=1) * pulled.norm(dim=1))
+        wrong = ((u * pushed).sum(1) - (v * pulled).sum(1)).abs() > ADJOINT_TOLERANCE * size
+        if bool(wrong.any()):
+            raise DerivativeError("a custom backward pass has a wrong second derivative")
+        self._adjoint = True
+
+    def _many(self, output: Tensor, wanted: Tensor, cotangents: Tensor) -> Tensor:
+        """One product per cotangent, all at once where `torch.vmap` can batch the backward pass."""
+        try:
+            (products,) = torch.autograd.grad(
+                output, wanted, cotangents, is_grads_batched=True, retain_graph=True
+            )
+        except RuntimeError:
+            products = torch.stack(
+                [torch.autograd.grad(output, wanted, u, retain_graph=True)[0] for u in cotangents]
+            )
+        return products.detach().reshape(len(cotangents), self.samples, -1).transpose(0, 1)
+
+
+def _units(like: Tensor, start: int, stop: int) -> Tensor:
+    """Unit vectors for every sample: (stop - start, B, n), a view."""
+    unit = torch.zeros(stop - start, like.shape[1], dtype=like.dtype, device=like.device)
+    unit[torch.arange(stop - start, device="cpu"), torch.arange(start, stop, device="cpu")] = 1
+    return unit.unsqueeze(1).expand(-1, like.shape[0], -1)
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a function needs per sample.
+
+    Attributes:
+        inputs: D.
+        outputs: K.
+        item: bytes per number.
+        saved: bytes that the forward pass keeps for the backward pass.
+        largest: bytes of the largest tensor among them, inputs and outputs included.
+    """
+
+    inputs: int
+    outputs: int
+    item: int
+    saved: int
+    largest: int
+
+
+def footprint(problem: SampleFunction) -> Footprint:
+    """Evaluate two samples and count what is kept for the backward pass.
+
+    Raises:
+        ArgumentError: autograd does not see how the outputs depend on the inputs.
+    """
+    x = problem.x[:2].detach()
+    held = {value.untyped_storage().data_ptr() for value in problem.constants}
+    sizes: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in held:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = problem.function(x.clone().requires_grad_())
+    if not output.requires_grad and not torch.equal(output, problem.function(2 * x + 1)):
+        raise ArgumentError(
+            "the model's outputs depend on its inputs, but not through autograd: is a result "
+            "detached, or computed under torch.no_grad or by another library?"
+        )
+    samples, item = x.shape[0], x.element_size()
+    inputs, outputs = x[0].numel(), problem.outputs
+    edges = (inputs + outputs) * item
+    largest = max([*sizes.values(), samples * max(inputs, outputs) * item]) // samples
+    return Footprint(inputs, outputs, item, sum(sizes.values()) // samples + edges, largest)

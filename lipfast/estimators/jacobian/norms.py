@@ -1,0 +1,327 @@
+"""Per-sample norms of the input-output Jacobian."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args, overload
+
+import torch
+from torch import Tensor, nn
+
+from lipfast.errors import ArgumentError
+from lipfast.estimators.jacobian.function import (
+    Inputs,
+    SampleFunction,
+    check_inputs,
+    check_memory,
+    check_state,
+    differentiating,
+    model_function,
+    module_of,
+    ordinary,
+    state_dtype,
+)
+from lipfast.estimators.jacobian.gradient import differentiable_values
+from lipfast.estimators.jacobian.lanczos import lanczos_triplets
+from lipfast.estimators.jacobian.linearization import SMALL_SIDE, DerivativeError, footprint
+from lipfast.estimators.jacobian.rows import row_norms
+from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms, has_chain_kernel
+from lipfast.plan.cache import cached_plan, is_known, known_plan
+from lipfast.plan.chain import Chain, find_chain
+from lipfast.plan.interpret import evaluate
+from lipfast.plan.plan import Plan
+from lipfast.plan.state import floating_as, resolve
+from lipfast.plan.trace import Source
+from lipfast.rules.registry import Norm, check_norm
+
+Method = Literal["auto", "fused", "rows", "lanczos"]
+METHODS: tuple[str, ...] = get_args(Method)
+
+
+def compute_dtype(tensors: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> torch.dtype:
+    """float64 if any parameter is, else float32."""
+    wide = any(entry[name].dtype == torch.float64 for entry in tensors for name in names)
+    return torch.float64 if wide else torch.float32
+
+
+def plan_jacobian_norms(
+    plan: Plan,
+    tensors: Sequence[Mapping[str, Tensor]],
+    x: Tensor,
+    *,
+    norm: Norm = 2,
+    dtype: torch.dtype | None = None,
+    method: Method = "auto",
+    memory: int = 1 << 30,
+) -> Tensor:
+    """``||J_n(x_b)||`` for networks n and samples b.
+
+    Args:
+        plan: the architecture.
+        tensors: checked parameters of each network.
+        x: samples (B, D...).
+        norm: 1, 2 or inf.
+        dtype: float32 or float64; by default that of the parameters.
+        method: ``fused`` (native op for chains), ``rows``, ``lanczos``, or whichever fits.
+        memory: bytes that intermediate results may take.
+
+    Returns:
+        (networks, B) in `dtype`.
+
+    Raises:
+        ArgumentError: `method` is ``fused`` and the plan is not a chain.
+    """
+    dtype = dtype or compute_dtype(tensors, plan.stored_parameters)
+    x = x.to(dtype)
+    chain = None
+    if norm == 2 and (method == "fused" or (method == "auto" and _small(plan))):
+        chain = find_chain(plan)
+    if chain is not None and (method == "fused" or has_chain_kernel(chain.stages, x.device)):
+        return _chain_norms(plan, chain, tensors, x)
+    if method == "fused":
+        raise ArgumentError(
+            "method='fused' needs a chain of linear layers, convolutions, pools and activations, "
+            "and norm=2; use 'auto'"
+        )
+    norms = [
+        _interpreted_norms(plan, entry, x, norm=norm, method=method, memory=memory)
+        for entry in tensors
+    ]
+    return torch.stack(norms)
+
+
+def _small(plan: Plan) -> bool:
+    """Whether all rows of a Jacobian, or all columns, are worth forming."""
+    sides = (plan.input_shapes, plan.output_shapes)
+    return min(sum(math.prod(shape) for shape in shapes) for shapes in sides) <= SMALL_SIDE
+
+
+def _chain_norms(
+    plan: Plan, chain: Chain, tensors: Sequence[Mapping[str, Tensor]], x: Tensor
+) -> Tensor:
+    def typed(tensor: Tensor) -> Tensor:
+        return tensor.detach().to(x.dtype).contiguous()
+
+    weights, biases = [], []
+    for entry in tensors:
+        found = chain.parameters(entry, plan.constants)
+        weights.append([typed(tensor) for tensor in found[0]])
+        biases.append([None if tensor is None else typed(tensor) for tensor in found[1]])
+    spectral, _ = chain_jacobian_norms(x.contiguous(), weights, biases, chain.stages)
+    return spectral
+
+
+def _interpreted_norms(
+    plan: Plan,
+    parameters: Mapping[str, Tensor],
+    x: Tensor,
+    *,
+    norm: Norm,
+    method: Method,
+    memory: int,
+) -> Tensor:
+    def function(samples: Tensor) -> Tensor:
+        return evaluate(plan.graph, stacked, plan.constants, [samples.unsqueeze(0)])[0]
+
+    with torch.inference_mode(False):
+        stacked = {
+            name: floating_as(ordinary(parameters[name]), x.dtype).unsqueeze(0)
+            for name in plan.used_parameters
+        }
+        outputs = sum(math.prod(shape) for shape in plan.output_shapes)
+        problem = SampleFunction(function, ordinary(x), outputs, tuple(stacked.values()))
+        return function_jacobian_norms(problem, norm=norm, method=method, memory=memory).values
+
+
+@dataclass(frozen=True)
+class JacobianNorms:
+    """Per-sample Jacobian norms and how they were computed.
+
+    Attributes:
+        values: (B,).
+        method: ``fused``, ``rows`` or ``lanczos``.
+        residuals: (B,) for Lanczos, else None: ``||J^T u - value v|| / value`` of the last vectors.
+            A singular value lies within that relative distance of `value`; the error of the largest
+            one is of the order of its square.
+        passes: (B,) for Lanczos, else None: products with J and J^T that the sample took.
+    """
+
+    values: Tensor
+    method: str
+    residuals: Tensor | None = None
+    passes: Tensor | None = None
+
+
+def function_jacobian_norms(
+    problem: SampleFunction, *, norm: Norm, method: Method, memory: int
+) -> JacobianNorms:
+    """Norms of the Jacobians of any function that treats samples apart.
+
+    Raises:
+        ArgumentError: `method` is ``lanczos`` and the norm is not 2.
+        DerivativeError: `method` is ``lanczos`` and the function has no Jacobian-vector products.
+    """
+    if method == "lanczos" and norm != 2:
+        raise ArgumentError("method='lanczos' computes norm 2 only; use 'rows' or 'auto'")
+    with differentiating():
+        size = footprint(problem)
+        large = min(size.inputs, size.outputs) > SMALL_SIDE
+        if norm == 2 and (method == "lanczos" or (method == "auto" and large)):
+            try:
+                found = lanczos_triplets(problem, size, memory=memory)
+                return JacobianNorms(found.values, "lanczos", found.residuals, found.passes)
+            except DerivativeError:
+                if method == "lanczos":
+                    raise
+        return JacobianNorms(row_norms(problem, size, norm, memory), "rows")
+
+
+@overload
+def jacobian_norms(
+    model: Source,
+    x: Inputs,
+    *,
+    norm: Norm = 2,
+    method: Method = "auto",
+    memory: int = ...,
+    create_graph: bool = False,
+    details: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def jacobian_norms(
+    model: Source,
+    x: Inputs,
+    *,
+    norm: Norm = 2,
+    method: Method = "auto",
+    memory: int = ...,
+    create_graph: bool = False,
+    details: Literal[True],
+) -> JacobianNorms: ...
+def jacobian_norms(
+    model: Source,
+    x: Inputs,
+    *,
+    norm: Norm = 2,
+    method: Method = "auto",
+    memory: int = 1 << 30,
+    create_graph: bool = False,
+    details: bool = False,
+) -> Tensor | JacobianNorms:
+    r"""Norm of the input-output Jacobian of a model at every sample, ``||d f / d x (x_b)||_p``.
+
+    Evaluated in eval mode; the model is left as it was found, and its parameters get no gradients.
+    All outputs together are one vector of K numbers, all inputs of a sample together another one
+    of D. Each value is a lower estimate of the Lipschitz constant wherever the model is
+    differentiable; it is not certified (rounding; at a kink autograd's value need not be a
+    derivative).
+
+    Args:
+        model: a module that treats the samples of a batch apart, an exported program, or the path
+            of a ``.pt2`` file.
+        x: samples (B, D...), floating; a tuple of tensors for a model with several inputs.
+        norm: 1 (largest absolute column sum), 2 (largest singular value) or inf (row sum).
+        method: ``fused`` for the native op (norm 2, recognised chains), ``rows`` for explicit
+            Jacobians, ``lanczos`` for products with J and J^T only (norm 2). ``auto`` takes the
+            fused op where it can, Lanczos where K and D both exceed 64, else rows.
+        memory: bytes for Jacobians and intermediate results; samples go in blocks of that size,
+            and rows in blocks where a single sample exceeds it.
+        create_graph: the norms can be differentiated once, with respect to x and the parameters:
+            the gradient of ``u^T J v`` with u and v fixed, a subgradient where the largest singular
+            value (row, column) is not unique. Not with the fused op.
+        details: return `JacobianNorms` with residuals and passes.
+
+    Returns:
+        (B,), float64 for a float64 model, else float32. NaN where the derivative is not finite.
+        Relative error about 1e-6 in float32, 1e-13 in float64, where products with J are accurate.
+
+    Raises:
+        ArgumentError: the samples have the wrong shape, dtype or device, the output is not
+            floating, or `method` does not fit.
+        NonFiniteError: a sample or a parameter holds NaN or Inf.
+        TraceError: an exported program was exported in training mode.
+
+    Examples:
+        >>> import torch, lipfast
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.ReLU())
+        >>> _ = model[0].weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+        >>> x = torch.tensor([[1.0, -1.0], [1.0, 1.0], [-1.0, -1.0]])
+        >>> lipfast.jacobian_norms(model, x)
+        tensor([3., 4., 0.])
+        >>> penalty = lipfast.jacobian_norms(model, x, create_graph=True).max()
+        >>> torch.autograd.grad(penalty, model[0].weight)[0]
+        tensor([[0., 0.],
+                [0., 1.]])
+    """
+    norm = check_norm(norm)
+    check_memory(memory)
+    inputs = check_inputs(x)
+    if method not in METHODS:
+        raise ArgumentError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    if create_graph and method == "fused":
+        raise ArgumentError(
+            "the fused op has no backward pass: use method='auto' with create_graph"
+        )
+    module = module_of(model)
+    if method == "auto" and norm == 2 and len(inputs) == 1 and not create_graph:
+        known = _known_chain_norms(module, inputs[0])
+        if known is not None:
+            return JacobianNorms(known, "fused") if details else known
+    with model_function(module, inputs, create_graph=create_graph) as problem:
+        if create_graph:
+            values = differentiable_values(problem, norm=norm, method=method, memory=memory)
+            found = JacobianNorms(values, method)
+        else:
+            found = _module_norms(
+                module, problem, inputs=len(inputs), norm=norm, method=method, memory=memory
+            )
+    return found if details else found.values
+
+
+def _known_chain_norms(module: nn.Module, x: Tensor) -> Tensor | None:
+    """By the fused op, for a module whose plan is known: it is evaluated once, and checked once.
+
+    Small calls spend more time in a second evaluation and check than in the op.
+    """
+    if not is_known(module):
+        return None
+    buffers = dict(module.named_buffers())
+    state = {**dict(module.named_parameters()), **buffers}
+    check_state(state, x, masks=buffers.keys())
+    with torch.inference_mode(False):
+        samples = ordinary(x).to(state_dtype(list(state.values()), [x]))
+        plan = known_plan(module, samples)
+        if plan is None or plan.computed or not _small(plan):
+            return None
+        chain = find_chain(plan)
+        if chain is None or not has_chain_kernel(chain.stages, x.device):
+            return None
+        tensors = resolve(module.state_dict(), plan.parameters, plan.aliases)
+        return _chain_norms(plan, chain, [tensors], samples)[0]
+
+
+def _module_norms(
+    module: nn.Module,
+    problem: SampleFunction,
+    *,
+    inputs: int,
+    norm: Norm,
+    method: Method,
+    memory: int,
+) -> JacobianNorms:
+    small = min(problem.outputs, problem.x[0].numel()) <= SMALL_SIDE
+    if method == "fused" or (method == "auto" and norm == 2 and inputs == 1 and small):
+        plan = (
+            Plan.trace(module, problem.x[:2])
+            if method == "fused"
+            else cached_plan(module, problem.x[:2])
+        )
+        chain = None if plan is None else find_chain(plan)
+        fits = chain is not None and has_chain_kernel(chain.stages, problem.x.device)
+        if plan is not None and (method == "fused" or fits):
+            entry = plan.resolve(module.state_dict())
+            values = plan_jacobian_norms(plan, [entry], problem.x, norm=norm, method="fused")[0]
+            return JacobianNorms(values, "fused")
+    return function_jacobian_norms(problem, norm=norm, method=method, memory=memory)

@@ -1,0 +1,108 @@
+"""Per-sample Jacobian norms from explicit Jacobians, in blocks that fit a memory budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from lipfast.estimators.jacobian.function import SampleFunction
+from lipfast.estimators.jacobian.linearization import (
+    SMALL_SIDE,
+    DerivativeError,
+    Footprint,
+    Linearization,
+    footprint,
+)
+from lipfast.ops.jacobian_reduction import RowReduction, operator_norms
+from lipfast.rules.registry import Norm
+
+# Tensors of the largest activation's size that a backward pass holds at once.
+_WORKING = 4
+# Larger blocks are no faster: their intermediates leave the cache.
+_FASTEST_BYTES = 1 << 26
+
+
+def row_norms(problem: SampleFunction, size: Footprint, norm: Norm, memory: int) -> Tensor:
+    """Operator norms (B,) of the Jacobians, formed row by row or column by column.
+
+    min(K, D) products per sample: backward passes, or passes through them where D < K.
+    """
+    if size.inputs < size.outputs:
+        try:
+            return _norms(problem, size, norm, memory, by_columns=True)
+        except DerivativeError:
+            pass
+    return _norms(problem, size, norm, memory, by_columns=False)
+
+
+def explicit_jacobians(problem: SampleFunction, memory: int) -> Iterator[Tensor]:
+    """Jacobians (b, K, D) of blocks of samples, by backward passes; at least one sample a block."""
+    size = footprint(problem)
+    for part in _blocks(problem.x, max(1, memory // _bytes(size, size.outputs))):
+        yield Linearization(problem.function, part).rows(0, size.outputs)
+
+
+def _bytes(size: Footprint, products: int) -> int:
+    """Per sample: what the passes keep, their working set, and the Jacobian twice (a copy)."""
+    jacobian = 2 * size.inputs * size.outputs * size.item
+    return 3 * size.saved + _WORKING * products * size.largest + jacobian
+
+
+def _blocks(x: Tensor, most: int) -> tuple[Tensor, ...]:
+    """Blocks of nearly equal size: a single sample at the end would upset squeeze() in a model."""
+    return torch.tensor_split(x, -(-len(x) // max(1, most)))
+
+
+def _norms(
+    problem: SampleFunction, size: Footprint, norm: Norm, memory: int, *, by_columns: bool
+) -> Tensor:
+    products = size.inputs if by_columns else size.outputs
+    each = _bytes(size, products)
+    if each > memory:
+        return _streamed(problem, size, norm, memory, by_columns=by_columns)
+    effective = _transposed(norm) if by_columns else norm
+    most = max(1, min(memory, _FASTEST_BYTES) // each)
+    norms = []
+    for part in _blocks(problem.x, most):
+        linear = Linearization(problem.function, part)
+        rows = linear.columns(0, products) if by_columns else linear.rows(0, products)
+        norms.append(operator_norms(rows, effective))
+    return torch.cat(norms)
+
+
+def _transposed(norm: Norm) -> Norm:
+    """The norm of J^T that equals this norm of J."""
+    return {1: math.inf, math.inf: 1}.get(norm, norm)
+
+
+def _streamed(
+    problem: SampleFunction, size: Footprint, norm: Norm, memory: int, *, by_columns: bool
+) -> Tensor:
+    """One sample at a time, some rows (or columns) at a time.
+
+    For norm 2 the rows of the smaller side are kept, or, where that would be many, the Gram matrix
+    of the smaller side, which takes the products of the larger one.
+    """
+    gathered = norm == 2 and min(size.inputs, size.outputs) > SMALL_SIDE
+    if gathered and size.inputs != size.outputs:
+        by_columns = size.outputs < size.inputs
+    products, length = size.outputs, size.inputs
+    if by_columns:
+        products, length = length, products
+    effective = _transposed(norm) if by_columns else norm
+    gram = 8 * length * length if gathered else 0
+    per_row = _WORKING * size.largest + 4 * 8 * length
+    block = int(min(max(1, (memory - 3 * size.saved - gram) // per_row), products))
+    norms = []
+    for sample in torch.split(problem.x, 1):
+        linear = Linearization(problem.function, sample)
+        reduction = RowReduction(1, products, length, spectral=norm == 2)
+        for start in range(0, products, block):
+            stop = min(start + block, products)
+            rows = linear.columns(start, stop) if by_columns else linear.rows(start, stop)
+            reduction.add(rows)
+        norms.append(reduction.norms(effective))
+    return torch.cat(norms)

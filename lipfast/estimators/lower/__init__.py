@@ -1,0 +1,1 @@
+"""Lower bounds: the largest Jacobian norm over samples, searches, certified secants."""

@@ -1,0 +1,120 @@
+"""Projected gradient ascent on the Jacobian norm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lipfast.errors import ArgumentError
+from lipfast.estimators.estimate import Search
+from lipfast.estimators.jacobian.gradient import differentiable_values
+from lipfast.estimators.lower.search import (
+    KEPT,
+    Best,
+    Box,
+    Landscape,
+    check_box,
+    check_count,
+    check_positive,
+    into_box,
+    require_inside,
+)
+
+# A step that does not lead up is taken back and halved, one that does makes the next one longer.
+_SHRINK, _GROW = 0.5, 1.5
+# Random steps are between this part of the first step length and all of it.
+_SHORTEST = 0.03
+
+
+@dataclass
+class Ascent:
+    """``x <- P(x + h g / ||g||)`` with g the gradient of ||J(x)||, from the best samples.
+
+    P projects to the box. Steps that do not increase the norm are taken back, so the result is
+    never below the data's own maximum. The gradient of a piecewise linear network's Jacobian norm
+    is 0 almost everywhere; there the step is a random one of random length.
+
+    Attributes:
+        steps: of each start.
+        starts: number of samples.
+        step: first step length h, by default a tenth of the start's l2 norm (or 1).
+        box: (low, high) that points are projected to; the data must lie inside.
+        seed: of the random steps.
+    """
+
+    steps: int = 50
+    starts: int = 8
+    step: float | None = None
+    box: Box | None = None
+    seed: int = 0
+    _best: Best = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_count(self.steps, "steps")
+        check_count(self.starts, "starts")
+        if self.step is not None:
+            check_positive(self.step, "step")
+        self._box = check_box(self.box)
+        self._best = Best(self.starts)
+
+    def observe(self, x: Tensor, values: Tensor) -> None:
+        """Keep the best samples."""
+        require_inside(x, self._box)
+        self._best.add(x, values)
+
+    def run(self, landscape: Landscape) -> Search:
+        """Climb from each of them."""
+        assert self._best.points is not None
+        x, values = self._best.points, self._best.values
+        generator = torch.Generator(device="cpu").manual_seed(self.seed)
+        sizes = x.flatten(1).double().norm(dim=1)
+        first = torch.where(sizes > 0, 0.1 * sizes, 1.0)
+        if self.step is not None:
+            first = torch.full_like(first, self.step)
+        lengths = first.clone()
+        shape = (-1, *[1] * (x.dim() - 1))
+        for _ in range(self.steps):
+            gradient = _gradients(landscape, x)
+            size = gradient.flatten(1).double().norm(dim=1)
+            smooth = torch.isfinite(size) & (size > 0)
+            # Steps that became too short would never leave a linear region: random ones do not.
+            random = torch.randn(x.shape, generator=generator, dtype=torch.float64, device="cpu")
+            spread = _SHORTEST ** torch.rand(
+                len(x), generator=generator, dtype=torch.float64, device="cpu"
+            )
+            random_scale = first * spread / random.flatten(1).norm(dim=1)
+            moves = torch.where(
+                smooth.reshape(shape),
+                gradient.double() * (lengths / torch.where(smooth, size, 1)).reshape(shape),
+                random * random_scale.reshape(shape),
+            )
+            trial = into_box(x + moves.to(x), self._box)
+            reached = landscape.norms(trial).double()
+            better = reached > values
+            x = torch.where(better.reshape(shape), trial, x)
+            values = torch.where(better, reached, values)
+            lengths = lengths * torch.where(better, _GROW, _SHRINK)
+            landscape.advance(len(x))
+        found = Best(max(KEPT, self.starts))
+        found.add(x, values)
+        label = f"maximum Jacobian norm after gradient ascent ({self.steps} steps)"
+        return found.result(label, landscape.norm)
+
+
+def _gradients(landscape: Landscape, x: Tensor) -> Tensor:
+    """Gradients of the norms; zeros where the model has no second derivatives."""
+    with torch.inference_mode(False):
+        leaf = x.detach().clone().requires_grad_()
+        try:
+            values = differentiable_values(
+                landscape.problem(leaf), norm=landscape.norm, method="auto", memory=landscape.memory
+            )
+        except ArgumentError:
+            return torch.zeros_like(leaf)
+        if not values.requires_grad:
+            return torch.zeros_like(x)
+        # Second derivatives of the model: absent in a piecewise linear one.
+        (gradient,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
+    return torch.zeros_like(x) if gradient is None else gradient.detach()

@@ -1,0 +1,1 @@
+"""Upper bounds: certified norms of layers, composed along the graph."""

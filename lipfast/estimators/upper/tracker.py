@@ -1,0 +1,96 @@
+"""Upper bounds along a run: each checkpoint starts from the singular vectors of the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import overload
+
+from torch import Tensor
+
+from lipfast.errors import ArgumentError
+from lipfast.estimators.estimate import UpperBound
+from lipfast.estimators.upper.spectral_product import Vectors, upper_bounds
+from lipfast.plan.plan import Plan, StateDict
+from lipfast.rules.registry import Norm, check_norm
+
+
+class Tracker:
+    """Carries the layers' right singular vectors from one checkpoint of a run to the next.
+
+    From one checkpoint to the next the vectors change little, so that Lanczos takes a few passes
+    over each matrix instead of dozens. A start vector decides how soon an estimate is found, never
+    whether a bound holds: the certificate is proved anew for every state dict, and for any start,
+    also one from another run, the bound is certified just as well. Of a convolution whose kernel
+    has changed by much less than `rtol`, the proof is that of the earlier kernel and one of the
+    difference. What may differ from a cold start is where in the bracket of relative width `rtol`
+    the value lies.
+
+    Made by `Plan.tracker`. Not to be shared between threads.
+
+    Attributes:
+        plan: the architecture.
+        vectors: name of a layer's weight -> unit vector (columns,), float64, or what a convolution
+            starts from; empty at first, and for norms 1 and inf, which are sums and start from
+            nothing. May be given to `Plan.upper` as `start`.
+
+    Example:
+        >>> import torch, lipfast
+        >>> model = torch.nn.Linear(200, 100, bias=False)
+        >>> plan = lipfast.compile(model, torch.zeros(1, 200))
+        >>> tracker = plan.tracker()
+        >>> first = {"weight": torch.randn(100, 200, generator=torch.Generator().manual_seed(0))}
+        >>> cold = tracker.upper(first)
+        >>> warm = tracker.upper({"weight": 1.001 * first["weight"]})
+        >>> warm.certified, warm.layers[0].passes < cold.layers[0].passes
+        (True, True)
+        >>> round(warm.value / cold.value, 5)
+        1.001
+    """
+
+    def __init__(self, plan: Plan, *, norm: Norm = 2, rtol: float = 1e-6, seed: int = 0) -> None:
+        self.plan = plan
+        self.vectors: Vectors = {}
+        self._norm = check_norm(norm)
+        self._rtol = rtol
+        self._seed = seed
+
+    @overload
+    def upper(self, state_dicts: StateDict) -> UpperBound: ...
+    @overload
+    def upper(self, state_dicts: Sequence[StateDict]) -> list[UpperBound]: ...
+    def upper(self, state_dicts: StateDict | Sequence[StateDict]) -> UpperBound | list[UpperBound]:
+        """Certified upper bounds of the run's next checkpoint, or of the next few in one call.
+
+        Args:
+            state_dicts: one state dict, or consecutive ones in a list: one native call, in which
+                all start from the last checkpoint before the list.
+
+        Returns:
+            One `UpperBound`, or a list in the order of the state dicts.
+
+        Raises:
+            ArgumentError: the list is empty.
+            StateDictError, NonFiniteError: a state dict does not fit the architecture; the vectors
+                are as before.
+        """
+        single = isinstance(state_dicts, Mapping)
+        if not single and not len(state_dicts):
+            raise ArgumentError("no state dicts were given")
+        results, vectors = upper_bounds(
+            self.plan,
+            state_dicts,
+            norm=self._norm,
+            rtol=self._rtol,
+            seed=self._seed,
+            start=self.vectors,
+        )
+        # Copies: the op's vectors are pieces of one tensor for the whole call.
+        self.vectors = {
+            name: vector.clone() if isinstance(vector, Tensor) else vector
+            for name, vector in vectors[-1].items()
+        }
+        return results[0] if single else results
+
+    def reset(self) -> None:
+        """Forget the vectors: the next checkpoint starts from seeded ones."""
+        self.vectors = {}
