@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import lipfast
 from lipfast.estimators.domain import Domain
 from lipfast.estimators.estimate import UpperBound
-from lipfast.plan.plan import Plan
+from lipfast.estimators.plan import Plan
 
 SIZE = 224
 RTOL = 1e-2

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from bench.turns import Benchmark, Implementations, in_turn, measure
 from lipfast.estimators.enclosure import enclose
 from lipfast.estimators.lower.certificate import kink_distances, traced_jacobians
+from lipfast.estimators.plan import Plan
 from lipfast.ops.chain_secants import PiecewiseLinearChains
 from lipfast.ops.modes import plain_arithmetic
 from lipfast.ops.threads import one_thread
-from lipfast.plan.chain import find_piecewise_linear_chain
-from lipfast.plan.plan import Plan
 from lipfast.plan.state import stack
 
 NETWORKS, POINTS, STACKED = 64, 19, 27
@@ -41,7 +40,7 @@ def problem() -> tuple[Plan, list[dict[str, Tensor]], Tensor]:
 
 def native() -> None:
     plan, tensors, points = problem()
-    chain = find_piecewise_linear_chain(plan)
+    chain = plan.piecewise_linear_chain
     assert chain is not None
     parameters = [chain.parameters(entry, plan.constants) for entry in tensors]
     weights, biases = [entry[0] for entry in parameters], [entry[1] for entry in parameters]

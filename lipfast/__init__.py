@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     )
     from lipfast.estimators.domain import Ball, Box
     from lipfast.estimators.estimate import Bounds, Estimate, LayerBracket, LowerBound, UpperBound
+    from lipfast.estimators.plan import Plan
     from lipfast.estimators.upper.tracker import Tracker
     from lipfast.ops.conv_norms import ConvNorms, conv_norms
     from lipfast.ops.spectral_norms import SpectralNorms, spectral_norms
-    from lipfast.plan.plan import Plan
     from lipfast.rules.registry import rule
     from lipfast.scoring import read_scores, score
 
@@ -54,7 +54,7 @@ _HOME = {
     "conv_norms": "lipfast.ops.conv_norms",
     "SpectralNorms": "lipfast.ops.spectral_norms",
     "spectral_norms": "lipfast.ops.spectral_norms",
-    "Plan": "lipfast.plan.plan",
+    "Plan": "lipfast.estimators.plan",
     "rule": "lipfast.rules.registry",
     "read_scores": "lipfast.scoring",
     "score": "lipfast.scoring",

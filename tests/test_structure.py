@@ -10,8 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# A part may import itself and what stands below it. `plan.plan` is the public face of estimators
-# and imports them inside its methods; imports inside functions are not looked at.
+# A part may import itself and what stands below it.
 BELOW = {
     "errors": set(),
     "_version": set(),

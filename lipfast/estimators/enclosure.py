@@ -15,20 +15,22 @@ from torch import Tensor
 
 from lipfast.errors import naming
 from lipfast.graph.nodes import error_name
+from lipfast.plan.architecture import Architecture
 from lipfast.plan.interpret import NodeArguments, joined_outputs, walk
-from lipfast.plan.plan import Plan
 from lipfast.plan.split import BESIDE, READS_ERRORS
 from lipfast.rules.registry import RULES
 from lipfast.rules.rounding import UNDERFLOW, gamma
 
 
-def missing_error_rules(plan: Plan) -> list[str]:
+def missing_error_rules(plan: Architecture) -> list[str]:
     """Ops that have no rule for rounding errors: nothing can be certified through them."""
     ops = [node.op for node in plan.graph.nodes if node.op != "input"]
     return sorted({op for op in ops if op in RULES and RULES[op].error is None})
 
 
-def enclose(plan: Plan, parameters: Mapping[str, Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
+def enclose(
+    plan: Architecture, parameters: Mapping[str, Tensor], points: Tensor
+) -> tuple[Tensor, Tensor]:
     """Evaluate stored float64 points with an elementwise bound of their error.
 
     Args:
@@ -45,7 +47,7 @@ def enclose(plan: Plan, parameters: Mapping[str, Tensor], points: Tensor) -> tup
 
 
 def enclose_nodes(
-    plan: Plan,
+    plan: Architecture,
     parameters: Mapping[str, Tensor],
     points: Sequence[Tensor],
     *,

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from lipfast.errors import TraceError, UnsupportedOpError
-from lipfast.plan.plan import Plan
+from lipfast.plan.architecture import Architecture
 from lipfast.plan.record import Record, record
-from lipfast.plan.trace import evaluation_mode
+from lipfast.plan.trace import evaluation_mode, trace
 
 # id of the module -> the module (an id may be given again), its record and its plan, if it has one.
-_PLANS: dict[int, tuple[weakref.ref[nn.Module], Record, Plan | None]] = {}
+_PLANS: dict[int, tuple[weakref.ref[nn.Module], Record, Architecture | None]] = {}
 
 
-def cached_plan(module: nn.Module, example: Tensor) -> Plan | None:
+def cached_plan(module: nn.Module, example: Tensor) -> Architecture | None:
     """The module's plan, or None where it cannot be traced.
 
     Args:
@@ -39,7 +39,7 @@ def cached_plan(module: nn.Module, example: Tensor) -> Plan | None:
     if found is not None and found[0]() is module and found[1] == signature:
         return found[2]
     try:
-        plan: Plan | None = Plan.trace(module, example)
+        plan: Architecture | None = trace(module, example)
     except (TraceError, UnsupportedOpError):
         plan = None
     if plan is None or not plan.constants:
@@ -54,7 +54,7 @@ def is_known(module: nn.Module) -> bool:
     return found is not None and found[0]() is module and found[2] is not None
 
 
-def known_plan(module: nn.Module, example: Tensor) -> Plan | None:
+def known_plan(module: nn.Module, example: Tensor) -> Architecture | None:
     """The module's plan if there is one already and it still holds; nothing is traced."""
     if not is_known(module):
         return None

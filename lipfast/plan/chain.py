@@ -1,4 +1,4 @@
-"""Recognise a plan as a chain: what the fused Jacobian op takes."""
+"""Recognise a graph as a chain: what the fused Jacobian op takes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lipfast.graph.nodes import Constant, Node, Reference, error_name
+from lipfast.graph.nodes import Constant, Graph, Node, Reference
 from lipfast.ops.chain_jacobian_norms import (
     Activation,
     AveragePool,
@@ -20,7 +20,6 @@ from lipfast.ops.chain_jacobian_norms import (
 )
 from lipfast.ops.chain_secants import has_secant_kernel
 from lipfast.plan.fold import Folded, fold_batch_norm, folded_parameters
-from lipfast.plan.plan import Plan
 from lipfast.rules.convolution import settings
 
 _RESHAPES = frozenset(
@@ -67,16 +66,16 @@ class Chain:
         return weights, [None if name is None else tensors[name] for name in self.biases]
 
 
-def find_chain(plan: Plan) -> Chain | None:
-    """Read a plan as a chain of linear layers, convolutions, pools and activations, if it is one.
+def find_chain(graph: Graph) -> Chain | None:
+    """Read a graph as a chain of linear layers, convolutions, pools and activations, if it is one.
 
     Args:
-        plan: with one input and one output.
+        graph: with one input and one output.
 
     Returns:
         The chain, or None where a node is something else, or a result is read twice.
     """
-    folded = fold_batch_norm(plan.graph, values=True)
+    folded = fold_batch_norm(graph, values=True)
     graph = folded.graph
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         return None
@@ -101,22 +100,12 @@ def find_chain(plan: Plan) -> Chain | None:
     )
 
 
-def find_piecewise_linear_chain(plan: Plan) -> Chain | None:
-    """The chain of `find_chain` if it is the plan itself, and `PiecewiseLinearChains` takes it.
+def is_piecewise_linear(chain: Chain | None) -> bool:
+    """Whether a chain has linear layers, Flatten and piecewise-linear activations only.
 
-    That is, a chain of linear layers, Flatten and piecewise-linear activations, whose weights are
-    the plan's own tensors without any error: no BatchNorm is folded, which would round, and nothing
-    that is computed from parameters was rounded.
-
-    Args:
-        plan: with one input and one output.
+    One with BatchNorm has not: folding rounds.
     """
-    chain = find_chain(plan)
-    if chain is None or chain.maps or not has_secant_kernel(chain.stages):
-        return None
-    names = plan.used_parameters
-    exact = not any(error_name(name) in names for name in names)
-    return chain if exact else None
+    return chain is not None and not chain.maps and has_secant_kernel(chain.stages)
 
 
 class _Stages:

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lipfast.graph.nodes import Graph
+from lipfast.plan.architecture import Architecture
 from lipfast.plan.interpret import walk
-from lipfast.plan.plan import Plan
 from lipfast.plan.trace import MAX_CONSTANT_ENTRIES, aliases_of
 
 Record = tuple[Any, ...]
+Traced = TypeVar("Traced", bound=Architecture)
 
 # A call whose result is a Python number: what follows may depend on the data.
 _DATA_DEPENDENT = ("aten._local_scalar_dense", "aten.item", "aten.nonzero", "aten.is_nonzero")
@@ -110,13 +111,13 @@ def record(module: nn.Module, inputs: Sequence[Tensor]) -> Record | None:
     return (modules, tuple(state_dict), aliases, samples, calls, results, repr(structure))
 
 
-def resized(plan: Plan, module: nn.Module) -> Plan | None:
+def resized(plan: Traced, module: nn.Module) -> Traced | None:
     """The plan of a module whose record equals that of the module that `plan` was traced from.
 
     None where weights are computed from parameters: their shapes take a trace.
 
     Args:
-        plan: the traced plan.
+        plan: a traced architecture, or a plan of one.
         module: the same architecture with parameters of other shapes.
 
     Returns:

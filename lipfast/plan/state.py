@@ -30,7 +30,7 @@ def without_wrapper_prefix(
     return state_dict
 
 
-def resolve(
+def entries_of(
     state_dict: Mapping[str, Tensor],
     parameters: Mapping[str, tuple[int, ...]],
     aliases: Mapping[str, tuple[str, ...]],

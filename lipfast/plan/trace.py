@@ -22,6 +22,7 @@ from torch.fx import Node as FxNode
 
 from lipfast.errors import ArgumentError, TraceError, naming
 from lipfast.graph.nodes import Argument, Constant, Graph, Node, Reference, computed_name
+from lipfast.plan.architecture import Architecture
 from lipfast.plan.batch_first import samples_in_front
 from lipfast.plan.canonical import (
     Call,
@@ -74,27 +75,6 @@ _MADE_LIKE = {
 # torch.export changes the process's state (modules' calls, flags that say "exporting").
 _EXPORTING = threading.RLock()
 Source = nn.Module | ExportedProgram | str | os.PathLike[str]
-
-
-@dataclass(frozen=True)
-class Traced:
-    """What tracing finds: the simplified graph and the tensors that it refers to.
-
-    Attributes:
-        graph: nodes that all have a rule.
-        computed: nodes on parameters and constants only, evaluated once per state dict.
-        parameters: name -> shape, every entry of the state dict, used or not.
-        aliases: name -> other names of the same tensor (tied weights).
-        constants: small tensors that are not in the state dict.
-        dtype: floating dtype of the input.
-    """
-
-    graph: Graph
-    computed: tuple[Node, ...]
-    parameters: Mapping[str, tuple[int, ...]]
-    aliases: Mapping[str, tuple[str, ...]]
-    constants: Mapping[str, Constant]
-    dtype: torch.dtype
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -163,7 +143,7 @@ def _in_evaluation_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
                 module._compiled_call_impl = implementation
 
 
-def trace(model: Source, example_input: Tensor | Sequence[Tensor] | None = None) -> Traced:
+def trace(model: Source, example_input: Tensor | Sequence[Tensor] | None = None) -> Architecture:
     """Trace a model in eval mode, with any number of samples.
 
     Args:
@@ -408,7 +388,7 @@ class _Conversion:
     dtypes: list[torch.dtype] = field(default_factory=list)
 
 
-def _convert(program: ExportedProgram, state_dict: Mapping[str, Any]) -> Traced:
+def _convert(program: ExportedProgram, state_dict: Mapping[str, Any]) -> Architecture:
     _refuse_training(program)
     program = _functional(program)
     state = _Conversion(program)
@@ -442,7 +422,7 @@ def _convert(program: ExportedProgram, state_dict: Mapping[str, Any]) -> Traced:
     nodes = (*graph.nodes, *computed)
     used = {ref.name for node in nodes for ref in node.references() if ref.kind == "constant"}
     constants = {name: value for name, value in state.constants.items() if name in used}
-    return Traced(graph, computed, shapes, aliases_of(state_dict), constants, state.dtypes[0])
+    return Architecture(graph, shapes, aliases_of(state_dict), constants, state.dtypes[0], computed)
 
 
 def _placeholder(state: _Conversion, node: FxNode, spec: Any) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lipfast.checkpoints.metadata import Value, parse_value
 from lipfast.errors import ArgumentError, LipfastError
-from lipfast.plan.plan import Plan
+from lipfast.estimators.plan import Plan
 from lipfast.plan.record import Record, record, resized
 from lipfast.scoring.budget import BudgetError, ElementBudget
 

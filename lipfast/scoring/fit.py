@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from lipfast.errors import StateDictError
-from lipfast.plan.plan import Plan
+from lipfast.estimators.plan import Plan
 
 
 def fitted(

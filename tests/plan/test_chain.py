@@ -7,6 +7,7 @@ import torch
 from networks import convolutional, randomised
 from torch import Tensor, nn
 
+from lipfast.estimators.plan import Plan
 from lipfast.ops.chain_jacobian_norms import (
     Activation,
     AveragePool,
@@ -15,13 +16,12 @@ from lipfast.ops.chain_jacobian_norms import (
     Linear,
     MaxPool,
 )
-from lipfast.plan.chain import Chain, find_chain, find_piecewise_linear_chain
-from lipfast.plan.plan import Plan
+from lipfast.plan.chain import Chain
 from lipfast.reference.chain_jacobian_norms import chain_jacobian_norms
 
 
 def chain_of(model: nn.Module, shape: tuple[int, ...]) -> Chain | None:
-    return find_chain(Plan.trace(model, torch.zeros(2, *shape)))
+    return Plan.trace(model, torch.zeros(2, *shape)).chain
 
 
 def test_linear_chains() -> None:
@@ -100,7 +100,7 @@ def test_the_stages_are_the_function(name: str) -> None:
     model = randomised(make()).double()
     x = torch.randn(4, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     plan = Plan.trace(model, x)
-    chain = find_chain(plan)
+    chain = plan.chain
     assert chain is not None
     weights, biases = chain.parameters(plan.resolve(model.state_dict()), plan.constants)
     spectral, frobenius = chain_jacobian_norms(x, [weights], [biases], chain.stages)
@@ -160,4 +160,4 @@ class Transposed(nn.Module):
 )
 def test_piecewise_linear_chains(model: nn.Module, shape: tuple[int, ...], *, taken: bool) -> None:
     plan = Plan.trace(model.eval(), torch.zeros(2, *shape))
-    assert (find_piecewise_linear_chain(plan) is not None) == taken
+    assert (plan.piecewise_linear_chain is not None) == taken

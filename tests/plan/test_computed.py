@@ -16,9 +16,9 @@ from torch.nn.utils import parametrizations
 
 import lipfast
 from lipfast.errors import NonFiniteError, StateDictError, TraceError, UnsupportedOpError
+from lipfast.estimators.plan import Plan
 from lipfast.graph.nodes import Node, Reference, error_name
 from lipfast.plan.computed import evaluate_computed
-from lipfast.plan.plan import Plan
 
 
 class Symmetric(nn.Module):

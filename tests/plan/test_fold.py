@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import lipfast
 from lipfast.errors import NonFiniteError
+from lipfast.estimators.plan import Plan
 from lipfast.plan.fold import fold_batch_norm, folded_parameters
 from lipfast.plan.interpret import evaluate
-from lipfast.plan.plan import Plan
 
 DENORMAL = 2.0**-1074
 

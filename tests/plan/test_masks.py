@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import lipfast
 from lipfast.errors import NonFiniteError
 from lipfast.estimators.enclosure import enclose
+from lipfast.estimators.plan import Plan
 from lipfast.plan.masks import additive_masks
-from lipfast.plan.plan import Plan
 from lipfast.plan.state import stack
 
 CAUSAL = torch.full((4, 4), -math.inf).triu(1)

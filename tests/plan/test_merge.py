@@ -11,10 +11,10 @@ from networks import randomised
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from lipfast.estimators.plan import Plan
 from lipfast.plan.computed import evaluate_computed
 from lipfast.plan.interpret import evaluate
 from lipfast.plan.merge import Merged, merge_affine
-from lipfast.plan.plan import Plan
 
 IMAGE = (2, 9, 8)
 # Model, shape of a sample, affine maps left when values must stay, and when differences must.

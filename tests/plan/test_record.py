@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lipfast.plan.plan import Plan
+from lipfast.estimators.plan import Plan
 from lipfast.plan.record import record, resized
 
 

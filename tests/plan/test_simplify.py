@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lipfast.errors import UnsupportedOpError
+from lipfast.estimators.plan import Plan
 from lipfast.plan.interpret import evaluate
-from lipfast.plan.plan import Plan
 from lipfast.plan.state import stack
 
 

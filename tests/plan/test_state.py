@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lipfast.errors import ArgumentError, NonFiniteError, StateDictError
-from lipfast.plan.plan import Plan
+from lipfast.estimators.plan import Plan
 from lipfast.plan.state import require_finite, stack
 
 

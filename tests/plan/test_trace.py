@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import lipfast
 from lipfast.errors import ArgumentError, TraceError, UnsupportedOpError
-from lipfast.plan.plan import Plan
+from lipfast.estimators.plan import Plan
 from lipfast.plan.trace import evaluation_mode, trace, unwrap
 from lipfast.rules import RULES
 

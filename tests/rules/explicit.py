@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lipfast.estimators.enclosure import enclose
 from lipfast.estimators.lower.error_norms import layer_norms, output_error_norms
-from lipfast.plan.plan import Plan
+from lipfast.estimators.plan import Plan
 from lipfast.plan.state import stack
 
 NORMS = [1, 2, math.inf]

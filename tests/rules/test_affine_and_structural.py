@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lipfast.errors import UnsupportedOpError
-from lipfast.plan.plan import Plan
+from lipfast.estimators.plan import Plan
 
 NORMS = [1, 2, math.inf]
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lipfast.plan.plan import Plan
+from lipfast.estimators.plan import Plan
 
 LAYERS = {
     "plain": (nn.Conv2d(2, 3, 3), (2, 5, 6)),

@@ -15,10 +15,10 @@ from explicit import NORMS, Function, traced
 from torch import Tensor
 
 from lipfast.estimators.domain import Box
+from lipfast.estimators.plan import Plan
 from lipfast.graph.apply import call_op
 from lipfast.graph.nodes import Argument, Graph, Node, Reference
 from lipfast.plan.interpret import evaluate
-from lipfast.plan.plan import Plan
 from lipfast.rules import RULES
 
 X = Reference("node", "x")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lipfast.errors import LipfastError
-from lipfast.plan.plan import Plan
+from lipfast.estimators.plan import Plan
 
 SHAPE = (4, 3, 2)
 # Bounds are exact for these; so is the norm of the explicit matrix.

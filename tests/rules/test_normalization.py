@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from lipfast.errors import StateDictError
-from lipfast.plan.plan import Plan
+from lipfast.estimators.plan import Plan
 
 STORED = {
     "batch norm": (nn.BatchNorm1d(5), (5,)),

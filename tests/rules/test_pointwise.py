@@ -13,7 +13,7 @@ from mpmath import iv, mp
 from torch import Tensor, nn
 
 from lipfast.estimators.enclosure import enclose
-from lipfast.plan.plan import Plan
+from lipfast.estimators.plan import Plan
 from lipfast.rules import pointwise
 
 mp.dps = 40

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
+from lipfast.estimators.plan import Plan
 from lipfast.plan.interpret import evaluate
-from lipfast.plan.plan import Plan
 
 LINEAR = {
     "average": (nn.AvgPool2d(2), (2, 4, 6)),

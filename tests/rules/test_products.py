@@ -13,7 +13,7 @@ from torch.nn import functional
 
 import lipfast
 from lipfast.estimators.domain import Ball, Box, Domain
-from lipfast.plan.plan import Plan
+from lipfast.estimators.plan import Plan
 
 
 class Gate(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lipfast.errors import ArgumentError, UnsupportedOpError
-from lipfast.plan.plan import Plan
+from lipfast.estimators.plan import Plan
 from lipfast.rules import RULES, Call, rule
 from lipfast.rules.registry import check_norm, lookup
 from lipfast.rules.upward import Upward

@@ -21,7 +21,7 @@ from toy_archive import toy_state, write_toy
 import lipfast
 from lipfast.checkpoints import CheckpointFile, find_checkpoints
 from lipfast.errors import ArchiveError, ArgumentError, NonFiniteError, StoreError
-from lipfast.plan.plan import Plan
+from lipfast.estimators.plan import Plan
 from lipfast.scoring import Interrupted, Progress, read_scores, score, verify_store
 from lipfast.scoring.data import load_data
 from lipfast.scoring.engine import local

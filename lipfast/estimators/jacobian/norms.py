@@ -28,12 +28,13 @@ from lipfast.estimators.jacobian.lanczos import lanczos_triplets
 from lipfast.estimators.jacobian.linearization import SMALL_SIDE, DerivativeError, footprint
 from lipfast.estimators.jacobian.rows import row_norms
 from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms, has_chain_kernel
+from lipfast.plan.architecture import Architecture
 from lipfast.plan.cache import cached_plan, is_known, known_plan
-from lipfast.plan.chain import Chain, find_chain
+from lipfast.plan.chain import Chain
+from lipfast.plan.checked import resolve
 from lipfast.plan.interpret import evaluate
-from lipfast.plan.plan import Plan
-from lipfast.plan.state import floating_as, resolve
-from lipfast.plan.trace import Source
+from lipfast.plan.state import entries_of, floating_as
+from lipfast.plan.trace import Source, trace
 from lipfast.rules.registry import Norm, check_norm
 
 Method = Literal["auto", "fused", "rows", "lanczos"]
@@ -47,7 +48,7 @@ def compute_dtype(tensors: Sequence[Mapping[str, Tensor]], names: Sequence[str])
 
 
 def plan_jacobian_norms(
-    plan: Plan,
+    plan: Architecture,
     tensors: Sequence[Mapping[str, Tensor]],
     x: Tensor,
     *,
@@ -77,7 +78,7 @@ def plan_jacobian_norms(
     x = x.to(dtype)
     chain = None
     if norm == 2 and (method == "fused" or (method == "auto" and _small(plan))):
-        chain = find_chain(plan)
+        chain = plan.chain
     if chain is not None and (method == "fused" or has_chain_kernel(chain.stages, x.device)):
         return _chain_norms(plan, chain, tensors, x)
     if method == "fused":
@@ -92,14 +93,14 @@ def plan_jacobian_norms(
     return torch.stack(norms)
 
 
-def _small(plan: Plan) -> bool:
+def _small(plan: Architecture) -> bool:
     """Whether all rows of a Jacobian, or all columns, are worth forming."""
     sides = (plan.input_shapes, plan.output_shapes)
     return min(sum(math.prod(shape) for shape in shapes) for shapes in sides) <= SMALL_SIDE
 
 
 def _chain_norms(
-    plan: Plan, chain: Chain, tensors: Sequence[Mapping[str, Tensor]], x: Tensor
+    plan: Architecture, chain: Chain, tensors: Sequence[Mapping[str, Tensor]], x: Tensor
 ) -> Tensor:
     def typed(tensor: Tensor) -> Tensor:
         return tensor.detach().to(x.dtype).contiguous()
@@ -114,7 +115,7 @@ def _chain_norms(
 
 
 def _interpreted_norms(
-    plan: Plan,
+    plan: Architecture,
     parameters: Mapping[str, Tensor],
     x: Tensor,
     *,
@@ -295,10 +296,10 @@ def _known_chain_norms(module: nn.Module, x: Tensor) -> Tensor | None:
         plan = known_plan(module, samples)
         if plan is None or plan.computed or not _small(plan):
             return None
-        chain = find_chain(plan)
+        chain = plan.chain
         if chain is None or not has_chain_kernel(chain.stages, x.device):
             return None
-        tensors = resolve(module.state_dict(), plan.parameters, plan.aliases)
+        tensors = entries_of(module.state_dict(), plan.parameters, plan.aliases)
         return _chain_norms(plan, chain, [tensors], samples)[0]
 
 
@@ -314,14 +315,14 @@ def _module_norms(
     small = min(problem.outputs, problem.x[0].numel()) <= SMALL_SIDE
     if method == "fused" or (method == "auto" and norm == 2 and inputs == 1 and small):
         plan = (
-            Plan.trace(module, problem.x[:2])
+            trace(module, problem.x[:2])
             if method == "fused"
             else cached_plan(module, problem.x[:2])
         )
-        chain = None if plan is None else find_chain(plan)
+        chain = None if plan is None else plan.chain
         fits = chain is not None and has_chain_kernel(chain.stages, problem.x.device)
         if plan is not None and (method == "fused" or fits):
-            entry = plan.resolve(module.state_dict())
+            entry = resolve(plan, module.state_dict())
             values = plan_jacobian_norms(plan, [entry], problem.x, norm=norm, method="fused")[0]
             return JacobianNorms(values, "fused")
     return function_jacobian_norms(problem, norm=norm, method=method, memory=memory)

@@ -31,9 +31,9 @@ from lipfast.ops._arguments import FLOATING
 from lipfast.ops.chain_secants import PiecewiseLinearChains
 from lipfast.ops.modes import forward_mode, plain_arithmetic
 from lipfast.ops.threads import one_thread, threads
-from lipfast.plan.chain import Chain, find_piecewise_linear_chain
+from lipfast.plan.architecture import Architecture
+from lipfast.plan.chain import Chain
 from lipfast.plan.interpret import evaluate, walk
-from lipfast.plan.plan import Plan
 from lipfast.plan.state import stack
 from lipfast.rules.registry import RULES, Norm
 from lipfast.rules.rounding import UNIT_ROUNDOFF, gamma
@@ -74,7 +74,7 @@ class Secants:
 
 
 def certified_secants(
-    plan: Plan,
+    plan: Architecture,
     tensors: Sequence[Mapping[str, Tensor]],
     samples: Tensor,
     *,
@@ -121,7 +121,7 @@ def certified_secants(
 
 
 def certified_quotient(
-    plan: Plan, tensors: Mapping[str, Tensor], pair: Tensor, *, norm: Norm = 2
+    plan: Architecture, tensors: Mapping[str, Tensor], pair: Tensor, *, norm: Norm = 2
 ) -> tuple[float, Tensor]:
     """``||f(a) - f(b)|| / ||a - b||`` for two given points (2, *shape), rounded down.
 
@@ -147,7 +147,7 @@ class _Networks(Protocol):
 class _Traced:
     """Networks of any plan, node by node; parameters are stacked, in float64."""
 
-    plan: Plan
+    plan: Architecture
     parameters: Mapping[str, Tensor]
 
     def jacobians(self, x: Tensor) -> Tensor:
@@ -181,7 +181,7 @@ class _Native:
 
 
 def _networks(
-    plan: Plan, tensors: Sequence[Mapping[str, Tensor]], chain: Chain | None, workers: int
+    plan: Architecture, tensors: Sequence[Mapping[str, Tensor]], chain: Chain | None, workers: int
 ) -> _Networks:
     if chain is None:
         return _Traced(plan, stack(tensors, plan.used_parameters, torch.float64))
@@ -191,7 +191,7 @@ def _networks(
 
 
 def _native_chain(
-    plan: Plan, tensors: Sequence[Mapping[str, Tensor]], samples: Tensor
+    plan: Architecture, tensors: Sequence[Mapping[str, Tensor]], samples: Tensor
 ) -> Chain | None:
     """The plan as `PiecewiseLinearChains` takes it, if it does and one thread each is right.
 
@@ -206,14 +206,14 @@ def _native_chain(
     used = (entry[name] for entry in tensors for name in names)
     if not all(tensor.device.type == "cpu" and tensor.dtype in FLOATING for tensor in used):
         return None
-    return find_piecewise_linear_chain(plan)
+    return plan.piecewise_linear_chain
 
 
-def _bytes_of_parameters(plan: Plan) -> int:
+def _bytes_of_parameters(plan: Architecture) -> int:
     return 8 * sum(math.prod(plan.shapes[name]) for name in plan.used_parameters)
 
 
-def _bytes_per_network(plan: Plan) -> int:
+def _bytes_per_network(plan: Architecture) -> int:
     parameters = sum(math.prod(plan.shapes[name]) for name in plan.used_parameters)
     activations = _activations(plan)
     outputs = sum(math.prod(shape) for shape in plan.output_shapes)
@@ -223,7 +223,7 @@ def _bytes_per_network(plan: Plan) -> int:
     return 8 * (3 * parameters + 4 * points * activations + 4 * rows * activations) + 1
 
 
-def _activations(plan: Plan) -> int:
+def _activations(plan: Architecture) -> int:
     return sum(math.prod(node.shape) for node in plan.graph.nodes)
 
 
@@ -232,7 +232,7 @@ def _rows_at_once(activations: int) -> int:
 
 
 def _block(
-    plan: Plan,
+    plan: Architecture,
     tensors: Sequence[Mapping[str, Tensor]],
     samples: Tensor,
     *,
@@ -261,7 +261,7 @@ def _block(
 
 
 def _proved(
-    plan: Plan,
+    plan: Architecture,
     tensors: Sequence[Mapping[str, Tensor]],
     networks: _Networks,
     points: Tensor,
@@ -302,7 +302,7 @@ def _direction(networks: _Networks, x: Tensor, norm: Norm) -> Tensor:
     return steepest_direction(networks.jacobians(x), norm).reshape(x.shape)
 
 
-def traced_jacobians(plan: Plan, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
+def traced_jacobians(plan: Architecture, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """(networks, K, D): one copy of the sample per output, each asked for its own gradient."""
     rows = sum(math.prod(shape) for shape in plan.output_shapes)
     block = _rows_at_once(len(x) * _activations(plan))
@@ -318,7 +318,7 @@ def traced_jacobians(plan: Plan, parameters: Mapping[str, Tensor], x: Tensor) ->
     return torch.cat(parts, 1)
 
 
-def _power_direction(plan: Plan, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
+def _power_direction(plan: Architecture, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """Some power iterations with J^T J: for Jacobians that would not fit into memory.
 
     A direction that is not quite the steepest costs tightness only: a secant is valid along any.
@@ -398,7 +398,7 @@ def _steps(
 
 
 def kink_distances(
-    plan: Plan, parameters: Mapping[str, Tensor], x: Tensor, direction: Tensor
+    plan: Architecture, parameters: Mapping[str, Tensor], x: Tensor, direction: Tensor
 ) -> tuple[Tensor, Tensor]:
     """How far the line ``x + t direction`` stays in the linear region, down and up: (networks,).
 

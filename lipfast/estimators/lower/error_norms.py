@@ -23,9 +23,9 @@ from torch import Tensor
 from lipfast.estimators.enclosure import node_error
 from lipfast.estimators.estimate import LayerBracket
 from lipfast.estimators.upper.spectral_product import Step, layer_brackets, steps_of
+from lipfast.plan.architecture import Architecture
 from lipfast.plan.fold import FoldedGraph
 from lipfast.plan.interpret import NodeArguments, joined_outputs, walk
-from lipfast.plan.plan import Plan
 from lipfast.plan.state import stack
 from lipfast.rules.registry import Call
 from lipfast.rules.rounding import gamma
@@ -35,7 +35,7 @@ _RTOL = 0.1  # of the layers' norms: an error ten per cent larger costs nothing
 _ZERO = Upward.of(0.0)
 
 
-def layer_norms(plan: Plan, tensors: Mapping[str, Tensor]) -> tuple[LayerBracket, ...]:
+def layer_norms(plan: Architecture, tensors: Mapping[str, Tensor]) -> tuple[LayerBracket, ...]:
     """Certified spectral norms of the layers of one network, not merged, not tight."""
     layers = plan.layers_of(FoldedGraph(plan.graph, {}))
     found, _ = layer_brackets(layers, [tensors], norm=2, rtol=_RTOL, seed=0, start=[{}])
@@ -43,7 +43,7 @@ def layer_norms(plan: Plan, tensors: Mapping[str, Tensor]) -> tuple[LayerBracket
 
 
 def output_error_norms(
-    plan: Plan,
+    plan: Architecture,
     tensors: Mapping[str, Tensor],
     layers: Sequence[LayerBracket],
     points: Tensor,
@@ -94,7 +94,7 @@ def output_error_norms(
 
 
 def _carried(
-    plan: Plan,
+    plan: Architecture,
     step: Step,
     tensors: Mapping[str, Tensor],
     layers: Sequence[LayerBracket],

@@ -21,15 +21,15 @@ from lipfast.estimators.jacobian.norms import plan_jacobian_norms
 from lipfast.estimators.lower.certificate import certified_secants
 from lipfast.ops.chain_jacobian_norms import has_chain_kernel
 from lipfast.ops.denormals import FLUSHED, denormals_flushed
-from lipfast.plan.chain import find_chain
-from lipfast.plan.plan import Plan, StateDict
+from lipfast.plan.architecture import Architecture
+from lipfast.plan.checked import StateDict, resolve_all
 from lipfast.rules.registry import Norm, check_norm
 
 _NOT_PROVED = "not proved: floating point, and at a kink autograd's value is not a derivative"
 
 
 def lower_bounds(
-    plan: Plan,
+    plan: Architecture,
     state_dicts: StateDict | Sequence[StateDict],
     x: Tensor,
     *,
@@ -66,7 +66,7 @@ def lower_bounds(
             f"lower bounds need a model with one input; this one has {len(plan.input_shapes)}"
         )
     x = check_samples(x, plan.input_shapes[0])
-    tensors = plan.resolve_all(state_dicts)
+    tensors = resolve_all(plan, state_dicts)
     if not tensors:
         return []
     norms = finite_norms(plan, tensors, x, norm, memory)
@@ -94,17 +94,17 @@ def lower_bounds(
     ]
 
 
-def jacobian_label(plan: Plan, norm: Norm) -> str:
+def jacobian_label(plan: Architecture, norm: Norm) -> str:
     """How the Jacobian norms of a plan are computed, as estimates say it."""
-    method = "fused chain" if norm == 2 and find_chain(plan) is not None else "autograd"
+    method = "fused chain" if norm == 2 and plan.chain is not None else "autograd"
     return f"maximum Jacobian norm ({method})"
 
 
-def is_fused(plan: Plan, norm: Norm, device: torch.device) -> bool:
+def is_fused(plan: Architecture, norm: Norm, device: torch.device) -> bool:
     """Whether `plan_jacobian_norms` is the native op for chains and little else."""
     sides = (plan.input_shapes, plan.output_shapes)
     small = min(sum(math.prod(shape) for shape in shapes) for shapes in sides) <= SMALL_SIDE
-    chain = find_chain(plan) if norm == 2 and small else None
+    chain = plan.chain if norm == 2 and small else None
     return chain is not None and has_chain_kernel(chain.stages, device)
 
 
@@ -141,7 +141,7 @@ class Statistics:
 
 
 def finite_norms(
-    plan: Plan, tensors: Sequence[Mapping[str, Tensor]], x: Tensor, norm: Norm, memory: int
+    plan: Architecture, tensors: Sequence[Mapping[str, Tensor]], x: Tensor, norm: Norm, memory: int
 ) -> Tensor:
     """Jacobian norms (networks, B); networks that overflow float32 again in float64."""
     with running("chain_jacobian_norms") if is_fused(plan, norm, x.device) else nullcontext():

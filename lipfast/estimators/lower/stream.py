@@ -40,8 +40,9 @@ from lipfast.estimators.lower.search_pairs import Pairs
 from lipfast.estimators.progress import progress
 from lipfast.estimators.samples import Data, count_samples, sample_batches
 from lipfast.ops.denormals import denormals_flushed
+from lipfast.plan.architecture import Architecture
 from lipfast.plan.cache import cached_plan
-from lipfast.plan.plan import Plan
+from lipfast.plan.checked import resolve
 from lipfast.plan.trace import Source
 from lipfast.rules.registry import Norm, check_norm
 
@@ -148,7 +149,7 @@ class _Evaluator:
     norms: Callable[[Tensor], Tensor]
     norm: Norm
     memory: int
-    plan: Plan | None
+    plan: Architecture | None
     tensors: dict[str, Tensor]
     why_not: str | None
 
@@ -189,7 +190,7 @@ def _evaluator(
                 else "the certificate needs a model with one input"
             )
         else:
-            tensors = plan.resolve(module.state_dict())
+            tensors = resolve(plan, module.state_dict())
             missing = missing_error_rules(plan)
             if missing:
                 why_not = f"no rule for the rounding errors of {', '.join(missing)}"
@@ -250,7 +251,7 @@ def _bound(
 
 
 def _certified(
-    evaluator: _Evaluator, plan: Plan, point: Tensor, found: Search | None
+    evaluator: _Evaluator, plan: Architecture, point: Tensor, found: Search | None
 ) -> tuple[float, Tensor]:
     """The best certified quotient: next to the best sample, and where the search ended."""
     places = [point.double()]

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from lipfast.errors import ArgumentError
 from lipfast.ops.conv_norms import ConvNorms, Supremum, SymbolProof, conv_norms
-from lipfast.plan.plan import Layer
+from lipfast.plan.layers import Layer
 from lipfast.rules.registry import Convolution, Norm
 from lipfast.rules.rounding import UNIT_ROUNDOFF
 

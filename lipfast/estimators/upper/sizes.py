@@ -12,7 +12,7 @@ from lipfast.estimators.domain import Domain
 from lipfast.estimators.enclosure import enclose_nodes, missing_error_rules
 from lipfast.graph.nodes import Node, Reference, error_name
 from lipfast.ops.modes import plain_arithmetic
-from lipfast.plan.plan import Plan
+from lipfast.plan.architecture import Architecture
 from lipfast.plan.state import stack
 from lipfast.rules.magnitude import Magnitude, of_tensor
 from lipfast.rules.registry import Norm
@@ -28,7 +28,11 @@ class Sizes:
     """
 
     def __init__(
-        self, plan: Plan, parameters: Mapping[str, Tensor], norm: Norm, domain: Domain | None
+        self,
+        plan: Architecture,
+        parameters: Mapping[str, Tensor],
+        norm: Norm,
+        domain: Domain | None,
     ) -> None:
         self._plan = plan
         self._norm = norm
@@ -76,7 +80,7 @@ class Sizes:
 
 
 def _at_centre(
-    plan: Plan, parameters: Mapping[str, Tensor], domain: Domain
+    plan: Architecture, parameters: Mapping[str, Tensor], domain: Domain
 ) -> dict[str, Magnitude]:
     """Magnitude of every activation at the centre of the domain."""
     with plain_arithmetic():

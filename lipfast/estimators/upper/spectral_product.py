@@ -23,9 +23,11 @@ from lipfast.graph.nodes import Node, Reference, computed_name, error_name
 from lipfast.ops.denormals import FLUSHED, denormals_flushed
 from lipfast.ops.modes import plain_arithmetic
 from lipfast.ops.spectral_norms import spectral_norms
+from lipfast.plan.architecture import Architecture
+from lipfast.plan.checked import StateDict, resolve_all
 from lipfast.plan.fold import FoldedGraph, fold_roundings, folded_name
+from lipfast.plan.layers import Layer
 from lipfast.plan.matrix_errors import frobenius_norm
-from lipfast.plan.plan import Layer, Plan, StateDict
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.registry import Call, Norm, Rule, check_norm, lookup
 from lipfast.rules.upward import Upward, joined
@@ -39,7 +41,7 @@ Starts = Vectors | Sequence[Vectors | None] | None
 
 
 def upper_bounds(
-    plan: Plan,
+    plan: Architecture,
     state_dicts: StateDict | Sequence[StateDict],
     *,
     norm: Norm = 2,
@@ -77,7 +79,7 @@ def upper_bounds(
         ArgumentError: start vectors do not fit the architecture or the number of state dicts.
     """
     with plain_arithmetic():
-        tensors = plan.resolve_all(state_dicts)
+        tensors = resolve_all(plan, state_dicts)
         starts = _starts(plan, start, len(tensors))
         return _upper_bounds(
             plan,
@@ -92,7 +94,7 @@ def upper_bounds(
 
 
 def _upper_bounds(
-    plan: Plan,
+    plan: Architecture,
     tensors: Sequence[Mapping[str, Tensor]],
     starts: Sequence[Vectors],
     *,
@@ -142,7 +144,7 @@ def _upper_bounds(
 
 
 def _prepared(
-    plan: Plan, entry: Mapping[str, Tensor], where: str, *, simplify: bool
+    plan: Architecture, entry: Mapping[str, Tensor], where: str, *, simplify: bool
 ) -> tuple[FoldedGraph, Mapping[str, Tensor]]:
     """The graph for one state dict, and its parameters with those that are new in the graph.
 
@@ -171,7 +173,7 @@ def _accurate(parameters: Mapping[str, Tensor], name: str) -> bool:
     return float(error.max()) <= 1e-9 * float(weight.abs().max())
 
 
-def _starts(plan: Plan, start: Starts, count: int) -> list[Vectors]:
+def _starts(plan: Architecture, start: Starts, count: int) -> list[Vectors]:
     """One mapping per state dict, perhaps empty; names checked, shapes are the op's to check."""
     if start is None or isinstance(start, Mapping):
         starts: list[Vectors] = [start or {}] * count
@@ -368,7 +370,7 @@ class Step:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: Architecture,
         node: Node,
         shapes: Mapping[str, tuple[int, ...]],
         layers: Mapping[str, int],
@@ -386,7 +388,7 @@ class Step:
 
     @staticmethod
     def _shape(
-        plan: Plan, reference: Reference, shapes: Mapping[str, tuple[int, ...]]
+        plan: Architecture, reference: Reference, shapes: Mapping[str, tuple[int, ...]]
     ) -> tuple[int, ...]:
         if reference.kind == "node":
             return shapes[reference.name]
@@ -396,7 +398,7 @@ class Step:
         return plan.constants[reference.name].shape
 
 
-def steps_of(plan: Plan, folded: FoldedGraph, layers: Sequence[Layer]) -> list[Step]:
+def steps_of(plan: Architecture, folded: FoldedGraph, layers: Sequence[Layer]) -> list[Step]:
     """Every node but the inputs, in order."""
     shapes = {node.name: node.shape for node in folded.graph.nodes}
     positions = {layer.node: layer.index for layer in layers}
@@ -410,7 +412,7 @@ _ONE = Upward.of(1.0)
 
 
 def _compose(
-    plan: Plan,
+    plan: Architecture,
     steps: Sequence[Step],
     parameters: Mapping[str, Tensor],
     layers: tuple[LayerBracket, ...],
@@ -463,7 +465,7 @@ def _alone(step: Step, call: Call, constants: Mapping[str, Upward]) -> dict[str,
 
 
 def _sizes(
-    plan: Plan,
+    plan: Architecture,
     steps: Sequence[Step],
     parameters: Mapping[str, Tensor],
     norm: Norm,

@@ -10,7 +10,8 @@ from torch import Tensor
 from lipfast.errors import ArgumentError
 from lipfast.estimators.estimate import UpperBound
 from lipfast.estimators.upper.spectral_product import Vectors, upper_bounds
-from lipfast.plan.plan import Plan, StateDict
+from lipfast.plan.architecture import Architecture
+from lipfast.plan.checked import StateDict
 from lipfast.rules.registry import Norm, check_norm
 
 
@@ -47,7 +48,9 @@ class Tracker:
         1.001
     """
 
-    def __init__(self, plan: Plan, *, norm: Norm = 2, rtol: float = 1e-6, seed: int = 0) -> None:
+    def __init__(
+        self, plan: Architecture, *, norm: Norm = 2, rtol: float = 1e-6, seed: int = 0
+    ) -> None:
         self.plan = plan
         self.vectors: Vectors = {}
         self._norm = check_norm(norm)

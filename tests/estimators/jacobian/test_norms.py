@@ -12,8 +12,7 @@ from lipfast.errors import ArgumentError, NonFiniteError, UnsupportedOpError
 from lipfast.estimators.jacobian.function import SampleFunction, differentiating
 from lipfast.estimators.jacobian.norms import jacobian_norms, plan_jacobian_norms
 from lipfast.estimators.jacobian.rows import explicit_jacobians
-from lipfast.plan.chain import find_chain
-from lipfast.plan.plan import Plan
+from lipfast.estimators.plan import Plan
 
 MODELS = {
     "relu chain": lambda: nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 4), nn.ReLU()),
@@ -136,7 +135,7 @@ def test_residual_networks_are_not_chains() -> None:
     torch.manual_seed(0)
     model = Residual()
     plan = Plan.trace(model, torch.zeros(2, 3))
-    assert find_chain(plan) is None
+    assert plan.chain is None
     x = samples(5, 3)
     result = plan_jacobian_norms(plan, [plan.resolve(model.state_dict())], x)[0]
     reference = torch.linalg.matrix_norm(explicit(model, x), 2)

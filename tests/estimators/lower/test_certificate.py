@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 import lipfast
-from lipfast.estimators.lower import certificate
 from lipfast.estimators.domain import Box
 from lipfast.estimators.enclosure import enclose
+from lipfast.estimators.lower import certificate
 from lipfast.estimators.lower.certificate import (
     certified_quotient,
     certified_secants,
     steepest_direction,
 )
-from lipfast.plan.plan import Plan
+from lipfast.estimators.plan import Plan
 from lipfast.plan.state import stack
 
 SMOOTH = [

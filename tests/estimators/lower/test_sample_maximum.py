@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lipfast.errors import ArgumentError, NonFiniteError
-from lipfast.plan.plan import Plan
+from lipfast.estimators.plan import Plan
 
 
 def model(seed: int) -> nn.Sequential:

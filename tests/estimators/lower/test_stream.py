@@ -16,9 +16,9 @@ from lipfast.errors import ArgumentError, NonFiniteError
 from lipfast.estimators import progress as progress_module
 from lipfast.estimators.calls import lower_bound, upper_bound
 from lipfast.estimators.estimate import LowerBound
+from lipfast.estimators.plan import Plan
 from lipfast.estimators.progress import progress
 from lipfast.estimators.samples import sample_batches
-from lipfast.plan.plan import Plan
 
 SEARCHES: dict[str, dict[str, object]] = {
     "convex": {"draws": 200},

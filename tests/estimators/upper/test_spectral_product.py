@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lipfast.plan.plan import Plan
+from lipfast.estimators.plan import Plan
 
 
 def mlp(seed: int, *widths: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lipfast.errors import ArgumentError, TraceError, UnsupportedOpError
-from lipfast.plan.plan import Plan
+from lipfast.estimators.plan import Plan
 
 
 class Scaled(nn.Module):

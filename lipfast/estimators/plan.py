@@ -1,0 +1,314 @@
+"""Plans: an architecture traced once, with the bounds of any number of its state dicts."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import overload
+
+from torch import Tensor
+
+from lipfast.errors import TraceError
+from lipfast.estimators.domain import Domain
+from lipfast.estimators.estimate import Bounds, LowerBound, UpperBound, joined
+from lipfast.estimators.lower.sample_maximum import lower_bounds
+from lipfast.estimators.upper.spectral_product import Starts, Vectors, upper_bounds
+from lipfast.estimators.upper.tracker import Tracker
+from lipfast.plan.architecture import SCHEMA_VERSION, Architecture, architecture_from_json
+from lipfast.plan.checked import CheckedStateDict, StateDict, resolve, resolve_all
+from lipfast.plan.trace import Source, trace
+from lipfast.rules.registry import Norm, require_rules
+
+
+class Plan(Architecture):
+    """An architecture as a graph of nodes with rules; holds no weights.
+
+    Made by `lipfast.compile` or `Plan.load`. A plan is immutable, becomes JSON, and evaluates any
+    number of state dicts in one call.
+
+    Attributes:
+        graph: nodes in topological order.
+        parameters: name -> shape: what a state dict must hold.
+        aliases: name -> other names of the same tensor (tied weights).
+        constants: small tensors that belong to the architecture.
+        dtype: floating dtype of the input that it was traced with.
+        computed: nodes on parameters and constants only (weight norm, masks, class tokens): their
+            results are computed once per state dict and count as parameters.
+
+    Examples:
+        >>> import torch, lipfast
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU())
+        >>> plan = lipfast.compile(model, torch.zeros(2, 3))
+        >>> plan.input_shapes, plan.output_shapes, dict(plan.parameters)
+        (((3,),), ((4,),), {'0.weight': (4, 3), '0.bias': (4,)})
+    """
+
+    @classmethod
+    def of(cls, architecture: Architecture) -> Plan:
+        """The plan of a traced architecture."""
+        return cls(*(getattr(architecture, field.name) for field in fields(architecture)))
+
+    @classmethod
+    def trace(cls, model: Source, example_input: Tensor | Sequence[Tensor] | None = None) -> Plan:
+        """Trace a model; see `lipfast.compile`."""
+        return cls.of(trace(model, example_input))
+
+    def check(self, state_dict: StateDict) -> None:
+        """Check that a state dict fits: names, shapes, floating dtypes, finite entries.
+
+        Names may carry the prefixes that DataParallel and `torch.compile` add. Tied weights may
+        be stored once.
+
+        Raises:
+            StateDictError: names the parameter and both shapes.
+            NonFiniteError: names the parameter and says how many entries. Masks that are added to
+                activations may hold -inf, as long as every softmax keeps an entry.
+        """
+        self.resolve(state_dict)
+
+    def resolve(self, state_dict: StateDict, where: str = "") -> dict[str, Tensor]:
+        """`check`, and the tensors under the plan's own names."""
+        return resolve(self, state_dict, where)
+
+    def resolve_all(self, state_dicts: StateDict | Sequence[StateDict]) -> list[dict[str, Tensor]]:
+        """`resolve` one or many state dicts; errors say which entry of a list."""
+        return resolve_all(self, state_dicts)
+
+    def checked(self, state_dicts: Sequence[StateDict]) -> list[CheckedStateDict]:
+        """Check state dicts once for several bounds; until then their tensors must not change.
+
+        Raises:
+            StateDictError, NonFiniteError: one does not fit; says which.
+        """
+        return [CheckedStateDict(entry, self) for entry in resolve_all(self, state_dicts)]
+
+    @overload
+    def upper(
+        self,
+        state_dicts: StateDict,
+        *,
+        norm: Norm = 2,
+        rtol: float = 1e-6,
+        seed: int = 0,
+        start: Vectors | None = None,
+        simplify: bool = True,
+        domain: Domain | None = None,
+    ) -> UpperBound: ...
+    @overload
+    def upper(
+        self,
+        state_dicts: Sequence[StateDict],
+        *,
+        norm: Norm = 2,
+        rtol: float = 1e-6,
+        seed: int = 0,
+        start: Starts = None,
+        simplify: bool = True,
+        domain: Domain | None = None,
+    ) -> list[UpperBound]: ...
+    def upper(
+        self,
+        state_dicts: StateDict | Sequence[StateDict],
+        *,
+        norm: Norm = 2,
+        rtol: float = 1e-6,
+        seed: int = 0,
+        start: Starts = None,
+        simplify: bool = True,
+        domain: Domain | None = None,
+    ) -> UpperBound | list[UpperBound]:
+        """Certified upper bounds on the Lipschitz constant; see `spectral_product.upper_bounds`.
+
+        Args:
+            state_dicts: one state dict, or a list of them (all layers of all are one native call).
+            norm: 1, 2 or inf, of inputs and outputs alike.
+            rtol: relative gap of each layer's bracket.
+            seed: of the start vectors.
+            start: start vectors by the name of the weight, for instance `Tracker.vectors`: one
+                mapping for all state dicts, or a list with one (or None) for each. The bounds are
+                certified whatever they are.
+            simplify: fold BatchNorm into its neighbours and merge affine maps that follow one
+                another; False gives the published product, layer by layer.
+            domain: `lipfast.Box` or `lipfast.Ball`: the bound holds for inputs in this set; without
+                one for all inputs.
+
+        Returns:
+            One `UpperBound`, or a list in the order of the state dicts.
+
+        Raises:
+            StateDictError, NonFiniteError: a state dict does not fit the architecture.
+            ArgumentError: a start vector does not fit it.
+
+        Examples:
+            >>> import torch, lipfast
+            >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.ReLU())
+            >>> plan = lipfast.compile(model, torch.zeros(2, 2))
+            >>> weights = {"0.weight": torch.tensor([[3.0, 0.0], [0.0, 4.0]])}
+            >>> round(plan.upper(weights).value, 5)  # at most 1e-6 above, relative
+            4.0
+        """
+        results, _ = upper_bounds(
+            self,
+            state_dicts,
+            norm=norm,
+            rtol=rtol,
+            seed=seed,
+            start=start,
+            simplify=simplify,
+            domain=domain,
+        )
+        return results[0] if isinstance(state_dicts, Mapping) else results
+
+    def tracker(self, *, norm: Norm = 2, rtol: float = 1e-6, seed: int = 0) -> Tracker:
+        """Upper bounds along a run, each from the singular vectors before it; see `Tracker`.
+
+        Args:
+            norm: 1, 2 or inf; the same for the whole run.
+            rtol: relative gap of each layer's bracket.
+            seed: of the first checkpoint's start vectors.
+        """
+        return Tracker(self, norm=norm, rtol=rtol, seed=seed)
+
+    @overload
+    def lower(
+        self,
+        state_dicts: StateDict,
+        x: Tensor,
+        *,
+        norm: Norm = 2,
+        per_sample: bool = False,
+        memory: int = ...,
+    ) -> LowerBound: ...
+    @overload
+    def lower(
+        self,
+        state_dicts: Sequence[StateDict],
+        x: Tensor,
+        *,
+        norm: Norm = 2,
+        per_sample: bool = False,
+        memory: int = ...,
+    ) -> list[LowerBound]: ...
+    def lower(
+        self,
+        state_dicts: StateDict | Sequence[StateDict],
+        x: Tensor,
+        *,
+        norm: Norm = 2,
+        per_sample: bool = False,
+        memory: int = 1 << 30,
+    ) -> LowerBound | list[LowerBound]:
+        """Lower bounds from samples; see `estimators.lower.sample_maximum.lower_bounds`.
+
+        Args:
+            state_dicts: one state dict, or a list of them.
+            x: samples (B, D...), floating.
+            norm: 1, 2 or inf.
+            per_sample: keep the Jacobian norm of every sample.
+            memory: bytes that intermediate tensors may take.
+
+        Returns:
+            One `LowerBound`, or a list in the order of the state dicts.
+
+        Raises:
+            ArgumentError, NonFiniteError: the samples do not fit, or hold NaN or Inf.
+            StateDictError, NonFiniteError: a state dict does not fit the architecture.
+
+        Examples:
+            >>> import torch, lipfast
+            >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.ReLU())
+            >>> plan = lipfast.compile(model, torch.zeros(2, 2))
+            >>> weights = {"0.weight": torch.tensor([[3.0, 0.0], [0.0, 4.0]])}
+            >>> lower = plan.lower(weights, torch.tensor([[1.0, -1.0], [1.0, 1.0]]))
+            >>> round(lower.value, 6), lower.sample, lower.certified
+            (4.0, 1, True)
+        """
+        results = lower_bounds(
+            self, state_dicts, x, norm=norm, per_sample=per_sample, memory=memory
+        )
+        return results[0] if isinstance(state_dicts, Mapping) else results
+
+    @overload
+    def bounds(
+        self,
+        state_dicts: StateDict,
+        x: Tensor,
+        *,
+        norm: Norm = 2,
+        rtol: float = 1e-6,
+        seed: int = 0,
+        per_sample: bool = False,
+        memory: int = ...,
+        domain: Domain | None = None,
+    ) -> Bounds: ...
+    @overload
+    def bounds(
+        self,
+        state_dicts: Sequence[StateDict],
+        x: Tensor,
+        *,
+        norm: Norm = 2,
+        rtol: float = 1e-6,
+        seed: int = 0,
+        per_sample: bool = False,
+        memory: int = ...,
+        domain: Domain | None = None,
+    ) -> list[Bounds]: ...
+    def bounds(
+        self,
+        state_dicts: StateDict | Sequence[StateDict],
+        x: Tensor,
+        *,
+        norm: Norm = 2,
+        rtol: float = 1e-6,
+        seed: int = 0,
+        per_sample: bool = False,
+        memory: int = 1 << 30,
+        domain: Domain | None = None,
+    ) -> Bounds | list[Bounds]:
+        """Lower and upper bounds together, with lower <= upper asserted.
+
+        Arguments, result order and errors as for `upper` and `lower`.
+
+        Raises:
+            BoundOrderError: a certified lower bound exceeds a certified upper bound (a defect).
+        """
+        uppers, _ = upper_bounds(self, state_dicts, norm=norm, rtol=rtol, seed=seed, domain=domain)
+        lowers = lower_bounds(
+            self, state_dicts, x, norm=norm, per_sample=per_sample, memory=memory, domain=domain
+        )
+        results = [joined(lower, upper) for lower, upper in zip(lowers, uppers, strict=True)]
+        return results[0] if isinstance(state_dicts, Mapping) else results
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as JSON (no weights)."""
+        Path(path).write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Plan:
+        """Read a plan that `save` wrote.
+
+        Raises:
+            TraceError: the file is missing, is not a plan, or has an unknown schema version.
+            UnsupportedOpError: it needs rules that are not registered here.
+        """
+        try:
+            value = json.loads(Path(path).read_text())
+        except (OSError, ValueError) as error:
+            raise TraceError(f"{path}: cannot read a plan: {error}") from error
+        if not isinstance(value, dict) or "lipfast_plan" not in value:
+            raise TraceError(f"{path}: not a lipfast plan")
+        if value["lipfast_plan"] != SCHEMA_VERSION:
+            raise TraceError(
+                f"{path}: plan of schema version {value['lipfast_plan']}; this lipfast reads "
+                f"version {SCHEMA_VERSION}. Trace the model again."
+            )
+        try:
+            plan = Plan.of(architecture_from_json(value))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise TraceError(f"{path}: damaged plan: {error!r}") from error
+        require_rules(plan.graph.nodes)
+        return plan

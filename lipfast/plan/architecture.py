@@ -1,0 +1,208 @@
+"""Architectures: what tracing finds, as frozen data that knows nothing of bounds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from lipfast.graph.nodes import (
+    Constant,
+    Graph,
+    Node,
+    computed_name,
+    error_name,
+    node_from_json,
+    node_to_json,
+)
+from lipfast.plan.chain import Chain, find_chain, is_piecewise_linear
+from lipfast.plan.computed import rounded
+from lipfast.plan.fold import FoldedGraph, fold_batch_norm, parameter_shapes
+from lipfast.plan.layers import Layer, layers_of
+from lipfast.plan.merge import merge_affine
+from lipfast.plan.requirements import Requirements, requirements_of
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A traced architecture: a graph of nodes with rules; holds no weights.
+
+    What bounds need to know of it is derived once, as cached properties.
+
+    Attributes:
+        graph: nodes in topological order.
+        parameters: name -> shape: what a state dict must hold.
+        aliases: name -> other names of the same tensor (tied weights).
+        constants: small tensors that belong to the architecture.
+        dtype: floating dtype of the input that it was traced with.
+        computed: nodes on parameters and constants only (weight norm, masks, class tokens): their
+            results are computed once per state dict and count as parameters.
+    """
+
+    graph: Graph
+    parameters: Mapping[str, tuple[int, ...]]
+    aliases: Mapping[str, tuple[str, ...]]
+    constants: Mapping[str, Constant]
+    dtype: torch.dtype
+    computed: tuple[Node, ...] = ()
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    @property
+    def input_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of one sample, for each input."""
+        return tuple(node.shape for node in self.graph.inputs)
+
+    @property
+    def output_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of the result for one sample, for each output."""
+        return tuple(self.graph.node(name).shape for name in self.graph.outputs)
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all parameters, computed ones (and the bounds of their errors) included."""
+        found = {name: tuple(shape) for name, shape in self.parameters.items()}
+        for node in self.computed:
+            name = computed_name(node.name)
+            found[name] = found[error_name(name)] = node.shape
+        return found
+
+    @cached_property
+    def used_parameters(self) -> tuple[str, ...]:
+        """Names of the parameters that the graph refers to, and of the errors of computed ones."""
+        names = dict.fromkeys(_referred(self.graph.nodes))
+        inexact = [computed_name(name) for name in rounded(self.computed)]
+        errors = [error_name(name) for name in names if name in inexact]
+        return (*names, *errors)
+
+    @cached_property
+    def stored_parameters(self) -> tuple[str, ...]:
+        """Entries of the state dict that the function depends on, directly or computed from."""
+        names = dict.fromkeys([*_referred(self.graph.nodes), *_referred(self.computed)])
+        return tuple(name for name in names if name in self.parameters)
+
+    @cached_property
+    def requirements(self) -> Requirements:
+        """What the tensors of a state dict must be."""
+        return requirements_of(self.graph, self.computed, self.constants, self.parameters)
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers whose operator norms the bound needs, in the order of evaluation."""
+        return self.layers_of(self.folded)
+
+    def layers_of(self, folded: FoldedGraph) -> tuple[Layer, ...]:
+        """The layers of a graph of this architecture; see `layers`."""
+        return layers_of(folded, self.shapes)
+
+    @cached_property
+    def unmerged(self) -> FoldedGraph:
+        """The graph with BatchNorm folded and affine maps as they are."""
+        return fold_batch_norm(self.graph, values=False)
+
+    @cached_property
+    def folded(self) -> FoldedGraph:
+        """The graph that upper bounds are computed on: BatchNorm folded, affine maps merged."""
+        folded = self.unmerged
+        shapes = {**self.shapes, **parameter_shapes(folded.maps, self.shapes)}
+        merged = merge_affine(folded.graph, shapes, values=False)
+        return replace(folded, graph=merged.graph, merged=merged.nodes, origins=merged.origins)
+
+    @cached_property
+    def chain(self) -> Chain | None:
+        """What the fused Jacobian op takes, if the architecture is a chain."""
+        return find_chain(self.graph)
+
+    @cached_property
+    def piecewise_linear_chain(self) -> Chain | None:
+        """The chain, if `PiecewiseLinearChains` takes it and it is the architecture itself.
+
+        That is, a chain of linear layers, Flatten and piecewise-linear activations, whose weights
+        are the state dict's own tensors without any error: no BatchNorm is folded, which would
+        round, and nothing that is computed from parameters was rounded.
+        """
+        names = self.used_parameters
+        exact = not any(error_name(name) in names for name in names)
+        return self.chain if exact and is_piecewise_linear(self.chain) else None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the graph, the shapes and the schema; the same for the same architecture."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def to_json(self) -> dict[str, Any]:
+        """Encode as plain JSON."""
+        return {
+            "lipfast_plan": SCHEMA_VERSION,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "parameters": {name: list(shape) for name, shape in self.parameters.items()},
+            "aliases": {name: list(others) for name, others in self.aliases.items()},
+            "constants": {
+                name: {
+                    "dtype": value.dtype,
+                    "shape": list(value.shape),
+                    "values": [entry.hex() for entry in value.values],
+                }
+                for name, value in self.constants.items()
+            },
+            "nodes": [node_to_json(node) for node in self.graph.nodes],
+            "outputs": list(self.graph.outputs),
+            # Left out where there is none, so that fingerprints of such plans stay as they were.
+            **(
+                {"computed": [node_to_json(node) for node in self.computed]}
+                if self.computed
+                else {}
+            ),
+        }
+
+    def __repr__(self) -> str:
+        entries = sum(math.prod(shape) for shape in self.parameters.values())
+        head = (
+            f"{type(self).__name__}({_shapes(self.input_shapes)} -> {_shapes(self.output_shapes)}, "
+            f"{len(self.layers)} layers, {entries:,} parameters, {self.fingerprint[:8]}"
+        )
+        nodes = (*self.computed, *self.graph.nodes)
+        return "\n".join([head, *(f"  {node}" for node in nodes), ")"])
+
+
+def architecture_from_json(value: Mapping[str, Any]) -> Architecture:
+    """Invert `Architecture.to_json`; raises what a damaged value makes Python raise."""
+    dtype = getattr(torch, value["dtype"])
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"unknown dtype {value['dtype']!r}")
+    constants = {
+        name: Constant(
+            str(entry["dtype"]),
+            tuple(entry["shape"]),
+            tuple(float.fromhex(number) for number in entry["values"]),
+        )
+        for name, entry in value["constants"].items()
+    }
+    return Architecture(
+        Graph(tuple(node_from_json(node) for node in value["nodes"]), tuple(value["outputs"])),
+        {name: tuple(shape) for name, shape in value["parameters"].items()},
+        {name: tuple(others) for name, others in value["aliases"].items()},
+        constants,
+        dtype,
+        tuple(node_from_json(node) for node in value.get("computed", ())),
+    )
+
+
+def _referred(nodes: Iterable[Node]) -> list[str]:
+    """Names of the parameters that nodes refer to, in order."""
+    references = [reference for node in nodes for reference in node.references()]
+    return [reference.name for reference in references if reference.kind == "parameter"]
+
+
+def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:
+    return ", ".join("x".join(str(size) for size in shape) or "scalar" for shape in shapes)

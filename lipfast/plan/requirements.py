@@ -1,0 +1,67 @@
+"""What an architecture requires of the tensors of a state dict, derived from its graph once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from lipfast.graph.nodes import Constant, Graph, Node
+from lipfast.plan.masks import additive_masks, require_numbers
+from lipfast.rules.normalization import default_eps
+
+# Here a parameter may be of integers or truth values, which are exact numbers.
+_TAKES_INTEGERS = frozenset(
+    f"aten.{name}"
+    for name in (
+        *("add", "sub", "rsub", "mul", "div", "maximum", "minimum", "cat", "stack"),
+        "scaled_dot_product_attention",
+    )
+)
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What the tensors of a state dict must be.
+
+    Attributes:
+        masks: parameters, computed ones included, that may hold -inf.
+        hides_entries: whether a constant holds -inf.
+        default_eps: the eps of normalisations that have none of their own: that of the trace's
+            dtype.
+        integers: parameters that may hold integers or truth values: factors, masks, tables of
+            indices.
+    """
+
+    masks: frozenset[str]
+    hides_entries: bool
+    default_eps: frozenset[float]
+    integers: frozenset[str]
+
+
+def requirements_of(
+    graph: Graph,
+    computed: Sequence[Node],
+    constants: Mapping[str, Constant],
+    parameters: Collection[str],
+) -> Requirements:
+    """The requirements of a traced graph.
+
+    Raises:
+        NonFiniteError: a constant holds NaN.
+    """
+    require_numbers(constants)
+    found = (default_eps(node) for node in graph.nodes)
+    weights = {
+        reference.name
+        for node in graph.nodes
+        if node.op not in _TAKES_INTEGERS
+        for reference in node.references()
+        if reference.kind == "parameter"
+    }
+    return Requirements(
+        masks=additive_masks(graph, computed),
+        hides_entries=any(-math.inf in constant.values for constant in constants.values()),
+        default_eps=frozenset(eps for eps in found if eps is not None),
+        integers=frozenset(parameters) - weights,
+    )
