@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lipfast.errors import TraceError
 from lipfast.estimators.domain import Domain
-from lipfast.estimators.estimate import Bounds, LowerBound, UpperBound, joined
 from lipfast.estimators.lower.sample_maximum import lower_bounds
+from lipfast.estimators.results import Bounds, LowerBound, UpperBound, ordered
 from lipfast.estimators.upper.spectral_product import Starts, Vectors, upper_bounds
 from lipfast.estimators.upper.tracker import Tracker
 from lipfast.plan.architecture import SCHEMA_VERSION, Architecture, architecture_from_json
@@ -280,7 +280,7 @@ class Plan(Architecture):
         lowers = lower_bounds(
             self, state_dicts, x, norm=norm, per_sample=per_sample, memory=memory, domain=domain
         )
-        results = [joined(lower, upper) for lower, upper in zip(lowers, uppers, strict=True)]
+        results = [ordered(lower, upper) for lower, upper in zip(lowers, uppers, strict=True)]
         return results[0] if isinstance(state_dicts, Mapping) else results
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -30,8 +30,8 @@ from lipfast.errors import (
     UnreachableError,
     UnsupportedOpError,
 )
-from lipfast.estimators.estimate import LowerBound, UpperBound, check_order
 from lipfast.estimators.plan import Plan
+from lipfast.estimators.results import LowerBound, UpperBound, check_order
 from lipfast.estimators.upper.spectral_product import Vectors, upper_bounds
 from lipfast.rules.registry import Norm
 from lipfast.scoring.architectures import Architecture, ArchSource, Arguments

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lipfast.estimators.enclosure import node_error
-from lipfast.estimators.estimate import LayerBracket
+from lipfast.estimators.upper.layer_bracket import LayerBracket
 from lipfast.estimators.upper.spectral_product import Step, layer_brackets, steps_of
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.fold import FoldedGraph

@@ -14,11 +14,12 @@ from lipfast._clock import running
 from lipfast.errors import ArgumentError
 from lipfast.estimators.domain import Domain
 from lipfast.estimators.enclosure import missing_error_rules
-from lipfast.estimators.estimate import Estimate, LowerBound, Search, log_down
+from lipfast.estimators.estimate import Estimate, log_down
 from lipfast.estimators.jacobian.function import check_samples
 from lipfast.estimators.jacobian.linearization import SMALL_SIDE
 from lipfast.estimators.jacobian.norms import plan_jacobian_norms
 from lipfast.estimators.lower.certificate import certified_secants
+from lipfast.estimators.results import LowerBound, Search
 from lipfast.ops.chain_jacobian_norms import has_chain_kernel
 from lipfast.ops.denormals import FLUSHED, denormals_flushed
 from lipfast.plan.architecture import Architecture

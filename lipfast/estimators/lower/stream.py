@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from lipfast.errors import ArgumentError
 from lipfast.estimators.enclosure import missing_error_rules
-from lipfast.estimators.estimate import LowerBound, Search
 from lipfast.estimators.jacobian.function import (
     SampleFunction,
     check_memory,
@@ -38,6 +37,7 @@ from lipfast.estimators.lower.search_convex import Convex
 from lipfast.estimators.lower.search_neighbourhood import Neighbourhood
 from lipfast.estimators.lower.search_pairs import Pairs
 from lipfast.estimators.progress import progress
+from lipfast.estimators.results import LowerBound, Search
 from lipfast.estimators.samples import Data, count_samples, sample_batches
 from lipfast.ops.denormals import denormals_flushed
 from lipfast.plan.architecture import Architecture

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from lipfast.errors import ArgumentError, NonFiniteError, naming
 from lipfast.estimators.domain import Domain
-from lipfast.estimators.estimate import LayerBracket, UpperBound
+from lipfast.estimators.results import UpperBound
 from lipfast.estimators.upper.composition import Composition, Operation
 from lipfast.estimators.upper.convolution_norms import (
     ConvolutionStart,
     convolution_brackets,
     holder_bound,
 )
+from lipfast.estimators.upper.layer_bracket import LayerBracket
 from lipfast.estimators.upper.sizes import Sizes
 from lipfast.graph.nodes import Node, Reference, computed_name, error_name
 from lipfast.ops.denormals import FLUSHED, denormals_flushed

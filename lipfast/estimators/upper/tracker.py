@@ -8,7 +8,7 @@ from typing import overload
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
-from lipfast.estimators.estimate import UpperBound
+from lipfast.estimators.results import UpperBound
 from lipfast.estimators.upper.spectral_product import Vectors, upper_bounds
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.checked import StateDict
