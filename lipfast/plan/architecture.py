@@ -105,6 +105,11 @@ class Architecture:
         return layers_of(folded, self.shapes)
 
     @cached_property
+    def unfolded(self) -> FoldedGraph:
+        """The graph as it was traced."""
+        return FoldedGraph(self.graph, {})
+
+    @cached_property
     def unmerged(self) -> FoldedGraph:
         """The graph with BatchNorm folded and affine maps as they are."""
         return fold_batch_norm(self.graph, values=False)
