@@ -1,8 +1,9 @@
 """Evaluation in float64 with an elementwise bound of the rounding error.
 
 Running error analysis (Higham, 2002, sec. 3.3): every node's result comes with a bound of its
-distance to what real arithmetic would give. The assumptions are those of
-`lipfast.estimators.lower.certificate`.
+distance to what real arithmetic would give. Part of the proof of every certified lower bound, and
+of upper bounds on a domain. The assumptions are those of
+`lipfast.estimators.lower.secants`.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
+from lipfast.estimators.jacobian.directions import steepest_direction
 from lipfast.estimators.jacobian.function import SampleFunction, differentiating
 from lipfast.estimators.jacobian.lanczos import lanczos_triplets
 from lipfast.estimators.jacobian.linearization import (
@@ -17,7 +18,6 @@ from lipfast.estimators.jacobian.linearization import (
     footprint,
 )
 from lipfast.estimators.jacobian.rows import explicit_jacobians
-from lipfast.estimators.lower.certificate import steepest_direction
 from lipfast.rules.registry import Norm
 
 

@@ -18,7 +18,7 @@ from lipfast.estimators.estimate import Estimate, log_down
 from lipfast.estimators.jacobian.function import check_samples
 from lipfast.estimators.jacobian.linearization import SMALL_SIDE
 from lipfast.estimators.jacobian.norms import plan_jacobian_norms
-from lipfast.estimators.lower.certificate import certified_secants
+from lipfast.estimators.lower.secants import certified_secants
 from lipfast.estimators.results import LowerBound, Search
 from lipfast.ops.chain_jacobian_norms import has_chain_kernel
 from lipfast.ops.denormals import FLUSHED, denormals_flushed
@@ -43,7 +43,7 @@ def lower_bounds(
 
     ``jacobian = max_b ||J(x_b)||`` (Khromov and Singh, 2024) is a lower bound wherever the network
     is differentiable, up to rounding; the bound's `value` is the certified difference quotient
-    ``||f(a) - f(b)|| / ||a - b||`` near the arg-max sample (see `estimators.lower.certificate`).
+    ``||f(a) - f(b)|| / ||a - b||`` near the arg-max sample (see `estimators.lower.secants`).
 
     Args:
         plan: the architecture, with one input.

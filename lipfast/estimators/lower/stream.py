@@ -21,10 +21,6 @@ from lipfast.estimators.jacobian.function import (
     module_of,
 )
 from lipfast.estimators.jacobian.norms import function_jacobian_norms
-from lipfast.estimators.lower.certificate import (
-    certified_quotient,
-    certified_secants,
-)
 from lipfast.estimators.lower.sample_maximum import (
     Statistics,
     assembled,
@@ -36,6 +32,7 @@ from lipfast.estimators.lower.search_ascent import Ascent
 from lipfast.estimators.lower.search_convex import Convex
 from lipfast.estimators.lower.search_neighbourhood import Neighbourhood
 from lipfast.estimators.lower.search_pairs import Pairs
+from lipfast.estimators.lower.secants import certified_quotient, certified_secants
 from lipfast.estimators.progress import progress
 from lipfast.estimators.results import LowerBound, Search
 from lipfast.estimators.samples import Data, count_samples, sample_batches
