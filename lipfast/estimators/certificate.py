@@ -26,6 +26,7 @@ from torch import Tensor
 from lipfast.estimators.domain import Domain
 from lipfast.estimators.enclosure import enclose
 from lipfast.estimators.error_norms import layer_norms, output_error_norms
+from lipfast.norms import Norm
 from lipfast.ops._arguments import FLOATING
 from lipfast.ops.chain_secants import PiecewiseLinearChains
 from lipfast.ops.modes import forward_mode, plain_arithmetic
@@ -35,7 +36,7 @@ from lipfast.plan.graph import Node
 from lipfast.plan.interpret import evaluate, walk
 from lipfast.plan.plan import Plan
 from lipfast.plan.state import stack
-from lipfast.rules.registry import RULES, Norm
+from lipfast.rules.registry import RULES
 from lipfast.rules.rounding import UNIT_ROUNDOFF, gamma
 
 # Relative to the size of the sample: long steps average out rounding errors, short ones

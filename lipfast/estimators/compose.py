@@ -14,9 +14,9 @@ from lipfast.estimators.input_gradient import input_gradient_norms
 from lipfast.estimators.jacobian import jacobian_norms
 from lipfast.estimators.sampled_lower_bound import SearchName, sampled_lower_bound, search_method
 from lipfast.estimators.samples import Data
+from lipfast.norms import Norm
 from lipfast.plan.plan import Plan
 from lipfast.plan.trace import Source, unwrap
-from lipfast.rules.registry import Norm
 
 __all__ = [
     "bounds",

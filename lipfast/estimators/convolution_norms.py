@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from lipfast.errors import ArgumentError
+from lipfast.norms import Norm, dual_norm
 from lipfast.ops.conv_norms import ConvNorms, Supremum, SymbolProof, conv_norms
 from lipfast.plan.plan import Layer
-from lipfast.rules.registry import Convolution, Norm
+from lipfast.rules.registry import Convolution
 from lipfast.rules.rounding import UNIT_ROUNDOFF
 
 # A gap of 1e-6 is not worth what it would cost here.
@@ -191,7 +192,7 @@ def _sums(layer: Layer, weight: Tensor, norm: Norm) -> NormBracket:
     settings, sizes = _settings(layer), layer.input_shape[1:]
     if settings.transposed:  # the adjoint: rows are columns, and the output is its input
         settings, sizes = replace(settings, transposed=False), layer.output_shape[1:]
-        norm = {1: math.inf, math.inf: 1}[norm]
+        norm = dual_norm(norm)
     roundings = 8 + weight.numel() // min(weight.shape[0], weight.shape[1])
     slack = 1.0 + 4 * roundings * UNIT_ROUNDOFF
     magnitude = weight.abs()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
-from lipfast.rules.registry import Norm
+from lipfast.norms import Norm
 from lipfast.rules.rounding import UNIT_ROUNDOFF, gamma
 
 

@@ -13,7 +13,7 @@ from lipfast.errors import ArgumentError, LipfastError
 from lipfast.estimators.composition import Composition, Sources
 from lipfast.estimators.explanation import Explanation, explanation
 from lipfast.estimators.table import WIDTH, layer_frame, layer_html, layer_table, shares_of
-from lipfast.rules.registry import Norm
+from lipfast.norms import Norm
 
 Side = Literal["lower", "upper"]
 

@@ -27,6 +27,7 @@ from lipfast.estimators.jacobian_gradient import differentiable_values
 from lipfast.estimators.jacobian_lanczos import lanczos_triplets
 from lipfast.estimators.jacobian_rows import row_norms
 from lipfast.estimators.linearization import SMALL_SIDE, DerivativeError, footprint
+from lipfast.norms import Norm, check_norm
 from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms, has_chain_kernel
 from lipfast.plan.cache import cached_plan, is_known, known_plan
 from lipfast.plan.chain import Chain, find_chain
@@ -34,7 +35,6 @@ from lipfast.plan.interpret import evaluate
 from lipfast.plan.plan import Plan
 from lipfast.plan.state import floating_as, resolve
 from lipfast.plan.trace import Source
-from lipfast.rules.registry import Norm, check_norm
 
 Method = Literal["auto", "fused", "rows", "lanczos"]
 METHODS: tuple[str, ...] = get_args(Method)

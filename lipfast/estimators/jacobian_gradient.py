@@ -18,7 +18,7 @@ from lipfast.estimators.linearization import (
     Linearization,
     footprint,
 )
-from lipfast.rules.registry import Norm
+from lipfast.norms import Norm
 
 
 def differentiable_values(

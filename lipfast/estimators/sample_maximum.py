@@ -19,11 +19,11 @@ from lipfast.estimators.estimate import Estimate, LowerBound, Search, log_down
 from lipfast.estimators.function import check_samples
 from lipfast.estimators.jacobian import plan_jacobian_norms
 from lipfast.estimators.linearization import SMALL_SIDE
+from lipfast.norms import Norm, check_norm
 from lipfast.ops.chain_jacobian_norms import has_chain_kernel
 from lipfast.ops.denormals import FLUSHED, denormals_flushed
 from lipfast.plan.chain import find_chain
 from lipfast.plan.plan import Plan, StateDict
-from lipfast.rules.registry import Norm, check_norm
 
 _NOT_PROVED = "not proved: floating point, and at a kink autograd's value is not a derivative"
 

@@ -34,11 +34,11 @@ from lipfast.estimators.search_ascent import Ascent
 from lipfast.estimators.search_convex import Convex
 from lipfast.estimators.search_neighbourhood import Neighbourhood
 from lipfast.estimators.search_pairs import Pairs
+from lipfast.norms import Norm, check_norm
 from lipfast.ops.denormals import denormals_flushed
 from lipfast.plan.cache import cached_plan
 from lipfast.plan.plan import Plan
 from lipfast.plan.trace import Source
-from lipfast.rules.registry import Norm, check_norm
 
 SearchName = Literal["data", "convex", "neighbourhood", "ascent", "pairs"]
 _SEARCHES: dict[str, Callable[..., SearchMethod]] = {

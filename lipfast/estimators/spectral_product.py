@@ -19,6 +19,7 @@ from lipfast.estimators.convolution_norms import (
 from lipfast.estimators.domain import Domain
 from lipfast.estimators.estimate import LayerBracket, UpperBound
 from lipfast.estimators.sizes import Sizes
+from lipfast.norms import Norm, check_norm, dual_norm
 from lipfast.ops.denormals import FLUSHED, denormals_flushed
 from lipfast.ops.modes import plain_arithmetic
 from lipfast.ops.spectral_norms import spectral_norms
@@ -27,7 +28,7 @@ from lipfast.plan.graph import Node, Reference, computed_name, error_name
 from lipfast.plan.matrix_errors import frobenius_norm
 from lipfast.plan.plan import Layer, Plan, StateDict
 from lipfast.rules.magnitude import Magnitude
-from lipfast.rules.registry import Call, Norm, Rule, check_norm, lookup
+from lipfast.rules.registry import Call, Rule, lookup
 from lipfast.rules.upward import Upward, joined
 
 _METHODS = {1: "product of column-sum norms", 2: "product of certified spectral norms"}
@@ -216,7 +217,7 @@ def layer_brackets(
         matrices = [_native(entry[layer.weight]) for entry in tensors for layer in chosen]
         if not matrices:
             continue
-        effective = {1: math.inf, math.inf: 1}.get(norm, norm) if transposed else norm
+        effective = dual_norm(norm) if transposed else norm
         names = [layer.parameter for layer in chosen]
         starts = [_vector(entry, name) for entry in start for name in names] if any(start) else None
         result = spectral_norms(matrices, norm=effective, rtol=rtol, seed=seed, start=starts)

@@ -10,8 +10,8 @@ from torch import Tensor
 from lipfast.errors import ArgumentError
 from lipfast.estimators.estimate import UpperBound
 from lipfast.estimators.spectral_product import Vectors, upper_bounds
+from lipfast.norms import Norm, check_norm
 from lipfast.plan.plan import Plan, StateDict
-from lipfast.rules.registry import Norm, check_norm
 
 
 class Tracker:

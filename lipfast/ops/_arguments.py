@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,17 +11,7 @@ from torch import Tensor
 from lipfast import _native
 from lipfast.errors import ArgumentError
 
-Norm = int | float
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-def check_norm(norm: Norm) -> Norm:
-    """Returns 1, 2 or `math.inf`; anything else is an error."""
-    if norm in (1, 2):
-        return int(norm)
-    if norm == math.inf:
-        return math.inf
-    raise ArgumentError(f"norm must be 1, 2 or float('inf'), got {norm!r}")
 
 
 def check_floating(tensor: object, name: str, dimensions: int | None = None) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
-from lipfast.ops._arguments import Norm, check_floating, check_norm, native_dtype
+from lipfast.norms import Norm, check_norm
+from lipfast.ops._arguments import check_floating, native_dtype
 
 
 def jacobian_reduction(jacobian: Tensor) -> tuple[Tensor, Tensor]:

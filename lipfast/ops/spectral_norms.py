@@ -13,11 +13,10 @@ from torch import Tensor
 
 from lipfast._clock import running
 from lipfast.errors import ArgumentError, NonFiniteError
+from lipfast.norms import Norm, check_norm
 from lipfast.ops._arguments import (
     FLOATING,
-    Norm,
     check_floating,
-    check_norm,
     check_same_device,
     named_entries,
 )
@@ -125,7 +124,7 @@ def spectral_norms(
             or a 3-D tensor: a batch. Of a mapping, such as a module's state dict, the 2-D entries
             are the matrices; biases, counters and other entries of fewer dimensions are left out.
             Non-contiguous ones are copied.
-        norm: 1, 2 or `float("inf")`.
+        norm: 1, 2, `float("inf")` or "inf".
         rtol: bound on `(upper - lower) / upper`; with `certify=False` on the estimated error of the
             Lanczos value. Rounding limits what can be certified: about 2e-13 for a side of 64, 1e-9
             for 4096.

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError, StateDictError, TraceError
+from lipfast.norms import Norm
 from lipfast.ops.threads import one_thread
 from lipfast.plan.computed import evaluate_computed, rounded
 from lipfast.plan.fold import FoldedGraph, fold_batch_norm, parameter_shapes
@@ -41,7 +42,7 @@ from lipfast.plan.merge import merge_affine, merged_layers
 from lipfast.plan.state import require_finite, resolve
 from lipfast.plan.trace import Source, trace
 from lipfast.rules.normalization import default_eps
-from lipfast.rules.registry import Convolution, LayerRequest, Norm, lookup, require_rules
+from lipfast.rules.registry import Convolution, LayerRequest, lookup, require_rules
 
 if TYPE_CHECKING:
     from lipfast.estimators.domain import Domain

@@ -9,9 +9,10 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from lipfast.norms import Norm
 from lipfast.plan.graph import Node, Reference
 from lipfast.rules.magnitude import Magnitude
-from lipfast.rules.registry import Arguments, Call, Norm, rule
+from lipfast.rules.registry import Arguments, Call, rule
 from lipfast.rules.rounding import UNDERFLOW, gamma, magnitude
 from lipfast.rules.upward import Upward
 from lipfast.rules.windows import (

@@ -32,8 +32,8 @@ from lipfast.errors import (
 )
 from lipfast.estimators.estimate import LowerBound, UpperBound, check_order
 from lipfast.estimators.spectral_product import Vectors, upper_bounds
+from lipfast.norms import Norm
 from lipfast.plan.plan import Plan
-from lipfast.rules.registry import Norm
 from lipfast.scoring.architectures import Architecture, ArchSource, Arguments
 from lipfast.scoring.budget import BudgetError, elements_allowed
 from lipfast.scoring.data import Samples
