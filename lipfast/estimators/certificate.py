@@ -36,8 +36,8 @@ from lipfast.plan.graph import Node
 from lipfast.plan.interpret import evaluate, walk
 from lipfast.plan.plan import Plan
 from lipfast.plan.state import stack
+from lipfast.rounding import UNIT_ROUNDOFF, gamma
 from lipfast.rules.registry import RULES
-from lipfast.rules.rounding import UNIT_ROUNDOFF, gamma
 
 # Relative to the size of the sample: long steps average out rounding errors, short ones
 # curvature and kinks.

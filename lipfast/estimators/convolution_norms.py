@@ -16,8 +16,8 @@ from lipfast.errors import ArgumentError
 from lipfast.norms import Norm, dual_norm
 from lipfast.ops.conv_norms import ConvNorms, Supremum, SymbolProof, conv_norms
 from lipfast.plan.plan import Layer
+from lipfast.rounding import UNIT_ROUNDOFF
 from lipfast.rules.registry import Convolution
-from lipfast.rules.rounding import UNIT_ROUNDOFF
 
 # A gap of 1e-6 is not worth what it would cost here.
 SMALLEST_RTOL = 1e-3

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lipfast.errors import ArgumentError
 from lipfast.norms import Norm
-from lipfast.rules.rounding import UNIT_ROUNDOFF, gamma
+from lipfast.rounding import UNIT_ROUNDOFF, gamma
 
 
 def _wide(value: float | Tensor) -> Tensor:

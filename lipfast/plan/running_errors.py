@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lipfast.plan.graph import Argument, Node, Reference
-from lipfast.rules.rounding import SMALLEST, UNDERFLOW, UNIT_ROUNDOFF, gamma
+from lipfast.rounding import SMALLEST, UNDERFLOW, UNIT_ROUNDOFF, gamma
 
 u = UNIT_ROUNDOFF
 # As in `lipfast.rules.pointwise`: assumed of torch's float64 elementary functions.

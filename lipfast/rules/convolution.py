@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from lipfast.plan.graph import Node, Reference
+from lipfast.rounding import UNDERFLOW, gamma, magnitude
 from lipfast.rules.registry import Arguments, Call, Convolution, LayerRequest, rule
-from lipfast.rules.rounding import UNDERFLOW, gamma, magnitude
 from lipfast.rules.upward import Upward
 
 

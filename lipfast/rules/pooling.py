@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lipfast.norms import Norm
 from lipfast.plan.graph import Node, Reference
+from lipfast.rounding import UNDERFLOW, gamma, magnitude
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.registry import Arguments, Call, rule
-from lipfast.rules.rounding import UNDERFLOW, gamma, magnitude
 from lipfast.rules.upward import Upward
 from lipfast.rules.windows import (
     WindowMap,

@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from lipfast.rules.rounding import UNIT_ROUNDOFF, gamma, magnitude
+from lipfast.rounding import UNIT_ROUNDOFF, gamma, magnitude
 
 SMALLEST_NORMAL = 2.0**-1022
 
