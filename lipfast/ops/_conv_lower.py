@@ -8,16 +8,11 @@ import torch
 from torch import Tensor
 
 from lipfast.ops._convolution import Convolution
+from lipfast.rounding import UNIT_ROUNDOFF, WIDE, wide_gamma
 
-UNIT_ROUNDOFF = 2.0**-53
 _BASIS = 64
 # Passes before the gap to the second Ritz value is believed.
 _TRUSTED = 8
-
-
-def gamma(k: int) -> float:
-    """k u / (1 - k u), widened for its own rounding."""
-    return k * UNIT_ROUNDOFF / (1 - k * UNIT_ROUNDOFF) * (1 + 2.0**-20)
 
 
 def plane_wave(
@@ -160,10 +155,12 @@ def certified_lower(convolution: Convolution, vector: Tensor, memory: int) -> tu
     grouped = magnitudes.reshape(convolution.groups, -1, magnitudes.shape[1])
     rows, columns = float(grouped.sum(2).max()), float(grouped.sum(1).max())
     factor, _ = convolution.padding_factor()
-    most = math.sqrt(rows * columns) * factor * (1 + 2.0**-20)
+    most = math.sqrt(rows * columns) * factor * WIDE
     terms = weight[0].numel()
-    numerator = image * (1 - gamma(y.numel() + 4)) - gamma(terms + 2) * most * size - 2.0**-900
-    value = numerator / (size * (1 + gamma(vector.numel() + 4))) * (1 - 8 * UNIT_ROUNDOFF)
+    own, error = wide_gamma(y.numel() + 4), wide_gamma(terms + 2) * most * size
+    numerator = image * (1 - own) - error - 2.0**-900
+    denominator = size * (1 + wide_gamma(vector.numel() + 4))
+    value = numerator / denominator * (1 - 8 * UNIT_ROUNDOFF)
     return _scaled_down(max(value, 0.0), exponent), y / image
 
 

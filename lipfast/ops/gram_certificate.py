@@ -12,9 +12,8 @@ from torch import Tensor
 
 from lipfast.ops.cholesky_residual import cholesky_residual
 from lipfast.ops.vectors import Vectors
+from lipfast.rounding import WIDE, wide_gamma
 
-UNIT_ROUNDOFF = 2.0**-53
-_WIDEN = 1 + 2.0**-20
 _ATTEMPTS = 7
 CHOLESKY = 1  # the native op's code
 
@@ -115,13 +114,12 @@ def _bound_squares(b: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
     shifted = torch.baddbmm(torch.diag_embed(shifts[:, None].expand(-1, side)), b, b.mT, alpha=-1)
     factors, failures = torch.linalg.cholesky_ex(shifted)
     squares, sizes = cholesky_residual(b, factors, shifts).unbind(1)
-    # Sums of k < 2^30 numbers: off by less than 2^-22, relatively, which _WIDEN covers; 2^-400 and
+    # Sums of k < 2^30 numbers: off by less than 2^-22, relatively, which WIDE covers; 2^-400 and
     # 2^-900 are far above every underflow together.
-    k = side + length + 1
-    gamma = k * UNIT_ROUNDOFF / (1 - k * UNIT_ROUNDOFF)
-    residual = (squares * _WIDEN + 2.0**-400).sqrt() * _WIDEN + gamma * _WIDEN * (sizes * _WIDEN)
+    rounding = wide_gamma(side + length + 1) * (sizes * WIDE)
+    residual = (squares * WIDE + 2.0**-400).sqrt() * WIDE + rounding
     bounds = torch.nextafter(
-        shifts + (residual + 2.0**-900) * _WIDEN, torch.full_like(shifts, math.inf)
+        shifts + (residual + 2.0**-900) * WIDE, torch.full_like(shifts, math.inf)
     )
     return torch.where((failures == 0) & torch.isfinite(bounds), bounds, math.inf), factors
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from lipfast.ops.chain_stages import Activation, Flatten, Linear, Stage
 from lipfast.reference.chain_jacobian_norms import chain_jacobians
 
+# Not those of `lipfast.rounding`: a mistake there must show here.
 _U = 2.0**-53
 _UNDERFLOW = 2.0**-1000
 
