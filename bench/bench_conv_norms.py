@@ -17,7 +17,7 @@ import lipfast
 from bench import baselines
 from bench.turns import Benchmark, Implementations, in_turn, measure
 from lipfast.ops import conv_norms as op  # the op's own steps, which users have no need of
-from lipfast.ops._convolution import convolution
+from lipfast.ops._conv_operator import conv_operator
 
 SIZE = 32
 LIPFAST, FFT = "lipfast", "FFT and SVD, half of 32 x 32"
@@ -89,7 +89,7 @@ def bench_supremum_512(benchmark: Benchmark, family: str, turn: int, implementat
 def lower_at_true_size(channels: int, family: str) -> Callable[[], object]:
     """One tenth of the default tolerance, certified, from the supremum's frequency and vector."""
     weight = kernel(channels, family)
-    conv = convolution(
+    conv = conv_operator(
         weight,
         "kernel",
         input_size=SIZE,

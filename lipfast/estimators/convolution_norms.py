@@ -17,7 +17,7 @@ from lipfast.norms import Norm, dual_norm
 from lipfast.ops.conv_norms import ConvNorms, Supremum, SymbolProof, conv_norms
 from lipfast.plan.plan import Layer
 from lipfast.rounding import UNIT_ROUNDOFF
-from lipfast.rules.registry import Convolution
+from lipfast.rules.registry import ConvSettings
 
 # A gap of 1e-6 is not worth what it would cost here.
 SMALLEST_RTOL = 1e-3
@@ -28,7 +28,7 @@ _SHRINKING = 2.0**-100
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ConvolutionStart:
+class ConvStart:
     """What `conv_norms` found for one convolution, to begin with at similar weights.
 
     Attributes:
@@ -62,7 +62,7 @@ class NormBracket:
     certified: bool
     method: str
     passes: int = 0
-    start: ConvolutionStart | None = None
+    start: ConvStart | None = None
 
 
 def convolution_brackets(
@@ -72,7 +72,7 @@ def convolution_brackets(
     *,
     rtol: float = SMALLEST_RTOL,
     seed: int = 0,
-    start: Sequence[Tensor | ConvolutionStart | None] | None = None,
+    start: Sequence[Tensor | ConvStart | None] | None = None,
 ) -> list[NormBracket]:
     """Brackets of the norms of convolutions, for samples of the layers' sizes.
 
@@ -122,7 +122,7 @@ def convolution_brackets(
             bool(result.certified[key]),
             result.method[key],
             int(result.passes[key]),
-            ConvolutionStart(
+            ConvStart(
                 result.right[key], result.left[key], result.maximum[key], result.reference[key]
             ),
         )
@@ -130,7 +130,7 @@ def convolution_brackets(
     ]
 
 
-def _settings(layer: Layer) -> Convolution:
+def _settings(layer: Layer) -> ConvSettings:
     assert layer.convolution is not None
     return layer.convolution
 
@@ -142,14 +142,14 @@ def _keyed(keys: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
 def _started(
     layers: Sequence[Layer],
     keys: Sequence[str],
-    start: Sequence[Tensor | ConvolutionStart | None],
+    start: Sequence[Tensor | ConvStart | None],
 ) -> ConvNorms[Any] | None:
     """What `conv_norms` starts from, of the layers that have something."""
     known = {}
     for layer, key, entry in zip(layers, keys, start, strict=True):
         if entry is None:
             continue
-        if not isinstance(entry, ConvolutionStart):
+        if not isinstance(entry, ConvStart):
             raise ArgumentError(
                 f"start: '{layer.parameter}' is a convolution's: expected what an earlier call "
                 f"gave (Tracker.vectors), got {type(entry).__name__}"
@@ -205,7 +205,7 @@ def _sums(layer: Layer, weight: Tensor, norm: Norm) -> NormBracket:
 
 
 def _largest_sum(
-    magnitude: Tensor, settings: Convolution, sizes: Sequence[int], *, columns: bool
+    magnitude: Tensor, settings: ConvSettings, sizes: Sequence[int], *, columns: bool
 ) -> float:
     """Largest row or column sum of the operator with the non-negative kernel `magnitude`.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from lipfast.errors import ArgumentError, NonFiniteError, naming
 from lipfast.estimators.composition import Composition, Operation
 from lipfast.estimators.convolution_norms import (
-    ConvolutionStart,
+    ConvStart,
     convolution_brackets,
     holder_bound,
 )
@@ -34,7 +34,7 @@ from lipfast.rules.upward import Upward, joined
 _METHODS = {1: "product of column-sum norms", 2: "product of certified spectral norms"}
 
 
-Vectors = Mapping[str, Tensor | ConvolutionStart]
+Vectors = Mapping[str, Tensor | ConvStart]
 """Name of a layer's weight -> right singular vector (columns,), or a convolution's start."""
 Starts = Vectors | Sequence[Vectors | None] | None
 
@@ -207,7 +207,7 @@ def layer_brackets(
     Also what to start from at similar weights, for each network by the name of the weight.
     """
     found: dict[tuple[int, int], LayerBracket] = {}
-    vectors: list[dict[str, Tensor | ConvolutionStart]] = [{} for _ in tensors]
+    vectors: list[dict[str, Tensor | ConvStart]] = [{} for _ in tensors]
     for transposed in (False, True):
         chosen = [
             layer
@@ -252,7 +252,7 @@ def _vector(start: Vectors, name: str) -> Tensor | None:
 
 def _add_convolutions(
     found: dict[tuple[int, int], LayerBracket],
-    vectors: Sequence[dict[str, Tensor | ConvolutionStart]],
+    vectors: Sequence[dict[str, Tensor | ConvStart]],
     layers: Sequence[Layer],
     tensors: Sequence[Mapping[str, Tensor]],
     *,

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from lipfast.ops._convolution import Convolution
+from lipfast.ops._conv_operator import ConvOperator
 from lipfast.rounding import UNIT_ROUNDOFF, WIDE, wide_gamma
 
 _BASIS = 64
@@ -16,7 +16,7 @@ _TRUSTED = 8
 
 
 def plane_wave(
-    convolution: Convolution, symbol_vector: Tensor, theta: Tensor, group: int
+    convolution: ConvOperator, symbol_vector: Tensor, theta: Tensor, group: int
 ) -> Tensor:
     """Where the symbol's maximum is nearly attained on the true input size, or zeros.
 
@@ -58,7 +58,7 @@ def plane_wave(
 
 
 def top_vector(
-    convolution: Convolution, start: Tensor, *, tolerance: float, max_passes: int, memory: int
+    convolution: ConvOperator, start: Tensor, *, tolerance: float, max_passes: int, memory: int
 ) -> tuple[Tensor, int]:
     """A right singular vector of the largest singular value, by Lanczos on A^T A.
 
@@ -128,7 +128,7 @@ def _scaled(weight: Tensor) -> tuple[Tensor, int]:
 
 
 def lower_bound(
-    convolution: Convolution, start: Tensor, *, tolerance: float, max_passes: int, memory: int
+    convolution: ConvOperator, start: Tensor, *, tolerance: float, max_passes: int, memory: int
 ) -> tuple[float, Tensor, Tensor, int]:
     """Proved lower bound, its unit right vector, the image's direction, and the passes."""
     vector, passes = top_vector(
@@ -139,7 +139,7 @@ def lower_bound(
     return lower, vector / vector.norm(), image, passes
 
 
-def certified_lower(convolution: Convolution, vector: Tensor, memory: int) -> tuple[float, Tensor]:
+def certified_lower(convolution: ConvOperator, vector: Tensor, memory: int) -> tuple[float, Tensor]:
     r"""Proved lower bound of the operator's norm from any vector x, and the image's direction.
 
     $\frac{\|y\| (1 - \gamma_{n+4}) - \gamma_{kc+2} \|P\| \phi \|x\|}{\|x\| (1 + \gamma_{m+4})}$

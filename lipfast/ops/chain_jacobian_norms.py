@@ -15,7 +15,7 @@ from lipfast.ops.chain_stages import (
     NUMBERS,
     Activation,
     AveragePool,
-    Convolution,
+    ConvStage,
     Flatten,
     Linear,
     MaxPool,
@@ -28,7 +28,7 @@ from lipfast.ops.chain_stages import (
 __all__ = [
     "Activation",
     "AveragePool",
-    "Convolution",
+    "ConvStage",
     "Flatten",
     "Linear",
     "MaxPool",
@@ -62,7 +62,7 @@ def chain_jacobian_norms(
     Args:
         x: (B, *shape) samples, float32 or float64: (B, n), (B, channels, length) or
             (B, channels, height, width).
-        weights: per network, one for each `Linear` and `Convolution`, first stage first; dtype of
+        weights: per network, one for each `Linear` and `ConvStage`, first stage first; dtype of
             x; all networks alike.
         biases: alike: (n_out,) or None.
         stages: what the chain consists of, with at least one affine map.
@@ -90,14 +90,14 @@ def chain_jacobian_norms(
         raise ArgumentError(f"{len(weights)} networks' weights and {len(biases)} networks' biases")
     affine = sum(is_affine(stage) for stage in stages)
     if affine == 0:
-        raise ArgumentError("a chain needs at least one Linear or Convolution")
+        raise ArgumentError("a chain needs at least one Linear or ConvStage")
     none = x.new_empty(0)
     flat_weights, flat_biases = [], []
     for network, (network_weights, network_biases) in enumerate(zip(weights, biases, strict=True)):
         if len(network_weights) != affine or len(network_biases) != affine:
             raise ArgumentError(
                 f"network {network}: {len(network_weights)} weights, {len(network_biases)} biases, "
-                f"{affine} Linear and Convolution stages"
+                f"{affine} Linear and ConvStage stages"
             )
         _check_network(f"network {network}", x, network_weights, network_biases, stages)
         flat_weights += [_as_planes(weight.detach().contiguous()) for weight in network_weights]

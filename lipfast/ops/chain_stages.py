@@ -31,7 +31,7 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Convolution:
+class ConvStage:
     """Zero-padded convolution along one or two axes, as `torch.nn.functional.conv1d`, `conv2d`.
 
     Attributes:
@@ -88,7 +88,7 @@ class Activation:
     parameters: tuple[float, ...] = ()
 
 
-Stage: TypeAlias = Linear | Convolution | MaxPool | AveragePool | Flatten | Activation
+Stage: TypeAlias = Linear | ConvStage | MaxPool | AveragePool | Flatten | Activation
 Shape: TypeAlias = tuple[int, ...]
 
 
@@ -98,13 +98,13 @@ def output_shape(stage: Stage, shape: Shape, weight: Shape | None = None) -> Sha
     Args:
         stage: the stage.
         shape: of a sample before it: (n,), (channels, length) or (channels, height, width).
-        weight: shape of the stage's weight, for `Linear` and `Convolution`.
+        weight: shape of the stage's weight, for `Linear` and `ConvStage`.
 
     Raises:
         ArgumentError: the stage cannot follow a sample of this shape, or its numbers make no sense.
 
     Examples:
-        >>> output_shape(Convolution((2, 2), (1, 1), (1, 1)), (3, 32, 32), (8, 3, 3, 3))
+        >>> output_shape(ConvStage((2, 2), (1, 1), (1, 1)), (3, 32, 32), (8, 3, 3, 3))
         (8, 16, 16)
     """
     if isinstance(stage, Flatten):
@@ -123,7 +123,7 @@ def output_shape(stage: Stage, shape: Shape, weight: Shape | None = None) -> Sha
             f"{type(stage).__name__} takes samples (channels, length) or (channels, height, "
             f"width), got {shape}"
         )
-    if isinstance(stage, Convolution):
+    if isinstance(stage, ConvStage):
         return _convolved(stage, shape, weight)
     return _pooled(stage, shape)
 
@@ -142,7 +142,7 @@ def _check_activation(stage: Activation) -> None:
         raise ArgumentError(f"{stage.name}: the parameters {stage.parameters} must be finite")
 
 
-def _check_axes(stage: Convolution | MaxPool | AveragePool, axes: int) -> None:
+def _check_axes(stage: ConvStage | MaxPool | AveragePool, axes: int) -> None:
     for name, least in (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
         values = getattr(stage, name, None)
         if values is not None and (len(values) != axes or min(values) < least):
@@ -151,7 +151,7 @@ def _check_axes(stage: Convolution | MaxPool | AveragePool, axes: int) -> None:
             )
 
 
-def _convolved(stage: Convolution, shape: Shape, weight: Shape | None) -> Shape:
+def _convolved(stage: ConvStage, shape: Shape, weight: Shape | None) -> Shape:
     axes = len(shape) - 1
     _check_axes(stage, axes)
     groups = stage.groups
@@ -201,13 +201,13 @@ def _with_channels(channels: int, sizes: Sequence[int], stage: Stage, shape: Sha
 
 def is_affine(stage: Stage) -> bool:
     """Whether the stage has a weight."""
-    return isinstance(stage, Linear | Convolution)
+    return isinstance(stage, Linear | ConvStage)
 
 
 # What the native op takes: these numbers per stage, and two parameters.
 NUMBERS = 12
 AFFINE_KINDS = (0, 1)
-_KINDS = {Linear: 0, Convolution: 1, MaxPool: 2, AveragePool: 3, Activation: 4, Flatten: 5}
+_KINDS = {Linear: 0, ConvStage: 1, MaxPool: 2, AveragePool: 3, Activation: 4, Flatten: 5}
 
 
 def encode(stages: Sequence[Stage], weights: Sequence[Shape]) -> tuple[list[int], list[float]]:
@@ -224,7 +224,7 @@ def encode(stages: Sequence[Stage], weights: Sequence[Shape]) -> tuple[list[int]
         weight = next(remaining) if is_affine(stage) else ()
         axes = [_two(getattr(stage, name, ()), 1) for name in ("kernel_size", "stride")]
         axes += [_two(getattr(stage, "padding", ()), 0), _two(getattr(stage, "dilation", ()), 1)]
-        if isinstance(stage, Convolution):
+        if isinstance(stage, ConvStage):
             axes[0] = _two(weight[2:], 1)
         name = list(ACTIVATIONS).index(stage.name) if isinstance(stage, Activation) else 0
         flags = getattr(stage, "count_include_pad", False) + 2 * getattr(stage, "ceil_mode", False)

@@ -13,7 +13,7 @@ from torch import Tensor
 from lipfast.errors import ArgumentError, NonFiniteError
 from lipfast.ops._arguments import FLOATING, check_floating, named_entries, native_dtype
 from lipfast.ops._conv_lower import lower_bound, plane_wave
-from lipfast.ops._convolution import Convolution, convolution
+from lipfast.ops._conv_operator import ConvOperator, conv_operator
 from lipfast.ops.denormals import denormals_flushed
 from lipfast.ops.modes import plain_arithmetic
 from lipfast.ops.spectral_norms import DEFAULT_MEMORY, SpectralNorms, spectral_norms
@@ -222,7 +222,7 @@ def conv_norms(
         "output_padding": _spread(output_padding, "output_padding", kernels, keys),
     }
     convolutions = [
-        convolution(weight, _name(key), **{name: values[i] for name, values in options.items()})
+        conv_operator(weight, _name(key), **{name: values[i] for name, values in options.items()})
         for i, (key, weight) in enumerate(zip(keys, weights, strict=True))
     ]
     begin = _starts(start, kernels, keys, convolutions)
@@ -324,7 +324,7 @@ def _spread(value: object, name: str, kernels: object, keys: list[Any]) -> list[
 
 
 def _starts(
-    start: object, kernels: object, keys: list[Any], convolutions: list[Convolution]
+    start: object, kernels: object, keys: list[Any], convolutions: list[ConvOperator]
 ) -> list[Start]:
     """What an earlier result knows; nothing where a kernel was not part of it."""
     if start is None:
@@ -359,7 +359,7 @@ def _starts(
 
 
 def upper_bounds(
-    convolutions: list[Convolution], begin: list[Start], budget: Budget
+    convolutions: list[ConvOperator], begin: list[Start], budget: Budget
 ) -> list[_Upper]:
     """The symbols' brackets: kernels of several taps in one native call, the others as matrices."""
     taps = [conv.taps() for conv in convolutions]
@@ -424,7 +424,7 @@ def _native(
 
 
 def _symbol_bounds(
-    convolutions: list[Convolution],
+    convolutions: list[ConvOperator],
     taps: list[Tensor],
     starts: list[Tensor | None],
     budget: Budget,
@@ -467,7 +467,7 @@ def _copied(taps: Tensor, weight: Tensor) -> Tensor:
 
 
 def _near_references(
-    convolutions: list[Convolution], taps: list[Tensor], begin: list[Start], budget: Budget
+    convolutions: list[ConvOperator], taps: list[Tensor], begin: list[Start], budget: Budget
 ) -> list[_Upper | None]:
     r"""Bounds by earlier kernels: $S(W') \le S(W) + S(W' - W)$; None where that is too loose.
 
@@ -540,7 +540,7 @@ def _symbol_changes(differences: list[Tensor], budget: Budget) -> list[tuple[flo
     return [(values[1], values[4]) for values in found]
 
 
-def _input_side(conv: Convolution, taps: Tensor, left: Tensor, right: Tensor) -> Tensor:
+def _input_side(conv: ConvOperator, taps: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """The symbol's right singular vector; the op saw the symbol, or its transpose."""
     out = conv.weight.shape[0] // conv.groups
     real, imaginary = (left if taps.shape[4] != out else right).chunk(2)
@@ -549,7 +549,7 @@ def _input_side(conv: Convolution, taps: Tensor, left: Tensor, right: Tensor) ->
     return torch.complex(real, imaginary)
 
 
-def _kernel_axes(conv: Convolution, theta: Tensor) -> Tensor:
+def _kernel_axes(conv: ConvOperator, theta: Tensor) -> Tensor:
     """Angles per axis of the kernel; the op has axes with one tap last."""
     steps = [s // math.gcd(s, d) for s, d in zip(conv.stride, conv.dilation, strict=True)]
     single = [k <= step for k, step in zip(conv.kernel_size, steps, strict=True)]
@@ -561,7 +561,7 @@ def _kernel_axes(conv: Convolution, theta: Tensor) -> Tensor:
 
 
 def _matrix_bounds(
-    taps: list[Tensor], convolutions: list[Convolution], budget: Budget
+    taps: list[Tensor], convolutions: list[ConvOperator], budget: Budget
 ) -> list[_Upper]:
     """One tap: the norm of a matrix, the largest of the groups'."""
     if not taps:
@@ -602,7 +602,7 @@ def _matrix_bounds(
     return results
 
 
-def _at_true_size(upper: _Upper, conv: Convolution, budget: Budget) -> float:
+def _at_true_size(upper: _Upper, conv: ConvOperator, budget: Budget) -> float:
     """The supremum's bound times what padding may add, or a circulant's own norm."""
     factor, covered = conv.padding_factor()
     bound = upper.upper
@@ -625,13 +625,13 @@ def _at_true_size(upper: _Upper, conv: Convolution, budget: Budget) -> float:
     return bound
 
 
-def sorted_taps(conv: Convolution) -> list[int]:
+def sorted_taps(conv: ConvOperator) -> list[int]:
     """Kernel sizes, ones last: the op's order of the axes."""
     return sorted(conv.kernel_size, key=lambda k: k == 1)
 
 
 def lower_bound_from(
-    conv: Convolution, upper: _Upper, begin: Start, budget: Budget
+    conv: ConvOperator, upper: _Upper, begin: Start, budget: Budget
 ) -> tuple[float, Tensor, Tensor, int]:
     """Proved lower bound at the true size, its vector, its image's direction, and the passes."""
     _, channels = conv.channels
@@ -656,7 +656,7 @@ def lower_bound_from(
 
 
 def _row(
-    conv: Convolution, upper: _Upper, begin: Start, budget: Budget, certified: bool
+    conv: ConvOperator, upper: _Upper, begin: Start, budget: Budget, certified: bool
 ) -> dict[str, Any]:
     """Every field of the result for one kernel."""
     lower, vector, image, passes = lower_bound_from(conv, upper, begin, budget)

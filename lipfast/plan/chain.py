@@ -11,7 +11,7 @@ from torch import Tensor
 from lipfast.ops.chain_jacobian_norms import (
     Activation,
     AveragePool,
-    Convolution,
+    ConvStage,
     Flatten,
     Linear,
     MaxPool,
@@ -170,7 +170,7 @@ def _convolution(node: Node) -> Stage | None:
     found = settings(node)
     if found.padding == "same":
         return None  # the kernel's size is not known here, and the padding may be uneven
-    return Convolution(found.stride, found.padding, found.dilation, found.groups)
+    return ConvStage(found.stride, found.padding, found.dilation, found.groups)
 
 
 def _pool(node: Node, shape: tuple[int, ...]) -> Stage | None:

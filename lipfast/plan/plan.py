@@ -42,7 +42,7 @@ from lipfast.plan.merge import merge_affine, merged_layers
 from lipfast.plan.state import require_finite, resolve
 from lipfast.plan.trace import Source, trace
 from lipfast.rules.normalization import default_eps
-from lipfast.rules.registry import Convolution, LayerRequest, lookup, require_rules
+from lipfast.rules.registry import ConvSettings, LayerRequest, lookup, require_rules
 
 if TYPE_CHECKING:
     from lipfast.estimators.domain import Domain
@@ -91,7 +91,7 @@ class Layer:
     node: str
     weight: str = ""
     folds: int = 0
-    convolution: Convolution | None = None
+    convolution: ConvSettings | None = None
     input_shape: tuple[int, ...] = ()
     output_shape: tuple[int, ...] = ()
 

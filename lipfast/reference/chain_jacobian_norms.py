@@ -12,7 +12,7 @@ from torch.nn import functional
 from lipfast.ops.chain_stages import (
     Activation,
     AveragePool,
-    Convolution,
+    ConvStage,
     Flatten,
     Linear,
     MaxPool,
@@ -89,7 +89,7 @@ _VALUE_AND_DERIVATIVE: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
 def _affine(stage: Stage, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if isinstance(stage, Linear):
         return functional.linear(h, weight, bias)
-    assert isinstance(stage, Convolution)
+    assert isinstance(stage, ConvStage)
     convolve = functional.conv1d if h.dim() == 3 else functional.conv2d
     return convolve(h, weight, bias, stage.stride, stage.padding, stage.dilation, stage.groups)
 

@@ -42,11 +42,11 @@ class LayerRequest:
     kind: str
     parameter: str
     transposed: bool = False
-    convolution: Convolution | None = None
+    convolution: ConvSettings | None = None
 
 
 @dataclass(frozen=True)
-class Convolution:
+class ConvSettings:
     """How a kernel is applied: arguments of a convolution, one entry per axis.
 
     Attributes:

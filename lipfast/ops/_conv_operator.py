@@ -26,7 +26,7 @@ Pads = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
-class Convolution:
+class ConvOperator:
     """x (C_in, *input_size) to pad(x) to (C_out, *output_size).
 
     A transposed convolution is kept as the convolution that it is the adjoint of.
@@ -300,7 +300,7 @@ def _pads(padding: object, name: str, reach: Sequence[int], stride: Sequence[int
     return tuple((side, side) for side in _per_axis(padding, axes, f"{name}: padding", 0))
 
 
-def convolution(
+def conv_operator(
     weight: Tensor,
     name: str,
     *,
@@ -312,8 +312,8 @@ def convolution(
     padding_mode: object,
     transposed: object,
     output_padding: object,
-) -> Convolution:
-    """A `Convolution` from the options of torch's modules.
+) -> ConvOperator:
+    """A `ConvOperator` from the options of torch's modules.
 
     Raises:
         ArgumentError: an option of wrong type or value; the message begins with `name`.
@@ -354,14 +354,14 @@ def convolution(
             (left, (n - 1) * s + r + 1 - out - left)
             for n, s, r, out, (left, _) in zip(size, steps, reach, image, pads, strict=True)
         )
-        return Convolution(weight, image, size, steps, pads, spread, groups, mode, True)
+        return ConvOperator(weight, image, size, steps, pads, spread, groups, mode, True)
     _check_padding(size, pads, mode, name)
     output = tuple(
         (n + left + right - r - 1) // s + 1
         for n, (left, right), r, s in zip(size, pads, reach, steps, strict=True)
     )
     _check_not_empty(output, size, name)
-    return Convolution(weight, size, output, steps, pads, spread, groups, mode, False)
+    return ConvOperator(weight, size, output, steps, pads, spread, groups, mode, False)
 
 
 def _check_not_empty(output: tuple[int, ...], size: tuple[int, ...], name: str) -> None:
