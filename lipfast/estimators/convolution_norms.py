@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from lipfast.errors import ArgumentError
 from lipfast.norms import Norm, dual_norm
-from lipfast.ops.conv_norms import ConvNorms, Supremum, SymbolProof, conv_norms
+from lipfast.ops.conv_norms import ConvStart, conv_norms
 from lipfast.plan.plan import Layer
 from lipfast.rounding import UNIT_ROUNDOFF
 from lipfast.rules.registry import ConvSettings
@@ -25,23 +25,6 @@ SMALLEST_RTOL = 1e-3
 # Kernels with larger entries are multiplied by a power of two before their magnitudes are added up.
 _HUGE = 2.0**900
 _SHRINKING = 2.0**-100
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class ConvStart:
-    """What `conv_norms` found for one convolution, to begin with at similar weights.
-
-    Attributes:
-        right: right singular vector, shaped like the input.
-        left: the image's direction, shaped like the output.
-        maximum: where the symbol's maximum is.
-        reference: a bound that was proved, and of which taps.
-    """
-
-    right: Tensor
-    left: Tensor
-    maximum: Tensor
-    reference: SymbolProof | None
 
 
 @dataclass(frozen=True)
@@ -122,9 +105,7 @@ def convolution_brackets(
             bool(result.certified[key]),
             result.method[key],
             int(result.passes[key]),
-            ConvStart(
-                result.right[key], result.left[key], result.maximum[key], result.reference[key]
-            ),
+            result.start_of(key),
         )
         for key in keys
     ]
@@ -143,9 +124,9 @@ def _started(
     layers: Sequence[Layer],
     keys: Sequence[str],
     start: Sequence[Tensor | ConvStart | None],
-) -> ConvNorms[Any] | None:
+) -> dict[str, ConvStart]:
     """What `conv_norms` starts from, of the layers that have something."""
-    known = {}
+    known: dict[str, ConvStart] = {}
     for layer, key, entry in zip(layers, keys, start, strict=True):
         if entry is None:
             continue
@@ -163,23 +144,7 @@ def _started(
                 f"{tuple(entry.right.shape)}, now of {layer.input_shape}"
             )
         known[key] = entry
-    if not known:
-        return None
-    empty: dict[str, Any] = {}
-    return ConvNorms(
-        lower=empty,
-        upper=empty,
-        certified=empty,
-        supremum=Supremum(empty, empty),
-        right={key: entry.right for key, entry in known.items()},
-        left={key: entry.left for key, entry in known.items()},
-        passes=empty,
-        cells=empty,
-        frequency=empty,
-        method=empty,
-        maximum={key: entry.maximum for key, entry in known.items()},
-        reference={key: entry.reference for key, entry in known.items()},
-    )
+    return known
 
 
 def holder_bound(layer: Layer, weight: Tensor) -> float:

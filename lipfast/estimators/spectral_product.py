@@ -12,7 +12,6 @@ from torch import Tensor
 from lipfast.errors import ArgumentError, NonFiniteError, naming
 from lipfast.estimators.composition import Composition, Operation
 from lipfast.estimators.convolution_norms import (
-    ConvStart,
     convolution_brackets,
     holder_bound,
 )
@@ -20,6 +19,7 @@ from lipfast.estimators.domain import Domain
 from lipfast.estimators.estimate import LayerBracket, UpperBound
 from lipfast.estimators.sizes import Sizes
 from lipfast.norms import Norm, check_norm, dual_norm
+from lipfast.ops.conv_norms import ConvStart
 from lipfast.ops.denormals import FLUSHED, denormals_flushed
 from lipfast.ops.modes import plain_arithmetic
 from lipfast.ops.spectral_norms import spectral_norms

@@ -83,7 +83,7 @@ def chain_jacobian_norms(
         >>> chain_jacobian_norms(x, [[hidden, torch.eye(2)]], [[None, None]], stages)[0]
         tensor([[5., 3.]])
     """
-    x = native_dtype(check_floating(x, "x"))
+    x = native_dtype(check_floating(x, "x").detach())
     if x.dim() < 2:
         raise ArgumentError(f"x: expected samples (B, *shape), got shape {tuple(x.shape)}")
     if len(weights) == 0 or len(weights) != len(biases):

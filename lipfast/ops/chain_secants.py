@@ -128,11 +128,11 @@ class PiecewiseLinearChains:
             )
         for weight, bias, shapes in zip(weights, biases, like, strict=True):
             name = f"{network}, stage {shapes.stage}"
-            self._weights.append(_native(weight, shapes.weight, name, "weight"))
+            self._weights.append(_as_kernels_read(weight, shapes.weight, name, "weight"))
             if bias is None:
                 self._biases.append(self._weights[-1].new_empty(0))
             else:
-                self._biases.append(_native(bias, shapes.weight[:1], name, "bias"))
+                self._biases.append(_as_kernels_read(bias, shapes.weight[:1], name, "bias"))
 
     def _rows(self, x: Tensor, name: str, *middle: int) -> Tensor:
         """Dense (networks, *middle, inputs) in float64."""
@@ -246,7 +246,7 @@ def _check_first(
     return shapes
 
 
-def _native(tensor: Tensor, shape: tuple[int, ...], name: str, kind: str) -> Tensor:
+def _as_kernels_read(tensor: Tensor, shape: tuple[int, ...], name: str, kind: str) -> Tensor:
     """As the op takes it. Most are so already: looking closer takes longer than the op needs."""
     plain = (
         isinstance(tensor, Tensor)
@@ -260,7 +260,7 @@ def _native(tensor: Tensor, shape: tuple[int, ...], name: str, kind: str) -> Ten
         raise ArgumentError(f"{name}: expected a {kind} {shape}, got {tuple(tensor.shape)}")
     if plain and tensor.is_contiguous() and not tensor.requires_grad:
         return tensor
-    return native_dtype(tensor)
+    return native_dtype(tensor.detach())
 
 
 def _on_cpu(tensor: Tensor, name: str) -> Tensor:

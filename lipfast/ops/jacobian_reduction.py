@@ -42,7 +42,7 @@ def jacobian_reduction(jacobian: Tensor) -> tuple[Tensor, Tensor]:
     jacobian = check_floating(jacobian, "jacobian", 3)
     if jacobian.shape[1] == 0 or jacobian.shape[2] == 0:
         raise ArgumentError(f"jacobian: shape {tuple(jacobian.shape)} holds empty Jacobians")
-    spectral, frobenius = torch.ops.lipfast.jacobian_reduction(native_dtype(jacobian))
+    spectral, frobenius = torch.ops.lipfast.jacobian_reduction(native_dtype(jacobian.detach()))
     return spectral, frobenius
 
 
