@@ -20,7 +20,7 @@ from lipfast.ops.chain_stages import (
     Linear,
     MaxPool,
     Stage,
-    encode,
+    encode_chain,
     is_affine,
     output_shape,
 )
@@ -109,7 +109,7 @@ def chain_jacobian_norms(
             f"on {x.device} a chain is up to {_MOST_LAYERS_ON_CUDA} linear stages with ReLU or "
             "LeakyReLU between them: use the CPU, or explicit Jacobians (method='rows')"
         )
-    numbers, parameters = encode(stages, [tuple(weight.shape) for weight in weights[0]])
+    numbers, parameters = encode_chain(stages, [tuple(weight.shape) for weight in weights[0]])
     spectral, frobenius = torch.ops.lipfast.chain_jacobian_norms(
         _as_planes(x), flat_weights, flat_biases, numbers, parameters
     )
@@ -167,9 +167,9 @@ def has_chain_kernel(stages: Sequence[Stage], device: torch.device) -> bool:
         if isinstance(stage, Linear):
             linear, slope = linear + 1, 1.0
         elif isinstance(stage, Activation) and linear > 0 and slope >= 0:
-            if stage.name not in ("relu", "leaky_relu"):
+            if not stage.function.on_cuda:
                 return False
-            slope *= stage.parameters[0] if stage.name == "leaky_relu" else 0.0
+            slope *= stage.parameters[0] if stage.parameters else 0.0
         elif not isinstance(stage, Flatten):
             return False
     return 1 <= linear <= _MOST_LAYERS_ON_CUDA
