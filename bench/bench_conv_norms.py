@@ -16,8 +16,9 @@ from torch import Tensor
 import lipfast
 from bench import baselines
 from bench.turns import Benchmark, Implementations, in_turn, measure
-from lipfast.ops import conv_norms as op  # the op's own steps, which users have no need of
-from lipfast.ops._convolution import convolution
+from lipfast.ops._conv_brackets import lower_at_true_size, symbol_brackets
+from lipfast.ops._conv_operator import conv_operator
+from lipfast.ops._conv_upper import Budget
 
 SIZE = 32
 LIPFAST, FFT = "lipfast", "FFT and SVD, half of 32 x 32"
@@ -86,10 +87,10 @@ def bench_supremum_512(benchmark: Benchmark, family: str, turn: int, implementat
     measure(benchmark, case, implementation, work[implementation], warmup=False)
 
 
-def lower_at_true_size(channels: int, family: str) -> Callable[[], object]:
+def lower_alone(channels: int, family: str) -> Callable[[], object]:
     """One tenth of the default tolerance, certified, from the supremum's frequency and vector."""
     weight = kernel(channels, family)
-    conv = convolution(
+    conv = conv_operator(
         weight,
         "kernel",
         input_size=SIZE,
@@ -101,9 +102,9 @@ def lower_at_true_size(channels: int, family: str) -> Callable[[], object]:
         transposed=False,
         output_padding=0,
     )
-    budget = op.Budget(1e-3, 0, 300, 100_000, 1 << 30)
-    (upper,) = op.upper_bounds([conv], [op.Start(None, None)], budget)
-    return lambda: op.lower_bound_from(conv, upper, op.Start(None, None), budget)
+    budget = Budget(1e-3, 0, 300, 100_000, 1 << 30)
+    (symbol,) = symbol_brackets([conv], [None], budget)
+    return lambda: lower_at_true_size(conv, symbol, None, budget)
 
 
 @in_turn(LIPFAST, BOTH, POWER, turns=3)
@@ -115,7 +116,7 @@ def bench_true_size(
     """The certified lower value at 32 x 32 with zero padding."""
     weight = kernel(channels, family)
     work: Implementations = {
-        LIPFAST: (lower_at_true_size(channels, family), 1),
+        LIPFAST: (lower_alone(channels, family), 1),
         BOTH: (lambda: lipfast.conv_norms(weight, input_sizes=SIZE, padding=1), 1),
         POWER: (lambda: baselines.naive_conv_norm(weight, SIZE), 1),
     }

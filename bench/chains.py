@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lipfast.ops.chain_jacobian_norms import (
     Activation,
-    Convolution,
+    ConvStage,
     Flatten,
     Linear,
     MaxPool,
@@ -31,7 +31,7 @@ def _stage(module: nn.Module) -> Stage:
         return Linear()
     if isinstance(module, nn.Conv2d):
         assert not isinstance(module.padding, str)
-        return Convolution(module.stride, module.padding, module.dilation, module.groups)
+        return ConvStage(module.stride, module.padding, module.dilation, module.groups)
     if isinstance(module, nn.MaxPool2d):
         size = module.kernel_size
         assert isinstance(size, int)

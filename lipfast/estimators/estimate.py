@@ -13,7 +13,7 @@ from lipfast.errors import ArgumentError, LipfastError
 from lipfast.estimators.upper.composition import Composition, Sources
 from lipfast.estimators.upper.explanation import Explanation, explanation
 from lipfast.estimators.upper.table import WIDTH, layer_frame, layer_html, layer_table, shares_of
-from lipfast.rules.registry import Norm
+from lipfast.norms import Norm
 
 Side = Literal["lower", "upper"]
 

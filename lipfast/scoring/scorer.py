@@ -33,7 +33,7 @@ from lipfast.errors import (
 from lipfast.estimators.estimate import LowerBound, UpperBound, check_order
 from lipfast.estimators.plan import Plan
 from lipfast.estimators.upper.spectral_product import Vectors, upper_bounds
-from lipfast.rules.registry import Norm
+from lipfast.norms import Norm
 from lipfast.scoring.architectures import Architecture, ArchSource, Arguments
 from lipfast.scoring.budget import BudgetError, elements_allowed
 from lipfast.scoring.data import Samples

@@ -27,6 +27,7 @@ from lipfast.estimators.domain import Domain
 from lipfast.estimators.enclosure import enclose
 from lipfast.estimators.lower.error_norms import layer_norms, output_error_norms
 from lipfast.graph.nodes import Node
+from lipfast.norms import Norm
 from lipfast.ops._arguments import FLOATING
 from lipfast.ops.chain_secants import PiecewiseLinearChains
 from lipfast.ops.modes import forward_mode, plain_arithmetic
@@ -35,8 +36,8 @@ from lipfast.plan.architecture import Architecture
 from lipfast.plan.chain import Chain
 from lipfast.plan.interpret import evaluate, walk
 from lipfast.plan.state import stack
-from lipfast.rules.registry import RULES, Norm
-from lipfast.rules.rounding import UNIT_ROUNDOFF, gamma
+from lipfast.rounding import UNIT_ROUNDOFF, gamma
+from lipfast.rules.registry import RULES
 
 # Relative to the size of the sample: long steps average out rounding errors, short ones
 # curvature and kinks.

@@ -27,8 +27,8 @@ from lipfast.plan.architecture import Architecture
 from lipfast.plan.fold import FoldedGraph
 from lipfast.plan.interpret import NodeArguments, joined_outputs, walk
 from lipfast.plan.state import stack
+from lipfast.rounding import gamma
 from lipfast.rules.registry import Call
-from lipfast.rules.rounding import gamma
 from lipfast.rules.upward import Upward, joined
 
 _RTOL = 0.1  # of the layers' norms: an error ten per cent larger costs nothing

@@ -39,12 +39,12 @@ from lipfast.estimators.lower.search_neighbourhood import Neighbourhood
 from lipfast.estimators.lower.search_pairs import Pairs
 from lipfast.estimators.progress import progress
 from lipfast.estimators.samples import Data, count_samples, sample_batches
+from lipfast.norms import Norm, check_norm
 from lipfast.ops.denormals import denormals_flushed
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.cache import cached_plan
 from lipfast.plan.checked import resolve
 from lipfast.plan.trace import Source
-from lipfast.rules.registry import Norm, check_norm
 
 SearchName = Literal["data", "convex", "neighbourhood", "ascent", "pairs"]
 _SEARCHES: dict[str, Callable[..., SearchMethod]] = {

@@ -13,13 +13,11 @@ from lipfast.errors import ArgumentError, NonFiniteError, naming
 from lipfast.estimators.domain import Domain
 from lipfast.estimators.estimate import LayerBracket, UpperBound
 from lipfast.estimators.upper.composition import Composition, Operation
-from lipfast.estimators.upper.convolution_norms import (
-    ConvolutionStart,
-    convolution_brackets,
-    holder_bound,
-)
+from lipfast.estimators.upper.convolution_norms import convolution_brackets, holder_bound
 from lipfast.estimators.upper.sizes import Sizes
 from lipfast.graph.nodes import Node, Reference, computed_name, error_name
+from lipfast.norms import Norm, check_norm, dual_norm
+from lipfast.ops.conv_norms import ConvStart
 from lipfast.ops.denormals import FLUSHED, denormals_flushed
 from lipfast.ops.modes import plain_arithmetic
 from lipfast.ops.spectral_norms import spectral_norms
@@ -29,13 +27,13 @@ from lipfast.plan.fold import FoldedGraph, fold_roundings, folded_name
 from lipfast.plan.layers import Layer
 from lipfast.plan.matrix_errors import frobenius_norm
 from lipfast.rules.magnitude import Magnitude
-from lipfast.rules.registry import Call, Norm, Rule, check_norm, lookup
+from lipfast.rules.registry import Call, Rule, lookup
 from lipfast.rules.upward import Upward, joined
 
 _METHODS = {1: "product of column-sum norms", 2: "product of certified spectral norms"}
 
 
-Vectors = Mapping[str, Tensor | ConvolutionStart]
+Vectors = Mapping[str, Tensor | ConvStart]
 """Name of a layer's weight -> right singular vector (columns,), or a convolution's start."""
 Starts = Vectors | Sequence[Vectors | None] | None
 
@@ -208,7 +206,7 @@ def layer_brackets(
     Also what to start from at similar weights, for each network by the name of the weight.
     """
     found: dict[tuple[int, int], LayerBracket] = {}
-    vectors: list[dict[str, Tensor | ConvolutionStart]] = [{} for _ in tensors]
+    vectors: list[dict[str, Tensor | ConvStart]] = [{} for _ in tensors]
     for transposed in (False, True):
         chosen = [
             layer
@@ -218,7 +216,7 @@ def layer_brackets(
         matrices = [_native(entry[layer.weight]) for entry in tensors for layer in chosen]
         if not matrices:
             continue
-        effective = {1: math.inf, math.inf: 1}.get(norm, norm) if transposed else norm
+        effective = dual_norm(norm) if transposed else norm
         names = [layer.parameter for layer in chosen]
         starts = [_vector(entry, name) for entry in start for name in names] if any(start) else None
         result = spectral_norms(matrices, norm=effective, rtol=rtol, seed=seed, start=starts)
@@ -253,7 +251,7 @@ def _vector(start: Vectors, name: str) -> Tensor | None:
 
 def _add_convolutions(
     found: dict[tuple[int, int], LayerBracket],
-    vectors: Sequence[dict[str, Tensor | ConvolutionStart]],
+    vectors: Sequence[dict[str, Tensor | ConvStart]],
     layers: Sequence[Layer],
     tensors: Sequence[Mapping[str, Tensor]],
     *,

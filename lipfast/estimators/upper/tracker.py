@@ -10,9 +10,9 @@ from torch import Tensor
 from lipfast.errors import ArgumentError
 from lipfast.estimators.estimate import UpperBound
 from lipfast.estimators.upper.spectral_product import Vectors, upper_bounds
+from lipfast.norms import Norm, check_norm
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.checked import StateDict
-from lipfast.rules.registry import Norm, check_norm
 
 
 class Tracker:
