@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from experiments.config import ConfigError
+from experiments.errors import ConfigError
 from experiments.findings import FINDINGS, Finding
 from experiments.findings.sources import Sources
 from experiments.results import write_results

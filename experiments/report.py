@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.config import ConfigError, SweepConfig
+from experiments.config import SweepConfig
+from experiments.errors import ConfigError
 from experiments.files import write_whole
 from experiments.findings import FINDINGS, Finding, Outcome
 from experiments.findings.finding import HELD, NOT_HELD, NOT_RUN, PARTLY

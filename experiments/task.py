@@ -17,10 +17,29 @@ from experiments.progress import Advance
 from experiments.train import Network, ResumeFile, Snapshot, train_group
 
 
+def load_sweep_data(config: SweepConfig) -> ClassificationData:
+    """Load the data that a configuration names; samples are flat for the model "fcn".
+
+    Raises:
+        ArgumentError: files are missing or damaged, or do not fit the configuration.
+    """
+    return load_data(
+        config.data,
+        folder=config.data_folder,
+        train_size=config.train_size,
+        classes=config.classes,
+        image_size=config.image_size,
+        flat=config.model == "fcn",
+        label_noise=config.label_noise,
+        label_noise_kind=config.label_noise_kind,
+        seed=config.data_seed,
+    )
+
+
 def sweep_data(config: SweepConfig, folder: SweepFolder) -> ClassificationData:
     """Read the data of a sweep; make it first where that has not been done."""
     if not folder.data.exists():
-        load_data(config).save(folder.data)
+        load_sweep_data(config).save(folder.data)
     return ClassificationData.load(folder.data)
 
 
