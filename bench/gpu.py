@@ -109,7 +109,7 @@ def chain(networks: int, batch: int, widths: tuple[int, ...]) -> Case:
     )
 
 
-def main() -> None:
+def print_timings() -> None:
     """The command."""
     reason = _native.cuda_reason() or _native.no_cuda_device()
     if reason is not None:
@@ -142,4 +142,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    print_timings()

@@ -223,7 +223,7 @@ def _print_peaks(summary: WidthSummary) -> None:
     print(f"peaks aligned: {'yes' if aligned else 'no'}")
 
 
-def _draw(config: SweepConfig, folder: SweepFolder, table: pa.Table) -> None:
+def _draw_figures(config: SweepConfig, folder: SweepFolder, table: pa.Table) -> None:
     from experiments.figures import draw_sweep  # noqa: PLC0415  # importing matplotlib takes long
 
     for path in draw_sweep(table, config, folder.root):
@@ -253,7 +253,7 @@ def _show(config: SweepConfig, folder: SweepFolder) -> None:
     table = _read_scores(folder)
     summary = summarise(table)
     _print_table(summary)
-    _draw(config, folder, table)
+    _draw_figures(config, folder, table)
     _print_peaks(summary)
 
 
@@ -362,7 +362,7 @@ def figure(
     folder = sweep_folder(config, out)
     if not folder.scores.is_dir():
         raise StoreError(f"{folder.scores} does not exist; run: {_run_command(sweep, scale, out)}")
-    _draw(config, folder, _read_scores(folder))
+    _draw_figures(config, folder, _read_scores(folder))
 
 
 @app.command(help=_REPORT_HELP)

@@ -37,7 +37,7 @@ _DEFAULTS = {
     if field.default is not dataclasses.MISSING
 }
 
-_HEAD = """\
+_REPORT_HEAD = """\
 # The study
 
 Every row of the study of Khromov and Singh, *Some Fundamental Aspects about Lipschitz Continuity of
@@ -98,13 +98,13 @@ def read_sections(folder: Path = RESULTS_FOLDER) -> list[Section]:
     return sections
 
 
-def _text(value: object) -> str:
+def _setting_text(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list | tuple):
-        return " ".join(_text(entry) for entry in value)
+        return " ".join(_setting_text(entry) for entry in value)
     return str(value)
 
 
@@ -124,11 +124,11 @@ def describe_settings(sweeps: Mapping[str, Mapping[str, Any]]) -> str:
     parts = []
     for key in keys:
         values = {
-            label.rpartition("/")[2]: _text(settings.get(key, _DEFAULTS.get(key)))
+            label.rpartition("/")[2]: _setting_text(settings.get(key, _DEFAULTS.get(key)))
             for label, settings in sweeps.items()
         }
         different = set(values.values())
-        if key in _SILENT or different == {_text(_DEFAULTS.get(key))}:
+        if key in _SILENT or different == {_setting_text(_DEFAULTS.get(key))}:
             continue
         if len(different) == 1:
             parts.append(f"`{key}` {different.pop()}")
@@ -261,7 +261,7 @@ def report_text(sections: Iterable[Section], figures: str = "figures") -> str:
         for verdict in (HELD, PARTLY, NOT_HELD, NOT_RUN)
     }
     total = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-    lines = [_HEAD.format(scale=_LAPTOP if "laptop" in scales else "").rstrip(), ""]
+    lines = [_REPORT_HEAD.format(scale=_LAPTOP if "laptop" in scales else "").rstrip(), ""]
     lines += [f"{len(listed)} questions: {total}.", "", *summary_lines(listed)]
     for section in listed:
         lines += ["", *section_lines(section, figures)]

@@ -31,7 +31,7 @@ class _Written(TypedDict, total=False):
 
 
 _BY_PLACE = ("name", "scale", "variant")  # where the keys stand says these
-_KEYS: dict[str, Any] = {
+_TYPES: dict[str, Any] = {
     key: kind
     for key, kind in {
         **get_type_hints(SweepConfig, include_extras=True),
@@ -88,10 +88,10 @@ def parse_settings(
     """
     values: dict[str, Any] = {}
     for key, value in settings.items():
-        if key not in _KEYS:
-            raise ConfigError(unknown("key", key, _KEYS))
+        if key not in _TYPES:
+            raise ConfigError(unknown("key", key, _TYPES))
         try:
-            values[key] = checked(_KEYS[key], value)
+            values[key] = checked(_TYPES[key], value)
         except ValueError as error:
             raise ConfigError(f"{key} = {value!r}: expected {error}") from None
     if "steps" in values and "epochs" in values:

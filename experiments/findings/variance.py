@@ -32,7 +32,7 @@ def _targets(labels: Tensor, classes: int, scale: float) -> Tensor:
     return functional.one_hot(labels, classes).double() * scale
 
 
-def _collect(sources: Sources) -> Iterator[dict[str, Any]]:
+def _collect_variance(sources: Sources) -> Iterator[dict[str, Any]]:
     sweep = sources.sweep(_C2)
     scale = float(sweep.settings.get("target_scale", 1.0))
     scores = {(row["width"], row["seed"]): row for row in sweep.last_scores()}
@@ -68,7 +68,7 @@ def _collect(sources: Sources) -> Iterator[dict[str, Any]]:
         }
 
 
-def _evaluate(results: Results) -> Outcome:
+def _evaluate_variance(results: Results) -> Outcome:
     rows = results.rows
     widths = rows["width"]
     loss, variance = find_peak(rows["test_loss"]), find_peak(rows["variance"])
@@ -145,7 +145,7 @@ _BOUNDED = {
 }
 
 
-def _draw(results: Results) -> Figure:
+def _draw_variance(results: Results) -> Figure:
     rows = results.rows
     with styled():
         figure, (split, bound) = panels(2)
@@ -168,7 +168,7 @@ D = Finding(
     "Bias, variance and the Lipschitz constant",
     "Does the variance over seeds carry the double descent, and do Lipschitz constants bound it?",
     "section 4 and appendices 3.11, 3.13, 4.2",
-    _collect,
-    _evaluate,
-    _draw,
+    _collect_variance,
+    _evaluate_variance,
+    _draw_variance,
 )
