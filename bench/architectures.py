@@ -66,7 +66,7 @@ FAMILIES = {
 
 def model_of(family: Family) -> nn.Module:
     """The model with seeded random weights, in eval mode."""
-    import torchvision  # noqa: PLC0415 (not among lipfast's dependencies)
+    import torchvision  # noqa: PLC0415 (optional: not among lipfast's dependencies)
 
     torch.manual_seed(0)
     make = getattr(torchvision.models, family.model)

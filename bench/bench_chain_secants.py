@@ -52,7 +52,7 @@ def native() -> None:
 
 
 def traced() -> None:
-    """As the certificate does it: some networks at a time, for the cache, and on one thread."""
+    """The graph as the certificate takes it: some networks at a time, for the cache, one thread."""
     plan, tensors, points = secant_problem()
     with one_thread(), plain_arithmetic():
         for start in range(0, NETWORKS, STACKED):

@@ -76,7 +76,7 @@ def symbols(channels: int, family: str) -> Tensor:
 @in_turn(LIPFAST, SVD, turns=3)
 @families
 def bench_supremum_512(benchmark: Benchmark, family: str, turn: int, implementation: str) -> None:
-    """Per frequency: the baseline takes 8 of its 544, without the FFT; lipfast does all of it."""
+    """Time per frequency: the baseline takes 8 of 544, without the FFT; lipfast does all of it."""
     weight, few = kernel(512, family), symbols(512, family)
     work: Implementations = {
         LIPFAST: (lambda: supremum(weight), ALL),
@@ -87,7 +87,7 @@ def bench_supremum_512(benchmark: Benchmark, family: str, turn: int, implementat
 
 
 def lower_at_true_size(channels: int, family: str) -> Callable[[], object]:
-    """One tenth of the default tolerance, certified, from the supremum's frequency and vector."""
+    """Lower value at a tenth of the default tolerance, from the supremum's frequency and vector."""
     weight = kernel(channels, family)
     conv = convolution(
         weight,

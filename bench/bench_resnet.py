@@ -75,7 +75,7 @@ def bench_resnet18(benchmark: Benchmark, turn: int, implementation: str) -> None
 
 
 def one_process() -> str:
-    """What a process of its own measures."""
+    """Times and peak of the memory that a process of its own measures."""
     command = [sys.executable, "-m", "bench.bench_resnet"]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 

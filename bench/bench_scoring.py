@@ -67,7 +67,7 @@ class Archive(NamedTuple):
 
 
 def random_archive(folder: Path, per_width: int = 36) -> None:
-    """The demo's shapes, random weights."""
+    """Write an archive of the demo's shapes with random weights."""
     generator = torch.Generator().manual_seed(0)
     save_file(
         {"x_train": torch.randn(SAMPLES, 40, generator=generator)}, folder / "data.safetensors"

@@ -35,7 +35,7 @@ def data() -> ClassificationData:
 
 
 def together() -> None:
-    """As `train_sweeps` does it: groups side by side, one thread each."""
+    """All networks as `train_sweeps` trains them: groups side by side, one thread each."""
     config, threads = sweep(TOGETHER_STEPS), torch.get_num_threads()
     groups = group_networks(config)
     workers = min(threads, len(groups))

@@ -110,7 +110,7 @@ def chain(networks: int, batch: int, widths: tuple[int, ...]) -> Case:
 
 
 def print_timings() -> None:
-    """The command."""
+    """Time the kernels and print a line for each."""
     reason = _native.cuda_reason() or _native.no_cuda_device()
     if reason is not None:
         print(f"bench-gpu: skipped: {reason}")

@@ -16,7 +16,7 @@ from typing import Any
 from experiments.config import SweepConfig
 from experiments.errors import ConfigError
 from experiments.files import write_whole
-from experiments.findings import FINDINGS, Finding, Outcome
+from experiments.findings import BY_STUDY, FINDINGS, Finding, Outcome
 from experiments.findings.finding import HELD, NOT_HELD, NOT_RUN, PARTLY
 from experiments.results import RESULTS_FOLDER, Results, read_results, results_path
 from experiments.study import load_study
@@ -80,7 +80,7 @@ class Section:
 
     @property
     def verdict(self) -> str:
-        """Held, partly, did not hold, not run."""
+        """Whether the claims held: all, some, none, or not run."""
         return NOT_RUN if self.outcome is None else self.outcome.verdict
 
 
@@ -212,7 +212,7 @@ def _met(outcome: Outcome | None) -> str:
 
 
 def summary_lines(sections: Iterable[Section]) -> list[str]:
-    """The table on top: id, question, verdict, one number."""
+    """The table on top of the report: id, question, verdict, one number."""
     rows = [
         (
             f"[{section.finding.id}](#{anchor(section.finding)})",
@@ -226,7 +226,7 @@ def summary_lines(sections: Iterable[Section]) -> list[str]:
 
 
 def section_lines(section: Section, figures: str) -> list[str]:
-    """One section: question, setting, figure, numbers beside the paper's, verdict."""
+    """One section of the report: question, setting, figure, numbers beside the paper's, verdict."""
     finding, outcome = section.finding, section.outcome
     lines = [f"## {finding.id}: {finding.title}", "", f"**{finding.question}** ({finding.source})"]
     for text in _settings_lines(section):
@@ -270,11 +270,11 @@ def report_text(sections: Iterable[Section], figures: str = "figures") -> str:
 
 def has_section(name: str) -> bool:
     """Say whether the report has a section on a study."""
-    return any(finding.name == name for finding in FINDINGS)
+    return name in BY_STUDY
 
 
 def _stored_section(name: str, folder: Path) -> Section:
-    (finding,) = (finding for finding in FINDINGS if finding.name == name)
+    finding = BY_STUDY[name]
     results = read_results(name, folder)
     if results is None:
         raise StoreError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from experiments.config import SweepConfig
 from experiments.engine.local import train_on_threads
+from experiments.engine.ray import train_on_ray
 from experiments.folder import (
     SweepFolder,
     finished,
@@ -61,8 +62,6 @@ def _networks(config: SweepConfig) -> list[Network]:
 
 def _train_with(unfinished: Sequence[Task], every: Sequence[Task], engine: str) -> None:
     if engine == "ray":
-        from experiments.engine.ray import train_on_ray  # noqa: PLC0415  # an extra
-
         train_on_ray(unfinished)
     else:
         train_on_threads(unfinished, every)

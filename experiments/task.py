@@ -105,14 +105,14 @@ class Task:
 
     @property
     def cost(self) -> int:
-        """Of a step, relative to other tasks of the same model."""
+        """Cost of a step, relative to other tasks of the same model."""
         widest = max(network.width for network in self.networks)
         units = widest if self.config.model == "fcn" else widest * widest
         return len(self.networks) * units
 
     @property
     def label(self) -> str:
-        """What is shown while it runs."""
+        """Words that are shown while the networks train."""
         narrowest, widest = self.networks[0].width, self.networks[-1].width
         widths = f"width {widest}" if narrowest == widest else f"widths {narrowest} to {widest}"
         what = f"{len(self.networks)} network{'s' * (len(self.networks) > 1)}, {widths}"
@@ -120,7 +120,7 @@ class Task:
 
     @property
     def metrics(self) -> Path:
-        """Its part of the log."""
+        """File of the log of these networks."""
         return self.folder.metrics / f"group-{self.index:03d}.parquet"
 
     def missing(self) -> list[Network]:

@@ -213,7 +213,7 @@ def _draw_sweep(losses: Axes, bounds: Axes, rows: Rows, label: str) -> None:
 
 
 def _draw_learnt(axes: Axes, rows: Rows, name: str, colour: str) -> None:
-    """Dotted, the mean without networks that have learnt nothing."""
+    """Draw, dotted, the mean without networks that have learnt nothing."""
     alive = learnt(rows)
     if not alive.all() and alive.any():
         line = rows.keep(alive).average("width", name)

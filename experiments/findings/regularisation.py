@@ -28,7 +28,7 @@ def _collect_regularisation(sources: Sources) -> Iterator[dict[str, Any]]:
 
 
 def _series(rows: Rows, key: str) -> Rows:
-    """Rows with this regulariser or none, and no other."""
+    """Rows of runs with one regulariser, or with none at all."""
     others = [other for other in _KEYS if other != key]
     return rows.keep(np.all([rows[other] == 0 for other in others], axis=0))
 

@@ -188,7 +188,7 @@ class Sources:
         return found[variant]
 
     def available(self, wanted: Iterable[tuple[str, str | None]]) -> list[Sweep]:
-        """Those of the sweeps (study and variant) that have been run and scored.
+        """The sweeps, of these studies and variants, that have been run and scored.
 
         Raises:
             StoreError: none has.
