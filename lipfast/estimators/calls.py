@@ -15,8 +15,8 @@ from lipfast.estimators.lower.stream import SearchName, sampled_lower_bound, sea
 from lipfast.estimators.plan import Plan
 from lipfast.estimators.results import Bounds, LowerBound, UpperBound
 from lipfast.estimators.samples import Data
+from lipfast.norms import Norm
 from lipfast.plan.trace import Source, unwrap
-from lipfast.rules.registry import Norm
 
 __all__ = [
     "bounds",

@@ -19,8 +19,8 @@ from lipfast.graph.nodes import error_name
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.interpret import NodeArguments, joined_outputs, walk
 from lipfast.plan.split import BESIDE, READS_ERRORS
+from lipfast.rounding import UNDERFLOW, gamma
 from lipfast.rules.registry import RULES
-from lipfast.rules.rounding import UNDERFLOW, gamma
 
 
 def missing_error_rules(plan: Architecture) -> list[str]:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from lipfast.rules.registry import Norm
+from lipfast.norms import Norm
 
 Side = Literal["lower", "upper"]
 

@@ -18,10 +18,11 @@ from lipfast.estimators.results import Bounds, LowerBound, UpperBound, ordered
 from lipfast.estimators.upper.spectral_product import product_bounds
 from lipfast.estimators.upper.starts import Starts, StartVectors
 from lipfast.estimators.upper.tracker import Tracker
+from lipfast.norms import Norm
 from lipfast.plan.architecture import SCHEMA_VERSION, Architecture, architecture_from_json
 from lipfast.plan.checked import CheckedStateDict, StateDict, resolve, resolve_all
 from lipfast.plan.trace import Source, trace
-from lipfast.rules.registry import Norm, require_rules
+from lipfast.rules.registry import require_rules
 
 
 class Plan(Architecture):

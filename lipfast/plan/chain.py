@@ -12,7 +12,7 @@ from lipfast.graph.nodes import Constant, Graph, Node, Reference
 from lipfast.ops.chain_jacobian_norms import (
     Activation,
     AveragePool,
-    Convolution,
+    ConvStage,
     Flatten,
     Linear,
     MaxPool,
@@ -159,7 +159,7 @@ def _convolution(node: Node) -> Stage | None:
     found = settings(node)
     if found.padding == "same":
         return None  # the kernel's size is not known here, and the padding may be uneven
-    return Convolution(found.stride, found.padding, found.dilation, found.groups)
+    return ConvStage(found.stride, found.padding, found.dilation, found.groups)
 
 
 def _pool(node: Node, shape: tuple[int, ...]) -> Stage | None:

@@ -28,7 +28,7 @@ from lipfast.graph.nodes import (
     is_computed,
 )
 from lipfast.plan.computed import evaluate_computed
-from lipfast.rules.rounding import SMALLEST, UNIT_ROUNDOFF
+from lipfast.rounding import SMALLEST, UNIT_ROUNDOFF
 
 # Roundings in one entry of a weight per fold: var + eps, root, quotient, product, and one to spare.
 ROUNDINGS_PER_FOLD = 5

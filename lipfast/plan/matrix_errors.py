@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from lipfast.plan.running_errors import Value, rule
-from lipfast.rules.rounding import UNDERFLOW, UNIT_ROUNDOFF, gamma
+from lipfast.rounding import UNDERFLOW, gamma, u
 
-u = UNIT_ROUNDOFF
 _DEGREE = 18
 
 

@@ -21,9 +21,8 @@ import torch
 from torch import Tensor
 
 from lipfast.graph.nodes import Argument, Node, Reference
-from lipfast.rules.rounding import SMALLEST, UNDERFLOW, UNIT_ROUNDOFF, gamma
+from lipfast.rounding import SMALLEST, UNDERFLOW, gamma, u
 
-u = UNIT_ROUNDOFF
 # As in `lipfast.rules.pointwise`: assumed of torch's float64 elementary functions.
 _EVALUATION = 32
 

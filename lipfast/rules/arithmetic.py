@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lipfast.graph.nodes import Argument, Node, Reference
+from lipfast.rounding import SMALLEST, UNDERFLOW, UNIT_ROUNDOFF
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.pooling import error_of_a_mean, power
 from lipfast.rules.products import (
@@ -20,7 +21,6 @@ from lipfast.rules.products import (
     product,
 )
 from lipfast.rules.registry import Arguments, Call, rule
-from lipfast.rules.rounding import SMALLEST, UNDERFLOW, UNIT_ROUNDOFF
 from lipfast.rules.upward import Upward, joined
 
 

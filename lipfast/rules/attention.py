@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from lipfast.graph.nodes import Node, Reference
+from lipfast.rounding import UNDERFLOW, UNIT_ROUNDOFF
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.pointwise import EVALUATION_ROUNDOFFS
 from lipfast.rules.pooling import power
 from lipfast.rules.products import error_of_matmul, product_of_matrices
 from lipfast.rules.registry import Arguments, Call, rule
-from lipfast.rules.rounding import UNDERFLOW, UNIT_ROUNDOFF
 from lipfast.rules.upward import Upward
 
 

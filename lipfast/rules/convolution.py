@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from lipfast.graph.nodes import Node, Reference
-from lipfast.rules.registry import Arguments, Call, Convolution, LayerRequest, rule
-from lipfast.rules.rounding import UNDERFLOW, gamma, magnitude
+from lipfast.rounding import UNDERFLOW, gamma, magnitude
+from lipfast.rules.registry import Arguments, Call, ConvSettings, LayerRequest, rule
 from lipfast.rules.upward import Upward
 
 
-def settings(node: Node) -> Convolution:
+def settings(node: Node) -> ConvSettings:
     """Read the arguments of ``aten.conv{1,2,3}d``, their transposed kin or ``aten.convolution``."""
     axes = len(node.shape) - 1
 
@@ -22,7 +22,7 @@ def settings(node: Node) -> Convolution:
 
     stride = axis(3, "stride", 1)
     if node.op == "aten.convolution":
-        return Convolution(
+        return ConvSettings(
             stride,
             axis(4, "padding", 0),
             axis(5, "dilation", 1),
@@ -31,7 +31,7 @@ def settings(node: Node) -> Convolution:
             bool(node.argument(6, "transposed")),
         )
     if node.op.startswith("aten.conv_transpose"):
-        return Convolution(
+        return ConvSettings(
             stride,
             axis(4, "padding", 0),
             axis(7, "dilation", 1),
@@ -42,9 +42,9 @@ def settings(node: Node) -> Convolution:
     named = node.argument(4, "padding") if isinstance(node.argument(4, "padding"), str) else None
     dilation, groups = axis(5, "dilation", 1), int(node.number(6, "groups", 1))
     if named == "same":
-        return Convolution(stride, "same", dilation, groups)
+        return ConvSettings(stride, "same", dilation, groups)
     padding = (0,) * axes if named == "valid" else axis(4, "padding", 0)
-    return Convolution(stride, padding, dilation, groups)
+    return ConvSettings(stride, padding, dilation, groups)
 
 
 def _layer(node: Node) -> LayerRequest:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lipfast.graph.nodes import Argument, Node, Reference
+from lipfast.rounding import SMALLEST, UNDERFLOW, UNIT_ROUNDOFF, gamma
 from lipfast.rules.magnitude import Magnitude, of_tensor
 from lipfast.rules.registry import Arguments, Call, rule
-from lipfast.rules.rounding import SMALLEST, UNDERFLOW, UNIT_ROUNDOFF, gamma
 from lipfast.rules.upward import Upward
 
 

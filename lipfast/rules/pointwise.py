@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from lipfast.graph.nodes import Node
+from lipfast.rounding import UNDERFLOW, UNIT_ROUNDOFF
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.registry import Arguments, Call, rule
-from lipfast.rules.rounding import UNDERFLOW, UNIT_ROUNDOFF
 from lipfast.rules.upward import Upward
 
 # Attained at sqrt(2): Phi(sqrt 2) + sqrt(2) phi(sqrt 2).

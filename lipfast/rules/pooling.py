@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from lipfast.graph.nodes import Node, Reference
+from lipfast.norms import Norm
+from lipfast.rounding import UNDERFLOW, gamma, magnitude
 from lipfast.rules.magnitude import Magnitude
-from lipfast.rules.registry import Arguments, Call, Norm, rule
-from lipfast.rules.rounding import UNDERFLOW, gamma, magnitude
+from lipfast.rules.registry import Arguments, Call, rule
 from lipfast.rules.upward import Upward
 from lipfast.rules.windows import (
     WindowMap,

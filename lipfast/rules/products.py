@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lipfast.graph.nodes import Node, Reference
+from lipfast.rounding import UNDERFLOW, UNIT_ROUNDOFF, gamma
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.registry import Arguments, Call, rule
-from lipfast.rules.rounding import UNDERFLOW, UNIT_ROUNDOFF, gamma
 from lipfast.rules.upward import Upward
 
 _ADVICE = (

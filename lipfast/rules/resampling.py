@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from lipfast.graph.nodes import Node
+from lipfast.rounding import UNDERFLOW, gamma, magnitude
 from lipfast.rules.pooling import product_of_norms
 from lipfast.rules.registry import Arguments, Call, rule
-from lipfast.rules.rounding import UNDERFLOW, gamma, magnitude
 from lipfast.rules.upward import Upward
 from lipfast.rules.windows import WindowMap
 

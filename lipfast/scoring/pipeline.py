@@ -12,7 +12,7 @@ from lipfast.checkpoints import CheckpointFile, find_checkpoints
 from lipfast.checkpoints.metadata import Value
 from lipfast.checkpoints.source import Archive
 from lipfast.errors import ArgumentError
-from lipfast.rules.registry import Norm, check_norm
+from lipfast.norms import Norm, check_norm
 from lipfast.scoring.architectures import ArchSource
 from lipfast.scoring.data import DataSource, load_data
 from lipfast.scoring.engine import Engine

@@ -34,7 +34,7 @@ from lipfast.estimators.plan import Plan
 from lipfast.estimators.results import LowerBound, UpperBound, check_order
 from lipfast.estimators.upper.spectral_product import product_bounds
 from lipfast.estimators.upper.starts import StartVectors
-from lipfast.rules.registry import Norm
+from lipfast.norms import Norm
 from lipfast.scoring.architectures import Architecture, ArchSource, Arguments
 from lipfast.scoring.budget import BudgetError, elements_allowed
 from lipfast.scoring.data import Samples

@@ -13,7 +13,7 @@ from lipfast.checkpoints.metadata import Value
 from lipfast.checkpoints.source import Archive
 from lipfast.errors import ArgumentError, NonFiniteError, StateDictError
 from lipfast.estimators.results import Bounds, UpperBound
-from lipfast.rules.registry import Norm
+from lipfast.norms import Norm
 from lipfast.scoring.architectures import Architecture, ArchSource, Arguments
 from lipfast.scoring.data import DataSource, load_data
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from lipfast.rules.registry import Norm
+from lipfast.norms import Norm
 
 
 def steepest_direction(jacobians: Tensor, norm: Norm) -> Tensor:

@@ -18,7 +18,7 @@ from lipfast.estimators.jacobian.linearization import (
     footprint,
 )
 from lipfast.estimators.jacobian.rows import explicit_jacobians
-from lipfast.rules.registry import Norm
+from lipfast.norms import Norm
 
 
 def differentiable_values(

@@ -27,6 +27,7 @@ from lipfast.estimators.jacobian.gradient import differentiable_values
 from lipfast.estimators.jacobian.lanczos import lanczos_triplets
 from lipfast.estimators.jacobian.linearization import SMALL_SIDE, DerivativeError, footprint
 from lipfast.estimators.jacobian.rows import row_norms
+from lipfast.norms import Norm, check_norm
 from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms, has_chain_kernel
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.cache import cached_plan, is_known, known_plan
@@ -35,7 +36,6 @@ from lipfast.plan.checked import resolve
 from lipfast.plan.interpret import evaluate
 from lipfast.plan.state import entries_of, floating_as
 from lipfast.plan.trace import Source, trace
-from lipfast.rules.registry import Norm, check_norm
 
 Method = Literal["auto", "fused", "rows", "lanczos"]
 METHODS: tuple[str, ...] = get_args(Method)

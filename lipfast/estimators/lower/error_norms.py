@@ -27,7 +27,7 @@ from lipfast.estimators.upper.sweep import ZERO, Step, sweep_of
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.interpret import NodeArguments, joined_outputs, walk
 from lipfast.plan.state import stack
-from lipfast.rules.rounding import gamma
+from lipfast.rounding import gamma
 from lipfast.rules.upward import Upward, joined
 
 _RTOL = 0.1  # of the layers' norms: an error ten per cent larger costs nothing

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lipfast.estimators.jacobian.directions import steepest_direction
 from lipfast.estimators.lower.networks import LARGEST_JACOBIAN, Networks, Traced
+from lipfast.norms import Norm
 from lipfast.ops.modes import forward_mode
 from lipfast.plan.interpret import evaluate
-from lipfast.rules.registry import Norm
 
 # Relative to the size of the sample: long steps average out rounding errors, short ones
 # curvature and kinks.

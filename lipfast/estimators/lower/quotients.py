@@ -13,8 +13,8 @@ import math
 import torch
 from torch import Tensor
 
-from lipfast.rules.registry import Norm
-from lipfast.rules.rounding import gamma, narrowed, widened
+from lipfast.norms import Norm
+from lipfast.rounding import gamma, narrowed, widened
 
 
 def quotients(

@@ -20,11 +20,11 @@ from lipfast.estimators.jacobian.linearization import SMALL_SIDE
 from lipfast.estimators.jacobian.norms import plan_jacobian_norms
 from lipfast.estimators.lower.secants import certified_secants
 from lipfast.estimators.results import LowerBound, Search
+from lipfast.norms import Norm, check_norm
 from lipfast.ops.chain_jacobian_norms import has_chain_kernel
 from lipfast.ops.denormals import FLUSHED, denormals_flushed
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.checked import StateDict, resolve_all
-from lipfast.rules.registry import Norm, check_norm
 
 _NOT_PROVED = "not proved: floating point, and at a kink autograd's value is not a derivative"
 

@@ -13,7 +13,7 @@ from lipfast.errors import ArgumentError
 from lipfast.estimators.estimate import Estimate, log_down
 from lipfast.estimators.jacobian.function import Function, SampleFunction
 from lipfast.estimators.results import Search
-from lipfast.rules.registry import Norm
+from lipfast.norms import Norm
 
 # Points that a search returns.
 KEPT = 8

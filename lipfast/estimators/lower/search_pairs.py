@@ -13,7 +13,7 @@ from lipfast.estimators.estimate import Estimate, log_down
 from lipfast.estimators.jacobian.function import model_function
 from lipfast.estimators.lower.search import KEPT, Landscape, Reservoir, check_count
 from lipfast.estimators.results import Search
-from lipfast.rules.registry import Norm
+from lipfast.norms import Norm
 
 _BLOCK = 512
 # Closer pairs, relative to the samples' size, differ by little more than the rounding of the data.

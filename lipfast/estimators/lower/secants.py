@@ -38,11 +38,11 @@ from lipfast.estimators.lower.networks import (
 )
 from lipfast.estimators.lower.points import COUNT, direction_at, steps_along
 from lipfast.estimators.lower.quotients import differences, less_errors, quotients_in_norm
+from lipfast.norms import Norm
 from lipfast.ops.modes import plain_arithmetic
 from lipfast.ops.threads import one_thread
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.chain import Chain
-from lipfast.rules.registry import Norm
 
 # Quotients below this share of those without errors: errors are then bounded in norm as well.
 _TIGHT = 0.99

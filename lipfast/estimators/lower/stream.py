@@ -36,12 +36,12 @@ from lipfast.estimators.lower.secants import certified_quotient, certified_secan
 from lipfast.estimators.progress import progress
 from lipfast.estimators.results import LowerBound, Search
 from lipfast.estimators.samples import Data, count_samples, sample_batches
+from lipfast.norms import Norm, check_norm
 from lipfast.ops.denormals import denormals_flushed
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.cache import cached_plan
 from lipfast.plan.checked import resolve
 from lipfast.plan.trace import Source
-from lipfast.rules.registry import Norm, check_norm
 
 SearchName = Literal["data", "convex", "neighbourhood", "ascent", "pairs"]
 _SEARCHES: dict[str, Callable[..., SearchMethod]] = {

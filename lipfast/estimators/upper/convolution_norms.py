@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from lipfast.errors import ArgumentError
-from lipfast.ops.conv_norms import ConvNorms, Supremum, SymbolProof, conv_norms
+from lipfast.norms import Norm, dual_norm
+from lipfast.ops.conv_norms import ConvStart, conv_norms
 from lipfast.plan.layers import Layer
-from lipfast.rules.registry import Convolution, Norm
-from lipfast.rules.rounding import UNIT_ROUNDOFF
+from lipfast.rounding import UNIT_ROUNDOFF
+from lipfast.rules.registry import ConvSettings
 
 # A gap of 1e-6 is not worth what it would cost here.
 SMALLEST_RTOL = 1e-3
@@ -24,23 +25,6 @@ SMALLEST_RTOL = 1e-3
 # Kernels with larger entries are multiplied by a power of two before their magnitudes are added up.
 _HUGE = 2.0**900
 _SHRINKING = 2.0**-100
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class ConvolutionStart:
-    """What `conv_norms` found for one convolution, to begin with at similar weights.
-
-    Attributes:
-        right: right singular vector, shaped like the input.
-        left: the image's direction, shaped like the output.
-        maximum: where the symbol's maximum is.
-        reference: a bound that was proved, and of which taps.
-    """
-
-    right: Tensor
-    left: Tensor
-    maximum: Tensor
-    reference: SymbolProof | None
 
 
 @dataclass(frozen=True)
@@ -61,7 +45,7 @@ class NormBracket:
     certified: bool
     method: str
     passes: int = 0
-    start: ConvolutionStart | None = None
+    start: ConvStart | None = None
 
 
 def convolution_brackets(
@@ -71,7 +55,7 @@ def convolution_brackets(
     *,
     rtol: float = SMALLEST_RTOL,
     seed: int = 0,
-    start: Sequence[Tensor | ConvolutionStart | None] | None = None,
+    start: Sequence[Tensor | ConvStart | None] | None = None,
 ) -> list[NormBracket]:
     """Brackets of the norms of convolutions, for samples of the layers' sizes.
 
@@ -121,15 +105,13 @@ def convolution_brackets(
             bool(result.certified[key]),
             result.method[key],
             int(result.passes[key]),
-            ConvolutionStart(
-                result.right[key], result.left[key], result.maximum[key], result.reference[key]
-            ),
+            result.start_of(key),
         )
         for key in keys
     ]
 
 
-def _settings(layer: Layer) -> Convolution:
+def _settings(layer: Layer) -> ConvSettings:
     assert layer.convolution is not None
     return layer.convolution
 
@@ -141,14 +123,14 @@ def _keyed(keys: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
 def _started(
     layers: Sequence[Layer],
     keys: Sequence[str],
-    start: Sequence[Tensor | ConvolutionStart | None],
-) -> ConvNorms[Any] | None:
+    start: Sequence[Tensor | ConvStart | None],
+) -> dict[str, ConvStart]:
     """What `conv_norms` starts from, of the layers that have something."""
-    known = {}
+    known: dict[str, ConvStart] = {}
     for layer, key, entry in zip(layers, keys, start, strict=True):
         if entry is None:
             continue
-        if not isinstance(entry, ConvolutionStart):
+        if not isinstance(entry, ConvStart):
             raise ArgumentError(
                 f"start: '{layer.parameter}' is a convolution's: expected what an earlier call "
                 f"gave (Tracker.vectors), got {type(entry).__name__}"
@@ -162,23 +144,7 @@ def _started(
                 f"{tuple(entry.right.shape)}, now of {layer.input_shape}"
             )
         known[key] = entry
-    if not known:
-        return None
-    empty: dict[str, Any] = {}
-    return ConvNorms(
-        lower=empty,
-        upper=empty,
-        certified=empty,
-        supremum=Supremum(empty, empty),
-        right={key: entry.right for key, entry in known.items()},
-        left={key: entry.left for key, entry in known.items()},
-        passes=empty,
-        cells=empty,
-        frequency=empty,
-        method=empty,
-        maximum={key: entry.maximum for key, entry in known.items()},
-        reference={key: entry.reference for key, entry in known.items()},
-    )
+    return known
 
 
 def holder_bound(layer: Layer, weight: Tensor) -> float:
@@ -191,7 +157,7 @@ def _sums(layer: Layer, weight: Tensor, norm: Norm) -> NormBracket:
     settings, sizes = _settings(layer), layer.input_shape[1:]
     if settings.transposed:  # the adjoint: rows are columns, and the output is its input
         settings, sizes = replace(settings, transposed=False), layer.output_shape[1:]
-        norm = {1: math.inf, math.inf: 1}[norm]
+        norm = dual_norm(norm)
     roundings = 8 + weight.numel() // min(weight.shape[0], weight.shape[1])
     slack = 1.0 + 4 * roundings * UNIT_ROUNDOFF
     magnitude = weight.abs()
@@ -204,7 +170,7 @@ def _sums(layer: Layer, weight: Tensor, norm: Norm) -> NormBracket:
 
 
 def _largest_sum(
-    magnitude: Tensor, settings: Convolution, sizes: Sequence[int], *, columns: bool
+    magnitude: Tensor, settings: ConvSettings, sizes: Sequence[int], *, columns: bool
 ) -> float:
     """Largest row or column sum of the operator with the non-negative kernel `magnitude`.
 

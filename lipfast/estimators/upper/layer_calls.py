@@ -5,19 +5,19 @@ No part of a proof: what is proved of each layer is in the ops and in `layer_nor
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from lipfast.estimators.upper.convolution_norms import ConvolutionStart, convolution_brackets
+from lipfast.estimators.upper.convolution_norms import convolution_brackets
 from lipfast.estimators.upper.layer_bracket import LayerBracket
 from lipfast.estimators.upper.layer_norms import bracket_of, error_of_kernel, error_of_matrix
 from lipfast.estimators.upper.starts import StartVectors, start_of_matrix
+from lipfast.norms import Norm, dual_norm
+from lipfast.ops.conv_norms import ConvStart
 from lipfast.ops.spectral_norms import spectral_norms
 from lipfast.plan.layers import Layer
-from lipfast.rules.registry import Norm
 
 
 def layer_brackets(
@@ -34,7 +34,7 @@ def layer_brackets(
     Also what to start from at similar weights, for each network by the name of the weight.
     """
     found: dict[tuple[int, int], LayerBracket] = {}
-    vectors: list[dict[str, Tensor | ConvolutionStart]] = [{} for _ in tensors]
+    vectors: list[dict[str, Tensor | ConvStart]] = [{} for _ in tensors]
     _add_matrices(found, vectors, layers, tensors, norm=norm, rtol=rtol, seed=seed, start=start)
     _add_convolutions(found, vectors, layers, tensors, norm=norm, rtol=rtol, seed=seed, start=start)
     brackets = [
@@ -45,7 +45,7 @@ def layer_brackets(
 
 def _add_matrices(
     found: dict[tuple[int, int], LayerBracket],
-    vectors: Sequence[dict[str, Tensor | ConvolutionStart]],
+    vectors: Sequence[dict[str, Tensor | ConvStart]],
     layers: Sequence[Layer],
     tensors: Sequence[Mapping[str, Tensor]],
     *,
@@ -64,7 +64,7 @@ def _add_matrices(
         matrices = [_native_dtype(entry[layer.weight]) for entry in tensors for layer in chosen]
         if not matrices:
             continue
-        effective = {1: math.inf, math.inf: 1}.get(norm, norm) if transposed else norm
+        effective = dual_norm(norm) if transposed else norm
         names = [layer.parameter for layer in chosen]
         starts = None
         if any(start):
@@ -87,7 +87,7 @@ def _add_matrices(
 
 def _add_convolutions(
     found: dict[tuple[int, int], LayerBracket],
-    vectors: Sequence[dict[str, Tensor | ConvolutionStart]],
+    vectors: Sequence[dict[str, Tensor | ConvStart]],
     layers: Sequence[Layer],
     tensors: Sequence[Mapping[str, Tensor]],
     *,

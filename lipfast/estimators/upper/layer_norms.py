@@ -15,11 +15,11 @@ from torch import Tensor
 from lipfast.estimators.upper.convolution_norms import convolution_brackets, holder_bound
 from lipfast.estimators.upper.layer_bracket import LayerBracket
 from lipfast.graph.nodes import error_name
+from lipfast.norms import Norm
 from lipfast.plan.fold import fold_roundings, folded_name
 from lipfast.plan.layers import Layer
 from lipfast.plan.matrix_errors import frobenius_norm
-from lipfast.rules.registry import Norm
-from lipfast.rules.rounding import widened
+from lipfast.rounding import widened
 
 # More roundings than a sum of 2^20 numbers and what is made of it have.
 _MANY = 1 << 22

@@ -11,11 +11,11 @@ from torch import Tensor
 from lipfast.estimators.domain import Domain
 from lipfast.estimators.enclosure import enclose_nodes, missing_error_rules
 from lipfast.graph.nodes import Node, Reference, error_name
+from lipfast.norms import Norm
 from lipfast.ops.modes import plain_arithmetic
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.state import stack
 from lipfast.rules.magnitude import Magnitude, of_tensor
-from lipfast.rules.registry import Norm
 from lipfast.rules.upward import Upward, joined
 
 

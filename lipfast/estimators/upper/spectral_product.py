@@ -22,12 +22,12 @@ from lipfast.estimators.upper.sizes import Sizes
 from lipfast.estimators.upper.starts import Starts, StartVectors, checked_starts
 from lipfast.estimators.upper.sweep import composed, sweep_of
 from lipfast.graph.nodes import computed_name, error_name
+from lipfast.norms import Norm, check_norm
 from lipfast.ops.denormals import FLUSHED, denormals_flushed
 from lipfast.ops.modes import plain_arithmetic
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.checked import StateDict, resolve_all
 from lipfast.plan.fold import FoldedGraph
-from lipfast.rules.registry import Norm, check_norm
 
 _METHOD_OF_NORM = {1: "product of column-sum norms", 2: "product of certified spectral norms"}
 

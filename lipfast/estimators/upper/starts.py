@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
-from lipfast.estimators.upper.convolution_norms import ConvolutionStart
+from lipfast.ops.conv_norms import ConvStart
 from lipfast.plan.architecture import Architecture
 
-StartVectors = Mapping[str, Tensor | ConvolutionStart]
+StartVectors = Mapping[str, Tensor | ConvStart]
 """Name of a layer's weight -> right singular vector (columns,), or a convolution's start."""
 Starts = StartVectors | Sequence[StartVectors | None] | None
 

@@ -17,11 +17,12 @@ from lipfast.errors import naming
 from lipfast.estimators.upper.composition import Composition, Contributions, Operation
 from lipfast.estimators.upper.sizes import Sizes
 from lipfast.graph.nodes import Constant, Node, Reference
+from lipfast.norms import Norm
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.fold import FoldedGraph
 from lipfast.plan.layers import Layer
 from lipfast.rules.magnitude import Magnitude
-from lipfast.rules.registry import RULES, Call, Norm, Rule, lookup
+from lipfast.rules.registry import RULES, Call, Rule, lookup
 from lipfast.rules.upward import Upward, joined
 
 ZERO = Upward.of(0.0)

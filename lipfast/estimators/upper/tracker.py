@@ -11,9 +11,9 @@ from lipfast.errors import ArgumentError
 from lipfast.estimators.results import UpperBound
 from lipfast.estimators.upper.spectral_product import product_bounds
 from lipfast.estimators.upper.starts import StartVectors
+from lipfast.norms import Norm, check_norm
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.checked import StateDict
-from lipfast.rules.registry import Norm, check_norm
 
 
 class Tracker:

@@ -33,7 +33,8 @@ def _networks(config: SweepConfig) -> list[Network]:
 
 
 def _expected(config: SweepConfig, stack: StackedNetworks, x: Tensor, y: Tensor) -> list[Tensor]:
-    loss = network_losses(config, stack.forward(x, training=True), y).sum()
+    outputs = stack.forward(x, training=True)
+    loss = network_losses(config.loss, outputs, y, config.target_scale).sum()
     return list(torch.autograd.grad(loss, list(stack.parameters.values())))
 
 

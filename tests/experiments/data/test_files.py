@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.config import parse_settings
-from experiments.data import load_data, with_label_noise
+from experiments.data import with_label_noise
 from experiments.data.files import cifar10, cifar100, image_folder, mnist, read_idx
 from experiments.data.packaged import blobs, digits, mnist_sample
+from experiments.settings import parse_settings
+from experiments.task import load_sweep_data
 from lipfast.errors import ArgumentError
 
 
@@ -141,8 +142,8 @@ BASIC: dict[str, Any] = {"widths": [2], "seeds": [0], "steps": 1, "lr": 0.1, "ch
 
 def test_images_are_averaged_down_and_flat_where_the_model_wants_it() -> None:
     common = {**BASIC, "data": "mnist_sample", "image_size": 14, "train_size": 50}
-    images = load_data(parse_settings("s", "t", {**common, "model": "cnn"}))
-    flat = load_data(parse_settings("s", "t", common))
+    images = load_sweep_data(parse_settings("s", "t", {**common, "model": "cnn"}))
+    flat = load_sweep_data(parse_settings("s", "t", common))
     assert images.x_train.shape == (50, 1, 14, 14)
     assert torch.equal(images.x_train.flatten(1), flat.x_train)
     whole = mnist_sample()
@@ -158,7 +159,7 @@ def test_data_that_does_not_fit_the_configuration(tmp_path: Path) -> None:
         {**BASIC, "data": "mnist", "data_folder": str(tmp_path), "train_size": 100},
     )
     with pytest.raises(ArgumentError, match="train_size = 100: there are only 6"):
-        load_data(config)
+        load_sweep_data(config)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.25, 0.5, 1.0])

@@ -9,7 +9,7 @@ import pytest
 
 import lipfast
 from experiments.collect import collect, finding_of
-from experiments.config import ConfigError
+from experiments.errors import ConfigError
 from experiments.findings.sources import Sources, spread
 from experiments.report import verdict_lines
 from experiments.results import read_results

@@ -1,4 +1,7 @@
-"""Constants of the rounding-error analysis in float64."""
+"""The rounding-error analysis in IEEE float64: its constants, and the room that it asks for.
+
+`lipfast.reference` has constants of its own on purpose: a mistake here must not hide itself.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,15 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-UNIT_ROUNDOFF = 2.0**-53
+UNIT_ROUNDOFF = u = 2.0**-53
 # Absolute room for roundings that underflow: at most 2^-1075 each, and far fewer than 2^75 of them
 # in one element of a result.
 UNDERFLOW = 2.0**-1000
 # The same for one operand before it is multiplied by a weight: still small beside 2^-53 when the
 # weight is the largest float64.
 SMALLEST = 2.0**-1074
+# Relative room for the roundings of sums of up to 2^30 numbers, taken for all of them alike.
+WIDE = 1.0 + 2.0**-20
 
 _Scaled = TypeVar("_Scaled", bound="_Scalable")
 
@@ -26,6 +31,11 @@ def gamma(count: int) -> float:
     """``k u / (1 - k u)``, rounded up: relative error of k roundings (Higham, 2002, sec. 3.1)."""
     product = count * UNIT_ROUNDOFF
     return math.nextafter(product / (1.0 - product) * (1.0 + 4 * UNIT_ROUNDOFF), math.inf)
+
+
+def wide_gamma(count: int) -> float:
+    """``k u / (1 - k u)`` with the room `WIDE`: for its own rounding, and a sum it multiplies."""
+    return count * UNIT_ROUNDOFF / (1.0 - count * UNIT_ROUNDOFF) * WIDE
 
 
 def widened(x: _Scaled, roundings: int) -> _Scaled:

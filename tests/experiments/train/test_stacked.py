@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,10 +15,7 @@ from experiments.train import (
     Network,
     Snapshot,
     StackedNetworks,
-    group_networks,
     initial_state,
-    learning_rate,
-    network_losses,
     train_group,
 )
 
@@ -66,7 +62,7 @@ def _plain_training(
     targets = config.target_scale * functional.one_hot(data.y_train, 10).float()
     for step in range(config.steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step)
+            group["lr"] = config.learning_rate(step)
         outputs = model(data.x_train)
         if config.loss == "mse":
             loss = (outputs - targets).square().sum(dim=1).mean()
@@ -226,38 +222,3 @@ def test_global_state_is_left_as_found(
     assert torch.equal(torch.random.get_rng_state(), before)
     first, last = (snapshots[Network(8, 0), step].metrics for step in (0, config.steps))
     assert last.train_loss < first.train_loss
-
-
-def test_learning_rates(make_config: MakeConfig) -> None:
-    constant = make_config(lr=0.5)
-    assert {learning_rate(constant, step) for step in range(6)} == {0.5}
-    cosine = make_config(lr=0.5, schedule="cosine", warmup_steps=2)
-    rates = [learning_rate(cosine, step) for step in range(6)]
-    assert rates[:3] == [0.25, 0.5, 0.5]
-    assert rates[4] == pytest.approx(0.25)
-    assert rates == [*rates[:2], *sorted(rates[2:], reverse=True)]
-    assert rates[-1] > 0
-
-
-def test_mse_sums_over_classes(make_config: MakeConfig) -> None:
-    config = make_config(loss="mse", target_scale=2.0)
-    outputs = torch.randn(3, 10, 4)
-    labels = torch.tensor([1, 0, 9, 5])
-    targets = 2 * functional.one_hot(labels, 10).t().float()
-    expected = (outputs - targets).square().sum(dim=1).mean(dim=1)
-    torch.testing.assert_close(network_losses(config, outputs, labels), expected)
-
-
-def test_groups_cover_the_sweep_once(
-    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = make_config(widths=[1, 2, 4, 8, 500, 4000], seeds=[0, 1, 2], train_size=4000)
-    groups = group_networks(config)
-    assert sorted(
-        (network for group in groups for network in group), key=lambda n: (n.width, n.seed)
-    ) == sorted(_networks(config), key=lambda n: (n.width, n.seed))
-    assert 1 < len(groups) < len(config.widths)
-    monkeypatch.setattr("experiments.train.groups._ACTIVATION_LIMIT", 4000 * 5000)
-    limited = group_networks(config)
-    assert all(len(group) * max(n.width for n in group) <= 5000 for group in limited)
-    assert math.prod(len(group) for group in limited[-3:]) == 1

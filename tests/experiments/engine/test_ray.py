@@ -76,7 +76,7 @@ def fake(
     monkeypatch: pytest.MonkeyPatch, small_data: ClassificationData
 ) -> Iterator[Callable[..., FakeRay]]:
     # Generating MNIST1D takes seconds; its own test does it.
-    monkeypatch.setattr("experiments.task.load_data", lambda config: small_data)
+    monkeypatch.setattr("experiments.task.load_sweep_data", lambda config: small_data)
 
     def install(lost: Callable[[int], bool] = lambda number: False) -> FakeRay:
         ray = FakeRay(lost)

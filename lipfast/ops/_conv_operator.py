@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lipfast.errors import ArgumentError
+from lipfast.ops.sides import is_wide, wide
 
 PADDING_MODES = ("zeros", "circular", "reflect", "replicate")
 LARGEST_SIZE = 2**31 - 1
@@ -26,7 +27,7 @@ Pads = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
-class Convolution:
+class ConvOperator:
     """x (C_in, *input_size) to pad(x) to (C_out, *output_size).
 
     A transposed convolution is kept as the convolution that it is the adjoint of.
@@ -203,22 +204,32 @@ class Convolution:
         split = [number for pair in zip(counts, steps, strict=True) for number in pair]
         out, cols = weight.shape[0] // self.groups, weight.shape[1]
         weight = weight.reshape(self.groups, out, cols, *split)
-        axes = sorted(range(self.axes), key=lambda axis: counts[axis] == 1)
+        axes = _many_taps_first(counts)
         taps = [3 + 2 * axis for axis in axes]
         components = [4 + 2 * axis for axis in range(self.axes)]
         weight = weight.permute(0, *taps, 1, 2, *components)
         shape = [counts[axis] for axis in axes] + [1] * (3 - self.axes)
         weight = weight.reshape(self.groups, *shape, out, cols * math.prod(steps))
-        if weight.shape[-2] > weight.shape[-1]:
-            weight = weight.transpose(-1, -2)
-        return weight.contiguous()
+        return wide(weight).contiguous()
 
     def taps_shape(self) -> tuple[int, ...]:
         """Shape of `taps()`, without forming them."""
-        steps, counts = self._components(strided=True)
-        sides = self.weight.shape[0] // self.groups, self.weight.shape[1] * math.prod(steps)
-        ordered = sorted(counts, key=lambda count: count == 1) + [1] * (3 - self.axes)
+        _, counts = self._components(strided=True)
+        ordered = [counts[axis] for axis in _many_taps_first(counts)] + [1] * (3 - self.axes)
+        sides = self._symbol_shape()
         return (self.groups, *ordered, min(sides), max(sides))
+
+    def transposes_taps(self) -> bool:
+        """Whether `taps()` are those of the transposed symbol, whose rows are the smaller side."""
+        return not is_wide(*self._symbol_shape())
+
+    def tap_axes(self) -> list[int]:
+        """The kernel's axes in the order of `taps()`."""
+        return _many_taps_first(self._components(strided=True)[1])
+
+    def _symbol_shape(self) -> tuple[int, int]:
+        steps, _ = self._components(strided=True)
+        return self.weight.shape[0] // self.groups, self.weight.shape[1] * math.prod(steps)
 
     def _components(self, strided: bool) -> tuple[list[int], list[int]]:
         """Per axis: polyphase components, and taps of each."""
@@ -251,6 +262,11 @@ class Convolution:
         root = math.sqrt(square)
         exact = math.isqrt(square) ** 2 == square
         return (root if exact else math.nextafter(root, math.inf)), covered and square > 1
+
+
+def _many_taps_first(counts: Sequence[int]) -> list[int]:
+    """Axes by their numbers of taps, those with one tap last: the native op skips them."""
+    return sorted(range(len(counts)), key=lambda axis: counts[axis] == 1)
 
 
 def _flat(pads: Pads) -> list[int]:
@@ -300,7 +316,7 @@ def _pads(padding: object, name: str, reach: Sequence[int], stride: Sequence[int
     return tuple((side, side) for side in _per_axis(padding, axes, f"{name}: padding", 0))
 
 
-def convolution(
+def conv_operator(
     weight: Tensor,
     name: str,
     *,
@@ -312,8 +328,8 @@ def convolution(
     padding_mode: object,
     transposed: object,
     output_padding: object,
-) -> Convolution:
-    """A `Convolution` from the options of torch's modules.
+) -> ConvOperator:
+    """A `ConvOperator` from the options of torch's modules.
 
     Raises:
         ArgumentError: an option of wrong type or value; the message begins with `name`.
@@ -354,14 +370,14 @@ def convolution(
             (left, (n - 1) * s + r + 1 - out - left)
             for n, s, r, out, (left, _) in zip(size, steps, reach, image, pads, strict=True)
         )
-        return Convolution(weight, image, size, steps, pads, spread, groups, mode, True)
+        return ConvOperator(weight, image, size, steps, pads, spread, groups, mode, True)
     _check_padding(size, pads, mode, name)
     output = tuple(
         (n + left + right - r - 1) // s + 1
         for n, (left, right), r, s in zip(size, pads, reach, steps, strict=True)
     )
     _check_not_empty(output, size, name)
-    return Convolution(weight, size, output, steps, pads, spread, groups, mode, False)
+    return ConvOperator(weight, size, output, steps, pads, spread, groups, mode, False)
 
 
 def _check_not_empty(output: tuple[int, ...], size: tuple[int, ...], name: str) -> None:

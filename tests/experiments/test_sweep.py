@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from experiments.checkpoints import checkpoint_name, read_metadata, write_checkpoint
-from experiments.config import ConfigError, SweepConfig
+from experiments.config import SweepConfig
 from experiments.data import ClassificationData
+from experiments.errors import ConfigError
 from experiments.models import fcn
 from experiments.runs import load_model, runs
 from experiments.sweep import (
@@ -38,7 +39,7 @@ def quick_data(
         calls.append(config.train_size)
         return small_data
 
-    monkeypatch.setattr("experiments.task.load_data", instead)
+    monkeypatch.setattr("experiments.task.load_sweep_data", instead)
     yield calls
 
 

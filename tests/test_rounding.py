@@ -1,4 +1,4 @@
-"""What error bounds of linear maps are made of."""
+"""Tests of what error bounds are made of."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from lipfast.rules.rounding import UNIT_ROUNDOFF, gamma, magnitude
+from lipfast.rounding import UNIT_ROUNDOFF, gamma, magnitude, widened
 
 SMALLEST_NORMAL = 2.0**-1022
 
@@ -35,3 +35,13 @@ def test_magnitude_makes_no_denormal_numbers(error):
     found = magnitude(x, None if error is None else error.double(), gamma(258))
     assert bool(((found == 0) | (found >= SMALLEST_NORMAL)).all())
     assert found[2] == 3.0
+
+
+@pytest.mark.parametrize("roundings", [1, 2, 3, 17, 1000, 2**25])
+def test_widened_covers_the_roundings(roundings):
+    worst = (1 - Fraction(UNIT_ROUNDOFF)) ** -min(roundings, 1000)
+    if roundings > 1000:
+        worst = 1 / (1 - roundings * Fraction(UNIT_ROUNDOFF))
+    for x in (1.0, 1.0 + 2.0**-52, 1.1, 1.9999999999999998, 2.0**-1000, 3e300):
+        assert Fraction(widened(x, roundings)) >= Fraction(x) * worst
+    assert widened(1.0, roundings) == 1.0 + 2 * roundings * UNIT_ROUNDOFF
