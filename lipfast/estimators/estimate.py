@@ -59,7 +59,7 @@ def norm_name(norm: Norm) -> str:
 
 
 def eight_digits(value: float) -> str:
-    """As tables and lines show a number."""
+    """A number in tables and lines."""
     return f"{value:.8g}"
 
 

@@ -1,5 +1,7 @@
 """Evaluation in float64 with a bound of the norm of the rounding error, for deep networks.
 
+Part of the proof of certified lower bounds, where errors are bounded in norm.
+
 Elementwise bounds pass through a layer as ``|W| e``, and ``|W|`` stretches sqrt(fan-in) times more
 than W: after some ten layers they say nothing. Norms pass as ``||W|| E``. Let x^ be the computed
 operand of a node g, at most E from the exact x, and y^ the computed result. Then

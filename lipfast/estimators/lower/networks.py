@@ -47,7 +47,7 @@ class Networks(Protocol):
 
 
 @dataclass(frozen=True)
-class Traced:
+class TracedNetworks:
     """Networks of any plan, node by node; parameters are stacked, in float64."""
 
     plan: Architecture
@@ -91,7 +91,7 @@ def networks_of(
 ) -> Networks:
     """Networks of one architecture, on `workers` threads if natively: see `native_chain`."""
     if chain is None:
-        return Traced(plan, stack(tensors, plan.used_parameters, torch.float64))
+        return TracedNetworks(plan, stack(tensors, plan.used_parameters, torch.float64))
     parameters = [chain.parameters(entry, plan.constants) for entry in tensors]
     weights, biases = [entry[0] for entry in parameters], [entry[1] for entry in parameters]
     return _Native(PiecewiseLinearChains(weights, biases, chain.stages), workers)
@@ -115,7 +115,7 @@ def native_chain(
 
 
 def bytes_of_parameters(plan: Architecture) -> int:
-    """Of one network, stacked in float64."""
+    """Bytes of one network's parameters, stacked in float64."""
     return 8 * sum(math.prod(plan.shapes[name]) for name in plan.used_parameters)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lipfast.estimators.jacobian.directions import steepest_direction
-from lipfast.estimators.lower.networks import LARGEST_JACOBIAN, Networks, Traced
+from lipfast.estimators.lower.networks import LARGEST_JACOBIAN, Networks, TracedNetworks
 from lipfast.norms import Norm
 from lipfast.ops.modes import forward_mode
 from lipfast.plan.interpret import evaluate
@@ -27,14 +27,14 @@ COUNT = 1 + 2 * (len(_LADDER) + len(_FRACTIONS))
 
 def direction_at(networks: Networks, x: Tensor, norm: Norm) -> Tensor:
     """Where each Jacobian stretches most, (networks, *shape): from it whole, or by products."""
-    if norm == 2 and isinstance(networks, Traced):
+    if norm == 2 and isinstance(networks, TracedNetworks):
         rows, columns = networks.plan.jacobian_shape
         if rows * columns > LARGEST_JACOBIAN:
             return _power_direction(networks, x)
     return steepest_direction(networks.jacobians(x), norm).reshape(x.shape)
 
 
-def _power_direction(networks: Traced, x: Tensor) -> Tensor:
+def _power_direction(networks: TracedNetworks, x: Tensor) -> Tensor:
     """Some power iterations with J^T J: for Jacobians that would not fit into memory.
 
     A direction that is not quite the steepest costs tightness only: a secant is valid along any.

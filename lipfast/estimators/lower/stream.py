@@ -195,12 +195,12 @@ def _evaluator(
         def norms(x: Tensor) -> Tensor:
             if plan is not None:
                 return finite_norms(plan, [tensors], x, norm, memory)[0]
-            return _module_norms(module, problem, example, x, norm=norm, memory=memory)
+            return _norms_without_plan(module, problem, example, x, norm=norm, memory=memory)
 
         yield _Evaluator(problem, norms, norm, memory, plan, tensors, why_not)
 
 
-def _module_norms(
+def _norms_without_plan(
     module: nn.Module,
     problem: SampleFunction,
     example: tuple[Tensor, ...],
