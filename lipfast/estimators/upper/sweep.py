@@ -66,7 +66,7 @@ class Step:
             node=self.node,
             norm=norm,
             operands=operands,
-            operand_shapes=self.shapes,
+            operand_shapes=list(self.shapes),
             layer=0.0 if layer is None else layers[layer],
             parameters=parameters,
             constants=constants,
