@@ -38,7 +38,7 @@ def layer_brackets(
     """
     found: dict[tuple[int, int], LayerBracket] = {}
     vectors: list[dict[str, Tensor | ConvStart]] = [{} for _ in tensors]
-    for part in (_of_matrices, _of_convolutions):
+    for part in (_matrix_brackets, _kernel_brackets):
         rows = part(layers, tensors, norm=norm, rtol=rtol, seed=seed, start=start)
         for network, layer, bracket, right in rows:
             found[network, layer.index] = bracket
@@ -50,7 +50,7 @@ def layer_brackets(
     return brackets, list(vectors)
 
 
-def _of_matrices(
+def _matrix_brackets(
     layers: Sequence[Layer],
     tensors: Sequence[Mapping[str, Tensor]],
     *,
@@ -83,7 +83,7 @@ def _of_matrices(
             yield network, layer, bracket, result.right[position] if norm == 2 else None
 
 
-def _of_convolutions(
+def _kernel_brackets(
     layers: Sequence[Layer],
     tensors: Sequence[Mapping[str, Tensor]],
     *,
