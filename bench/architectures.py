@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 import lipfast
 from lipfast.estimators.domain import Domain
-from lipfast.estimators.estimate import UpperBound
 from lipfast.estimators.plan import Plan
+from lipfast.estimators.results import UpperBound
 
 SIZE = 224
 RTOL = 1e-2

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bench.turns import Benchmark, Implementations, in_turn, measure
 from lipfast.estimators.enclosure import enclose
-from lipfast.estimators.lower.certificate import kink_distances, traced_jacobians
+from lipfast.estimators.lower.networks import traced_jacobians, traced_kink_distances
 from lipfast.estimators.plan import Plan
 from lipfast.ops.chain_secants import PiecewiseLinearChains
 from lipfast.ops.modes import plain_arithmetic
@@ -59,7 +59,7 @@ def traced() -> None:
             own = tensors[start : start + STACKED]
             parameters = stack(own, plan.used_parameters, torch.float64)
             traced_jacobians(plan, parameters, some[:, 0])
-            kink_distances(plan, parameters, some[:, 0], some[:, 1])
+            traced_kink_distances(plan, parameters, some[:, 0], some[:, 1])
             enclose(plan, parameters, some)
 
 

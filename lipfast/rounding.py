@@ -58,6 +58,24 @@ def widened(x: _Scaled, roundings: int) -> _Scaled:
     return x * (1.0 + 2.0 * gamma(roundings))
 
 
+def narrowed(x: _Scaled, roundings: int) -> _Scaled:
+    r"""At most the number >= 0 that x was computed for, with fewer than k roundings upon another.
+
+    ``x (1 - gamma_k)`` for an x made of sums, products and roots of numbers >= 0, or one quotient
+    or difference of exact ones, for k < 2^50. Proof: every rounding is a factor of at most 1 + u,
+    so the number is at least $x / (1 + u)^{k - 1}$. 1 - k u is a float64 and $\gamma_k \ge k u$, so
+    that the computed factor is at most that, and the product with x at most
+    $x (1 - k u)(1 + u)$; and $(1 + u)^k \le e^{k u} \le 1 / (1 - k u)$.
+
+    Where the result may be denormal, roundings are no factors.
+
+    Example:
+        >>> narrowed(1.0, 4) == 1.0 - 4 * UNIT_ROUNDOFF
+        True
+    """
+    return x * (1.0 - gamma(roundings))
+
+
 def magnitude(x: Tensor, error: Tensor | None, relative: float) -> Tensor:
     """``|x| + e / relative``: what a linear map of magnitudes turns into its error over `relative`.
 

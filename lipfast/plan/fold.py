@@ -69,7 +69,7 @@ class Folded:
     scalings: tuple[Scaling, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FoldedGraph:
     """A graph with fewer nodes, and how the parameters that are new in it are computed.
 

@@ -68,7 +68,7 @@ def _error(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
     """``gamma_{n+2} (|W| * (|x| + e / gamma_{n+2}) + |b|)`` for n terms, as for a matrix.
 
     Holds for every order of summation; algorithms that transform (Fourier, Winograd) are excluded:
-    torch has none for float64 on a processor, and `estimators.lower.certificate` turns cuDNN off.
+    torch has none for float64 on a processor, and `estimators.enclosure` turns cuDNN off.
     """
     node = arguments.node
     x, weight = node.args[0], node.args[1]

@@ -30,9 +30,10 @@ from lipfast.errors import (
     UnreachableError,
     UnsupportedOpError,
 )
-from lipfast.estimators.estimate import LowerBound, UpperBound, check_order
 from lipfast.estimators.plan import Plan
-from lipfast.estimators.upper.spectral_product import Vectors, upper_bounds
+from lipfast.estimators.results import LowerBound, UpperBound, check_order
+from lipfast.estimators.upper.spectral_product import product_bounds
+from lipfast.estimators.upper.starts import StartVectors
 from lipfast.norms import Norm
 from lipfast.scoring.architectures import Architecture, ArchSource, Arguments
 from lipfast.scoring.budget import BudgetError, elements_allowed
@@ -166,7 +167,7 @@ class Scorer:
         self._fingerprints: dict[Arguments, str] = {}
         self._rates: dict[Arguments, float] = {}  # seconds per checkpoint, in a dry run
         # Of the last batch of every plan: run -> singular vectors of its last checkpoint there.
-        self._vectors: dict[Arguments, dict[str, Vectors]] = {}
+        self._vectors: dict[Arguments, dict[str, StartVectors]] = {}
         self._constants: Row = {
             "norm": float(self.options.norm),
             "seed": self.options.seed,
@@ -328,7 +329,7 @@ class Scorer:
         # starts from its last checkpoint there. Within a batch that would take several calls.
         runs = [checkpoint.metadata.run for _, checkpoint in members]
         known = self._vectors.get(arguments, {})
-        uppers, vectors = upper_bounds(
+        uppers, vectors = product_bounds(
             plan,
             state_dicts,
             norm=options.norm,

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lipfast.checkpoints.text import printable
-from lipfast.estimators.estimate import Bounds, Estimate, UpperBound
+from lipfast.estimators.estimate import Estimate
+from lipfast.estimators.results import Bounds, UpperBound
 from lipfast.estimators.upper.table import layer_records, shares_of
 from lipfast.scoring.scores import read_scores
 from lipfast.scoring.summary import counted

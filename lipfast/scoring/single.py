@@ -12,7 +12,7 @@ from lipfast.checkpoints import Checkpoint, find_checkpoints, read_checkpoint
 from lipfast.checkpoints.metadata import Value
 from lipfast.checkpoints.source import Archive
 from lipfast.errors import ArgumentError, NonFiniteError, StateDictError
-from lipfast.estimators.estimate import Bounds, UpperBound
+from lipfast.estimators.results import Bounds, UpperBound
 from lipfast.norms import Norm
 from lipfast.scoring.architectures import Architecture, ArchSource, Arguments
 from lipfast.scoring.data import DataSource, load_data

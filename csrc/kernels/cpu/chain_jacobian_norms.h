@@ -15,7 +15,7 @@
 //              last digits a result depends on which samples there are, never on how many networks or threads.
 // Conventions  autograd's: derivative 0 at both ends of a clipped range (so relu'(0) = 0), slope or alpha at 0 for
 //              LeakyReLU and ELU, the first of equal maxima.
-// Not certified: see certificate.py for the lower bound that is.
+// Not certified: see estimators/lower/secants.py for the lower bound that is.
 // Errors       none: NaN in an output gives NaN for that sample.
 // Threads      one tile of samples of one network is one thread's; the partition is fixed, so results do not depend
 //              on the number of threads.

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from lipfast.estimators.jacobian.function import SampleFunction
 from lipfast.estimators.jacobian.linearization import (
-    SMALL_SIDE,
     DerivativeError,
     Footprint,
     Linearization,
     footprint,
+    is_small,
 )
 from lipfast.norms import Norm, dual_norm
 from lipfast.ops.jacobian_reduction import RowReduction, operator_norms
@@ -80,7 +80,7 @@ def _streamed(
     For norm 2 the rows of the smaller side are kept, or, where that would be many, the Gram matrix
     of the smaller side, which takes the products of the larger one.
     """
-    gathered = norm == 2 and min(size.inputs, size.outputs) > SMALL_SIDE
+    gathered = norm == 2 and not is_small(size.outputs, size.inputs)
     if gathered and size.inputs != size.outputs:
         by_columns = size.outputs < size.inputs
     products, length = size.outputs, size.inputs

@@ -1,4 +1,8 @@
-"""Brackets of the operator norms of convolutions at their true input size."""
+"""Brackets of the operator norms of convolutions at their true input size.
+
+Part of the proof of upper bounds: norms 1 and inf and `holder_bound` are proved here, norm 2 in
+`lipfast.ops.conv_norms`.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from lipfast.errors import ArgumentError
 from lipfast.norms import Norm, dual_norm
 from lipfast.ops.conv_norms import ConvStart, conv_norms
 from lipfast.plan.layers import Layer
-from lipfast.rounding import UNIT_ROUNDOFF
+from lipfast.rounding import widened
 from lipfast.rules.registry import ConvSettings
 
 # A gap of 1e-6 is not worth what it would cost here.
@@ -87,13 +91,13 @@ def convolution_brackets(
     keys = [str(index) for index in range(len(layers))]
     result = conv_norms(
         {key: weight.detach() for key, weight in zip(keys, weights, strict=True)},
-        input_sizes=_keyed(keys, [layer.input_shape[1:] for layer in layers]),
-        stride=_keyed(keys, [entry.stride for entry in settings]),
-        padding=_keyed(keys, [entry.padding for entry in settings]),
-        dilation=_keyed(keys, [entry.dilation for entry in settings]),
-        groups=_keyed(keys, [entry.groups for entry in settings]),
-        transposed=_keyed(keys, [entry.transposed for entry in settings]),
-        output_padding=_keyed(keys, [entry.output_padding or 0 for entry in settings]),
+        input_sizes=_by_key(keys, [layer.input_shape[1:] for layer in layers]),
+        stride=_by_key(keys, [entry.stride for entry in settings]),
+        padding=_by_key(keys, [entry.padding for entry in settings]),
+        dilation=_by_key(keys, [entry.dilation for entry in settings]),
+        groups=_by_key(keys, [entry.groups for entry in settings]),
+        transposed=_by_key(keys, [entry.transposed for entry in settings]),
+        output_padding=_by_key(keys, [entry.output_padding or 0 for entry in settings]),
         rtol=max(rtol, SMALLEST_RTOL),
         seed=seed,
         start=_started(layers, keys, start or [None] * len(layers)),
@@ -116,7 +120,7 @@ def _settings(layer: Layer) -> ConvSettings:
     return layer.convolution
 
 
-def _keyed(keys: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
+def _by_key(keys: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
     return dict(zip(keys, values, strict=True))
 
 
@@ -150,7 +154,7 @@ def _started(
 def holder_bound(layer: Layer, weight: Tensor) -> float:
     """``sqrt(||.||_1 ||.||_inf)`` of the convolution, at least its norm 2; rounded up."""
     column, row = (_sums(layer, weight.detach().double(), norm).upper for norm in (1, math.inf))
-    return math.nextafter(math.sqrt(column) * math.sqrt(row) * (1.0 + 2.0**-50), math.inf)
+    return math.nextafter(widened(math.sqrt(column) * math.sqrt(row), 4), math.inf)
 
 
 def _sums(layer: Layer, weight: Tensor, norm: Norm) -> NormBracket:
@@ -158,15 +162,15 @@ def _sums(layer: Layer, weight: Tensor, norm: Norm) -> NormBracket:
     if settings.transposed:  # the adjoint: rows are columns, and the output is its input
         settings, sizes = replace(settings, transposed=False), layer.output_shape[1:]
         norm = dual_norm(norm)
-    roundings = 8 + weight.numel() // min(weight.shape[0], weight.shape[1])
-    slack = 1.0 + 4 * roundings * UNIT_ROUNDOFF
+    # Twice as many as there are in the longest sum, and in what follows it.
+    roundings = 2 * (8 + weight.numel() // min(weight.shape[0], weight.shape[1]))
     magnitude = weight.abs()
     # Sums must not overflow: inf is no lower end, and inf times the zeros of padding is NaN. What a
     # power of two so small makes of denormal entries is far below the slack.
     scale = _SHRINKING if float(magnitude.max()) > _HUGE else 1.0
     value = _largest_sum(magnitude * scale, settings, sizes, columns=norm == 1)
-    lower = min(value / slack / scale, sys.float_info.max)
-    return NormBracket(lower, value * slack / scale, True, "sums of magnitudes", 1)
+    lower = min(value / widened(1.0, roundings) / scale, sys.float_info.max)
+    return NormBracket(lower, widened(value, roundings) / scale, True, "sums of magnitudes", 1)
 
 
 def _largest_sum(

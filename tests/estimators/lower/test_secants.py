@@ -13,12 +13,9 @@ from torch import Tensor, nn
 import lipfast
 from lipfast.estimators.domain import Box
 from lipfast.estimators.enclosure import enclose
-from lipfast.estimators.lower import certificate
-from lipfast.estimators.lower.certificate import (
-    certified_quotient,
-    certified_secants,
-    steepest_direction,
-)
+from lipfast.estimators.lower import networks, points, secants
+from lipfast.estimators.lower.networks import native_chain
+from lipfast.estimators.lower.secants import certified_quotient, certified_secants
 from lipfast.estimators.plan import Plan
 from lipfast.plan.state import stack
 
@@ -202,34 +199,18 @@ def test_many_networks_in_small_blocks_equal_one_by_one() -> None:
     torch.testing.assert_close(together.values, blocks.values, rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize("norm", [1, 2, math.inf])
-@pytest.mark.parametrize("shape", [(3, 7), (7, 3), (1, 1)])
-def test_steepest_direction_attains_the_operator_norm(shape: tuple[int, int], norm: float) -> None:
-    generator = torch.Generator().manual_seed(0)
-    matrices = torch.randn(4, *shape, dtype=torch.float64, generator=generator)
-    direction = steepest_direction(matrices, norm)
-    image = (matrices @ direction[:, :, None])[:, :, 0]
-    ratio = torch.linalg.vector_norm(image, norm, 1) / torch.linalg.vector_norm(direction, norm, 1)
-    torch.testing.assert_close(ratio, torch.linalg.matrix_norm(matrices, norm))
-
-
-def test_some_direction_where_the_jacobian_is_zero_or_not_finite() -> None:
-    matrices = torch.stack([torch.zeros(2, 3), torch.full((2, 3), math.nan)]).double()
-    assert torch.equal(steepest_direction(matrices, 2), torch.eye(3).double()[[0, 0]])
-
-
 def test_the_direction_does_not_need_the_whole_jacobian(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(30, 40), nn.Tanh(), nn.Linear(40, 20)).double()
     plan = Plan.trace(model, torch.zeros(2, 30, dtype=torch.float64))
     tensors = [plan.resolve(model.state_dict())] * 2
     x = torch.randn(2, 30, dtype=torch.float64)
-    whole = certificate.certified_secants(plan, tensors, x)
-    monkeypatch.setattr(certificate, "_LARGEST_ACTIVATIONS", 1)  # one row at a time
-    by_rows = certificate.certified_secants(plan, tensors, x).values
+    whole = certified_secants(plan, tensors, x)
+    monkeypatch.setattr(networks, "_LARGEST_ACTIVATIONS", 1)  # one row at a time
+    by_rows = certified_secants(plan, tensors, x).values
     torch.testing.assert_close(by_rows, whole.values, rtol=1e-6, atol=0)
-    monkeypatch.setattr(certificate, "_LARGEST_JACOBIAN", 0)
-    products = certificate.certified_secants(plan, tensors, x).values
+    monkeypatch.setattr(points, "LARGEST_JACOBIAN", 0)
+    products = certified_secants(plan, tensors, x).values
     assert (products <= 1.01 * whole.values).all()
     assert (products >= 0.9 * whole.values).all()
 
@@ -264,7 +245,7 @@ PIECEWISE_LINEAR = {
 
 
 def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(certificate, "_native_chain", lambda *_: None)
+    monkeypatch.setattr(secants, "native_chain", lambda *_: None)
 
 
 @pytest.mark.parametrize("norm", [1, 2, math.inf])
@@ -278,7 +259,7 @@ def test_the_native_op_and_the_traced_graph_agree(
     plan = Plan.trace(PIECEWISE_LINEAR[name](), data())
     tensors = [plan.resolve(model.state_dict()) for model in models]
     samples = data(3)
-    assert certificate._native_chain(plan, tensors, samples) is not None
+    assert native_chain(plan, tensors, samples) is not None
     for options in ({}, {"domain": Box(-1.0, 1.0)}, {"memory": 1}):
         native = certified_secants(plan, tensors, samples, norm=norm, **options)
         with monkeypatch.context() as patched:
@@ -304,9 +285,9 @@ def test_both_ways_fall_back_to_errors_in_norm(monkeypatch: pytest.MonkeyPatch) 
     plan = Plan.trace(model, data(2, 24))
     tensors = [plan.resolve(model.state_dict())]
     called = []
-    bound = certificate.output_error_norms
+    bound = secants.output_error_norms
     monkeypatch.setattr(
-        certificate, "output_error_norms", lambda *given: called.append(1) or bound(*given)
+        secants, "output_error_norms", lambda *given: called.append(1) or bound(*given)
     )
     native = certified_secants(plan, tensors, data(1, 24))
     counted = len(called)
@@ -319,13 +300,13 @@ def test_both_ways_fall_back_to_errors_in_norm(monkeypatch: pytest.MonkeyPatch) 
 def test_large_networks_and_other_graphs_are_traced(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = Plan.trace(network(nn.ReLU()), data())
     tensors = [plan.resolve(network(nn.ReLU()).state_dict())]
-    assert certificate._native_chain(plan, tensors, data(1)) is not None
+    assert native_chain(plan, tensors, data(1)) is not None
     float8 = {name: value.to(torch.float8_e4m3fn) for name, value in tensors[0].items()}
-    assert certificate._native_chain(plan, [*tensors, float8], data(1)) is None
+    assert native_chain(plan, [*tensors, float8], data(1)) is None
     smooth = Plan.trace(network(nn.Tanh()), data())
-    assert certificate._native_chain(smooth, tensors, data(1)) is None
-    monkeypatch.setattr(certificate, "_STACKED", 100)
-    assert certificate._native_chain(plan, tensors, data(1)) is None
+    assert native_chain(smooth, tensors, data(1)) is None
+    monkeypatch.setattr(networks, "STACKED", 100)
+    assert native_chain(plan, tensors, data(1)) is None
 
 
 def test_weights_and_samples_of_inference_mode_and_with_gradients() -> None:
