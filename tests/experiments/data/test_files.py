@@ -11,9 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.data import with_label_noise
 from experiments.data.files import cifar10, cifar100, image_folder, mnist, read_idx
-from experiments.data.packaged import blobs, digits, mnist_sample
+from experiments.data.packaged import mnist_sample
 from experiments.settings import parse_settings
 from experiments.task import load_sweep_data
 from lipfast.errors import ArgumentError
@@ -122,21 +121,6 @@ def test_image_folder(tmp_path: Path) -> None:
         image_folder(tmp_path, 4)
 
 
-@pytest.mark.parametrize(
-    ("load", "shape", "classes"),
-    [(mnist_sample, (4000, 1, 28, 28), 10), (digits, (1397, 1, 8, 8), 10), (blobs, (300, 2), 3)],
-)
-def test_data_in_packages(load: Callable[[], Any], shape: tuple[int, ...], classes: int) -> None:
-    data = load()
-    assert data.x_train.shape == shape
-    assert data.x_train.dtype == torch.float32
-    assert sorted(data.y_train.unique().tolist()) == list(range(classes))
-    assert len(data.y_test) == len(data.x_test) > 0
-    assert torch.equal(load().x_train, data.x_train)
-    if len(shape) == 4:
-        assert (float(data.x_train.min()), float(data.x_train.max())) == (0, 1)
-
-
 BASIC: dict[str, Any] = {"widths": [2], "seeds": [0], "steps": 1, "lr": 0.1, "checkpoints": 2}
 
 
@@ -160,23 +144,3 @@ def test_data_that_does_not_fit_the_configuration(tmp_path: Path) -> None:
     )
     with pytest.raises(ArgumentError, match="train_size = 100: there are only 6"):
         load_sweep_data(config)
-
-
-@pytest.mark.parametrize("fraction", [0.0, 0.25, 0.5, 1.0])
-def test_swapped_pairs_are_nested_and_keep_the_classes(fraction: float) -> None:
-    labels = torch.arange(1000)
-    noisy = with_label_noise(labels, fraction, 4, kind="swap")
-    moved = (noisy != labels).nonzero().flatten()
-    assert len(moved) == 1000 * fraction
-    assert torch.equal(noisy[noisy], labels)
-    more = with_label_noise(labels, min(1.0, fraction + 0.3), 4, kind="swap")
-    assert torch.equal(more[moved], noisy[moved])
-
-
-def test_shuffled_labels_are_a_permutation_of_the_chosen_ones() -> None:
-    labels = torch.arange(1000)
-    noisy = with_label_noise(labels, 0.3, 1, kind="shuffle")
-    assert torch.equal(noisy.sort().values, labels)
-    assert 280 < int((noisy != labels).sum()) <= 300
-    with pytest.raises(ArgumentError, match="label_noise_kind is 'flip'"):
-        with_label_noise(labels, 0.3, 1, kind="flip")

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from experiments.data import ClassificationData, mnist1d, training_data, with_label_noise
-from lipfast.errors import ArgumentError, CheckpointError
+from experiments.data import ClassificationData, mnist1d, training_data
+from lipfast.errors import ArgumentError
 
 
 @pytest.fixture(scope="module")
@@ -43,40 +42,6 @@ def test_generating_is_deterministic_and_leaves_global_generators(
     assert torch.equal(data.y_train, full.y_train[:400])
 
 
-@pytest.mark.parametrize("fraction", [0.0, 0.2, 1.0])
-def test_label_noise_changes_the_expected_fraction(fraction: float) -> None:
-    labels = torch.arange(20_000) % 10
-    noisy = with_label_noise(labels, fraction, seed=3)
-    # A tenth of the redrawn labels keep their value; five standard deviations of that count.
-    expected, spread = 0.9 * fraction, (0.09 * fraction / 20_000) ** 0.5
-    assert abs((noisy != labels).double().mean().item() - expected) <= 5 * spread
-    assert labels.equal(torch.arange(20_000) % 10)
-    assert int(noisy.min()) >= 0
-    assert int(noisy.max()) <= 9
-
-
-def test_label_noise_is_seeded_and_nested() -> None:
-    labels = torch.zeros(500, dtype=torch.int64)
-    assert torch.equal(with_label_noise(labels, 0.3, 1), with_label_noise(labels, 0.3, 1))
-    assert not torch.equal(with_label_noise(labels, 0.3, 1), with_label_noise(labels, 0.3, 2))
-    less, more = with_label_noise(labels, 0.2, 1), with_label_noise(labels, 0.6, 1)
-    assert torch.equal(less[less != 0], more[less != 0])
-
-
-def test_wrong_arguments_are_refused() -> None:
-    with pytest.raises(ArgumentError, match=r"label_noise is 1\.5"):
-        with_label_noise(torch.zeros(3, dtype=torch.int64), 1.5, 0)
+def test_a_wrong_size_is_refused() -> None:
     with pytest.raises(ArgumentError, match="train_size is 4001"):
         training_data(4001, 0.0, 0)
-
-
-def test_data_round_trip_and_damage(tmp_path: Path, small_data: ClassificationData) -> None:
-    path = tmp_path / "data.safetensors"
-    small_data.save(path)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["data.safetensors"]
-    loaded = ClassificationData.load(path)
-    assert torch.equal(loaded.x_train, small_data.x_train)
-    assert torch.equal(loaded.y_test, small_data.y_test)
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match=r"data\.safetensors: not a data file"):
-        ClassificationData.load(path)
