@@ -15,7 +15,8 @@ from lipfast.estimators.jacobian.norms import jacobian_norms
 from lipfast.estimators.lower.stream import SearchName, sampled_lower_bound, search_method
 from lipfast.estimators.plan import Plan
 from lipfast.estimators.samples import Data
-from lipfast.plan.trace import Source, unwrap
+from lipfast.plan.modules import unwrap
+from lipfast.plan.trace import Source
 from lipfast.rules.registry import Norm
 
 __all__ = [
