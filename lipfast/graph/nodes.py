@@ -72,6 +72,11 @@ class Node:
             return self.args[position]
         return dict(self.kwargs).get(name, default)
 
+    def operand(self, position: int, name: str) -> Reference | None:
+        """Like `argument`, for a tensor that may be left out."""
+        value = self.argument(position, name)
+        return value if isinstance(value, Reference) else None
+
     def number(self, position: int, name: str, default: float) -> float:
         """Like `argument`, for an argument that must be a number."""
         value = self.argument(position, name, default)

@@ -18,26 +18,18 @@ from lipfast.graph.apply import call_op
 from lipfast.graph.nodes import Argument, Constant, Node, Reference, computed_name, error_name
 from lipfast.plan import matrix_errors, running_errors  # noqa: F401 (both register functions)
 from lipfast.plan.running_errors import Value
+from lipfast.rules.registry import rule_of
+
+# Ops on parameters, by what happens to rounding errors. Ops with a bound of those they make are
+# in `running_errors`; of ops that activations may meet, too, `Rule.moves` says what these say.
 
 # The result holds entries of the operands, or numbers that the op puts in: nothing is rounded.
-MOVES = frozenset(
+_MOVES = frozenset(
     f"aten.{name}"
     for name in (
-        *("_unsafe_view", "as_strided", "broadcast_to", "cat", "chunk", "clone", "constant_pad_nd"),
-        *("contiguous", "detach", "diag", "diagonal", "expand", "flatten", "flip", "index"),
-        *("index_select", "mH", "mT", "movedim", "narrow", "numpy_T", "pad", "permute", "repeat"),
-        *(
-            "repeat_interleave",
-            "reshape",
-            "roll",
-            "select",
-            "slice",
-            "squeeze",
-            "stack",
-            "swapaxes",
-        ),
-        *("t", "transpose", "tril", "triu", "unflatten", "unsqueeze", "view"),
-        *("alias", "detach_", "lift_fresh", "positive", "unfold"),
+        *("alias", "as_strided", "broadcast_to", "chunk", "clone", "contiguous", "detach"),
+        *("detach_", "diag", "diagonal", "lift_fresh", "mH", "mT", "movedim", "narrow", "numpy_T"),
+        *("positive", "swapaxes", "t", "tril", "triu"),
     )
 )
 # Exact, if the operands are: comparisons, integers, and what overwrites entries.
@@ -56,6 +48,11 @@ _INTEGER = frozenset(f"aten.{name}" for name in ("floor_divide", "bitwise_xor"))
 _CASTS = frozenset({"aten.to", "aten._to_copy", "aten.type_as", "aten.lift_fresh_copy"})
 
 
+def moves(op: str) -> bool:
+    """Whether an op only moves entries, and errors alike."""
+    return op in _MOVES or rule_of(op).moves
+
+
 def refusal(node: Node) -> str | None:
     """Why an op on parameters cannot be evaluated with its rounding errors; None if it can."""
     if any(reference.kind == "batch" for reference in node.references()):
@@ -64,7 +61,7 @@ def refusal(node: Node) -> str | None:
         return running_errors.refusal(node)
     if node.op == "aten.index_put" and node.argument(3, "accumulate") is True:
         return "with sums"
-    known = node.op in MOVES or node.op in _EXACT_ON_EXACT or node.op in _CASTS
+    known = moves(node.op) or node.op in _EXACT_ON_EXACT or node.op in _CASTS
     return None if known or node.op in _INTEGER else "applied to parameters only"
 
 

@@ -18,7 +18,10 @@ from lipfast.errors import TraceError, naming
 from lipfast.graph.nodes import Argument, Constant, Graph, Node, Reference, computed_name
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.canonical import (
-    Call,
+    CHECKS,
+    REPEATING,
+    SIZED,
+    Invocation,
     beside_the_samples,
     first_tensor,
     from_the_front,
@@ -36,25 +39,11 @@ from lipfast.plan.export import (
 )
 from lipfast.plan.modules import aliases_of
 from lipfast.plan.simplify import join_attention, join_products, simplify
-from lipfast.plan.split import SIZED, split_computed, without_bound
-from lipfast.rules.registry import require_rules
+from lipfast.plan.split import split_computed, without_bound
+from lipfast.rules.registry import require_rules, rule_of
 
 # A tensor that is not in the state dict is kept in the plan up to this many entries.
 MAX_CONSTANT_ENTRIES = 4096
-_CHECKS = frozenset(
-    {
-        "aten._assert_tensor_metadata",
-        "aten._assert_async",
-        "aten._assert_scalar",
-        "aten.sym_constrain_range",
-        "aten.sym_constrain_range_for_size",
-    }
-)
-_MADE_LIKE = {
-    "aten.new_zeros": "aten.zeros",
-    "aten.new_ones": "aten.ones",
-    "aten.new_full": "aten.full",
-}
 
 
 @dataclass
@@ -227,7 +216,7 @@ def _convert_call(state: _Conversion, node: FxNode) -> None:
         state.values[node] = Reference("batch", _times(_multiple(state, value)))
         return
     op = op_name(node.target)
-    if op in _CHECKS:
+    if op in CHECKS:
         return
     args = tuple(_argument(state, entry) for entry in node.args)
     # Where a tensor lies does not matter to the function.
@@ -242,10 +231,9 @@ def _convert_call(state: _Conversion, node: FxNode) -> None:
             op, args, kwargs = entry
     result_rank = value.dim() if isinstance(value, Tensor) else 0
     op, args, kwargs = from_the_front(op, args, kwargs, rank_of_first_tensor(node), result_rank)
-    if op == "aten.rms_norm" and isinstance(value, Tensor):
-        args = _with_default_eps(args, value.dtype)
-    if op in _MADE_LIKE and isinstance(value, Tensor):
-        op, args, kwargs = _without_pattern(op, args, kwargs)
+    position = rule_of(op).dtype_eps
+    if position is not None and isinstance(value, Tensor):
+        args = _with_default_eps(args, position, value.dtype)
     if _became_constant(state, node, op, args, kwargs):
         return
     if isinstance(value, Tensor):
@@ -260,7 +248,7 @@ def _convert_call(state: _Conversion, node: FxNode) -> None:
     state.values[node] = Reference("node", node.name)
 
 
-def _beside_the_samples(state: _Conversion, node: FxNode, call: Call) -> Call:
+def _beside_the_samples(state: _Conversion, node: FxNode, call: Invocation) -> Invocation:
     """The call with the samples in a dimension of their own; a noted problem if it has none."""
     operand = first_tensor(node)
     position, parts = _samples_at(state, None if operand is None else operand.meta.get("val"))
@@ -278,23 +266,17 @@ def _times(multiple: int) -> str:
     return "" if multiple == 1 else str(multiple)
 
 
-def _without_pattern(
-    op: str, args: tuple[Argument, ...], kwargs: tuple[tuple[str, Argument], ...]
-) -> Call:
-    """``x.new_zeros(sizes)`` takes nothing but its dtype from x: ``zeros(sizes)``."""
-    kept = tuple((key, entry) for key, entry in kwargs if key != "dtype")
-    return _MADE_LIKE[op], args[1:], kept
-
-
-def _with_default_eps(args: tuple[Argument, ...], dtype: torch.dtype) -> tuple[Argument, ...]:
+def _with_default_eps(
+    args: tuple[Argument, ...], position: int, dtype: torch.dtype
+) -> tuple[Argument, ...]:
     """RMSNorm without an eps takes that of the dtype that it runs in: the dtype stands for it."""
-    padded = (*args, *[None] * (4 - len(args)))
-    if padded[3] is not None:
+    padded = (*args, *[None] * (position + 1 - len(args)))
+    if padded[position] is not None:
         return padded
-    return (*padded[:3], Reference("dtype", str(dtype).removeprefix("torch.")))
+    return (*padded[:position], Reference("dtype", str(dtype).removeprefix("torch.")))
 
 
-def _entry(state: _Conversion, node: FxNode) -> Call | None:
+def _entry(state: _Conversion, node: FxNode) -> Invocation | None:
     """One entry of a tuple of results, as a call of its own."""
     source, index = node.args
     if not isinstance(source, FxNode) or not isinstance(index, int):
@@ -380,7 +362,8 @@ def _validate(graph: Graph, computed: tuple[Node, ...], state: _Conversion) -> N
     for node in graph.nodes:
         if node.name in state.problems:
             raise TraceError(f"{node.op} in module '{node.module}': {state.problems[node.name]}")
-        if node.op not in SIZED and any(ref.kind == "batch" for ref in node.references()):
+        counts = any(ref.kind == "batch" for ref in node.references())
+        if counts and rule_of(node.op).batch is None and node.op not in SIZED | REPEATING.keys():
             raise TraceError(
                 f"{node.op} in module '{node.module or '(root)'}' calculates with the number of "
                 "samples: what a sample gives would depend on how many there are. Keep x.shape[0] "

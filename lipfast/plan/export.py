@@ -19,25 +19,15 @@ from torch.fx import Node as FxNode
 
 from lipfast.errors import ArgumentError, TraceError
 from lipfast.plan.batch_first import samples_in_front
+from lipfast.plan.canonical import TRAINING_FLAGS
 from lipfast.plan.modules import evaluation_mode
+from lipfast.rules.registry import rule_of
 
 _ADVICE = (
     "Export the model yourself (torch.export.export(model, args, strict=False or strict=True, "
     "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))), save it with torch.export.save, and pass "
     "the ExportedProgram or the path of the .pt2 file instead of the model."
 )
-# Position of the flag that says "training", per op.
-_TRAINING_FLAGS = {
-    "aten.dropout": 2,
-    "aten.alpha_dropout": 2,
-    "aten.feature_dropout": 2,
-    "aten.feature_alpha_dropout": 2,
-    "aten.native_dropout": 2,
-    "aten.batch_norm": 5,
-    "aten.native_batch_norm": 5,
-    "aten.rrelu": 3,
-    "aten._native_batch_norm_legit": 5,
-}
 # torch.export changes the process's state (modules' calls, flags that say "exporting").
 _EXPORTING = threading.RLock()
 
@@ -217,7 +207,7 @@ def refuse_training(program: ExportedProgram) -> None:
     """
     for node in program.graph.nodes:
         op = op_name(node.target)
-        position = _TRAINING_FLAGS.get(op) if node.op == "call_function" else None
+        position = rule_of(op).training or TRAINING_FLAGS.get(op)
         # Without running statistics it takes those of the batch in any mode: its rule refuses that.
         if op == "aten.batch_norm" and node.args[3] is None:
             continue

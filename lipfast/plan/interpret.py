@@ -13,7 +13,7 @@ from torch import Tensor
 from lipfast.errors import ArgumentError, naming
 from lipfast.graph.apply import call_op
 from lipfast.graph.nodes import Argument, Constant, Graph, Node, Reference
-from lipfast.rules.registry import RULES
+from lipfast.rules.registry import rule_of
 
 
 class NodeArguments:
@@ -172,8 +172,6 @@ def _last_uses(graph: Graph) -> dict[int, list[str]]:
 
 def _evaluate(arguments: NodeArguments) -> Tensor:
     node = arguments.node
-    rule = RULES.get(node.op)
+    own = rule_of(node.op).evaluate
     with naming(node.op, node.module):
-        if rule is not None and rule.evaluate is not None:
-            return rule.evaluate(arguments)
-        return arguments.apply({})
+        return arguments.apply({}) if own is None else own(arguments)

@@ -19,12 +19,12 @@ from lipfast.graph.nodes import (
     Reference,
     computed_name,
 )
+from lipfast.rules.registry import rule_of
 
 # A merged weight may take this many entries; larger ones stay apart.
 LARGEST = 1 << 24
 
-_MATRICES = ("aten.linear", "lipfast.matmul")
-_CONVOLUTIONS = ("aten.conv1d", "aten.conv2d", "aten.conv3d")
+_MATRICES = ("matrix", "transposed matrix")
 Shapes = Mapping[str, tuple[int, ...]]
 # Where a computed node finds one of its operands.
 Lookup = Callable[[Argument], "Reference | None"]
@@ -91,18 +91,15 @@ def _weight(node: Node) -> str:
     return weight.name
 
 
-def _is_parameter(node: Node) -> bool:
-    weight = node.args[1] if len(node.args) > 1 else None
-    return isinstance(weight, Reference) and weight.kind == "parameter"
-
-
 def _fit(first: Node, second: Node, shapes: Shapes, values: bool) -> bool:
     """Whether two affine maps are one."""
-    if not (_is_parameter(first) and _is_parameter(second)):
+    weights = first.operand(1, "weight"), second.operand(1, "weight")
+    if any(weight is None or weight.kind != "parameter" for weight in weights):
         return False
-    if first.op in _MATRICES and second.op in _MATRICES:
+    kinds = rule_of(first.op).affine, rule_of(second.op).affine
+    if kinds[0] in _MATRICES and kinds[1] in _MATRICES:
         return _rows(second, shapes) * _columns(first, shapes) <= LARGEST
-    if first.op not in _CONVOLUTIONS or first.op != second.op:
+    if kinds[0] != "convolution" or first.op != second.op:
         return False
     inner, outer = _Kernel.of(first, shapes), _Kernel.of(second, shapes)
     if inner is None or outer is None:
@@ -120,12 +117,16 @@ def _fit(first: Node, second: Node, shapes: Shapes, values: bool) -> bool:
 
 def _rows(node: Node, shapes: Shapes) -> int:
     shape = shapes[_weight(node)]
-    return shape[1] if node.op == "lipfast.matmul" else shape[0]
+    return shape[1] if _is_transposed(node) else shape[0]
 
 
 def _columns(node: Node, shapes: Shapes) -> int:
     shape = shapes[_weight(node)]
-    return shape[0] if node.op == "lipfast.matmul" else shape[1]
+    return shape[0] if _is_transposed(node) else shape[1]
+
+
+def _is_transposed(node: Node) -> bool:
+    return rule_of(node.op).affine == "transposed matrix"
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ def _joined(found: Merged, first: Node, second: Node, shapes: dict[str, tuple[in
 
     origins = (*_origins(found, first), *_origins(found, second))
     name = f"merged {second.name} " + " ".join(origins)
-    build = _matrices if second.op in _MATRICES else _kernels
+    build = _matrices if rule_of(second.op).affine in _MATRICES else _kernels
     nodes, merged = build(first, second, name, reference, shapes)
     for node in nodes:
         shapes[computed_name(node.name)] = node.shape
@@ -219,7 +220,7 @@ def _matrices(
     sides = []
     for index, node in enumerate((second, first)):
         side, shape = reference(node.args[1]), (_rows(node, shapes), _columns(node, shapes))
-        if node.op == "lipfast.matmul":
+        if _is_transposed(node):
             nodes.append(Node(f"{name} transposed {index}", "aten.mT", (side,), (), shape))
             side = Reference("node", nodes[-1].name)
         sides.append(side)

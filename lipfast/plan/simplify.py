@@ -10,30 +10,9 @@ from dataclasses import replace
 
 from lipfast.errors import naming
 from lipfast.graph.nodes import Argument, Graph, Node, Reference, substitute
+from lipfast.plan.canonical import CASTS, IDENTITIES, TRANSPOSES
+from lipfast.rules.registry import rule_of
 
-# Identities for every argument that they are traced with (dropout: training mode is refused
-# before). `detach` stops gradients, not the function.
-IDENTITIES = frozenset(
-    {
-        "aten.alias",
-        "aten.alpha_dropout",
-        "aten.clone",
-        "aten.contiguous",
-        "aten.detach",
-        "aten.detach_",
-        "aten.dropout",
-        "aten.feature_alpha_dropout",
-        "aten.feature_dropout",
-        "aten.lift_fresh",
-        "aten.lift_fresh_copy",
-        "aten.positive",
-    }
-)
-# Identities as long as the result is a floating tensor.
-CASTS = frozenset({"aten.to", "aten._to_copy", "aten.type_as"})
-# Of the same sample shape before and after they do nothing.
-RESHAPES = ("aten.view", "aten.reshape", "aten._unsafe_view", "aten.flatten", "aten.unflatten")
-_TRANSPOSES = frozenset({"aten.t", "aten.numpy_T"})
 _PRODUCTS = frozenset({"aten.matmul", "aten.mm"})
 
 
@@ -172,7 +151,7 @@ def _transposed_parameter(
         node.op == "aten.permute" and node.args[1:] == ((1, 0),)
     )
     source = node.args[0] if node.args else None
-    if not (node.op in _TRANSPOSES or swap) or not isinstance(source, Reference):
+    if not (node.op in TRANSPOSES or swap) or not isinstance(source, Reference):
         return None
     is_matrix = source.kind == "parameter" and ranks.get(source.name) == 2
     return source if is_matrix else None
@@ -265,7 +244,7 @@ def _scores(node: Node | None, by_name: Mapping[str, Node]) -> tuple[float, Node
 
 def _factor(node: Node, *, first: bool) -> float | None:
     """What a node multiplies an activation by, which may stand `first`; None if it does more."""
-    if node.op in RESHAPES:
+    if rule_of(node.op).reshapes:
         return 1.0
     if node.op == "aten.add" or (node.op == "aten.sub" and first):
         return 1.0 if node.argument(2, "alpha", 1) == 1 else None

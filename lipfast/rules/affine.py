@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from lipfast.graph.nodes import Node, Reference
+from lipfast.ops import chain_stages
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.registry import Arguments, Call, LayerRequest, rule
 from lipfast.rules.rounding import UNDERFLOW, gamma, magnitude
@@ -78,15 +80,24 @@ def _magnitude(call: Call) -> Magnitude:
     return Magnitude(row=found.row + size.total)
 
 
-@rule(
-    "aten.linear",
-    "lipfast.matmul",
+def _chain_stages(node: Node, shape: tuple[int, ...]) -> Sequence[chain_stages.Stage] | None:
+    return [chain_stages.Linear()] if len(shape) == 1 else None
+
+
+_linear_map = partial(
+    rule,
     layer=_layer,
     supports=_supports,
     evaluate=_evaluate,
     error=_error,
     magnitude=_magnitude,
+    parameter_errors="multiplied",
+    stage=_chain_stages,
 )
+
+
+@_linear_map("aten.linear", leading=True, affine="matrix")
+@_linear_map("lipfast.matmul", affine="transposed matrix")
 def linear(call: Call) -> Upward:
     """``L(W x + b) = ||W|| L(x)``; applied to the last dimension, whatever stands before it.
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from lipfast.graph.nodes import Argument, Node, Reference
+from lipfast.ops import chain_stages
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.pooling import error_of_a_mean, power
 from lipfast.rules.products import (
@@ -131,6 +133,9 @@ def _sum_magnitude(call: Call) -> Magnitude:
     evaluate=_evaluate_sum,
     error=_error_sum,
     magnitude=_sum_magnitude,
+    leading=True,
+    integers=True,
+    parameter_errors="added",
 )
 def add(call: Call) -> Upward:
     """``L(x + alpha y) = L(x) + |alpha| L(y)``; constants add nothing (residual: 1 + branch).
@@ -188,15 +193,20 @@ def _error_scale(arguments: Arguments, errors: Sequence[Tensor | None], output: 
     return total * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
 
 
-@rule(
-    "aten.mul",
-    "aten.div",
+_scaling = partial(
+    rule,
     supports=_scale_supported,
     evaluate=_evaluate_scale,
     error=_error_scale,
     magnitude=lambda call: _scaled_magnitude(call),  # noqa: PLW0108 (defined below)
     product=lambda node: activations(node) == 2,
+    leading=True,
+    integers=True,
 )
+
+
+@_scaling("aten.mul", parameter_errors="multiplied")
+@_scaling("aten.div")
 def scale(call: Call) -> Upward:
     """Multiplication by a constant or a parameter: its largest absolute entry.
 
@@ -282,6 +292,8 @@ def _error_extremum(
     ),
     evaluate=_evaluate_extremum,
     error=_error_extremum,
+    leading=True,
+    integers=True,
 )
 def extremum(call: Call) -> Upward:
     """``|max(a, b) - max(a', b')| <= max(|a - a'|, |b - b'|)``: the p-norm of the two constants.
@@ -315,6 +327,8 @@ def _error_reduced(arguments: Arguments, errors: Sequence[Tensor | None], output
     supports=_keeps_samples,
     error=_error_reduced,
     magnitude=lambda call: Magnitude(entry=call.magnitudes[0].entry),
+    dimensions={1: "dim"},
+    leading=True,
 )
 def reduced_extremum(call: Call) -> Upward:
     """1 in every norm: each entry is in one maximum, which moves by no more than its largest."""
@@ -326,7 +340,14 @@ def _reduced_count(call: Call) -> int:
     return math.prod(shape[dim - 1] for dim in call.node.dimensions(1, "dim"))
 
 
-@rule("aten.sum", supports=_keeps_samples, error=error_of_a_mean)
+@rule(
+    "aten.sum",
+    supports=_keeps_samples,
+    error=error_of_a_mean,
+    dimensions={1: "dim"},
+    casts=True,
+    leading=True,
+)
 def total(call: Call) -> Upward:
     """Over n entries: 1 for p = 1, ``sqrt(n)`` for p = 2, n for p = inf (Cauchy and Schwarz)."""
     count = _reduced_count(call)
@@ -335,11 +356,26 @@ def total(call: Call) -> Upward:
     return call.input * (power(count, 2) if call.norm == 2 else 1.0)
 
 
+def _global_mean(node: Node, shape: tuple[int, ...]) -> Sequence[chain_stages.Stage] | None:
+    """A pool over whole channels, with or without the axes of length 1 that are left."""
+    axes = tuple(range(2, len(shape) + 1))
+    if len(shape) not in (2, 3) or tuple(sorted(node.dimensions(1, "dim"))) != axes:
+        return None
+    pool = chain_stages.AveragePool(shape[1:], shape[1:], (0,) * len(axes))
+    if len(node.shape) == 1:
+        return [pool, chain_stages.Flatten()]
+    return [pool] if len(node.shape) == len(shape) else None
+
+
 @rule(
     "aten.mean",
     supports=_keeps_samples,
     error=error_of_a_mean,
     magnitude=lambda call: Magnitude(entry=call.magnitudes[0].entry),
+    dimensions={1: "dim"},
+    casts=True,
+    leading=True,
+    stage=_global_mean,
 )
 def mean(call: Call) -> Upward:
     """Over n entries: ``1/n`` for p = 1, ``1/sqrt(n)`` for p = 2, 1 for p = inf."""
@@ -361,7 +397,12 @@ def _vector_norm_supported(node: Node) -> str | None:
     return None
 
 
-@rule("aten.linalg_vector_norm", supports=_vector_norm_supported)
+@rule(
+    "aten.linalg_vector_norm",
+    supports=_vector_norm_supported,
+    dimensions={2: "dim"},
+    leading=True,
+)
 def vector_norm(call: Call) -> Upward:
     """``| ||x||_q - ||y||_q | <= ||x - y||_q <= n^max(0, 1/q - 1/p) ||x - y||_p``."""
     order = float(call.node.number(1, "ord", 2.0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -59,7 +60,12 @@ def _softmax_magnitude(call: Call) -> Magnitude:
     return Magnitude(Upward.of(1.0), Upward.of(1.0) if last else Upward(math.inf))
 
 
-@rule("aten.softmax", supports=_over_entries, error=_error_softmax, magnitude=_softmax_magnitude)
+_over_dimension = partial(
+    rule, supports=_over_entries, dimensions={1: "dim"}, casts=True, leading=True, maskable=True
+)
+
+
+@_over_dimension("aten.softmax", error=_error_softmax, magnitude=_softmax_magnitude)
 def softmax(call: Call) -> Upward:
     """1/2 for p = 1, 2 and inf.
 
@@ -80,7 +86,7 @@ def _error_log_softmax(
     return total * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
 
 
-@rule("aten.log_softmax", supports=_over_entries, error=_error_log_softmax)
+@_over_dimension("aten.log_softmax", error=_error_log_softmax)
 def log_softmax(call: Call) -> Upward:
     """Over K >= 2 entries ``sqrt(K)`` for p = 2, 2 for p = inf, K - 1 for p = 1.
 
@@ -107,7 +113,13 @@ def _error_logsumexp(
     return (total + output.abs() * (4 * UNIT_ROUNDOFF)) * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
 
 
-@rule("aten.logsumexp", supports=_over_entries, error=_error_logsumexp)
+@rule(
+    "aten.logsumexp",
+    supports=_over_entries,
+    error=_error_logsumexp,
+    dimensions={1: "dim"},
+    leading=True,
+)
 def logsumexp(call: Call) -> Upward:
     """1 in every norm: the gradient is a softmax, of non-negative entries that sum to 1."""
     return call.input
@@ -285,6 +297,9 @@ def _for_all_heads(call: Call, position: int) -> Upward:
     error=_error_attention,
     product=lambda node: True,
     magnitude=lambda call: Magnitude(row=call.magnitudes[2].row),
+    leading=True,
+    integers=True,
+    parameter_errors="read",
 )
 def attention(call: Call) -> Upward:
     r"""``softmax(c Q K^T) V``, p = 2: ``c R_v R_k L(Q) + c R_v R_q sqrt(n/2) L(K) + sqrt(n) L(V)``.

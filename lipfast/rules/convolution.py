@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor
 
 from lipfast.graph.nodes import Node, Reference
+from lipfast.ops import chain_stages
 from lipfast.rules.registry import Arguments, Call, Convolution, LayerRequest, rule
 from lipfast.rules.rounding import UNDERFLOW, gamma, magnitude
 from lipfast.rules.upward import Upward
@@ -88,18 +90,27 @@ def _error(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
     return bound * (1.0 + 2 * gamma(terms + 8)) + UNDERFLOW
 
 
-@rule(
-    "aten.conv1d",
-    "aten.conv2d",
-    "aten.conv3d",
+def _chain_stages(node: Node, shape: tuple[int, ...]) -> Sequence[chain_stages.Stage] | None:
+    found = settings(node)
+    if found.padding == "same":
+        return None  # the kernel's size is not known here, and the padding may be uneven
+    return [chain_stages.Convolution(found.stride, found.padding, found.dilation, found.groups)]
+
+
+_kernel = partial(
+    rule, layer=_layer, supports=_supports, error=_error, parameter_errors="multiplied"
+)
+
+
+@_kernel("aten.conv1d", "aten.conv2d", affine="convolution", stage=_chain_stages)
+@_kernel("aten.conv3d", affine="convolution")
+@_kernel(
     "aten.conv_transpose1d",
     "aten.conv_transpose2d",
     "aten.conv_transpose3d",
-    "aten.convolution",
-    layer=_layer,
-    supports=_supports,
-    error=_error,
+    affine="transposed convolution",
 )
+@_kernel("aten.convolution")
 def convolution(call: Call) -> Upward:
     """``L(W * x + b) = ||W *|| L(x)``, the norm of the linear map between samples of this size.
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from lipfast.graph.nodes import Argument, Node, Reference
 from lipfast.rules.magnitude import Magnitude, of_tensor
-from lipfast.rules.registry import Arguments, Call, rule
+from lipfast.rules.registry import Arguments, Call, rule, rule_of
 from lipfast.rules.rounding import SMALLEST, UNDERFLOW, UNIT_ROUNDOFF, gamma
 from lipfast.rules.upward import Upward
 
 
-def running_statistics(node: Node) -> tuple[Argument, Argument, Argument, Argument, float]:
+def running_statistics(
+    node: Node,
+) -> tuple[Reference | None, Reference | None, Reference | None, Reference | None, float]:
     """Weight, bias, mean, variance and eps of a normalisation by stored statistics."""
     weight, bias, mean, variance = (
-        node.argument(position, name)
+        node.operand(position, name)
         for position, name in enumerate(("weight", "bias", "running_mean", "running_var"), 1)
     )
     return weight, bias, mean, variance, node.number(7, "eps", 1e-5)
@@ -110,13 +113,13 @@ def _stored_constant(call: Call) -> Upward:
     return Upward.of(float(scale.max())) * (1.0 + 8 * UNIT_ROUNDOFF) + 2.0**-1000
 
 
-@rule(
-    "aten.batch_norm",
-    "aten.instance_norm",
-    supports=_stored_supported,
-    evaluate=_evaluate_stored,
-    error=_error_stored,
+_by_stored = partial(
+    rule, supports=_stored_supported, evaluate=_evaluate_stored, error=_error_stored
 )
+
+
+@_by_stored("aten.batch_norm", training=5, affine="channels")
+@_by_stored("aten.instance_norm")
 def stored_normalization(call: Call) -> Upward:
     """BatchNorm in eval mode: diagonal, ``max |weight| / sqrt(var + eps)`` in every norm.
 
@@ -133,7 +136,8 @@ def default_eps(node: Node) -> float | None:
 
     torch computes half precision in float32, and takes its eps.
     """
-    given = node.argument(3, "eps") if node.op == "aten.rms_norm" else None
+    position = rule_of(node.op).dtype_eps
+    given = None if position is None else node.argument(position, "eps")
     if not isinstance(given, Reference) or given.kind != "dtype":
         return None
     double = given.name == "float64"
@@ -258,15 +262,18 @@ def _error_by_sample(
     return (spread + size * (2 * u)) * (1 + 16 * u) + UNDERFLOW
 
 
-@rule(
-    "aten.layer_norm",
-    "aten.group_norm",
-    "aten.rms_norm",
+_by_own = partial(
+    rule,
     supports=_sample_supported,
     evaluate=_evaluate_by_sample,
     error=_error_by_sample,
     magnitude=lambda call: _magnitude(call),  # noqa: PLW0108 (defined below)
 )
+
+
+@_by_own("aten.layer_norm", leading=True)
+@_by_own("aten.rms_norm", leading=True, dtype_eps=3)
+@_by_own("aten.group_norm")
 def by_sample(call: Call) -> Upward:
     r"""LayerNorm, GroupNorm, InstanceNorm, RMSNorm: ``max |weight| / sqrt(eps)`` for p = 2.
 

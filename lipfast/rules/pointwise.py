@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from lipfast.graph.nodes import Node
+from lipfast.ops.chain_stages import Activation, Stage
 from lipfast.rules.magnitude import Magnitude
-from lipfast.rules.registry import Arguments, Call, rule
+from lipfast.rules.registry import Arguments, Call, Stages, rule
 from lipfast.rules.rounding import UNDERFLOW, UNIT_ROUNDOFF
 from lipfast.rules.upward import Upward
 
@@ -41,10 +42,24 @@ EVALUATION_ROUNDOFFS = 32
 # 2^-24 of the value there: a rounding of float32.
 SOFTPLUS_THRESHOLD = 14.0
 
-Constant = Callable[[Call], "Upward | float"]
 
-# Ops that apply a function to every entry by itself.
-POINTWISE: set[str] = set()
+def _activation(name: str, *arguments: tuple[int, str, float]) -> Stages:
+    """The stage of a chain with this name, its parameters at these places (with defaults)."""
+
+    def stage(node: Node, shape: tuple[int, ...]) -> Sequence[Activation] | None:
+        parameters = tuple(node.number(*argument) for argument in arguments)
+        return [Activation(name, parameters)] if all(map(math.isfinite, parameters)) else None
+
+    return stage
+
+
+def _gelu_stage(node: Node, shape: tuple[int, ...]) -> Sequence[Activation]:
+    return [Activation("gelu_tanh" if node.argument(1, "approximate") == "tanh" else "gelu")]
+
+
+def _elu_stage(node: Node, shape: tuple[int, ...]) -> Sequence[Stage] | None:
+    plain = node.number(2, "scale", 1.0) == node.number(3, "input_scale", 1.0) == 1.0
+    return _activation("elu", (1, "alpha", 1.0))(node, shape) if plain else None
 
 
 def _pointwise(
@@ -57,6 +72,8 @@ def _pointwise(
     evaluate: Callable[[Arguments], Tensor] | None = None,
     limit: float | None = None,
     through_zero: bool = True,
+    training: int | None = None,
+    stage: Stages | None = None,
 ) -> None:
     """Register a function whose constant depends on its static arguments only.
 
@@ -69,6 +86,8 @@ def _pointwise(
         evaluate: replaces torch's kernel where that is not the ideal function.
         limit: sup |f|, if that is finite.
         through_zero: f(0) = 0.
+        training: position of the flag that says "training".
+        stage: which stage of a chain it is.
     """
 
     def value(number: float | Callable[[Node], float], node: Node) -> float:
@@ -106,7 +125,6 @@ def _pointwise(
         scaled = size.scaled(slope) if math.isfinite(slope) else Magnitude()
         return scaled.tightened(Magnitude(entry=largest))
 
-    POINTWISE.add(op)
     rule(
         op,
         supports=_one_activation,
@@ -114,6 +132,9 @@ def _pointwise(
         error=error,
         breakpoints=breakpoints,
         magnitude=magnitude,
+        training=training,
+        leading=True,
+        stage=stage,
     )(bound)
 
 
@@ -169,9 +190,23 @@ def _at_zero(node: Node) -> tuple[float, ...]:
     return (0.0,)
 
 
-_pointwise("aten.relu", 1.0, exact=True, breakpoints=_at_zero)
-_pointwise("aten.relu6", 1.0, exact=True, breakpoints=lambda node: (0.0, 6.0), limit=6.0)
-_pointwise("aten.hardtanh", 1.0, exact=True, breakpoints=_hardtanh_points, through_zero=False)
+_pointwise("aten.relu", 1.0, exact=True, breakpoints=_at_zero, stage=_activation("relu"))
+_pointwise(
+    "aten.relu6",
+    1.0,
+    exact=True,
+    breakpoints=lambda node: (0.0, 6.0),
+    limit=6.0,
+    stage=_activation("relu6"),
+)
+_pointwise(
+    "aten.hardtanh",
+    1.0,
+    exact=True,
+    breakpoints=_hardtanh_points,
+    through_zero=False,
+    stage=_activation("hardtanh", (1, "min_val", -1.0), (2, "max_val", 1.0)),
+)
 _pointwise("aten.clamp", 1.0, exact=True, breakpoints=_clamp_points, through_zero=False)
 _pointwise(
     "aten.clamp_min",
@@ -189,14 +224,29 @@ _pointwise(
 )
 _pointwise("aten.abs", 1.0, exact=True, breakpoints=_at_zero)
 _pointwise("aten.neg", 1.0, exact=True)
-_pointwise("aten.leaky_relu", _leaky_relu, breakpoints=_at_zero)
 _pointwise(
-    "aten.elu", _elu, offset=lambda node: 1.0 + _elu(node) * abs(node.number(1, "alpha", 1.0))
+    "aten.leaky_relu",
+    _leaky_relu,
+    breakpoints=_at_zero,
+    stage=_activation("leaky_relu", (1, "negative_slope", 0.01)),
+)
+_pointwise(
+    "aten.elu",
+    _elu,
+    offset=lambda node: 1.0 + _elu(node) * abs(node.number(1, "alpha", 1.0)),
+    stage=_elu_stage,
 )
 _pointwise("aten.selu", SELU, offset=2.0)
 _pointwise("aten.celu", _celu, offset=lambda node: 1.0 + abs(node.number(1, "alpha", 1.0)))
-_pointwise("aten.tanh", 1.0, limit=1.0)
-_pointwise("aten.sigmoid", SIGMOID, offset=1.0, limit=1.0, through_zero=False)
+_pointwise("aten.tanh", 1.0, limit=1.0, stage=_activation("tanh"))
+_pointwise(
+    "aten.sigmoid",
+    SIGMOID,
+    offset=1.0,
+    limit=1.0,
+    through_zero=False,
+    stage=_activation("sigmoid"),
+)
 _pointwise(
     "aten.hardsigmoid",
     HARDSIGMOID,
@@ -206,8 +256,8 @@ _pointwise(
     through_zero=False,
 )
 _pointwise("aten.hardswish", HARDSWISH, breakpoints=lambda node: (-3.0, 3.0))
-_pointwise("aten.gelu", _gelu)
-_pointwise("aten.silu", SILU)
+_pointwise("aten.gelu", _gelu, stage=_gelu_stage)
+_pointwise("aten.silu", SILU, stage=_activation("silu"))
 _pointwise("aten.mish", MISH)
 _pointwise("lipfast.softsign", 1.0, evaluate=_evaluate_softsign, limit=1.0)
 _pointwise("aten.log_sigmoid", 1.0, offset=1.0, through_zero=False)
@@ -216,7 +266,7 @@ _pointwise("aten.sin", 1.0, limit=1.0)
 _pointwise("aten.cos", 1.0, limit=1.0, offset=1.0, through_zero=False)
 _pointwise("aten.atan", 1.0)
 _pointwise("aten.erf", ERF, limit=1.0)
-_pointwise("aten.rrelu", _rrelu, breakpoints=_at_zero)
+_pointwise("aten.rrelu", _rrelu, breakpoints=_at_zero, training=3)
 _pointwise("aten.hardshrink", math.inf, through_zero=False)
 _pointwise("aten.threshold", math.inf, through_zero=False)
 
@@ -303,6 +353,8 @@ def _error_softplus(
     supports=_one_activation,
     evaluate=_evaluate_softplus,
     error=_error_softplus,
+    leading=True,
+    stage=_activation("softplus", (1, "beta", 1.0), (2, "threshold", 20.0)),
 )
 def softplus(call: Call) -> Upward:
     """``log(1 + exp(beta x)) / beta``: 1, where the threshold is at least `SOFTPLUS_THRESHOLD`.
@@ -320,6 +372,3 @@ def softplus(call: Call) -> Upward:
             f"constant; from a threshold of {SOFTPLUS_THRESHOLD:g} on the jump is within rounding"
         )
     return call.input
-
-
-POINTWISE.add("aten.softplus")

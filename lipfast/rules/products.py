@@ -123,6 +123,7 @@ def product_of_matrices(call: Call) -> Upward:
     product=lambda node: True,
     error=lambda arguments, errors, output: _error_matmul(arguments, errors),
     magnitude=lambda call: Magnitude(entry=call.magnitudes[0].row * _matrix(call, 1)),
+    leading=True,
 )
 def matmul(call: Call) -> Upward:
     """``||A B||: L <= ||A||_F L(B) + ||B||_F L(A)`` for p = 2, the largest matrix of each operand.

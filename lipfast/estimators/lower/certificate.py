@@ -35,7 +35,7 @@ from lipfast.plan.architecture import Architecture
 from lipfast.plan.chain import Chain
 from lipfast.plan.interpret import evaluate, walk
 from lipfast.plan.state import stack
-from lipfast.rules.registry import RULES, Norm
+from lipfast.rules.registry import Norm, rule_of
 from lipfast.rules.rounding import UNIT_ROUNDOFF, gamma
 
 # Relative to the size of the sample: long steps average out rounding errors, short ones
@@ -407,9 +407,9 @@ def kink_distances(
     """
     kinked: list[tuple[str, tuple[float, ...]]] = []
     for node in plan.graph.nodes:
-        rule = RULES.get(node.op)
-        if rule is not None and rule.breakpoints is not None:
-            kinked.append((_source(node), rule.breakpoints(node)))
+        kinks = rule_of(node.op).breakpoints
+        if kinks is not None:
+            kinked.append((_source(node), kinks(node)))
     infinite = torch.full((len(x),), math.inf, dtype=x.dtype, device=x.device)
     backward, forward = infinite, infinite.clone()
     if not kinked:
