@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from lipfast.graph.apply import named_argument
 from lipfast.graph.nodes import Argument, Node, Reference
 from lipfast.rules.magnitude import Magnitude, of_tensor
 from lipfast.rules.registry import Arguments, Call, rule, rule_of
@@ -144,19 +145,15 @@ def default_eps(node: Node) -> float | None:
     return torch.finfo(torch.float64 if double else torch.float32).eps
 
 
-def _eps(node: Node) -> float:
-    default = default_eps(node)
-    return node.number(*_EPS[node.op]) if default is None else default
-
-
 class _Groups:
     """Which entries a normalisation by the sample's statistics takes together."""
 
     def __init__(self, node: Node) -> None:
         op, shape = node.op, node.shape
-        self.eps = _eps(node)
-        self.weight = node.argument(*_WEIGHT[op])
-        self.bias = None if op == "aten.rms_norm" else node.argument(*_BIAS[op])
+        eps = named_argument(node, "eps")
+        default = default_eps(node)
+        self.eps = default or (float(eps) if isinstance(eps, (int, float)) else 0.0)
+        self.weight, self.bias = named_argument(node, "weight"), named_argument(node, "bias")
         self.centred = op != "aten.rms_norm"
         if op in ("aten.layer_norm", "aten.rms_norm"):
             axes = node.argument(1, "normalized_shape")
@@ -164,28 +161,11 @@ class _Groups:
             self.size = math.prod(shape[len(shape) - len(axes) :])
             self.weight_shape = shape[len(shape) - len(axes) :]
         else:
-            groups = shape[0] if op == "aten.instance_norm" else int(node.number(1, "n", 1))
+            groups = (
+                shape[0] if op == "aten.instance_norm" else int(node.number(1, "num_groups", 1))
+            )
             self.size = math.prod(shape) // groups
             self.weight_shape = (shape[0], *[1] * (len(shape) - 1))
-
-
-_EPS = {
-    "aten.layer_norm": (4, "eps", 1e-5),
-    "aten.rms_norm": (3, "eps", 0.0),
-    "aten.group_norm": (4, "eps", 1e-5),
-    "aten.instance_norm": (7, "eps", 1e-5),
-}
-_WEIGHT = {
-    "aten.layer_norm": (2, "weight"),
-    "aten.rms_norm": (2, "weight"),
-    "aten.group_norm": (2, "weight"),
-    "aten.instance_norm": (1, "weight"),
-}
-_BIAS = {
-    "aten.layer_norm": (3, "bias"),
-    "aten.group_norm": (3, "bias"),
-    "aten.instance_norm": (2, "bias"),
-}
 
 
 def _sample_supported(node: Node) -> str | None:
