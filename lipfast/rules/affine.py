@@ -12,7 +12,7 @@ from lipfast.graph.nodes import Node, Reference
 from lipfast.ops import chain_stages
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.registry import Arguments, Call, LayerRequest, rule
-from lipfast.rules.rounding import UNDERFLOW, gamma, magnitude
+from lipfast.rules.running_errors import error_of_linear_map
 from lipfast.rules.upward import Upward
 
 
@@ -55,15 +55,13 @@ def _evaluate(arguments: Arguments) -> Tensor:
 
 
 def _error(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
-    """``gamma_{n+2} (|W| (|x| + e / gamma_{n+2}) + |b|)`` plus the roundings of this line itself.
-
-    Holds for every order of summation, with or without fused multiply-add (Higham, 2002, sec. 3.5).
-    """
+    """``gamma_{n+2} (|W| (|x| + e / gamma_{n+2}) + |b|)``."""
     x, weight, bias = _operands(arguments)
-    relative = gamma(weight.shape[1] + 2)
-    size = magnitude(x, errors[0], relative)
-    bound = _apply(size, weight.abs(), None if bias is None else bias.abs()) * relative
-    return bound * (1.0 + 2 * gamma(weight.shape[1] + 8)) + UNDERFLOW
+    size, shift = weight.abs(), None if bias is None else bias.abs()
+    terms = weight.shape[1]
+    return error_of_linear_map(
+        lambda h: _apply(h, size, shift), x, errors[0], roundings=terms + 2, room=terms + 8
+    )
 
 
 def _magnitude(call: Call) -> Magnitude:

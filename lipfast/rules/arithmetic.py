@@ -22,7 +22,8 @@ from lipfast.rules.products import (
     product,
 )
 from lipfast.rules.registry import Arguments, Call, rule
-from lipfast.rules.rounding import SMALLEST, UNDERFLOW, UNIT_ROUNDOFF
+from lipfast.rules.rounding import SMALLEST, UNIT_ROUNDOFF
+from lipfast.rules.running_errors import error_of_extremum, finished
 from lipfast.rules.upward import Upward, joined
 
 
@@ -85,8 +86,7 @@ def _error_sum(arguments: Arguments, errors: Sequence[Tensor | None], output: Te
         error = next(remaining) if isinstance(argument, Reference) else None
         if error is not None:
             total = total + error * factor
-    total = total * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
-    return _exact_where_masked(arguments, errors, output, total)
+    return _exact_where_masked(arguments, errors, output, finished(total, 16 * UNIT_ROUNDOFF))
 
 
 def _exact_where_masked(
@@ -190,7 +190,7 @@ def _error_scale(arguments: Arguments, errors: Sequence[Tensor | None], output: 
     for error in errors:
         if error is not None:  # dividing: the reciprocal of a factor may be denormal, or inf
             total = total + (error / factor if node.op == "aten.div" else error * factor)
-    return total * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
+    return finished(total, 16 * UNIT_ROUNDOFF)
 
 
 _scaling = partial(
@@ -276,11 +276,7 @@ def _evaluate_extremum(arguments: Arguments) -> Tensor:
 def _error_extremum(
     arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
 ) -> Tensor:
-    total = torch.zeros_like(output)
-    for error in _alignments(errors, output):
-        if error is not None:
-            total = torch.maximum(total, error)
-    return total
+    return error_of_extremum(_alignments(errors, output), output)
 
 
 @rule(

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from lipfast.graph.nodes import Node, Reference
 from lipfast.rules.magnitude import Magnitude
-from lipfast.rules.pointwise import EVALUATION_ROUNDOFFS
 from lipfast.rules.pooling import power
-from lipfast.rules.products import error_of_matmul, product_of_matrices
+from lipfast.rules.products import product_of_matrices
 from lipfast.rules.registry import Arguments, Call, rule
-from lipfast.rules.rounding import UNDERFLOW, UNIT_ROUNDOFF
+from lipfast.rules.rounding import UNIT_ROUNDOFF
+from lipfast.rules.running_errors import EVALUATION_ROUNDOFFS, error_of_matmul, finished
 from lipfast.rules.upward import Upward
 
 
@@ -52,7 +52,7 @@ def _error_softmax(arguments: Arguments, errors: Sequence[Tensor | None], output
     incoming = torch.zeros_like(x) if errors[0] is None else errors[0]
     rounding = output * (2 * UNIT_ROUNDOFF) * _roundings(x, axes)
     total = 0.5 * incoming.amax(axes, keepdim=True) + rounding
-    return total * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
+    return finished(total, 16 * UNIT_ROUNDOFF)
 
 
 def _softmax_magnitude(call: Call) -> Magnitude:
@@ -83,7 +83,7 @@ def _error_log_softmax(
     size = x.abs().amax(axes, keepdim=True) + output.abs() + 1.0
     rounding = size * (4 * UNIT_ROUNDOFF) * _roundings(x, axes)
     total = incoming + incoming.amax(axes, keepdim=True) + rounding
-    return total * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
+    return finished(total, 16 * UNIT_ROUNDOFF)
 
 
 @_over_dimension("aten.log_softmax", error=_error_log_softmax)
@@ -110,7 +110,7 @@ def _error_logsumexp(
     size = x.abs().amax(axes, keepdim=True) + 1.0
     rounding = size * (4 * UNIT_ROUNDOFF) * _roundings(x, axes)
     total = (incoming.amax(axes, keepdim=True) + rounding).reshape(output.shape)
-    return (total + output.abs() * (4 * UNIT_ROUNDOFF)) * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
+    return finished(total + output.abs() * (4 * UNIT_ROUNDOFF), 16 * UNIT_ROUNDOFF)
 
 
 @rule(
@@ -278,7 +278,7 @@ def _error_attention(
     span = (scores.amax(-1, keepdim=True) - low).clamp(0.0, 800.0)
     roundings = span + (2.0 * EVALUATION_ROUNDOFFS + scores.shape[-1] + 8)
     second = 0.5 * first.amax(-1, keepdim=True) + weights * (2 * UNIT_ROUNDOFF) * roundings
-    second = second * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
+    second = finished(second, 16 * UNIT_ROUNDOFF)
     return error_of_matmul(weights, value, second, of_values)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from lipfast.graph.nodes import Node, Reference
 from lipfast.ops import chain_stages
 from lipfast.rules.registry import Arguments, Call, Convolution, LayerRequest, rule
-from lipfast.rules.rounding import UNDERFLOW, gamma, magnitude
+from lipfast.rules.running_errors import error_of_linear_map
 from lipfast.rules.upward import Upward
 
 
@@ -69,7 +69,7 @@ def _supports(node: Node) -> str | None:
 def _error(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
     """``gamma_{n+2} (|W| * (|x| + e / gamma_{n+2}) + |b|)`` for n terms, as for a matrix.
 
-    Holds for every order of summation; algorithms that transform (Fourier, Winograd) are excluded:
+    Algorithms that transform (Fourier, Winograd) are excluded:
     torch has none for float64 on a processor, and `estimators.lower.certificate` turns cuDNN off.
     """
     node = arguments.node
@@ -81,13 +81,16 @@ def _error(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
     transposed = settings(node).transposed
     # A transposed kernel is (in, out / groups, ...): at most that many terms meet in one output.
     terms = math.prod(shape) // shape[1] if transposed else math.prod(shape[1:])
-    relative = gamma(terms + 2)
-    size = magnitude(arguments.value(x), errors[0], relative)
-    replaced = {x: size, weight: arguments.value(weight).abs()}
+    sizes = {weight: arguments.value(weight).abs()}
     if isinstance(bias, Reference):
-        replaced[bias] = arguments.value(bias).abs()
-    bound = arguments.apply(replaced) * relative
-    return bound * (1.0 + 2 * gamma(terms + 8)) + UNDERFLOW
+        sizes[bias] = arguments.value(bias).abs()
+    return error_of_linear_map(
+        lambda size: arguments.apply({x: size, **sizes}),
+        arguments.value(x),
+        errors[0],
+        roundings=terms + 2,
+        room=terms + 8,
+    )
 
 
 def _chain_stages(node: Node, shape: tuple[int, ...]) -> Sequence[chain_stages.Stage] | None:

@@ -13,7 +13,8 @@ from lipfast.graph.apply import named_argument
 from lipfast.graph.nodes import Argument, Node, Reference
 from lipfast.rules.magnitude import Magnitude, of_tensor
 from lipfast.rules.registry import Arguments, Call, rule, rule_of
-from lipfast.rules.rounding import SMALLEST, UNDERFLOW, UNIT_ROUNDOFF, gamma
+from lipfast.rules.rounding import SMALLEST, UNIT_ROUNDOFF, gamma
+from lipfast.rules.running_errors import finished
 from lipfast.rules.upward import Upward
 
 
@@ -91,7 +92,7 @@ def _error_stored(arguments: Arguments, errors: Sequence[Tensor | None], output:
     incoming = spread if errors[0] is None else errors[0] * (1.0 + 8 * UNIT_ROUNDOFF) + spread
     total = incoming * scale.abs() + (distance + incoming) * SMALLEST
     total = total + output.abs() * UNIT_ROUNDOFF
-    return total * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
+    return finished(total, 16 * UNIT_ROUNDOFF)
 
 
 def _largest(call: Call, argument: Argument) -> float:
@@ -232,14 +233,14 @@ def _error_by_sample(
     unit = (c / root).abs()
     # In this order: no factor underflows before the last.
     spread = d / least + unit * (t / least / (root + least)) + unit * 4 * u
-    spread = spread.reshape(output.shape) * (1 + 32 * u) + UNDERFLOW
+    spread = finished(spread.reshape(output.shape), 32 * u)
     weight = _per_entry(arguments, groups.weight, groups)
     if weight is not None:
         spread = spread * weight.abs()
     # The product and the sum with the bias: |product| <= |z| + |bias|.
     bias = _per_entry(arguments, groups.bias, groups)
     size = output.abs() if bias is None else 2 * output.abs() + bias.abs()
-    return (spread + size * (2 * u)) * (1 + 16 * u) + UNDERFLOW
+    return finished(spread + size * (2 * u), 16 * u)
 
 
 _by_own = partial(

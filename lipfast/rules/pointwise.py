@@ -18,6 +18,7 @@ from lipfast.ops.chain_stages import Activation, Stage
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.registry import Arguments, Call, Stages, rule
 from lipfast.rules.rounding import UNDERFLOW, UNIT_ROUNDOFF
+from lipfast.rules.running_errors import error_of_function, finished
 from lipfast.rules.upward import Upward
 
 # Attained at sqrt(2): Phi(sqrt 2) + sqrt(2) phi(sqrt 2).
@@ -33,14 +34,12 @@ HARDSWISH = 1.5
 # 2 / sqrt(pi), the slope at 0.
 ERF = 1.1283791670955128
 
-# Assumed of torch's float64 kernels, which promise no bound: the result differs from the
-# function by at most this many unit roundoffs times (|x| + |f(x)| + offset). The vectorised
-# elementary functions that they are made of (SLEEF, libm) stay within 1 to 2 ulp each.
-EVALUATION_ROUNDOFFS = 32
-
 # From this threshold on the jump of torch's softplus, log(1 + exp(-threshold)) / beta, is below
 # 2^-24 of the value there: a rounding of float32.
 SOFTPLUS_THRESHOLD = 14.0
+
+# For the roundings of an error bound itself.
+_ROOM = 8 * UNIT_ROUNDOFF
 
 
 def _activation(name: str, *arguments: tuple[int, str, float]) -> Stages:
@@ -104,18 +103,18 @@ def _pointwise(
         if limit is None:
             return total
         # Whatever the operand is: |f(x') - z| <= sup |f| + |z|. Errors of gates stay bounded.
-        return torch.minimum(total, (output.abs() + abs(limit)) * (1.0 + 8 * UNIT_ROUNDOFF))
+        return torch.minimum(total, (output.abs() + abs(limit)) * (1.0 + _ROOM))
 
     def propagated(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
         node = arguments.node
         slope = value(constant, node)
         x = arguments.value(node.args[0])
-        incoming = torch.zeros_like(x) if errors[0] is None else errors[0]
         if exact:
+            incoming = torch.zeros_like(x) if errors[0] is None else errors[0]
             return incoming * slope if slope != 1.0 else incoming
-        rounding = x.abs() + output.abs() + value(offset, node)
-        rounding = rounding * (EVALUATION_ROUNDOFFS * UNIT_ROUNDOFF)
-        return (incoming * slope + rounding) * (1.0 + 8 * UNIT_ROUNDOFF) + UNDERFLOW
+        return error_of_function(
+            x, errors[0], output, slope=slope, offset=value(offset, node), room=_ROOM
+        )
 
     def magnitude(call: Call) -> Magnitude:
         size = call.magnitudes[0]
@@ -292,7 +291,7 @@ def _error_prelu(arguments: Arguments, errors: Sequence[Tensor | None], output: 
     slope = slope.reshape(-1, *[1] * (output.dim() - 1))
     incoming = torch.zeros_like(output) if errors[0] is None else errors[0]
     total = incoming * slope + output.abs() * UNIT_ROUNDOFF
-    return total * (1.0 + 8 * UNIT_ROUNDOFF) + UNDERFLOW
+    return finished(total, _ROOM)
 
 
 def _prelu_supported(node: Node) -> str | None:
@@ -337,13 +336,12 @@ def _error_softplus(
     x = arguments.value(arguments.node.args[0])
     beta, threshold = _softplus_options(arguments.node)
     incoming = torch.zeros_like(x) if errors[0] is None else errors[0]
-    size = x.abs() + output.abs() + (1.0 / abs(beta) if beta else math.inf)
-    rounding = size * (EVALUATION_ROUNDOFFS * UNIT_ROUNDOFF)
-    total = (incoming + rounding) * (1.0 + 8 * UNIT_ROUNDOFF) + UNDERFLOW
+    offset = 1.0 / abs(beta) if beta else math.inf
+    total = error_of_function(x, errors[0], output, slope=1.0, offset=offset, room=_ROOM)
     if _ideal_softplus(arguments.node):
         return total
     scaled = x * beta
-    near = (incoming * abs(beta) + scaled.abs() * (4 * UNIT_ROUNDOFF)) * (1.0 + 8 * UNIT_ROUNDOFF)
+    near = (incoming * abs(beta) + scaled.abs() * (4 * UNIT_ROUNDOFF)) * (1.0 + _ROOM)
     sure = (scaled - threshold).abs() > near + abs(threshold) * (4 * UNIT_ROUNDOFF) + UNDERFLOW
     return torch.where(sure, total, math.inf)
 

@@ -14,7 +14,7 @@ from lipfast.graph.nodes import Node, Reference
 from lipfast.ops.chain_stages import AveragePool, MaxPool
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.registry import Arguments, Call, Norm, rule
-from lipfast.rules.rounding import UNDERFLOW, gamma, magnitude
+from lipfast.rules.running_errors import error_of_linear_map
 from lipfast.rules.upward import Upward
 from lipfast.rules.windows import (
     WindowMap,
@@ -124,11 +124,14 @@ def error_of_a_mean(
     """``gamma_{n+4} A (|x| + e / gamma_{n+4})``, weights A >= 0 that are themselves rounded."""
     x = arguments.node.args[0]
     assert isinstance(x, Reference)
-    value = arguments.value(x)
     terms = _terms(arguments.node, arguments.shape(x)) + 4
-    relative = gamma(terms)
-    bound = arguments.apply({x: magnitude(value, errors[0], relative)}) * relative
-    return bound * (1.0 + 2 * gamma(terms + 8)) + UNDERFLOW
+    return error_of_linear_map(
+        lambda size: arguments.apply({x: size}),
+        arguments.value(x),
+        errors[0],
+        roundings=terms,
+        room=terms + 8,
+    )
 
 
 def _divisor_supported(node: Node) -> str | None:

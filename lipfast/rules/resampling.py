@@ -13,7 +13,7 @@ from torch import Tensor
 from lipfast.graph.nodes import Node
 from lipfast.rules.pooling import product_of_norms
 from lipfast.rules.registry import Arguments, Call, rule
-from lipfast.rules.rounding import UNDERFLOW, gamma, magnitude
+from lipfast.rules.running_errors import error_of_linear_map
 from lipfast.rules.upward import Upward
 from lipfast.rules.windows import WindowMap
 
@@ -120,10 +120,14 @@ def _error(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
     argument = arguments.node.args[0]
     maps = _maps(arguments.node, arguments.shape(argument))
     terms = sum(entry.size + 4 for entry in maps)
-    relative = gamma(terms)
-    size = magnitude(arguments.value(argument), errors[0], relative)
-    bound = _along_axes(size, [entry.dense().abs() for entry in maps]) * relative
-    return bound * (1.0 + 2 * gamma(terms + 8)) + UNDERFLOW
+    matrices = [entry.dense().abs() for entry in maps]
+    return error_of_linear_map(
+        lambda size: _along_axes(size, matrices),
+        arguments.value(argument),
+        errors[0],
+        roundings=terms,
+        room=terms + 8,
+    )
 
 
 @rule(
