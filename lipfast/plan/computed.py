@@ -16,12 +16,12 @@ from torch import Tensor
 from lipfast.errors import NonFiniteError, TraceError, naming
 from lipfast.graph.apply import call_op
 from lipfast.graph.nodes import Argument, Constant, Node, Reference, computed_name, error_name
-from lipfast.plan import matrix_errors, running_errors  # noqa: F401 (both register functions)
-from lipfast.plan.running_errors import Value
+from lipfast.plan import elementwise_errors, matrix_errors, product_errors  # noqa: F401 (registered)
+from lipfast.plan.parameter_rules import PARAMETER_RULES, Value, beyond_rule, bind
 from lipfast.rules.registry import rule_of
 
 # Ops on parameters, by what happens to rounding errors. Ops with a bound of those they make are
-# in `running_errors`; of ops that activations may meet, too, `Rule.moves` says what these say.
+# in `parameter_rules`; of ops that activations may meet, too, `Rule.moves` says what these say.
 
 # The result holds entries of the operands, or numbers that the op puts in: nothing is rounded.
 _MOVES = frozenset(
@@ -57,8 +57,8 @@ def refusal(node: Node) -> str | None:
     """Why an op on parameters cannot be evaluated with its rounding errors; None if it can."""
     if any(reference.kind == "batch" for reference in node.references()):
         return "of parameters and the number of samples"
-    if node.op in running_errors.RULES:
-        return running_errors.refusal(node)
+    if node.op in PARAMETER_RULES:
+        return beyond_rule(node)
     if node.op == "aten.index_put" and node.argument(3, "accumulate") is True:
         return "with sums"
     known = moves(node.op) or node.op in _EXACT_ON_EXACT or node.op in _CASTS
@@ -71,7 +71,7 @@ def rounded(nodes: Iterable[Node]) -> frozenset[str]:
     for node in nodes:
         inherited = any(ref.kind == "node" and ref.name in found for ref in node.references())
         exact = node.op in _EXACT_ON_EXACT or node.op in _INTEGER
-        if node.op in running_errors.RULES or (inherited and not exact):
+        if node.op in PARAMETER_RULES or (inherited and not exact):
             found.add(node.name)
     return frozenset(found)
 
@@ -175,9 +175,9 @@ def _value_of(node: Node, state: _Evaluation) -> Value:
     integers = _of_integers(node, state)
     if integers is not None:
         return Value(integers)
-    rule = running_errors.RULES.get(node.op)
+    rule = PARAMETER_RULES.get(node.op)
     if rule is not None:
-        bound = running_errors.bind(node)
+        bound = bind(node)
         args = [_operand(argument, state) for argument in bound.args]
         return rule.evaluate(
             *args, **{key: _operand(entry, state) for key, entry in bound.kwargs.items()}
