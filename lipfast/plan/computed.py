@@ -17,6 +17,7 @@ from lipfast.errors import NonFiniteError, TraceError, naming
 from lipfast.graph.apply import call_op
 from lipfast.graph.nodes import Argument, Constant, Node, Reference, computed_name, error_name
 from lipfast.plan import elementwise_errors, matrix_errors, product_errors  # noqa: F401 (registered)
+from lipfast.plan.canonical import CASTS
 from lipfast.plan.parameter_rules import PARAMETER_RULES, Value, beyond_rule, bind
 from lipfast.rules.registry import rule_of
 
@@ -45,7 +46,7 @@ _EXACT_ON_EXACT = frozenset(
 )
 # Of integers, and with integers as a result; of other numbers they round or jump.
 _INTEGER = frozenset(f"aten.{name}" for name in ("floor_divide", "bitwise_xor"))
-_CASTS = frozenset({"aten.to", "aten._to_copy", "aten.type_as", "aten.lift_fresh_copy"})
+_CASTS = CASTS | {"aten.lift_fresh_copy"}
 
 
 def moves(op: str) -> bool:
