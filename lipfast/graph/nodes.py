@@ -17,7 +17,7 @@ from torch import Tensor
 from lipfast.errors import ArgumentError
 
 ReferenceKind = Literal["node", "parameter", "constant", "batch", "dtype"]
-_KINDS: tuple[ReferenceKind, ...] = ("node", "parameter", "constant", "batch", "dtype")
+_REFERENCE_KINDS: tuple[ReferenceKind, ...] = ("node", "parameter", "constant", "batch", "dtype")
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,12 @@ class Node:
         return dict(self.kwargs).get(name, default)
 
     def operand(self, position: int, name: str) -> Reference | None:
-        """Like `argument`, for a tensor that may be left out."""
+        """The tensor at `position`, or by keyword; None where it is left out."""
         value = self.argument(position, name)
         return value if isinstance(value, Reference) else None
 
     def number(self, position: int, name: str, default: float) -> float:
-        """Like `argument`, for an argument that must be a number."""
+        """The number at `position`, or by keyword, or its default."""
         value = self.argument(position, name, default)
         if value is None:
             return default
@@ -89,7 +89,7 @@ class Node:
     def integers(
         self, position: int, name: str, axes: int, default: int | None = None
     ) -> tuple[int, ...]:
-        """Like `argument`, one integer per axis; a single one stands for all axes."""
+        """One integer per axis, at `position` or by keyword; a single one stands for all axes."""
         value = self.argument(position, name)
         entries = value if isinstance(value, tuple) else (() if value is None else (value,))
         numbers = [int(entry) for entry in entries if isinstance(entry, (int, float))]
@@ -102,7 +102,7 @@ class Node:
         return tuple(numbers * axes if len(numbers) == 1 else numbers)
 
     def dimensions(self, position: int, name: str) -> tuple[int, ...]:
-        """Like `argument`, for one or several dimensions; empty if none is given."""
+        """One or several dimensions, at `position` or by keyword; empty if none is given."""
         value = self.argument(position, name)
         entries = value if isinstance(value, tuple) else (value,)
         return tuple(entry for entry in entries if isinstance(entry, int))
@@ -211,7 +211,7 @@ def argument_from_json(value: Any) -> Argument:
         ((kind, name),) = value.items()
         if kind == "float":
             return float(name)
-        if kind not in _KINDS:
+        if kind not in _REFERENCE_KINDS:
             raise ValueError(f"unknown reference kind {kind!r}")
         return Reference(kind, str(name))
     return cast(Argument, value)

@@ -118,7 +118,7 @@ def _renumbered(
 
 
 def _is_dtype(value: Argument) -> bool:
-    """Of a cast that is an identity: between floating dtypes."""
+    """Whether an argument is a floating dtype: a cast to it is an identity."""
     if not isinstance(value, Reference) or value.kind != "dtype":
         return False
     return bool(getattr(torch, value.name).is_floating_point)

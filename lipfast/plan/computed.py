@@ -45,7 +45,7 @@ _EXACT_ON_EXACT = frozenset(
     )
 )
 # Of integers, and with integers as a result; of other numbers they round or jump.
-_INTEGER = frozenset(f"aten.{name}" for name in ("floor_divide", "bitwise_xor"))
+_ON_INTEGERS = frozenset(f"aten.{name}" for name in ("floor_divide", "bitwise_xor"))
 _CASTS = CASTS | {"aten.lift_fresh_copy"}
 
 
@@ -63,7 +63,7 @@ def refusal(node: Node) -> str | None:
     if node.op == "aten.index_put" and node.argument(3, "accumulate") is True:
         return "with sums"
     known = moves(node.op) or node.op in _EXACT_ON_EXACT or node.op in _CASTS
-    return None if known or node.op in _INTEGER else "applied to parameters only"
+    return None if known or node.op in _ON_INTEGERS else "applied to parameters only"
 
 
 def rounded(nodes: Iterable[Node]) -> frozenset[str]:
@@ -71,7 +71,7 @@ def rounded(nodes: Iterable[Node]) -> frozenset[str]:
     found: set[str] = set()
     for node in nodes:
         inherited = any(ref.kind == "node" and ref.name in found for ref in node.references())
-        exact = node.op in _EXACT_ON_EXACT or node.op in _INTEGER
+        exact = node.op in _EXACT_ON_EXACT or node.op in _ON_INTEGERS
         if node.op in PARAMETER_RULES or (inherited and not exact):
             found.add(node.name)
     return frozenset(found)
@@ -87,7 +87,7 @@ def exact_value(node: Node, constants: Mapping[str, Constant]) -> Tensor | None:
             return integers
         if refusal(node) is not None:
             return None
-        value = _evaluate(node, state)
+        value = _evaluated(node, state)
     except TraceError:
         return None
     inexact = value.error is not None and bool(value.error.any())
@@ -106,12 +106,12 @@ class _Evaluation:
         if reference.kind == "node":
             return self.values[reference.name]
         if reference.kind == "constant":
-            return Value(_wide(self.constants[reference.name].tensor()))
+            return Value(_as_double(self.constants[reference.name].tensor()))
         error = self.tensors.get(error_name(reference.name))
-        return Value(_wide(self.tensors[reference.name].detach()), error)
+        return Value(_as_double(self.tensors[reference.name].detach()), error)
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def _as_double(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.dtype.is_floating_point else tensor
 
 
@@ -140,7 +140,7 @@ def evaluate_computed(
     state, found = _Evaluation(tensors, constants, {}), {}
     inexact = rounded(nodes)
     for node in nodes:
-        value = _evaluate(node, state)
+        value = _evaluated(node, state)
         state.values[node.name] = value
         name = computed_name(node.name)
         if node.name in inexact and not _sure(value):
@@ -167,7 +167,7 @@ def _sure(value: Value) -> bool:
     return bool((torch.isfinite(value.error) & (torch.isfinite(value.tensor) | meant)).all())
 
 
-def _evaluate(node: Node, state: _Evaluation) -> Value:
+def _evaluated(node: Node, state: _Evaluation) -> Value:
     with naming(node.op, node.module):
         return _value_of(node, state)
 
@@ -183,32 +183,32 @@ def _value_of(node: Node, state: _Evaluation) -> Value:
         return rule.evaluate(
             *args, **{key: _operand(entry, state) for key, entry in bound.kwargs.items()}
         )
-    errors = [value.error for value in _operands(node, state)]
+    errors = [value.error for value in _operand_values(node, state)]
     exact = all(error is None or not bool(error.any()) for error in errors)
     if node.op in _CASTS:
         return _cast(node, state, exact=exact)
-    value = _wide(_call(node, lambda ref: state.value(ref).tensor))
-    if exact and (node.op not in _INTEGER or not value.is_floating_point()):
+    value = _as_double(_called(node, lambda ref: state.value(ref).tensor))
+    if exact and (node.op not in _ON_INTEGERS or not value.is_floating_point()):
         return Value(value)
-    if node.op in _EXACT_ON_EXACT or node.op in _INTEGER:
+    if node.op in _EXACT_ON_EXACT or node.op in _ON_INTEGERS:
         raise TraceError(
             f"{node.op} in module '{node.module}' is applied to a tensor that is computed from "
             "parameters with rounding errors, or to one that is not of integers: there is no bound "
             "of its error"
         )
-    return Value(value, _call(node, lambda ref: _error_of(state.value(ref))).abs())
+    return Value(value, _called(node, lambda ref: _error_of(state.value(ref))).abs())
 
 
-def _operands(node: Node, state: _Evaluation) -> list[Value]:
+def _operand_values(node: Node, state: _Evaluation) -> list[Value]:
     return [state.value(ref) for ref in node.references() if ref.kind != "dtype"]
 
 
 def _of_integers(node: Node, state: _Evaluation) -> Tensor | None:
     """The result of an op on integers or truth values, if it is of them too."""
-    floating = any(value.tensor.is_floating_point() for value in _operands(node, state))
+    floating = any(value.tensor.is_floating_point() for value in _operand_values(node, state))
     if floating or not node.op.startswith("aten."):
         return None
-    result = _call(node, lambda ref: state.value(ref).tensor)
+    result = _called(node, lambda ref: state.value(ref).tensor)
     return None if result.is_floating_point() else result
 
 
@@ -218,7 +218,7 @@ def _error_of(value: Value) -> Tensor:
     return torch.zeros_like(value.tensor) if value.tensor.is_floating_point() else value.tensor
 
 
-def _call(node: Node, tensor: Callable[[Reference], Tensor]) -> Tensor:
+def _called(node: Node, tensor: Callable[[Reference], Tensor]) -> Tensor:
     """The op in float64: what it makes of numbers of the model's own dtype is not rounded."""
     kwargs = tuple((key, _in_double(value)) for key, value in node.kwargs if key != "memory_format")
     wide = replace(node, args=tuple(_in_double(value) for value in node.args), kwargs=kwargs)
@@ -237,7 +237,7 @@ def _cast(node: Node, state: _Evaluation, *, exact: bool) -> Value:
     first = next(ref for ref in node.references() if ref.kind != "dtype")
     value = state.value(first)
     if value.tensor.is_floating_point():
-        result = _call(node, lambda ref: state.value(ref).tensor)
+        result = _called(node, lambda ref: state.value(ref).tensor)
         if result.is_floating_point():
             return value
         if not exact:
@@ -245,7 +245,7 @@ def _cast(node: Node, state: _Evaluation, *, exact: bool) -> Value:
                 f"{node.op} in module '{node.module}' rounds a computed weight to integers"
             )
         return Value(result)
-    return Value(_wide(_call(node, lambda ref: state.value(ref).tensor)))
+    return Value(_as_double(_called(node, lambda ref: state.value(ref).tensor)))
 
 
 def _operand(argument: Argument, state: _Evaluation) -> object:

@@ -80,9 +80,9 @@ def convert(program: ExportedProgram, state_dict: Mapping[str, Any]) -> Architec
         if node.op == "placeholder":
             _placeholder(state, node, specs.get(node.name))
         elif node.op == "output":
-            outputs = _outputs(state, node)
+            outputs = _output_names(state, node)
         elif node.op == "call_function":
-            _call(state, node)
+            _add_call(state, node)
         else:
             state.nodes.append(Node(node.name, f"{node.op}.{node.target}"))
             state.values[node] = Reference("node", node.name)
@@ -205,7 +205,7 @@ def _sample_shape(state: _Conversion, name: str, value: Any) -> tuple[int, ...] 
     return inside + tuple(int(size) for size in sizes[1:])
 
 
-def _call(state: _Conversion, node: FxNode) -> None:
+def _add_call(state: _Conversion, node: FxNode) -> None:
     with naming(op_name(node.target), module_path(node)):
         _convert_call(state, node)
 
@@ -327,7 +327,7 @@ def _argument(state: _Conversion, value: Any) -> Argument:
     return str(value)
 
 
-def _outputs(state: _Conversion, node: FxNode) -> tuple[str, ...]:
+def _output_names(state: _Conversion, node: FxNode) -> tuple[str, ...]:
     names: list[str] = []
     results = node.args[0]
     assert isinstance(results, (list, tuple))

@@ -23,7 +23,7 @@ from lipfast.plan.canonical import TRAINING_FLAGS
 from lipfast.plan.modules import evaluation_mode
 from lipfast.rules.registry import rule_of
 
-_ADVICE = (
+_EXPORT_ADVICE = (
     "Export the model yourself (torch.export.export(model, args, strict=False or strict=True, "
     "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))), save it with torch.export.save, and pass "
     "the ExportedProgram or the path of the .pt2 file instead of the model."
@@ -126,7 +126,7 @@ def exported(module: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
         where = _where(error)
         raise TraceError(
             f"torch.export could not trace {type(module).__name__}{where}: "
-            f"{_head_line(error)}. {_ADVICE}"
+            f"{_head_line(error)}. {_EXPORT_ADVICE}"
         ) from error
 
 

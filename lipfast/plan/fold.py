@@ -160,7 +160,7 @@ def _fold_one(
     for norm in graph.nodes:
         if rule_of(norm.op).affine != "channels":
             continue
-        source = _source(norm, by_name)
+        source = _producer(norm, by_name)
         alone = source is not None and len(readers[source.name]) == 1
         if source is not None and alone and source.name not in graph.outputs:
             folded = _with_scaling(source, norm, maps, after=True, values=values)
@@ -170,7 +170,7 @@ def _fold_one(
         target = by_name[following[0]] if len(following) == 1 else None
         if (
             target is not None
-            and _source(target, by_name) is norm
+            and _producer(target, by_name) is norm
             and norm.name not in graph.outputs
         ):
             folded = _with_scaling(target, norm, maps, after=False, values=values)
@@ -179,14 +179,14 @@ def _fold_one(
     return None
 
 
-def _source(node: Node, by_name: Mapping[str, Node]) -> Node | None:
+def _producer(node: Node, by_name: Mapping[str, Node]) -> Node | None:
     source = node.args[0] if node.args else None
     if isinstance(source, Reference) and source.kind == "node":
         return by_name[source.name]
     return None
 
 
-def _scaling(norm: Node, after: bool) -> Scaling:
+def _scaling_of(norm: Node, after: bool) -> Scaling:
     weight, bias, mean, variance, eps = running_statistics(norm)
     assert mean is not None
     assert variance is not None
@@ -204,7 +204,7 @@ def _with_scaling(
     shifted = kind == "transposed convolution" or (values and not matrix and _padded(affine))
     if kind is None or not fits or (shifted and not after):
         return None
-    scaling = _scaling(norm, after)
+    scaling = _scaling_of(norm, after)
     known = maps.get(affine.name)
     if known is not None:
         return replace(known, scalings=(*known.scalings, scaling))

@@ -55,11 +55,11 @@ def layers_of(folded: FoldedGraph, shapes: Mapping[str, tuple[int, ...]]) -> tup
     for node in folded.graph.nodes:
         request = _request(node)
         if request is not None:
-            found.append(_layer(len(found), node, request, folded, shapes))
+            found.append(_layer_of(len(found), node, request, folded, shapes))
     return tuple(found)
 
 
-def _layer(
+def _layer_of(
     index: int,
     node: Node,
     request: LayerRequest,

@@ -28,7 +28,7 @@ def frobenius_norm(matrix: Tensor) -> float:
 
 
 def _product_error(a: Tensor, b: Tensor) -> float:
-    """Of ``fl(A B)``: at most ``gamma_{k+2} || |A| |B| ||``."""
+    """Norm of the rounding of ``fl(A B)``: at most ``gamma_{k+2} || |A| |B| ||``."""
     return (
         gamma(a.shape[-1] + 2) * (1.0 + 4 * u) * frobenius_norm(a) * frobenius_norm(b) + UNDERFLOW
     )
@@ -66,7 +66,7 @@ def _unbound(value: Value, leading: int) -> list[Value]:
 
 @parameter_rule("matrix_exp", "linalg_matrix_exp")
 def matrix_exponential(matrix: object) -> Value:
-    """Of each matrix, see `exponential`."""
+    """``exp(A)`` of each matrix, see `exponential`."""
     return _of_each(exponential, matrix)
 
 
@@ -121,7 +121,7 @@ def linalg_solve(a: object, b: object, *, left: bool = True) -> Value:
     if b.tensor.dim() == 1 or b.tensor.dim() == a.tensor.dim() - 1:
         if not left:
             raise ValueError("a vector of right-hand sides with left=False")
-        return _moved(_of_each(solution, a, _moved(b, lambda t: t.unsqueeze(-1))), _column)
+        return _moved(_of_each(solution, a, _moved(b, lambda t: t.unsqueeze(-1))), _only_column)
     if left:
         return _of_each(solution, a, b)
     return _moved(_of_each(solution, _moved(a, _transpose), _moved(b, _transpose)), _transpose)
@@ -131,7 +131,7 @@ def _transpose(matrix: Tensor) -> Tensor:
     return matrix.mT
 
 
-def _column(matrix: Tensor) -> Tensor:
+def _only_column(matrix: Tensor) -> Tensor:
     return matrix.squeeze(-1)
 
 
@@ -167,7 +167,7 @@ def solution(m: Value, b: Value) -> Value:
 
 @parameter_rule("linalg_householder_product")
 def householder_product(a: object, tau: object) -> Value:
-    """Of each matrix, see `reflections`."""
+    """Products of reflections, for each matrix, see `reflections`."""
     return _of_each(reflections, a, tau)
 
 

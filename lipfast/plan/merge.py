@@ -63,7 +63,7 @@ def merge_affine(graph: Graph, shapes: Shapes, *, values: bool) -> Merged:
         pair = _next_pair(found, known, values)
         if pair is None:
             return found
-        found = _joined(found, *pair, known)
+        found = _with_merged(found, *pair, known)
 
 
 def _next_pair(found: Merged, shapes: Shapes, values: bool) -> tuple[Node, Node] | None:
@@ -98,7 +98,7 @@ def _fit(first: Node, second: Node, shapes: Shapes, values: bool) -> bool:
         return False
     kinds = rule_of(first.op).affine, rule_of(second.op).affine
     if kinds[0] in _MATRICES and kinds[1] in _MATRICES:
-        return _rows(second, shapes) * _columns(first, shapes) <= LARGEST
+        return _output_count(second, shapes) * _input_count(first, shapes) <= LARGEST
     if kinds[0] != "convolution" or first.op != second.op:
         return False
     inner, outer = _Kernel.of(first, shapes), _Kernel.of(second, shapes)
@@ -110,17 +110,19 @@ def _fit(first: Node, second: Node, shapes: Shapes, values: bool) -> bool:
     if any(outer.padding) and not kept:
         return False
     return (
-        math.prod(outer.after(inner).sizes) * _rows(second, shapes) * _columns(first, shapes)
+        math.prod(outer.after(inner).sizes)
+        * _output_count(second, shapes)
+        * _input_count(first, shapes)
         <= LARGEST
     )
 
 
-def _rows(node: Node, shapes: Shapes) -> int:
+def _output_count(node: Node, shapes: Shapes) -> int:
     shape = shapes[_weight(node)]
     return shape[1] if _is_transposed(node) else shape[0]
 
 
-def _columns(node: Node, shapes: Shapes) -> int:
+def _input_count(node: Node, shapes: Shapes) -> int:
     shape = shapes[_weight(node)]
     return shape[0] if _is_transposed(node) else shape[1]
 
@@ -180,7 +182,9 @@ class _Kernel:
         )
 
 
-def _joined(found: Merged, first: Node, second: Node, shapes: dict[str, tuple[int, ...]]) -> Merged:
+def _with_merged(
+    found: Merged, first: Node, second: Node, shapes: dict[str, tuple[int, ...]]
+) -> Merged:
     """One affine node in the place of `second`."""
     known = {computed_name(node.name) for node in found.nodes}
 
@@ -191,7 +195,7 @@ def _joined(found: Merged, first: Node, second: Node, shapes: dict[str, tuple[in
 
     origins = (*_origins(found, first), *_origins(found, second))
     name = f"merged {second.name} " + " ".join(origins)
-    build = _matrices if rule_of(second.op).affine in _MATRICES else _kernels
+    build = _merged_matrices if rule_of(second.op).affine in _MATRICES else _merged_kernels
     nodes, merged = build(first, second, name, reference, shapes)
     for node in nodes:
         shapes[computed_name(node.name)] = node.shape
@@ -212,19 +216,22 @@ def _origins(found: Merged, node: Node) -> tuple[str, ...]:
     return found.origins.get(node.name, (_weight(node),))
 
 
-def _matrices(
+def _merged_matrices(
     first: Node, second: Node, name: str, reference: Lookup, shapes: Shapes
 ) -> tuple[list[Node], Node]:
     """``W_2 (W_1 x + b_1) + b_2``."""
     nodes: list[Node] = []
     sides = []
     for index, node in enumerate((second, first)):
-        side, shape = reference(node.args[1]), (_rows(node, shapes), _columns(node, shapes))
+        side, shape = (
+            reference(node.args[1]),
+            (_output_count(node, shapes), _input_count(node, shapes)),
+        )
         if _is_transposed(node):
             nodes.append(Node(f"{name} transposed {index}", "aten.mT", (side,), (), shape))
             side = Reference("node", nodes[-1].name)
         sides.append(side)
-    shape = (_rows(second, shapes), _columns(first, shapes))
+    shape = (_output_count(second, shapes), _input_count(first, shapes))
     nodes.append(Node(f"{name} weight", "aten.matmul", tuple(sides), (), shape))
     weight = Reference("parameter", computed_name(nodes[-1].name))
     bias = _bias((first, second), name, reference, nodes, sides[0])
@@ -247,7 +254,7 @@ def _bias(
     return Reference("parameter", computed_name(nodes[-1].name))
 
 
-def _kernels(
+def _merged_kernels(
     first: Node, second: Node, name: str, reference: Lookup, shapes: Shapes
 ) -> tuple[list[Node], Node]:
     """The kernel of both convolutions, and the bias that the first one's becomes."""
@@ -256,9 +263,9 @@ def _kernels(
     assert outer is not None
     joint = outer.after(inner)
     _, near, far = outer.steps(inner)
-    rows = _rows(second, shapes)
+    rows = _output_count(second, shapes)
     kernels = (reference(second.args[1]), reference(first.args[1]))
-    shape = (rows, _columns(first, shapes), *joint.sizes)
+    shape = (rows, _input_count(first, shapes), *joint.sizes)
     steps = (tuple(near), tuple(far))
     nodes = [Node(f"{name} weight", "lipfast.composed_kernels", (*kernels, *steps), (), shape)]
     weight = Reference("parameter", computed_name(nodes[0].name))

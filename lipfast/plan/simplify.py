@@ -212,7 +212,7 @@ def _as_weighted_rows(node: Node, by_name: Mapping[str, Node]) -> Node:
         return node
     if weights.dimensions(1, "dim") != (len(weights.shape),):
         return node
-    scale, scores = _scores(_defining(weights.args[0], by_name), by_name)
+    scale, scores = _attention_scores(_defining(weights.args[0], by_name), by_name)
     if scores is None:
         return node
     query, turned = scores.args
@@ -227,14 +227,14 @@ def _as_weighted_rows(node: Node, by_name: Mapping[str, Node]) -> Node:
     return replace(node, op="lipfast.weighted_rows", args=(*node.args, *operands, scale))
 
 
-def _scores(node: Node | None, by_name: Mapping[str, Node]) -> tuple[float, Node | None]:
+def _attention_scores(node: Node | None, by_name: Mapping[str, Node]) -> tuple[float, Node | None]:
     """The product ``Q K^T`` behind scalings, sums with constants and reshapes of nothing."""
     scale = 1.0
     while node is not None and node.op not in ("aten.matmul", "aten.bmm"):
         if not node.args:  # an input of the model
             return scale, None
         active = [found for value in node.args if (found := _defining(value, by_name)) is not None]
-        factor = _factor(node, first=_defining(node.args[0], by_name) is not None)
+        factor = _multiplier(node, first=_defining(node.args[0], by_name) is not None)
         if len(active) != 1 or node.shape != active[0].shape or factor is None:
             return scale, None
         scale *= factor
@@ -242,7 +242,7 @@ def _scores(node: Node | None, by_name: Mapping[str, Node]) -> tuple[float, Node
     return scale, node
 
 
-def _factor(node: Node, *, first: bool) -> float | None:
+def _multiplier(node: Node, *, first: bool) -> float | None:
     """What a node multiplies an activation by, which may stand `first`; None if it does more."""
     if rule_of(node.op).reshapes:
         return 1.0

@@ -32,7 +32,7 @@ def split_computed(
     Raises:
         TraceError: an output does not depend on the input.
     """
-    moved, kept = _separate(graph, shapes)
+    moved, kept = _taken_apart(graph, shapes)
     names = {node.name for node in moved}
     if names & set(graph.outputs):
         raise TraceError("an output of the model does not depend on its input")
@@ -79,7 +79,9 @@ def _with_arguments(node: Node, replaced: Mapping[str, Argument]) -> Node:
     return replace(node, args=args, kwargs=kwargs)
 
 
-def _separate(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[Node], list[Node]]:
+def _taken_apart(
+    graph: Graph, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[list[Node], list[Node]]:
     """Nodes of parameters only, and the others."""
     moved: list[Node] = []
     kept: list[Node] = []

@@ -24,7 +24,7 @@ from lipfast.rules.products import (
 from lipfast.rules.registry import Arguments, Call, rule
 from lipfast.rules.rounding import SMALLEST, UNIT_ROUNDOFF
 from lipfast.rules.running_errors import error_of_extremum, finished
-from lipfast.rules.upward import Upward, joined
+from lipfast.rules.upward import Upward, p_norm
 
 
 def _factors(node: Node) -> tuple[float, float]:
@@ -35,7 +35,7 @@ def _factors(node: Node) -> tuple[float, float]:
     ]
 
 
-def _sizes(node: Node) -> tuple[float, float]:
+def _factor_sizes(node: Node) -> tuple[float, float]:
     first, second = _factors(node)
     return abs(first), abs(second)
 
@@ -78,7 +78,7 @@ def _error_sum(arguments: Arguments, errors: Sequence[Tensor | None], output: Te
     node = arguments.node
     remaining = iter(errors)
     total = output.abs() * UNIT_ROUNDOFF
-    for factor, argument in zip(_sizes(node), node.args[:2], strict=True):
+    for factor, argument in zip(_factor_sizes(node), node.args[:2], strict=True):
         if factor != 1.0:  # the product alpha y is rounded too
             # In this order: 2 u alpha may underflow where u |alpha y| does not.
             product = _entries(arguments, argument, output).abs() * factor
@@ -111,9 +111,9 @@ def _exact_where_masked(
 
 
 def _sum_magnitude(call: Call) -> Magnitude:
-    """Of a sum: magnitudes add; what is broadcast counts by its entries."""
+    """Magnitudes of a sum add; what is broadcast counts by its entries."""
     total, position = Magnitude(*[Upward.of(0.0)] * 3), 0
-    for factor, argument in zip(_sizes(call.node), call.node.args[:2], strict=True):
+    for factor, argument in zip(_factor_sizes(call.node), call.node.args[:2], strict=True):
         if isinstance(argument, Reference):
             size = call.magnitudes[position]
             if copy_count(call, position) > 1:
@@ -144,7 +144,7 @@ def add(call: Call) -> Upward:
     ``copies`` for norm 1.
     """
     total, position = Upward.of(0.0), 0
-    for factor, argument in zip(_sizes(call.node), call.node.args[:2], strict=True):
+    for factor, argument in zip(_factor_sizes(call.node), call.node.args[:2], strict=True):
         if isinstance(argument, Reference):
             total = total + call.operands[position] * factor * _copies(call, position)
             position += 1
@@ -193,7 +193,7 @@ def _error_scale(arguments: Arguments, errors: Sequence[Tensor | None], output: 
     return finished(total, 16 * UNIT_ROUNDOFF)
 
 
-_scaling = partial(
+_scaling_rule = partial(
     rule,
     supports=_scale_supported,
     evaluate=_evaluate_scale,
@@ -205,8 +205,8 @@ _scaling = partial(
 )
 
 
-@_scaling("aten.mul", parameter_errors="multiplied")
-@_scaling("aten.div")
+@_scaling_rule("aten.mul", parameter_errors="multiplied")
+@_scaling_rule("aten.div")
 def scale(call: Call) -> Upward:
     """Multiplication by a constant or a parameter: its largest absolute entry.
 
@@ -215,7 +215,7 @@ def scale(call: Call) -> Upward:
     """
     if activations(call.node) == 2:
         return product(call)
-    factor = _factor(call)
+    factor = _largest_factor(call)
     if math.isinf(factor):
         return call.unbounded(f"{call.node} divides by zero")
     position = _activation_position(call.node)
@@ -228,7 +228,7 @@ def _activation_position(node: Node) -> int:
     return next(index for index, value in enumerate(tensors) if value.kind == "node")
 
 
-def _factor(call: Call) -> float:
+def _largest_factor(call: Call) -> float:
     """Largest magnitude that entries are multiplied by."""
     other = _other(call.node)
     if isinstance(other, (bool, int, float)):
@@ -248,7 +248,7 @@ def _scaled_magnitude(call: Call) -> Magnitude:
     if activations(call.node) == 2:
         return magnitude_of_product(call)
     position = _activation_position(call.node)
-    found = call.magnitudes[position].scaled(_factor(call))
+    found = call.magnitudes[position].scaled(_largest_factor(call))
     return Magnitude(entry=found.entry) if copy_count(call, position) > 1 else found
 
 
@@ -297,7 +297,7 @@ def extremum(call: Call) -> Upward:
     A broadcast operand counts as often as it is copied.
     """
     parts = [call.operands[index] * _copies(call, index) for index in range(2)]
-    return joined(parts, call.norm)
+    return p_norm(parts, call.norm)
 
 
 def _keeps_samples(node: Node) -> str | None:
@@ -399,7 +399,7 @@ def _vector_norm_supported(node: Node) -> str | None:
     dimensions={2: "dim"},
     leading=True,
 )
-def vector_norm(call: Call) -> Upward:
+def reduced_norm(call: Call) -> Upward:
     """``| ||x||_q - ||y||_q | <= ||x - y||_q <= n^max(0, 1/q - 1/p) ||x - y||_p``."""
     order = float(call.node.number(1, "ord", 2.0))
     shape = call.operand_shapes[0]

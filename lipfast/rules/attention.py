@@ -25,7 +25,7 @@ def _over_entries(node: Node) -> str | None:
     return "over the samples" if not dimensions or 0 in dimensions else None
 
 
-def _axes(node: Node) -> list[int]:
+def _joint_axes(node: Node) -> list[int]:
     """The dimensions of (networks, samples, *shape) that are taken together."""
     return [dim + 1 for dim in node.dimensions(1, "dim")]
 
@@ -48,7 +48,7 @@ def _roundings(x: Tensor, axes: list[int]) -> Tensor:
 
 
 def _error_softmax(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
-    x, axes = arguments.value(arguments.node.args[0]), _axes(arguments.node)
+    x, axes = arguments.value(arguments.node.args[0]), _joint_axes(arguments.node)
     incoming = torch.zeros_like(x) if errors[0] is None else errors[0]
     rounding = output * (2 * UNIT_ROUNDOFF) * _roundings(x, axes)
     total = 0.5 * incoming.amax(axes, keepdim=True) + rounding
@@ -60,12 +60,12 @@ def _softmax_magnitude(call: Call) -> Magnitude:
     return Magnitude(Upward.of(1.0), Upward.of(1.0) if last else Upward(math.inf))
 
 
-_over_dimension = partial(
+_softmax_rule = partial(
     rule, supports=_over_entries, dimensions={1: "dim"}, casts=True, leading=True, maskable=True
 )
 
 
-@_over_dimension("aten.softmax", error=_error_softmax, magnitude=_softmax_magnitude)
+@_softmax_rule("aten.softmax", error=_error_softmax, magnitude=_softmax_magnitude)
 def softmax(call: Call) -> Upward:
     """1/2 for p = 1, 2 and inf.
 
@@ -78,7 +78,7 @@ def softmax(call: Call) -> Upward:
 def _error_log_softmax(
     arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
 ) -> Tensor:
-    x, axes = arguments.value(arguments.node.args[0]), _axes(arguments.node)
+    x, axes = arguments.value(arguments.node.args[0]), _joint_axes(arguments.node)
     incoming = torch.zeros_like(x) if errors[0] is None else errors[0]
     size = x.abs().amax(axes, keepdim=True) + output.abs() + 1.0
     rounding = size * (4 * UNIT_ROUNDOFF) * _roundings(x, axes)
@@ -86,7 +86,7 @@ def _error_log_softmax(
     return finished(total, 16 * UNIT_ROUNDOFF)
 
 
-@_over_dimension("aten.log_softmax", error=_error_log_softmax)
+@_softmax_rule("aten.log_softmax", error=_error_log_softmax)
 def log_softmax(call: Call) -> Upward:
     """Over K >= 2 entries ``sqrt(K)`` for p = 2, 2 for p = inf, K - 1 for p = 1.
 
@@ -105,7 +105,7 @@ def log_softmax(call: Call) -> Upward:
 def _error_logsumexp(
     arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
 ) -> Tensor:
-    x, axes = arguments.value(arguments.node.args[0]), _axes(arguments.node)
+    x, axes = arguments.value(arguments.node.args[0]), _joint_axes(arguments.node)
     incoming = torch.zeros_like(x) if errors[0] is None else errors[0]
     size = x.abs().amax(axes, keepdim=True) + 1.0
     rounding = size * (4 * UNIT_ROUNDOFF) * _roundings(x, axes)
@@ -229,7 +229,7 @@ def _for_all_samples(table: Tensor, scores: Tensor) -> Tensor:
     return table.reshape(table.shape[0], *ones, *table.shape[1:])
 
 
-def _scores(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _masked_scores(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Queries, keys, values, the masked scores, and which of them a mask leaves visible."""
     node = arguments.node
     query, *others = (arguments.value(argument) for argument in node.args[:3])
@@ -253,7 +253,7 @@ def _scores(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tenso
 
 
 def _evaluate_attention(arguments: Arguments) -> Tensor:
-    _, _, value, scores, _ = _scores(arguments)
+    _, _, value, scores, _ = _masked_scores(arguments)
     return scores.softmax(-1) @ value
 
 
@@ -261,7 +261,7 @@ def _error_attention(
     arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
 ) -> Tensor:
     """Running errors of the scores, the softmax (half of the largest in a row), the product."""
-    query, key, value, scores, visible = _scores(arguments)
+    query, key, value, scores, visible = _masked_scores(arguments)
     scale = abs(_attention_scale(arguments.node, query.shape[-1]))
     of_keys, of_values = (_per_query_head(arguments.node, query, e) for e in errors[1:3])
     of_key = None if of_keys is None else of_keys.mT

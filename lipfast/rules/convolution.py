@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lipfast.graph.nodes import Node, Reference
 from lipfast.ops import chain_stages
+from lipfast.rules.affine import parameters_supported
 from lipfast.rules.registry import Arguments, Call, Convolution, LayerRequest, rule
 from lipfast.rules.running_errors import error_of_linear_map
 from lipfast.rules.upward import Upward
@@ -49,7 +50,7 @@ def settings(node: Node) -> Convolution:
     return Convolution(stride, padding, dilation, groups)
 
 
-def _layer(node: Node) -> LayerRequest:
+def _convolution_layer(node: Node) -> LayerRequest:
     weight = node.args[1]
     assert isinstance(weight, Reference)
     found = settings(node)
@@ -57,16 +58,9 @@ def _layer(node: Node) -> LayerRequest:
     return LayerRequest(kind, weight.name, convolution=found)
 
 
-def _supports(node: Node) -> str | None:
-    weight, bias = node.args[1], node.argument(2, "bias")
-    if not (isinstance(weight, Reference) and weight.kind == "parameter"):
-        return "its weight is computed, not a parameter"
-    if bias is not None and not (isinstance(bias, Reference) and bias.kind == "parameter"):
-        return "its bias is computed, not a parameter"
-    return None
-
-
-def _error(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
+def _convolution_error(
+    arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
+) -> Tensor:
     """``gamma_{n+2} (|W| * (|x| + e / gamma_{n+2}) + |b|)`` for n terms, as for a matrix.
 
     Algorithms that transform (Fourier, Winograd) are excluded:
@@ -93,27 +87,31 @@ def _error(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
     )
 
 
-def _chain_stages(node: Node, shape: tuple[int, ...]) -> Sequence[chain_stages.Stage] | None:
+def _convolution_stage(node: Node, shape: tuple[int, ...]) -> Sequence[chain_stages.Stage] | None:
     found = settings(node)
     if found.padding == "same":
         return None  # the kernel's size is not known here, and the padding may be uneven
     return [chain_stages.Convolution(found.stride, found.padding, found.dilation, found.groups)]
 
 
-_kernel = partial(
-    rule, layer=_layer, supports=_supports, error=_error, parameter_errors="multiplied"
+_convolution_rule = partial(
+    rule,
+    layer=_convolution_layer,
+    supports=parameters_supported,
+    error=_convolution_error,
+    parameter_errors="multiplied",
 )
 
 
-@_kernel("aten.conv1d", "aten.conv2d", affine="convolution", stage=_chain_stages)
-@_kernel("aten.conv3d", affine="convolution")
-@_kernel(
+@_convolution_rule("aten.conv1d", "aten.conv2d", affine="convolution", stage=_convolution_stage)
+@_convolution_rule("aten.conv3d", affine="convolution")
+@_convolution_rule(
     "aten.conv_transpose1d",
     "aten.conv_transpose2d",
     "aten.conv_transpose3d",
     affine="transposed convolution",
 )
-@_kernel("aten.convolution")
+@_convolution_rule("aten.convolution")
 def convolution(call: Call) -> Upward:
     """``L(W * x + b) = ||W *|| L(x)``, the norm of the linear map between samples of this size.
 

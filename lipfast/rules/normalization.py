@@ -115,13 +115,13 @@ def _stored_constant(call: Call) -> Upward:
     return Upward.of(float(scale.max())) * (1.0 + 8 * UNIT_ROUNDOFF) + 2.0**-1000
 
 
-_by_stored = partial(
+_stored_rule = partial(
     rule, supports=_stored_supported, evaluate=_evaluate_stored, error=_error_stored
 )
 
 
-@_by_stored("aten.batch_norm", training=5, affine="channels")
-@_by_stored("aten.instance_norm")
+@_stored_rule("aten.batch_norm", training=5, affine="channels")
+@_stored_rule("aten.instance_norm")
 def stored_normalization(call: Call) -> Upward:
     """BatchNorm in eval mode: diagonal, ``max |weight| / sqrt(var + eps)`` in every norm.
 
@@ -146,7 +146,7 @@ def default_eps(node: Node) -> float | None:
     return torch.finfo(torch.float64 if double else torch.float32).eps
 
 
-class _Groups:
+class _SampleGroups:
     """Which entries a normalisation by the sample's statistics takes together."""
 
     def __init__(self, node: Node) -> None:
@@ -181,12 +181,12 @@ def _sample_supported(node: Node) -> str | None:
     return None if known else "with a computed weight"
 
 
-def _rows(x: Tensor, size: int) -> Tensor:
+def _in_groups(x: Tensor, size: int) -> Tensor:
     """(networks, samples, groups, size)."""
     return x.reshape(*x.shape[:2], -1, size)
 
 
-def _per_entry(arguments: Arguments, argument: Argument, groups: _Groups) -> Tensor | None:
+def _per_entry(arguments: Arguments, argument: Argument, groups: _SampleGroups) -> Tensor | None:
     if not isinstance(argument, Reference):
         return None
     value = arguments.value(argument)
@@ -196,9 +196,9 @@ def _per_entry(arguments: Arguments, argument: Argument, groups: _Groups) -> Ten
 
 
 def _evaluate_by_sample(arguments: Arguments) -> Tensor:
-    groups = _Groups(arguments.node)
+    groups = _SampleGroups(arguments.node)
     x = arguments.value(arguments.node.args[0])
-    rows = _rows(x, groups.size)
+    rows = _in_groups(x, groups.size)
     if groups.centred:
         rows = rows - rows.mean(-1, keepdim=True)
     z = (rows / (rows.square().mean(-1, keepdim=True) + groups.eps).sqrt()).reshape(x.shape)
@@ -216,10 +216,10 @@ def _error_by_sample(
     With errors d of c and t of s, and ``s - t`` (at least eps) a lower bound of the true s:
     ``|c' / sqrt s' - c / sqrt s| <= d / sqrt s' + |c| t / (sqrt(s s') (sqrt s + sqrt s'))``.
     """
-    groups, u = _Groups(arguments.node), UNIT_ROUNDOFF
-    x = _rows(arguments.value(arguments.node.args[0]), groups.size)
+    groups, u = _SampleGroups(arguments.node), UNIT_ROUNDOFF
+    x = _in_groups(arguments.value(arguments.node.args[0]), groups.size)
     n, wide = groups.size, gamma(groups.size + 8)
-    e = torch.zeros_like(x) if errors[0] is None else _rows(errors[0], n)
+    e = torch.zeros_like(x) if errors[0] is None else _in_groups(errors[0], n)
     c, d = x, e
     if groups.centred:
         c = x - x.mean(-1, keepdim=True)
@@ -243,18 +243,18 @@ def _error_by_sample(
     return finished(spread + size * (2 * u), 16 * u)
 
 
-_by_own = partial(
+_sample_rule = partial(
     rule,
     supports=_sample_supported,
     evaluate=_evaluate_by_sample,
     error=_error_by_sample,
-    magnitude=lambda call: _magnitude(call),  # noqa: PLW0108 (defined below)
+    magnitude=lambda call: _normalised_magnitude(call),  # noqa: PLW0108 (defined below)
 )
 
 
-@_by_own("aten.layer_norm", leading=True)
-@_by_own("aten.rms_norm", leading=True, dtype_eps=3)
-@_by_own("aten.group_norm")
+@_sample_rule("aten.layer_norm", leading=True)
+@_sample_rule("aten.rms_norm", leading=True, dtype_eps=3)
+@_sample_rule("aten.group_norm")
 def by_sample(call: Call) -> Upward:
     r"""LayerNorm, GroupNorm, InstanceNorm, RMSNorm: ``max |weight| / sqrt(eps)`` for p = 2.
 
@@ -273,11 +273,11 @@ def by_sample(call: Call) -> Upward:
     return _sample_constant(call) * call.input
 
 
-def _magnitude(call: Call) -> Magnitude:
+def _normalised_magnitude(call: Call) -> Magnitude:
     """``||P x / s|| <= sqrt(n)`` and ``|entry| <= sqrt(n - 1)`` (RMSNorm: sqrt(n)) per group."""
     if call.node.op == "aten.instance_norm" and not _by_sample(call.node):
         return Magnitude()
-    groups = _Groups(call.node)
+    groups = _SampleGroups(call.node)
     n = groups.size
     rows = math.prod(call.node.shape) // n
     factor = _largest(call, groups.weight)
@@ -294,7 +294,7 @@ def _magnitude(call: Call) -> Magnitude:
 
 
 def _sample_constant(call: Call) -> Upward:
-    groups = _Groups(call.node)
+    groups = _SampleGroups(call.node)
     if groups.eps <= 0.0:
         return call.unbounded(f"{call.node.op} with eps = 0 has no finite Lipschitz constant")
     factor = Upward.of(_largest(call, groups.weight))

@@ -42,7 +42,7 @@ SOFTPLUS_THRESHOLD = 14.0
 _ROOM = 8 * UNIT_ROUNDOFF
 
 
-def _activation(name: str, *arguments: tuple[int, str, float]) -> Stages:
+def _activation_stage(name: str, *arguments: tuple[int, str, float]) -> Stages:
     """The stage of a chain with this name, its parameters at these places (with defaults)."""
 
     def stage(node: Node, shape: tuple[int, ...]) -> Sequence[Activation] | None:
@@ -58,7 +58,7 @@ def _gelu_stage(node: Node, shape: tuple[int, ...]) -> Sequence[Activation]:
 
 def _elu_stage(node: Node, shape: tuple[int, ...]) -> Sequence[Stage] | None:
     plain = node.number(2, "scale", 1.0) == node.number(3, "input_scale", 1.0) == 1.0
-    return _activation("elu", (1, "alpha", 1.0))(node, shape) if plain else None
+    return _activation_stage("elu", (1, "alpha", 1.0))(node, shape) if plain else None
 
 
 def _pointwise(
@@ -143,17 +143,17 @@ def _one_activation(node: Node) -> str | None:
     return None if tensors == ["node"] else "with more than one tensor argument"
 
 
-def _leaky_relu(node: Node) -> float:
+def _leaky_relu_slope(node: Node) -> float:
     return max(1.0, abs(node.number(1, "negative_slope", 0.01)))
 
 
-def _rrelu(node: Node) -> float:
+def _rrelu_slope(node: Node) -> float:
     """In eval mode a LeakyReLU with the mean of the slopes."""
     lower, upper = node.number(1, "lower", 0.125), node.number(2, "upper", 1.0 / 3.0)
     return max(1.0, math.nextafter(abs(lower + upper) / 2.0, math.inf))
 
 
-def _elu(node: Node) -> float:
+def _elu_slope(node: Node) -> float:
     alpha = node.number(1, "alpha", 1.0)
     scale = node.number(2, "scale", 1.0)
     input_scale = node.number(3, "input_scale", 1.0)
@@ -163,11 +163,11 @@ def _elu(node: Node) -> float:
     return (left.maximum(Upward.of(1.0)) * abs(scale)).value
 
 
-def _celu(node: Node) -> float:
+def _celu_slope(node: Node) -> float:
     return 1.0 if node.number(1, "alpha", 1.0) > 0 else math.inf
 
 
-def _gelu(node: Node) -> float:
+def _gelu_slope(node: Node) -> float:
     return GELU_TANH if node.argument(1, "approximate", "none") == "tanh" else GELU
 
 
@@ -189,14 +189,14 @@ def _at_zero(node: Node) -> tuple[float, ...]:
     return (0.0,)
 
 
-_pointwise("aten.relu", 1.0, exact=True, breakpoints=_at_zero, stage=_activation("relu"))
+_pointwise("aten.relu", 1.0, exact=True, breakpoints=_at_zero, stage=_activation_stage("relu"))
 _pointwise(
     "aten.relu6",
     1.0,
     exact=True,
     breakpoints=lambda node: (0.0, 6.0),
     limit=6.0,
-    stage=_activation("relu6"),
+    stage=_activation_stage("relu6"),
 )
 _pointwise(
     "aten.hardtanh",
@@ -204,7 +204,7 @@ _pointwise(
     exact=True,
     breakpoints=_hardtanh_points,
     through_zero=False,
-    stage=_activation("hardtanh", (1, "min_val", -1.0), (2, "max_val", 1.0)),
+    stage=_activation_stage("hardtanh", (1, "min_val", -1.0), (2, "max_val", 1.0)),
 )
 _pointwise("aten.clamp", 1.0, exact=True, breakpoints=_clamp_points, through_zero=False)
 _pointwise(
@@ -225,26 +225,26 @@ _pointwise("aten.abs", 1.0, exact=True, breakpoints=_at_zero)
 _pointwise("aten.neg", 1.0, exact=True)
 _pointwise(
     "aten.leaky_relu",
-    _leaky_relu,
+    _leaky_relu_slope,
     breakpoints=_at_zero,
-    stage=_activation("leaky_relu", (1, "negative_slope", 0.01)),
+    stage=_activation_stage("leaky_relu", (1, "negative_slope", 0.01)),
 )
 _pointwise(
     "aten.elu",
-    _elu,
-    offset=lambda node: 1.0 + _elu(node) * abs(node.number(1, "alpha", 1.0)),
+    _elu_slope,
+    offset=lambda node: 1.0 + _elu_slope(node) * abs(node.number(1, "alpha", 1.0)),
     stage=_elu_stage,
 )
 _pointwise("aten.selu", SELU, offset=2.0)
-_pointwise("aten.celu", _celu, offset=lambda node: 1.0 + abs(node.number(1, "alpha", 1.0)))
-_pointwise("aten.tanh", 1.0, limit=1.0, stage=_activation("tanh"))
+_pointwise("aten.celu", _celu_slope, offset=lambda node: 1.0 + abs(node.number(1, "alpha", 1.0)))
+_pointwise("aten.tanh", 1.0, limit=1.0, stage=_activation_stage("tanh"))
 _pointwise(
     "aten.sigmoid",
     SIGMOID,
     offset=1.0,
     limit=1.0,
     through_zero=False,
-    stage=_activation("sigmoid"),
+    stage=_activation_stage("sigmoid"),
 )
 _pointwise(
     "aten.hardsigmoid",
@@ -255,8 +255,8 @@ _pointwise(
     through_zero=False,
 )
 _pointwise("aten.hardswish", HARDSWISH, breakpoints=lambda node: (-3.0, 3.0))
-_pointwise("aten.gelu", _gelu, stage=_gelu_stage)
-_pointwise("aten.silu", SILU, stage=_activation("silu"))
+_pointwise("aten.gelu", _gelu_slope, stage=_gelu_stage)
+_pointwise("aten.silu", SILU, stage=_activation_stage("silu"))
 _pointwise("aten.mish", MISH)
 _pointwise("lipfast.softsign", 1.0, evaluate=_evaluate_softsign, limit=1.0)
 _pointwise("aten.log_sigmoid", 1.0, offset=1.0, through_zero=False)
@@ -265,7 +265,7 @@ _pointwise("aten.sin", 1.0, limit=1.0)
 _pointwise("aten.cos", 1.0, limit=1.0, offset=1.0, through_zero=False)
 _pointwise("aten.atan", 1.0)
 _pointwise("aten.erf", ERF, limit=1.0)
-_pointwise("aten.rrelu", _rrelu, breakpoints=_at_zero, training=3)
+_pointwise("aten.rrelu", _rrelu_slope, breakpoints=_at_zero, training=3)
 _pointwise("aten.hardshrink", math.inf, through_zero=False)
 _pointwise("aten.threshold", math.inf, through_zero=False)
 
@@ -332,7 +332,7 @@ def _evaluate_softplus(arguments: Arguments) -> Tensor:
 def _error_softplus(
     arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
 ) -> Tensor:
-    """That of a smooth function of slope 1; inf where rounding may choose the other branch."""
+    """The error of a function of slope 1; inf where rounding may choose the other branch."""
     x = arguments.value(arguments.node.args[0])
     beta, threshold = _softplus_options(arguments.node)
     incoming = torch.zeros_like(x) if errors[0] is None else errors[0]
@@ -352,7 +352,7 @@ def _error_softplus(
     evaluate=_evaluate_softplus,
     error=_error_softplus,
     leading=True,
-    stage=_activation("softplus", (1, "beta", 1.0), (2, "threshold", 20.0)),
+    stage=_activation_stage("softplus", (1, "beta", 1.0), (2, "threshold", 20.0)),
 )
 def softplus(call: Call) -> Upward:
     """``log(1 + exp(beta x)) / beta``: 1, where the threshold is at least `SOFTPLUS_THRESHOLD`.

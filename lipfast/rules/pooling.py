@@ -49,7 +49,7 @@ def error_of_a_maximum(
     return arguments.apply({x: errors[0]})
 
 
-def _windows(node: Node) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+def _window_arguments(node: Node) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Sizes, strides and paddings along the axes."""
     axes = pool_axes(node)
     kernel = node.integers(1, "kernel_size", axes)
@@ -63,18 +63,18 @@ def _max_stage(node: Node, shape: tuple[int, ...]) -> Sequence[MaxPool] | None:
     if len(shape) != axes + 1:
         return None
     dilation = node.integers(4, "dilation", axes, 1)
-    return [MaxPool(*_windows(node), dilation, node.argument(5, "ceil_mode") is True)]
+    return [MaxPool(*_window_arguments(node), dilation, node.argument(5, "ceil_mode") is True)]
 
 
-_of_windows = partial(
+_maximum_rule = partial(
     rule,
     error=error_of_a_maximum,
     magnitude=lambda call: Magnitude(entry=call.magnitudes[0].entry),
 )
 
 
-@_of_windows("aten.max_pool1d", "aten.max_pool2d", stage=_max_stage)
-@_of_windows("aten.max_pool3d", "aten.max_pool2d_with_indices", "aten.max_pool3d_with_indices")
+@_maximum_rule("aten.max_pool1d", "aten.max_pool2d", stage=_max_stage)
+@_maximum_rule("aten.max_pool3d", "aten.max_pool2d_with_indices", "aten.max_pool3d_with_indices")
 def max_pool(call: Call) -> Upward:
     """``m^(1/p)``, m the largest number of windows that one entry is in; 1 for p = inf.
 
@@ -82,7 +82,7 @@ def max_pool(call: Call) -> Upward:
     ``|d_i|^p`` at most m times. Overlap, padding, dilation and ceil mode are counted, axis by axis.
     """
     node, axes = call.node, pool_axes(call.node)
-    kernel, stride, padding = _windows(node)
+    kernel, stride, padding = _window_arguments(node)
     dilation = node.integers(4, "dilation", axes, 1)
     sizes, counts = call.operand_shapes[0][-axes:], node.shape[-axes:]
     largest = math.prod(
@@ -94,9 +94,9 @@ def max_pool(call: Call) -> Upward:
     return call.input * power(largest, call.norm)
 
 
-@_of_windows("aten.adaptive_max_pool1d", "aten.adaptive_max_pool2d", "aten.adaptive_max_pool3d")
+@_maximum_rule("aten.adaptive_max_pool1d", "aten.adaptive_max_pool2d", "aten.adaptive_max_pool3d")
 def adaptive_max_pool(call: Call) -> Upward:
-    """As for `max_pool`, with windows ``[floor(i n / k), ceil((i + 1) n / k))``."""
+    """``m^(1/p)`` as for `max_pool`, with windows ``[floor(i n / k), ceil((i + 1) n / k))``."""
     axes = pool_axes(call.node)
     sizes, counts = call.operand_shapes[0][-axes:], call.node.shape[-axes:]
     largest = 1
@@ -152,14 +152,14 @@ def _average_stage(node: Node, shape: tuple[int, ...]) -> Sequence[AveragePool] 
     if len(shape) != pool_axes(node) + 1 or node.argument(6, "divisor_override") is not None:
         return None
     include = node.argument(5, "count_include_pad", True) is not False
-    return [AveragePool(*_windows(node), node.argument(4, "ceil_mode") is True, include)]
+    return [AveragePool(*_window_arguments(node), node.argument(4, "ceil_mode") is True, include)]
 
 
-_averaging = partial(rule, supports=_divisor_supported, error=error_of_a_mean)
+_average_rule = partial(rule, supports=_divisor_supported, error=error_of_a_mean)
 
 
-@_averaging("aten.avg_pool1d", "aten.avg_pool2d", stage=_average_stage)
-@_averaging("aten.avg_pool3d")
+@_average_rule("aten.avg_pool1d", "aten.avg_pool2d", stage=_average_stage)
+@_average_rule("aten.avg_pool3d")
 def average_pool(call: Call) -> Upward:
     """Linear and separable: the product over the axes of exact norms of small matrices.
 
@@ -167,7 +167,7 @@ def average_pool(call: Call) -> Upward:
     over the axes. Windows of k entries that do not overlap: ``k^(-1/2)`` for p = 2.
     """
     node, axes = call.node, pool_axes(call.node)
-    kernel, stride, padding = _windows(node)
+    kernel, stride, padding = _window_arguments(node)
     include = node.argument(5, "count_include_pad", True) is not False
     divisor = node.argument(6, "divisor_override") if axes > 1 else None
     sizes, counts = call.operand_shapes[0][-axes:], node.shape[-axes:]
@@ -198,17 +198,17 @@ def _adaptive_stage(node: Node, shape: tuple[int, ...]) -> Sequence[AveragePool]
     return [AveragePool(kernel, kernel, (0,) * len(kernel))]
 
 
-_adapting = partial(
+_adaptive_rule = partial(
     rule,
     error=error_of_a_mean,
     magnitude=lambda call: Magnitude(entry=call.magnitudes[0].entry),
 )
 
 
-@_adapting("aten.adaptive_avg_pool1d", "aten.adaptive_avg_pool2d", stage=_adaptive_stage)
-@_adapting("aten.adaptive_avg_pool3d")
+@_adaptive_rule("aten.adaptive_avg_pool1d", "aten.adaptive_avg_pool2d", stage=_adaptive_stage)
+@_adaptive_rule("aten.adaptive_avg_pool3d")
 def adaptive_average_pool(call: Call) -> Upward:
-    """As for `average_pool`, with windows ``[floor(i n / k), ceil((i + 1) n / k))``."""
+    """Linear and separable, with windows ``[floor(i n / k), ceil((i + 1) n / k))`` along axes."""
     axes = pool_axes(call.node)
     sizes, counts = call.operand_shapes[0][-axes:], call.node.shape[-axes:]
     maps = [adaptive_windows(size, count) for size, count in zip(sizes, counts, strict=True)]

@@ -138,7 +138,7 @@ def matmul(call: Call) -> Upward:
 
 
 def _error_matmul(arguments: Arguments, errors: Sequence[Tensor | None]) -> Tensor:
-    """As matrices (networks, samples, ...), a parameter in all samples; a vector is one of them."""
+    """Operands as matrices (networks, samples, ...): parameters in all samples, vectors as one."""
     values, kinds = [], []
     for argument in arguments.node.args[:2]:
         values.append(arguments.value(argument))

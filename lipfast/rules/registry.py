@@ -225,7 +225,7 @@ class Rule:
 
 RULES: dict[str, Rule] = {}
 # What an op without a rule is taken for.
-_UNKNOWN = Rule("", lambda call: call.unbounded("it has no rule"))
+_NO_RULE = Rule("", lambda call: call.unbounded("it has no rule"))
 
 
 def rule(
@@ -351,7 +351,7 @@ def rule(
 
 def rule_of(op: str) -> Rule:
     """The entry of an op; one that says nothing where there is none."""
-    return RULES.get(op, _UNKNOWN)
+    return RULES.get(op, _NO_RULE)
 
 
 def lookup(op: str) -> Rule:

@@ -75,7 +75,7 @@ def interpolation(
     return WindowMap(size, tuple(rows))
 
 
-def _axes(node: Node) -> int:
+def _resampled_axes(node: Node) -> int:
     if "bi" in node.op:
         return 2
     return 3 if "tri" in node.op else 1
@@ -90,7 +90,7 @@ def _supported(node: Node) -> str | None:
 
 
 def _maps(node: Node, shape: Sequence[int]) -> list[WindowMap]:
-    axes = _axes(node)
+    axes = _resampled_axes(node)
     aligned = node.argument(2, "align_corners") is True
     factors = node.argument(3, "scale_factors")
     given: Sequence[float | None] = [None] * axes
@@ -109,13 +109,15 @@ def _along_axes(x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     return x
 
 
-def _evaluate(arguments: Arguments) -> Tensor:
+def _evaluate_interpolation(arguments: Arguments) -> Tensor:
     argument = arguments.node.args[0]
     maps = _maps(arguments.node, arguments.shape(argument))
     return _along_axes(arguments.value(argument), [entry.dense() for entry in maps])
 
 
-def _error(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
+def _interpolation_error(
+    arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
+) -> Tensor:
     """``gamma |A| (|x| + e / gamma)``; the entries of A are rounded as well."""
     argument = arguments.node.args[0]
     maps = _maps(arguments.node, arguments.shape(argument))
@@ -136,8 +138,8 @@ def _error(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
     "aten.upsample_trilinear3d",
     "aten.upsample_bicubic2d",
     supports=_supported,
-    evaluate=_evaluate,
-    error=_error,
+    evaluate=_evaluate_interpolation,
+    error=_interpolation_error,
 )
 def upsample(call: Call) -> Upward:
     """Product over the axes of the norms of the interpolation matrices, which are exact.

@@ -14,7 +14,7 @@ from lipfast.ops.chain_stages import Flatten
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.pooling import power
 from lipfast.rules.registry import Arguments, Call, Dimensions, rule
-from lipfast.rules.upward import Upward, joined
+from lipfast.rules.upward import Upward, p_norm
 
 
 def _same_entries(call: Call) -> Magnitude:
@@ -25,7 +25,7 @@ def _same_entries(call: Call) -> Magnitude:
 
 
 def _rows_kept(call: Call) -> Magnitude:
-    """As `_same_entries`; rows stay rows where the last axis is not touched."""
+    """Entries are moved, at most once each; rows stay rows where the last axis is not touched."""
     size, node = call.magnitudes[0], call.node
     last = len(call.operand_shapes[0])
     kept = node.op in ("aten.slice", "aten.flip", "aten.roll")  # the norm of a row has no order
@@ -58,7 +58,7 @@ def _flattening(node: Node, shape: tuple[int, ...]) -> Sequence[Flatten] | None:
     return [Flatten()] if len(node.shape) == 1 else None
 
 
-_reshaping = partial(
+_reshape_rule = partial(
     rule,
     supports=_reshape_supported,
     magnitude=_same_entries,
@@ -70,8 +70,8 @@ _reshaping = partial(
 )
 
 
-@_reshaping("aten.view", "aten.reshape", "aten._unsafe_view", "aten.unflatten", batch="size")
-@_reshaping("aten.flatten", "aten.squeeze", "aten.unsqueeze")
+@_reshape_rule("aten.view", "aten.reshape", "aten._unsafe_view", "aten.unflatten", batch="size")
+@_reshape_rule("aten.flatten", "aten.squeeze", "aten.unsqueeze")
 def reshape(call: Call) -> Upward:
     """Keep the norm: a reshape of every sample has the constant 1.
 
@@ -102,17 +102,17 @@ def _permutation_supported(node: Node) -> str | None:
     return None
 
 
-_permuting = partial(
+_permutation_rule = partial(
     rule, supports=_permutation_supported, magnitude=_rows_kept, error=_moved_error
 )
-_permuting_dimensions = partial(_permuting, leading=True, moves=True)
+_named_permutation_rule = partial(_permutation_rule, leading=True, moves=True)
 
 
-@_permuting_dimensions("aten.permute", dimensions=Dimensions({1: "dims"}, order=True))
-@_permuting_dimensions("aten.transpose", dimensions={1: "dim0", 2: "dim1"})
-@_permuting_dimensions("aten.flip", dimensions={1: "dims"})
-@_permuting_dimensions("aten.roll", dimensions={2: "dims"})
-@_permuting("aten.pixel_shuffle", "aten.pixel_unshuffle", "aten.channel_shuffle")
+@_named_permutation_rule("aten.permute", dimensions=Dimensions({1: "dims"}, order=True))
+@_named_permutation_rule("aten.transpose", dimensions={1: "dim0", 2: "dim1"})
+@_named_permutation_rule("aten.flip", dimensions={1: "dims"})
+@_named_permutation_rule("aten.roll", dimensions={2: "dims"})
+@_permutation_rule("aten.pixel_shuffle", "aten.pixel_unshuffle", "aten.channel_shuffle")
 def permutation(call: Call) -> Upward:
     """1 in every norm: the entries of a sample in another order."""
     return call.input
@@ -130,7 +130,7 @@ def _selection_supported(node: Node) -> str | None:
     return None
 
 
-_selecting = partial(
+_selection_rule = partial(
     rule,
     supports=_selection_supported,
     error=_moved_error,
@@ -141,8 +141,8 @@ _selecting = partial(
 )
 
 
-@_selecting("aten.slice", batch="size")
-@_selecting("aten.select")
+@_selection_rule("aten.slice", batch="size")
+@_selection_rule("aten.select")
 def selection(call: Call) -> Upward:
     """1 in every norm: some of the entries, each once."""
     return call.input
@@ -181,7 +181,7 @@ def _gather_supported(node: Node) -> str | None:
     return "repeats the samples" if node.op == "aten.repeat" and first != 1 else None
 
 
-_gathering = partial(
+_gather_rule = partial(
     rule,
     supports=_gather_supported,
     magnitude=lambda call: Magnitude(entry=call.magnitudes[0].entry),
@@ -190,10 +190,10 @@ _gathering = partial(
 )
 
 
-@_gathering("aten.expand", "aten.repeat", batch="repeat")
-@_gathering("aten.repeat_interleave", "aten.index", "aten.index_select")
+@_gather_rule("aten.expand", "aten.repeat", batch="repeat")
+@_gather_rule("aten.repeat_interleave", "aten.index", "aten.index_select")
 # For images: a dimension in front of the channels is not one of a sample's, so not `leading`.
-@_gathering("aten.unfold", dimensions={1: "dimension"})
+@_gather_rule("aten.unfold", dimensions={1: "dimension"})
 @rule(
     "aten.pad",
     "aten.constant_pad_nd",
@@ -286,7 +286,7 @@ def _join_magnitude(call: Call) -> Magnitude:
     return Magnitude(entry=entry, total=total.square_root())
 
 
-_joining = partial(
+_join_rule = partial(
     rule,
     supports=_join_supported,
     error=_error_join,
@@ -297,11 +297,11 @@ _joining = partial(
 )
 
 
-@_joining("aten.cat", dimensions=Dimensions({1: "dim"}, default=0), leading=True)
-@_joining("aten.stack", dimensions=Dimensions({1: "dim"}, of_result=True, default=0))
+@_join_rule("aten.cat", dimensions=Dimensions({1: "dim"}, default=0), leading=True)
+@_join_rule("aten.stack", dimensions=Dimensions({1: "dim"}, of_result=True, default=0))
 def join(call: Call) -> Upward:
     """The p-norm of the branches' constants: their sum for p = 1, the largest for p = inf.
 
     An operand that occurs twice counts twice.
     """
-    return joined(call.operands, call.norm)
+    return p_norm(call.operands, call.norm)

@@ -30,7 +30,7 @@ from lipfast.plan.layers import Layer
 from lipfast.plan.matrix_errors import frobenius_norm
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.registry import Call, Norm, Rule, check_norm, lookup
-from lipfast.rules.upward import Upward, joined
+from lipfast.rules.upward import Upward, p_norm
 
 _METHODS = {1: "product of column-sum norms", 2: "product of certified spectral norms"}
 
@@ -447,7 +447,7 @@ def _compose(
             reasons.append(f"{call.reason} (module '{step.node.module}')")
         if len(step.operation.operands) > 1:
             contributions[step.node.name] = _alone(step, call, constants)
-    total = joined([constants[name] for name in plan.graph.outputs], norm)
+    total = p_norm([constants[name] for name in plan.graph.outputs], norm)
     inputs = [Operation(node.name, "input", node.module, ()) for node in plan.graph.inputs]
     operations = [*inputs, *(step.operation for step in steps)]
     composed = Composition(operations, constants, contributions, plan.graph.outputs, total)
