@@ -149,6 +149,16 @@ class Graph:
         """The nodes that are the inputs of the model."""
         return tuple(node for node in self.nodes if node.op == "input")
 
+    @property
+    def readers(self) -> dict[str, list[str]]:
+        """Name of a node -> those that read its result, once for every time that they do."""
+        found: dict[str, list[str]] = {}
+        for node in self.nodes:
+            for reference in node.references():
+                if reference.kind == "node":
+                    found.setdefault(reference.name, []).append(node.name)
+        return found
+
     def node(self, name: str) -> Node:
         """Return the node of that name."""
         return next(node for node in self.nodes if node.name == name)
@@ -181,6 +191,20 @@ def _show(value: Argument) -> str:
     if isinstance(value, tuple):
         return "[" + ", ".join(_show(entry) for entry in value) + "]"
     return str(value) if isinstance(value, Reference) else repr(value)
+
+
+def is_floating_dtype(argument: Argument) -> bool:
+    """Whether an argument is a floating dtype: a cast to it is an identity."""
+    if not isinstance(argument, Reference) or argument.kind != "dtype":
+        return False
+    return bool(getattr(torch, argument.name).is_floating_point)
+
+
+def defining(argument: Argument, nodes: Mapping[str, Node]) -> Node | None:
+    """The node, of those by name, whose result an argument is."""
+    if isinstance(argument, Reference) and argument.kind == "node":
+        return nodes.get(argument.name)
+    return None
 
 
 def substitute(value: Argument, replacements: Mapping[str, Argument]) -> Argument:

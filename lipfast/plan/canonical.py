@@ -8,11 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 from torch.fx import Node as FxNode
 
-from lipfast.graph.nodes import Argument, Reference
+from lipfast.graph.nodes import Argument, Reference, is_floating_dtype
 from lipfast.rules.registry import RULES, Dimensions, rule_of
 
 # Ops that have no rule: other spellings of ops that have one, and what is no function of samples.
@@ -94,8 +93,8 @@ def from_the_front(
         return _MADE_LIKE[op], args[1:], kept
     rule = rule_of(op)
     if rule.casts:
-        args = tuple(None if _is_dtype(value) else value for value in args)
-        kwargs = tuple((key, value) for key, value in kwargs if not _is_dtype(value))
+        args = tuple(None if is_floating_dtype(value) else value for value in args)
+        kwargs = tuple((key, value) for key, value in kwargs if not is_floating_dtype(value))
     dimensions = rule.dimensions or _DIMENSIONS.get(op)
     if dimensions is None:
         return op, args, kwargs
@@ -115,13 +114,6 @@ def _renumbered(
     table, names = dimensions.names, set(dimensions.names.values())
     positional = tuple(change(v) if index in table else v for index, v in enumerate(args))
     return positional, tuple((key, change(v) if key in names else v) for key, v in kwargs)
-
-
-def _is_dtype(value: Argument) -> bool:
-    """Whether an argument is a floating dtype: a cast to it is an identity."""
-    if not isinstance(value, Reference) or value.kind != "dtype":
-        return False
-    return bool(getattr(torch, value.name).is_floating_point)
 
 
 def _positive(value: Argument, rank: int) -> Argument:

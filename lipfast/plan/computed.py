@@ -15,7 +15,15 @@ from torch import Tensor
 
 from lipfast.errors import NonFiniteError, TraceError, naming
 from lipfast.graph.apply import call_op
-from lipfast.graph.nodes import Argument, Constant, Node, Reference, computed_name, error_name
+from lipfast.graph.nodes import (
+    Argument,
+    Constant,
+    Node,
+    Reference,
+    computed_name,
+    error_name,
+    is_floating_dtype,
+)
 from lipfast.plan import elementwise_errors, matrix_errors, product_errors  # noqa: F401 (registered)
 from lipfast.plan.canonical import CASTS
 from lipfast.plan.parameter_rules import PARAMETER_RULES, Value, beyond_rule, bind
@@ -226,10 +234,7 @@ def _called(node: Node, tensor: Callable[[Reference], Tensor]) -> Tensor:
 
 
 def _in_double(value: Argument) -> Argument:
-    if isinstance(value, Reference) and value.kind == "dtype":
-        floating = getattr(torch, value.name).is_floating_point
-        return Reference("dtype", "float64") if floating else value
-    return value
+    return Reference("dtype", "float64") if is_floating_dtype(value) else value
 
 
 def _cast(node: Node, state: _Evaluation, *, exact: bool) -> Value:

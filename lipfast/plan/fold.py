@@ -24,6 +24,7 @@ from lipfast.graph.nodes import (
     Graph,
     Node,
     Reference,
+    defining,
     error_name,
     is_computed,
 )
@@ -152,15 +153,11 @@ def _fold_one(
     graph: Graph, maps: Mapping[str, Folded], values: bool
 ) -> tuple[Graph, dict[str, Folded]] | None:
     by_name = {node.name: node for node in graph.nodes}
-    readers: dict[str, list[str]] = {}
-    for node in graph.nodes:
-        for reference in node.references():
-            if reference.kind == "node":
-                readers.setdefault(reference.name, []).append(node.name)
+    readers = graph.readers
     for norm in graph.nodes:
         if rule_of(norm.op).affine != "channels":
             continue
-        source = _producer(norm, by_name)
+        source = defining(norm.argument(0, "input"), by_name)
         alone = source is not None and len(readers[source.name]) == 1
         if source is not None and alone and source.name not in graph.outputs:
             folded = _with_scaling(source, norm, maps, after=True, values=values)
@@ -170,19 +167,12 @@ def _fold_one(
         target = by_name[following[0]] if len(following) == 1 else None
         if (
             target is not None
-            and _producer(target, by_name) is norm
+            and defining(target.argument(0, "input"), by_name) is norm
             and norm.name not in graph.outputs
         ):
             folded = _with_scaling(target, norm, maps, after=False, values=values)
             if folded is not None:
                 return _merge(graph, maps, keep=target, drop=norm, folded=folded)
-    return None
-
-
-def _producer(node: Node, by_name: Mapping[str, Node]) -> Node | None:
-    source = node.args[0] if node.args else None
-    if isinstance(source, Reference) and source.kind == "node":
-        return by_name[source.name]
     return None
 
 

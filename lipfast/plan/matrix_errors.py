@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lipfast.plan.parameter_rules import Value, parameter_rule, u
+from lipfast.plan.parameter_rules import Value, parameter_rule, rearranged, u
 from lipfast.rules.rounding import UNDERFLOW, gamma
 
 _DEGREE = 18
@@ -27,11 +27,12 @@ def frobenius_norm(matrix: Tensor) -> float:
     return length * peak * (1.0 + 2 * gamma(matrix.numel() + 8)) + UNDERFLOW
 
 
+_norm_of = frobenius_norm
+
+
 def _product_error(a: Tensor, b: Tensor) -> float:
     """Norm of the rounding of ``fl(A B)``: at most ``gamma_{k+2} || |A| |B| ||``."""
-    return (
-        gamma(a.shape[-1] + 2) * (1.0 + 4 * u) * frobenius_norm(a) * frobenius_norm(b) + UNDERFLOW
-    )
+    return gamma(a.shape[-1] + 2) * (1.0 + 4 * u) * _norm_of(a) * _norm_of(b) + UNDERFLOW
 
 
 def _within(result: Tensor, bound: float) -> Value:
@@ -81,11 +82,11 @@ def exponential(value: Value) -> Value:
     skew too; not used).
     """
     a = value.tensor
-    given = 0.0 if value.error is None else frobenius_norm(value.error)
+    given = 0.0 if value.error is None else _norm_of(value.error)
     if not bool(torch.isfinite(a).all()):
         return _within(a, math.inf)
     skew = given == 0.0 and bool((a == -a.mT).all())
-    norm = frobenius_norm(a)
+    norm = _norm_of(a)
     steps = max(0, math.frexp(norm)[1] + 1)
     b = a * 2.0**-steps
     small = norm * 2.0**-steps
@@ -93,14 +94,12 @@ def exponential(value: Value) -> Value:
     result, error = identity.clone(), 0.0
     for k in range(_DEGREE, 0, -1):
         product = b @ result
-        local = _product_error(b, result) / k + 4 * u * (
-            frobenius_norm(product) / k + frobenius_norm(result)
-        )
+        local = _product_error(b, result) / k + 4 * u * (_norm_of(product) / k + _norm_of(result))
         result = identity + product / k
-        error = (small * error / k + local + 2 * u * frobenius_norm(result)) * (1.0 + 16 * u)
+        error = (small * error / k + local + 2 * u * _norm_of(result)) * (1.0 + 16 * u)
     error += 2.0 * small**19 / math.factorial(19)
     for _ in range(steps):
-        length = 1.0 + error if skew else frobenius_norm(result)
+        length = 1.0 + error if skew else _norm_of(result)
         local = _product_error(result, result)
         result = result @ result
         error = (2.0 * length * error + error * error + local) * (1.0 + 16 * u)
@@ -121,10 +120,14 @@ def linalg_solve(a: object, b: object, *, left: bool = True) -> Value:
     if b.tensor.dim() == 1 or b.tensor.dim() == a.tensor.dim() - 1:
         if not left:
             raise ValueError("a vector of right-hand sides with left=False")
-        return _moved(_of_each(solution, a, _moved(b, lambda t: t.unsqueeze(-1))), _only_column)
+        return rearranged(
+            _of_each(solution, a, rearranged(b, lambda t: t.unsqueeze(-1))), _only_column
+        )
     if left:
         return _of_each(solution, a, b)
-    return _moved(_of_each(solution, _moved(a, _transpose), _moved(b, _transpose)), _transpose)
+    return rearranged(
+        _of_each(solution, rearranged(a, _transpose), rearranged(b, _transpose)), _transpose
+    )
 
 
 def _transpose(matrix: Tensor) -> Tensor:
@@ -133,10 +136,6 @@ def _transpose(matrix: Tensor) -> Tensor:
 
 def _only_column(matrix: Tensor) -> Tensor:
     return matrix.squeeze(-1)
-
-
-def _moved(value: Value, move: Callable[[Tensor], Tensor]) -> Value:
-    return Value(move(value.tensor), None if value.error is None else move(value.error))
 
 
 def solution(m: Value, b: Value) -> Value:
@@ -151,17 +150,17 @@ def solution(m: Value, b: Value) -> Value:
         inverse = torch.linalg.inv(m.tensor)
     except RuntimeError:  # singular
         return _within(torch.full_like(b.tensor, math.nan), math.inf)
-    given = 0.0 if m.error is None else frobenius_norm(m.error)
-    right = 0.0 if b.error is None else frobenius_norm(b.error)
-    reach, length = frobenius_norm(inverse), frobenius_norm(found)
+    given = 0.0 if m.error is None else _norm_of(m.error)
+    right = 0.0 if b.error is None else _norm_of(b.error)
+    reach, length = _norm_of(inverse), _norm_of(found)
     identity = torch.eye(len(inverse), dtype=torch.float64, device="cpu")
-    defect = frobenius_norm(identity - inverse @ m.tensor) * (1.0 + 4 * u)
+    defect = _norm_of(identity - inverse @ m.tensor) * (1.0 + 4 * u)
     alpha = defect + _product_error(inverse, m.tensor) + reach * given + 4 * u * len(inverse)
     if not alpha < 0.5:
         return _within(found, math.inf)
-    residual = frobenius_norm(b.tensor - m.tensor @ found) * (1.0 + 4 * u)
+    residual = _norm_of(b.tensor - m.tensor @ found) * (1.0 + 4 * u)
     residual += _product_error(m.tensor, found) + given * length + right
-    residual += 2 * u * frobenius_norm(b.tensor)
+    residual += 2 * u * _norm_of(b.tensor)
     return _within(found, reach * residual / (1.0 - alpha) * (1.0 + 64 * u))
 
 
@@ -187,8 +186,8 @@ def reflections(value: Value, tau: Value) -> Value:
         v = value.tensor[:, index].clone()
         v[:index], v[index] = 0.0, 1.0
         t, off = float(tau.tensor[index]), float(errors[index])
-        length, shift = frobenius_norm(v), frobenius_norm(moved[index + 1 :, index])
-        turned, size = v @ result, frobenius_norm(result)
+        length, shift = _norm_of(v), _norm_of(moved[index + 1 :, index])
+        turned, size = v @ result, _norm_of(result)
         step = (t * v)[:, None] * turned
         # (v + e) (v + e)^T with |tau' - tau| <= off, against v v^T.
         parameters = off * (length + shift) ** 2 + abs(t) * (2 * length * shift + shift**2)
@@ -196,5 +195,5 @@ def reflections(value: Value, tau: Value) -> Value:
         result = result - step
         largest = max(1.0, abs(1.0 - t * length * length) * (1.0 + 8 * u) + 8 * u)
         error = (largest + parameters) * error + parameters * size + rounding
-        error = (error + 2 * u * frobenius_norm(result)) * (1.0 + 16 * u)
+        error = (error + 2 * u * _norm_of(result)) * (1.0 + 16 * u)
     return _within(result, error)

@@ -18,6 +18,7 @@ from lipfast.graph.nodes import (
     Node,
     Reference,
     computed_name,
+    defining,
 )
 from lipfast.rules.registry import rule_of
 
@@ -68,17 +69,10 @@ def merge_affine(graph: Graph, shapes: Shapes, *, values: bool) -> Merged:
 
 def _next_pair(found: Merged, shapes: Shapes, values: bool) -> tuple[Node, Node] | None:
     by_name = {node.name: node for node in found.graph.nodes}
-    readers: dict[str, int] = {}
-    for node in found.graph.nodes:
-        for reference in node.references():
-            if reference.kind == "node":
-                readers[reference.name] = readers.get(reference.name, 0) + 1
+    readers = found.graph.readers
     for second in found.graph.nodes:
-        source = second.args[0] if second.args else None
-        if not isinstance(source, Reference) or source.kind != "node":
-            continue
-        first = by_name[source.name]
-        if readers[first.name] != 1 or first.name in found.graph.outputs:
+        first = defining(second.argument(0, "input"), by_name)
+        if first is None or len(readers[first.name]) != 1 or first.name in found.graph.outputs:
             continue
         if _fit(first, second, shapes, values):
             return first, second

@@ -19,7 +19,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from lipfast.graph.nodes import Argument, Node, Reference
+from lipfast.graph.nodes import Node, Reference, is_floating_dtype
 from lipfast.rules.rounding import UNIT_ROUNDOFF, gamma
 from lipfast.rules.running_errors import finished
 
@@ -78,22 +78,16 @@ def bind(node: Node) -> inspect.BoundArguments:
     """
     signature = inspect.signature(PARAMETER_RULES[node.op].evaluate)
     args = list(node.args)
-    while args and (args[-1] is None or _is_floating_dtype(args[-1])):
+    while args and (args[-1] is None or is_floating_dtype(args[-1])):
         args.pop()
     kwargs = {
         name: value
         for name, value in node.kwargs
-        if name in signature.parameters or not (value is None or _is_floating_dtype(value))
+        if name in signature.parameters or not (value is None or is_floating_dtype(value))
     }
     bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()
     return bound
-
-
-def _is_floating_dtype(argument: Argument) -> bool:
-    if not isinstance(argument, Reference) or argument.kind != "dtype":
-        return False
-    return bool(getattr(torch, argument.name).is_floating_point)
 
 
 def beyond_rule(node: Node) -> str | None:
@@ -140,3 +134,8 @@ def with_error(result: Tensor, error: Tensor) -> Value:
 def whole(value: Value) -> Tensor:
     """Integers without errors: sums and products of them below 2^53 are exact."""
     return (value.tensor == value.tensor.round()) & (error_of(value) == 0)
+
+
+def rearranged(value: Value, change: Callable[[Tensor], Tensor]) -> Value:
+    """Entries moved, and their errors alike."""
+    return Value(change(value.tensor), None if value.error is None else change(value.error))

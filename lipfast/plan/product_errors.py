@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from lipfast.plan.parameter_rules import (
     as_value,
     error_of,
     parameter_rule,
+    rearranged,
     unless_exact,
     whole,
     with_error,
@@ -142,11 +143,6 @@ def _matmul(x: object, y: object) -> Value:
     return _matrix_product(as_value(x), as_value(y))
 
 
-def _reshaped(value: Value, change: Callable[[Tensor], Tensor]) -> Value:
-    """Entries moved, and their errors alike."""
-    return Value(change(value.tensor), None if value.error is None else change(value.error))
-
-
 @parameter_rule("inner")
 def _inner(x: object, y: object) -> Value:
     """Over the last dimensions of both: ``A B^T`` of matrices; a product with a number."""
@@ -154,20 +150,20 @@ def _inner(x: object, y: object) -> Value:
     if 0 in (first.tensor.dim(), second.tensor.dim()):
         return times(first, second)
     width = first.tensor.shape[-1]
-    rows = _reshaped(first, lambda tensor: tensor.reshape(-1, width))
-    columns = _reshaped(second, lambda tensor: tensor.reshape(-1, width).mT)
+    rows = rearranged(first, lambda tensor: tensor.reshape(-1, width))
+    columns = rearranged(second, lambda tensor: tensor.reshape(-1, width).mT)
     shape = (*first.tensor.shape[:-1], *second.tensor.shape[:-1])
-    return _reshaped(_matrix_product(rows, columns), lambda tensor: tensor.reshape(shape))
+    return rearranged(_matrix_product(rows, columns), lambda tensor: tensor.reshape(shape))
 
 
 @parameter_rule("outer", "ger")
 def _outer(x: object, y: object) -> Value:
-    return times(_reshaped(as_value(x), lambda tensor: tensor[:, None]), y)
+    return times(rearranged(as_value(x), lambda tensor: tensor[:, None]), y)
 
 
 @parameter_rule("linear")
 def _linear(x: object, weight: object, bias: object = None) -> Value:
-    product = _matrix_product(as_value(x), _reshaped(as_value(weight), _turned))
+    product = _matrix_product(as_value(x), rearranged(as_value(weight), _turned))
     return product if bias is None else plus(product, bias)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from lipfast.graph.nodes import Argument, Node, Reference
 from lipfast.ops import chain_stages
 from lipfast.rules.magnitude import Magnitude
-from lipfast.rules.pooling import error_of_a_mean, power
+from lipfast.rules.pooling import error_of_a_mean, power, same_entries
 from lipfast.rules.products import (
     activations,
     copy_count,
@@ -307,6 +307,9 @@ def _keeps_samples(node: Node) -> str | None:
     return "over the samples" if 0 in dimensions else None
 
 
+_reduction_rule = partial(rule, supports=_keeps_samples, dimensions={1: "dim"}, leading=True)
+
+
 def _error_reduced(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
     """The largest error of the entries; also for a minimum."""
     if errors[0] is None:
@@ -315,17 +318,10 @@ def _error_reduced(arguments: Arguments, errors: Sequence[Tensor | None], output
     return errors[0].amax(dimensions, keepdim=True).reshape(output.shape)
 
 
-@rule(
-    "aten.amax",
-    "aten.amin",
-    "aten.max",
-    "aten.min",
-    supports=_keeps_samples,
-    error=_error_reduced,
-    magnitude=lambda call: Magnitude(entry=call.magnitudes[0].entry),
-    dimensions={1: "dim"},
-    leading=True,
-)
+_EXTREMA = ("aten.amax", "aten.amin", "aten.max", "aten.min")
+
+
+@_reduction_rule(*_EXTREMA, error=_error_reduced, magnitude=same_entries)
 def reduced_extremum(call: Call) -> Upward:
     """1 in every norm: each entry is in one maximum, which moves by no more than its largest."""
     return call.input
@@ -336,14 +332,7 @@ def _reduced_count(call: Call) -> int:
     return math.prod(shape[dim - 1] for dim in call.node.dimensions(1, "dim"))
 
 
-@rule(
-    "aten.sum",
-    supports=_keeps_samples,
-    error=error_of_a_mean,
-    dimensions={1: "dim"},
-    casts=True,
-    leading=True,
-)
+@_reduction_rule("aten.sum", error=error_of_a_mean, casts=True)
 def total(call: Call) -> Upward:
     """Over n entries: 1 for p = 1, ``sqrt(n)`` for p = 2, n for p = inf (Cauchy and Schwarz)."""
     count = _reduced_count(call)
@@ -363,15 +352,8 @@ def _global_mean(node: Node, shape: tuple[int, ...]) -> Sequence[chain_stages.St
     return [pool] if len(node.shape) == len(shape) else None
 
 
-@rule(
-    "aten.mean",
-    supports=_keeps_samples,
-    error=error_of_a_mean,
-    magnitude=lambda call: Magnitude(entry=call.magnitudes[0].entry),
-    dimensions={1: "dim"},
-    casts=True,
-    leading=True,
-    stage=_global_mean,
+@_reduction_rule(
+    "aten.mean", error=error_of_a_mean, magnitude=same_entries, casts=True, stage=_global_mean
 )
 def mean(call: Call) -> Upward:
     """Over n entries: ``1/n`` for p = 1, ``1/sqrt(n)`` for p = 2, 1 for p = inf."""
@@ -394,10 +376,7 @@ def _vector_norm_supported(node: Node) -> str | None:
 
 
 @rule(
-    "aten.linalg_vector_norm",
-    supports=_vector_norm_supported,
-    dimensions={2: "dim"},
-    leading=True,
+    "aten.linalg_vector_norm", supports=_vector_norm_supported, dimensions={2: "dim"}, leading=True
 )
 def reduced_norm(call: Call) -> Upward:
     """``| ||x||_q - ||y||_q | <= ||x - y||_q <= n^max(0, 1/q - 1/p) ||x - y||_p``."""

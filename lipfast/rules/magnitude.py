@@ -64,7 +64,7 @@ def _root(count: int) -> Upward:
 
 
 def of_tensor(tensor: Tensor) -> Magnitude:
-    """The size of a parameter or a constant; nothing is known of one that is not finite (a mask)."""
+    """The size of a parameter or a constant; unknown of one that is not finite (a mask)."""
     values = tensor.detach().double().abs()
     if values.numel() == 0:
         return Magnitude(Upward.of(0.0), Upward.of(0.0), Upward.of(0.0))

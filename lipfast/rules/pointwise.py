@@ -181,20 +181,20 @@ def _clamp_points(node: Node) -> tuple[float, ...]:
     return tuple(float(value) for value in limits if isinstance(value, (int, float)))
 
 
-def _hardtanh_points(node: Node) -> tuple[float, ...]:
-    return node.number(1, "min_val", -1.0), node.number(2, "max_val", 1.0)
+def _kinks(*points: float | tuple[int, str, float]) -> Callable[[Node], tuple[float, ...]]:
+    """Breakpoints at numbers, or at arguments (position, name, default)."""
+    return lambda node: tuple(p if isinstance(p, float) else node.number(*p) for p in points)
 
 
-def _at_zero(node: Node) -> tuple[float, ...]:
-    return (0.0,)
+_LIMITS = (1, "min_val", -1.0), (2, "max_val", 1.0)
 
 
-_pointwise("aten.relu", 1.0, exact=True, breakpoints=_at_zero, stage=_activation_stage("relu"))
+_pointwise("aten.relu", 1.0, exact=True, breakpoints=_kinks(0.0), stage=_activation_stage("relu"))
 _pointwise(
     "aten.relu6",
     1.0,
     exact=True,
-    breakpoints=lambda node: (0.0, 6.0),
+    breakpoints=_kinks(0.0, 6.0),
     limit=6.0,
     stage=_activation_stage("relu6"),
 )
@@ -202,31 +202,23 @@ _pointwise(
     "aten.hardtanh",
     1.0,
     exact=True,
-    breakpoints=_hardtanh_points,
+    breakpoints=_kinks(*_LIMITS),
     through_zero=False,
-    stage=_activation_stage("hardtanh", (1, "min_val", -1.0), (2, "max_val", 1.0)),
+    stage=_activation_stage("hardtanh", *_LIMITS),
 )
 _pointwise("aten.clamp", 1.0, exact=True, breakpoints=_clamp_points, through_zero=False)
 _pointwise(
-    "aten.clamp_min",
-    1.0,
-    exact=True,
-    breakpoints=lambda node: (node.number(1, "min", 0.0),),
-    through_zero=False,
+    "aten.clamp_min", 1.0, exact=True, breakpoints=_kinks((1, "min", 0.0)), through_zero=False
 )
 _pointwise(
-    "aten.clamp_max",
-    1.0,
-    exact=True,
-    breakpoints=lambda node: (node.number(1, "max", 0.0),),
-    through_zero=False,
+    "aten.clamp_max", 1.0, exact=True, breakpoints=_kinks((1, "max", 0.0)), through_zero=False
 )
-_pointwise("aten.abs", 1.0, exact=True, breakpoints=_at_zero)
+_pointwise("aten.abs", 1.0, exact=True, breakpoints=_kinks(0.0))
 _pointwise("aten.neg", 1.0, exact=True)
 _pointwise(
     "aten.leaky_relu",
     _leaky_relu_slope,
-    breakpoints=_at_zero,
+    breakpoints=_kinks(0.0),
     stage=_activation_stage("leaky_relu", (1, "negative_slope", 0.01)),
 )
 _pointwise(
@@ -250,11 +242,11 @@ _pointwise(
     "aten.hardsigmoid",
     HARDSIGMOID,
     offset=1.0,
-    breakpoints=lambda node: (-3.0, 3.0),
+    breakpoints=_kinks(-3.0, 3.0),
     limit=1.0,
     through_zero=False,
 )
-_pointwise("aten.hardswish", HARDSWISH, breakpoints=lambda node: (-3.0, 3.0))
+_pointwise("aten.hardswish", HARDSWISH, breakpoints=_kinks(-3.0, 3.0))
 _pointwise("aten.gelu", _gelu_slope, stage=_gelu_stage)
 _pointwise("aten.silu", SILU, stage=_activation_stage("silu"))
 _pointwise("aten.mish", MISH)
@@ -265,7 +257,7 @@ _pointwise("aten.sin", 1.0, limit=1.0)
 _pointwise("aten.cos", 1.0, limit=1.0, offset=1.0, through_zero=False)
 _pointwise("aten.atan", 1.0)
 _pointwise("aten.erf", ERF, limit=1.0)
-_pointwise("aten.rrelu", _rrelu_slope, breakpoints=_at_zero, training=3)
+_pointwise("aten.rrelu", _rrelu_slope, breakpoints=_kinks(0.0), training=3)
 _pointwise("aten.hardshrink", math.inf, through_zero=False)
 _pointwise("aten.threshold", math.inf, through_zero=False)
 
@@ -304,7 +296,7 @@ def _prelu_supported(node: Node) -> str | None:
     supports=_prelu_supported,
     evaluate=_evaluate_prelu,
     error=_error_prelu,
-    breakpoints=_at_zero,
+    breakpoints=_kinks(0.0),
 )
 def prelu(call: Call) -> Upward:
     """PReLU: ``max(1, max |slope|)``."""

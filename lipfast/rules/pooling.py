@@ -31,6 +31,11 @@ def pool_axes(node: Node) -> int:
     return int(node.op[node.op.index("pool") + len("pool")])
 
 
+def same_entries(call: Call) -> Magnitude:
+    """Entries of the result are no larger than the largest of the operand; more is not known."""
+    return Magnitude(entry=call.magnitudes[0].entry)
+
+
 def power(count: int, norm: Norm) -> Upward:
     """``count^(1/p)``: what reading every entry `count` times does to a norm."""
     if math.isinf(norm) or count == 0:
@@ -66,11 +71,7 @@ def _max_stage(node: Node, shape: tuple[int, ...]) -> Sequence[MaxPool] | None:
     return [MaxPool(*_window_arguments(node), dilation, node.argument(5, "ceil_mode") is True)]
 
 
-_maximum_rule = partial(
-    rule,
-    error=error_of_a_maximum,
-    magnitude=lambda call: Magnitude(entry=call.magnitudes[0].entry),
-)
+_maximum_rule = partial(rule, error=error_of_a_maximum, magnitude=same_entries)
 
 
 @_maximum_rule("aten.max_pool1d", "aten.max_pool2d", stage=_max_stage)
@@ -198,11 +199,7 @@ def _adaptive_stage(node: Node, shape: tuple[int, ...]) -> Sequence[AveragePool]
     return [AveragePool(kernel, kernel, (0,) * len(kernel))]
 
 
-_adaptive_rule = partial(
-    rule,
-    error=error_of_a_mean,
-    magnitude=lambda call: Magnitude(entry=call.magnitudes[0].entry),
-)
+_adaptive_rule = partial(rule, error=error_of_a_mean, magnitude=same_entries)
 
 
 @_adaptive_rule("aten.adaptive_avg_pool1d", "aten.adaptive_avg_pool2d", stage=_adaptive_stage)

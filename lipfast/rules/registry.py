@@ -226,6 +226,8 @@ class Rule:
 RULES: dict[str, Rule] = {}
 # What an op without a rule is taken for.
 _NO_RULE = Rule("", lambda call: call.unbounded("it has no rule"))
+# What the arguments of an op mean, whatever its bound.
+_WRITTEN = ("dimensions", "casts", "training", "dtype_eps")
 
 
 def rule(
@@ -311,39 +313,19 @@ def rule(
         3.0
         >>> _ = lipfast.rules.RULES.pop("aten.asinh")  # forget it again
     """
+    # The keyword arguments, which are the fields of a `Rule`.
+    facts = {name: value for name, value in locals().items() if name != "ops"}
     for op in ops:
         if not isinstance(op, str) or op.count(".") != 1:
             raise ArgumentError(f"op must look like 'aten.sin' (no overload), not {op!r}")
     if dimensions is not None and not isinstance(dimensions, Dimensions):
-        dimensions = Dimensions(dict(dimensions))
+        facts["dimensions"] = Dimensions(dict(dimensions))
 
     def register(bound: Bound) -> Bound:
         for op in ops:
             before = rule_of(op)
-            RULES[op] = Rule(
-                op=op,
-                bound=bound,
-                layer=layer,
-                supports=supports,
-                evaluate=evaluate,
-                error=error,
-                breakpoints=breakpoints,
-                magnitude=magnitude,
-                product=product,
-                dimensions=before.dimensions if dimensions is None else dimensions,
-                casts=before.casts if casts is None else casts,
-                training=before.training if training is None else training,
-                dtype_eps=before.dtype_eps if dtype_eps is None else dtype_eps,
-                batch=batch,
-                leading=leading,
-                reshapes=reshapes,
-                moves=moves,
-                integers=integers,
-                parameter_errors=parameter_errors,
-                maskable=maskable,
-                affine=affine,
-                stage=stage,
-            )
+            kept = {name: getattr(before, name) for name in _WRITTEN if facts[name] is None}
+            RULES[op] = Rule(op, bound, **{**facts, **kept})
         return bound
 
     return register

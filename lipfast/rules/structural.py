@@ -12,7 +12,7 @@ from torch import Tensor
 from lipfast.graph.nodes import Argument, Node, Reference
 from lipfast.ops.chain_stages import Flatten
 from lipfast.rules.magnitude import Magnitude
-from lipfast.rules.pooling import power
+from lipfast.rules.pooling import power, same_entries
 from lipfast.rules.registry import Arguments, Call, Dimensions, rule
 from lipfast.rules.upward import Upward, p_norm
 
@@ -182,11 +182,7 @@ def _gather_supported(node: Node) -> str | None:
 
 
 _gather_rule = partial(
-    rule,
-    supports=_gather_supported,
-    magnitude=lambda call: Magnitude(entry=call.magnitudes[0].entry),
-    error=_moved_error,
-    moves=True,
+    rule, supports=_gather_supported, magnitude=same_entries, error=_moved_error, moves=True
 )
 
 
