@@ -1,4 +1,11 @@
 // Pointwise activations with autograd's derivatives.
+#ifndef LIPFAST_CHAIN_ACTIVATIONS_INL_H
+#define LIPFAST_CHAIN_ACTIVATIONS_INL_H
+
+#include "elementary-inl.h"
+#include "vector-inl.h"
+
+LIPFAST_BEGIN
 
 // h = a(h), factors *= a'(h) for n values. body(vector, derivative) returns the values and sets the derivatives.
 template <class T, class Body>
@@ -168,3 +175,6 @@ LIPFAST_INLINE bool is_selecting(const ChainStage& stage) {
   return stage.activation == Activation::kReLU || stage.activation == Activation::kReLU6 ||
          stage.activation == Activation::kHardtanh;
 }
+
+LIPFAST_END
+#endif

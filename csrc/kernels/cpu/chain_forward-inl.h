@@ -1,4 +1,12 @@
 // Forward pass of a tile of samples; keeps for every layer which unit each element selects (u) and its derivative (f).
+#ifndef LIPFAST_CHAIN_FORWARD_INL_H
+#define LIPFAST_CHAIN_FORWARD_INL_H
+
+#include "chain_activations-inl.h"
+#include "chain_layers-inl.h"
+#include "panel_product-inl.h"
+
+LIPFAST_BEGIN
 
 // z = W h + b for the samples of the tile, as rows of one product.
 template <class T>
@@ -233,3 +241,6 @@ void forward(const ChainParams& p, int64_t network, const T* packed, const int64
     for (int64_t k = 0; k < buffers.outputs; ++k) buffers.defined[t] = buffers.defined[t] && y[k] == y[k];
   }
 }
+
+LIPFAST_END
+#endif

@@ -1,22 +1,15 @@
 // Body of chain_jacobian_norms, once per instruction set.
+#ifndef LIPFAST_CHAIN_JACOBIAN_NORMS_INL_H
+#define LIPFAST_CHAIN_JACOBIAN_NORMS_INL_H
 
-#include "tridiagonal-inl.h"
-#include "lanczos-inl.h"
-#include "matrix-inl.h"
-#include "symmetric_top-inl.h"
-#include "reduce-inl.h"
-#include "panel_product-inl.h"
-#include "elementary-inl.h"
-#include "chain_activations-inl.h"
-#include "gram-inl.h"
-#include "cholesky-inl.h"
-#include "chain_triangle-inl.h"
-#include "chain_patterns-inl.h"
-#include "chain_layers-inl.h"
-#include "chain_forward-inl.h"
-#include "chain_linear-inl.h"
-#include "chain_shared-inl.h"
+#include "chain_jacobian_norms.h"
 #include "chain_backward-inl.h"
+#include "chain_forward-inl.h"
+#include "chain_layers-inl.h"
+#include "chain_triangle-inl.h"
+#include "reduce-inl.h"
+
+LIPFAST_BEGIN
 
 template <class T>
 void chain_tile_of(const ChainParams& p, int64_t network, const T* packed, const int64_t* samples, int64_t count,
@@ -73,3 +66,6 @@ void chain_tile(const ChainParams& p, int64_t network, const void* packed, const
     chain_tile_of(p, network, static_cast<const double*>(packed), samples, count, static_cast<char*>(workspace));
   }
 }
+
+LIPFAST_END
+#endif

@@ -1,9 +1,13 @@
 // Body of chain_secants, once per instruction set.
+#ifndef LIPFAST_CHAIN_SECANTS_INL_H
+#define LIPFAST_CHAIN_SECANTS_INL_H
 
 #include "secant_activation-inl.h"
-#include "secant_line-inl.h"
-#include "secant_jacobian-inl.h"
 #include "secant_enclosure-inl.h"
+#include "secant_jacobian-inl.h"
+#include "secant_line-inl.h"
+
+LIPFAST_BEGIN
 
 int64_t secant_workspace(const SecantChain& chain, int64_t points) {
   const int64_t doubles = larger(larger(line_size(chain), jacobian_size(chain)), enclosure_size(chain, points));
@@ -35,3 +39,6 @@ void secant_enclose(const SecantChain& chain, int64_t network, const double* poi
     enclose_of<double>(chain, network, points, count, values, errors, workspace);
   }
 }
+
+LIPFAST_END
+#endif

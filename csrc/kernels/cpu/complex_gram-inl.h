@@ -6,6 +6,13 @@
 // j over the lexicographically positive differences of two taps. The R_j are formed once; a Gram matrix then costs
 // one pass over them instead of a product. Kept are R_j + R_j^T (even: the real part) and R_j - R_j^T (odd: the
 // imaginary part), each a packed lower triangle whose rows are filled with zeros to a multiple of 8.
+#ifndef LIPFAST_COMPLEX_GRAM_INL_H
+#define LIPFAST_COMPLEX_GRAM_INL_H
+
+#include "conv_norms.h"
+#include "vector-inl.h"
+
+LIPFAST_BEGIN
 
 constexpr int kComplexRows = LIPFAST_VECTOR_BYTES == 64 ? 4 : 2;  // rows of a register tile of complex numbers
 constexpr int kComplexPanel = 2 * kDoubles;                       // columns of one
@@ -307,3 +314,6 @@ inline void multiply_hermitian(const double* real, const double* imaginary, int6
     zi[p] += horizontal_sum<double>(si) - gr[p] * xi[p];
   }
 }
+
+LIPFAST_END
+#endif

@@ -1,10 +1,14 @@
 // Kernels of conv_norms, once per instruction set.
+#ifndef LIPFAST_CONV_NORMS_INL_H
+#define LIPFAST_CONV_NORMS_INL_H
 
-#include "tridiagonal-inl.h"
+#include "conv_norms.h"
+#include "complex_cholesky-inl.h"
+#include "complex_gram-inl.h"
 #include "lanczos-inl.h"
 #include "matrix-inl.h"
-#include "complex_gram-inl.h"
-#include "complex_cholesky-inl.h"
+
+LIPFAST_BEGIN
 
 // Up to this side one matrix per vector lane: kDoubles of them stay in L2.
 constexpr int64_t kLaneSide = 72;
@@ -295,3 +299,6 @@ inline const ConvKernels* conv_table() {
       conv_lower,      conv_lower_without_gram, conv_lower_size, tap_panels_size, offset_square_size, packed_size};
   return &table;
 }
+
+LIPFAST_END
+#endif

@@ -1,5 +1,12 @@
 // Lanczos with full reorthogonalisation for the largest eigenvalue of a positive semidefinite operator, given as a
 // function z = A v. All vectors are float64, whatever the operator computes in.
+#ifndef LIPFAST_LANCZOS_INL_H
+#define LIPFAST_LANCZOS_INL_H
+
+#include "tridiagonal-inl.h"
+#include "vector-inl.h"
+
+LIPFAST_BEGIN
 
 struct LanczosResult {
   double value;  // Ritz value: a lower estimate of the largest eigenvalue, up to rounding
@@ -111,3 +118,6 @@ LanczosResult power_iteration(Operator& apply, int64_t n, int32_t passes, double
   }
   return result;
 }
+
+LIPFAST_END
+#endif

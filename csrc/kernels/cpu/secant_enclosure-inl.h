@@ -2,6 +2,15 @@
 // padded to whole vectors with zeros.
 //
 // Every line below that changes a bound says in which direction it rounds, or stands in docs/bounds.md.
+#ifndef LIPFAST_SECANT_ENCLOSURE_INL_H
+#define LIPFAST_SECANT_ENCLOSURE_INL_H
+
+#include <cfloat>
+
+#include "secant_activation-inl.h"
+#include "vector-inl.h"
+
+LIPFAST_BEGIN
 
 constexpr double kUnitRoundoff = 0x1p-53;
 constexpr double kUnderflow = 0x1p-1000;  // room for all roundings of one entry that underflow
@@ -199,3 +208,6 @@ void enclose_of(const SecantChain& chain, int64_t network, const double* points,
     }
   }
 }
+
+LIPFAST_END
+#endif

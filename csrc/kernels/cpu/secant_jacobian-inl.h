@@ -1,5 +1,13 @@
 // The Jacobian at one sample: forward with the activations' derivatives, then the K rows back through the maps over
 // lists of the units whose derivative is not zero. Weights are read row by row, as torch has them.
+#ifndef LIPFAST_SECANT_JACOBIAN_INL_H
+#define LIPFAST_SECANT_JACOBIAN_INL_H
+
+#include "secant_activation-inl.h"
+#include "secant_line-inl.h"
+#include "vector-inl.h"
+
+LIPFAST_BEGIN
 
 constexpr int kJacobianRows = LIPFAST_VECTOR_BYTES == 64 ? 12 : 5;  // rows x 2 accumulators, 2 + 1 operands
 
@@ -176,3 +184,6 @@ void jacobian_of(const SecantChain& chain, int64_t network, const double* x, dou
     for (int64_t i = 0; i < chain.inputs; ++i) jacobian[k * chain.inputs + i] = b.rows[k * stride + i] * factors[i];
   }
 }
+
+LIPFAST_END
+#endif

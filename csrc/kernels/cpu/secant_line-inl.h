@@ -1,5 +1,12 @@
 // A sample, alone or with a direction, through the chain: products of W with one or two vectors; and the kinks that
 // the line meets.
+#ifndef LIPFAST_SECANT_LINE_INL_H
+#define LIPFAST_SECANT_LINE_INL_H
+
+#include "secant_activation-inl.h"
+#include "vector-inl.h"
+
+LIPFAST_BEGIN
 
 constexpr int kLineSums = 8;  // accumulators: rows x sides, whole vectors of sums
 
@@ -100,3 +107,6 @@ void kinks_of(const SecantChain& chain, int64_t network, const double* x, const 
     }
   }
 }
+
+LIPFAST_END
+#endif

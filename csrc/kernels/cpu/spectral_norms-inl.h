@@ -1,11 +1,15 @@
 // Body of spectral_norms, once per instruction set.
+#ifndef LIPFAST_SPECTRAL_NORMS_INL_H
+#define LIPFAST_SPECTRAL_NORMS_INL_H
 
-#include "tridiagonal-inl.h"
-#include "lanczos-inl.h"
+#include "spectral_norms.h"
 #include "block_lanczos-inl.h"
-#include "matrix-inl.h"
-#include "gram-inl.h"
 #include "cholesky-inl.h"
+#include "gram-inl.h"
+#include "lanczos-inl.h"
+#include "matrix-inl.h"
+
+LIPFAST_BEGIN
 
 constexpr double kUnitRoundoff = 0x1p-53;
 // Covers the rounding of evaluating an error term itself (a relative error of at most gamma_k, k < 2^30).
@@ -285,3 +289,6 @@ inline int64_t spectral_norms_workspace(const SpectralProblem& problem) {
   return l + square_size(s) + s + larger(gram_panels_size(s), cholesky_panels_size(s)) +
          larger(lanczos_size(s), search);
 }
+
+LIPFAST_END
+#endif

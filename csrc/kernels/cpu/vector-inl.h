@@ -1,4 +1,10 @@
 // Vector types of LIPFAST_VECTOR_BYTES and the few operations on them that every body needs.
+#ifndef LIPFAST_VECTOR_INL_H
+#define LIPFAST_VECTOR_INL_H
+
+#include "simd.h"
+
+LIPFAST_BEGIN
 
 typedef float FloatVector __attribute__((vector_size(LIPFAST_VECTOR_BYTES)));
 typedef double DoubleVector __attribute__((vector_size(LIPFAST_VECTOR_BYTES)));
@@ -47,6 +53,12 @@ template <class T>
 LIPFAST_INLINE typename Simd<T>::Vector splat(T value) {
   return value - typename Simd<T>::Vector{};
 }
+LIPFAST_INLINE double square_root(double v) { return sqrt(v); }
+LIPFAST_INLINE DoubleVector square_root(DoubleVector v) {
+  for (int i = 0; i < kDoubles; ++i) v[i] = sqrt(v[i]);
+  return v;
+}
+LIPFAST_INLINE double absolute(double v) { return fabs(v); }
 typedef int64_t IntegerVector __attribute__((vector_size(LIPFAST_VECTOR_BYTES)));
 LIPFAST_INLINE DoubleVector absolute(DoubleVector v) {
   const IntegerVector bits = reinterpret_cast<IntegerVector>(v) & INT64_MAX;
@@ -226,3 +238,6 @@ void for_items(const Parallel* parallel, int64_t count, const Body& body) {
       count, [](void* argument, int64_t item) { (*static_cast<const Body*>(argument))(item); },
       const_cast<void*>(static_cast<const void*>(&body)));
 }
+
+LIPFAST_END
+#endif
