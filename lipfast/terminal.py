@@ -10,21 +10,22 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from lipfast.errors import LipfastError
+from lipfast.text import printable, strict_json
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
-Function = TypeVar("Function", bound=Callable[..., None])
+Command = TypeVar("Command", bound=Callable[..., None])
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
-def handle_errors(function: Function) -> Function:
+def handle_errors(command: Command) -> Command:
     """Turn errors that lipfast raises on purpose into one message and an exit code."""
 
-    @functools.wraps(function)
+    @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
-            function(*args, **kwargs)
+            command(*args, **kwargs)
         except LipfastError as error:
             say(f"lipfast: error: {error}")
             raise typer.Exit(EXIT_USAGE) from None
@@ -42,8 +43,6 @@ def handle_errors(function: Function) -> Function:
 
 def clean(text: str) -> str:
     """Escape what could steer a terminal."""
-    from lipfast.checkpoints.text import printable  # noqa: PLC0415
-
     return printable(text, newlines=True)
 
 
@@ -54,6 +53,4 @@ def say(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """Print a value as JSON to stdout."""
-    from lipfast.scoring.show import strict_json  # noqa: PLC0415
-
     typer.echo(json.dumps(strict_json(value), indent=1, default=str))

@@ -18,8 +18,7 @@ from lipfast._clock import clocked
 from lipfast._native import capability
 from lipfast._version import __version__
 from lipfast.checkpoints import Checkpoint, CheckpointFile, Metadata, read_checkpoint
-from lipfast.checkpoints.metadata import Value
-from lipfast.checkpoints.text import to_utf8
+from lipfast.checkpoints.metadata import Scalar
 from lipfast.errors import (
     ArgumentError,
     CheckpointError,
@@ -34,12 +33,13 @@ from lipfast.estimators.estimate import LowerBound, UpperBound, check_order
 from lipfast.estimators.spectral_product import Vectors, upper_bounds
 from lipfast.plan.plan import Plan
 from lipfast.rules.registry import Norm
-from lipfast.scoring.architectures import Architecture, ArchSource, Arguments
+from lipfast.scoring.architectures import ArchArguments, Architecture, ArchSource
 from lipfast.scoring.budget import BudgetError, elements_allowed
 from lipfast.scoring.data import Samples
 from lipfast.scoring.done import MISMATCH, NON_FINITE, UNREADABLE
 from lipfast.scoring.fit import fitted
 from lipfast.scoring.schema import LAYER, Row
+from lipfast.text import to_utf8
 
 METHOD = 1
 """Changes when the same checkpoint, plan and options would give other scores than before."""
@@ -89,7 +89,7 @@ class Recipe:
     """
 
     arch: ArchSource
-    arch_args: Mapping[str, Value] | None
+    arch_args: Mapping[str, Scalar] | None
     samples: Samples
     options: Options
 
@@ -135,7 +135,7 @@ def read(file: CheckpointFile) -> Reading:
 
 _Member = tuple[Reading, Checkpoint]
 _Failure = tuple[Reading, LipfastError]
-_Groups = dict[Arguments, list[_Member]]
+_Groups = dict[ArchArguments, list[_Member]]
 
 
 @dataclass
@@ -158,15 +158,15 @@ class Scorer:
     options: Options
     bounds: bool = True
     seconds: dict[str, float] = field(default_factory=dict)
-    plans: dict[Arguments, int] = field(default_factory=dict)
+    plans: dict[ArchArguments, int] = field(default_factory=dict)
     estimate: float = 0.0
 
     def __post_init__(self) -> None:
         self._samples_as: dict[torch.dtype, Tensor] = {self.samples.x.dtype: self.samples.x}
-        self._fingerprints: dict[Arguments, str] = {}
-        self._rates: dict[Arguments, float] = {}  # seconds per checkpoint, in a dry run
+        self._fingerprints: dict[ArchArguments, str] = {}
+        self._rates: dict[ArchArguments, float] = {}  # seconds per checkpoint, in a dry run
         # Of the last batch of every plan: run -> singular vectors of its last checkpoint there.
-        self._vectors: dict[Arguments, dict[str, Vectors]] = {}
+        self._vectors: dict[ArchArguments, dict[str, Vectors]] = {}
         self._constants: Row = {
             "norm": float(self.options.norm),
             "seed": self.options.seed,
@@ -177,7 +177,7 @@ class Scorer:
             "capability": capability(),
         }
 
-    def fingerprint(self, metadata: Mapping[str, Value], size: int) -> str | None:
+    def fingerprint(self, metadata: Mapping[str, Scalar], size: int) -> str | None:
         """Hash what a score depends on beside the weights: plan, options and data.
 
         Args:
@@ -203,7 +203,7 @@ class Scorer:
                 architecture or the data is wrong, not the checkpoints.
         """
         groups, failed, misfits = self._grouped(readings)
-        plans: dict[Arguments, Plan] = {}
+        plans: dict[ArchArguments, Plan] = {}
         for arguments in sorted(groups, key=repr):
             size = max(reading.file.size for reading, _ in groups[arguments])
             try:
@@ -246,7 +246,7 @@ class Scorer:
         return groups, failed, misfits
 
     def _fitted(
-        self, plan: Plan, arguments: Arguments, members: Sequence[_Member]
+        self, plan: Plan, arguments: ArchArguments, members: Sequence[_Member]
     ) -> tuple[list[_Member], list[Row]]:
         """Take the names that belong to the plan; rows for checkpoints where that is unclear."""
         good: list[_Member] = []
@@ -260,7 +260,7 @@ class Scorer:
         return good, rows
 
     def _score_batch(
-        self, plan: Plan, arguments: Arguments, members: Sequence[_Member], failed: list[Row]
+        self, plan: Plan, arguments: ArchArguments, members: Sequence[_Member], failed: list[Row]
     ) -> list[Row]:
         """Score a batch in one call; if that fails, without those to blame, else one by one."""
         if not members:
@@ -277,7 +277,7 @@ class Scorer:
             return self._score_batch(plan, arguments, good, rows)
         return rows + [self._bound_alone(plan, arguments, member) for member in good]
 
-    def _estimate(self, plan: Plan, arguments: Arguments, members: Sequence[_Member]) -> None:
+    def _estimate(self, plan: Plan, arguments: ArchArguments, members: Sequence[_Member]) -> None:
         """Add the time that scoring would take, by that of a few checkpoints of each plan."""
         self.plans[arguments] = self.plans.get(arguments, 0) + len(members)
         few = members[:_TIMED]
@@ -290,7 +290,7 @@ class Scorer:
         self.estimate += self._rates.get(arguments, 0.0) * len(members)
 
     def _check(
-        self, plan: Plan, arguments: Arguments, members: Sequence[_Member]
+        self, plan: Plan, arguments: ArchArguments, members: Sequence[_Member]
     ) -> tuple[list[_Member], list[Row]]:
         """Part a batch into the checkpoints that fit the plan, and rows for those that do not."""
         rows: list[Row] = []
@@ -305,13 +305,13 @@ class Scorer:
         self._count("check", started)
         return good, rows
 
-    def _bound_alone(self, plan: Plan, arguments: Arguments, member: _Member) -> Row:
+    def _bound_alone(self, plan: Plan, arguments: ArchArguments, member: _Member) -> Row:
         try:
             return self._bound(plan, arguments, [member])[0]
         except Exception as error:  # not foreseen: the row says what, and the run goes on
             return self._error_row(member[0], error, arguments)
 
-    def _bound(self, plan: Plan, arguments: Arguments, members: Sequence[_Member]) -> list[Row]:
+    def _bound(self, plan: Plan, arguments: ArchArguments, members: Sequence[_Member]) -> list[Row]:
         inside: Counter[str] = Counter()
         with clocked(inside):
             rows = self._bound_rows(plan, arguments, members)
@@ -319,7 +319,7 @@ class Scorer:
         return rows
 
     def _bound_rows(
-        self, plan: Plan, arguments: Arguments, members: Sequence[_Member]
+        self, plan: Plan, arguments: ArchArguments, members: Sequence[_Member]
     ) -> list[Row]:
         options = self.options
         started = time.perf_counter()
@@ -357,7 +357,7 @@ class Scorer:
     def _bounds_row(
         self,
         reading: Reading,
-        arguments: Arguments,
+        arguments: ArchArguments,
         upper: UpperBound,
         lower: LowerBound,
         shares: Mapping[str, float],
@@ -385,7 +385,7 @@ class Scorer:
         )
 
     def _error_row(
-        self, reading: Reading, error: Exception, arguments: Arguments | None = None
+        self, reading: Reading, error: Exception, arguments: ArchArguments | None = None
     ) -> Row:
         reason = str(error) or "no reason given"
         if not isinstance(error, LipfastError):
@@ -393,7 +393,7 @@ class Scorer:
         kind = _KINDS.get(type(error), type(error).__name__)
         return self._row(reading, arguments, status="error", error=to_utf8(reason), kind=kind)
 
-    def _row(self, reading: Reading, arguments: Arguments | None, **values: Any) -> Row:
+    def _row(self, reading: Reading, arguments: ArchArguments | None, **values: Any) -> Row:
         file = reading.file
         known = reading.checkpoint is not None
         metadata = (
@@ -414,7 +414,7 @@ class Scorer:
             **values,
         }
 
-    def _fingerprint(self, arguments: Arguments | None) -> str:
+    def _fingerprint(self, arguments: ArchArguments | None) -> str:
         if arguments is None:  # no plan: what was asked for is all there is
             return self._hash(self.architecture.name)
         found = self._fingerprints.get(arguments)
@@ -435,7 +435,7 @@ class Scorer:
         parts += () if options.prefix is None else (options.prefix,)
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
-    def _plan(self, arguments: Arguments, size: int) -> Plan:
+    def _plan(self, arguments: ArchArguments, size: int) -> Plan:
         started = time.perf_counter()
         try:
             return self.architecture.plan(arguments, self.samples.x, elements_allowed(size))
