@@ -18,8 +18,9 @@ from lipfast.scoring.data import DataSource, load_data
 from lipfast.scoring.engine import Engine
 from lipfast.scoring.engine.local import LocalEngine
 from lipfast.scoring.engine.ray import RayEngine
+from lipfast.scoring.options import Options
 from lipfast.scoring.run import Run
-from lipfast.scoring.scorer import Options, Recipe
+from lipfast.scoring.scorer import Recipe
 from lipfast.scoring.selection import Selection
 from lipfast.scoring.store import store_folder
 from lipfast.scoring.summary import Progress, Summary

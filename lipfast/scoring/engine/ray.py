@@ -19,8 +19,9 @@ from lipfast.errors import ArchiveError, ArgumentError, LipfastError
 from lipfast.scoring.engine.cluster import connect, import_ray, unseen
 from lipfast.scoring.engine.local import LocalEngine
 from lipfast.scoring.order import pieces
+from lipfast.scoring.reading import Reading
 from lipfast.scoring.schema import Row
-from lipfast.scoring.scorer import Reading, Recipe
+from lipfast.scoring.scorer import Recipe
 from lipfast.scoring.where import Where
 from lipfast.text import first_line
 
