@@ -17,7 +17,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import lipfast
-from lipfast import cli
+from lipfast.cli import program as cli
 from lipfast.errors import ArgumentError
 from lipfast.scoring import pipeline
 

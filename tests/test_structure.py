@@ -36,18 +36,7 @@ BELOW = {
         "estimators",
         "checkpoints",
     },
-    "terminal": {"errors", "text"},
-    "cli_store": {"terminal", "scoring"},
-    "cli": {
-        "errors",
-        "_version",
-        "scoring",
-        "estimators",
-        "checkpoints",
-        "_info",
-        "terminal",
-        "cli_store",
-    },
+    "cli": {"errors", "_version", "text", "scoring", "_info"},
     "__main__": {"cli"},
 }
 STEMS = (

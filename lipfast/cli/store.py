@@ -7,7 +7,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from lipfast.terminal import EXIT_FAILED, Json, clean, handle_errors, print_json
+from lipfast.cli.terminal import EXIT_FAILED, Json, clean, handle_errors, print_json
 
 Store = Annotated[str, typer.Argument(help="Folder of the store.", metavar="PATH")]
 

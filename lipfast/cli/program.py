@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lipfast._version import __version__
-from lipfast.cli_store import store_app
+from lipfast.cli.store import store_app
 from lipfast.errors import ArgumentError
-from lipfast.terminal import (
+from lipfast.cli.terminal import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     Json,
@@ -455,5 +455,3 @@ def main() -> None:
     app(prog_name="lipfast")
 
 
-if __name__ == "__main__":
-    main()
