@@ -33,7 +33,7 @@ from experiments.sweep import (
     train_sweeps,
 )
 from lipfast.errors import ArgumentError, LipfastError, StoreError
-from lipfast.scoring.summary import counted
+from lipfast.text import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -50,6 +50,16 @@ def alternatives(words: Sequence[str]) -> str:
     return f"{', '.join(words[:-1])} or {words[-1]}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Write a number and its noun.
+
+    Example:
+        >>> counted(1, "checkpoint"), counted(2, "checkpoint")
+        ('1 checkpoint', '2 checkpoints')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def strict_json(value: Any) -> Any:
     """Replace NaN and infinities, which JSON does not have, by their names."""
     if isinstance(value, dict):

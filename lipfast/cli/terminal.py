@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import typer
 
@@ -15,8 +15,6 @@ from lipfast.text import printable, strict_json
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 Command = TypeVar("Command", bound=Callable[..., None])
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def handle_errors(command: Command) -> Command:

@@ -11,8 +11,7 @@ from lipfast.checkpoints import Checkpoint
 from lipfast.estimators.estimate import Bounds, Estimate, UpperBound
 from lipfast.estimators.table import layer_records, shares_of
 from lipfast.scoring.scores import read_scores
-from lipfast.scoring.summary import counted
-from lipfast.text import printable
+from lipfast.text import counted, printable
 
 MAX_RUNS = 40
 _MAX_REASONS = 5

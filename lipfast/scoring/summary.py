@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lipfast.text import counted
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -153,16 +155,6 @@ def duration(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.2g} {unit}"
     return f"{seconds:.2g} s"
-
-
-def counted(number: int, noun: str) -> str:
-    """Write a number and its noun.
-
-    Example:
-        >>> counted(1, "checkpoint"), counted(2, "checkpoint")
-        ('1 checkpoint', '2 checkpoints')
-    """
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _stages(seconds: Mapping[str, float]) -> str:
