@@ -354,12 +354,12 @@ def test_a_real_interruption(project, number):
         "import os, signal\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by background jobs\n"
         "from lipfast import cli\n"
-        "from lipfast.scoring import store\n"
-        "append = store.StoreWriter.append\n"
+        "from lipfast.scoring.write_behind import WriteBehind\n"
+        "append = WriteBehind.append\n"
         "def stop(self, rows):\n"
         "    append(self, rows)\n"
         f"    os.kill(os.getpid(), {int(number)})\n"
-        "store.StoreWriter.append = stop\n"
+        "WriteBehind.append = stop\n"
         "cli.main()\n"
     )
     command = [sys.executable, "-c", script, *SCORE]
@@ -382,7 +382,7 @@ def test_a_full_disk_behind_stdout_is_one_line(project, monkeypatch):
     def full(*_args: object, **_options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lipfast.cli.info.print_json", full)
+    monkeypatch.setattr("lipfast.cli.terminal.print_json", full)
     code, _, err = run("info", "--json")
     assert (code, err) == (2, "lipfast: error: [Errno 28] No space left on device\n")
 
