@@ -14,10 +14,9 @@ from lipfast.cli.options import (
     NormOption,
     SeedOption,
     ThreadsOption,
-    check_device,
+    computing,
     parse_norm,
     parse_shape,
-    with_threads,
 )
 from lipfast.cli.terminal import clean, handle_errors, print_json
 
@@ -67,8 +66,7 @@ def bounds(
     from lipfast.scoring.architectures import parse_arguments  # noqa: PLC0415 (start-up time: torch)
     from lipfast.scoring.single import bound_checkpoint  # noqa: PLC0415 (start-up time: torch)
 
-    check_device(device)
-    with with_threads(threads):
+    with computing(device, threads):
         read, found = bound_checkpoint(
             checkpoint,
             arch=arch,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import typer
-
 from lipfast.cli.options import JsonOption
-from lipfast.cli.terminal import clean, handle_errors, print_json
+from lipfast.cli.terminal import answer, handle_errors
 
 INFO_HELP = """Print versions, CPU capability, threads and what was built.
 
@@ -21,7 +19,4 @@ def info(as_json: JsonOption = False) -> None:
     from lipfast import _info  # noqa: PLC0415 (start-up time: torch)
 
     found = _info.info()
-    if as_json:
-        print_json(found.to_dict())
-    else:
-        typer.echo(clean(str(found)))
+    answer(as_json, found.to_dict(), str(found))

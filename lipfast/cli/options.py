@@ -85,30 +85,22 @@ def parse_shape(text: str) -> tuple[int, ...]:
     return tuple(int(size) for size in sizes)
 
 
-def check_device(device: str) -> None:
-    """Refuse all devices but the CPU.
-
-    Raises:
-        ArgumentError: it is another one.
-    """
-    if device != "cpu":
-        raise ArgumentError(f"--device {device}: this version computes on cpu only")
-
-
 @contextmanager
-def with_threads(count: int | None) -> Iterator[None]:
-    """Compute with so many threads inside the block; None leaves them as they are.
+def computing(device: str, threads: int | None) -> Iterator[None]:
+    """Compute on a device with so many threads inside the block; None leaves them as they are.
 
     Raises:
-        ArgumentError: far more than there are cores.
+        ArgumentError: it is not the CPU, or the threads are far more than its cores.
     """
     import torch  # noqa: PLC0415 (start-up time: torch)
 
+    if device != "cpu":
+        raise ArgumentError(f"--device {device}: this version computes on cpu only")
     most = 4 * (os.cpu_count() or 1)
-    if count is not None and count > most:  # far more end in a crash of the thread library
-        raise ArgumentError(f"--threads {count}: expected at most {most} on this machine")
+    if threads is not None and threads > most:  # far more end in a crash of the thread library
+        raise ArgumentError(f"--threads {threads}: expected at most {most} on this machine")
     before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
+    torch.set_num_threads(threads or before)
     try:
         yield
     finally:

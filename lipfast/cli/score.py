@@ -20,10 +20,9 @@ from lipfast.cli.options import (
     NormOption,
     SeedOption,
     ThreadsOption,
-    check_device,
+    computing,
     parse_bytes,
     parse_norm,
-    with_threads,
 )
 from lipfast.cli.progress import progress_bar
 from lipfast.cli.terminal import (
@@ -137,9 +136,12 @@ def score(
     from lipfast.scoring import pipeline  # noqa: PLC0415 (start-up time: torch)
     from lipfast.scoring.architectures import parse_arguments  # noqa: PLC0415 (start-up time: torch)
 
-    check_device(device)
     try:
-        with with_threads(threads), _terminated_as_interrupted(), progress_bar(quiet) as report:
+        with (
+            computing(device, threads),
+            _interruptible(),
+            progress_bar(quiet) as report,
+        ):
             summary = pipeline.score(
                 archive,
                 arch=arch,
@@ -177,7 +179,7 @@ def score(
 
 
 @contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
+def _interruptible() -> Iterator[None]:
     """SIGTERM, which schedulers send before they kill, ends a run as Ctrl-C does."""
 
     def interrupt(number: int, frame: object) -> None:

@@ -52,3 +52,11 @@ def say(text: str) -> None:
 def print_json(value: Any) -> None:
     """Print a value as JSON to stdout."""
     typer.echo(json.dumps(strict_json(value), indent=1, default=str))
+
+
+def answer(as_json: bool, value: Any, text: str) -> None:
+    """Print a value as JSON or as text to stdout."""
+    if as_json:
+        print_json(value)
+    else:
+        typer.echo(clean(text))

@@ -307,17 +307,21 @@ def _current_folder_importable() -> Iterator[None]:
             sys.path.remove(folder)
 
 
+def _signature(make: Callable[..., nn.Module]) -> inspect.Signature | None:
+    """The signature, empty for a module that is made already; None where there is none to see."""
+    if isinstance(make, nn.Module):
+        return inspect.Signature()
+    try:
+        return inspect.signature(make)
+    except (TypeError, ValueError):
+        return None
+
+
 def _parameters(make: Callable[..., nn.Module]) -> dict[str, tuple[Any, bool]]:
     """Map each keyword to its annotation and whether it must be given."""
-    if isinstance(make, nn.Module):
-        return {}
+    signature = _signature(make) or inspect.Signature()
     try:
-        signature = inspect.signature(make)
-    except (TypeError, ValueError):
-        return {}
-    target = make.__init__ if inspect.isclass(make) else make
-    try:
-        hints = typing.get_type_hints(target)
+        hints = typing.get_type_hints(make.__init__ if inspect.isclass(make) else make)
     except Exception:  # annotations may name what is not importable at run time
         hints = {}
     keywords = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -329,13 +333,11 @@ def _parameters(make: Callable[..., nn.Module]) -> dict[str, tuple[Any, bool]]:
 
 
 def _takes_any_keyword(make: Callable[..., nn.Module]) -> bool:
-    if isinstance(make, nn.Module):
-        return False
-    try:
-        parameters = inspect.signature(make).parameters.values()
-    except (TypeError, ValueError):
-        return True
-    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+    signature = _signature(make)
+    return signature is None or any(
+        parameter.kind is inspect.Parameter.VAR_KEYWORD
+        for parameter in signature.parameters.values()
+    )
 
 
 def _as_annotated(value: Scalar, annotation: Any, name: str) -> Scalar:

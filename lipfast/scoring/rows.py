@@ -8,19 +8,10 @@ from typing import Any
 
 import torch
 
+from lipfast import errors
 from lipfast._native import capability
 from lipfast._version import __version__
 from lipfast.checkpoints import Metadata
-from lipfast.errors import (
-    ArgumentError,
-    CheckpointError,
-    LipfastError,
-    NonFiniteError,
-    StateDictError,
-    TraceError,
-    UnreachableError,
-    UnsupportedOpError,
-)
 from lipfast.estimators.estimate import LowerBound, UpperBound, check_order
 from lipfast.scoring.budget import BudgetError
 from lipfast.scoring.done import MISMATCH, NON_FINITE, UNREADABLE
@@ -30,14 +21,14 @@ from lipfast.scoring.schema import LAYER, Row
 from lipfast.text import to_utf8
 
 _FAILURES: dict[type[Exception], str] = {
-    ArgumentError: "architecture or data does not fit",
+    errors.ArgumentError: "architecture or data does not fit",
     BudgetError: "metadata asks for a far larger model",
-    CheckpointError: UNREADABLE,
-    UnreachableError: "cannot be reached",
-    NonFiniteError: NON_FINITE,
-    StateDictError: MISMATCH,
-    TraceError: "architecture cannot be traced",
-    UnsupportedOpError: "architecture holds an op without a rule",
+    errors.CheckpointError: UNREADABLE,
+    errors.UnreachableError: "cannot be reached",
+    errors.NonFiniteError: NON_FINITE,
+    errors.StateDictError: MISMATCH,
+    errors.TraceError: "architecture cannot be traced",
+    errors.UnsupportedOpError: "architecture holds an op without a rule",
 }
 
 
@@ -80,7 +71,7 @@ class RowMaker:
         """
         try:
             check_order(lower, upper)
-        except LipfastError as error:
+        except errors.LipfastError as error:
             return self.failed(reading, fingerprint, error)
         return self.readable(
             reading,
@@ -106,17 +97,15 @@ class RowMaker:
     def failed(self, reading: Reading, fingerprint: str, error: Exception) -> Row:
         """Make the row of a checkpoint that cannot be scored, with the reason."""
         reason = str(error) or "no reason given"
-        if not isinstance(error, LipfastError):
+        if not isinstance(error, errors.LipfastError):
             reason = f"{type(error).__name__}: {reason}"
         kind = _FAILURES.get(type(error), type(error).__name__)
         return self._row(reading, fingerprint, status="error", error=to_utf8(reason), kind=kind)
 
     def _row(self, reading: Reading, fingerprint: str, **values: Any) -> Row:
         file = reading.file
-        known = reading.checkpoint is not None
-        metadata = (
-            reading.checkpoint.metadata if reading.checkpoint else Metadata(file.extra, file.run)
-        )
+        checkpoint = reading.checkpoint
+        metadata = checkpoint.metadata if checkpoint else Metadata(file.extra, file.run)
         return {
             "uri": file.uri,
             "size": file.size,
@@ -127,7 +116,7 @@ class RowMaker:
             "seconds_read": reading.seconds,
             "scored_at": datetime.now(timezone.utc),
             "fingerprint": fingerprint,
-            "metadata": metadata.to_json() if known else None,
+            "metadata": metadata.to_json() if checkpoint else None,
             **self._constants,
             **values,
         }

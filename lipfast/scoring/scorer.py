@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from lipfast._clock import clocked
 from lipfast.checkpoints import Checkpoint
 from lipfast.checkpoints.metadata import Scalar
-from lipfast.errors import LipfastError, StateDictError
+from lipfast.errors import LipfastError
 from lipfast.estimators.spectral_product import Vectors, upper_bounds
 from lipfast.plan.plan import Plan
 from lipfast.scoring.architectures import ArchArguments, Architecture, ArchSource
@@ -134,13 +134,26 @@ class Scorer:
         self, plan: Plan, arguments: ArchArguments, members: Sequence[_Member]
     ) -> tuple[list[_Member], list[Row]]:
         """Take the names that belong to the plan; rows for checkpoints where that is unclear."""
+
+        def named(checkpoint: Checkpoint) -> Checkpoint:
+            state_dict = dict(fitted(checkpoint.state_dict, plan, self.options.prefix))
+            return replace(checkpoint, state_dict=state_dict)
+
+        return self._parted(arguments, members, named)
+
+    def _parted(
+        self,
+        arguments: ArchArguments,
+        members: Sequence[_Member],
+        work: Callable[[Checkpoint], Checkpoint],
+    ) -> tuple[list[_Member], list[Row]]:
+        """Do something to every checkpoint; rows for those where it fails."""
         good: list[_Member] = []
         rows: list[Row] = []
         for reading, checkpoint in members:
             try:
-                state_dict = dict(fitted(checkpoint.state_dict, plan, self.options.prefix))
-                good.append((reading, replace(checkpoint, state_dict=state_dict)))
-            except StateDictError as error:  # noqa: PERF203 (one bad one must not end the run)
+                good.append((reading, work(checkpoint)))
+            except Exception as error:  # noqa: PERF203 (one bad one must not end the run)
                 rows.append(self._error_row(reading, error, arguments))
         return good, rows
 
@@ -178,17 +191,15 @@ class Scorer:
         self, plan: Plan, arguments: ArchArguments, members: Sequence[_Member]
     ) -> tuple[list[_Member], list[Row]]:
         """Part a batch into the checkpoints that fit the plan, and rows for those that do not."""
-        rows: list[Row] = []
-        good: list[_Member] = []
+
+        def checked(checkpoint: Checkpoint) -> Checkpoint:
+            plan.check(checkpoint.state_dict)
+            return checkpoint
+
         started = time.perf_counter()
-        for reading, checkpoint in members:
-            try:
-                plan.check(checkpoint.state_dict)
-                good.append((reading, checkpoint))
-            except Exception as error:  # noqa: PERF203 (one bad one must not end the run)
-                rows.append(self._error_row(reading, error, arguments))
+        parted = self._parted(arguments, members, checked)
         self._count("check", started)
-        return good, rows
+        return parted
 
     def _bound_alone(self, plan: Plan, arguments: ArchArguments, member: _Member) -> Row:
         try:

@@ -153,14 +153,8 @@ def _cell(value: Any) -> str:
 
 
 def _estimate_json(estimate: Estimate) -> dict[str, Any]:
-    return {
-        "value": estimate.value,
-        "log_value": estimate.log_value,
-        "norm": estimate.norm,
-        "method": estimate.method,
-        "certified": estimate.certified,
-        "reason": estimate.reason,
-    }
+    names = ("value", "log_value", "norm", "method", "certified", "reason")
+    return {name: getattr(estimate, name) for name in names}
 
 
 def _reason(row: dict[str, Any]) -> str:

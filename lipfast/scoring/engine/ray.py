@@ -233,9 +233,8 @@ class RayEngine:
         for machine, index in unseen(self._ray, [_container(file) for file in probed]):
             raise ArchiveError(
                 f"the machine {machine} of the Ray cluster cannot see '{probed[index].uri}', or "
-                "sees another "
-                "file there. Put the archive into a folder that all machines mount, or give the "
-                "URL of an object store"
+                "sees another file there. Put the archive into a folder that all machines mount, "
+                "or give the URL of an object store"
             )
 
 
