@@ -307,7 +307,7 @@ def _current_folder_importable() -> Iterator[None]:
             sys.path.remove(folder)
 
 
-def _signature(make: Callable[..., nn.Module]) -> inspect.Signature | None:
+def _signature_of(make: Callable[..., nn.Module]) -> inspect.Signature | None:
     """The signature, empty for a module that is made already; None where there is none to see."""
     if isinstance(make, nn.Module):
         return inspect.Signature()
@@ -319,7 +319,7 @@ def _signature(make: Callable[..., nn.Module]) -> inspect.Signature | None:
 
 def _parameters(make: Callable[..., nn.Module]) -> dict[str, tuple[Any, bool]]:
     """Map each keyword to its annotation and whether it must be given."""
-    signature = _signature(make) or inspect.Signature()
+    signature = _signature_of(make) or inspect.Signature()
     try:
         hints = typing.get_type_hints(make.__init__ if inspect.isclass(make) else make)
     except Exception:  # annotations may name what is not importable at run time
@@ -333,7 +333,7 @@ def _parameters(make: Callable[..., nn.Module]) -> dict[str, tuple[Any, bool]]:
 
 
 def _takes_any_keyword(make: Callable[..., nn.Module]) -> bool:
-    signature = _signature(make)
+    signature = _signature_of(make)
     return signature is None or any(
         parameter.kind is inspect.Parameter.VAR_KEYWORD
         for parameter in signature.parameters.values()
