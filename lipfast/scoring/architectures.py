@@ -29,7 +29,7 @@ ArchArguments: TypeAlias = "tuple[tuple[str, Scalar], ...]"
 _FORMS = "expected module:function (the current folder is importable) or a file model.pt2"
 
 
-class Architecture:
+class ModelFamily:
     """What makes a model for a checkpoint, and the plans compiled so far.
 
     Args:
@@ -44,7 +44,7 @@ class Architecture:
     Example:
         >>> def mlp(width: int) -> nn.Module:
         ...     return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 2))
-        >>> architecture = Architecture(mlp)
+        >>> architecture = ModelFamily(mlp)
         >>> architecture.arguments({"width": 8, "lr": 0.1})
         (('width', 8),)
         >>> architecture.plan((("width", 8),), torch.zeros(2, 4)).parameters["0.weight"]

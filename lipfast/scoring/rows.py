@@ -86,7 +86,7 @@ class RowMaker:
             mean=lower.mean,
             rms=lower.rms,
             samples=lower.samples,
-            layers=[_layer_row(layer) for layer in upper.layers],
+            layers=[_layer_values(layer) for layer in upper.layers],
             **seconds,
         )
 
@@ -122,5 +122,5 @@ class RowMaker:
         }
 
 
-def _layer_row(layer: Any) -> Row:
+def _layer_values(layer: Any) -> Row:
     return {field.name: getattr(layer, field.name) for field in LAYER}

@@ -17,7 +17,7 @@ from lipfast.checkpoints.metadata import Scalar
 from lipfast.errors import LipfastError
 from lipfast.estimators.spectral_product import Vectors, upper_bounds
 from lipfast.plan.plan import Plan
-from lipfast.scoring.architectures import ArchArguments, Architecture, ArchSource
+from lipfast.scoring.architectures import ArchArguments, ArchSource, ModelFamily
 from lipfast.scoring.budget import elements_allowed
 from lipfast.scoring.data import Samples
 from lipfast.scoring.fit import fitted
@@ -47,7 +47,7 @@ class Scorer:
         estimate: seconds that scoring would take; without bounds only.
     """
 
-    architecture: Architecture
+    architecture: ModelFamily
     samples: Samples
     options: Options
     bounds: bool = True
@@ -306,5 +306,5 @@ class Recipe:
         Raises:
             ArgumentError: the architecture cannot be imported or read.
         """
-        architecture = Architecture(self.arch, self.arch_args)
+        architecture = ModelFamily(self.arch, self.arch_args)
         return Scorer(architecture, self.samples, self.options, bounds)

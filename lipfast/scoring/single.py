@@ -14,7 +14,7 @@ from lipfast.checkpoints.source import Archive
 from lipfast.errors import ArgumentError, NonFiniteError, StateDictError
 from lipfast.estimators.estimate import Bounds, UpperBound
 from lipfast.rules.registry import Norm
-from lipfast.scoring.architectures import ArchArguments, Architecture, ArchSource
+from lipfast.scoring.architectures import ArchArguments, ArchSource, ModelFamily
 from lipfast.scoring.data import DataSource, load_data
 
 
@@ -50,7 +50,7 @@ def bound_checkpoint(
     if len(files) > 1:
         raise ArgumentError(f"'{path}' holds {len(files)} checkpoints: use 'lipfast score'")
     checkpoint = read_checkpoint(files[0])
-    architecture = Architecture(arch, arch_args)
+    architecture = ModelFamily(arch, arch_args)
     with _naming(files[0].uri):
         arguments = architecture.arguments(checkpoint.metadata.values)
     x = _blank_samples(architecture, arguments, input_shape) if data is None else load_data(data).x
@@ -72,7 +72,7 @@ def _naming(uri: str) -> Iterator[None]:
 
 
 def _blank_samples(
-    architecture: Architecture, arguments: ArchArguments, shape: Sequence[int] | None
+    architecture: ModelFamily, arguments: ArchArguments, shape: Sequence[int] | None
 ) -> Tensor:
     shape = shape or architecture.input_shape
     if shape is None:

@@ -28,7 +28,7 @@ SCORER = """
 import os, random, sys, time, torch
 torch.set_num_threads(1)
 from lipfast.scoring import pipeline, store
-from lipfast.scoring.architectures import Architecture
+from lipfast.scoring.architectures import ModelFamily
 
 archive, out = sys.argv[1:]
 store._FIRST_INTERVAL = store._SHARE = 0.002
