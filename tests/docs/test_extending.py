@@ -91,7 +91,9 @@ def prove(walk: Walk, tree: Path) -> None:
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the tree and the extension that is built here, with all walks applied."""
     target = tmp_path_factory.mktemp("walks") / "lipfast"
-    left_out = shutil.ignore_patterns(".git", ".venv*", "build", "dist", "*.egg-info", "__pycache__")
+    left_out = shutil.ignore_patterns(
+        ".git", ".venv*", "build", "dist", "*.egg-info", "__pycache__"
+    )
     shutil.copytree(ROOT, target, ignore=left_out)
     for walk in walks():
         walk.apply(target)
@@ -120,6 +122,6 @@ def test_walk(walk: Walk, tree: Path) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("command", ["ruff check .", "ruff format --check .", "mypy"])
 def test_lint_of_the_tree_with_all_walks(command: str, tree: Path) -> None:
-    if importlib.util.find_spec(command.split()[0]) is None:
-        pytest.skip(f"{command.split()[0]} is not installed: make lint installs it")
+    if importlib.util.find_spec(command.split(maxsplit=1)[0]) is None:
+        pytest.skip(f"{command.split(maxsplit=1)[0]} is not installed: make lint installs it")
     run([sys.executable, "-m", *command.split()], tree)
