@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from jacobian_cases import ACTIVATIONS, jacobians, norms, perceptron, samples
 from torch import Tensor, nn
 
 from lipfast.errors import ArgumentError
@@ -14,6 +13,7 @@ from lipfast.estimators.function import SampleFunction, differentiating
 from lipfast.estimators.jacobian import JacobianNorms, jacobian_norms
 from lipfast.estimators.jacobian_lanczos import SingularTriplets, lanczos_triplets
 from lipfast.estimators.linearization import DerivativeError, Linearization, footprint
+from tests.support.jacobian_cases import ACTIVATIONS, jacobians, norms, perceptron, samples
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 

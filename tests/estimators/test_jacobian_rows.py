@@ -6,13 +6,20 @@ import math
 
 import pytest
 import torch
-from jacobian_cases import ACTIVATIONS, jacobians, norms, perceptron, samples, small_convolutional
 from torch import Tensor, nn
 
 from lipfast.estimators.function import SampleFunction, differentiating
 from lipfast.estimators.jacobian import jacobian_norms
 from lipfast.estimators.jacobian_rows import explicit_jacobians
 from lipfast.estimators.linearization import Linearization, footprint
+from tests.support.jacobian_cases import (
+    ACTIVATIONS,
+    jacobians,
+    norms,
+    perceptron,
+    samples,
+    small_convolutional,
+)
 
 NORMS = [1, 2, math.inf]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from jacobian_cases import norms, perceptron, samples
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
@@ -19,6 +18,7 @@ from lipfast.estimators.estimate import LowerBound
 from lipfast.estimators.progress import progress
 from lipfast.estimators.samples import sample_batches
 from lipfast.plan.plan import Plan
+from tests.support.jacobian_cases import norms, perceptron, samples
 
 SEARCHES: dict[str, dict[str, object]] = {
     "convex": {"draws": 200},

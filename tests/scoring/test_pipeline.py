@@ -16,7 +16,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from toy_archive import toy_state, write_toy
 
 import lipfast
 from lipfast.checkpoints import CheckpointFile, find_checkpoints
@@ -26,6 +25,7 @@ from lipfast.scoring import Interrupted, Progress, read_scores, score, verify_st
 from lipfast.scoring.data import load_data
 from lipfast.scoring.engine import local
 from lipfast.scoring.scorer import Options, Reading, Recipe
+from tests.support.toy_archive import toy_state, write_toy
 
 
 def rows_by_name(store: Path) -> dict[str, dict]:
