@@ -29,6 +29,7 @@ BELOW = {
     "errors": "",
     "_version": "",
     "_clock": "",
+    "text": "",
     "norms": "errors",
     "_native": "errors _version _C _C_cuda",
     "_info": "_native _version",
@@ -39,10 +40,10 @@ BELOW = {
     "rules": "errors norms rounding ops graph",
     "plan": "errors norms rounding ops graph rules",
     "estimators": "errors norms rounding _clock ops graph rules plan",
-    "checkpoints": "errors",
-    "scoring": "errors norms _version _clock _native plan estimators checkpoints",
+    "checkpoints": "errors text",
+    "scoring": "errors text norms _version _clock _native plan estimators checkpoints",
     "__init__": "errors _version _info ops rules estimators scoring",
-    "cli": "errors norms _version _info estimators checkpoints scoring __init__",
+    "cli": "errors text norms _version _info estimators checkpoints scoring __init__",
     "__main__": "cli",
 }
 EXTENSIONS = ("_C", "_C_cuda")
