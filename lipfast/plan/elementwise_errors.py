@@ -138,7 +138,7 @@ def absolute(x: object) -> Value:
 
 
 @parameter_rule("relu")
-def _relu(x: object) -> Value:
+def _relu_of(x: object) -> Value:
     return _moved_by(as_value(x).tensor.relu(), x)
 
 
