@@ -39,9 +39,10 @@ from lipfast.scoring import Summary
 from lipfast.scoring.data import load_data
 from lipfast.scoring.done import completed
 from lipfast.scoring.engine.ray import RayEngine
+from lipfast.scoring.options import Options
 from lipfast.scoring.order import every
 from lipfast.scoring.pipeline import MEMORY
-from lipfast.scoring.scorer import Options, Recipe, Scorer
+from lipfast.scoring.scorer import Recipe, Scorer
 from lipfast.scoring.scores import read_part
 from lipfast.scoring.store import StoreWriter, parts, write_part
 from lipfast.scoring.where import Where

@@ -35,7 +35,7 @@ from experiments.sweep import (
     train_sweeps,
 )
 from lipfast.errors import ArgumentError, LipfastError, StoreError
-from lipfast.scoring.summary import counted
+from lipfast.text import counted
 
 _EXIT_FAILED = 1
 _EXIT_USAGE = 2

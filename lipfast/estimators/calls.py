@@ -16,7 +16,8 @@ from lipfast.estimators.plan import Plan
 from lipfast.estimators.results import Bounds, LowerBound, UpperBound
 from lipfast.estimators.samples import Data
 from lipfast.norms import Norm
-from lipfast.plan.trace import Source, unwrap
+from lipfast.plan.modules import unwrap
+from lipfast.plan.trace import Source
 
 __all__ = [
     "bounds",

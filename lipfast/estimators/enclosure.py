@@ -18,7 +18,6 @@ from lipfast.errors import naming
 from lipfast.graph.nodes import error_name
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.interpret import NodeArguments, joined_outputs, walk
-from lipfast.plan.split import BESIDE, READS_ERRORS
 from lipfast.rounding import UNDERFLOW, widened
 from lipfast.rules.registry import RULES
 
@@ -89,7 +88,8 @@ def node_error(
         Bounds like `output`; inf where it is not finite, but for what a mask hides.
     """
     node = arguments.node
-    reads = node.op in READS_ERRORS
+    rule = RULES[node.op]
+    reads = rule.parameter_errors == "read"
     incoming = [
         errors.get(reference.name)
         if reference.kind == "node"
@@ -97,7 +97,6 @@ def node_error(
         for reference in node.references()
         if reference.kind in ("node", "parameter", "constant")
     ]
-    rule = RULES[node.op]
     assert rule.error is not None
     with naming(node.op, node.module):
         error = rule.error(arguments, incoming, output)
@@ -138,11 +137,12 @@ def _error_of_parameters(
         name: torch.zeros_like(parameters[name]) if bound is None else bound
         for name, bound in bounds.items()
     }
+    added = RULES[node.op].parameter_errors == "added"
     inputs = {}
     for ref in node.references():
         if ref.kind == "node":
             value = arguments.value(ref).abs() + errors.get(ref.name, 0.0)
-            inputs[ref.name] = torch.zeros_like(value) if node.op in BESIDE else value
+            inputs[ref.name] = torch.zeros_like(value) if added else value
     total = arguments.replaced(inputs, changed).abs()
     terms = max(bound[0].numel() for bound in changed.values())
     return widened(total, terms + 16) + UNDERFLOW

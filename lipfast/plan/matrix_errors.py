@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lipfast.plan.running_errors import Value, rule
+from lipfast.plan.parameter_rules import Value, parameter_rule, rearranged
 from lipfast.rounding import UNDERFLOW, gamma, u
 
 _DEGREE = 18
@@ -27,15 +27,15 @@ def frobenius_norm(matrix: Tensor) -> float:
     return length * peak * (1.0 + 2 * gamma(matrix.numel() + 8)) + UNDERFLOW
 
 
-_size = frobenius_norm
+_norm_of = frobenius_norm
 
 
 def _product_error(a: Tensor, b: Tensor) -> float:
-    """Of ``fl(A B)``: at most ``gamma_{k+2} || |A| |B| ||``."""
-    return gamma(a.shape[-1] + 2) * (1.0 + 4 * u) * _size(a) * _size(b) + UNDERFLOW
+    """Norm of the rounding of ``fl(A B)``: at most ``gamma_{k+2} || |A| |B| ||``."""
+    return gamma(a.shape[-1] + 2) * (1.0 + 4 * u) * _norm_of(a) * _norm_of(b) + UNDERFLOW
 
 
-def _spread(result: Tensor, bound: float) -> Value:
+def _within(result: Tensor, bound: float) -> Value:
     return Value(result, torch.full_like(result, bound))
 
 
@@ -65,9 +65,9 @@ def _unbound(value: Value, leading: int) -> list[Value]:
     return [Value(tensor, error) for tensor, error in zip(tensors, errors, strict=True)]
 
 
-@rule("matrix_exp", "linalg_matrix_exp")
+@parameter_rule("matrix_exp", "linalg_matrix_exp")
 def matrix_exponential(matrix: object) -> Value:
-    """Of each matrix, see `exponential`."""
+    """``exp(A)`` of each matrix, see `exponential`."""
     return _of_each(exponential, matrix)
 
 
@@ -82,11 +82,11 @@ def exponential(value: Value) -> Value:
     skew too; not used).
     """
     a = value.tensor
-    given = 0.0 if value.error is None else _size(value.error)
+    given = 0.0 if value.error is None else _norm_of(value.error)
     if not bool(torch.isfinite(a).all()):
-        return _spread(a, math.inf)
+        return _within(a, math.inf)
     skew = given == 0.0 and bool((a == -a.mT).all())
-    norm = _size(a)
+    norm = _norm_of(a)
     steps = max(0, math.frexp(norm)[1] + 1)
     b = a * 2.0**-steps
     small = norm * 2.0**-steps
@@ -94,12 +94,12 @@ def exponential(value: Value) -> Value:
     result, error = identity.clone(), 0.0
     for k in range(_DEGREE, 0, -1):
         product = b @ result
-        local = _product_error(b, result) / k + 4 * u * (_size(product) / k + _size(result))
+        local = _product_error(b, result) / k + 4 * u * (_norm_of(product) / k + _norm_of(result))
         result = identity + product / k
-        error = (small * error / k + local + 2 * u * _size(result)) * (1.0 + 16 * u)
+        error = (small * error / k + local + 2 * u * _norm_of(result)) * (1.0 + 16 * u)
     error += 2.0 * small**19 / math.factorial(19)
     for _ in range(steps):
-        length = 1.0 + error if skew else _size(result)
+        length = 1.0 + error if skew else _norm_of(result)
         local = _product_error(result, result)
         result = result @ result
         error = (2.0 * length * error + error * error + local) * (1.0 + 16 * u)
@@ -109,10 +109,10 @@ def exponential(value: Value) -> Value:
             error += given * math.exp(norm + given) * (1.0 + 64 * u)
         except OverflowError:
             error = math.inf
-    return _spread(result, error)
+    return _within(result, error)
 
 
-@rule("linalg_solve")
+@parameter_rule("linalg_solve")
 def linalg_solve(a: object, b: object, *, left: bool = True) -> Value:
     """``A^-1 B``, or ``B A^-1 = (A^-T B^T)^T`` for `left` False."""
     assert isinstance(a, Value)
@@ -120,22 +120,22 @@ def linalg_solve(a: object, b: object, *, left: bool = True) -> Value:
     if b.tensor.dim() == 1 or b.tensor.dim() == a.tensor.dim() - 1:
         if not left:
             raise ValueError("a vector of right-hand sides with left=False")
-        return _turned(_of_each(solution, a, _turned(b, lambda t: t.unsqueeze(-1))), _first)
+        return rearranged(
+            _of_each(solution, a, rearranged(b, lambda t: t.unsqueeze(-1))), _only_column
+        )
     if left:
         return _of_each(solution, a, b)
-    return _turned(_of_each(solution, _turned(a, _transpose), _turned(b, _transpose)), _transpose)
+    return rearranged(
+        _of_each(solution, rearranged(a, _transpose), rearranged(b, _transpose)), _transpose
+    )
 
 
 def _transpose(matrix: Tensor) -> Tensor:
     return matrix.mT
 
 
-def _first(matrix: Tensor) -> Tensor:
+def _only_column(matrix: Tensor) -> Tensor:
     return matrix.squeeze(-1)
-
-
-def _turned(value: Value, move: Callable[[Tensor], Tensor]) -> Value:
-    return Value(move(value.tensor), None if value.error is None else move(value.error))
 
 
 def solution(m: Value, b: Value) -> Value:
@@ -149,24 +149,24 @@ def solution(m: Value, b: Value) -> Value:
         found = torch.linalg.solve(m.tensor, b.tensor)
         inverse = torch.linalg.inv(m.tensor)
     except RuntimeError:  # singular
-        return _spread(torch.full_like(b.tensor, math.nan), math.inf)
-    given = 0.0 if m.error is None else _size(m.error)
-    right = 0.0 if b.error is None else _size(b.error)
-    reach, length = _size(inverse), _size(found)
+        return _within(torch.full_like(b.tensor, math.nan), math.inf)
+    given = 0.0 if m.error is None else _norm_of(m.error)
+    right = 0.0 if b.error is None else _norm_of(b.error)
+    reach, length = _norm_of(inverse), _norm_of(found)
     identity = torch.eye(len(inverse), dtype=torch.float64, device="cpu")
-    defect = _size(identity - inverse @ m.tensor) * (1.0 + 4 * u)
+    defect = _norm_of(identity - inverse @ m.tensor) * (1.0 + 4 * u)
     alpha = defect + _product_error(inverse, m.tensor) + reach * given + 4 * u * len(inverse)
     if not alpha < 0.5:
-        return _spread(found, math.inf)
-    residual = _size(b.tensor - m.tensor @ found) * (1.0 + 4 * u)
+        return _within(found, math.inf)
+    residual = _norm_of(b.tensor - m.tensor @ found) * (1.0 + 4 * u)
     residual += _product_error(m.tensor, found) + given * length + right
-    residual += 2 * u * _size(b.tensor)
-    return _spread(found, reach * residual / (1.0 - alpha) * (1.0 + 64 * u))
+    residual += 2 * u * _norm_of(b.tensor)
+    return _within(found, reach * residual / (1.0 - alpha) * (1.0 + 64 * u))
 
 
-@rule("linalg_householder_product")
+@parameter_rule("linalg_householder_product")
 def householder_product(a: object, tau: object) -> Value:
-    """Of each matrix, see `reflections`."""
+    """Products of reflections, for each matrix, see `reflections`."""
     return _of_each(reflections, a, tau)
 
 
@@ -186,8 +186,8 @@ def reflections(value: Value, tau: Value) -> Value:
         v = value.tensor[:, index].clone()
         v[:index], v[index] = 0.0, 1.0
         t, off = float(tau.tensor[index]), float(errors[index])
-        length, shift = _size(v), _size(moved[index + 1 :, index])
-        turned, size = v @ result, _size(result)
+        length, shift = _norm_of(v), _norm_of(moved[index + 1 :, index])
+        turned, size = v @ result, _norm_of(result)
         step = (t * v)[:, None] * turned
         # (v + e) (v + e)^T with |tau' - tau| <= off, against v v^T.
         parameters = off * (length + shift) ** 2 + abs(t) * (2 * length * shift + shift**2)
@@ -195,5 +195,5 @@ def reflections(value: Value, tau: Value) -> Value:
         result = result - step
         largest = max(1.0, abs(1.0 - t * length * length) * (1.0 + 8 * u) + 8 * u)
         error = (largest + parameters) * error + parameters * size + rounding
-        error = (error + 2 * u * _size(result)) * (1.0 + 16 * u)
-    return _spread(result, error)
+        error = (error + 2 * u * _norm_of(result)) * (1.0 + 16 * u)
+    return _within(result, error)

@@ -8,13 +8,13 @@ from collections.abc import Callable
 import mpmath
 import pytest
 import torch
-from explicit import Function
 from mpmath import iv, mp
 from torch import Tensor, nn
 
 from lipfast.estimators.enclosure import enclose
 from lipfast.estimators.plan import Plan
 from lipfast.rules import pointwise
+from tests.support.explicit import Function
 
 mp.dps = 40
 

@@ -17,14 +17,10 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils import _pytree as pytree
 
 from lipfast.errors import ArgumentError, LipfastError, NonFiniteError
+from lipfast.plan.export import check_floating_input, exported_module
+from lipfast.plan.modules import evaluation_mode, unwrap
 from lipfast.plan.state import require_finite
-from lipfast.plan.trace import (
-    Source,
-    check_floating_input,
-    evaluation_mode,
-    exported_module,
-    unwrap,
-)
+from lipfast.plan.trace import Source
 
 Function = Callable[[Tensor], Tensor]
 Inputs = Tensor | Sequence[Tensor]

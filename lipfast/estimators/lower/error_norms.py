@@ -30,7 +30,7 @@ from lipfast.plan.architecture import Architecture
 from lipfast.plan.interpret import NodeArguments, joined_outputs, walk
 from lipfast.plan.state import stack
 from lipfast.rounding import gamma
-from lipfast.rules.upward import Upward, joined
+from lipfast.rules.upward import Upward, p_norm
 
 _RTOL = 0.1  # of the layers' norms: an error ten per cent larger costs nothing
 
@@ -89,7 +89,7 @@ def output_error_norms(
     # Running errors hold for sums of products in any order, not for transforms (Fourier, Winograd).
     with torch.backends.cudnn.flags(enabled=False):
         values = walk(plan.graph, parameters, plan.constants, [points], visit)
-    total = [joined([known[name][i] for name in plan.graph.outputs], 2) for i in range(count)]
+    total = [p_norm([known[name][i] for name in plan.graph.outputs], 2) for i in range(count)]
     errors = torch.tensor([[error.value for error in total]], dtype=torch.float64, device="cpu")
     return joined_outputs(plan.graph, values), errors.to(points.device)
 

@@ -24,7 +24,7 @@ from lipfast.plan.architecture import Architecture
 from lipfast.plan.chain import Chain
 from lipfast.plan.interpret import evaluate, walk
 from lipfast.plan.state import stack
-from lipfast.rules.registry import RULES
+from lipfast.rules.registry import rule_of
 
 LARGEST_JACOBIAN = 1 << 22  # entries; beyond, the direction comes from products with it
 # Bytes of parameters that are stacked at a time: they are read again and again, and what is much
@@ -78,9 +78,9 @@ class TracedNetworks:
         plan, parameters = self.plan, self.parameters
         kinked: list[tuple[str, tuple[float, ...]]] = []
         for node in plan.graph.nodes:
-            rule = RULES.get(node.op)
-            if rule is not None and rule.breakpoints is not None:
-                kinked.append((_source(node), rule.breakpoints(node)))
+            kinks = rule_of(node.op).breakpoints
+            if kinks is not None:
+                kinked.append((_source(node), kinks(node)))
         infinite = torch.full((len(x),), math.inf, dtype=x.dtype, device=x.device)
         backward, forward = infinite, infinite.clone()
         if not kinked:

@@ -13,7 +13,7 @@ where to look and proves nothing.
 
 Assumed: sums and products of float64 are IEEE (in any order, fused or not; denormals are kept, see
 `lipfast.ops.denormals`), and torch's float64 elementary functions are as accurate as
-`rules.pointwise.EVALUATION_ROUNDOFFS` says.
+`rules.running_errors.EVALUATION_ROUNDOFFS` says.
 """
 
 from __future__ import annotations

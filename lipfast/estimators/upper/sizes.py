@@ -20,7 +20,7 @@ from lipfast.plan.architecture import Architecture
 from lipfast.plan.state import stack
 from lipfast.rounding import widened
 from lipfast.rules.magnitude import Magnitude, of_tensor
-from lipfast.rules.upward import Upward, joined
+from lipfast.rules.upward import Upward, p_norm
 
 
 class Sizes:
@@ -47,7 +47,7 @@ class Sizes:
             self._found = {node.name: Magnitude() for node in plan.graph.inputs}
             return
         radii = [Upward.of(domain.reach(shape, norm)) for shape in plan.input_shapes]
-        self._radius = joined(radii, norm)
+        self._radius = p_norm(radii, norm)
         if not missing_error_rules(plan):
             self._centres = _at_centre(plan, parameters, domain)
         for node, radius in zip(plan.graph.inputs, radii, strict=True):

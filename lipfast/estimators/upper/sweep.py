@@ -23,7 +23,7 @@ from lipfast.plan.fold import FoldedGraph
 from lipfast.plan.layers import Layer
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.registry import RULES, Call, Rule, lookup
-from lipfast.rules.upward import Upward, joined
+from lipfast.rules.upward import Upward, p_norm
 
 ZERO = Upward.of(0.0)
 _ONE = Upward.of(1.0)
@@ -206,6 +206,6 @@ def composed(
             else:
                 meetings[name] = step.alone(call)
     outputs = plan.graph.outputs
-    total = joined([constants[name] for name in outputs], norm)
+    total = p_norm([constants[name] for name in outputs], norm)
     contributions = Contributions(meetings)
     return Composition(sweep.operations, constants, contributions, outputs, total), reasons

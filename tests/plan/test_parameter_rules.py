@@ -15,9 +15,8 @@ from torch import Tensor
 from lipfast.errors import NonFiniteError, TraceError
 from lipfast.graph.apply import call_op
 from lipfast.graph.nodes import Argument, Constant, Node, Reference, error_name
-from lipfast.plan import matrix_errors  # noqa: F401 (registers rules)
 from lipfast.plan.computed import evaluate_computed, exact_value, refusal
-from lipfast.plan.running_errors import RULES
+from lipfast.plan.parameter_rules import PARAMETER_RULES
 
 _GENERATOR = torch.Generator().manual_seed(5)
 
@@ -203,10 +202,10 @@ def _gives(
     return isinstance(value, Tensor) or value not in (None, parameter.default)
 
 
-@pytest.mark.parametrize("op", [name for name in RULES if name.startswith("aten.")])
+@pytest.mark.parametrize("op", [name for name in PARAMETER_RULES if name.startswith("aten.")])
 def test_every_option_is_tried_above_or_refused(op: str) -> None:
     name = op.removeprefix("aten.")
-    parameters = list(inspect.signature(RULES[op].evaluate).parameters.values())
+    parameters = list(inspect.signature(PARAMETER_RULES[op].evaluate).parameters.values())
     required = [p for p in parameters if p.default is inspect.Parameter.empty]
     optional = [p for p in parameters if p.default is not inspect.Parameter.empty]
     for position, parameter in enumerate(parameters):

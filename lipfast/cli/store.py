@@ -7,7 +7,9 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from lipfast.terminal import EXIT_FAILED, Json, clean, handle_errors, print_json
+from lipfast.cli.options import JsonOption
+from lipfast.cli.terminal import EXIT_FAILED, answer, handle_errors
+from lipfast.text import counted
 
 Store = Annotated[str, typer.Argument(help="Folder of the store.", metavar="PATH")]
 
@@ -39,23 +41,17 @@ def store_show(
     failed: Annotated[
         bool, typer.Option("--failed", help="List every failed checkpoint and its reason instead.")
     ] = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Print a short summary of a store, or what failed."""
-    from lipfast.scoring import show  # noqa: PLC0415
+    from lipfast.scoring import show  # noqa: PLC0415 (start-up time: torch)
 
     if failed:
         failures = show.store_failures(path)
-        if as_json:
-            print_json(failures)
-        else:
-            typer.echo(clean(show.failures_text(failures)))
-        return
-    overview = show.store_overview(path)
-    if as_json:
-        print_json(overview)
+        answer(as_json, failures, show.failures_text(failures))
     else:
-        typer.echo(clean(show.overview_text(overview)))
+        overview = show.store_overview(path)
+        answer(as_json, overview, show.overview_text(overview))
 
 
 _VERIFY_HELP = """Read every part of a store completely and check it.
@@ -76,20 +72,16 @@ Exit codes:
 @handle_errors
 def store_verify(
     path: Store,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Read every part of a store and check it."""
-    from lipfast.scoring import verify_store  # noqa: PLC0415
-    from lipfast.scoring.summary import counted  # noqa: PLC0415
+    from lipfast.scoring import verify_store  # noqa: PLC0415 (start-up time: torch)
 
     found = verify_store(path)
-    if as_json:
-        print_json({"parts": found.parts, "rows": found.rows, "problems": list(found.problems)})
-    else:
-        verdict = counted(len(found.problems), "problem") if found.problems else "sound"
-        typer.echo(f"{counted(found.parts, 'part')}, {counted(found.rows, 'row')}: {verdict}")
-        for problem in found.problems:
-            typer.echo(clean(f"  {problem}"))
+    verdict = counted(len(found.problems), "problem") if found.problems else "sound"
+    head = f"{counted(found.parts, 'part')}, {counted(found.rows, 'row')}: {verdict}"
+    text = "\n".join([head, *(f"  {problem}" for problem in found.problems)])
+    answer(as_json, asdict(found), text)
     if found.problems:
         raise typer.Exit(EXIT_FAILED)
 
@@ -106,19 +98,16 @@ Example:
 
 @store_app.command("compact", help=_COMPACT_HELP)
 @handle_errors
-def store_compact(path: Store, as_json: Json = False) -> None:
+def store_compact(path: Store, as_json: JsonOption = False) -> None:
     """Merge the parts of a store."""
-    from lipfast.scoring import compact_store  # noqa: PLC0415
-    from lipfast.scoring.summary import counted  # noqa: PLC0415
+    from lipfast.scoring import compact_store  # noqa: PLC0415 (start-up time: torch)
 
     done = compact_store(path)
-    if as_json:
-        print_json(asdict(done))
-    else:
-        typer.echo(
-            f"{counted(done.parts_before, 'part')} with {counted(done.rows_before, 'row')} became "
-            f"{counted(done.parts_after, 'part')} with {counted(done.rows_after, 'row')}"
-        )
+    text = (
+        f"{counted(done.parts_before, 'part')} with {counted(done.rows_before, 'row')} became "
+        f"{counted(done.parts_after, 'part')} with {counted(done.rows_after, 'row')}"
+    )
+    answer(as_json, asdict(done), text)
 
 
 _EXPORT_HELP = """Write the scores into one .csv, .jsonl or .parquet file.
@@ -144,14 +133,11 @@ def store_export(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a file that is there.")
     ] = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Write the scores into one file."""
-    from lipfast.scoring import export_scores  # noqa: PLC0415
-    from lipfast.scoring.summary import counted  # noqa: PLC0415
+    from lipfast.scoring import export_scores  # noqa: PLC0415 (start-up time: torch)
 
     rows = export_scores(path, to, cast("Any", table), overwrite=overwrite)
-    if as_json:
-        print_json({"file": to, "table": table, "rows": rows})
-    else:
-        typer.echo(clean(f"{counted(rows, 'row')} written to {to}"))
+    value = {"file": to, "table": table, "rows": rows}
+    answer(as_json, value, f"{counted(rows, 'row')} written to {to}")

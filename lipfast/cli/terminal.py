@@ -5,26 +5,25 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import typer
 
 from lipfast.errors import LipfastError
+from lipfast.text import printable, strict_json
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
-Function = TypeVar("Function", bound=Callable[..., None])
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Command = TypeVar("Command", bound=Callable[..., None])
 
 
-def handle_errors(function: Function) -> Function:
+def handle_errors(command: Command) -> Command:
     """Turn errors that lipfast raises on purpose into one message and an exit code."""
 
-    @functools.wraps(function)
+    @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
-            function(*args, **kwargs)
+            command(*args, **kwargs)
         except LipfastError as error:
             say(f"lipfast: error: {error}")
             raise typer.Exit(EXIT_USAGE) from None
@@ -42,8 +41,6 @@ def handle_errors(function: Function) -> Function:
 
 def clean(text: str) -> str:
     """Escape what could steer a terminal."""
-    from lipfast.checkpoints.text import printable  # noqa: PLC0415
-
     return printable(text, newlines=True)
 
 
@@ -54,6 +51,12 @@ def say(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """Print a value as JSON to stdout."""
-    from lipfast.scoring.show import strict_json  # noqa: PLC0415
-
     typer.echo(json.dumps(strict_json(value), indent=1, default=str))
+
+
+def answer(as_json: bool, value: Any, text: str) -> None:
+    """Print a value as JSON or as text to stdout."""
+    if as_json:
+        print_json(value)
+    else:
+        typer.echo(clean(text))
