@@ -250,9 +250,7 @@ const T* chain_products(const ChainParams& p, const T* packed, int64_t samples, 
     } else {
       for (int64_t t = 0; t < samples; ++t) product_layer(layer, packed, t, g + t * size, out + t * size, buffers);
     }
-    T* const swap = g;
-    g = out;
-    out = swap;
+    exchange(g, out);
   }
   return g;
 }

@@ -164,13 +164,6 @@ void read_sample(const ChainParams& p, int64_t sample, T* h) {
 }
 
 template <class T>
-void swap_activations(ChainBuffers<T>& buffers) {
-  T* const swap = buffers.activations;
-  buffers.activations = buffers.spare;
-  buffers.spare = swap;
-}
-
-template <class T>
 void forward_map(const ChainParams& p, int64_t network, const T* packed, const ChainLayer& layer, int64_t count,
                  ChainBuffers<T>& buffers) {
   const ChainStage& map = *layer.map;
@@ -187,7 +180,7 @@ void forward_map(const ChainParams& p, int64_t network, const T* packed, const C
       }
     }
   }
-  swap_activations(buffers);
+  exchange(buffers.activations, buffers.spare);
   const T* bias = has_weight(map) ? static_cast<const T*>(p.biases[network * p.affine + map.affine]) : nullptr;
   if (bias == nullptr) return;
   const int64_t units = map.out.channels, pixels = map.out.height * map.out.width;
@@ -220,7 +213,7 @@ void forward_selection(const ChainParams& p, const ChainLayer& layer, int64_t co
       }
     }
     if (stage.kind == StageKind::kMaxPool) {
-      swap_activations(buffers);
+      exchange(buffers.activations, buffers.spare);
       first_pool = false;
     }
   }

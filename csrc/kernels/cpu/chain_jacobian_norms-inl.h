@@ -35,7 +35,7 @@ void chain_tile_of(const ChainParams& p, int64_t network, const T* packed, const
 }
 
 template <class T>
-ChainLayout chain_layout_of(const ChainParams& p) {
+ChainTiling chain_tiling_of(const ChainParams& p) {
   LayerReader<T> reader{p};
   int64_t triangle = 0;
   for (ChainLayer layer; reader.next(layer);) {
@@ -46,25 +46,20 @@ ChainLayout chain_layout_of(const ChainParams& p) {
   return {reader.packed, triangle, buffers.tile, buffers.shares, workspace};
 }
 
-ChainLayout chain_layout(const ChainParams& p) {
-  return p.dtype == Dtype::kFloat32 ? chain_layout_of<float>(p) : chain_layout_of<double>(p);
+ChainTiling chain_tiling(const ChainParams& p) {
+  return p.dtype == Dtype::kFloat32 ? chain_tiling_of<float>(p) : chain_tiling_of<double>(p);
 }
 
 void chain_pack(const ChainParams& p, int64_t network, void* packed, double* workspace, const Parallel* parallel) {
-  if (p.dtype == Dtype::kFloat32) {
-    pack_chain(p, network, static_cast<float*>(packed), workspace, parallel);
-  } else {
-    pack_chain(p, network, static_cast<double*>(packed), workspace, parallel);
-  }
+  if (p.dtype == Dtype::kFloat32) return pack_chain(p, network, static_cast<float*>(packed), workspace, parallel);
+  pack_chain(p, network, static_cast<double*>(packed), workspace, parallel);
 }
 
 void chain_tile(const ChainParams& p, int64_t network, const void* packed, const int64_t* samples, int64_t count,
                 void* workspace) {
-  if (p.dtype == Dtype::kFloat32) {
-    chain_tile_of(p, network, static_cast<const float*>(packed), samples, count, static_cast<char*>(workspace));
-  } else {
-    chain_tile_of(p, network, static_cast<const double*>(packed), samples, count, static_cast<char*>(workspace));
-  }
+  if (p.dtype == Dtype::kFloat32)
+    return chain_tile_of(p, network, static_cast<const float*>(packed), samples, count, static_cast<char*>(workspace));
+  chain_tile_of(p, network, static_cast<const double*>(packed), samples, count, static_cast<char*>(workspace));
 }
 
 LIPFAST_END

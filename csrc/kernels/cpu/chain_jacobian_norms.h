@@ -27,7 +27,7 @@
 namespace lipfast {
 
 // How one call is cut.
-struct ChainLayout {
+struct ChainTiling {
   int64_t packed;          // elements of the dtype, per network
   int64_t pack_workspace;  // bytes while one network is packed
   int64_t tile;            // samples
@@ -36,7 +36,7 @@ struct ChainLayout {
 };
 
 struct ChainKernel {
-  ChainLayout (*layout)(const ChainParams&);
+  ChainTiling (*tiling)(const ChainParams&);
   // Packs the weights of one network into column panels that the tiles then share.
   void (*pack)(const ChainParams&, int64_t network, void* packed, double* workspace, const Parallel* parallel);
   // The samples of one tile, by their indices.

@@ -33,7 +33,6 @@ struct ChainLayer {
   int64_t factors, sources;  // offsets of f and u, for one sample
 };
 
-LIPFAST_INLINE int64_t elements(const ImageShape& shape) { return shape.channels * shape.height * shape.width; }
 LIPFAST_INLINE bool has_weight(const ChainStage& stage) {
   return stage.kind == StageKind::kLinear || stage.kind == StageKind::kConvolution;
 }

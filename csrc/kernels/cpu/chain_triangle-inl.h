@@ -13,7 +13,7 @@ LIPFAST_BEGIN
 // Worth it when the products saved outweigh the Gram matrix: a multiplication there costs about four of those.
 LIPFAST_INLINE bool triangle_pays(const ChainParams& p, const ChainStage& stage) {
   const double units = static_cast<double>(stage.out.channels), inputs = static_cast<double>(stage.in.channels);
-  const double outputs = static_cast<double>(p.out.channels * p.out.height * p.out.width);
+  const double outputs = static_cast<double>(elements(p.out));
   const double rows = static_cast<double>(p.batch) * outputs;
   return p.dtype == Dtype::kFloat32 && inputs > units && rows * (inputs - 0.5 * units) > 4 * units * (inputs + units);
 }

@@ -16,11 +16,8 @@ void jacobian_reduction_of(const JacobianReductionParams& p, int64_t begin, int6
 }
 
 void jacobian_reduction(const JacobianReductionParams& p, int64_t begin, int64_t end, double* workspace) {
-  if (p.dtype == Dtype::kFloat32) {
-    jacobian_reduction_of<float>(p, begin, end, workspace);
-  } else {
-    jacobian_reduction_of<double>(p, begin, end, workspace);
-  }
+  if (p.dtype == Dtype::kFloat32) return jacobian_reduction_of<float>(p, begin, end, workspace);
+  jacobian_reduction_of<double>(p, begin, end, workspace);
 }
 
 LIPFAST_END

@@ -49,9 +49,7 @@ void forward_factors(const SecantChain& chain, int64_t network, const double* x,
     const SecantStage& stage = chain.stages[s];
     if (stage.linear) {
       map_sides<T, 1>(map_of<T>(chain, network, stage), from, to, 0);
-      double* before = from;
-      from = to;
-      to = before;
+      exchange(from, to);
       factors += stage.in;
       for (int64_t i = 0; i < stage.out; ++i) factors[i] = 1;
       continue;
@@ -174,9 +172,7 @@ void jacobian_of(const SecantChain& chain, int64_t network, const double* x, dou
         b.units[terms.count++] = j;
       }
       terms_times_weight(terms, map.weight, map.cols, b.next, stride);
-      double* before = b.rows;
-      b.rows = b.next;
-      b.next = before;
+      exchange(b.rows, b.next);
     }
     factors -= map.cols;
   }

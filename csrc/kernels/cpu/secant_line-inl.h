@@ -92,9 +92,7 @@ void kinks_of(const SecantChain& chain, int64_t network, const double* x, const 
     const SecantStage& stage = chain.stages[s];
     if (stage.linear) {
       map_sides<T, 2>(map_of<T>(chain, network, stage), from, to, stride);
-      double* before = from;
-      from = to;
-      to = before;
+      exchange(from, to);
       continue;
     }
     const PiecewiseLinear f = piecewise_linear(stage);

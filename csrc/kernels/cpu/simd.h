@@ -33,7 +33,6 @@
 #define LIPFAST_UNROLL LIPFAST_PRAGMA(GCC unroll 16)
 #endif
 
-#define LIPFAST_INLINE inline __attribute__((always_inline))
 #define LIPFAST_BEGIN              \
   namespace lipfast::LIPFAST_ISA { \
   namespace {

@@ -2,6 +2,7 @@
 #ifndef LIPFAST_VECTOR_INL_H
 #define LIPFAST_VECTOR_INL_H
 
+#include "../scalar.h"
 #include "simd.h"
 
 LIPFAST_BEGIN
@@ -180,12 +181,10 @@ LIPFAST_INLINE void transpose(typename Simd<T>::Vector* of) {
 }
 
 template <class T>
-LIPFAST_INLINE T larger(T a, T b) {
-  return a < b ? b : a;
-}
-template <class T>
-LIPFAST_INLINE T smaller(T a, T b) {
-  return b < a ? b : a;
+LIPFAST_INLINE void exchange(T& a, T& b) {
+  const T before = a;
+  a = b;
+  b = before;
 }
 
 inline double dot(const double* a, const double* b, int64_t n) {
@@ -213,18 +212,6 @@ inline void axpy(double alpha, const double* x, double* y, int64_t n) {
 
 inline void scale(double alpha, double* x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) x[i] *= alpha;
-}
-
-// The binary exponent e with 2^(e-1) <= value < 2^e, and multiplication by 2^e in two exact steps, for exponents
-// that no single power of two can hold.
-struct PowerOfTwo {
-  double first, second;
-  LIPFAST_INLINE double operator()(double value) const { return value * first * second; }
-};
-inline PowerOfTwo power_of_two(int exponent) { return {ldexp(1.0, exponent / 2), ldexp(1.0, exponent - exponent / 2)}; }
-
-LIPFAST_INLINE int64_t round_up(int64_t value, int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
 }
 
 // body(item) for every item in [0, count), on the given threads.

@@ -13,13 +13,6 @@
 
 #include "../params.h"
 
-// Contracts are read by C++ compilers, too.
-#if defined(__CUDACC__)
-#define LIPFAST_HOST_DEVICE __host__ __device__
-#else
-#define LIPFAST_HOST_DEVICE
-#endif
-
 namespace lipfast::cuda {
 
 constexpr int kChainSamples = 8;  // of a block: a warp each

@@ -1,4 +1,4 @@
-// Scratch memory of one thread, and work handed to the threads of torch's pool in the order given.
+// Work handed to the threads of torch's pool in the order given, in the arithmetic that the proofs assume.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -6,29 +6,11 @@
 #include <algorithm>
 #include <atomic>
 #include <cfenv>
-#include <cstddef>
 #include <cstdint>
-#include <memory>
-#include <new>
+
+#include "../../kernels/cpu/workspace.h"
 
 namespace lipfast {
-
-// Uninitialised, aligned to a cache line.
-class Workspace {
- public:
-  explicit Workspace(int64_t bytes) : memory_(::operator new(static_cast<size_t>(bytes), kAlignment)) {}
-  template <class T>
-  T* as() const {
-    return static_cast<T*>(memory_.get());
-  }
-
- private:
-  static constexpr std::align_val_t kAlignment{64};
-  struct Release {
-    void operator()(void* p) const { ::operator delete(p, kAlignment); }
-  };
-  std::unique_ptr<void, Release> memory_;
-};
 
 // IEEE arithmetic as the proofs assume it: round to nearest, denormals kept. A thread may come with another mode
 // (torch.set_flush_denormal); it gets it back.
