@@ -8,7 +8,8 @@
 #ifndef LIPFAST_COMPLEX_CHOLESKY_INL_H
 #define LIPFAST_COMPLEX_CHOLESKY_INL_H
 
-#include "complex_gram-inl.h"
+#include "hermitian-inl.h"
+#include "vector-inl.h"
 
 LIPFAST_BEGIN
 
