@@ -34,8 +34,9 @@ constexpr LIPFAST_SHARED double gamma(int64_t k) {
 // Where A + E = L L^* and |E| <= epsilon |L| |L|^*: ||E||_2 is at most this times the trace of A.
 constexpr LIPFAST_SHARED double cholesky_error(double epsilon) { return epsilon / (1 - epsilon); }
 
-// numerator / ||x|| from below, for a numerator with one rounding and a norm computed of size_terms - 2 numbers; 0 where
-// nothing is proved. The factor 1 - 8 u covers five roundings: the numerator's, 1 + gamma, product, quotient, last product.
+// numerator / ||x|| from below, for a numerator with one rounding and a norm computed of size_terms - 2 numbers; 0
+// where nothing is proved. The factor 1 - 8 u covers five roundings: the numerator's, 1 + gamma, product, quotient,
+// last product.
 LIPFAST_SHARED double quotient_below(double numerator, double size, int64_t size_terms) {
   if (!(numerator > 0) || !(size > 0)) return 0;
   return narrowed(numerator / (size * (1 + gamma(size_terms))), 8);

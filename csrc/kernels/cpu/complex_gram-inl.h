@@ -48,6 +48,13 @@ LIPFAST_INLINE void unit_circle(double x, double* cosine, double* sine) {
   *sine = quadrant & 2 ? -b : b;
 }
 
+// product / q modulo 1, in [0, 1).
+LIPFAST_INLINE double cycles_of(int64_t product, int64_t q) {
+  int64_t rest = product % q;
+  if (rest < 0) rest += q;
+  return static_cast<double>(rest) / static_cast<double>(q);
+}
+
 // The phase j.theta of an integer offset at the frequency p / q (cycles per axis): integers modulo q, then at most
 // three quotients and two sums, so that the angle is off by less than 50 u.
 LIPFAST_INLINE void phase(const FrequencyLattice& lattice, const int64_t* p, const int64_t* j, double* cosine,
@@ -55,9 +62,8 @@ LIPFAST_INLINE void phase(const FrequencyLattice& lattice, const int64_t* p, con
   double x = 0;
   for (int64_t a = 0; a < lattice.axes; ++a) {
     const int64_t q = lattice.denominators[a];
-    int64_t rest = p[a] * j[a] % q;
-    if (rest < 0) rest += q;
-    x += static_cast<double>(rest) / static_cast<double>(q);
+    // A constant power of two: no division.
+    x += q == kCycle ? cycles_of(p[a] * j[a], kCycle) : cycles_of(p[a] * j[a], q);
   }
   x -= static_cast<double>(static_cast<int64_t>(x));
   unit_circle(x, cosine, sine);

@@ -1,5 +1,4 @@
-// The taps of a convolution's kernel and the frequencies of its symbol What(theta) = sum_k W_k e^{i k.theta}: sizes
-// alone.
+// Sizes of a convolution's taps, and the frequencies of its symbol What(theta) = sum_k W_k e^{i k.theta}.
 #pragma once
 
 #include "../rounding.h"
