@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bench.turns import Benchmark, Implementations, in_turn, measure
 from lipfast.estimators.enclosure import enclose
-from lipfast.estimators.lower.certificate import kink_distances, traced_jacobians
+from lipfast.estimators.lower.networks import traced_jacobians, traced_kink_distances
 from lipfast.estimators.plan import Plan
 from lipfast.ops.chain_secants import PiecewiseLinearChains
 from lipfast.ops.modes import plain_arithmetic
@@ -30,7 +30,7 @@ def network(seed: int) -> nn.Sequential:
 
 
 @cache
-def problem() -> tuple[Plan, list[dict[str, Tensor]], Tensor]:
+def secant_problem() -> tuple[Plan, list[dict[str, Tensor]], Tensor]:
     """Plan, tensors, points: the first of each network's is its sample, the next its direction."""
     plan = Plan.trace(network(0), torch.zeros(2, DIMS[0]))
     tensors = plan.resolve_all([network(seed).state_dict() for seed in range(NETWORKS)])
@@ -39,7 +39,7 @@ def problem() -> tuple[Plan, list[dict[str, Tensor]], Tensor]:
 
 
 def native() -> None:
-    plan, tensors, points = problem()
+    plan, tensors, points = secant_problem()
     chain = plan.piecewise_linear_chain
     assert chain is not None
     parameters = [chain.parameters(entry, plan.constants) for entry in tensors]
@@ -51,19 +51,19 @@ def native() -> None:
 
 
 def traced() -> None:
-    """As the certificate does it: some networks at a time, for the cache, and on one thread."""
-    plan, tensors, points = problem()
+    """The graph as the certificate takes it: some networks at a time, for the cache, one thread."""
+    plan, tensors, points = secant_problem()
     with one_thread(), plain_arithmetic():
         for start in range(0, NETWORKS, STACKED):
             some = points[start : start + STACKED]
             own = tensors[start : start + STACKED]
             parameters = stack(own, plan.used_parameters, torch.float64)
             traced_jacobians(plan, parameters, some[:, 0])
-            kink_distances(plan, parameters, some[:, 0], some[:, 1])
+            traced_kink_distances(plan, parameters, some[:, 0], some[:, 1])
             enclose(plan, parameters, some)
 
 
-def implementations() -> Implementations:
+def secant_implementations() -> Implementations:
     return {"lipfast": (native, NETWORKS), "traced graph (torch)": (traced, NETWORKS)}
 
 
@@ -71,4 +71,4 @@ def implementations() -> Implementations:
 def bench_secants(benchmark: Benchmark, turn: int, implementation: str) -> None:
     dims = "-".join(map(str, DIMS))
     case = f"Jacobian, kinks and {POINTS} enclosures of {NETWORKS} networks {dims}"
-    measure(benchmark, case, implementation, implementations()[implementation])
+    measure(benchmark, case, implementation, secant_implementations()[implementation])

@@ -8,16 +8,16 @@ from torch import Tensor, nn
 
 from lipfast.errors import ArgumentError
 from lipfast.estimators.domain import Domain
-from lipfast.estimators.estimate import Bounds, LowerBound, UpperBound
 from lipfast.estimators.jacobian.function import check_samples
 from lipfast.estimators.jacobian.input_gradient import input_gradient_norms
 from lipfast.estimators.jacobian.norms import jacobian_norms
 from lipfast.estimators.lower.stream import SearchName, sampled_lower_bound, search_method
 from lipfast.estimators.plan import Plan
+from lipfast.estimators.results import Bounds, LowerBound, UpperBound
 from lipfast.estimators.samples import Data
+from lipfast.norms import Norm
 from lipfast.plan.modules import unwrap
 from lipfast.plan.trace import Source
-from lipfast.rules.registry import Norm
 
 __all__ = [
     "bounds",

@@ -13,14 +13,16 @@ from torch import Tensor
 
 from lipfast.errors import TraceError
 from lipfast.estimators.domain import Domain
-from lipfast.estimators.estimate import Bounds, LowerBound, UpperBound, joined
 from lipfast.estimators.lower.sample_maximum import lower_bounds
-from lipfast.estimators.upper.spectral_product import Starts, Vectors, upper_bounds
+from lipfast.estimators.results import Bounds, LowerBound, UpperBound, ordered
+from lipfast.estimators.upper.spectral_product import product_bounds
+from lipfast.estimators.upper.starts import Starts, StartVectors
 from lipfast.estimators.upper.tracker import Tracker
+from lipfast.norms import Norm
 from lipfast.plan.architecture import SCHEMA_VERSION, Architecture, architecture_from_json
 from lipfast.plan.checked import CheckedStateDict, StateDict, resolve, resolve_all
 from lipfast.plan.trace import Source, trace
-from lipfast.rules.registry import Norm, require_rules
+from lipfast.rules.registry import require_rules
 
 
 class Plan(Architecture):
@@ -93,7 +95,7 @@ class Plan(Architecture):
         norm: Norm = 2,
         rtol: float = 1e-6,
         seed: int = 0,
-        start: Vectors | None = None,
+        start: StartVectors | None = None,
         simplify: bool = True,
         domain: Domain | None = None,
     ) -> UpperBound: ...
@@ -120,7 +122,7 @@ class Plan(Architecture):
         simplify: bool = True,
         domain: Domain | None = None,
     ) -> UpperBound | list[UpperBound]:
-        """Certified upper bounds on the Lipschitz constant; see `spectral_product.upper_bounds`.
+        """Certified upper bounds on the Lipschitz constant; see `spectral_product.product_bounds`.
 
         Args:
             state_dicts: one state dict, or a list of them (all layers of all are one native call).
@@ -150,7 +152,7 @@ class Plan(Architecture):
             >>> round(plan.upper(weights).value, 5)  # at most 1e-6 above, relative
             4.0
         """
-        results, _ = upper_bounds(
+        results, _ = product_bounds(
             self,
             state_dicts,
             norm=norm,
@@ -276,11 +278,13 @@ class Plan(Architecture):
         Raises:
             BoundOrderError: a certified lower bound exceeds a certified upper bound (a defect).
         """
-        uppers, _ = upper_bounds(self, state_dicts, norm=norm, rtol=rtol, seed=seed, domain=domain)
+        uppers, _ = product_bounds(
+            self, state_dicts, norm=norm, rtol=rtol, seed=seed, domain=domain
+        )
         lowers = lower_bounds(
             self, state_dicts, x, norm=norm, per_sample=per_sample, memory=memory, domain=domain
         )
-        results = [joined(lower, upper) for lower, upper in zip(lowers, uppers, strict=True)]
+        results = [ordered(lower, upper) for lower, upper in zip(lowers, uppers, strict=True)]
         return results[0] if isinstance(state_dicts, Mapping) else results
 
     def save(self, path: str | os.PathLike[str]) -> None:

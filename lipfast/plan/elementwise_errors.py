@@ -15,12 +15,11 @@ from lipfast.plan.parameter_rules import (
     enclosed,
     error_of,
     parameter_rule,
-    u,
     unless_exact,
     whole,
     with_error,
 )
-from lipfast.rules.rounding import SMALLEST
+from lipfast.rounding import SMALLEST, u
 from lipfast.rules.running_errors import (
     EVALUATION_ROUNDOFFS,
     error_of_extremum,
@@ -139,7 +138,7 @@ def absolute(x: object) -> Enclosure:
 
 
 @parameter_rule("relu")
-def _relu(x: object) -> Enclosure:
+def _rectified(x: object) -> Enclosure:
     return _moved_by(enclosed(x).tensor.relu(), x)
 
 

@@ -29,9 +29,9 @@ from lipfast.graph.nodes import (
     is_computed,
 )
 from lipfast.plan.computed import evaluate_computed
+from lipfast.rounding import SMALLEST, UNIT_ROUNDOFF
 from lipfast.rules.normalization import running_statistics
 from lipfast.rules.registry import Affine, rule_of
-from lipfast.rules.rounding import SMALLEST, UNIT_ROUNDOFF
 
 # Roundings in one entry of a weight per fold: var + eps, root, quotient, product, and one to spare.
 ROUNDINGS_PER_FOLD = 5
@@ -68,7 +68,7 @@ class Folded:
     scalings: tuple[Scaling, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FoldedGraph:
     """A graph with fewer nodes, and how the parameters that are new in it are computed.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lipfast.graph.nodes import Node, computed_name, is_computed
 from lipfast.plan.fold import FoldedGraph
 from lipfast.plan.merge import merged_layers
-from lipfast.rules.registry import Convolution, LayerRequest, lookup
+from lipfast.rules.registry import ConvSettings, LayerRequest, lookup
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Layer:
     node: str
     weight: str = ""
     folds: int = 0
-    convolution: Convolution | None = None
+    convolution: ConvSettings | None = None
     input_shape: tuple[int, ...] = ()
     output_shape: tuple[int, ...] = ()
 

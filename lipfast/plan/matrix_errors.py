@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lipfast.plan.parameter_rules import Enclosure, parameter_rule, rearranged, u
-from lipfast.rules.rounding import UNDERFLOW, gamma
+from lipfast.plan.parameter_rules import Enclosure, parameter_rule, rearranged
+from lipfast.rounding import UNDERFLOW, gamma, u
 
 _DEGREE = 18
 

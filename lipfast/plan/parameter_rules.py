@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 
 from lipfast.graph.nodes import Node, Reference, is_floating_dtype
-from lipfast.rules.rounding import UNIT_ROUNDOFF, gamma
+from lipfast.rounding import gamma
 from lipfast.rules.running_errors import finished
 
-u = UNIT_ROUNDOFF
 # For the roundings of a bound itself.
 ROOM = 2 * gamma(16)
 

@@ -21,7 +21,7 @@ from lipfast.plan.parameter_rules import (
     whole,
     with_error,
 )
-from lipfast.rules.rounding import gamma
+from lipfast.rounding import gamma
 from lipfast.rules.running_errors import error_of_bilinear_map, error_of_matmul
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lipfast.graph.nodes import Argument, Node, Reference
 from lipfast.ops import chain_stages
+from lipfast.rounding import SMALLEST, UNIT_ROUNDOFF
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.pooling import error_of_a_mean, power, same_entries
 from lipfast.rules.products import (
@@ -22,7 +23,6 @@ from lipfast.rules.products import (
     product,
 )
 from lipfast.rules.registry import Arguments, Call, rule
-from lipfast.rules.rounding import SMALLEST, UNIT_ROUNDOFF
 from lipfast.rules.running_errors import error_of_extremum, finished
 from lipfast.rules.upward import Upward, p_norm
 

@@ -11,12 +11,12 @@ from torch import Tensor
 from lipfast.graph.nodes import Node, Reference
 from lipfast.ops import chain_stages
 from lipfast.rules.affine import parameters_supported
-from lipfast.rules.registry import Arguments, Call, Convolution, LayerRequest, rule
+from lipfast.rules.registry import Arguments, Call, ConvSettings, LayerRequest, rule
 from lipfast.rules.running_errors import error_of_linear_map
 from lipfast.rules.upward import Upward
 
 
-def settings(node: Node) -> Convolution:
+def settings(node: Node) -> ConvSettings:
     """Read the arguments of ``aten.conv{1,2,3}d``, their transposed kin or ``aten.convolution``."""
     axes = len(node.shape) - 1
 
@@ -25,7 +25,7 @@ def settings(node: Node) -> Convolution:
 
     stride = axis(3, "stride", 1)
     if node.op == "aten.convolution":
-        return Convolution(
+        return ConvSettings(
             stride,
             axis(4, "padding", 0),
             axis(5, "dilation", 1),
@@ -34,7 +34,7 @@ def settings(node: Node) -> Convolution:
             bool(node.argument(6, "transposed")),
         )
     if node.op.startswith("aten.conv_transpose"):
-        return Convolution(
+        return ConvSettings(
             stride,
             axis(4, "padding", 0),
             axis(7, "dilation", 1),
@@ -45,9 +45,9 @@ def settings(node: Node) -> Convolution:
     named = node.argument(4, "padding") if isinstance(node.argument(4, "padding"), str) else None
     dilation, groups = axis(5, "dilation", 1), int(node.number(6, "groups", 1))
     if named == "same":
-        return Convolution(stride, "same", dilation, groups)
+        return ConvSettings(stride, "same", dilation, groups)
     padding = (0,) * axes if named == "valid" else axis(4, "padding", 0)
-    return Convolution(stride, padding, dilation, groups)
+    return ConvSettings(stride, padding, dilation, groups)
 
 
 def _convolution_layer(node: Node) -> LayerRequest:
@@ -63,8 +63,8 @@ def _convolution_error(
 ) -> Tensor:
     """``gamma_{n+2} (|W| * (|x| + e / gamma_{n+2}) + |b|)`` for n terms, as for a matrix.
 
-    Algorithms that transform (Fourier, Winograd) are excluded:
-    torch has none for float64 on a processor, and `estimators.lower.certificate` turns cuDNN off.
+    Algorithms that transform (Fourier, Winograd) are excluded: torch has none for float64 on a
+    processor, and `estimators.enclosure` turns cuDNN off.
     """
     node = arguments.node
     x, weight = node.args[0], node.args[1]
@@ -91,7 +91,7 @@ def _convolution_stage(node: Node, shape: tuple[int, ...]) -> Sequence[chain_sta
     found = settings(node)
     if found.padding == "same":
         return None  # the kernel's size is not known here, and the padding may be uneven
-    return [chain_stages.Convolution(found.stride, found.padding, found.dilation, found.groups)]
+    return [chain_stages.ConvStage(found.stride, found.padding, found.dilation, found.groups)]
 
 
 _convolution_rule = partial(

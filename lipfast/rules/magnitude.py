@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lipfast.rules.rounding import gamma
+from lipfast.rounding import gamma
 from lipfast.rules.upward import Upward
 
 _UNKNOWN = Upward(math.inf)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lipfast.graph.apply import named_argument
 from lipfast.graph.nodes import Argument, Node, Reference
+from lipfast.rounding import SMALLEST, UNIT_ROUNDOFF, gamma
 from lipfast.rules.magnitude import Magnitude, of_tensor
 from lipfast.rules.registry import Arguments, Call, rule, rule_of
-from lipfast.rules.rounding import SMALLEST, UNIT_ROUNDOFF, gamma
 from lipfast.rules.running_errors import finished
 from lipfast.rules.upward import Upward
 

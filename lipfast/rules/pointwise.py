@@ -15,9 +15,9 @@ from torch import Tensor
 
 from lipfast.graph.nodes import Node
 from lipfast.ops.chain_stages import Activation, Stage
+from lipfast.rounding import UNDERFLOW, UNIT_ROUNDOFF
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.registry import Arguments, Call, Stages, rule
-from lipfast.rules.rounding import UNDERFLOW, UNIT_ROUNDOFF
 from lipfast.rules.running_errors import error_of_function, finished
 from lipfast.rules.upward import Upward
 

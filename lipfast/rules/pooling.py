@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from lipfast.graph.nodes import Node, Reference
+from lipfast.norms import Norm
 from lipfast.ops.chain_stages import AveragePool, MaxPool
 from lipfast.rules.magnitude import Magnitude
-from lipfast.rules.registry import Arguments, Call, Norm, rule
+from lipfast.rules.registry import Arguments, Call, rule
 from lipfast.rules.running_errors import error_of_linear_map
 from lipfast.rules.upward import Upward
 from lipfast.rules.windows import (

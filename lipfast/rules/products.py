@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lipfast.graph.nodes import Node, Reference
+from lipfast.rounding import UNIT_ROUNDOFF
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.registry import Arguments, Call, rule
-from lipfast.rules.rounding import UNIT_ROUNDOFF
 from lipfast.rules.running_errors import error_of_matmul, finished
 from lipfast.rules.upward import Upward
 

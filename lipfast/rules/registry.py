@@ -7,18 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias, cast
+from typing import Literal, Protocol, TypeAlias
 
 from torch import Tensor
 
 from lipfast.errors import ArgumentError, UnsupportedOpError, naming
 from lipfast.graph.apply import call_op
 from lipfast.graph.nodes import Argument, Constant, Node, Reference, error_name
+from lipfast.norms import Norm
 from lipfast.ops.chain_stages import Stage
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.upward import Upward
-
-Norm: TypeAlias = Literal[1, 2] | float
 
 _HINT = (
     "Write one with @lipfast.rule({example!r}); its function gets a lipfast.rules.Call and returns "
@@ -44,11 +43,11 @@ class LayerRequest:
     kind: str
     parameter: str
     transposed: bool = False
-    convolution: Convolution | None = None
+    convolution: ConvSettings | None = None
 
 
 @dataclass(frozen=True)
-class Convolution:
+class ConvSettings:
     """How a kernel is applied: arguments of a convolution, one entry per axis.
 
     Attributes:
@@ -377,16 +376,3 @@ def require_rules(nodes: Iterable[Node], others: Sequence[tuple[str, str]] = ())
     hints += [_BAKE] if others else []
     if missing or others:
         raise UnsupportedOpError([*missing, *others], " ".join(hints))
-
-
-def check_norm(norm: object) -> Norm:
-    """`norm` as 1, 2 or inf.
-
-    Raises:
-        ArgumentError: it is something else.
-    """
-    if isinstance(norm, (int, float)) and norm in (1, 2, float("inf")):
-        return cast(Norm, norm if norm == float("inf") else int(norm))
-    if norm == "inf":
-        return float("inf")
-    raise ArgumentError(f"norm must be 1, 2 or inf, not {norm!r}")

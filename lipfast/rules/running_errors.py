@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from lipfast.rules.rounding import UNDERFLOW, UNIT_ROUNDOFF, gamma, magnitude
+from lipfast.rounding import UNDERFLOW, UNIT_ROUNDOFF, gamma, magnitude
 
 # Assumed of torch's float64 kernels, which promise no bound: the result differs from the
 # function by at most this many unit roundoffs times (|x| + |f(x)| + offset). The vectorised

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import lipfast
 from lipfast.estimators.enclosure import enclose
-from lipfast.estimators.lower.certificate import quotients
+from lipfast.estimators.lower.quotients import quotients
 from lipfast.estimators.plan import Plan
 from lipfast.ops.denormals import denormals_flushed
 from lipfast.plan.state import stack

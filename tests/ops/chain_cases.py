@@ -13,7 +13,7 @@ from torch.nn import functional
 from lipfast.ops.chain_stages import (
     Activation,
     AveragePool,
-    Convolution,
+    ConvStage,
     Flatten,
     Linear,
     MaxPool,
@@ -84,8 +84,8 @@ def samples(count: int, shape: Sequence[int], dtype: torch.dtype, seed: int = 1)
     return torch.randn(count, *shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def conv(stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1) -> Convolution:
-    return Convolution((stride,) * 2, (padding,) * 2, (dilation,) * 2, groups)
+def conv(stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1) -> ConvStage:
+    return ConvStage((stride,) * 2, (padding,) * 2, (dilation,) * 2, groups)
 
 
 def max_pool(
@@ -143,7 +143,7 @@ CASES: dict[str, Case] = {
     ),
     "uneven": (
         (2, 7, 5),
-        [Convolution((2, 1), (0, 2), (1, 2)), Activation("tanh"), Flatten(), Linear()],
+        [ConvStage((2, 1), (0, 2), (1, 2)), Activation("tanh"), Flatten(), Linear()],
         [(3, 2, 3, 2), (4, 3 * 3 * 7)],
     ),
     "max pool": (
@@ -250,10 +250,10 @@ CASES: dict[str, Case] = {
     "one axis": (
         (3, 20),
         [
-            Convolution((2,), (2,), (1,)),
+            ConvStage((2,), (2,), (1,)),
             RELU,
             MaxPool((2,), (2,), (0,), (1,)),
-            Convolution((1,), (1,), (2,), 2),
+            ConvStage((1,), (1,), (2,), 2),
             Activation("elu", (1.0,)),
             AveragePool((2,), (1,), (1,), True),
             Flatten(),
@@ -319,7 +319,7 @@ def torch_function(
             one_axis = h.dim() == 3
             if isinstance(stage, Linear):
                 h = functional.linear(h, *next(affine))
-            elif isinstance(stage, Convolution):
+            elif isinstance(stage, ConvStage):
                 convolve = functional.conv1d if one_axis else functional.conv2d
                 weight, bias = next(affine)
                 h = convolve(

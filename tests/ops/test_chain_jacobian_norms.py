@@ -34,7 +34,7 @@ from lipfast.ops.chain_jacobian_norms import (
     Stage,
     chain_jacobian_norms,
 )
-from lipfast.ops.chain_stages import encode
+from lipfast.ops.chain_stages import encode_chain
 from lipfast.reference.chain_jacobian_norms import chain_jacobian_norms as reference
 
 CHAINS = [
@@ -195,7 +195,7 @@ def test_opcheck(generator: torch.Generator) -> None:
     x = torch.randn(5, 6, generator=generator)
     torch.library.opcheck(
         torch.ops.lipfast.chain_jacobian_norms.default,
-        (x, flat_weights, flat_biases, *encode(RELU_MLP, mlp_shapes((6, 9, 4)))),
+        (x, flat_weights, flat_biases, *encode_chain(RELU_MLP, mlp_shapes((6, 9, 4)))),
     )
 
 
@@ -315,7 +315,7 @@ def test_bad_input() -> None:
     for given, w, b, s, message in bad:
         with pytest.raises(ArgumentError, match=message):
             chain_jacobian_norms(given, w, b, s)
-    numbers, parameters = encode(RELU_MLP, mlp_shapes((6, 9, 4)))
+    numbers, parameters = encode_chain(RELU_MLP, mlp_shapes((6, 9, 4)))
     twice = [weights[0][0]] * 2
     with pytest.raises(ArgumentError, match="1025 outputs"):
         chain_jacobian_norms(torch.ones(1, 1), [[torch.ones(1025, 1)]], [[None]], [Linear()])

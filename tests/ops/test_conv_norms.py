@@ -11,7 +11,7 @@ from torch import Tensor
 
 import lipfast
 from lipfast.errors import ArgumentError, NonFiniteError
-from lipfast.ops._convolution import convolution
+from lipfast.ops._conv_operator import conv_operator
 from lipfast.reference.conv_norms import conv_matrix, polyphase, symbol_maximum
 
 # What rounding alone costs the truth: LAPACK's svdvals in float64, and sums of taps in the matrix.
@@ -291,7 +291,9 @@ def test_the_shape_of_the_taps_is_known_beforehand() -> None:
     for _ in range(200):
         case = draw(generator)
         options = {**OPTIONS, **case.options}
-        conv = convolution(case.kernel, "kernel", input_size=options.pop("input_sizes"), **options)
+        conv = conv_operator(
+            case.kernel, "kernel", input_size=options.pop("input_sizes"), **options
+        )
         assert conv.taps_shape() == tuple(conv.taps().shape)
 
 

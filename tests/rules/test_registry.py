@@ -14,7 +14,7 @@ from lipfast.estimators.plan import Plan
 from lipfast.ops.chain_stages import Activation
 from lipfast.plan import canonical, computed
 from lipfast.rules import RULES, Call, rule
-from lipfast.rules.registry import check_norm, lookup
+from lipfast.rules.registry import lookup
 from lipfast.rules.upward import Upward
 
 
@@ -69,14 +69,6 @@ def test_names_of_ops(name: str) -> None:
 def test_lookup_of_an_unknown_op() -> None:
     with pytest.raises(UnsupportedOpError, match=r"@lipfast\.rule\('aten\.foo'\)"):
         lookup("aten.foo")
-
-
-def test_norms() -> None:
-    assert check_norm(2.0) == 2
-    assert check_norm("inf") == math.inf
-    for bad in (0, 3, "two", None):
-        with pytest.raises(ArgumentError, match="1, 2 or inf"):
-            check_norm(bad)
 
 
 class Running(nn.Module):

@@ -25,7 +25,9 @@ from lipfast.estimators.plan import Plan
 from lipfast.scoring import Interrupted, Progress, read_scores, score, verify_store
 from lipfast.scoring.data import load_data
 from lipfast.scoring.engine import local
-from lipfast.scoring.scorer import Options, Reading, Recipe
+from lipfast.scoring.options import Options
+from lipfast.scoring.reading import Reading
+from lipfast.scoring.scorer import Recipe
 
 
 def rows_by_name(store: Path) -> dict[str, dict]:

@@ -43,6 +43,21 @@ def test_everything_is_committed_on_the_way_out_of_an_error(tmp_path, error):
     assert read_scores(tmp_path).num_rows == 1
 
 
+def test_everything_is_committed_though_ctrl_c_comes_on_the_way_out(tmp_path, monkeypatch):
+    writer = WriteBehind(tmp_path)
+    put, presses = writer._queue.put, [KeyboardInterrupt]
+
+    def interrupted(rows):
+        if presses:
+            raise presses.pop()
+        put(rows)
+
+    with pytest.raises(KeyboardInterrupt), writer:
+        writer.append([row()])
+        monkeypatch.setattr(writer._queue, "put", interrupted)
+    assert read_scores(tmp_path).num_rows == 1
+
+
 def test_a_failed_write_reaches_who_appends(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "_FIRST_INTERVAL", 0.0)
     monkeypatch.setattr(store, "_SHARE", 0.0)

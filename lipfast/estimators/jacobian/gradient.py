@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
+from lipfast.estimators.jacobian.directions import steepest_direction
 from lipfast.estimators.jacobian.function import SampleFunction, differentiating
 from lipfast.estimators.jacobian.lanczos import lanczos_triplets
 from lipfast.estimators.jacobian.linearization import (
-    SMALL_SIDE,
     DerivativeError,
     Linearization,
     footprint,
+    prefers_lanczos,
 )
 from lipfast.estimators.jacobian.rows import explicit_jacobians
-from lipfast.estimators.lower.certificate import steepest_direction
-from lipfast.rules.registry import Norm
+from lipfast.norms import Norm
 
 
 def differentiable_values(
@@ -60,8 +60,7 @@ def _maximisers(
         problem.function, problem.x.detach(), problem.outputs, problem.constants
     )
     size = footprint(detached)
-    large = min(size.inputs, size.outputs) > SMALL_SIDE
-    if norm == 2 and (method == "lanczos" or (method == "auto" and large)):
+    if prefers_lanczos(size, norm, method):
         try:
             found = lanczos_triplets(detached, size, memory=memory)
             return found.left.detach(), found.right.detach()

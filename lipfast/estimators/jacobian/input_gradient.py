@@ -15,8 +15,8 @@ from lipfast.estimators.jacobian.function import (
     module_of,
     ordinary,
 )
+from lipfast.norms import Norm, check_norm, dual_norm
 from lipfast.ops.jacobian_reduction import operator_norms
-from lipfast.rules.registry import Norm, check_norm
 
 
 def input_gradient_norms(
@@ -59,15 +59,15 @@ def input_gradient_norms(
     if isinstance(function, nn.Module):
         module = module_of(function)
         with model_function(module, (samples,), create_graph=create_graph) as problem:
-            return _norms(problem.function, problem.x, norm, create_graph)
+            return _gradient_norms(problem.function, problem.x, norm, create_graph)
     if not callable(function):
         raise ArgumentError(
             f"function must be callable, (B, D...) -> (B,), not {type(function).__name__}"
         )
-    return _norms(function, samples, norm, create_graph)
+    return _gradient_norms(function, samples, norm, create_graph)
 
 
-def _norms(
+def _gradient_norms(
     function: Callable[[Tensor], Tensor], x: Tensor, norm: Norm, create_graph: bool
 ) -> Tensor:
     with differentiating():
@@ -85,9 +85,9 @@ def _norms(
             )
         if not create_graph:
             return operator_norms(gradient.reshape(len(x), 1, -1), norm)
-        dual = {1: torch.inf, 2: 2, torch.inf: 1}[norm]
         # A zero gradient has a zero subgradient; vector_norm's own is that.
-        norms: Tensor = torch.linalg.vector_norm(gradient.reshape(len(x), -1), dual, dim=1)
+        flat = gradient.reshape(len(x), -1)
+        norms: Tensor = torch.linalg.vector_norm(flat, dual_norm(norm), dim=1)
         return norms
 
 

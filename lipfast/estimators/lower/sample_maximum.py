@@ -14,18 +14,17 @@ from lipfast._clock import running
 from lipfast.errors import ArgumentError
 from lipfast.estimators.domain import Domain
 from lipfast.estimators.enclosure import missing_error_rules
-from lipfast.estimators.estimate import Estimate, LowerBound, Search, log_down
+from lipfast.estimators.estimate import Estimate, log_down
 from lipfast.estimators.jacobian.function import check_samples
-from lipfast.estimators.jacobian.linearization import SMALL_SIDE
-from lipfast.estimators.jacobian.norms import plan_jacobian_norms
-from lipfast.estimators.lower.certificate import certified_secants
-from lipfast.ops.chain_jacobian_norms import has_chain_kernel
+from lipfast.estimators.jacobian.norms import fused_chain, plan_jacobian_norms
+from lipfast.estimators.lower.secants import certified_secants
+from lipfast.estimators.results import LowerBound, Search
+from lipfast.norms import Norm, check_norm
 from lipfast.ops.denormals import FLUSHED, denormals_flushed
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.checked import StateDict, resolve_all
-from lipfast.rules.registry import Norm, check_norm
 
-_NOT_PROVED = "not proved: floating point, and at a kink autograd's value is not a derivative"
+_AT_KINKS = "not proved: floating point, and at a kink autograd's value is not a derivative"
 
 
 def lower_bounds(
@@ -42,7 +41,7 @@ def lower_bounds(
 
     ``jacobian = max_b ||J(x_b)||`` (Khromov and Singh, 2024) is a lower bound wherever the network
     is differentiable, up to rounding; the bound's `value` is the certified difference quotient
-    ``||f(a) - f(b)|| / ||a - b||`` near the arg-max sample (see `estimators.lower.certificate`).
+    ``||f(a) - f(b)|| / ||a - b||`` near the arg-max sample (see `estimators.lower.secants`).
 
     Args:
         plan: the architecture, with one input.
@@ -100,14 +99,6 @@ def jacobian_label(plan: Architecture, norm: Norm) -> str:
     return f"maximum Jacobian norm ({method})"
 
 
-def is_fused(plan: Architecture, norm: Norm, device: torch.device) -> bool:
-    """Whether `plan_jacobian_norms` is the native op for chains and little else."""
-    sides = (plan.input_shapes, plan.output_shapes)
-    small = min(sum(math.prod(shape) for shape in shapes) for shapes in sides) <= SMALL_SIDE
-    chain = plan.chain if norm == 2 and small else None
-    return chain is not None and has_chain_kernel(chain.stages, device)
-
-
 def _missing(ops: Sequence[str]) -> str | None:
     return f"no rule for the rounding errors of {', '.join(ops)}" if ops else None
 
@@ -144,7 +135,9 @@ def finite_norms(
     plan: Architecture, tensors: Sequence[Mapping[str, Tensor]], x: Tensor, norm: Norm, memory: int
 ) -> Tensor:
     """Jacobian norms (networks, B); networks that overflow float32 again in float64."""
-    with running("chain_jacobian_norms") if is_fused(plan, norm, x.device) else nullcontext():
+    # Then it is the native op and little else.
+    fused = fused_chain(plan, norm, x.device) is not None
+    with running("chain_jacobian_norms") if fused else nullcontext():
         norms = plan_jacobian_norms(plan, tensors, x, norm=norm, memory=memory)
     broken = (~torch.isfinite(norms)).any(1).nonzero().flatten().tolist()
     if not broken:
@@ -183,7 +176,7 @@ def assembled(
         norm,
         label,
         certified=False,
-        reason=_NOT_PROVED if math.isfinite(value) else "the Jacobian is not finite in float64",
+        reason=_AT_KINKS if math.isfinite(value) else "the Jacobian is not finite in float64",
     )
     reason, method = why_not, "certified secant"
     if secant is None:

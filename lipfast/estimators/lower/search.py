@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from lipfast.errors import ArgumentError
-from lipfast.estimators.estimate import Estimate, Search, log_down
+from lipfast.estimators.estimate import Estimate, log_down
 from lipfast.estimators.jacobian.function import Function, SampleFunction
-from lipfast.rules.registry import Norm
+from lipfast.estimators.results import Search
+from lipfast.norms import Norm
 
 # Points that a search returns.
 KEPT = 8

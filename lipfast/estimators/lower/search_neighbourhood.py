@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
-from lipfast.estimators.estimate import Search
 from lipfast.estimators.lower.search import (
     KEPT,
     Best,
@@ -21,6 +20,7 @@ from lipfast.estimators.lower.search import (
     into_box,
     require_inside,
 )
+from lipfast.estimators.results import Search
 
 Noise = Literal["gaussian", "uniform"]
 

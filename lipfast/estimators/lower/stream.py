@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from lipfast.errors import ArgumentError
 from lipfast.estimators.enclosure import missing_error_rules
-from lipfast.estimators.estimate import LowerBound, Search
 from lipfast.estimators.jacobian.function import (
     SampleFunction,
     check_memory,
@@ -22,10 +21,6 @@ from lipfast.estimators.jacobian.function import (
     module_of,
 )
 from lipfast.estimators.jacobian.norms import function_jacobian_norms
-from lipfast.estimators.lower.certificate import (
-    certified_quotient,
-    certified_secants,
-)
 from lipfast.estimators.lower.sample_maximum import (
     Statistics,
     assembled,
@@ -37,14 +32,16 @@ from lipfast.estimators.lower.search_ascent import Ascent
 from lipfast.estimators.lower.search_convex import Convex
 from lipfast.estimators.lower.search_neighbourhood import Neighbourhood
 from lipfast.estimators.lower.search_pairs import Pairs
+from lipfast.estimators.lower.secants import certified_quotient, certified_secants
 from lipfast.estimators.progress import progress
+from lipfast.estimators.results import LowerBound, Search
 from lipfast.estimators.samples import Data, count_samples, sample_batches
+from lipfast.norms import Norm, check_norm
 from lipfast.ops.denormals import denormals_flushed
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.cache import cached_plan
 from lipfast.plan.checked import resolve
 from lipfast.plan.trace import Source
-from lipfast.rules.registry import Norm, check_norm
 
 SearchName = Literal["data", "convex", "neighbourhood", "ascent", "pairs"]
 _SEARCHES: dict[str, Callable[..., SearchMethod]] = {
@@ -198,12 +195,12 @@ def _evaluator(
         def norms(x: Tensor) -> Tensor:
             if plan is not None:
                 return finite_norms(plan, [tensors], x, norm, memory)[0]
-            return _module_norms(module, problem, example, x, norm=norm, memory=memory)
+            return _norms_without_plan(module, problem, example, x, norm=norm, memory=memory)
 
         yield _Evaluator(problem, norms, norm, memory, plan, tensors, why_not)
 
 
-def _module_norms(
+def _norms_without_plan(
     module: nn.Module,
     problem: SampleFunction,
     example: tuple[Tensor, ...],

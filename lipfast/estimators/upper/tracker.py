@@ -8,11 +8,12 @@ from typing import overload
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
-from lipfast.estimators.estimate import UpperBound
-from lipfast.estimators.upper.spectral_product import Vectors, upper_bounds
+from lipfast.estimators.results import UpperBound
+from lipfast.estimators.upper.spectral_product import product_bounds
+from lipfast.estimators.upper.starts import StartVectors
+from lipfast.norms import Norm, check_norm
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.checked import StateDict
-from lipfast.rules.registry import Norm, check_norm
 
 
 class Tracker:
@@ -52,7 +53,7 @@ class Tracker:
         self, plan: Architecture, *, norm: Norm = 2, rtol: float = 1e-6, seed: int = 0
     ) -> None:
         self.plan = plan
-        self.vectors: Vectors = {}
+        self.vectors: StartVectors = {}
         self._norm = check_norm(norm)
         self._rtol = rtol
         self._seed = seed
@@ -79,7 +80,7 @@ class Tracker:
         single = isinstance(state_dicts, Mapping)
         if not single and not len(state_dicts):
             raise ArgumentError("no state dicts were given")
-        results, vectors = upper_bounds(
+        results, vectors = product_bounds(
             self.plan,
             state_dicts,
             norm=self._norm,

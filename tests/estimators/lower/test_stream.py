@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from lipfast.errors import ArgumentError, NonFiniteError
 from lipfast.estimators import progress as progress_module
 from lipfast.estimators.calls import lower_bound, upper_bound
-from lipfast.estimators.estimate import LowerBound
 from lipfast.estimators.plan import Plan
 from lipfast.estimators.progress import progress
+from lipfast.estimators.results import LowerBound
 from lipfast.estimators.samples import sample_batches
 
 SEARCHES: dict[str, dict[str, object]] = {
