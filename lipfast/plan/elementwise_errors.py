@@ -19,7 +19,7 @@ from lipfast.plan.parameter_rules import (
     whole,
     with_error,
 )
-from lipfast.rounding import SMALLEST, u
+from lipfast.rounding import SMALLEST, u, widened
 from lipfast.rules.running_errors import (
     EVALUATION_ROUNDOFFS,
     error_of_extremum,
@@ -87,7 +87,7 @@ def quotient(x: object, y: object) -> Enclosure:
     first, second = enclosed(x), enclosed(y)
     result = first.tensor / second.tensor
     least = (second.tensor.abs() - error_of(second)) * (1.0 - 4 * u)
-    error = (error_of(first) + (result.abs() * (1 + 4 * u)) * error_of(second)) / least
+    error = (error_of(first) + widened(result.abs(), 2) * error_of(second)) / least
     error = error + 2 * u * result.abs() + first.tensor.abs() * SMALLEST
     error = torch.where(least > 0, error, math.inf)
     certain = (error_of(first) == 0) & (error_of(second) == 0)
@@ -182,7 +182,7 @@ def _sqrt(x: object) -> Enclosure:
     value = enclosed(x)
     result, e = value.tensor.sqrt(), error_of(value)
     moved = torch.where(result > 0, torch.minimum(e / (result * (1 - 4 * u)), e.sqrt()), e.sqrt())
-    error = moved * (1 + 8 * u) + 2 * u * result
+    error = widened(moved, 4) + 2 * u * result
     return with_error(result, torch.where(value.tensor >= e, error, math.inf))
 
 
@@ -197,7 +197,7 @@ def _exp(x: object) -> Enclosure:
     """``(exp(e) - 1) exp(x)``, and the evaluation's own rounding."""
     value = enclosed(x)
     result = value.tensor.exp()
-    error = torch.expm1(error_of(value)) * result * (1 + 64 * u)
+    error = widened(torch.expm1(error_of(value)) * result, 32)
     return with_error(result, error + result * _EVALUATION * (value.tensor.abs() + 2))
 
 
@@ -207,7 +207,7 @@ def _log(x: object) -> Enclosure:
     value = enclosed(x)
     result = value.tensor.log()
     least = (value.tensor - error_of(value)) * (1 - 4 * u)
-    error = error_of(value) / least * (1 + 8 * u) + (result.abs() + 1.0) * _EVALUATION
+    error = widened(error_of(value) / least, 4) + (result.abs() + 1.0) * _EVALUATION
     return with_error(result, torch.where(least > 0, error, math.inf))
 
 
@@ -251,7 +251,7 @@ def _soft_plus(x: object, beta: float = 1.0, threshold: float = 20.0) -> Enclosu
     linear = scaled.tensor > threshold
     error = torch.where(linear, error_of(value), error_of(smooth))
     # The difference of neighbours is exact, others are far from 0; the factor is to spare.
-    near = (scaled.tensor - threshold).abs() <= error_of(scaled) * (1 + 4 * u)
+    near = (scaled.tensor - threshold).abs() <= widened(error_of(scaled), 2)
     unsure = near & (error_of(scaled) > 0)
     return Enclosure(
         torch.where(linear, value.tensor, smooth.tensor), torch.where(unsure, math.inf, error)
@@ -290,8 +290,8 @@ def _pow(x: object, exponent: object) -> Enclosure:
     assert isinstance(x, (int, float))
     power = enclosed(exponent)
     result = float(x) ** power.tensor
-    size = abs(math.log(x)) * (1 + 4 * u)
-    error = torch.expm1(size * error_of(power)) * result * (1 + 64 * u)
+    size = widened(abs(math.log(x)), 2)
+    error = widened(torch.expm1(size * error_of(power)) * result, 32)
     rounding = _EVALUATION * (power.tensor.abs() * size + 2)
     return with_error(result, error + result * rounding)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lipfast.plan.parameter_rules import Enclosure, parameter_rule, rearranged
-from lipfast.rounding import UNDERFLOW, gamma, u
+from lipfast.rounding import UNDERFLOW, gamma, u, widened
 
 _DEGREE = 18
 
@@ -96,17 +96,17 @@ def exponential(value: Enclosure) -> Enclosure:
         product = b @ result
         local = _product_error(b, result) / k + 4 * u * (_norm_of(product) / k + _norm_of(result))
         result = identity + product / k
-        error = (small * error / k + local + 2 * u * _norm_of(result)) * (1.0 + 16 * u)
+        error = widened(small * error / k + local + 2 * u * _norm_of(result), 8)
     error += 2.0 * small**19 / math.factorial(19)
     for _ in range(steps):
         length = 1.0 + error if skew else _norm_of(result)
         local = _product_error(result, result)
         result = result @ result
-        error = (2.0 * length * error + error * error + local) * (1.0 + 16 * u)
+        error = widened(2.0 * length * error + error * error + local, 8)
     if given > 0.0:
         # ||exp(A + E) - exp(A)|| <= ||E|| exp(||A|| + ||E||)
         try:
-            error += given * math.exp(norm + given) * (1.0 + 64 * u)
+            error += widened(given * math.exp(norm + given), 32)
         except OverflowError:
             error = math.inf
     return _within(result, error)
@@ -154,14 +154,14 @@ def solution(m: Enclosure, b: Enclosure) -> Enclosure:
     right = 0.0 if b.error is None else _norm_of(b.error)
     reach, length = _norm_of(inverse), _norm_of(found)
     identity = torch.eye(len(inverse), dtype=torch.float64, device="cpu")
-    defect = _norm_of(identity - inverse @ m.tensor) * (1.0 + 4 * u)
+    defect = widened(_norm_of(identity - inverse @ m.tensor), 2)
     alpha = defect + _product_error(inverse, m.tensor) + reach * given + 4 * u * len(inverse)
     if not alpha < 0.5:
         return _within(found, math.inf)
-    residual = _norm_of(b.tensor - m.tensor @ found) * (1.0 + 4 * u)
+    residual = widened(_norm_of(b.tensor - m.tensor @ found), 2)
     residual += _product_error(m.tensor, found) + given * length + right
     residual += 2 * u * _norm_of(b.tensor)
-    return _within(found, reach * residual / (1.0 - alpha) * (1.0 + 64 * u))
+    return _within(found, widened(reach * residual / (1.0 - alpha), 32))
 
 
 @parameter_rule("linalg_householder_product")
@@ -193,7 +193,7 @@ def reflections(value: Enclosure, tau: Enclosure) -> Enclosure:
         parameters = off * (length + shift) ** 2 + abs(t) * (2 * length * shift + shift**2)
         rounding = abs(t) * length * length * size * (gamma(rows + 2) + 8 * u)
         result = result - step
-        largest = max(1.0, abs(1.0 - t * length * length) * (1.0 + 8 * u) + 8 * u)
+        largest = max(1.0, widened(abs(1.0 - t * length * length), 4) + 8 * u)
         error = (largest + parameters) * error + parameters * size + rounding
-        error = (error + 2 * u * _norm_of(result)) * (1.0 + 16 * u)
+        error = widened(error + 2 * u * _norm_of(result), 8)
     return _within(result, error)

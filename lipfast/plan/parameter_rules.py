@@ -20,11 +20,10 @@ import torch
 from torch import Tensor
 
 from lipfast.graph.nodes import Node, Reference, is_floating_dtype
-from lipfast.rounding import gamma
 from lipfast.rules.running_errors import finished
 
-# For the roundings of a bound itself.
-ROOM = 2 * gamma(16)
+# Roundings of a bound itself.
+ROOM = 16
 
 
 @dataclass(frozen=True)
