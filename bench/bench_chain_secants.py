@@ -9,13 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from bench.turns import Benchmark, Implementations, in_turn, measure
-from lipfast.estimators.enclosure import enclose
-from lipfast.estimators.lower.networks import traced_jacobians, traced_kink_distances
+from lipfast.estimators.lower.networks import Networks, networks_of
 from lipfast.estimators.plan import Plan
-from lipfast.ops.chain_secants import PiecewiseLinearChains
 from lipfast.ops.modes import plain_arithmetic
 from lipfast.ops.threads import one_thread
-from lipfast.plan.state import stack
 
 NETWORKS, POINTS, STACKED = 64, 19, 27
 DIMS = (40, 256, 256, 10)
@@ -38,16 +35,17 @@ def secant_problem() -> tuple[Plan, list[dict[str, Tensor]], Tensor]:
     return plan, tensors, torch.randn(NETWORKS, POINTS, DIMS[0], generator=generator).double()
 
 
+def ask(networks: Networks, points: Tensor) -> None:
+    networks.jacobians(points[:, 0])
+    networks.kink_distances(points[:, 0], points[:, 1])
+    networks.enclosures(points)
+
+
 def native() -> None:
     plan, tensors, points = secant_problem()
-    chain = plan.piecewise_linear_chain
-    assert chain is not None
-    parameters = [chain.parameters(entry, plan.constants) for entry in tensors]
-    weights, biases = [entry[0] for entry in parameters], [entry[1] for entry in parameters]
-    chains = PiecewiseLinearChains(weights, biases, chain.stages)
-    chains.jacobians(points[:, 0])
-    chains.kink_distances(points[:, 0], points[:, 1])
-    chains.enclosures(points)
+    assert plan.piecewise_linear_chain is not None
+    workers = torch.get_num_threads()
+    ask(networks_of(plan, tensors, plan.piecewise_linear_chain, workers), points)
 
 
 def traced() -> None:
@@ -57,10 +55,7 @@ def traced() -> None:
         for start in range(0, NETWORKS, STACKED):
             some = points[start : start + STACKED]
             own = tensors[start : start + STACKED]
-            parameters = stack(own, plan.used_parameters, torch.float64)
-            traced_jacobians(plan, parameters, some[:, 0])
-            traced_kink_distances(plan, parameters, some[:, 0], some[:, 1])
-            enclose(plan, parameters, some)
+            ask(networks_of(plan, own, None, workers=1), some)
 
 
 def secant_implementations() -> Implementations:

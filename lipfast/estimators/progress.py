@@ -25,7 +25,7 @@ def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
         yield lambda _: None
         return
     from rich.console import Console  # noqa: PLC0415 (slow to import, rarely needed)
-    from rich.progress import Progress  # noqa: PLC0415
+    from rich.progress import Progress  # noqa: PLC0415 (the same)
 
     started = time.monotonic()
     bar = Progress(console=Console(stderr=True), transient=True)

@@ -61,7 +61,7 @@ class ConvOperator:
 
     @property
     def channels(self) -> tuple[int, int]:
-        """Of the output and of the input."""
+        """How many the output and the input have."""
         return self.weight.shape[0], self.weight.shape[1] * self.groups
 
     @property

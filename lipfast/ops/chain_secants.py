@@ -48,7 +48,7 @@ def has_secant_kernel(stages: Sequence[Stage]) -> bool:
 
 @dataclass(frozen=True)
 class _Shapes:
-    """Of the map at a stage, the same for all networks."""
+    """Shapes of the map at a stage, the same for all networks."""
 
     stage: int
     weight: tuple[int, ...]
@@ -249,7 +249,7 @@ def _check_first(
 
 
 def _as_kernels_read(tensor: Tensor, shape: tuple[int, ...], name: str, kind: str) -> Tensor:
-    """As the op takes it. Most are so already: looking closer takes longer than the op needs."""
+    """A tensor in the layout that the op takes. Most are so already, which is quick to see."""
     plain = (
         isinstance(tensor, Tensor)
         and tensor.dtype in (torch.float32, torch.float64)
@@ -271,7 +271,7 @@ def _on_cpu(tensor: Tensor, name: str) -> Tensor:
     return tensor
 
 
-def _outputs(weights: Sequence[Tensor], stages: Sequence[int]) -> int:
+def _outputs_of(weights: Sequence[Tensor], stages: Sequence[int]) -> int:
     affine = sum(number == _LINEAR for number in stages)
     return weights[affine - 1].shape[0]
 
@@ -284,7 +284,7 @@ def _jacobians_fake(
     stages: list[int],
     parameters: list[float],
 ) -> Tensor:
-    return x.new_empty((x.shape[0], _outputs(weights, stages), x.shape[1]))
+    return x.new_empty((x.shape[0], _outputs_of(weights, stages), x.shape[1]))
 
 
 @torch.library.register_fake("lipfast::chain_secants_kinks")
@@ -307,5 +307,5 @@ def _enclosures_fake(
     stages: list[int],
     parameters: list[float],
 ) -> tuple[Tensor, Tensor]:
-    shape = (*points.shape[:2], _outputs(weights, stages))
+    shape = (*points.shape[:2], _outputs_of(weights, stages))
     return points.new_empty(shape), points.new_empty(shape)

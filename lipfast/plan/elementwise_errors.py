@@ -138,7 +138,7 @@ def absolute(x: object) -> Enclosure:
 
 
 @parameter_rule("relu")
-def _rectified(x: object) -> Enclosure:
+def _relu_of(x: object) -> Enclosure:
     return _moved_by(enclosed(x).tensor.relu(), x)
 
 

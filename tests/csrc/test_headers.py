@@ -9,7 +9,8 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
-from harness import KERNELS, ROOT, compiler
+
+from tests.support.harness import KERNELS, ROOT, compiler
 
 CSRC = ROOT / "csrc"
 CPU = KERNELS / "cpu"

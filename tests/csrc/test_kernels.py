@@ -6,16 +6,16 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-import kernels
 import pytest
 import torch
-from harness import Harness
 from torch import Tensor
 
 from lipfast.ops.chain_stages import Activation, Linear, Stage
 from lipfast.reference import chain_jacobian_norms as reference_chain
 from lipfast.reference import cholesky_residual as reference_residual
 from lipfast.reference import jacobian_reduction as reference_reduction
+from tests.support import kernels
+from tests.support.harness import Harness
 
 # Races are found under any order; the results of two kinds of orders are compared all the same.
 ORDERS = (1, 2)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from chain_cases import ACTIVATIONS
 from torch import Tensor
 
 from lipfast.ops.chain_activations import ACTIVATIONS as TABLE
 from lipfast.ops.chain_jacobian_norms import Activation, Linear, Stage, chain_jacobian_norms
 from lipfast.reference.chain_jacobian_norms import chain_jacobian_norms as reference
+from tests.support.chain_cases import ACTIVATIONS
 
 DTYPES = [torch.float32, torch.float64]
 CLAMPED = ("relu", "leaky_relu", "relu6", "hardtanh", "tanh", "sigmoid", "softplus", "elu")

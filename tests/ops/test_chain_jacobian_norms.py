@@ -10,19 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from chain_cases import (
-    ACTIVATIONS,
-    CASES,
-    RELU,
-    TOLERANCE,
-    Biases,
-    Weights,
-    assert_close,
-    draw,
-    mlp,
-    mlp_shapes,
-    samples,
-)
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
@@ -36,6 +23,19 @@ from lipfast.ops.chain_jacobian_norms import (
 )
 from lipfast.ops.chain_stages import encode_chain
 from lipfast.reference.chain_jacobian_norms import chain_jacobian_norms as reference
+from tests.support.chain_cases import (
+    ACTIVATIONS,
+    CASES,
+    RELU,
+    TOLERANCE,
+    Biases,
+    Weights,
+    assert_close,
+    draw,
+    mlp,
+    mlp_shapes,
+    samples,
+)
 
 CHAINS = [
     (1, 1),
@@ -252,7 +252,7 @@ def test_memory_does_not_grow_with_the_batch() -> None:
         pytest.skip("no /proc/self/clear_refs: the peak of resident memory cannot be reset")
     script = """
 import torch
-from chain_cases import RELU, draw, mlp, mlp_shapes
+from tests.support.chain_cases import RELU, draw, mlp, mlp_shapes
 from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms
 def peak():
     lines = open("/proc/self/status").read().splitlines()

@@ -9,13 +9,13 @@ from itertools import chain
 
 import pytest
 import torch
-from chain_cases import RELU, Biases, Weights, draw, mlp, mlp_shapes
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
 from lipfast.ops.chain_secants import PiecewiseLinearChains, encode_secant_chain, has_secant_kernel
 from lipfast.ops.chain_stages import Activation, Flatten, Linear, Stage
 from lipfast.reference import chain_secants as reference
+from tests.support.chain_cases import RELU, Biases, Weights, draw, mlp, mlp_shapes
 
 LEAKY = Activation("leaky_relu", (0.2,))
 ACTIVATIONS = [

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from conv_cases import OPTIONS, Case, draw, together
 from torch import Tensor
 
 import lipfast
 from lipfast.errors import ArgumentError, NonFiniteError
 from lipfast.ops._conv_operator import conv_operator
 from lipfast.reference.conv_norms import conv_matrix, polyphase, symbol_maximum
+from tests.support.conv_cases import OPTIONS, Case, draw, together
 
 # What rounding alone costs the truth: LAPACK's svdvals in float64, and sums of taps in the matrix.
 SVD_ERROR = 1e-13

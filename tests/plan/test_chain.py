@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from networks import convolutional, randomised
 from torch import Tensor, nn
 
 from lipfast.estimators.plan import Plan
@@ -18,6 +17,7 @@ from lipfast.ops.chain_jacobian_norms import (
 )
 from lipfast.plan.chain import Chain
 from lipfast.reference.chain_jacobian_norms import chain_jacobian_norms
+from tests.support.networks import convolutional, randomised
 
 
 def chain_of(model: nn.Module, shape: tuple[int, ...]) -> Chain | None:

@@ -2,18 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from chain_cases import (
-    ACTIVATIONS,
-    CASES,
-    autograd_jacobians,
-    check_case,
-    draw,
-    max_pool,
-    mlp,
-    mlp_shapes,
-    samples,
-    torch_function,
-)
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
@@ -28,6 +16,18 @@ from lipfast.ops.chain_stages import (
     output_shape,
 )
 from lipfast.reference.chain_jacobian_norms import chain_jacobians
+from tests.support.chain_cases import (
+    ACTIVATIONS,
+    CASES,
+    autograd_jacobians,
+    check_case,
+    draw,
+    max_pool,
+    mlp,
+    mlp_shapes,
+    samples,
+    torch_function,
+)
 
 
 def assert_like_autograd(

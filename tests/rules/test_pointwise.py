@@ -8,7 +8,6 @@ from collections.abc import Callable
 import mpmath
 import pytest
 import torch
-from explicit import Function
 from mpmath import iv, mp
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from lipfast.estimators.plan import Plan
 from lipfast.graph.nodes import Node, Reference
 from lipfast.ops.chain_stages import ACTIVATIONS, Activation, output_shape
 from lipfast.rules import RULES, pointwise
+from tests.support.explicit import Function
 
 mp.dps = 40
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from toy_archive import toy_state, write_toy
 
 from lipfast.errors import ArgumentError
 from lipfast.scoring import Progress, budget, read_scores, score
 from lipfast.scoring.architectures import ModelFamily
 from lipfast.scoring.budget import BudgetError, elements_allowed
 from lipfast.scoring.watch import looks
+from tests.support.toy_archive import toy_state, write_toy
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from toy_archive import write_toy
 
 from lipfast.scoring import read_scores, score
 from lipfast.scoring.compact import compact_store
 from lipfast.scoring.verify import verify_store
+from tests.support.toy_archive import write_toy
 
 KILLS = 50
 

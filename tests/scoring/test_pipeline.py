@@ -16,7 +16,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from toy_archive import toy_state, write_toy
 
 import lipfast
 from lipfast.checkpoints import CheckpointFile, find_checkpoints
@@ -28,6 +27,7 @@ from lipfast.scoring.engine import local
 from lipfast.scoring.options import Options
 from lipfast.scoring.reading import Reading
 from lipfast.scoring.scorer import Recipe
+from tests.support.toy_archive import toy_state, write_toy
 
 
 def rows_by_name(store: Path) -> dict[str, dict]:

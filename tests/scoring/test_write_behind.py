@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 
 import pytest
-from toy_rows import row
 
 from lipfast.errors import StoreError
 from lipfast.scoring import Progress, score, store
 from lipfast.scoring.scores import read_scores
 from lipfast.scoring.verify import verify_store
 from lipfast.scoring.write_behind import WriteBehind
+from tests.support.toy_rows import row
 
 
 def wait_for(path: Path, count: int) -> None:

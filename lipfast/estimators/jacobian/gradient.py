@@ -68,12 +68,14 @@ def _maximisers(
             raise ArgumentError(f"create_graph: {error}") from error
     if method == "lanczos":
         raise ArgumentError("method='lanczos' computes norm 2 only; use 'rows' or 'auto'")
-    pairs = [_of_matrices(block.double(), norm) for block in explicit_jacobians(detached, memory)]
+    pairs = [
+        _maximising_vectors(block.double(), norm) for block in explicit_jacobians(detached, memory)
+    ]
     left, right = (torch.cat(parts).to(problem.x.dtype) for parts in zip(*pairs, strict=True))
     return left, right
 
 
-def _of_matrices(jacobians: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+def _maximising_vectors(jacobians: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
     right = steepest_direction(jacobians, norm)
     image = torch.bmm(jacobians, right.unsqueeze(2)).squeeze(2)
     if norm == 1:

@@ -54,12 +54,54 @@ class TracedNetworks:
     parameters: Mapping[str, Tensor]
 
     def jacobians(self, x: Tensor) -> Tensor:
-        """By `traced_jacobians`."""
-        return traced_jacobians(self.plan, self.parameters, x)
+        """(networks, K, D): one copy of the sample per output, each asked for its own gradient."""
+        plan, parameters = self.plan, self.parameters
+        rows, _ = plan.jacobian_shape
+        block = _rows_at_once(len(x) * activations_of(plan))
+        parts = []
+        for start in range(0, rows, block):
+            count = min(block, rows - start)
+            with torch.enable_grad():
+                copies = x.unsqueeze(1).expand(-1, count, *x.shape[1:]).clone().requires_grad_()
+                outputs = evaluate(plan.graph, parameters, plan.constants, [copies])
+                own = outputs[:, :, start : start + count].diagonal(dim1=1, dim2=2)
+                (gradients,) = torch.autograd.grad(own.sum(), copies)
+            parts.append(gradients.reshape(*gradients.shape[:2], -1))
+        return torch.cat(parts, 1)
 
     def kink_distances(self, x: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-        """By `traced_kink_distances`."""
-        return traced_kink_distances(self.plan, self.parameters, x, direction)
+        """How far ``x + t direction`` stays in the linear region, down and up: (networks,).
+
+        Exact up to rounding for piecewise-linear networks: before the first kink every
+        pre-activation is linear in t. A heuristic only: secants are valid whatever the step.
+        """
+        plan, parameters = self.plan, self.parameters
+        kinked: list[tuple[str, tuple[float, ...]]] = []
+        for node in plan.graph.nodes:
+            kinks = rule_of(node.op).breakpoints
+            if kinks is not None:
+                kinked.append((_source(node), kinks(node)))
+        infinite = torch.full((len(x),), math.inf, dtype=x.dtype, device=x.device)
+        backward, forward = infinite, infinite.clone()
+        if not kinked:
+            return backward, forward
+
+        def activations(point: Tensor) -> dict[str, Tensor]:
+            found = walk(plan.graph, parameters, plan.constants, [point.unsqueeze(1)], keep=True)
+            return {name: found[name] for name, _ in kinked}
+
+        with forward_mode():
+            result = torch.func.jvp(activations, (x,), (direction,))
+        values, slopes = result[0], result[1]
+        for name, breakpoints in kinked:
+            value, slope = values[name].flatten(1), slopes[name].flatten(1)
+            for point in breakpoints:
+                # A unit that does not move has no kink ahead: 0 / 0 and c / 0 are not distances.
+                distance = torch.where(slope != 0, (point - value) / slope, math.inf)
+                up = torch.where(distance > 0, distance, math.inf).amin(1)
+                down = torch.where(distance < 0, -distance, math.inf).amin(1)
+                forward, backward = torch.minimum(forward, up), torch.minimum(backward, down)
+        return backward, forward
 
     def enclosures(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """By `enclose`."""
@@ -124,61 +166,16 @@ def activations_of(plan: Architecture) -> int:
     return sum(math.prod(node.shape) for node in plan.graph.nodes)
 
 
-def rows_at_once(activations: int) -> int:
-    """How many rows of a Jacobian are formed together."""
+def bytes_per_network(plan: Architecture, points: int) -> int:
+    """Bytes that the secants of one network take, with values at some points."""
+    parameters, activations = bytes_of_parameters(plan), activations_of(plan)
+    rows = min(plan.jacobian_shape[0], _rows_at_once(activations))
+    # Weights and their absolute values; values and errors; forward and backward passes per row.
+    return 3 * parameters + 8 * 4 * (points + rows) * activations + 1
+
+
+def _rows_at_once(activations: int) -> int:
     return max(1, _LARGEST_ACTIVATIONS // max(1, activations))
-
-
-def traced_jacobians(plan: Architecture, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """(networks, K, D): one copy of the sample per output, each asked for its own gradient."""
-    rows, _ = plan.jacobian_shape
-    block = rows_at_once(len(x) * activations_of(plan))
-    parts = []
-    for start in range(0, rows, block):
-        count = min(block, rows - start)
-        with torch.enable_grad():
-            copies = x.unsqueeze(1).expand(-1, count, *x.shape[1:]).clone().requires_grad_()
-            outputs = evaluate(plan.graph, parameters, plan.constants, [copies])
-            own = outputs[:, :, start : start + count].diagonal(dim1=1, dim2=2)
-            (gradients,) = torch.autograd.grad(own.sum(), copies)
-        parts.append(gradients.reshape(*gradients.shape[:2], -1))
-    return torch.cat(parts, 1)
-
-
-def traced_kink_distances(
-    plan: Architecture, parameters: Mapping[str, Tensor], x: Tensor, direction: Tensor
-) -> tuple[Tensor, Tensor]:
-    """How far the line ``x + t direction`` stays in the linear region, down and up: (networks,).
-
-    Exact up to rounding for piecewise-linear networks: before the first kink every
-    pre-activation is linear in t. A heuristic only: secants are valid whatever the step.
-    """
-    kinked: list[tuple[str, tuple[float, ...]]] = []
-    for node in plan.graph.nodes:
-        kinks = rule_of(node.op).breakpoints
-        if kinks is not None:
-            kinked.append((_source(node), kinks(node)))
-    infinite = torch.full((len(x),), math.inf, dtype=x.dtype, device=x.device)
-    backward, forward = infinite, infinite.clone()
-    if not kinked:
-        return backward, forward
-
-    def activations(point: Tensor) -> dict[str, Tensor]:
-        found = walk(plan.graph, parameters, plan.constants, [point.unsqueeze(1)], keep=True)
-        return {name: found[name] for name, _ in kinked}
-
-    with forward_mode():
-        result = torch.func.jvp(activations, (x,), (direction,))
-    values, slopes = result[0], result[1]
-    for name, breakpoints in kinked:
-        value, slope = values[name].flatten(1), slopes[name].flatten(1)
-        for point in breakpoints:
-            # A unit that does not move has no kink ahead: 0 / 0 and c / 0 are not distances.
-            distance = torch.where(slope != 0, (point - value) / slope, math.inf)
-            up = torch.where(distance > 0, distance, math.inf).amin(1)
-            down = torch.where(distance < 0, -distance, math.inf).amin(1)
-            forward, backward = torch.minimum(forward, up), torch.minimum(backward, down)
-    return backward, forward
 
 
 def _source(node: Node) -> str:

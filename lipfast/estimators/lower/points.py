@@ -25,7 +25,17 @@ _POWER_ITERATIONS = 20
 COUNT = 1 + 2 * (len(_LADDER) + len(_FRACTIONS))
 
 
-def direction_at(networks: Networks, x: Tensor, norm: Norm) -> Tensor:
+def points_around(
+    networks: Networks, x: Tensor, norm: Norm
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Points (networks, C, *shape) on a line through each sample, and which pairs are secants."""
+    direction = _direction(networks, x, norm)
+    offsets, pairs = _steps(networks, x, direction)
+    shape = [*offsets.shape, *[1] * (x.dim() - 1)]
+    return x.unsqueeze(1) + offsets.reshape(shape) * direction.unsqueeze(1), pairs
+
+
+def _direction(networks: Networks, x: Tensor, norm: Norm) -> Tensor:
     """Where each Jacobian stretches most, (networks, *shape): from it whole, or by products."""
     if norm == 2 and isinstance(networks, TracedNetworks):
         rows, columns = networks.plan.jacobian_shape
@@ -62,7 +72,7 @@ def _power_direction(networks: TracedNetworks, x: Tensor) -> Tensor:
     return direction
 
 
-def steps_along(
+def _steps(
     networks: Networks, x: Tensor, direction: Tensor
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Offsets (networks, C) along the direction, and which pairs of them make a secant."""
@@ -79,7 +89,5 @@ def steps_along(
         low, high = len(columns), len(columns) + 1
         columns += [-down, up]
         pairs += [(low, high), (0, high), (low, 0)]
-    return torch.stack(columns, 1), (
-        torch.tensor([pair[0] for pair in pairs], device="cpu"),
-        torch.tensor([pair[1] for pair in pairs], device="cpu"),
-    )
+    first, second = torch.tensor(pairs, device="cpu").unbind(1)
+    return torch.stack(columns, 1), (first, second)

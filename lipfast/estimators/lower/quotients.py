@@ -17,44 +17,6 @@ from lipfast.norms import Norm
 from lipfast.rounding import gamma, narrowed, widened
 
 
-def quotients(
-    points: Tensor, outputs: Tensor, errors: Tensor, pairs: tuple[Tensor, Tensor], norm: Norm
-) -> Tensor:
-    """Certified difference quotients (networks, pairs), rounded down; 0 where nothing is proved.
-
-    With ``d = max(|f(a) - f(b)| - e_a - e_b, 0)`` elementwise, the value is
-    ``||d|| / ||a - b||`` with the numerator rounded down and the denominator rounded up.
-    """
-    change, distance = differences(points, outputs, pairs, norm)
-    return less_errors(change, distance, errors, pairs, norm)
-
-
-def less_errors(
-    change: Tensor, distance: Tensor, errors: Tensor, pairs: tuple[Tensor, Tensor], norm: Norm
-) -> Tensor:
-    """`quotients` from `differences`."""
-    first, second = pairs
-    room = widened(errors[:, first] + errors[:, second], 2)
-    proved = narrowed((change - room).clamp_min(0.0), 2)
-    return _sound(narrowed(_norms_of_vectors(proved, norm), proved.shape[-1] + 8), distance)
-
-
-def quotients_in_norm(
-    points: Tensor, outputs: Tensor, errors: Tensor, pairs: tuple[Tensor, Tensor], norm: Norm
-) -> Tensor:
-    """Certified difference quotients where `errors` (networks, C) bound errors in norm 2.
-
-    ``||f(a) - f(b)|| >= ||f^(a) - f^(b)|| - E_a - E_b`` with ``||e||_inf <= ||e||_2`` and, of k
-    outputs, ``||e||_1 <= sqrt(k) ||e||_2``.
-    """
-    change, distance = differences(points, outputs, pairs, norm)
-    first, second = pairs
-    factor = math.sqrt(outputs.shape[-1]) if norm == 1 else 1.0
-    room = (errors[:, first] + errors[:, second]) * widened(factor, 8)
-    moved = narrowed(_norms_of_vectors(change, norm), change.shape[-1] + 8)
-    return _sound(narrowed((moved - room).clamp_min(0.0), 2), distance)
-
-
 def differences(
     points: Tensor, outputs: Tensor, pairs: tuple[Tensor, Tensor], norm: Norm
 ) -> tuple[Tensor, Tensor]:
@@ -64,6 +26,36 @@ def differences(
     change = narrowed((outputs[:, first] - outputs[:, second]).abs(), 2)
     apart = widened((flat[:, first] - flat[:, second]).abs(), 2)
     return change, _norms_of_vectors(apart, norm) * (1 + gamma(apart.shape[-1] + 8))
+
+
+def quotients(
+    change: Tensor, distance: Tensor, errors: Tensor, pairs: tuple[Tensor, Tensor], norm: Norm
+) -> Tensor:
+    """Certified difference quotients (networks, pairs), rounded down; 0 where nothing is proved.
+
+    With ``d = max(|f(a) - f(b)| - e_a - e_b, 0)`` elementwise, the value is
+    ``||d|| / ||a - b||`` with the numerator rounded down and the denominator rounded up.
+    `change` and `distance` are those of `differences`.
+    """
+    first, second = pairs
+    room = widened(errors[:, first] + errors[:, second], 2)
+    proved = narrowed((change - room).clamp_min(0.0), 2)
+    return _sound(narrowed(_norms_of_vectors(proved, norm), proved.shape[-1] + 8), distance)
+
+
+def quotients_in_norm(
+    change: Tensor, distance: Tensor, errors: Tensor, pairs: tuple[Tensor, Tensor], norm: Norm
+) -> Tensor:
+    """Certified difference quotients where `errors` (networks, C) bound errors in norm 2.
+
+    ``||f(a) - f(b)|| >= ||f^(a) - f^(b)|| - E_a - E_b`` with ``||e||_inf <= ||e||_2`` and, of k
+    outputs, ``||e||_1 <= sqrt(k) ||e||_2``.
+    """
+    first, second = pairs
+    factor = math.sqrt(change.shape[-1]) if norm == 1 else 1.0
+    room = (errors[:, first] + errors[:, second]) * widened(factor, 8)
+    moved = narrowed(_norms_of_vectors(change, norm), change.shape[-1] + 8)
+    return _sound(narrowed((moved - room).clamp_min(0.0), 2), distance)
 
 
 def _sound(numerator: Tensor, denominator: Tensor) -> Tensor:

@@ -32,17 +32,16 @@ from lipfast.estimators.lower.networks import (
     Networks,
     activations_of,
     bytes_of_parameters,
+    bytes_per_network,
     native_chain,
     networks_of,
-    rows_at_once,
 )
-from lipfast.estimators.lower.points import COUNT, direction_at, steps_along
-from lipfast.estimators.lower.quotients import differences, less_errors, quotients_in_norm
+from lipfast.estimators.lower.points import COUNT, points_around
+from lipfast.estimators.lower.quotients import differences, quotients, quotients_in_norm
 from lipfast.norms import Norm
 from lipfast.ops.modes import plain_arithmetic
 from lipfast.ops.threads import one_thread
 from lipfast.plan.architecture import Architecture
-from lipfast.plan.chain import Chain
 
 # Quotients below this share of those without errors: errors are then bounded in norm as well.
 _TIGHT = 0.99
@@ -90,28 +89,28 @@ def certified_secants(
         The best secant of each network among several steps along the direction that the Jacobian
         stretches most.
     """
-    fitting = int(memory // _bytes_per_network(plan))
+    fitting = int(memory // bytes_per_network(plan, COUNT))
     together = STACKED // max(1, bytes_of_parameters(plan))
     chain = native_chain(plan, tensors, samples)
     block = max(1, min(fitting, together if chain is None else _NATIVE))
     workers = torch.get_num_threads()
-    with one_thread() if together > 1 else nullcontext():
-        parts = [
-            _block(
-                plan,
-                tensors[start : start + block],
-                samples[start : start + block],
-                norm=norm,
-                memory=memory,
-                domain=domain,
-                chain=chain,
-                workers=workers,
-            )
-            for start in range(0, len(tensors), block)
-        ]
-    return Secants(
-        torch.cat([part.values for part in parts]), torch.cat([part.points for part in parts])
-    )
+    parts = []
+    with one_thread() if together > 1 else nullcontext(), plain_arithmetic():
+        for start in range(0, len(tensors), block):
+            own = tensors[start : start + block]
+            x = samples[start : start + block].detach().to(torch.float64).clone()
+            networks = networks_of(plan, own, chain, workers)
+            points, pairs = points_around(networks, x, norm)
+            points = points if domain is None else domain.project(points)
+            # Of a network that exceeds the memory alone, few points at a time.
+            count = max(1, int(memory // (32 * len(x) * activations_of(plan) + 1)))
+            values = _proved(plan, own, networks, points, pairs, norm=norm, count=count)
+            best = values.argmax(1)
+            rows = torch.arange(len(best), device="cpu")
+            ends = [points[rows, side[best]] for side in pairs]
+            parts.append((values[rows, best], torch.stack(ends, 1)))
+    values, points = (torch.cat(sides) for sides in zip(*parts, strict=True))
+    return Secants(values, points)
 
 
 def certified_quotient(
@@ -127,42 +126,6 @@ def certified_quotient(
         indices = (torch.tensor([0], device="cpu"), torch.tensor([1], device="cpu"))
         values = _proved(plan, [tensors], networks, points, indices, norm=norm, count=2)
         return float(values[0, 0]), points[0]
-
-
-def _bytes_per_network(plan: Architecture) -> int:
-    parameters, activations = bytes_of_parameters(plan), activations_of(plan)
-    rows = min(plan.jacobian_shape[0], rows_at_once(activations))
-    # Weights and their absolute values; values and errors; forward and backward passes per row.
-    return 3 * parameters + 8 * 4 * (COUNT + rows) * activations + 1
-
-
-def _block(
-    plan: Architecture,
-    tensors: Sequence[Mapping[str, Tensor]],
-    samples: Tensor,
-    *,
-    norm: Norm,
-    memory: int,
-    domain: Domain | None,
-    chain: Chain | None,
-    workers: int,
-) -> Secants:
-    with plain_arithmetic():
-        x = samples.detach().to(torch.float64).clone()
-        networks = networks_of(plan, tensors, chain, workers)
-        direction = direction_at(networks, x, norm)
-        offsets, pairs = steps_along(networks, x, direction)
-        shape = [*offsets.shape, *[1] * (x.dim() - 1)]
-        points = x.unsqueeze(1) + offsets.reshape(shape) * direction.unsqueeze(1)
-        points = points if domain is None else domain.project(points)
-        # Of a network that exceeds the memory alone, few points at a time.
-        count = max(1, int(memory // (32 * len(x) * activations_of(plan) + 1)))
-        values = _proved(plan, tensors, networks, points, pairs, norm=norm, count=count)
-        best = values.argmax(1)
-        first, second = pairs
-        rows = torch.arange(len(best), device="cpu")
-        chosen = torch.stack([points[rows, first[best]], points[rows, second[best]]], 1)
-        return Secants(values[rows, best], chosen)
 
 
 def _proved(
@@ -181,9 +144,9 @@ def _proved(
     """
     parts = [networks.enclosures(some) for some in torch.split(points, count, 1)]
     outputs, errors = (torch.cat(sides, 1) for sides in zip(*parts, strict=True))
-    change, distance = differences(points, outputs, pairs, norm)
-    values = less_errors(change, distance, errors, pairs, norm)
-    promised = less_errors(change, distance, torch.zeros_like(errors), pairs, norm)
+    moved = differences(points, outputs, pairs, norm)
+    values = quotients(*moved, errors, pairs, norm)
+    promised = quotients(*moved, torch.zeros_like(errors), pairs, norm)
     loose = values.amax(1) < _TIGHT * promised.amax(1)
     for network in loose.nonzero().flatten().tolist():
         own = points[network : network + 1]
@@ -193,6 +156,7 @@ def _proved(
             for some in torch.split(own, count, 1)
         ]
         outputs, errors = (torch.cat(sides, 1) for sides in zip(*parts, strict=True))
-        proved = quotients_in_norm(own, outputs, errors, pairs, norm)
+        moved = differences(own, outputs, pairs, norm)
+        proved = quotients_in_norm(*moved, errors, pairs, norm)
         values[network] = torch.maximum(values[network], proved[0])
     return values

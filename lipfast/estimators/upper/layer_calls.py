@@ -5,7 +5,7 @@ No part of a proof: what is proved of each layer is in the ops and in `layer_nor
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from lipfast.norms import Norm, dual_norm
 from lipfast.ops.conv_norms import ConvStart
 from lipfast.ops.spectral_norms import spectral_norms
 from lipfast.plan.layers import Layer
+
+_Found = tuple[int, Layer, LayerBracket, Tensor | ConvStart | None]
+"""Network, layer, its bracket, and what to start from at similar weights."""
 
 
 def layer_brackets(
@@ -35,17 +38,19 @@ def layer_brackets(
     """
     found: dict[tuple[int, int], LayerBracket] = {}
     vectors: list[dict[str, Tensor | ConvStart]] = [{} for _ in tensors]
-    _add_matrices(found, vectors, layers, tensors, norm=norm, rtol=rtol, seed=seed, start=start)
-    _add_convolutions(found, vectors, layers, tensors, norm=norm, rtol=rtol, seed=seed, start=start)
+    for part in (_matrix_brackets, _kernel_brackets):
+        rows = part(layers, tensors, norm=norm, rtol=rtol, seed=seed, start=start)
+        for network, layer, bracket, right in rows:
+            found[network, layer.index] = bracket
+            if right is not None:
+                vectors[network][layer.parameter] = right
     brackets = [
         tuple(found[network, layer.index] for layer in layers) for network in range(len(tensors))
     ]
     return brackets, list(vectors)
 
 
-def _add_matrices(
-    found: dict[tuple[int, int], LayerBracket],
-    vectors: Sequence[dict[str, Tensor | ConvStart]],
+def _matrix_brackets(
     layers: Sequence[Layer],
     tensors: Sequence[Mapping[str, Tensor]],
     *,
@@ -53,8 +58,7 @@ def _add_matrices(
     rtol: float,
     seed: int,
     start: Sequence[StartVectors],
-) -> None:
-    """Brackets of the matrices, into `found`, and what they may start from, into `vectors`."""
+) -> Iterator[_Found]:
     for transposed in (False, True):
         chosen = [
             layer
@@ -65,29 +69,21 @@ def _add_matrices(
         if not matrices:
             continue
         effective = dual_norm(norm) if transposed else norm
-        names = [layer.parameter for layer in chosen]
         starts = None
         if any(start):
+            names = [layer.parameter for layer in chosen]
             starts = [start_of_matrix(entry, name) for entry in start for name in names]
         result = spectral_norms(matrices, norm=effective, rtol=rtol, seed=seed, start=starts)
-        columns = zip(
-            result.lower.tolist(),
-            result.upper.tolist(),
-            result.certified.tolist(),
-            result.passes.tolist(),
-            strict=True,
-        )
+        fields = (result.lower, result.upper, result.certified, result.passes)
+        columns = zip(*(field.tolist() for field in fields), strict=True)
         for position, values in enumerate(columns):
             network, layer = position // len(chosen), chosen[position % len(chosen)]
             error = error_of_matrix(layer, matrices[position], tensors[network], norm)
-            found[network, layer.index] = bracket_of(layer, values, result.method[position], error)
-            if norm == 2:
-                vectors[network][layer.parameter] = result.right[position]
+            bracket = bracket_of(layer, values, result.method[position], error)
+            yield network, layer, bracket, result.right[position] if norm == 2 else None
 
 
-def _add_convolutions(
-    found: dict[tuple[int, int], LayerBracket],
-    vectors: Sequence[dict[str, Tensor | ConvStart]],
+def _kernel_brackets(
     layers: Sequence[Layer],
     tensors: Sequence[Mapping[str, Tensor]],
     *,
@@ -95,29 +91,17 @@ def _add_convolutions(
     rtol: float,
     seed: int,
     start: Sequence[StartVectors],
-) -> None:
-    """Brackets of the convolutions, into `found`, and what they may start from, into `vectors`."""
-    chosen = [
-        (network, layer)
-        for network in range(len(tensors))
-        for layer in layers
-        if layer.convolution is not None
-    ]
+) -> Iterator[_Found]:
+    kernels = [layer for layer in layers if layer.convolution is not None]
+    chosen = [(network, layer) for network in range(len(tensors)) for layer in kernels]
     weights = [tensors[network][layer.weight] for network, layer in chosen]
-    results = convolution_brackets(
-        [layer for _, layer in chosen],
-        weights,
-        norm,
-        rtol=rtol,
-        seed=seed,
-        start=[start[network].get(layer.parameter) for network, layer in chosen],
-    )
+    starts = [start[network].get(layer.parameter) for network, layer in chosen]
+    own = [layer for _, layer in chosen]
+    results = convolution_brackets(own, weights, norm, rtol=rtol, seed=seed, start=starts)
     for (network, layer), weight, result in zip(chosen, weights, results, strict=True):
         error = error_of_kernel(layer, weight, tensors[network], norm, result.upper)
         values = (result.lower, result.upper, result.certified, result.passes)
-        found[network, layer.index] = bracket_of(layer, values, result.method, error)
-        if result.start is not None:
-            vectors[network][layer.parameter] = result.start
+        yield network, layer, bracket_of(layer, values, result.method, error), result.start
 
 
 def _native_dtype(weight: Tensor) -> Tensor:

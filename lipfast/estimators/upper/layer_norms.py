@@ -42,17 +42,8 @@ def bracket_of(
     if error > 0.0:  # one step outwards: a sum has one rounding
         lower = max(0.0, math.nextafter(lower - error, 0.0))
         upper = math.nextafter(upper + error, math.inf)
-    return LayerBracket(
-        index=layer.index,
-        name=layer.name,
-        kind=layer.kind,
-        shape=layer.shape,
-        lower=lower,
-        upper=upper,
-        certified=certified,
-        method=method,
-        passes=passes,
-    )
+    name, kind, shape = layer.name, layer.kind, layer.shape
+    return LayerBracket(layer.index, name, kind, shape, lower, upper, certified, method, passes)
 
 
 def error_of_matrix(

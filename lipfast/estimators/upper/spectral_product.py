@@ -32,6 +32,7 @@ from lipfast.plan.fold import FoldedGraph
 _METHOD_OF_NORM = {1: "product of column-sum norms", 2: "product of certified spectral norms"}
 
 
+@plain_arithmetic()
 def product_bounds(
     plan: Architecture,
     state_dicts: StateDict | Sequence[StateDict],
@@ -70,33 +71,9 @@ def product_bounds(
         StateDictError, NonFiniteError: a state dict does not fit the architecture.
         ArgumentError: start vectors do not fit the architecture or the number of state dicts.
     """
-    with plain_arithmetic():
-        tensors = resolve_all(plan, state_dicts)
-        starts = checked_starts(plan, start, len(tensors))
-        return _bounds(
-            plan,
-            tensors,
-            starts,
-            norm=check_norm(norm),
-            rtol=rtol,
-            seed=seed,
-            simplify=simplify,
-            domain=domain,
-        )
-
-
-def _bounds(
-    plan: Architecture,
-    tensors: Sequence[Mapping[str, Tensor]],
-    starts: Sequence[StartVectors],
-    *,
-    norm: Norm,
-    rtol: float,
-    seed: int,
-    simplify: bool,
-    domain: Domain | None,
-) -> tuple[list[UpperBound], list[StartVectors]]:
-    """`product_bounds` of checked arguments."""
+    tensors = resolve_all(plan, state_dicts)
+    starts = checked_starts(plan, start, len(tensors))
+    norm = check_norm(norm)
     prepared = [
         _prepared(plan, entry, f"state dict {index}: ", simplify=simplify)
         for index, entry in enumerate(tensors)
@@ -125,13 +102,9 @@ def _bounds(
             found[index] = _result(composition, layers, norm, reasons)
     results = [found[index] for index in range(len(tensors))]
     if denormals_flushed():
-        reasons = [
-            f"{result.reason}; {FLUSHED}" if result.reason else FLUSHED for result in results
-        ]
-        results = [
-            replace(result, certified=False, reason=reason)
-            for result, reason in zip(results, reasons, strict=True)
-        ]
+        notes = [f"{entry.reason}; {FLUSHED}" if entry.reason else FLUSHED for entry in results]
+        pairs = zip(results, notes, strict=True)
+        results = [replace(entry, certified=False, reason=note) for entry, note in pairs]
     return results, vectors
 
 

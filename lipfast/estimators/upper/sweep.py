@@ -62,15 +62,8 @@ class Step:
     ) -> Call:
         """What the rule sees, from the constants of its tensor arguments and all layers' norms."""
         layer = self.operation.layer
-        return Call(
-            node=self.node,
-            norm=norm,
-            operands=operands,
-            operand_shapes=list(self.shapes),
-            layer=0.0 if layer is None else layers[layer],
-            parameters=parameters,
-            constants=constants,
-        )
+        size = 0.0 if layer is None else layers[layer]
+        return Call(self.node, norm, operands, list(self.shapes), size, parameters, constants)
 
     def bound(self, call: Call) -> Upward:
         """What the rule answers."""

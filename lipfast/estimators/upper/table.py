@@ -108,19 +108,7 @@ def layer_records(layers: Sequence[LayerBracket], sources: Sources | None) -> li
     """One dictionary per layer: the fields of its bracket and its share of log L."""
     shares, _, _ = shares_of(layers, sources)
     return [
-        {
-            "index": layer.index,
-            "name": layer.name,
-            "kind": layer.kind,
-            "shape": layer.shape,
-            "lower": layer.lower,
-            "upper": layer.upper,
-            "certified": layer.certified,
-            "method": layer.method,
-            "passes": layer.passes,
-            "log_share": share,
-        }
-        for layer, share in zip(layers, shares, strict=True)
+        {**vars(layer), "log_share": share} for layer, share in zip(layers, shares, strict=True)
     ]
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from jacobian_cases import norms, perceptron, samples
 from torch import Tensor, nn
 
 import lipfast
 from lipfast.errors import ArgumentError, LipfastError, NonFiniteError, StateDictError, TraceError
 from lipfast.estimators.jacobian.function import check_samples, model_function
 from lipfast.estimators.jacobian.norms import jacobian_norms
+from tests.support.jacobian_cases import norms, perceptron, samples
 
 
 class TwoInputs(nn.Module):

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from jacobian_cases import norms, perceptron, samples
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
@@ -19,6 +18,7 @@ from lipfast.estimators.plan import Plan
 from lipfast.estimators.progress import progress
 from lipfast.estimators.results import LowerBound
 from lipfast.estimators.samples import sample_batches
+from tests.support.jacobian_cases import norms, perceptron, samples
 
 SEARCHES: dict[str, dict[str, object]] = {
     "convex": {"draws": 200},

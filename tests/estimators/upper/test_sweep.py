@@ -10,17 +10,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_composition import MODELS, Function
 from torch import Tensor
 
 import lipfast
 from lipfast.estimators.upper.sweep import sweep_of
 from lipfast.rules.registry import RULES, Call
 from lipfast.rules.upward import Upward
+from tests.support.two_layers import MODELS, TwoLayers
 
 
 def traced(name: str) -> tuple[lipfast.Plan, dict[str, Tensor]]:
-    model = Function((3.0, 4.0), MODELS[name])
+    model = TwoLayers((3.0, 4.0), MODELS[name])
     state = {key: value.clone() for key, value in model.state_dict().items()}
     return lipfast.compile(model, torch.zeros(1, 4)), state
 

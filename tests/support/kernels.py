@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from harness import Harness
 from torch import Tensor
+
+from tests.support.harness import Harness
 
 _CODES = {torch.float32: 0, torch.float64: 1}
 

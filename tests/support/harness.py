@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
+ROOT = Path(__file__).parent.parent.parent
+HERE = ROOT / "tests" / "csrc"
 KERNELS = ROOT / "csrc" / "kernels"
 # races: the compiler reports every access of the kernels, and race_check.cpp takes the place of the
 # thread sanitizer's library. Not position independent: addr2line reads the addresses in a message.
