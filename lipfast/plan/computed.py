@@ -26,7 +26,7 @@ from lipfast.graph.nodes import (
 )
 from lipfast.plan import elementwise_errors, matrix_errors, product_errors  # noqa: F401 (registered)
 from lipfast.plan.canonical import CASTS
-from lipfast.plan.parameter_rules import PARAMETER_RULES, Value, beyond_rule, bind
+from lipfast.plan.parameter_rules import PARAMETER_RULES, Enclosure, beyond_rule, bind
 from lipfast.rules.registry import rule_of
 
 # Ops on parameters, by what happens to rounding errors. Ops with a bound of those they make are
@@ -108,15 +108,15 @@ class _Evaluation:
 
     tensors: Mapping[str, Tensor]
     constants: Mapping[str, Constant]
-    values: dict[str, Value]
+    values: dict[str, Enclosure]
 
-    def value(self, reference: Reference) -> Value:
+    def value(self, reference: Reference) -> Enclosure:
         if reference.kind == "node":
             return self.values[reference.name]
         if reference.kind == "constant":
-            return Value(_as_double(self.constants[reference.name].tensor()))
+            return Enclosure(_as_double(self.constants[reference.name].tensor()))
         error = self.tensors.get(error_name(reference.name))
-        return Value(_as_double(self.tensors[reference.name].detach()), error)
+        return Enclosure(_as_double(self.tensors[reference.name].detach()), error)
 
 
 def _as_double(tensor: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ def _no_error(tensor: Tensor) -> Tensor:
     return torch.zeros(tensor.shape, dtype=torch.float64, device=tensor.device)
 
 
-def _sure(value: Value) -> bool:
+def _sure(value: Enclosure) -> bool:
     """Whether every entry is a number near the truth; masks hold -inf on purpose."""
     if value.error is None:
         return not bool(value.tensor.isnan().any())
@@ -175,15 +175,15 @@ def _sure(value: Value) -> bool:
     return bool((torch.isfinite(value.error) & (torch.isfinite(value.tensor) | meant)).all())
 
 
-def _evaluated(node: Node, state: _Evaluation) -> Value:
+def _evaluated(node: Node, state: _Evaluation) -> Enclosure:
     with naming(node.op, node.module):
         return _value_of(node, state)
 
 
-def _value_of(node: Node, state: _Evaluation) -> Value:
+def _value_of(node: Node, state: _Evaluation) -> Enclosure:
     integers = _of_integers(node, state)
     if integers is not None:
-        return Value(integers)
+        return Enclosure(integers)
     rule = PARAMETER_RULES.get(node.op)
     if rule is not None:
         bound = bind(node)
@@ -197,17 +197,17 @@ def _value_of(node: Node, state: _Evaluation) -> Value:
         return _cast(node, state, exact=exact)
     value = _as_double(_called(node, lambda ref: state.value(ref).tensor))
     if exact and (node.op not in _ON_INTEGERS or not value.is_floating_point()):
-        return Value(value)
+        return Enclosure(value)
     if node.op in _EXACT_ON_EXACT or node.op in _ON_INTEGERS:
         raise TraceError(
             f"{node.op} in module '{node.module}' is applied to a tensor that is computed from "
             "parameters with rounding errors, or to one that is not of integers: there is no bound "
             "of its error"
         )
-    return Value(value, _called(node, lambda ref: _error_of(state.value(ref))).abs())
+    return Enclosure(value, _called(node, lambda ref: _error_of(state.value(ref))).abs())
 
 
-def _operand_values(node: Node, state: _Evaluation) -> list[Value]:
+def _operand_values(node: Node, state: _Evaluation) -> list[Enclosure]:
     return [state.value(ref) for ref in node.references() if ref.kind != "dtype"]
 
 
@@ -220,7 +220,7 @@ def _of_integers(node: Node, state: _Evaluation) -> Tensor | None:
     return None if result.is_floating_point() else result
 
 
-def _error_of(value: Value) -> Tensor:
+def _error_of(value: Enclosure) -> Tensor:
     if value.error is not None:
         return value.error
     return torch.zeros_like(value.tensor) if value.tensor.is_floating_point() else value.tensor
@@ -237,7 +237,7 @@ def _in_double(value: Argument) -> Argument:
     return Reference("dtype", "float64") if is_floating_dtype(value) else value
 
 
-def _cast(node: Node, state: _Evaluation, *, exact: bool) -> Value:
+def _cast(node: Node, state: _Evaluation, *, exact: bool) -> Enclosure:
     """Between floating dtypes the identity; to integers only what is exact."""
     first = next(ref for ref in node.references() if ref.kind != "dtype")
     value = state.value(first)
@@ -249,8 +249,8 @@ def _cast(node: Node, state: _Evaluation, *, exact: bool) -> Value:
             raise TraceError(
                 f"{node.op} in module '{node.module}' rounds a computed weight to integers"
             )
-        return Value(result)
-    return Value(_as_double(_called(node, lambda ref: state.value(ref).tensor)))
+        return Enclosure(result)
+    return Enclosure(_as_double(_called(node, lambda ref: state.value(ref).tensor)))
 
 
 def _operand(argument: Argument, state: _Evaluation) -> object:

@@ -20,15 +20,14 @@ import torch
 from torch import Tensor
 
 from lipfast.graph.nodes import Node, Reference, is_floating_dtype
-from lipfast.rounding import gamma
 from lipfast.rules.running_errors import finished
 
-# For the roundings of a bound itself.
-ROOM = 2 * gamma(16)
+# Roundings of a bound itself.
+ROOM = 16
 
 
 @dataclass(frozen=True)
-class Value:
+class Enclosure:
     """A tensor, and an elementwise bound of its error (None: it is exact)."""
 
     tensor: Tensor
@@ -39,12 +38,12 @@ class Value:
 class ParameterRule:
     """How an op is evaluated with its error, and why particular options are beyond that."""
 
-    evaluate: Callable[..., Value]
+    evaluate: Callable[..., Enclosure]
     supports: Callable[..., str | None] | None = None
 
 
 PARAMETER_RULES: dict[str, ParameterRule] = {}
-ParameterFunction: TypeAlias = Callable[..., Value]
+ParameterFunction: TypeAlias = Callable[..., Enclosure]
 
 
 def parameter_rule(
@@ -107,34 +106,36 @@ def beyond_rule(node: Node) -> str | None:
     return None if supports is None else supports(*bound.args, **bound.kwargs)
 
 
-def as_value(operand: object) -> Value:
+def enclosed(operand: object) -> Enclosure:
     """An operand as float64; numbers of the code are exact."""
-    if isinstance(operand, Value):
+    if isinstance(operand, Enclosure):
         tensor = operand.tensor
-        return Value(tensor.double() if not tensor.is_floating_point() else tensor, operand.error)
-    return Value(torch.as_tensor(operand, dtype=torch.float64, device="cpu"))
+        return Enclosure(
+            tensor.double() if not tensor.is_floating_point() else tensor, operand.error
+        )
+    return Enclosure(torch.as_tensor(operand, dtype=torch.float64, device="cpu"))
 
 
-def error_of(value: Value) -> Tensor:
+def error_of(value: Enclosure) -> Tensor:
     """The bound of the error; zeros for what is exact."""
     return torch.zeros_like(value.tensor) if value.error is None else value.error
 
 
-def unless_exact(result: Tensor, error: Tensor, exact: Tensor) -> Value:
+def unless_exact(result: Tensor, error: Tensor, exact: Tensor) -> Enclosure:
     """`error` where the result may be rounded, 0 where operands and result say it is not."""
-    return Value(result, torch.where(exact, torch.zeros_like(error), finished(error, ROOM)))
+    return Enclosure(result, torch.where(exact, torch.zeros_like(error), finished(error, ROOM)))
 
 
-def with_error(result: Tensor, error: Tensor) -> Value:
+def with_error(result: Tensor, error: Tensor) -> Enclosure:
     """A result with a bound of its error, but for the roundings of the bound itself."""
-    return Value(result, finished(error, ROOM))
+    return Enclosure(result, finished(error, ROOM))
 
 
-def whole(value: Value) -> Tensor:
+def whole(value: Enclosure) -> Tensor:
     """Integers without errors: sums and products of them below 2^53 are exact."""
     return (value.tensor == value.tensor.round()) & (error_of(value) == 0)
 
 
-def rearranged(value: Value, change: Callable[[Tensor], Tensor]) -> Value:
+def rearranged(value: Enclosure, change: Callable[[Tensor], Tensor]) -> Enclosure:
     """Entries moved, and their errors alike."""
-    return Value(change(value.tensor), None if value.error is None else change(value.error))
+    return Enclosure(change(value.tensor), None if value.error is None else change(value.error))

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lipfast.plan.elementwise_errors import absolute, negative, plus, quotient, times
 from lipfast.plan.parameter_rules import (
-    Value,
-    as_value,
+    Enclosure,
+    enclosed,
     error_of,
     parameter_rule,
     rearranged,
@@ -41,9 +41,9 @@ def _all_axes(x: Tensor, dims: list[int] | None) -> list[int]:
 
 
 @parameter_rule("sum")
-def _sum(x: object, dim: object = None, keepdim: bool = False) -> Value:
+def _sum(x: object, dim: object = None, keepdim: bool = False) -> Enclosure:
     """Over n terms: ``sum e + gamma_n sum |x|``; exact for integers below 2^53."""
-    value, dims = as_value(x), _reduced_axes(dim)
+    value, dims = enclosed(x), _reduced_axes(dim)
     axes = _all_axes(value.tensor, dims)
     wide = gamma(_term_count(value.tensor, dims) + 2)
     result = value.tensor.sum(axes, keepdim=keepdim)
@@ -54,17 +54,17 @@ def _sum(x: object, dim: object = None, keepdim: bool = False) -> Value:
 
 
 @parameter_rule("mean")
-def _mean(x: object, dim: object = None, keepdim: bool = False) -> Value:
+def _mean(x: object, dim: object = None, keepdim: bool = False) -> Enclosure:
     """The sum divided by n."""
     return quotient(
-        _sum(x, dim, keepdim), float(_term_count(as_value(x).tensor, _reduced_axes(dim)))
+        _sum(x, dim, keepdim), float(_term_count(enclosed(x).tensor, _reduced_axes(dim)))
     )
 
 
 @parameter_rule("cumsum")
-def _cumsum(x: object, dim: int) -> Value:
+def _cumsum(x: object, dim: int) -> Enclosure:
     """``sum e + gamma_n sum |x|`` over the n entries before and with each."""
-    value = as_value(x)
+    value = enclosed(x)
     wide = gamma((value.tensor.shape[dim] if value.tensor.dim() else 1) + 2)
     result, size = value.tensor.cumsum(dim), value.tensor.abs().cumsum(dim)
     error = (error_of(value) + value.tensor.abs() * wide).cumsum(dim)
@@ -73,19 +73,19 @@ def _cumsum(x: object, dim: int) -> Value:
 
 
 @parameter_rule("amax")
-def _amax(x: object, dim: object = None, keepdim: bool = False) -> Value:
+def _amax(x: object, dim: object = None, keepdim: bool = False) -> Enclosure:
     """The largest entry moves by no more than the largest error."""
-    value = as_value(x)
+    value = enclosed(x)
     axes = _all_axes(value.tensor, _reduced_axes(dim))
-    return Value(value.tensor.amax(axes, keepdim), error_of(value).amax(axes, keepdim))
+    return Enclosure(value.tensor.amax(axes, keepdim), error_of(value).amax(axes, keepdim))
 
 
 @parameter_rule("amin")
-def _amin(x: object, dim: object = None, keepdim: bool = False) -> Value:
+def _amin(x: object, dim: object = None, keepdim: bool = False) -> Enclosure:
     return negative(_amax(negative(x), dim, keepdim))
 
 
-def _euclidean(x: Value, dims: list[int] | None, keep: bool) -> Value:
+def _euclidean(x: Enclosure, dims: list[int] | None, keep: bool) -> Enclosure:
     """``| ||x|| - ||x'|| | <= ||e||``, and ``gamma_{n+4} ||x||``; scaled, so nothing overflows."""
     axes = _all_axes(x.tensor, dims)
     wide = gamma(_term_count(x.tensor, dims) + 8)
@@ -109,44 +109,49 @@ def _order_supported(x: object, ord: object = 2, *_: object) -> str | None:  # n
 
 
 @parameter_rule("linalg_vector_norm", supports=_order_supported)
-def _vector_norm(x: object, ord: object = 2, dim: object = None, keepdim: bool = False) -> Value:  # noqa: A002
+def _vector_norm(
+    x: object,
+    ord: object = 2,  # noqa: A002 (the schema's name)
+    dim: object = None,
+    keepdim: bool = False,
+) -> Enclosure:
     """Orders 1, 2 and inf."""
     if ord == 1:
         return _sum(absolute(x), dim, keepdim)
     if ord == math.inf:
         return _amax(absolute(x), dim, keepdim)
-    return _euclidean(as_value(x), _reduced_axes(dim), keepdim)
+    return _euclidean(enclosed(x), _reduced_axes(dim), keepdim)
 
 
 @parameter_rule("norm", supports=_order_supported)
-def _plain_norm(x: object, p: object = 2, dim: object = None, keepdim: bool = False) -> Value:
+def _plain_norm(x: object, p: object = 2, dim: object = None, keepdim: bool = False) -> Enclosure:
     return _vector_norm(x, p, dim, keepdim)
 
 
 @parameter_rule("_weight_norm")
-def _weight_norm(v: object, g: object, dim: int = 0) -> Value:
+def _weight_norm(v: object, g: object, dim: int = 0) -> Enclosure:
     """``g v / ||v||``, the norm over all dimensions but `dim` (-1: over all)."""
-    value = as_value(v)
+    value = enclosed(v)
     rank = value.tensor.dim()
     axes = [axis for axis in range(rank) if dim == -1 or axis != dim % rank]
     return times(value, quotient(g, _euclidean(value, axes, dim != -1)))
 
 
-def _matrix_product(a: Value, b: Value) -> Value:
+def _matrix_product(a: Enclosure, b: Enclosure) -> Enclosure:
     """``A B`` over k terms: ``|A| e_B + e_A (|B| + e_B) + gamma_{k+2} |A| |B|``."""
     error = error_of_matmul(a.tensor, b.tensor, a.error, b.error)
-    return Value(a.tensor @ b.tensor, error)
+    return Enclosure(a.tensor @ b.tensor, error)
 
 
 @parameter_rule("matmul", "mm", "bmm", "mv", "dot", "vdot")
-def _matmul(x: object, y: object) -> Value:
-    return _matrix_product(as_value(x), as_value(y))
+def _matmul(x: object, y: object) -> Enclosure:
+    return _matrix_product(enclosed(x), enclosed(y))
 
 
 @parameter_rule("inner")
-def _inner(x: object, y: object) -> Value:
+def _inner(x: object, y: object) -> Enclosure:
     """Over the last dimensions of both: ``A B^T`` of matrices; a product with a number."""
-    first, second = as_value(x), as_value(y)
+    first, second = enclosed(x), enclosed(y)
     if 0 in (first.tensor.dim(), second.tensor.dim()):
         return times(first, second)
     width = first.tensor.shape[-1]
@@ -157,13 +162,13 @@ def _inner(x: object, y: object) -> Value:
 
 
 @parameter_rule("outer", "ger")
-def _outer(x: object, y: object) -> Value:
-    return times(rearranged(as_value(x), lambda tensor: tensor[:, None]), y)
+def _outer(x: object, y: object) -> Enclosure:
+    return times(rearranged(enclosed(x), lambda tensor: tensor[:, None]), y)
 
 
 @parameter_rule("linear")
-def _linear(x: object, weight: object, bias: object = None) -> Value:
-    product = _matrix_product(as_value(x), rearranged(as_value(weight), _turned))
+def _linear(x: object, weight: object, bias: object = None) -> Enclosure:
+    product = _matrix_product(enclosed(x), rearranged(enclosed(weight), _turned))
     return product if bias is None else plus(product, bias)
 
 
@@ -172,7 +177,7 @@ def _turned(matrix: Tensor) -> Tensor:
 
 
 @parameter_rule("matmul", namespace="lipfast")
-def _affine_map(x: object, weight: object, bias: object = None) -> Value:
+def _affine_map(x: object, weight: object, bias: object = None) -> Enclosure:
     product = _matmul(x, weight)
     return product if bias is None else plus(product, bias)
 
@@ -197,9 +202,9 @@ def _composed(outer: Tensor, inner: Tensor, near: Sequence[int], far: Sequence[i
 @parameter_rule("composed_kernels", namespace="lipfast")
 def composed_kernels(
     second: object, first: object, near: Sequence[int], far: Sequence[int]
-) -> Value:
+) -> Enclosure:
     """The kernel of two convolutions: n terms and their sums, ``gamma_{n+2} |W_2| * |W_1|``."""
-    outer, inner = as_value(second), as_value(first)
+    outer, inner = enclosed(second), enclosed(first)
     terms = outer.tensor[0].numel() + inner.tensor[0, 0].numel() + 2
 
     def composed(first: Tensor, second: Tensor) -> Tensor:
@@ -214,4 +219,4 @@ def composed_kernels(
         roundings=terms,
         room=terms + 8,
     )
-    return Value(composed(outer.tensor, inner.tensor), error)
+    return Enclosure(composed(outer.tensor, inner.tensor), error)

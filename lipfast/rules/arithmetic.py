@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lipfast.graph.nodes import Argument, Node, Reference
 from lipfast.ops import chain_stages
-from lipfast.rounding import SMALLEST, UNIT_ROUNDOFF
+from lipfast.rounding import SMALLEST, UNIT_ROUNDOFF, widened
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.pooling import error_of_a_mean, power, same_entries
 from lipfast.rules.products import (
@@ -86,7 +86,7 @@ def _error_sum(arguments: Arguments, errors: Sequence[Tensor | None], output: Te
         error = next(remaining) if isinstance(argument, Reference) else None
         if error is not None:
             total = total + error * factor
-    return _exact_where_masked(arguments, errors, output, finished(total, 16 * UNIT_ROUNDOFF))
+    return _exact_where_masked(arguments, errors, output, finished(total, 8))
 
 
 def _exact_where_masked(
@@ -190,7 +190,7 @@ def _error_scale(arguments: Arguments, errors: Sequence[Tensor | None], output: 
     for error in errors:
         if error is not None:  # dividing: the reciprocal of a factor may be denormal, or inf
             total = total + (error / factor if node.op == "aten.div" else error * factor)
-    return finished(total, 16 * UNIT_ROUNDOFF)
+    return finished(total, 8)
 
 
 _scaling_rule = partial(
@@ -237,7 +237,7 @@ def _largest_factor(call: Call) -> float:
         entries = call.tensor(other).detach().double().abs()
         rounding = call.rounding(other)
         if rounding is not None:
-            entries = (entries + rounding) * (1.0 + 2.0**-50)
+            entries = widened(entries + rounding, 4)
         largest, smallest = float(entries.max()), float(entries.min())
     if call.node.op != "aten.div":
         return largest

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lipfast.graph.nodes import Node, Reference
-from lipfast.rounding import UNIT_ROUNDOFF
+from lipfast.rounding import UNIT_ROUNDOFF, widened
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.pooling import power
 from lipfast.rules.products import product_of_matrices
@@ -52,7 +52,7 @@ def _error_softmax(arguments: Arguments, errors: Sequence[Tensor | None], output
     incoming = torch.zeros_like(x) if errors[0] is None else errors[0]
     rounding = output * (2 * UNIT_ROUNDOFF) * _roundings(x, axes)
     total = 0.5 * incoming.amax(axes, keepdim=True) + rounding
-    return finished(total, 16 * UNIT_ROUNDOFF)
+    return finished(total, 8)
 
 
 def _softmax_magnitude(call: Call) -> Magnitude:
@@ -83,7 +83,7 @@ def _error_log_softmax(
     size = x.abs().amax(axes, keepdim=True) + output.abs() + 1.0
     rounding = size * (4 * UNIT_ROUNDOFF) * _roundings(x, axes)
     total = incoming + incoming.amax(axes, keepdim=True) + rounding
-    return finished(total, 16 * UNIT_ROUNDOFF)
+    return finished(total, 8)
 
 
 @_softmax_rule("aten.log_softmax", error=_error_log_softmax)
@@ -110,7 +110,7 @@ def _error_logsumexp(
     size = x.abs().amax(axes, keepdim=True) + 1.0
     rounding = size * (4 * UNIT_ROUNDOFF) * _roundings(x, axes)
     total = (incoming.amax(axes, keepdim=True) + rounding).reshape(output.shape)
-    return finished(total + output.abs() * (4 * UNIT_ROUNDOFF), 16 * UNIT_ROUNDOFF)
+    return finished(total + output.abs() * (4 * UNIT_ROUNDOFF), 8)
 
 
 @rule(
@@ -155,7 +155,7 @@ def weighted_rows(call: Call) -> Upward:
     plain = product_of_matrices(pair)
     if call.norm != 2:
         return plain if not plain.unbounded else call.unbounded(_UNBOUNDED.format(call.node.op))
-    scale = abs(call.node.number(4, "scale", 1.0)) * (1.0 + 32 * UNIT_ROUNDOFF)
+    scale = widened(abs(call.node.number(4, "scale", 1.0)), 16)
     rows = tuple(call.magnitudes[index].row for index in (2, 3, 1))
     joint = _attention_bound((query, key, value), rows, call.node.shape[-2], scale)
     best = min(plain, joint, key=lambda bound: bound.log)
@@ -266,19 +266,19 @@ def _error_attention(
     of_keys, of_values = (_per_query_head(arguments.node, query, e) for e in errors[1:3])
     of_key = None if of_keys is None else of_keys.mT
     size = torch.where(visible, scores.abs(), 0.0)
-    first = error_of_matmul(query, key.mT, errors[0], of_key) * (scale * (1 + 8 * UNIT_ROUNDOFF))
+    first = error_of_matmul(query, key.mT, errors[0], of_key) * widened(scale, 4)
     # The product with the scale, which is rounded too, and the sum with a mask.
     magnitude = (query.abs() @ key.abs().mT) * scale
     first = first + (8 * UNIT_ROUNDOFF) * (magnitude + size)
     if len(errors) > 3 and errors[3] is not None:  # of a mask that is computed
-        first = (first + _for_all_samples(errors[3], scores)) * (1 + 4 * UNIT_ROUNDOFF)
+        first = widened(first + _for_all_samples(errors[3], scores), 2)
     first = torch.where(visible, first, 0.0)
     weights = scores.softmax(-1)
     low = torch.where(visible, scores, math.inf).amin(-1, keepdim=True)
     span = (scores.amax(-1, keepdim=True) - low).clamp(0.0, 800.0)
     roundings = span + (2.0 * EVALUATION_ROUNDOFFS + scores.shape[-1] + 8)
     second = 0.5 * first.amax(-1, keepdim=True) + weights * (2 * UNIT_ROUNDOFF) * roundings
-    second = finished(second, 16 * UNIT_ROUNDOFF)
+    second = finished(second, 8)
     return error_of_matmul(weights, value, second, of_values)
 
 
@@ -324,7 +324,7 @@ def attention(call: Call) -> Upward:
     if len({len(shape) for shape in call.operand_shapes[:3]}) > 1:
         return call.unbounded(f"{call.node.op} of tensors with different numbers of dimensions")
     features = call.operand_shapes[0][-1]
-    scale = abs(_attention_scale(call.node, features)) * (1.0 + 4 * UNIT_ROUNDOFF)
+    scale = widened(abs(_attention_scale(call.node, features)), 2)
     first, second, third = (_for_all_heads(call, position) for position in range(3))
     rows = tuple(size.row for size in call.magnitudes[:3])
     total = _attention_bound((first, second, third), rows, queries, scale)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lipfast.graph.apply import named_argument
 from lipfast.graph.nodes import Argument, Node, Reference
-from lipfast.rounding import SMALLEST, UNIT_ROUNDOFF, gamma
+from lipfast.rounding import SMALLEST, UNDERFLOW, UNIT_ROUNDOFF, gamma, widened
 from lipfast.rules.magnitude import Magnitude, of_tensor
 from lipfast.rules.registry import Arguments, Call, rule, rule_of
 from lipfast.rules.running_errors import finished
@@ -89,10 +89,10 @@ def _error_stored(arguments: Arguments, errors: Sequence[Tensor | None], output:
     scale, centre, _ = _scale(arguments)
     distance = (x - centre).abs()
     spread = distance * (8 * UNIT_ROUNDOFF)
-    incoming = spread if errors[0] is None else errors[0] * (1.0 + 8 * UNIT_ROUNDOFF) + spread
+    incoming = spread if errors[0] is None else widened(errors[0], 4) + spread
     total = incoming * scale.abs() + (distance + incoming) * SMALLEST
     total = total + output.abs() * UNIT_ROUNDOFF
-    return finished(total, 16 * UNIT_ROUNDOFF)
+    return finished(total, 8)
 
 
 def _largest(call: Call, argument: Argument) -> float:
@@ -112,7 +112,7 @@ def _stored_constant(call: Call) -> Upward:
     if isinstance(weight, Reference):
         scale = scale * call.tensor(weight).detach().double().abs()
     # Four roundings of half an ulp or more each, and room for a denormal product.
-    return Upward.of(float(scale.max())) * (1.0 + 8 * UNIT_ROUNDOFF) + 2.0**-1000
+    return widened(Upward.of(float(scale.max())), 4) + UNDERFLOW
 
 
 _stored_rule = partial(
@@ -228,19 +228,19 @@ def _error_by_sample(
     s = c.square().mean(-1, keepdim=True) + groups.eps
     t = (d * (2 * c.abs() + d)).mean(-1, keepdim=True) * (1 + 2 * wide) + s * (2 * wide)
     t = t + 8 * SMALLEST  # squares, their mean and t itself may underflow, and eps be as small
-    low = torch.maximum(s - t * (1 + 4 * u), torch.full_like(s, groups.eps)) * (1 - 4 * u)
+    low = torch.maximum(s - widened(t, 2), torch.full_like(s, groups.eps)) * (1 - 4 * u)
     root, least = s.sqrt(), low.sqrt() * (1 - 4 * u)
     unit = (c / root).abs()
     # In this order: no factor underflows before the last.
     spread = d / least + unit * (t / least / (root + least)) + unit * 4 * u
-    spread = finished(spread.reshape(output.shape), 32 * u)
+    spread = finished(spread.reshape(output.shape), 16)
     weight = _per_entry(arguments, groups.weight, groups)
     if weight is not None:
         spread = spread * weight.abs()
     # The product and the sum with the bias: |product| <= |z| + |bias|.
     bias = _per_entry(arguments, groups.bias, groups)
     size = output.abs() if bias is None else 2 * output.abs() + bias.abs()
-    return finished(spread + size * (2 * u), 16 * u)
+    return finished(spread + size * (2 * u), 8)
 
 
 _sample_rule = partial(
@@ -299,7 +299,7 @@ def _sample_constant(call: Call) -> Upward:
         return call.unbounded(f"{call.node.op} with eps = 0 has no finite Lipschitz constant")
     factor = Upward.of(_largest(call, groups.weight))
     # The quotient and the root: three roundings.
-    factor = factor * (1.0 / math.sqrt(groups.eps)) * (1.0 + 4 * UNIT_ROUNDOFF)
+    factor = widened(factor * (1.0 / math.sqrt(groups.eps)), 2)
     if call.norm == 2:
         return factor * (0.0 if groups.centred and groups.size == 1 else 1.0)
     return factor * _row_sum(groups.size, groups.centred)
@@ -313,4 +313,4 @@ def _row_sum(count: int, centred: bool) -> float:
     ratio = (math.sqrt(count) - 1.0) / 2.0 / own
     if ratio > 0.5:
         own *= 2.0 * (ratio + 1.0) / 3.0 * math.sqrt((ratio + 1.0) / (3.0 * ratio))
-    return own * (1.0 + 32 * UNIT_ROUNDOFF)
+    return widened(own, 16)

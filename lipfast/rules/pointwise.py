@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lipfast.graph.nodes import Node
 from lipfast.ops.chain_stages import Activation, Stage
-from lipfast.rounding import UNDERFLOW, UNIT_ROUNDOFF
+from lipfast.rounding import UNDERFLOW, UNIT_ROUNDOFF, widened
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.registry import Arguments, Call, Stages, rule
 from lipfast.rules.running_errors import error_of_function, finished
@@ -38,8 +38,8 @@ ERF = 1.1283791670955128
 # 2^-24 of the value there: a rounding of float32.
 SOFTPLUS_THRESHOLD = 14.0
 
-# For the roundings of an error bound itself.
-_ROOM = 8 * UNIT_ROUNDOFF
+# Roundings of an error bound itself.
+_ROOM = 4
 
 
 def _activation_stage(name: str, *arguments: tuple[int, str, float]) -> Stages:
@@ -103,7 +103,7 @@ def _pointwise(
         if limit is None:
             return total
         # Whatever the operand is: |f(x') - z| <= sup |f| + |z|. Errors of gates stay bounded.
-        return torch.minimum(total, (output.abs() + abs(limit)) * (1.0 + _ROOM))
+        return torch.minimum(total, widened(output.abs() + abs(limit), _ROOM))
 
     def propagated(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
         node = arguments.node
@@ -333,7 +333,7 @@ def _error_softplus(
     if _ideal_softplus(arguments.node):
         return total
     scaled = x * beta
-    near = (incoming * abs(beta) + scaled.abs() * (4 * UNIT_ROUNDOFF)) * (1.0 + _ROOM)
+    near = widened(incoming * abs(beta) + scaled.abs() * (4 * UNIT_ROUNDOFF), _ROOM)
     sure = (scaled - threshold).abs() > near + abs(threshold) * (4 * UNIT_ROUNDOFF) + UNDERFLOW
     return torch.where(sure, total, math.inf)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lipfast.graph.nodes import Node, Reference
-from lipfast.rounding import UNIT_ROUNDOFF
+from lipfast.rounding import UNDERFLOW, UNIT_ROUNDOFF, widened
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.registry import Arguments, Call, rule
 from lipfast.rules.running_errors import error_of_matmul, finished
@@ -79,7 +79,7 @@ def error_of_product(
         total = total + y.abs() * first
     if first is not None and second is not None:
         total = total + first * second
-    return finished(total, 16 * UNIT_ROUNDOFF)
+    return finished(total, 8)
 
 
 def _matmul_supported(node: Node) -> str | None:
@@ -166,9 +166,10 @@ def _error_power(arguments: Arguments, errors: Sequence[Tensor | None], output: 
     n = arguments.node.number(1, "exponent", 1.0)
     x = arguments.value(arguments.node.args[0]).abs()
     e = torch.zeros_like(x) if errors[0] is None else errors[0]
-    wide = (x + e) * (1.0 + 4 * UNIT_ROUNDOFF)
+    wide = widened(x + e, 2)
     total = n * wide ** (n - 1) * e + output.abs() * (64 + 4 * n) * UNIT_ROUNDOFF
-    return finished(total, (64 + 4 * n) * UNIT_ROUNDOFF)
+    # No count of roundings: exponents may be beyond what `widened` takes.
+    return total * (1.0 + (64 + 4 * n) * UNIT_ROUNDOFF) + UNDERFLOW
 
 
 @rule(

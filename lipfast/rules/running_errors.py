@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from lipfast.rounding import UNDERFLOW, UNIT_ROUNDOFF, gamma, magnitude
+from lipfast.rounding import UNDERFLOW, UNIT_ROUNDOFF, gamma, magnitude, widened
 
 # Assumed of torch's float64 kernels, which promise no bound: the result differs from the
 # function by at most this many unit roundoffs times (|x| + |f(x)| + offset). The vectorised
@@ -25,9 +25,9 @@ from lipfast.rounding import UNDERFLOW, UNIT_ROUNDOFF, gamma, magnitude
 EVALUATION_ROUNDOFFS = 32
 
 
-def finished(error: Tensor, room: float) -> Tensor:
-    """``(1 + room) e``, for the roundings of the bound itself, and what may underflow."""
-    return error * (1.0 + room) + UNDERFLOW
+def finished(error: Tensor, room: int) -> Tensor:
+    """A bound with room for its own roundings (of each of its terms) and for what underflows."""
+    return widened(error, room) + UNDERFLOW
 
 
 def error_of_extremum(errors: Iterable[Tensor | None], output: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def error_of_extremum(errors: Iterable[Tensor | None], output: Tensor) -> Tensor
 
 
 def error_of_function(
-    x: Tensor, error: Tensor | None, output: Tensor, *, slope: float, offset: float, room: float
+    x: Tensor, error: Tensor | None, output: Tensor, *, slope: float, offset: float, room: int
 ) -> Tensor:
     """``sup |f'| e``, and the evaluation's own rounding.
 
@@ -50,7 +50,7 @@ def error_of_function(
         output: f(x).
         slope: sup |f'|.
         offset: see `EVALUATION_ROUNDOFFS`.
-        room: see `finished`.
+        room: roundings that the bound itself takes.
     """
     incoming = torch.zeros_like(x) if error is None else error
     rounding = (x.abs() + output.abs() + offset) * (EVALUATION_ROUNDOFFS * UNIT_ROUNDOFF)
@@ -78,7 +78,7 @@ def error_of_linear_map(
     """
     relative = gamma(roundings)
     bound = apply(magnitude(x, error, relative)) * relative
-    return finished(bound, 2 * gamma(room))
+    return finished(bound, room)
 
 
 def error_of_bilinear_map(
@@ -108,7 +108,7 @@ def error_of_bilinear_map(
         total = total + multiply(a.abs(), second)
     if first is not None:
         total = total + multiply(first, b.abs() if second is None else b.abs() + second)
-    return finished(total, 2 * gamma(room))
+    return finished(total, room)
 
 
 def error_of_matmul(a: Tensor, b: Tensor, first: Tensor | None, second: Tensor | None) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lipfast.errors import ArgumentError, StateDictError, TraceError, UnsupportedOpError
 from lipfast.estimators.plan import Plan
 from lipfast.ops.chain_stages import Activation
+from lipfast.plan import canonical, computed
 from lipfast.rules import RULES, Call, rule
 from lipfast.rules.registry import lookup
 from lipfast.rules.upward import Upward
@@ -169,3 +170,17 @@ def test_a_user_says_how_a_chain_holds_an_activation() -> None:
     plan = Plan.trace(nn.Sequential(nn.Linear(3, 2), nn.SELU()), torch.zeros(2, 3))
     assert plan.chain is not None
     assert plan.chain.stages[-1] == Activation("elu", (1.0,))
+
+
+def test_tables_of_ops_hold_none_that_has_a_rule() -> None:
+    """What is known of an op stands in its rule's entry alone."""
+    tables = [
+        value
+        for module in (canonical, computed)
+        for value in vars(module).values()
+        if isinstance(value, (frozenset, dict)) and value
+        if all(isinstance(entry, str) and entry.startswith("aten.") for entry in value)
+    ]
+    assert len(tables) > 10
+    for table in tables:
+        assert set(table) & set(RULES) == set()
