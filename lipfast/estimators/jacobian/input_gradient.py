@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from lipfast.errors import ArgumentError
 from lipfast.estimators.jacobian.function import (
-    check_inputs,
     differentiating,
     model_function,
     module_of,
     ordinary,
 )
+from lipfast.estimators.samples import check_inputs
 from lipfast.ops.jacobian_reduction import operator_norms
 from lipfast.rules.registry import Norm, check_norm
 
@@ -59,15 +59,15 @@ def input_gradient_norms(
     if isinstance(function, nn.Module):
         module = module_of(function)
         with model_function(module, (samples,), create_graph=create_graph) as problem:
-            return _norms(problem.function, problem.x, norm, create_graph)
+            return _gradient_norms(problem.function, problem.x, norm, create_graph)
     if not callable(function):
         raise ArgumentError(
             f"function must be callable, (B, D...) -> (B,), not {type(function).__name__}"
         )
-    return _norms(function, samples, norm, create_graph)
+    return _gradient_norms(function, samples, norm, create_graph)
 
 
-def _norms(
+def _gradient_norms(
     function: Callable[[Tensor], Tensor], x: Tensor, norm: Norm, create_graph: bool
 ) -> Tensor:
     with differentiating():

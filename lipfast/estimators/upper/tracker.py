@@ -8,7 +8,9 @@ from typing import overload
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
+from lipfast.estimators.domain import Domain
 from lipfast.estimators.estimate import UpperBound
+from lipfast.estimators.progress import progress_bar
 from lipfast.estimators.upper.spectral_product import Vectors, upper_bounds
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.checked import StateDict
@@ -49,13 +51,22 @@ class Tracker:
     """
 
     def __init__(
-        self, plan: Architecture, *, norm: Norm = 2, rtol: float = 1e-6, seed: int = 0
+        self,
+        plan: Architecture,
+        *,
+        norm: Norm = 2,
+        rtol: float = 1e-6,
+        seed: int = 0,
+        domain: Domain | None = None,
+        progress: bool | None = None,
     ) -> None:
         self.plan = plan
         self.vectors: Vectors = {}
         self._norm = check_norm(norm)
         self._rtol = rtol
         self._seed = seed
+        self._domain = domain
+        self._progress = progress
 
     @overload
     def upper(self, state_dicts: StateDict) -> UpperBound: ...
@@ -79,14 +90,16 @@ class Tracker:
         single = isinstance(state_dicts, Mapping)
         if not single and not len(state_dicts):
             raise ArgumentError("no state dicts were given")
-        results, vectors = upper_bounds(
-            self.plan,
-            state_dicts,
-            norm=self._norm,
-            rtol=self._rtol,
-            seed=self._seed,
-            start=self.vectors,
-        )
+        with progress_bar("layer norms", None, self._progress):
+            results, vectors = upper_bounds(
+                self.plan,
+                state_dicts,
+                norm=self._norm,
+                rtol=self._rtol,
+                seed=self._seed,
+                start=self.vectors,
+                domain=self._domain,
+            )
         # Copies: the op's vectors are pieces of one tensor for the whole call.
         self.vectors = {
             name: vector.clone() if isinstance(vector, Tensor) else vector
