@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 from torch import Tensor, nn
 
 from lipfast.errors import ArgumentError
 from lipfast.estimators.domain import Domain
-from lipfast.estimators.jacobian.function import check_samples
 from lipfast.estimators.jacobian.input_gradient import input_gradient_norms
 from lipfast.estimators.jacobian.norms import jacobian_norms
 from lipfast.estimators.lower.stream import SearchName, sampled_lower_bound, search_method
-from lipfast.estimators.plan import Plan
+from lipfast.estimators.options import check_options, refuse
+from lipfast.estimators.plan import Plan, bounds_from
 from lipfast.estimators.results import Bounds, LowerBound, UpperBound
-from lipfast.estimators.samples import Data
+from lipfast.estimators.samples import Data, example_of, read_samples
 from lipfast.norms import Norm
 from lipfast.plan.modules import unwrap
 from lipfast.plan.trace import Source
@@ -65,11 +66,14 @@ def compile(  # noqa: A001 (the name that torch users know)
 
 def upper_bound(
     model: nn.Module,
-    example_input: Tensor | Sequence[Tensor],
+    example_input: Data | Sequence[Tensor],
     *,
     norm: Norm = 2,
     domain: Domain | None = None,
     rtol: float = 1e-6,
+    memory: int = 1 << 30,
+    progress: bool | None = None,
+    **_elsewhere: NoReturn,
 ) -> UpperBound:
     """Certified upper bound on the Lipschitz constant of a model.
 
@@ -78,19 +82,25 @@ def upper_bound(
 
     Args:
         model: left as it is found.
-        example_input: a tensor (B, D...), only its shape and dtype matter.
+        example_input: a tensor (B, D...), a tuple of tensors for several inputs, or a Dataset or
+            DataLoader, of which the first batch is read; only shapes and dtypes matter.
         norm: 1, 2 or inf, of inputs and outputs alike.
         domain: `lipfast.Box` or `lipfast.Ball`: the bound holds for inputs in this set. Products of
             activations have no finite constant without one, unless a normalisation bounds them.
         rtol: relative gap of the bracket of each layer's norm, where that is over all input sizes
             for a convolution, and never below 1e-3. For wide convolutions 1e-2 takes a fraction of
             the time.
+        memory: accepted as in every call; an upper bound takes what the sizes of the layers ask
+            for, whatever it is.
+        progress: None shows it on a terminal after two seconds, False never, True from the start
+            and everywhere (where stderr is no terminal, as one line when a step is done).
 
     Returns:
         An `UpperBound` with the brackets of the layers: ``print`` shows them as a table, and
         `UpperBound.explain` how they are composed.
 
     Raises:
+        ArgumentError: an option does not fit, or has no meaning here; says where it has one.
         ArgumentError, TraceError, UnsupportedOpError: see `compile`.
         NonFiniteError: a weight is NaN or infinite.
 
@@ -102,8 +112,12 @@ def upper_bound(
         >>> round(float(estimate), 6), estimate.certified
         (1.0, True)
     """
-    plan = compile(model, example_input)
-    return plan.upper(_state_dict(model), norm=norm, domain=domain, rtol=rtol)
+    refuse("upper_bound", _elsewhere)
+    check_options(norm, domain, memory, progress)
+    plan = compile(model, example_of(example_input))
+    return plan.upper(
+        _state_dict(model), norm=norm, domain=domain, rtol=rtol, memory=memory, progress=progress
+    )
 
 
 def lower_bound(
@@ -115,6 +129,8 @@ def lower_bound(
     per_sample: bool = False,
     memory: int = 1 << 30,
     seed: int = 0,
+    domain: Domain | None = None,
+    progress: bool | None = None,
     **options: object,
 ) -> LowerBound:
     """Lower bound on the Lipschitz constant of a model, found from data and certified.
@@ -131,17 +147,21 @@ def lower_bound(
     Args:
         model: a module, an exported program or the path of a ``.pt2`` file; left as it is found.
         data: samples (B, D...); a tuple of tensors for a model with several inputs (flattened and
-            joined); or a Dataset or DataLoader of tensors, or of tuples with the samples first.
-            Batches are read once, and progress is shown on a terminal after two seconds.
+            joined); or a Dataset or DataLoader of tensors, or of tuples with the samples first (a
+            tuple again for several inputs). Batches are read once.
         norm: 1, 2 or inf.
         search: ``data``: the samples only. ``convex``: convex combinations of them (S*; options
             draws, limit). ``neighbourhood``: random points around them (radius, noise, draws,
-            centres, box). ``ascent``: gradient ascent on the Jacobian norm (steps, starts, step,
-            box). ``pairs``: difference quotients between samples (limit).
+            centres). ``ascent``: gradient ascent on the Jacobian norm (steps, starts, step).
+            ``pairs``: difference quotients between samples (limit).
         per_sample: keep the Jacobian norm of every sample.
         memory: bytes that intermediate tensors may take.
         seed: of everything random in a search.
-        **options: of the search.
+        domain: `lipfast.Box` or `lipfast.Ball`: the certified difference quotient is of two points
+            in this set, and a search stays in it; then the samples must lie inside. Without a
+            search the Jacobian norms are of the samples as they are.
+        progress: see `upper_bound`.
+        **options: of the search. ``box=(low, high)`` is deprecated: it holds for the search only.
 
     Returns:
         A `LowerBound`.
@@ -163,45 +183,53 @@ def lower_bound(
         >>> round(found.search.estimate.value, 6), round(found.value, 6), found.certified
         (1.333333, 4.0, True)
     """
+    check_options(norm, domain, memory, progress)
     if search != "data":
         options = {"seed": seed, **options}
     return sampled_lower_bound(
         model,
         data,
         norm=norm,
-        search=search_method(search, options),
+        search=search_method(search, options, domain),
+        domain=domain,
         per_sample=per_sample,
         memory=memory,
         seed=seed,
+        progress=progress,
     )
 
 
 def bounds(
     model: nn.Module,
-    data: Tensor,
+    data: Data,
     *,
     norm: Norm = 2,
     per_sample: bool = False,
     memory: int = 1 << 30,
     domain: Domain | None = None,
     rtol: float = 1e-6,
+    progress: bool | None = None,
+    **_elsewhere: NoReturn,
 ) -> Bounds:
     """Lower and upper bound on the Lipschitz constant of a model, both certified.
 
     Args:
         model: left as it is found.
-        data: samples (B, D...), for the lower bound.
+        data: samples for the lower bound: whatever `lower_bound` takes. Of a model with several
+            inputs the lower bound is not certified.
         norm: 1, 2 or inf.
         per_sample: keep the Jacobian norm of every sample.
         memory: bytes that intermediate tensors may take.
-        domain: the bounds hold for inputs in this set, see `upper_bound`.
+        domain: the bounds hold for inputs in this set, see `upper_bound` and `lower_bound`.
         rtol: relative gap of the bracket of each layer's norm, see `upper_bound`.
+        progress: see `upper_bound`.
 
     Returns:
         `Bounds`: `.lower`, `.upper`, `.mean`, `.rms`, `.layers`; printing it shows a table, and
         `.explain()` how the upper bound is composed.
 
     Raises:
+        ArgumentError: an option does not fit, or has no meaning here; says where it has one.
         ArgumentError, TraceError, UnsupportedOpError: see `compile`.
         NonFiniteError: a weight or a sample is NaN or infinite.
 
@@ -216,16 +244,25 @@ def bounds(
         >>> round(result.lower.value, 4), round(result.upper.value, 4), result.mean
         (6.0, 8.0, 3.0)
     """
-    plan, state_dict = _traced_on(model, data)
-    return plan.bounds(
-        state_dict,
-        data,
-        norm=norm,
-        rtol=rtol,
-        per_sample=per_sample,
-        memory=memory,
-        domain=domain,
-    )
+    refuse("bounds", _elsewhere)
+    norm = check_options(norm, domain, memory, progress)
+    state_dict = _state_dict(model)
+    with read_samples(data, whole=True) as samples:
+        plan = compile(model, [value[:2] for value in samples.first])
+        check_options(norm, domain, shapes=plan.input_shapes)
+        (result,) = bounds_from(
+            plan,
+            state_dict,
+            samples,
+            norm=norm,
+            rtol=rtol,
+            seed=0,
+            per_sample=per_sample,
+            memory=memory,
+            domain=domain,
+            progress=progress,
+        )
+    return result
 
 
 def _state_dict(model: nn.Module) -> Mapping[str, Tensor]:
@@ -235,9 +272,3 @@ def _state_dict(model: nn.Module) -> Mapping[str, Tensor]:
             "lipfast.compile and give the state dict to the plan"
         )
     return unwrap(model).state_dict()
-
-
-def _traced_on(model: nn.Module, data: Tensor) -> tuple[Plan, Mapping[str, Tensor]]:
-    state_dict = _state_dict(model)
-    data = check_samples(data, None)
-    return compile(model, data[:2]), state_dict

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from lipfast.norms import Norm
 from lipfast.rounding import UNIT_ROUNDOFF, gamma
 
 
-def _wide(value: float | Tensor) -> Tensor:
+def _float64(value: float | Tensor) -> Tensor:
     """In float64; a number lies on the CPU, whatever torch's default device is."""
     if isinstance(value, Tensor):
         return value.to(torch.float64)
@@ -44,8 +45,8 @@ class Box:
             raise ArgumentError("the lower limit of a Box exceeds the upper one")
 
     def _limits(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        low = _wide(self.low)
-        high = _wide(self.high)
+        low = _float64(self.low)
+        high = _float64(self.high)
         try:
             return low.expand(shape or low.shape), high.expand(shape or high.shape)
         except RuntimeError as error:
@@ -79,6 +80,24 @@ class Box:
         high = torch.as_tensor(self.high, dtype=points.dtype, device=points.device)
         return torch.minimum(torch.maximum(points, low), high)
 
+    def contains(self, points: Tensor) -> Tensor:
+        """Which points (B, *shape) lie inside, (B,); the limits rounded to the points' dtype.
+
+        Raises:
+            ArgumentError: the limits do not fit the points.
+        """
+        try:
+            return (self.project(points) == points).reshape(len(points), -1).all(1)
+        except RuntimeError as error:
+            raise ArgumentError(
+                f"the limits of a Box do not fit samples {tuple(points.shape[1:])}"
+            ) from error
+
+    def flattened(self, shapes: Sequence[tuple[int, ...]]) -> Box:
+        """The box of inputs of these shapes, flattened and joined."""
+        low, high = zip(*(self._limits(shape) for shape in shapes), strict=True)
+        return Box(_joined_vector(low), _joined_vector(high))
+
 
 @dataclass(frozen=True, eq=False)
 class Ball:
@@ -99,13 +118,13 @@ class Ball:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.radius) and self.radius >= 0):
             raise ArgumentError(f"the radius of a Ball must be a number >= 0, not {self.radius}")
-        if not bool(torch.isfinite(_wide(self.centre)).all()):
+        if not bool(torch.isfinite(_float64(self.centre)).all()):
             raise ArgumentError("the middle of a Ball must be finite")
 
     def middle(self, shape: tuple[int, ...]) -> Tensor:
         """The middle, a float64 tensor of a sample's shape."""
         try:
-            return _wide(self.centre).expand(shape)
+            return _float64(self.centre).expand(shape)
         except RuntimeError as error:
             raise ArgumentError(f"the middle of a Ball does not fit samples {shape}") from error
 
@@ -120,7 +139,7 @@ class Ball:
         return None
 
     def project(self, points: Tensor) -> Tensor:
-        r"""Points inside, next to the nearest ones, for float64 points (networks, C, \*shape).
+        r"""Points inside, next to the nearest ones, for points (networks, C, \*shape).
 
         With c the centre, o = fl(p - c), t the computed factor and u the unit roundoff, the result
         y = fl(c + fl(t o)) has $|y_i - c_i| \le (1 + u)^2 |t o_i| + u |c_i|$ but for underflow,
@@ -128,18 +147,35 @@ class Ball:
         $\|y - c\| \le (1 + 3u) t \|o\| + u \|c\|$, and $t \|o\| \le r (1 - s) - 2u\|c\|$ is enough
         with $s = 10^{-9} + 4\gamma_{n+8}$, which covers the roundings of $\|o\|$, t and the limit.
         Points that stay have t = 1. Where nothing is left of the radius all become the centre.
+
+        Points in a narrower dtype with unit roundoff v move in float64 and are rounded to it, by at
+        most $v (\|c\| + r)$ but for underflow: the limit leaves room for twice that.
         """
-        centre = torch.as_tensor(self.centre, dtype=points.dtype, device=points.device)
-        whole = centre.expand(points.shape[2:])
-        offset = points - whole
-        length = _length(offset.flatten(2))
-        room = 2.0 * UNIT_ROUNDOFF * float(_length(whole.flatten())) + 2.0**-1000
-        slack = 1e-9 + 4 * gamma(whole.numel() + 8)
+        narrow = points.dtype != torch.float64
+        rounding = torch.finfo(points.dtype).eps if narrow else 0.0
+        whole = _float64(self.centre).to(points.device).expand(points.shape[2:])
+        underflow = whole.numel() * torch.finfo(points.dtype).tiny if narrow else 2.0**-1000
+        offset = points.double() - whole
+        length = _length(offset.reshape(*points.shape[:2], -1))
+        room = (2.0 * UNIT_ROUNDOFF + rounding) * float(_length(whole.flatten())) + underflow
+        slack = 1e-9 + 4 * gamma(whole.numel() + 8) + rounding
         limit = self.radius * (1.0 - slack) - room * (1.0 + slack)
         if not limit > 0.0:
-            return whole.expand(points.shape).clone()
+            return whole.expand(points.shape).to(points.dtype, copy=True)
         factor = torch.where(length > limit, limit / length, 1.0)
-        return whole + offset * factor.reshape(*factor.shape, *[1] * (points.dim() - 2))
+        moved = whole + offset * factor.reshape(*factor.shape, *[1] * (points.dim() - 2))
+        return moved.to(points.dtype)
+
+    def contains(self, points: Tensor) -> Tensor:
+        """Which points (B, *shape) lie inside, (B,), up to the rounding of the points' dtype."""
+        centre = self.middle(tuple(points.shape[1:])).to(points.device).flatten()
+        distance = _length(points.double().reshape(len(points), -1) - centre)
+        rounding = torch.finfo(points.dtype).eps
+        return distance <= self.radius + rounding * (self.radius + float(_length(centre)))
+
+    def flattened(self, shapes: Sequence[tuple[int, ...]]) -> Ball:
+        """The ball of inputs of these shapes, flattened and joined."""
+        return Ball(self.radius, _joined_vector([self.middle(shape) for shape in shapes]))
 
 
 def _length(vectors: Tensor) -> Tensor:
@@ -150,4 +186,24 @@ def _length(vectors: Tensor) -> Tensor:
     return length * scale.squeeze(-1)
 
 
+def _joined_vector(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat([part.flatten() for part in parts])
+
+
 Domain = Box | Ball
+
+
+def check_domain(domain: object, shapes: Sequence[tuple[int, ...]] = ()) -> None:
+    """A domain is None, a `Box` or a `Ball`, and fits samples of these shapes.
+
+    Raises:
+        ArgumentError: it is something else, or does not fit.
+    """
+    if domain is None:
+        return
+    if not isinstance(domain, (Box, Ball)):
+        raise ArgumentError(
+            f"domain must be lipfast.Box(low, high) or lipfast.Ball(radius, centre), not {domain!r}"
+        )
+    for shape in shapes:
+        domain.middle(shape)

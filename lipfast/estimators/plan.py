@@ -7,14 +7,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import overload
+from typing import NoReturn, overload
 
 from torch import Tensor
 
 from lipfast.errors import TraceError
 from lipfast.estimators.domain import Domain
-from lipfast.estimators.lower.sample_maximum import lower_bounds
+from lipfast.estimators.lower.stream import lower_bounds
+from lipfast.estimators.options import check_options, refuse
+from lipfast.estimators.progress import shown_progress
 from lipfast.estimators.results import Bounds, LowerBound, UpperBound, ordered
+from lipfast.estimators.samples import Data, SampleStream, read_samples
 from lipfast.estimators.upper.spectral_product import product_bounds
 from lipfast.estimators.upper.starts import Starts, StartVectors
 from lipfast.estimators.upper.tracker import Tracker
@@ -98,6 +101,8 @@ class Plan(Architecture):
         start: StartVectors | None = None,
         simplify: bool = True,
         domain: Domain | None = None,
+        memory: int = ...,
+        progress: bool | None = None,
     ) -> UpperBound: ...
     @overload
     def upper(
@@ -110,6 +115,8 @@ class Plan(Architecture):
         start: Starts = None,
         simplify: bool = True,
         domain: Domain | None = None,
+        memory: int = ...,
+        progress: bool | None = None,
     ) -> list[UpperBound]: ...
     def upper(
         self,
@@ -121,6 +128,9 @@ class Plan(Architecture):
         start: Starts = None,
         simplify: bool = True,
         domain: Domain | None = None,
+        memory: int = 1 << 30,
+        progress: bool | None = None,
+        **_elsewhere: NoReturn,
     ) -> UpperBound | list[UpperBound]:
         """Certified upper bounds on the Lipschitz constant; see `spectral_product.product_bounds`.
 
@@ -136,13 +146,18 @@ class Plan(Architecture):
                 another; False gives the published product, layer by layer.
             domain: `lipfast.Box` or `lipfast.Ball`: the bound holds for inputs in this set; without
                 one for all inputs.
+            memory: accepted as in every call; an upper bound takes what the sizes of the layers ask
+                for, whatever it is.
+            progress: None shows it on a terminal after two seconds, False never, True from the
+                start and everywhere.
 
         Returns:
             One `UpperBound`, or a list in the order of the state dicts.
 
         Raises:
             StateDictError, NonFiniteError: a state dict does not fit the architecture.
-            ArgumentError: a start vector does not fit it.
+            ArgumentError: a start vector does not fit it, or an option has no meaning here; says
+                where it has one.
 
         Examples:
             >>> import torch, lipfast
@@ -152,71 +167,105 @@ class Plan(Architecture):
             >>> round(plan.upper(weights).value, 5)  # at most 1e-6 above, relative
             4.0
         """
-        results, _ = product_bounds(
-            self,
-            state_dicts,
-            norm=norm,
-            rtol=rtol,
-            seed=seed,
-            start=start,
-            simplify=simplify,
-            domain=domain,
-        )
+        refuse("Plan.upper", _elsewhere)
+        norm = check_options(norm, domain, memory, progress, shapes=self.input_shapes)
+        with shown_progress("layer norms", None, progress):
+            results, _ = product_bounds(
+                self,
+                state_dicts,
+                norm=norm,
+                rtol=rtol,
+                seed=seed,
+                start=start,
+                simplify=simplify,
+                domain=domain,
+            )
         return results[0] if isinstance(state_dicts, Mapping) else results
 
-    def tracker(self, *, norm: Norm = 2, rtol: float = 1e-6, seed: int = 0) -> Tracker:
+    def tracker(
+        self,
+        *,
+        norm: Norm = 2,
+        rtol: float = 1e-6,
+        seed: int = 0,
+        domain: Domain | None = None,
+        memory: int = 1 << 30,
+        progress: bool | None = None,
+        **_elsewhere: NoReturn,
+    ) -> Tracker:
         """Upper bounds along a run, each from the singular vectors before it; see `Tracker`.
 
         Args:
-            norm: 1, 2 or inf; the same for the whole run.
+            norm: 1, 2 or inf; the same for the whole run, as everything here.
             rtol: relative gap of each layer's bracket.
             seed: of the first checkpoint's start vectors.
+            domain: the bounds hold for inputs in this set, see `upper`.
+            memory: see `upper`.
+            progress: see `upper`.
+
+        Raises:
+            ArgumentError: an option does not fit, or has no meaning here; says where it has one.
         """
-        return Tracker(self, norm=norm, rtol=rtol, seed=seed)
+        refuse("Plan.tracker", _elsewhere)
+        norm = check_options(norm, domain, memory, progress, shapes=self.input_shapes)
+        return Tracker(self, norm=norm, rtol=rtol, seed=seed, domain=domain, progress=progress)
 
     @overload
     def lower(
         self,
         state_dicts: StateDict,
-        x: Tensor,
+        x: Data,
         *,
         norm: Norm = 2,
         per_sample: bool = False,
         memory: int = ...,
+        domain: Domain | None = None,
+        progress: bool | None = None,
     ) -> LowerBound: ...
     @overload
     def lower(
         self,
         state_dicts: Sequence[StateDict],
-        x: Tensor,
+        x: Data,
         *,
         norm: Norm = 2,
         per_sample: bool = False,
         memory: int = ...,
+        domain: Domain | None = None,
+        progress: bool | None = None,
     ) -> list[LowerBound]: ...
     def lower(
         self,
         state_dicts: StateDict | Sequence[StateDict],
-        x: Tensor,
+        x: Data,
         *,
         norm: Norm = 2,
         per_sample: bool = False,
         memory: int = 1 << 30,
+        domain: Domain | None = None,
+        progress: bool | None = None,
+        **_elsewhere: NoReturn,
     ) -> LowerBound | list[LowerBound]:
-        """Lower bounds from samples; see `estimators.lower.sample_maximum.lower_bounds`.
+        """Lower bounds from samples; see `estimators.lower.stream.lower_bounds`.
 
         Args:
             state_dicts: one state dict, or a list of them.
-            x: samples (B, D...), floating.
+            x: samples (B, D...), floating; a tuple of tensors for several inputs (there is no
+                certificate then); or a Dataset or DataLoader as for `lipfast.lower_bound`, whose
+                batches are read once for all state dicts.
             norm: 1, 2 or inf.
             per_sample: keep the Jacobian norm of every sample.
             memory: bytes that intermediate tensors may take.
+            domain: `lipfast.Box` or `lipfast.Ball`: the certified difference quotient is of two
+                points in this set. The Jacobian norms are of the samples as they are.
+            progress: see `upper`.
 
         Returns:
             One `LowerBound`, or a list in the order of the state dicts.
 
         Raises:
             ArgumentError, NonFiniteError: the samples do not fit, or hold NaN or Inf.
+            ArgumentError: an option has no meaning here; says where it has one.
             StateDictError, NonFiniteError: a state dict does not fit the architecture.
 
         Examples:
@@ -228,16 +277,26 @@ class Plan(Architecture):
             >>> round(lower.value, 6), lower.sample, lower.certified
             (4.0, 1, True)
         """
-        results = lower_bounds(
-            self, state_dicts, x, norm=norm, per_sample=per_sample, memory=memory
-        )
+        refuse("Plan.lower", _elsewhere)
+        norm = check_options(norm, domain, memory, progress, shapes=self.input_shapes)
+        with read_samples(x, shapes=self.input_shapes, whole=True) as samples:
+            results = lower_bounds(
+                self,
+                state_dicts,
+                samples,
+                norm=norm,
+                per_sample=per_sample,
+                memory=memory,
+                domain=domain,
+                progress=progress,
+            )
         return results[0] if isinstance(state_dicts, Mapping) else results
 
     @overload
     def bounds(
         self,
         state_dicts: StateDict,
-        x: Tensor,
+        x: Data,
         *,
         norm: Norm = 2,
         rtol: float = 1e-6,
@@ -245,12 +304,13 @@ class Plan(Architecture):
         per_sample: bool = False,
         memory: int = ...,
         domain: Domain | None = None,
+        progress: bool | None = None,
     ) -> Bounds: ...
     @overload
     def bounds(
         self,
         state_dicts: Sequence[StateDict],
-        x: Tensor,
+        x: Data,
         *,
         norm: Norm = 2,
         rtol: float = 1e-6,
@@ -258,11 +318,12 @@ class Plan(Architecture):
         per_sample: bool = False,
         memory: int = ...,
         domain: Domain | None = None,
+        progress: bool | None = None,
     ) -> list[Bounds]: ...
     def bounds(
         self,
         state_dicts: StateDict | Sequence[StateDict],
-        x: Tensor,
+        x: Data,
         *,
         norm: Norm = 2,
         rtol: float = 1e-6,
@@ -270,6 +331,8 @@ class Plan(Architecture):
         per_sample: bool = False,
         memory: int = 1 << 30,
         domain: Domain | None = None,
+        progress: bool | None = None,
+        **_elsewhere: NoReturn,
     ) -> Bounds | list[Bounds]:
         """Lower and upper bounds together, with lower <= upper asserted.
 
@@ -278,13 +341,21 @@ class Plan(Architecture):
         Raises:
             BoundOrderError: a certified lower bound exceeds a certified upper bound (a defect).
         """
-        uppers, _ = product_bounds(
-            self, state_dicts, norm=norm, rtol=rtol, seed=seed, domain=domain
-        )
-        lowers = lower_bounds(
-            self, state_dicts, x, norm=norm, per_sample=per_sample, memory=memory, domain=domain
-        )
-        results = [ordered(lower, upper) for lower, upper in zip(lowers, uppers, strict=True)]
+        refuse("Plan.bounds", _elsewhere)
+        norm = check_options(norm, domain, memory, progress, shapes=self.input_shapes)
+        with read_samples(x, shapes=self.input_shapes, whole=True) as samples:
+            results = bounds_from(
+                self,
+                state_dicts,
+                samples,
+                norm=norm,
+                rtol=rtol,
+                seed=seed,
+                per_sample=per_sample,
+                memory=memory,
+                domain=domain,
+                progress=progress,
+            )
         return results[0] if isinstance(state_dicts, Mapping) else results
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -316,3 +387,34 @@ class Plan(Architecture):
             raise TraceError(f"{path}: damaged plan: {error!r}") from error
         require_rules(plan.graph.nodes)
         return plan
+
+
+def bounds_from(
+    plan: Architecture,
+    state_dicts: StateDict | Sequence[StateDict],
+    samples: SampleStream,
+    *,
+    norm: Norm,
+    rtol: float,
+    seed: int,
+    per_sample: bool,
+    memory: int,
+    domain: Domain | None,
+    progress: bool | None,
+) -> list[Bounds]:
+    """`Plan.bounds` of checked options and opened data."""
+    with shown_progress("layer norms", None, progress):
+        uppers, _ = product_bounds(
+            plan, state_dicts, norm=norm, rtol=rtol, seed=seed, domain=domain
+        )
+    lowers = lower_bounds(
+        plan,
+        state_dicts,
+        samples,
+        norm=norm,
+        per_sample=per_sample,
+        memory=memory,
+        domain=domain,
+        progress=progress,
+    )
+    return [ordered(lower, upper) for lower, upper in zip(lowers, uppers, strict=True)]

@@ -1,46 +1,78 @@
-"""Progress on stderr, for calls that take long, and only where someone can see it."""
+"""Progress on stderr, for calls that take long."""
 
 from __future__ import annotations
 
 import sys
-import time
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-# Seconds before anything is shown.
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+# Seconds before anything is shown that was not asked for.
 PATIENCE = 2.0
 
 
 @contextmanager
-def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
+def shown_progress(
+    label: str, total: int | None, show: bool | None
+) -> Iterator[Callable[[int], None]]:
     """A function that is told how many items are done.
-
-    Nothing is written unless stderr is a terminal and `PATIENCE` is over; nothing stays afterwards.
 
     Args:
         label: what is being done.
         total: how many items there are, None if nobody knows.
+        show: None shows a bar on a terminal once `PATIENCE` is over, also while a single item takes
+            long, and leaves nothing behind; False never; True from the start, and where stderr is
+            no terminal as one line that stays, when all is done.
     """
-    if not sys.stderr.isatty():
+    terminal = sys.stderr.isatty()
+    if show is False or (show is None and not terminal):
         yield lambda _: None
         return
-    from rich.console import Console  # noqa: PLC0415 (slow to import, rarely needed)
-    from rich.progress import Progress  # noqa: PLC0415 (the same)
-
-    started = time.monotonic()
-    bar = Progress(console=Console(stderr=True), transient=True)
-    task = bar.add_task(label, total=total)
-    visible = False
-
-    def advance(count: int) -> None:
-        nonlocal visible
-        bar.advance(task, count)
-        if not visible and time.monotonic() - started >= PATIENCE:
-            bar.start()
-            visible = True
-
+    bar = _Bar(label, total, transient=terminal)
+    timer = threading.Timer(PATIENCE, bar.show)
+    timer.daemon = True
+    if show or PATIENCE <= 0:
+        bar.show()
+    else:
+        timer.start()
     try:
-        yield advance
+        yield bar.advance
     finally:
-        if visible:
-            bar.stop()
+        timer.cancel()
+        if timer.ident is not None:
+            timer.join()
+        bar.close()
+
+
+class _Bar:
+    """Made when it is shown: by then rich's time to import does not matter."""
+
+    def __init__(self, label: str, total: int | None, *, transient: bool) -> None:
+        self._label, self._total, self._transient = label, total, transient
+        self._done = 0
+        self._lock = threading.Lock()
+        self._bar: Progress | None = None
+
+    def advance(self, count: int) -> None:
+        with self._lock:
+            self._done += count
+            if self._bar is not None:
+                self._bar.update(self._bar.task_ids[0], completed=self._done)
+
+    def show(self) -> None:
+        from rich.console import Console  # noqa: PLC0415 (slow to import, rarely needed)
+        from rich.progress import Progress  # noqa: PLC0415 (slow to import, rarely needed)
+
+        bar = Progress(console=Console(stderr=True), transient=self._transient)
+        with self._lock:
+            bar.add_task(self._label, total=self._total, completed=self._done)
+            self._bar = bar
+        bar.start()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()

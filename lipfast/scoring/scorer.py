@@ -238,7 +238,11 @@ class Scorer:
         seconds_upper = self._count("upper", started)
         started = time.perf_counter()
         lowers = plan.lower(
-            state_dicts, self._x(plan.dtype), norm=options.norm, memory=options.memory
+            state_dicts,
+            self._x(plan.dtype),
+            norm=options.norm,
+            memory=options.memory,
+            progress=False,
         )
         seconds_lower = self._count("lower", started)
         started = time.perf_counter()

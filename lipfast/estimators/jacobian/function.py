@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +15,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils import _pytree as pytree
 
-from lipfast.errors import ArgumentError, LipfastError, NonFiniteError
-from lipfast.plan.export import check_floating_input, exported_module
+from lipfast.errors import ArgumentError, LipfastError
+from lipfast.plan.export import exported_module
 from lipfast.plan.modules import evaluation_mode, unwrap
 from lipfast.plan.state import require_finite
 from lipfast.plan.trace import Source
 
 Function = Callable[[Tensor], Tensor]
-Inputs = Tensor | Sequence[Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,43 +41,6 @@ class SampleFunction:
     constants: tuple[Tensor, ...] = ()
 
 
-def check_samples(x: object, shape: tuple[int, ...] | None, first: int = 0) -> Tensor:
-    """Check samples (B, *shape): floating, finite, at least one; `first` is the first one's index.
-
-    Raises:
-        ArgumentError: not a tensor, not floating, of the wrong shape, or empty.
-        NonFiniteError: a sample holds NaN or Inf; says which.
-    """
-    if not isinstance(x, Tensor):
-        raise ArgumentError(
-            f"samples must be a tensor, not {type(x).__name__} (torch.from_numpy for an array)"
-        )
-    check_floating_input(x)
-    if (shape is not None and tuple(x.shape[1:]) != shape) or x.dim() == 0:
-        wanted = ", ".join(["samples", *(str(size) for size in shape or ())])
-        raise ArgumentError(
-            f"samples have shape {tuple(x.shape)}; expected ({wanted}): the first dimension is the "
-            "sample, the others are what the architecture was traced with"
-        )
-    if x.shape[0] == 0:
-        raise ArgumentError("there are no samples: the first dimension of the data is 0")
-    if x.is_meta:
-        raise ArgumentError("the samples hold no data (device meta): give real ones")
-    if x.layout != torch.strided:
-        raise ArgumentError(f"the samples are {x.layout}: pass a dense tensor (x.to_dense())")
-    if x.numel() == 0:
-        raise ArgumentError(f"samples of shape {tuple(x.shape)} hold no numbers")
-    # One cheap reduction; a sum of finite numbers may overflow, so only then look closely.
-    if not math.isfinite(x.detach().sum().item()) and not bool(torch.isfinite(x).all()):
-        finite = torch.isfinite(x.reshape(x.shape[0], -1)).all(1)
-        bad = (~finite).nonzero().flatten().tolist()
-        raise NonFiniteError(
-            f"{len(bad)} of {x.shape[0]} samples hold NaN or Inf; "
-            f"the first is sample {first + bad[0]}"
-        )
-    return x.detach()
-
-
 @contextlib.contextmanager
 def differentiating() -> Iterator[None]:
     """Autograd as derivatives of derivatives need it, whatever mode the caller is in.
@@ -97,12 +58,6 @@ def differentiating() -> Iterator[None]:
         yield
 
 
-def check_memory(memory: object) -> None:
-    """A memory budget is a positive number of bytes."""
-    if isinstance(memory, bool) or not isinstance(memory, (int, float)) or not memory > 0:
-        raise ArgumentError(f"memory must be a positive number of bytes, got {memory!r}")
-
-
 def module_of(model: Source) -> nn.Module:
     """The module inside a wrapper, an exported program or a ``.pt2`` file.
 
@@ -118,33 +73,6 @@ def module_of(model: Source) -> nn.Module:
             f"{type(model).__name__}"
         )
     return unwrap(model)
-
-
-def check_inputs(x: object, first: int = 0) -> tuple[Tensor, ...]:
-    """One tensor of samples, or several for a model with several inputs, checked; not detached.
-
-    Raises:
-        ArgumentError, NonFiniteError: as `check_samples`; or the inputs differ in their samples.
-    """
-    if not isinstance(x, (tuple, list)):
-        check_samples(x, None, first)
-        assert isinstance(x, Tensor)
-        return (x,)
-    if not x:
-        raise ArgumentError("there are no inputs: give a tensor of samples")
-    for position, value in enumerate(x):
-        _check_input(position, value, first)
-    counts = [value.shape[0] for value in x]
-    if len(set(counts)) > 1:
-        raise ArgumentError(f"the inputs have {counts} samples: the first dimensions must agree")
-    return tuple(x)
-
-
-def _check_input(position: int, value: object, first: int) -> None:
-    try:
-        check_samples(value, None, first)
-    except (ArgumentError, NonFiniteError) as error:
-        raise type(error)(f"input {position}: {error}") from error
 
 
 @contextlib.contextmanager
@@ -191,22 +119,25 @@ def model_function(
 
         def function(samples: Tensor) -> Tensor:
             samples = samples.clone()  # a module may write into its input
-            values = _separate(samples, shapes) if len(shapes) > 1 else (samples,)
+            values = separate_inputs(samples, shapes)
             outputs = torch.func.functional_call(module, state, values)
             return flat_outputs(outputs, samples)
 
-        x = joined([value if create_graph else ordinary(value) for value in inputs], dtype)
-        outputs = _outputs(function, x, module, shapes)
+        x = joined_inputs([value if create_graph else ordinary(value) for value in inputs], dtype)
+        outputs = _count_outputs(function, x, module, shapes)
         yield SampleFunction(function, x, outputs, tuple(state.values()))
 
 
-def joined(inputs: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+def joined_inputs(inputs: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """One input as it is, several flattened per sample and joined."""
     values = [value.to(dtype) for value in inputs]
     return values[0] if len(values) == 1 else torch.cat([v.flatten(1) for v in values], 1)
 
 
-def _separate(samples: Tensor, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
+def separate_inputs(samples: Tensor, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
+    """What `joined_inputs` joined."""
+    if len(shapes) == 1:
+        return (samples,)
     sizes = [int(torch.Size(shape).numel()) for shape in shapes]
     pieces = torch.split(samples, sizes, dim=1)
     return tuple(
@@ -247,7 +178,7 @@ def state_dtype(state: Sequence[Tensor], inputs: Sequence[Tensor]) -> torch.dtyp
     return torch.float64 if torch.float64 in deciding else torch.float32
 
 
-def _outputs(
+def _count_outputs(
     function: Function, x: Tensor, module: nn.Module, shapes: Sequence[tuple[int, ...]]
 ) -> int:
     """K, from two samples; what goes wrong there is an error in the caller's terms."""

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from lipfast.errors import ArgumentError
 from lipfast.estimators.jacobian.function import (
-    check_inputs,
     differentiating,
     model_function,
     module_of,
     ordinary,
 )
+from lipfast.estimators.samples import check_inputs
 from lipfast.norms import Norm, check_norm, dual_norm
 from lipfast.ops.jacobian_reduction import operator_norms
 

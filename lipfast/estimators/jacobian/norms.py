@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args, overload
+from typing import Literal, NoReturn, get_args, overload
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from lipfast.errors import ArgumentError
 from lipfast.estimators.jacobian.function import (
-    Inputs,
     SampleFunction,
-    check_inputs,
-    check_memory,
     check_state,
     differentiating,
     model_function,
     module_of,
     ordinary,
+    separate_inputs,
     state_dtype,
 )
 from lipfast.estimators.jacobian.gradient import differentiable_values
@@ -31,7 +30,10 @@ from lipfast.estimators.jacobian.linearization import (
     prefers_lanczos,
 )
 from lipfast.estimators.jacobian.rows import row_norms
-from lipfast.norms import Norm, check_norm
+from lipfast.estimators.options import check_options, refuse
+from lipfast.estimators.progress import shown_progress
+from lipfast.estimators.samples import Data, check_inputs, read_samples
+from lipfast.norms import Norm
 from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms, has_chain_kernel
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.cache import cached_plan, is_known, known_plan
@@ -66,7 +68,7 @@ def plan_jacobian_norms(
     Args:
         plan: the architecture.
         tensors: checked parameters of each network.
-        x: samples (B, D...).
+        x: samples (B, D...); of several inputs flattened and joined.
         norm: 1, 2 or inf.
         dtype: float32 or float64; by default that of the parameters.
         method: ``fused`` (native op for chains), ``rows``, ``lanczos``, or whichever fits.
@@ -130,7 +132,9 @@ def _interpreted_norms(
     memory: int,
 ) -> Tensor:
     def function(samples: Tensor) -> Tensor:
-        return evaluate(plan.graph, stacked, plan.constants, [samples.unsqueeze(0)])[0]
+        inputs = separate_inputs(samples, plan.input_shapes)
+        stacks = [value.unsqueeze(0) for value in inputs]
+        return evaluate(plan.graph, stacked, plan.constants, stacks)[0]
 
     with torch.inference_mode(False):
         stacked = {
@@ -187,34 +191,41 @@ def function_jacobian_norms(
 @overload
 def jacobian_norms(
     model: Source,
-    x: Inputs,
+    x: Data | Sequence[Tensor],
     *,
     norm: Norm = 2,
     method: Method = "auto",
     memory: int = ...,
+    progress: bool | None = None,
+    domain: None = None,
     create_graph: bool = False,
     details: Literal[False] = False,
 ) -> Tensor: ...
 @overload
 def jacobian_norms(
     model: Source,
-    x: Inputs,
+    x: Data | Sequence[Tensor],
     *,
     norm: Norm = 2,
     method: Method = "auto",
     memory: int = ...,
+    progress: bool | None = None,
+    domain: None = None,
     create_graph: bool = False,
     details: Literal[True],
 ) -> JacobianNorms: ...
 def jacobian_norms(
     model: Source,
-    x: Inputs,
+    x: Data | Sequence[Tensor],
     *,
     norm: Norm = 2,
     method: Method = "auto",
     memory: int = 1 << 30,
+    progress: bool | None = None,
+    domain: object = None,
     create_graph: bool = False,
     details: bool = False,
+    **_elsewhere: NoReturn,
 ) -> Tensor | JacobianNorms:
     r"""Norm of the input-output Jacobian of a model at every sample, ``||d f / d x (x_b)||_p``.
 
@@ -227,16 +238,20 @@ def jacobian_norms(
     Args:
         model: a module that treats the samples of a batch apart, an exported program, or the path
             of a ``.pt2`` file.
-        x: samples (B, D...), floating; a tuple of tensors for a model with several inputs.
+        x: samples (B, D...), floating; a tuple of tensors for a model with several inputs; or a
+            Dataset or DataLoader as for `lipfast.lower_bound`, whose batches are read once.
         norm: 1 (largest absolute column sum), 2 (largest singular value) or inf (row sum).
         method: ``fused`` for the native op (norm 2, recognised chains), ``rows`` for explicit
             Jacobians, ``lanczos`` for products with J and J^T only (norm 2). ``auto`` takes the
             fused op where it can, Lanczos where K and D both exceed 64, else rows.
         memory: bytes for Jacobians and intermediate results; samples go in blocks of that size,
             and rows in blocks where a single sample exceeds it.
+        progress: None shows it on a terminal after two seconds, False never, True from the start
+            and everywhere.
+        domain: has no meaning here, as every norm is of one sample; the bounds take one.
         create_graph: the norms can be differentiated once, with respect to x and the parameters:
             the gradient of ``u^T J v`` with u and v fixed, a subgradient where the largest singular
-            value (row, column) is not unique. Not with the fused op.
+            value (row, column) is not unique. Not with the fused op, and of tensors only.
         details: return `JacobianNorms` with residuals and passes.
 
     Returns:
@@ -245,7 +260,8 @@ def jacobian_norms(
 
     Raises:
         ArgumentError: the samples have the wrong shape, dtype or device, the output is not
-            floating, or `method` does not fit.
+            floating, `method` does not fit, or an option has no meaning here; says where it has
+            one.
         NonFiniteError: a sample or a parameter holds NaN or Inf.
         TraceError: an exported program was exported in training mode.
 
@@ -261,9 +277,13 @@ def jacobian_norms(
         tensor([[0., 0.],
                 [0., 1.]])
     """
-    norm = check_norm(norm)
-    check_memory(memory)
-    inputs = check_inputs(x)
+    refuse("jacobian_norms", _elsewhere)
+    norm = check_options(norm, None, memory, progress)
+    if domain is not None:
+        raise ArgumentError(
+            "domain has no meaning for jacobian_norms: each norm is of one sample, wherever it "
+            "lies; bounds, lower_bound and upper_bound take one"
+        )
     if method not in METHODS:
         raise ArgumentError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
     if create_graph and method == "fused":
@@ -271,19 +291,70 @@ def jacobian_norms(
             "the fused op has no backward pass: use method='auto' with create_graph"
         )
     module = module_of(model)
+
+    def of_inputs(inputs: tuple[Tensor, ...]) -> JacobianNorms:
+        return _input_norms(
+            module, inputs, norm=norm, method=method, memory=memory, create_graph=create_graph
+        )
+
+    if isinstance(x, (Dataset, DataLoader)):
+        if create_graph:
+            raise ArgumentError(
+                "create_graph needs tensors, which can be differentiated: a Dataset or DataLoader "
+                "is read batch by batch"
+            )
+        parts = []
+        with (
+            read_samples(x) as samples,
+            shown_progress("Jacobian norms", samples.count, progress) as advance,
+        ):
+            for batch in samples:
+                parts.append(of_inputs(batch))
+                advance(len(batch[0]))
+        found = _concatenated(parts)
+    else:
+        inputs = check_inputs(x)
+        with shown_progress("Jacobian norms", len(inputs[0]), progress):
+            found = of_inputs(inputs)
+    return found if details else found.values
+
+
+def _input_norms(
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    *,
+    norm: Norm,
+    method: Method,
+    memory: int,
+    create_graph: bool,
+) -> JacobianNorms:
+    """`jacobian_norms` of checked tensors."""
     if method == "auto" and norm == 2 and len(inputs) == 1 and not create_graph:
         known = _known_chain_norms(module, inputs[0])
         if known is not None:
-            return JacobianNorms(known, "fused") if details else known
+            return JacobianNorms(known, "fused")
     with model_function(module, inputs, create_graph=create_graph) as problem:
         if create_graph:
             values = differentiable_values(problem, norm=norm, method=method, memory=memory)
-            found = JacobianNorms(values, method)
-        else:
-            found = _module_norms(
-                module, problem, inputs=len(inputs), norm=norm, method=method, memory=memory
-            )
-    return found if details else found.values
+            return JacobianNorms(values, method)
+        return _norms_by_method(
+            module, problem, inputs=len(inputs), norm=norm, method=method, memory=memory
+        )
+
+
+def _concatenated(parts: Sequence[JacobianNorms]) -> JacobianNorms:
+    """The norms of several batches in their order."""
+
+    def joined(found: Sequence[Tensor | None]) -> Tensor | None:
+        kept = [value for value in found if value is not None]
+        return torch.cat(kept) if len(kept) == len(parts) else None
+
+    return JacobianNorms(
+        torch.cat([part.values for part in parts]),
+        parts[0].method,
+        joined([part.residuals for part in parts]),
+        joined([part.passes for part in parts]),
+    )
 
 
 def _known_chain_norms(module: nn.Module, x: Tensor) -> Tensor | None:
@@ -306,7 +377,7 @@ def _known_chain_norms(module: nn.Module, x: Tensor) -> Tensor | None:
         return _chain_norms(plan, chain, [tensors], samples)[0]
 
 
-def _module_norms(
+def _norms_by_method(
     module: nn.Module,
     problem: SampleFunction,
     *,

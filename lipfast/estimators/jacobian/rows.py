@@ -31,10 +31,10 @@ def row_norms(problem: SampleFunction, size: Footprint, norm: Norm, memory: int)
     """
     if size.inputs < size.outputs:
         try:
-            return _norms(problem, size, norm, memory, by_columns=True)
+            return _block_norms(problem, size, norm, memory, by_columns=True)
         except DerivativeError:
             pass
-    return _norms(problem, size, norm, memory, by_columns=False)
+    return _block_norms(problem, size, norm, memory, by_columns=False)
 
 
 def explicit_jacobians(problem: SampleFunction, memory: int) -> Iterator[Tensor]:
@@ -55,7 +55,7 @@ def _blocks(x: Tensor, most: int) -> tuple[Tensor, ...]:
     return torch.tensor_split(x, -(-len(x) // max(1, most)))
 
 
-def _norms(
+def _block_norms(
     problem: SampleFunction, size: Footprint, norm: Norm, memory: int, *, by_columns: bool
 ) -> Tensor:
     products = size.inputs if by_columns else size.outputs

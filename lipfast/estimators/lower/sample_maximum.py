@@ -11,86 +11,14 @@ import torch
 from torch import Tensor
 
 from lipfast._clock import running
-from lipfast.errors import ArgumentError
-from lipfast.estimators.domain import Domain
-from lipfast.estimators.enclosure import missing_error_rules
 from lipfast.estimators.estimate import Estimate, log_down
-from lipfast.estimators.jacobian.function import check_samples
 from lipfast.estimators.jacobian.norms import fused_chain, plan_jacobian_norms
-from lipfast.estimators.lower.secants import certified_secants
 from lipfast.estimators.results import LowerBound, Search
-from lipfast.norms import Norm, check_norm
-from lipfast.ops.denormals import FLUSHED, denormals_flushed
+from lipfast.norms import Norm
+from lipfast.ops.denormals import FLUSHED
 from lipfast.plan.architecture import Architecture
-from lipfast.plan.checked import StateDict, resolve_all
 
 _AT_KINKS = "not proved: floating point, and at a kink autograd's value is not a derivative"
-
-
-def lower_bounds(
-    plan: Architecture,
-    state_dicts: StateDict | Sequence[StateDict],
-    x: Tensor,
-    *,
-    norm: Norm = 2,
-    per_sample: bool = False,
-    memory: int = 1 << 30,
-    domain: Domain | None = None,
-) -> list[LowerBound]:
-    """Lower bounds on the Lipschitz constants of many networks, from samples.
-
-    ``jacobian = max_b ||J(x_b)||`` (Khromov and Singh, 2024) is a lower bound wherever the network
-    is differentiable, up to rounding; the bound's `value` is the certified difference quotient
-    ``||f(a) - f(b)|| / ||a - b||`` near the arg-max sample (see `estimators.lower.secants`).
-
-    Args:
-        plan: the architecture, with one input.
-        state_dicts: one or many.
-        x: samples (B, D...).
-        norm: 1, 2 or inf.
-        per_sample: keep the Jacobian norm of every sample.
-        memory: bytes that intermediate tensors may take.
-        domain: the certified difference quotient is of two points in this set.
-
-    Returns:
-        One `LowerBound` per state dict.
-
-    Raises:
-        ArgumentError, NonFiniteError: the samples do not fit, or hold NaN or Inf.
-        StateDictError, NonFiniteError: a state dict does not fit the architecture.
-    """
-    norm = check_norm(norm)
-    if len(plan.input_shapes) != 1:
-        raise ArgumentError(
-            f"lower bounds need a model with one input; this one has {len(plan.input_shapes)}"
-        )
-    x = check_samples(x, plan.input_shapes[0])
-    tensors = resolve_all(plan, state_dicts)
-    if not tensors:
-        return []
-    norms = finite_norms(plan, tensors, x, norm, memory)
-    largest, positions = norms.max(1)
-    missing = missing_error_rules(plan)
-    secants = (
-        None
-        if missing
-        else certified_secants(plan, tensors, x[positions], norm=norm, memory=memory, domain=domain)
-    )
-    flushed = denormals_flushed()
-    label = jacobian_label(plan, norm)
-    statistics = zip(norms, largest.tolist(), positions.tolist(), strict=True)
-    return [
-        assembled(
-            Statistics.of(entry, value, position, keep=per_sample),
-            norm=norm,
-            label=label,
-            point=x[position],
-            secant=None if secants is None else secants.of(index),
-            why_not=_missing(missing),
-            flushed=flushed,
-        )
-        for index, (entry, value, position) in enumerate(statistics)
-    ]
 
 
 def jacobian_label(plan: Architecture, norm: Norm) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lipfast.errors import ArgumentError
+from lipfast.estimators.domain import Box, Domain
 from lipfast.estimators.estimate import Estimate, log_down
 from lipfast.estimators.jacobian.function import Function, SampleFunction
 from lipfast.estimators.results import Search
@@ -17,7 +18,7 @@ from lipfast.norms import Norm
 
 # Points that a search returns.
 KEPT = 8
-_NOT_PROVED = "a derivative in floating point; the certified value is a difference quotient near it"
+_DERIVATIVE = "a derivative in floating point; the certified value is a difference quotient near it"
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Landscape:
         module: the model itself.
         example: one sample of each input of the module.
         norm: 1, 2 or inf.
+        domain: where to look; None for everywhere.
         memory: bytes for intermediate results.
         seed: of random numbers.
         advance: to be told how many evaluations are done.
@@ -44,9 +46,14 @@ class Landscape:
     module: nn.Module
     example: tuple[Tensor, ...]
     norm: Norm
+    domain: Domain | None
     memory: int
     seed: int
     advance: Callable[[int], None]
+
+    def inside(self, x: Tensor) -> Tensor:
+        """The nearest points of the domain, for points (B, D...)."""
+        return x if self.domain is None else self.domain.project(x.unsqueeze(0)).squeeze(0)
 
     def problem(self, x: Tensor) -> SampleFunction:
         """The model at some points."""
@@ -114,7 +121,7 @@ class Best:
         assert self.points is not None
         value = float(self.values[0])
         estimate = Estimate(
-            value, log_down(value), "lower", norm, method, certified=False, reason=_NOT_PROVED
+            value, log_down(value), "lower", norm, method, certified=False, reason=_DERIVATIVE
         )
         return Search(estimate, self.points.cpu(), self.values)
 
@@ -140,46 +147,30 @@ def check_positive(value: object, name: str) -> None:
         raise ArgumentError(f"{name} must be a positive number, got {value!r}")
 
 
-Box = tuple[float | Tensor, float | Tensor] | Sequence[float | Tensor]
-
-
-def check_box(box: Box | None) -> tuple[Tensor, Tensor] | None:
-    """Lower and upper ends of the allowed values.
+def box_of(box: object) -> Box:
+    """What was given as ``box=(low, high)``; an end may be infinite.
 
     Raises:
-        ArgumentError: they are not two numbers (or tensors of a sample's shape), low below high.
+        ArgumentError: it is not two numbers (or tensors of a sample's shape), low below high.
     """
-    if box is None:
-        return None
     if not isinstance(box, (tuple, list)) or len(box) != 2:
         raise ArgumentError(f"box must be (low, high), got {box!r}")
     low, high = (torch.as_tensor(end, dtype=torch.float64, device="cpu") for end in box)
     if not bool((low < high).all()):
         raise ArgumentError("box must be (low, high) with low < high everywhere")
-    return low, high
+    # A Box is finite; in float32 these ends are infinite again.
+    largest = torch.finfo(torch.float64).max
+    return Box(low.clamp(-largest, largest), high.clamp(-largest, largest))
 
 
-def into_box(x: Tensor, box: tuple[Tensor, Tensor] | None) -> Tensor:
-    """The nearest points of the box."""
-    if box is None:
-        return x
-    low, high = (end.to(x) for end in box)
-    return torch.minimum(torch.maximum(x, low), high)
-
-
-def require_inside(x: Tensor, box: tuple[Tensor, Tensor] | None) -> None:
-    """Samples must lie in the box, or the data's own maximum would not count there.
+def require_inside(x: Tensor, domain: Domain | None) -> None:
+    """Samples that a search starts from must lie in the domain, or their maximum would not count.
 
     Raises:
-        ArgumentError: the box does not fit the samples, or one lies outside.
+        ArgumentError: the domain does not fit the samples, or one lies outside.
     """
-    if box is None:
-        return
-    try:
-        inside = (into_box(x, box) == x).flatten(1).all(1)
-    except RuntimeError as error:
+    if domain is not None and not bool(domain.contains(x).all()):
         raise ArgumentError(
-            f"box: its ends do not fit samples of shape {tuple(x.shape[1:])}: {error}"
-        ) from error
-    if not bool(inside.all()):
-        raise ArgumentError("box: some samples lie outside; give a box that holds the data")
+            "domain: some samples lie outside, and a search starts from them; give a domain that "
+            "holds the data"
+        )

@@ -12,27 +12,23 @@ from lipfast.estimators.jacobian.gradient import differentiable_values
 from lipfast.estimators.lower.search import (
     KEPT,
     Best,
-    Box,
     Landscape,
-    check_box,
     check_count,
     check_positive,
-    into_box,
-    require_inside,
 )
 from lipfast.estimators.results import Search
 
 # A step that does not lead up is taken back and halved, one that does makes the next one longer.
 _SHRINK, _GROW = 0.5, 1.5
 # Random steps are between this part of the first step length and all of it.
-_SHORTEST = 0.03
+_SHORTEST_STEP = 0.03
 
 
 @dataclass
 class Ascent:
     """``x <- P(x + h g / ||g||)`` with g the gradient of ||J(x)||, from the best samples.
 
-    P projects to the box. Steps that do not increase the norm are taken back, so the result is
+    P projects to the domain. Steps that do not increase the norm are taken back, so the result is
     never below the data's own maximum. The gradient of a piecewise linear network's Jacobian norm
     is 0 almost everywhere; there the step is a random one of random length.
 
@@ -40,14 +36,12 @@ class Ascent:
         steps: of each start.
         starts: number of samples.
         step: first step length h, by default a tenth of the start's l2 norm (or 1).
-        box: (low, high) that points are projected to; the data must lie inside.
         seed: of the random steps.
     """
 
     steps: int = 50
     starts: int = 8
     step: float | None = None
-    box: Box | None = None
     seed: int = 0
     _best: Best = field(init=False, repr=False)
 
@@ -56,12 +50,10 @@ class Ascent:
         check_count(self.starts, "starts")
         if self.step is not None:
             check_positive(self.step, "step")
-        self._box = check_box(self.box)
         self._best = Best(self.starts)
 
     def observe(self, x: Tensor, values: Tensor) -> None:
         """Keep the best samples."""
-        require_inside(x, self._box)
         self._best.add(x, values)
 
     def run(self, landscape: Landscape) -> Search:
@@ -81,7 +73,7 @@ class Ascent:
             smooth = torch.isfinite(size) & (size > 0)
             # Steps that became too short would never leave a linear region: random ones do not.
             random = torch.randn(x.shape, generator=generator, dtype=torch.float64, device="cpu")
-            spread = _SHORTEST ** torch.rand(
+            spread = _SHORTEST_STEP ** torch.rand(
                 len(x), generator=generator, dtype=torch.float64, device="cpu"
             )
             random_scale = first * spread / random.flatten(1).norm(dim=1)
@@ -90,7 +82,7 @@ class Ascent:
                 gradient.double() * (lengths / torch.where(smooth, size, 1)).reshape(shape),
                 random * random_scale.reshape(shape),
             )
-            trial = into_box(x + moves.to(x), self._box)
+            trial = landscape.inside(x + moves.to(x))
             reached = landscape.norms(trial).double()
             better = reached > values
             x = torch.where(better.reshape(shape), trial, x)

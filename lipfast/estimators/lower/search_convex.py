@@ -11,7 +11,7 @@ from lipfast.estimators.lower.search import KEPT, Best, Landscape, Reservoir, ch
 from lipfast.estimators.results import Search
 
 _WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5)
-_BATCH = 1024
+_TOGETHER = 1024
 
 
 @dataclass
@@ -52,9 +52,9 @@ class Convex:
         weights = torch.tensor(_WEIGHTS, dtype=torch.float64, device="cpu").repeat(
             -(-self.draws // 5)
         )
-        for part in torch.split(torch.arange(self.draws, device="cpu"), _BATCH):
+        for part in torch.split(torch.arange(self.draws, device="cpu"), _TOGETHER):
             w = weights[part].to(pool).reshape(-1, *[1] * (pool.dim() - 1))
-            x = torch.lerp(pool[first[part]], pool[second[part]], w)
+            x = landscape.inside(torch.lerp(pool[first[part]], pool[second[part]], w))
             self._best.add(x, landscape.norms(x))
             landscape.advance(len(part))
         label = "maximum Jacobian norm over samples and their convex combinations (S*)"

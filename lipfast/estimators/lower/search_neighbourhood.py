@@ -12,13 +12,9 @@ from lipfast.errors import ArgumentError
 from lipfast.estimators.lower.search import (
     KEPT,
     Best,
-    Box,
     Landscape,
-    check_box,
     check_count,
     check_positive,
-    into_box,
-    require_inside,
 )
 from lipfast.estimators.results import Search
 
@@ -37,7 +33,6 @@ class Neighbourhood:
         noise: ``gaussian`` or ``uniform``.
         draws: points around each centre.
         centres: number of samples.
-        box: (low, high) that points are projected to; the data must lie inside.
         seed: of the random numbers.
     """
 
@@ -45,7 +40,6 @@ class Neighbourhood:
     noise: Noise = "gaussian"
     draws: int = 64
     centres: int = 32
-    box: Box | None = None
     seed: int = 0
     _best: Best = field(init=False, repr=False)
 
@@ -57,12 +51,10 @@ class Neighbourhood:
             raise ArgumentError(f"noise must be 'gaussian' or 'uniform', got {self.noise!r}")
         check_count(self.draws, "draws")
         check_count(self.centres, "centres")
-        self._box = check_box(self.box)
         self._best = Best(self.centres)
 
     def observe(self, x: Tensor, values: Tensor) -> None:
         """Keep the best samples."""
-        require_inside(x, self._box)
         self._best.add(x, values)
 
     def run(self, landscape: Landscape) -> Search:
@@ -73,7 +65,7 @@ class Neighbourhood:
         found = Best(KEPT)
         found.add(centres, self._best.values)
         for _ in range(self.draws):
-            x = into_box(centres + self._offsets(centres, generator), self._box)
+            x = landscape.inside(centres + self._offsets(centres, generator))
             found.add(x, landscape.norms(x))
             landscape.advance(len(x))
         label = f"maximum Jacobian norm around samples ({self.noise}, radius {self.radius:g})"

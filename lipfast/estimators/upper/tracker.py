@@ -8,6 +8,8 @@ from typing import overload
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
+from lipfast.estimators.domain import Domain
+from lipfast.estimators.progress import shown_progress
 from lipfast.estimators.results import UpperBound
 from lipfast.estimators.upper.spectral_product import product_bounds
 from lipfast.estimators.upper.starts import StartVectors
@@ -50,13 +52,22 @@ class Tracker:
     """
 
     def __init__(
-        self, plan: Architecture, *, norm: Norm = 2, rtol: float = 1e-6, seed: int = 0
+        self,
+        plan: Architecture,
+        *,
+        norm: Norm = 2,
+        rtol: float = 1e-6,
+        seed: int = 0,
+        domain: Domain | None = None,
+        progress: bool | None = None,
     ) -> None:
         self.plan = plan
         self.vectors: StartVectors = {}
         self._norm = check_norm(norm)
         self._rtol = rtol
         self._seed = seed
+        self._domain = domain
+        self._progress = progress
 
     @overload
     def upper(self, state_dicts: StateDict) -> UpperBound: ...
@@ -80,14 +91,16 @@ class Tracker:
         single = isinstance(state_dicts, Mapping)
         if not single and not len(state_dicts):
             raise ArgumentError("no state dicts were given")
-        results, vectors = product_bounds(
-            self.plan,
-            state_dicts,
-            norm=self._norm,
-            rtol=self._rtol,
-            seed=self._seed,
-            start=self.vectors,
-        )
+        with shown_progress("layer norms", None, self._progress):
+            results, vectors = product_bounds(
+                self.plan,
+                state_dicts,
+                norm=self._norm,
+                rtol=self._rtol,
+                seed=self._seed,
+                start=self.vectors,
+                domain=self._domain,
+            )
         # Copies: the op's vectors are pieces of one tensor for the whole call.
         self.vectors = {
             name: vector.clone() if isinstance(vector, Tensor) else vector

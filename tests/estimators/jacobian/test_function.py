@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 import lipfast
 from lipfast.errors import ArgumentError, LipfastError, NonFiniteError, StateDictError, TraceError
-from lipfast.estimators.jacobian.function import check_samples, model_function
+from lipfast.estimators.jacobian.function import model_function
 from lipfast.estimators.jacobian.norms import jacobian_norms
+from lipfast.estimators.samples import check_samples
 from tests.support.jacobian_cases import norms, perceptron, samples
 
 

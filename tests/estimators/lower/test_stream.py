@@ -15,7 +15,7 @@ from lipfast.errors import ArgumentError, NonFiniteError
 from lipfast.estimators import progress as progress_module
 from lipfast.estimators.calls import lower_bound, upper_bound
 from lipfast.estimators.plan import Plan
-from lipfast.estimators.progress import progress
+from lipfast.estimators.progress import shown_progress
 from lipfast.estimators.results import LowerBound
 from lipfast.estimators.samples import sample_batches
 from tests.support.jacobian_cases import norms, perceptron, samples
@@ -290,6 +290,6 @@ def test_progress_is_silent_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress_module, "PATIENCE", 0.0)
     target = io.StringIO()
     monkeypatch.setattr("sys.stderr", target)
-    with progress("work", 3) as advance:
+    with shown_progress("work", 3, None) as advance:
         advance(3)
     assert target.getvalue() == ""

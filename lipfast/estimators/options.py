@@ -1,0 +1,81 @@
+"""Options that the public calls share: what each may be, and which call takes which.
+
+`norm`, `domain`, `memory` and `progress` mean the same in every call. An option that would have no
+meaning in a call is an error that says where it has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from lipfast.errors import ArgumentError
+from lipfast.estimators.domain import check_domain
+from lipfast.norms import Norm, check_norm
+
+_SIDES = ("bounds", "lower_bound", "upper_bound")
+_UPPER = ("Plan.bounds", "Plan.tracker", "Plan.upper")
+# Option -> the calls that take it; searches have options of their own.
+HOMES: dict[str, tuple[str, ...]] = {
+    "domain": (*_SIDES, "Plan.bounds", "Plan.lower", "Plan.tracker", "Plan.upper"),
+    "rtol": ("bounds", "upper_bound", *_UPPER),
+    "seed": ("lower_bound", *_UPPER),
+    "start": ("Plan.upper",),
+    "simplify": ("Plan.upper",),
+    "per_sample": ("bounds", "lower_bound", "Plan.bounds", "Plan.lower"),
+    "search": ("lower_bound",),
+    "method": ("jacobian_norms",),
+    "details": ("jacobian_norms",),
+    "create_graph": ("input_gradient_norms", "jacobian_norms"),
+    "draws": ("lower_bound(search='convex')", "lower_bound(search='neighbourhood')"),
+    "limit": ("lower_bound(search='convex')", "lower_bound(search='pairs')"),
+    "radius": ("lower_bound(search='neighbourhood')",),
+    "noise": ("lower_bound(search='neighbourhood')",),
+    "centres": ("lower_bound(search='neighbourhood')",),
+    "steps": ("lower_bound(search='ascent')",),
+    "starts": ("lower_bound(search='ascent')",),
+    "step": ("lower_bound(search='ascent')",),
+}
+
+
+def check_options(
+    norm: object,
+    domain: object = None,
+    memory: object = 1,
+    progress: object = None,
+    *,
+    shapes: Sequence[tuple[int, ...]] = (),
+) -> Norm:
+    """Check what all calls share; `shapes` are those of the model's inputs, where known.
+
+    Returns:
+        The norm as 1, 2 or inf.
+
+    Raises:
+        ArgumentError: one of them is not what it may be.
+    """
+    if isinstance(memory, bool) or not isinstance(memory, (int, float)) or not memory > 0:
+        raise ArgumentError(f"memory must be a positive number of bytes, got {memory!r}")
+    if progress is not None and not isinstance(progress, bool):
+        raise ArgumentError(f"progress must be True, False or None, got {progress!r}")
+    check_domain(domain, shapes)
+    return check_norm(norm)
+
+
+def refuse(call: str, options: Mapping[str, object]) -> None:
+    """Raise for the options that a call does not take.
+
+    Raises:
+        ArgumentError: one is an option of other calls, which are named.
+        TypeError: no call takes it.
+    """
+    for option in options:
+        if option not in HOMES:
+            raise TypeError(f"{call}() got an unexpected keyword argument '{option}'")
+        raise ArgumentError(f"{call} has no option '{option}'{home_of(option)}")
+
+
+def home_of(option: str) -> str:
+    """Where an option has a meaning, as the end of a message; empty for one that nothing takes."""
+    if option not in HOMES:
+        return ""
+    return f"; it is an option of {' and '.join(HOMES[option])}"
