@@ -17,7 +17,7 @@ from lipfast.estimators.estimate import Bounds, LowerBound, UpperBound, joined
 from lipfast.estimators.lower.stream import lower_bounds
 from lipfast.estimators.options import check_options, refuse
 from lipfast.estimators.progress import progress_bar
-from lipfast.estimators.samples import Data, Samples, read_samples
+from lipfast.estimators.samples import Data, SampleStream, read_samples
 from lipfast.estimators.upper.spectral_product import Starts, Vectors, upper_bounds
 from lipfast.estimators.upper.tracker import Tracker
 from lipfast.plan.architecture import SCHEMA_VERSION, Architecture, architecture_from_json
@@ -390,7 +390,7 @@ class Plan(Architecture):
 def bounds_from(
     plan: Architecture,
     state_dicts: StateDict | Sequence[StateDict],
-    samples: Samples,
+    samples: SampleStream,
     *,
     norm: Norm,
     rtol: float,

@@ -17,7 +17,7 @@ Data = Tensor | tuple[Tensor, ...] | list[Tensor] | Dataset[object] | DataLoader
 BATCH = 1024
 
 
-class Samples:
+class SampleStream:
     """Batches that are read once, with the first of them at hand; see `read_samples`.
 
     Attributes:
@@ -38,7 +38,7 @@ class Samples:
 @contextmanager
 def read_samples(
     data: Data, *, shapes: Sequence[tuple[int, ...]] | None = None, whole: bool = False
-) -> Iterator[Samples]:
+) -> Iterator[SampleStream]:
     """Read data once; afterwards torch's random generator is as before.
 
     Args:
@@ -51,7 +51,7 @@ def read_samples(
     """
     # Loaders draw from the global generator, shuffled or not.
     with torch.random.fork_rng(devices=[]):
-        yield Samples(sample_batches(data, shapes=shapes, whole=whole), _count(data))
+        yield SampleStream(sample_batches(data, shapes=shapes, whole=whole), _sample_count(data))
 
 
 def example_of(data: Data | Sequence[Tensor]) -> Tensor | Sequence[Tensor]:
@@ -62,7 +62,7 @@ def example_of(data: Data | Sequence[Tensor]) -> Tensor | Sequence[Tensor]:
         return samples.first
 
 
-def _count(data: Data) -> int | None:
+def _sample_count(data: Data) -> int | None:
     """How many samples there are, if the data say so."""
     counted: object = data
     if isinstance(data, (tuple, list)):

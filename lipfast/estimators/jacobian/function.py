@@ -24,7 +24,7 @@ from lipfast.plan.trace import (
     unwrap,
 )
 
-Function = Callable[[Tensor], Tensor]
+BatchFunction = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class SampleFunction:
         constants: tensors that the function holds (parameters), which take no memory per sample.
     """
 
-    function: Function
+    function: BatchFunction
     x: Tensor
     outputs: int
     constants: tuple[Tensor, ...] = ()
@@ -182,7 +182,7 @@ def state_dtype(state: Sequence[Tensor], inputs: Sequence[Tensor]) -> torch.dtyp
 
 
 def _count_outputs(
-    function: Function, x: Tensor, module: nn.Module, shapes: Sequence[tuple[int, ...]]
+    function: BatchFunction, x: Tensor, module: nn.Module, shapes: Sequence[tuple[int, ...]]
 ) -> int:
     """K, from two samples; what goes wrong there is an error in the caller's terms."""
     try:

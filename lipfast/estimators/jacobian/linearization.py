@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError, LipfastError
-from lipfast.estimators.jacobian.function import Function, SampleFunction
+from lipfast.estimators.jacobian.function import BatchFunction, SampleFunction
 from lipfast.ops.modes import forward_mode
 
 # Up to here all min(K, D) rows or columns are formed; beyond, Lanczos needs fewer products.
@@ -36,7 +36,7 @@ class Linearization:
         inputs: D.
     """
 
-    def __init__(self, function: Function, x: Tensor) -> None:
+    def __init__(self, function: BatchFunction, x: Tensor) -> None:
         self._function = function
         self._x = x.detach().clone().requires_grad_()
         self._output = function(self._x)

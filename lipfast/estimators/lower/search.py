@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lipfast.errors import ArgumentError
 from lipfast.estimators.domain import Box, Domain
 from lipfast.estimators.estimate import Estimate, Search, log_down
-from lipfast.estimators.jacobian.function import Function, SampleFunction
+from lipfast.estimators.jacobian.function import BatchFunction, SampleFunction
 from lipfast.rules.registry import Norm
 
 # Points that a search returns.
@@ -39,7 +39,7 @@ class Landscape:
     """
 
     norms: Callable[[Tensor], Tensor]
-    function: Function
+    function: BatchFunction
     outputs: int
     constants: tuple[Tensor, ...]
     module: nn.Module

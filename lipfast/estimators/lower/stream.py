@@ -40,7 +40,7 @@ from lipfast.estimators.lower.search_neighbourhood import Neighbourhood
 from lipfast.estimators.lower.search_pairs import Pairs
 from lipfast.estimators.options import check_options, home_of
 from lipfast.estimators.progress import progress_bar
-from lipfast.estimators.samples import Data, Samples, read_samples
+from lipfast.estimators.samples import Data, SampleStream, read_samples
 from lipfast.ops.denormals import denormals_flushed
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.cache import cached_plan
@@ -102,7 +102,7 @@ def search_method(
 def lower_bounds(
     plan: Architecture,
     state_dicts: StateDict | Sequence[StateDict],
-    samples: Samples,
+    samples: SampleStream,
     *,
     norm: Norm,
     per_sample: bool,
