@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 import lipfast
 from lipfast.estimators.domain import Domain
-from lipfast.estimators.estimate import UpperBound
 from lipfast.estimators.plan import Plan
+from lipfast.estimators.results import UpperBound
 
 SIZE = 224
 RTOL = 1e-2
-PAGE = Path(__file__).parent.parent / "docs" / "architectures.md"
+ARCHITECTURES_PAGE = Path(__file__).parent.parent / "docs" / "architectures.md"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ FAMILIES = {
 
 def model_of(family: Family) -> nn.Module:
     """The model with seeded random weights, in eval mode."""
-    import torchvision  # noqa: PLC0415 (not among lipfast's dependencies)
+    import torchvision  # noqa: PLC0415 (optional: not among lipfast's dependencies)
 
     torch.manual_seed(0)
     make = getattr(torchvision.models, family.model)
@@ -99,7 +99,7 @@ class Result:
     seconds: float
 
 
-def measure(family: Family) -> Result:
+def bound_family(family: Family) -> Result:
     """Trace and bound one model."""
     model = model_of(family)
     state = model.state_dict()
@@ -185,17 +185,17 @@ for all inputs.
 """
 
 
-def main(names: list[str]) -> None:
+def write_page(names: list[str]) -> None:
     """Print rows; without names, write the page."""
     chosen = {name: f for name, f in FAMILIES.items() if not names or name in names}
     rows = []
     for name, family in chosen.items():
-        rows.append(row(name, measure(family)))
+        rows.append(row(name, bound_family(family)))
         print(rows[-1], flush=True)
     if not names:
         head = [f"| {' | '.join(_COLUMNS)} |", "| " + " | ".join(["---"] * len(_COLUMNS)) + " |"]
-        PAGE.write_text(_HEAD + "\n".join([*head, *rows]) + "\n" + _TAIL)
+        ARCHITECTURES_PAGE.write_text(_HEAD + "\n".join([*head, *rows]) + "\n" + _TAIL)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    write_page(sys.argv[1:])

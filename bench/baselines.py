@@ -1,4 +1,4 @@
-"""The same quantities in plain PyTorch, as a first attempt writes them and as a careful user does.
+"""What lipfast computes, in plain PyTorch: as a first attempt writes it, as a careful user does.
 
 Neither proves anything: the naive upper "bound" is a product of power iterations, each of which is
 low; the tuned one is a product of singular values in the weights' own precision.
@@ -19,7 +19,7 @@ POWER_ITERATIONS = 100
 
 
 def naive_spectral_norm(weight: Tensor) -> Tensor:
-    """100 power iterations."""
+    """Spectral norm by 100 power iterations."""
     v = torch.randn(weight.shape[1], dtype=weight.dtype)
     v = v / v.norm()
     for _ in range(POWER_ITERATIONS):
@@ -32,7 +32,7 @@ def naive_spectral_norm(weight: Tensor) -> Tensor:
 
 
 def tuned_spectral_norm(weight: Tensor) -> Tensor:
-    """LAPACK's SVD."""
+    """Spectral norm by LAPACK's SVD."""
     value: Tensor = torch.linalg.matrix_norm(weight, ord=2)
     return value
 

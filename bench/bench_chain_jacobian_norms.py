@@ -17,7 +17,7 @@ SMOOTH = ("tanh", "sigmoid", "gelu", "silu", "elu")
 
 
 @cache
-def problem() -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
+def chain_problem() -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
     generator = torch.Generator().manual_seed(0)
     weights = [
         torch.randn(after, before, generator=generator) / before**0.5
@@ -26,8 +26,8 @@ def problem() -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
     return torch.randn(SAMPLES, WIDTHS[0], generator=generator), weights, [None] * len(weights)
 
 
-def implementations() -> Implementations:
-    x, weights, biases = problem()
+def activation_implementations() -> Implementations:
+    x, weights, biases = chain_problem()
 
     def run(activation: Activation) -> Tensor:
         stages: list[Stage] = [Linear(), activation, Linear(), activation, Linear()]
@@ -44,4 +44,4 @@ def implementations() -> Implementations:
 @in_turn(RELU, *SMOOTH)
 def bench_activations(benchmark: Benchmark, turn: int, implementation: str) -> None:
     case = "fused Jacobian norms, 40-256-256-10, per sample: ReLU, then others"
-    measure(benchmark, case, implementation, implementations()[implementation])
+    measure(benchmark, case, implementation, activation_implementations()[implementation])

@@ -9,13 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from bench.turns import Benchmark, Implementations, in_turn, measure
-from lipfast.estimators.enclosure import enclose
-from lipfast.estimators.lower.certificate import kink_distances, traced_jacobians
+from lipfast.estimators.lower.networks import Networks, networks_of
 from lipfast.estimators.plan import Plan
-from lipfast.ops.chain_secants import PiecewiseLinearChains
 from lipfast.ops.modes import plain_arithmetic
 from lipfast.ops.threads import one_thread
-from lipfast.plan.state import stack
 
 NETWORKS, POINTS, STACKED = 64, 19, 27
 DIMS = (40, 256, 256, 10)
@@ -30,7 +27,7 @@ def network(seed: int) -> nn.Sequential:
 
 
 @cache
-def problem() -> tuple[Plan, list[dict[str, Tensor]], Tensor]:
+def secant_problem() -> tuple[Plan, list[dict[str, Tensor]], Tensor]:
     """Plan, tensors, points: the first of each network's is its sample, the next its direction."""
     plan = Plan.trace(network(0), torch.zeros(2, DIMS[0]))
     tensors = plan.resolve_all([network(seed).state_dict() for seed in range(NETWORKS)])
@@ -38,32 +35,30 @@ def problem() -> tuple[Plan, list[dict[str, Tensor]], Tensor]:
     return plan, tensors, torch.randn(NETWORKS, POINTS, DIMS[0], generator=generator).double()
 
 
+def ask(networks: Networks, points: Tensor) -> None:
+    networks.jacobians(points[:, 0])
+    networks.kink_distances(points[:, 0], points[:, 1])
+    networks.enclosures(points)
+
+
 def native() -> None:
-    plan, tensors, points = problem()
-    chain = plan.piecewise_linear_chain
-    assert chain is not None
-    parameters = [chain.parameters(entry, plan.constants) for entry in tensors]
-    weights, biases = [entry[0] for entry in parameters], [entry[1] for entry in parameters]
-    chains = PiecewiseLinearChains(weights, biases, chain.stages)
-    chains.jacobians(points[:, 0])
-    chains.kink_distances(points[:, 0], points[:, 1])
-    chains.enclosures(points)
+    plan, tensors, points = secant_problem()
+    assert plan.piecewise_linear_chain is not None
+    workers = torch.get_num_threads()
+    ask(networks_of(plan, tensors, plan.piecewise_linear_chain, workers), points)
 
 
 def traced() -> None:
-    """As the certificate does it: some networks at a time, for the cache, and on one thread."""
-    plan, tensors, points = problem()
+    """The graph as the certificate takes it: some networks at a time, for the cache, one thread."""
+    plan, tensors, points = secant_problem()
     with one_thread(), plain_arithmetic():
         for start in range(0, NETWORKS, STACKED):
             some = points[start : start + STACKED]
             own = tensors[start : start + STACKED]
-            parameters = stack(own, plan.used_parameters, torch.float64)
-            traced_jacobians(plan, parameters, some[:, 0])
-            kink_distances(plan, parameters, some[:, 0], some[:, 1])
-            enclose(plan, parameters, some)
+            ask(networks_of(plan, own, None, workers=1), some)
 
 
-def implementations() -> Implementations:
+def secant_implementations() -> Implementations:
     return {"lipfast": (native, NETWORKS), "traced graph (torch)": (traced, NETWORKS)}
 
 
@@ -71,4 +66,4 @@ def implementations() -> Implementations:
 def bench_secants(benchmark: Benchmark, turn: int, implementation: str) -> None:
     dims = "-".join(map(str, DIMS))
     case = f"Jacobian, kinks and {POINTS} enclosures of {NETWORKS} networks {dims}"
-    measure(benchmark, case, implementation, implementations()[implementation])
+    measure(benchmark, case, implementation, secant_implementations()[implementation])

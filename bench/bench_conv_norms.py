@@ -16,10 +16,11 @@ from torch import Tensor
 import lipfast
 from bench import baselines
 from bench.turns import Benchmark, Implementations, in_turn, measure
-from lipfast.ops import conv_norms as op  # the op's own steps, which users have no need of
-from lipfast.ops._convolution import convolution
+from lipfast.ops._conv_brackets import lower_at_true_size, symbol_brackets
+from lipfast.ops._conv_operator import conv_operator
+from lipfast.ops._conv_upper import Budget
 
-SIZE = 32
+INPUT_SIZE = 32
 LIPFAST, FFT = "lipfast", "FFT and SVD, half of 32 x 32"
 SVD = "SVD of half of 32 x 32"
 BOTH = "lipfast, both sides at this size"
@@ -28,7 +29,7 @@ families = pytest.mark.parametrize("family", ["gaussian", "low-pass"])
 
 
 @pytest.fixture(scope="module", autouse=True)
-def forget() -> Iterator[None]:
+def forget_kernels() -> Iterator[None]:
     """The kernels of a case do not outlive the module."""
     yield
     for function in (kernel, symbols):
@@ -55,13 +56,13 @@ def bench_supremum_64(benchmark: Benchmark, family: str, turn: int, implementati
     assert float(bracket.upper[0] - bracket.lower[0]) <= 1e-3 * float(bracket.upper[0])
     work: Implementations = {
         LIPFAST: (lambda: supremum(weight), 1),
-        FFT: (lambda: baselines.fft_conv_norm(weight, SIZE), 1),
+        FFT: (lambda: baselines.fft_conv_norm(weight, INPUT_SIZE), 1),
     }
     case = f"sup over sizes, 3 x 3, 64 to 64, {family}"
     measure(benchmark, case, implementation, work[implementation])
 
 
-FREQUENCIES, ALL = 8, SIZE * (SIZE // 2 + 1)
+FREQUENCIES, ALL = 8, INPUT_SIZE * (INPUT_SIZE // 2 + 1)
 
 
 @cache
@@ -69,14 +70,14 @@ def symbols(channels: int, family: str) -> Tensor:
     """The symbol at the first few frequencies of one axis."""
     taps = kernel(channels, family).permute(2, 3, 0, 1).flatten(0, 1)
     steps = torch.arange(3).repeat(3)
-    waves = [torch.exp(-2j * torch.pi * steps * p / SIZE) for p in range(FREQUENCIES)]
+    waves = [torch.exp(-2j * torch.pi * steps * p / INPUT_SIZE) for p in range(FREQUENCIES)]
     return torch.stack([torch.einsum("k,knm->nm", wave, taps + 0j) for wave in waves])
 
 
 @in_turn(LIPFAST, SVD, turns=3)
 @families
 def bench_supremum_512(benchmark: Benchmark, family: str, turn: int, implementation: str) -> None:
-    """Per frequency: the baseline takes 8 of its 544, without the FFT; lipfast does all of it."""
+    """Time per frequency: the baseline takes 8 of 544, without the FFT; lipfast does all of it."""
     weight, few = kernel(512, family), symbols(512, family)
     work: Implementations = {
         LIPFAST: (lambda: supremum(weight), ALL),
@@ -86,13 +87,13 @@ def bench_supremum_512(benchmark: Benchmark, family: str, turn: int, implementat
     measure(benchmark, case, implementation, work[implementation], warmup=False)
 
 
-def lower_at_true_size(channels: int, family: str) -> Callable[[], object]:
-    """One tenth of the default tolerance, certified, from the supremum's frequency and vector."""
+def lower_alone(channels: int, family: str) -> Callable[[], object]:
+    """Lower value at a tenth of the default tolerance, from the supremum's frequency and vector."""
     weight = kernel(channels, family)
-    conv = convolution(
+    conv = conv_operator(
         weight,
         "kernel",
-        input_size=SIZE,
+        input_size=INPUT_SIZE,
         stride=1,
         padding=1,
         dilation=1,
@@ -101,9 +102,9 @@ def lower_at_true_size(channels: int, family: str) -> Callable[[], object]:
         transposed=False,
         output_padding=0,
     )
-    budget = op.Budget(1e-3, 0, 300, 100_000, 1 << 30)
-    (upper,) = op.upper_bounds([conv], [op.Start(None, None)], budget)
-    return lambda: op.lower_bound_from(conv, upper, op.Start(None, None), budget)
+    budget = Budget(1e-3, 0, 300, 100_000, 1 << 30)
+    (symbol,) = symbol_brackets([conv], [None], budget)
+    return lambda: lower_at_true_size(conv, symbol, None, budget)
 
 
 @in_turn(LIPFAST, BOTH, POWER, turns=3)
@@ -115,9 +116,9 @@ def bench_true_size(
     """The certified lower value at 32 x 32 with zero padding."""
     weight = kernel(channels, family)
     work: Implementations = {
-        LIPFAST: (lower_at_true_size(channels, family), 1),
-        BOTH: (lambda: lipfast.conv_norms(weight, input_sizes=SIZE, padding=1), 1),
-        POWER: (lambda: baselines.naive_conv_norm(weight, SIZE), 1),
+        LIPFAST: (lower_alone(channels, family), 1),
+        BOTH: (lambda: lipfast.conv_norms(weight, input_sizes=INPUT_SIZE, padding=1), 1),
+        POWER: (lambda: baselines.naive_conv_norm(weight, INPUT_SIZE), 1),
     }
     case = f"lower at 32 x 32, 3 x 3, {channels} to {channels}, {family}"
     measure(benchmark, case, implementation, work[implementation])

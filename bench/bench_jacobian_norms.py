@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bench import baselines, chains
 from bench.turns import Benchmark, Implementations, in_turn, measure
+from experiments.models import cnn
 from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms
 
 CHECKPOINTS, FEW_CHECKPOINTS, FEW = 100, 5, 20
@@ -32,7 +33,7 @@ def products(operations: float) -> tuple[Callable[[], object], int]:
     return (lambda: torch.mm(left, right)), max(1, round(2 * MM**3 / operations))
 
 
-def implementations(model: nn.Sequential, x: Tensor) -> Implementations:
+def model_implementations(model: nn.Sequential, x: Tensor) -> Implementations:
     samples = x.shape[0]
     return {
         LIPFAST: (lambda: fused(model, x), samples),
@@ -59,7 +60,7 @@ def mlp_problem(widths: tuple[int, ...], samples: int) -> tuple[nn.Sequential, T
 @cache
 def cnn_problem() -> tuple[nn.Sequential, Tensor]:
     torch.manual_seed(0)
-    model = chains.cnn(20)
+    model = cnn(20)  # widths 20 to 160, pools 1, 2, 2, 8, no biases
     baselines.without_parameter_gradients(model)
     return model, torch.rand(128, 3, 32, 32)
 
@@ -68,7 +69,7 @@ def cnn_problem() -> tuple[nn.Sequential, Tensor]:
 def bench_mlp_40(benchmark: Benchmark, turn: int, implementation: str) -> None:
     model, x = mlp_problem((40, 256, 256, 10), 1000)
     case = "Jacobian norms, 40-256-256-10, B = 1000, per sample"
-    work = implementations(model, x)[implementation]
+    work = model_implementations(model, x)[implementation]
     measure(benchmark, case, implementation, work, operations=chains.dense_operations(model, x))
 
 
@@ -76,7 +77,7 @@ def bench_mlp_40(benchmark: Benchmark, turn: int, implementation: str) -> None:
 def bench_mlp_784(benchmark: Benchmark, turn: int, implementation: str) -> None:
     model, x = mlp_problem((784, 256, 256, 10), 256)
     case = "Jacobian norms, 784-256-256-10, B = 256, per sample"
-    work = implementations(model, x)[implementation]
+    work = model_implementations(model, x)[implementation]
     measure(benchmark, case, implementation, work, operations=chains.dense_operations(model, x))
 
 
@@ -84,7 +85,7 @@ def bench_mlp_784(benchmark: Benchmark, turn: int, implementation: str) -> None:
 def bench_cnn(benchmark: Benchmark, turn: int, implementation: str) -> None:
     model, x = cnn_problem()
     case = "Jacobian norms, CNN of width 20, 3 x 32 x 32, B = 128, per sample"
-    work = implementations(model, x)[implementation]
+    work = model_implementations(model, x)[implementation]
     operations = chains.dense_operations(model, x)
     once = implementation == VMAP
     measure(benchmark, case, implementation, work, operations=operations, warmup=not once)

@@ -15,14 +15,14 @@ SAMPLES, FEW = 64, 1
 
 
 @cache
-def problem() -> tuple[nn.Module, Tensor]:
+def wide_problem() -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 1000))
     return baselines.without_parameter_gradients(model), torch.randn(SAMPLES, 784)
 
 
-def implementations() -> Implementations:
-    model, x = problem()
+def wide_implementations() -> Implementations:
+    model, x = wide_problem()
     return {
         "lipfast": (lambda: lipfast.jacobian_norms(model, x), SAMPLES),
         "tuned (vmap(jacrev))": (lambda: baselines.vmap_jacobian_norms(model, x), SAMPLES),
@@ -46,6 +46,6 @@ def bench_many_outputs(benchmark: Benchmark, turn: int, implementation: str) -> 
         benchmark,
         f"Jacobian norms, 784-1024-1000, B = {SAMPLES}",
         implementation,
-        implementations()[implementation],
+        wide_implementations()[implementation],
         warmup=implementation == "lipfast",
     )

@@ -19,7 +19,7 @@ def jacobians() -> Tensor:
     return torch.randn(SAMPLES, 10, 40, generator=torch.Generator().manual_seed(0))
 
 
-def implementations() -> Implementations:
+def reduction_implementations() -> Implementations:
     jacobian = jacobians()
     few = jacobian[:FEW]
     return {
@@ -32,4 +32,4 @@ def implementations() -> Implementations:
 @in_turn("lipfast", "tuned (Gram, eigvalsh)", "naive (SVD per sample)")
 def bench_reduction(benchmark: Benchmark, turn: int, implementation: str) -> None:
     case = f"reduction of {SAMPLES} Jacobians, 10 x 40"
-    measure(benchmark, case, implementation, implementations()[implementation])
+    measure(benchmark, case, implementation, reduction_implementations()[implementation])

@@ -26,7 +26,7 @@ CASE = "ResNet-18, 3 x 224 x 224, certified at 1e-2"
 CHANGE, RTOL = 1e-3, 1e-2
 
 
-def changed(state: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+def changed_state(state: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
     """Every kernel and matrix plus noise of a thousandth of its Frobenius norm."""
     result = {}
     for name, value in state.items():
@@ -41,7 +41,7 @@ def checkpoints() -> tuple[lipfast.Plan, dict[str, Tensor], dict[str, Tensor]]:
     model = resnet18().eval()
     plan = lipfast.compile(model, torch.zeros(2, 3, 224, 224))
     first = model.state_dict()
-    return plan, first, changed(first, torch.Generator().manual_seed(1))
+    return plan, first, changed_state(first, torch.Generator().manual_seed(1))
 
 
 @cache
@@ -75,12 +75,12 @@ def bench_resnet18(benchmark: Benchmark, turn: int, implementation: str) -> None
 
 
 def one_process() -> str:
-    """What a process of its own measures."""
+    """Times and peak of the memory that a process of its own measures."""
     command = [sys.executable, "-m", "bench.bench_resnet"]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def main() -> None:
+def print_times() -> None:
     """Trace, cold bound, warm bound; seconds, and the peak of the memory."""
     torch.set_num_threads(min(2, torch.get_num_threads()))
     times = [time.perf_counter()]
@@ -99,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    print_times()

@@ -39,9 +39,10 @@ from lipfast.scoring import Summary
 from lipfast.scoring.data import load_data
 from lipfast.scoring.done import completed
 from lipfast.scoring.engine.ray import RayEngine
+from lipfast.scoring.options import Options
 from lipfast.scoring.order import every
 from lipfast.scoring.pipeline import MEMORY
-from lipfast.scoring.scorer import Options, Recipe, Scorer
+from lipfast.scoring.scorer import Recipe, Scorer
 from lipfast.scoring.scores import read_part
 from lipfast.scoring.store import StoreWriter, parts, write_part
 from lipfast.scoring.where import Where
@@ -54,7 +55,7 @@ REAL = Path("runs/bench-archive")
 CHECKPOINTS = 5000
 RUNS = 20
 PART = 10  # every so many checkpoints of a run are scored in turn with the peers
-PEERS = 6
+PEER_CHECKPOINTS = 6
 
 
 class Archive(NamedTuple):
@@ -67,7 +68,7 @@ class Archive(NamedTuple):
 
 
 def random_archive(folder: Path, per_width: int = 36) -> None:
-    """The demo's shapes, random weights."""
+    """Write an archive of the demo's shapes with random weights."""
     generator = torch.Generator().manual_seed(0)
     save_file(
         {"x_train": torch.randn(SAMPLES, 40, generator=generator)}, folder / "data.safetensors"
@@ -128,7 +129,7 @@ def score_all() -> None:
     assert summary.scored == found.checkpoints, summary
 
 
-def implementations() -> Implementations:
+def archive_implementations() -> Implementations:
     found = archive()
     few = found.one_per_width
     work: Implementations = {"lipfast": (score_all, found.checkpoints)}
@@ -150,7 +151,7 @@ def implementations() -> Implementations:
 def bench_archive(benchmark: Benchmark, turn: int, implementation: str) -> None:
     found = archive()
     case = f"{found.case} ({found.checkpoints} checkpoints, {len(found.x)} samples)"
-    measure(benchmark, case, implementation, implementations()[implementation])
+    measure(benchmark, case, implementation, archive_implementations()[implementation])
 
 
 # Real runs
@@ -167,7 +168,10 @@ def real_runs() -> Archive:
         save_file({"x_train": mnist1d().x_test[:1000].contiguous()}, data)
     paths = sorted((folder / "checkpoints").rglob("*.safetensors"))
     model = baselines.without_parameter_gradients(fcn(real.WIDTH, real.DEPTH))
-    few = [(model, path) for path in paths[:: max(1, len(paths) // PEERS)][:PEERS]]
+    few = [
+        (model, path)
+        for path in paths[:: max(1, len(paths) // PEER_CHECKPOINTS)][:PEER_CHECKPOINTS]
+    ]
     case = "scoring real runs of 40-256-256-10"
     return Archive(case, folder, data, few, load_file(data)["x_train"], len(paths))
 

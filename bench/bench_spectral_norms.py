@@ -29,10 +29,10 @@ NAMES = (CERTIFIED, ESTIMATE, NAIVE, *TUNED, *PEERS)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def forget() -> Iterator[None]:
+def forget_matrices() -> Iterator[None]:
     """The matrices of a case do not outlive the module."""
     yield
-    for function in (gaussian, triples, changed):
+    for function in (gaussian, triples, changed_matrix):
         function.cache_clear()
 
 
@@ -49,7 +49,7 @@ def triples(count: int) -> list[Tensor]:
     return [torch.randn(shape, generator=generator) for _ in range(count) for shape in shapes]
 
 
-def implementations(
+def spectral_norm_implementations(
     weights: list[Tensor], units: int, few: list[Tensor], few_units: int
 ) -> Implementations:
     """lipfast on all weights in one call, the others on a few of them, one by one."""
@@ -69,7 +69,7 @@ def implementations(
 def bench_middle(benchmark: Benchmark, turn: int, implementation: str) -> None:
     skip_unless_installed(implementation)
     weights = gaussian(16, 512, 512)
-    work = implementations(weights, 16, weights[:4], 4)[implementation]
+    work = spectral_norm_implementations(weights, 16, weights[:4], 4)[implementation]
     measure(benchmark, "spectral norms, 16 x (512 x 512), per matrix", implementation, work)
 
 
@@ -77,7 +77,7 @@ def bench_middle(benchmark: Benchmark, turn: int, implementation: str) -> None:
 def bench_large(benchmark: Benchmark, turn: int, implementation: str) -> None:
     skip_unless_installed(implementation)
     weights = gaussian(1, 4096, 4096)
-    work = implementations(weights, 1, weights, 1)[implementation]
+    work = spectral_norm_implementations(weights, 1, weights, 1)[implementation]
     case = "spectral norms, one 4096 x 4096"
     measure(benchmark, case, implementation, work, warmup=implementation == ESTIMATE)
 
@@ -91,7 +91,9 @@ def bench_triples(benchmark: Benchmark, turn: int, implementation: str) -> None:
     skip_unless_installed(implementation)
     different = triples(DIFFERENT)
     weights = different * (TRIPLES // DIFFERENT)
-    work = implementations(weights, TRIPLES, different[: 3 * FEW], FEW)[implementation]
+    work = spectral_norm_implementations(weights, TRIPLES, different[: 3 * FEW], FEW)[
+        implementation
+    ]
     case = "spectral norms, 10,000 triples (40 x 256, 256 x 256, 256 x 10), per triple"
     measure(
         benchmark, case, implementation, work, warmup=implementation not in (CERTIFIED, ESTIMATE)
@@ -106,7 +108,7 @@ CERTIFIED_WARM = tuple(
 
 
 @cache
-def changed(change: float) -> tuple[Tensor, Tensor]:
+def changed_matrix(change: float) -> tuple[Tensor, Tensor]:
     """A matrix after a relative change, and the right singular vector before it."""
     (before,) = gaussian(1, 4096, 1024)
     noise = torch.randn(before.shape, generator=torch.Generator().manual_seed(1))
@@ -118,7 +120,7 @@ def changed(change: float) -> tuple[Tensor, Tensor]:
 def bench_warm_start(benchmark: Benchmark, turn: int, implementation: str) -> None:
     certify = implementation in (CERTIFIED, *CERTIFIED_WARM)
     change = CHANGES[implementation in (WARM[1], CERTIFIED_WARM[1])]
-    matrix, vector = changed(change)
+    matrix, vector = changed_matrix(change)
     start = [vector] if implementation in (*WARM, *CERTIFIED_WARM) else None
 
     def call() -> object:

@@ -15,10 +15,11 @@ from torch.nn import functional
 
 from bench.turns import Benchmark, in_turn, measure
 from experiments.config import SweepConfig
-from experiments.data import ClassificationData, load_data
+from experiments.data import ClassificationData
 from experiments.models import fcn
 from experiments.study import load_config
-from experiments.train import Network, group_networks, learning_rate, train_group
+from experiments.task import load_sweep_data
+from experiments.train import Network, group_networks, train_group
 
 TOGETHER_STEPS = 200
 ALONE_STEPS = 40
@@ -30,11 +31,11 @@ def sweep(steps: int) -> SweepConfig:
 
 @cache
 def data() -> ClassificationData:
-    return load_data(sweep(1))
+    return load_sweep_data(sweep(1))
 
 
 def together() -> None:
-    """As `train_sweeps` does it: groups side by side, one thread each."""
+    """All networks as `train_sweeps` trains them: groups side by side, one thread each."""
     config, threads = sweep(TOGETHER_STEPS), torch.get_num_threads()
     groups = group_networks(config)
     workers = min(threads, len(groups))
@@ -54,7 +55,7 @@ def alone(config: SweepConfig, network: Network) -> None:
     optimizer = torch.optim.Adam(model.parameters(), config.lr)
     for step in range(config.steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step)
+            group["lr"] = config.learning_rate(step)
         optimizer.zero_grad()
         loss = functional.cross_entropy(model(data().x_train), data().y_train)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -67,7 +67,7 @@ The command line prints the same: `lipfast bounds CHECKPOINT --arch module:funct
 
 
 def page() -> str:
-    """The page, computed."""
+    """The text of the page, computed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = ResNet((1, 1, 1, 1), width=8, classes=10).eval()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lipfast.ops.chain_jacobian_norms import (
     Activation,
-    Convolution,
+    ConvStage,
     Flatten,
     Linear,
     MaxPool,
@@ -15,23 +15,12 @@ from lipfast.ops.chain_jacobian_norms import (
 )
 
 
-def cnn(width: int) -> nn.Sequential:
-    """The CNN of Khromov and Singh (2024): widths w, 2w, 4w, 8w, pools 1, 2, 2, 8, no biases."""
-    layers: list[nn.Module] = []
-    channels = 3
-    for factor, pool in ((1, 1), (2, 2), (4, 2), (8, 8)):
-        layers += [nn.Conv2d(channels, factor * width, 3, padding=1, bias=False), nn.ReLU()]
-        layers += [nn.MaxPool2d(pool)] if pool > 1 else []
-        channels = factor * width
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels, 10, bias=False))
-
-
 def _stage(module: nn.Module) -> Stage:
     if isinstance(module, nn.Linear):
         return Linear()
     if isinstance(module, nn.Conv2d):
         assert not isinstance(module.padding, str)
-        return Convolution(module.stride, module.padding, module.dilation, module.groups)
+        return ConvStage(module.stride, module.padding, module.dilation, module.groups)
     if isinstance(module, nn.MaxPool2d):
         size = module.kernel_size
         assert isinstance(size, int)

@@ -109,8 +109,8 @@ def chain(networks: int, batch: int, widths: tuple[int, ...]) -> Case:
     )
 
 
-def main() -> None:
-    """The command."""
+def print_timings() -> None:
+    """Time the kernels and print a line for each."""
     reason = _native.cuda_reason() or _native.no_cuda_device()
     if reason is not None:
         print(f"bench-gpu: skipped: {reason}")
@@ -142,4 +142,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    print_timings()

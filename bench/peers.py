@@ -32,13 +32,16 @@ def torch_parametrization(weight: Tensor) -> object:
 
 
 def weightwatcher(weight: Tensor) -> object:
-    """What its analysis takes the norm from, without the fits around it."""
+    """The singular values that the package's analysis starts from, without its fits."""
     values = importlib.import_module("weightwatcher.RMT_Util").svd_vals(weight.numpy())
     return values.max()
 
 
 def deel_torchlip(weight: Tensor) -> object:
-    """Its power iteration, as long as the naive one: without a start vector it doubles maxiter."""
+    """The package's power iteration, as long as the naive one.
+
+    Without a start vector it doubles maxiter.
+    """
     normalizers = importlib.import_module("deel.torchlip.normalizers")
     return normalizers.spectral_normalization(weight, None, eps=0.0, maxiter=POWER_ITERATIONS // 2)
 
@@ -66,6 +69,6 @@ def skip_unless_installed(name: str) -> None:
 
 
 def norms(peer: Peer, matrices: list[Tensor]) -> list[object]:
-    """One call per matrix, without gradients."""
+    """Norms of matrices by one call per matrix, without gradients."""
     with torch.no_grad():
         return [peer(matrix) for matrix in matrices]

@@ -6,12 +6,14 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+import pyarrow as pa
 import typer
 from rich.console import Console
 from rich.table import Table
 
+import lipfast
 from experiments.analysis import WidthSummary, neighbouring, peak_widths, summarise
 from experiments.config import SweepConfig
 from experiments.results import RESULTS_FOLDER
@@ -33,10 +35,7 @@ from experiments.sweep import (
     train_sweeps,
 )
 from lipfast.errors import ArgumentError, LipfastError, StoreError
-from lipfast.scoring.summary import counted
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from lipfast.text import counted
 
 _EXIT_FAILED = 1
 _EXIT_USAGE = 2
@@ -170,8 +169,6 @@ def _score(config: SweepConfig, folder: SweepFolder, engine: str = "local") -> i
         KeyboardInterrupt: it was interrupted; what was done is kept.
         LipfastError: it could not score at all.
     """
-    import lipfast  # noqa: PLC0415  # training does not need the native extension
-
     print(f"$ {shown_command(*score_command(config, folder, engine)[1:])}", flush=True)
     summary = lipfast.score(
         str(folder.checkpoints),
@@ -184,8 +181,6 @@ def _score(config: SweepConfig, folder: SweepFolder, engine: str = "local") -> i
 
 
 def _read_scores(folder: SweepFolder) -> pa.Table:
-    import lipfast  # noqa: PLC0415  # training does not need the native extension
-
     return lipfast.read_scores(folder.scores)
 
 
@@ -223,8 +218,8 @@ def _print_peaks(summary: WidthSummary) -> None:
     print(f"peaks aligned: {'yes' if aligned else 'no'}")
 
 
-def _draw(config: SweepConfig, folder: SweepFolder, table: pa.Table) -> None:
-    from experiments.figures import draw_sweep  # noqa: PLC0415  # importing matplotlib takes long
+def _draw_figures(config: SweepConfig, folder: SweepFolder, table: pa.Table) -> None:
+    from experiments.figures import draw_sweep  # noqa: PLC0415  # matplotlib: a slow extra
 
     for path in draw_sweep(table, config, folder.root):
         print(f"wrote {path}")
@@ -253,7 +248,7 @@ def _show(config: SweepConfig, folder: SweepFolder) -> None:
     table = _read_scores(folder)
     summary = summarise(table)
     _print_table(summary)
-    _draw(config, folder, table)
+    _draw_figures(config, folder, table)
     _print_peaks(summary)
 
 
@@ -334,8 +329,8 @@ def collect(
     results: _ResultsFolder = None,
 ) -> None:
     """Reduce the runs of a study to its small file of results."""
-    from experiments import report as reports  # noqa: PLC0415  # importing matplotlib takes long
-    from experiments.collect import collect as collect_study  # noqa: PLC0415
+    from experiments import report as reports  # noqa: PLC0415  # matplotlib: a slow extra
+    from experiments.collect import collect as collect_study  # noqa: PLC0415  # matplotlib, too
 
     study = load_study(*_named(sweep, scale))
     path = collect_study(study, out, results or RESULTS_FOLDER)
@@ -351,7 +346,7 @@ def figure(
     results: _ResultsFolder = None,
 ) -> None:
     """Draw the figure of a study from its results, or those of a sweep from its scores."""
-    from experiments import report as reports  # noqa: PLC0415  # importing matplotlib takes long
+    from experiments import report as reports  # noqa: PLC0415  # matplotlib: a slow extra
 
     name, configs = find_sweep(sweep)
     if reports.has_section(name):
@@ -362,13 +357,13 @@ def figure(
     folder = sweep_folder(config, out)
     if not folder.scores.is_dir():
         raise StoreError(f"{folder.scores} does not exist; run: {_run_command(sweep, scale, out)}")
-    _draw(config, folder, _read_scores(folder))
+    _draw_figures(config, folder, _read_scores(folder))
 
 
 @app.command(help=_REPORT_HELP)
 def report(results: _ResultsFolder = None) -> None:
     """Write docs/study.md and its figures from stored results."""
-    from experiments import report as reports  # noqa: PLC0415  # importing matplotlib takes long
+    from experiments import report as reports  # noqa: PLC0415  # matplotlib: a slow extra
 
     sections = reports.build_report(results or RESULTS_FOLDER)
     for section in sections:

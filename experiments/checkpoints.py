@@ -22,7 +22,7 @@ def checkpoint_name(step: int) -> str:
     return f"step_{step:06d}.safetensors"
 
 
-def _text(value: object) -> str:
+def _metadata_text(value: object) -> str:
     """Metadata of safetensors are strings; booleans as in JSON, floats so that they round-trip."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -38,7 +38,9 @@ def write_checkpoint(
         metadata: hyper-parameters and metrics; stored as strings, `True` as "true".
     """
     tensors = {name: tensor.contiguous() for name, tensor in state_dict.items()}
-    write_whole(path, save(tensors, {key: _text(value) for key, value in metadata.items()}))
+    write_whole(
+        path, save(tensors, {key: _metadata_text(value) for key, value in metadata.items()})
+    )
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from experiments.config import ConfigError
-from experiments.findings import FINDINGS, Finding
+from experiments.errors import ConfigError
+from experiments.findings import BY_STUDY, Finding
 from experiments.findings.sources import Sources
 from experiments.results import write_results
 from experiments.study import Study
@@ -19,13 +19,11 @@ def finding_of(name: str) -> Finding:
     Raises:
         ConfigError: the report has no section on it.
     """
-    for finding in FINDINGS:
-        if finding.name == name:
-            return finding
-    raise ConfigError(
-        f"'{name}' has no section in the report; those with one are "
-        + ", ".join(finding.name for finding in FINDINGS)
-    )
+    if name not in BY_STUDY:
+        raise ConfigError(
+            f"'{name}' has no section in the report; those with one are {', '.join(BY_STUDY)}"
+        )
+    return BY_STUDY[name]
 
 
 def _settings(study: Study, sources: Sources) -> dict[str, dict[str, Any]]:

@@ -22,7 +22,8 @@ from typing import Any
 import pyarrow as pa
 
 from experiments.checkpoints import checkpoint_name
-from experiments.config import ConfigError, SweepConfig
+from experiments.config import SweepConfig
+from experiments.errors import ConfigError
 from experiments.files import write_whole
 from experiments.metrics import read_parts
 from experiments.train import Network

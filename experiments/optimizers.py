@@ -7,25 +7,22 @@ and must map a zero weight with a zero gradient to zero.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from experiments.config import SweepConfig
-
-Build = Callable[["SweepConfig", list[Tensor]], torch.optim.Optimizer]
+# Of parameters, the learning rate of the first update, momentum and weight decay.
+Build = Callable[[list[Tensor], float, float, float], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Build] = {}
 
 
 def register_optimizer(name: str) -> Callable[[Build], Build]:
-    """Decorate a function of the configuration and the parameters that makes an optimizer.
+    """Decorate a function of parameters, lr, momentum and weight decay that makes an optimizer.
 
     Example:
         >>> @register_optimizer("rmsprop")
-        ... def rmsprop(config, parameters):
-        ...     return torch.optim.RMSprop(parameters, config.lr)
+        ... def rmsprop(parameters, lr, momentum, weight_decay):
+        ...     return torch.optim.RMSprop(parameters, lr, momentum=momentum)
         >>> _ = OPTIMIZERS.pop("rmsprop")
     """
 
@@ -37,21 +34,21 @@ def register_optimizer(name: str) -> Callable[[Build], Build]:
 
 
 @register_optimizer("sgd")
-def _sgd(config: SweepConfig, parameters: list[Tensor]) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
-        parameters,
-        config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+def _sgd(
+    parameters: list[Tensor], lr: float, momentum: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr, momentum=momentum, weight_decay=weight_decay, fused=True)
 
 
 @register_optimizer("adam")
-def _adam(config: SweepConfig, parameters: list[Tensor]) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, config.lr, weight_decay=config.weight_decay, fused=True)
+def _adam(
+    parameters: list[Tensor], lr: float, momentum: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr, weight_decay=weight_decay, fused=True)
 
 
 @register_optimizer("adamw")
-def _adamw(config: SweepConfig, parameters: list[Tensor]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay, fused=True)
+def _adamw(
+    parameters: list[Tensor], lr: float, momentum: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=True)

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.config import ConfigError, SweepConfig
+from experiments.config import SweepConfig
+from experiments.errors import ConfigError
 from experiments.files import write_whole
-from experiments.findings import FINDINGS, Finding, Outcome
+from experiments.findings import BY_STUDY, FINDINGS, Finding, Outcome
 from experiments.findings.finding import HELD, NOT_HELD, NOT_RUN, PARTLY
 from experiments.results import RESULTS_FOLDER, Results, read_results, results_path
 from experiments.study import load_study
@@ -36,7 +37,7 @@ _DEFAULTS = {
     if field.default is not dataclasses.MISSING
 }
 
-_HEAD = """\
+_REPORT_HEAD = """\
 # The study
 
 Every row of the study of Khromov and Singh, *Some Fundamental Aspects about Lipschitz Continuity of
@@ -79,7 +80,7 @@ class Section:
 
     @property
     def verdict(self) -> str:
-        """Held, partly, did not hold, not run."""
+        """Whether the claims held: all, some, none, or not run."""
         return NOT_RUN if self.outcome is None else self.outcome.verdict
 
 
@@ -97,13 +98,13 @@ def read_sections(folder: Path = RESULTS_FOLDER) -> list[Section]:
     return sections
 
 
-def _text(value: object) -> str:
+def _setting_text(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list | tuple):
-        return " ".join(_text(entry) for entry in value)
+        return " ".join(_setting_text(entry) for entry in value)
     return str(value)
 
 
@@ -123,11 +124,11 @@ def describe_settings(sweeps: Mapping[str, Mapping[str, Any]]) -> str:
     parts = []
     for key in keys:
         values = {
-            label.rpartition("/")[2]: _text(settings.get(key, _DEFAULTS.get(key)))
+            label.rpartition("/")[2]: _setting_text(settings.get(key, _DEFAULTS.get(key)))
             for label, settings in sweeps.items()
         }
         different = set(values.values())
-        if key in _SILENT or different == {_text(_DEFAULTS.get(key))}:
+        if key in _SILENT or different == {_setting_text(_DEFAULTS.get(key))}:
             continue
         if len(different) == 1:
             parts.append(f"`{key}` {different.pop()}")
@@ -211,7 +212,7 @@ def _met(outcome: Outcome | None) -> str:
 
 
 def summary_lines(sections: Iterable[Section]) -> list[str]:
-    """The table on top: id, question, verdict, one number."""
+    """The table on top of the report: id, question, verdict, one number."""
     rows = [
         (
             f"[{section.finding.id}](#{anchor(section.finding)})",
@@ -225,7 +226,7 @@ def summary_lines(sections: Iterable[Section]) -> list[str]:
 
 
 def section_lines(section: Section, figures: str) -> list[str]:
-    """One section: question, setting, figure, numbers beside the paper's, verdict."""
+    """One section of the report: question, setting, figure, numbers beside the paper's, verdict."""
     finding, outcome = section.finding, section.outcome
     lines = [f"## {finding.id}: {finding.title}", "", f"**{finding.question}** ({finding.source})"]
     for text in _settings_lines(section):
@@ -260,7 +261,7 @@ def report_text(sections: Iterable[Section], figures: str = "figures") -> str:
         for verdict in (HELD, PARTLY, NOT_HELD, NOT_RUN)
     }
     total = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-    lines = [_HEAD.format(scale=_LAPTOP if "laptop" in scales else "").rstrip(), ""]
+    lines = [_REPORT_HEAD.format(scale=_LAPTOP if "laptop" in scales else "").rstrip(), ""]
     lines += [f"{len(listed)} questions: {total}.", "", *summary_lines(listed)]
     for section in listed:
         lines += ["", *section_lines(section, figures)]
@@ -269,11 +270,11 @@ def report_text(sections: Iterable[Section], figures: str = "figures") -> str:
 
 def has_section(name: str) -> bool:
     """Say whether the report has a section on a study."""
-    return any(finding.name == name for finding in FINDINGS)
+    return name in BY_STUDY
 
 
 def _stored_section(name: str, folder: Path) -> Section:
-    (finding,) = (finding for finding in FINDINGS if finding.name == name)
+    finding = BY_STUDY[name]
     results = read_results(name, folder)
     if results is None:
         raise StoreError(

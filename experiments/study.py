@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.config import ConfigError, SweepConfig, parse_settings, unknown
+from experiments.config import SweepConfig
+from experiments.errors import ConfigError, unknown
+from experiments.settings import parse_settings
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from experiments.config import SweepConfig
 from experiments.engine.local import train_on_threads
+from experiments.engine.ray import train_on_ray
 from experiments.folder import (
     SweepFolder,
     finished,
@@ -59,10 +60,8 @@ def _networks(config: SweepConfig) -> list[Network]:
     return [Network(width, seed) for width in config.widths for seed in config.seeds]
 
 
-def _train(unfinished: Sequence[Task], every: Sequence[Task], engine: str) -> None:
+def _train_with(unfinished: Sequence[Task], every: Sequence[Task], engine: str) -> None:
     if engine == "ray":
-        from experiments.engine.ray import train_on_ray  # noqa: PLC0415  # an extra
-
         train_on_ray(unfinished)
     else:
         train_on_threads(unfinished, every)
@@ -102,7 +101,7 @@ def train_sweeps(
     trained = sum(len(task.missing()) for task in unfinished)
     try:
         if unfinished:
-            _train(unfinished, tasks, engine)
+            _train_with(unfinished, tasks, engine)
     except OSError as error:
         raise LipfastError(f"{sweeps[0][1].root}: cannot write checkpoints: {error}") from None
     records = {

@@ -17,10 +17,29 @@ from experiments.progress import Advance
 from experiments.train import Network, ResumeFile, Snapshot, train_group
 
 
+def load_sweep_data(config: SweepConfig) -> ClassificationData:
+    """Load the data that a configuration names; samples are flat for the model "fcn".
+
+    Raises:
+        ArgumentError: files are missing or damaged, or do not fit the configuration.
+    """
+    return load_data(
+        config.data,
+        folder=config.data_folder,
+        train_size=config.train_size,
+        classes=config.classes,
+        image_size=config.image_size,
+        flat=config.model == "fcn",
+        label_noise=config.label_noise,
+        label_noise_kind=config.label_noise_kind,
+        seed=config.data_seed,
+    )
+
+
 def sweep_data(config: SweepConfig, folder: SweepFolder) -> ClassificationData:
     """Read the data of a sweep; make it first where that has not been done."""
     if not folder.data.exists():
-        load_data(config).save(folder.data)
+        load_sweep_data(config).save(folder.data)
     return ClassificationData.load(folder.data)
 
 
@@ -86,14 +105,14 @@ class Task:
 
     @property
     def cost(self) -> int:
-        """Of a step, relative to other tasks of the same model."""
+        """Cost of a step, relative to other tasks of the same model."""
         widest = max(network.width for network in self.networks)
         units = widest if self.config.model == "fcn" else widest * widest
         return len(self.networks) * units
 
     @property
     def label(self) -> str:
-        """What is shown while it runs."""
+        """Words that are shown while the networks train."""
         narrowest, widest = self.networks[0].width, self.networks[-1].width
         widths = f"width {widest}" if narrowest == widest else f"widths {narrowest} to {widest}"
         what = f"{len(self.networks)} network{'s' * (len(self.networks) > 1)}, {widths}"
@@ -101,7 +120,7 @@ class Task:
 
     @property
     def metrics(self) -> Path:
-        """Its part of the log."""
+        """File of the log of these networks."""
         return self.folder.metrics / f"group-{self.index:03d}.parquet"
 
     def missing(self) -> list[Network]:

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
         upper_bound,
     )
     from lipfast.estimators.domain import Ball, Box
-    from lipfast.estimators.estimate import Bounds, Estimate, LayerBracket, LowerBound, UpperBound
+    from lipfast.estimators.estimate import Estimate
     from lipfast.estimators.plan import Plan
+    from lipfast.estimators.results import Bounds, LowerBound, UpperBound
+    from lipfast.estimators.upper.layer_bracket import LayerBracket
     from lipfast.estimators.upper.tracker import Tracker
     from lipfast.ops.conv_norms import ConvNorms, conv_norms
     from lipfast.ops.spectral_norms import SpectralNorms, spectral_norms
@@ -43,12 +45,12 @@ _HOME = {
     "lower_bound": "lipfast.estimators.calls",
     "upper_bound": "lipfast.estimators.calls",
     "Ball": "lipfast.estimators.domain",
-    "Bounds": "lipfast.estimators.estimate",
+    "Bounds": "lipfast.estimators.results",
     "Box": "lipfast.estimators.domain",
     "Estimate": "lipfast.estimators.estimate",
-    "LayerBracket": "lipfast.estimators.estimate",
-    "LowerBound": "lipfast.estimators.estimate",
-    "UpperBound": "lipfast.estimators.estimate",
+    "LayerBracket": "lipfast.estimators.upper.layer_bracket",
+    "LowerBound": "lipfast.estimators.results",
+    "UpperBound": "lipfast.estimators.results",
     "Tracker": "lipfast.estimators.upper.tracker",
     "ConvNorms": "lipfast.ops.conv_norms",
     "conv_norms": "lipfast.ops.conv_norms",

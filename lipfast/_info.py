@@ -34,7 +34,7 @@ class Info:
     no_cuda_device: str | None
 
     def to_dict(self) -> dict[str, object]:
-        """The same as a dictionary of plain values."""
+        """All fields as a dictionary of plain values."""
         return asdict(self)
 
     def __getitem__(self, key: str) -> object:

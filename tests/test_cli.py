@@ -17,7 +17,9 @@ from torch import nn
 from typer.testing import CliRunner
 
 import lipfast
-from lipfast import cli
+from lipfast.cli.options import parse_bytes
+from lipfast.cli.program import app
+from lipfast.cli.score import this_command
 from lipfast.errors import ArgumentError
 from lipfast.scoring import pipeline
 
@@ -55,7 +57,7 @@ SCORE = ["score", "runs", "--arch", "lipfast_cli_models:mlp", "--data", "x.npy",
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(cli.app, list(arguments))
+    result = CliRunner().invoke(app, list(arguments))
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.stdout, result.stderr
@@ -190,7 +192,7 @@ def test_ctrl_c_prints_the_command_that_resumes(project, monkeypatch):
     assert "  2 left: the same command goes on" in err.splitlines()
     assert lipfast.read_scores("scores").num_rows == 2
     monkeypatch.setattr(sys, "argv", ["/x/lipfast/__main__.py", "score"])
-    assert cli._this_command().endswith(" -m lipfast score")
+    assert this_command().endswith(" -m lipfast score")
 
 
 def test_bounds(project):
@@ -310,13 +312,13 @@ def test_every_command_has_help_with_examples(command):
     [("1", 1), ("2k", 2048), ("1.5G", 3 << 29), ("4GiB", 4 << 30), ("1MB", 1 << 20)],
 )
 def test_parse_bytes(text, size):
-    assert cli.parse_bytes(text) == size
+    assert parse_bytes(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "G", "-1", "0", "nan", "inf", "1X"])
 def test_parse_bytes_refuses(text):
     with pytest.raises(ArgumentError, match="--memory"):
-        cli.parse_bytes(text)
+        parse_bytes(text)
 
 
 def test_help_does_not_wait_for_torch():
@@ -352,12 +354,12 @@ def test_a_real_interruption(project, number):
         "import os, signal\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by background jobs\n"
         "from lipfast import cli\n"
-        "from lipfast.scoring import store\n"
-        "append = store.StoreWriter.append\n"
+        "from lipfast.scoring.write_behind import WriteBehind\n"
+        "append = WriteBehind.append\n"
         "def stop(self, rows):\n"
         "    append(self, rows)\n"
         f"    os.kill(os.getpid(), {int(number)})\n"
-        "store.StoreWriter.append = stop\n"
+        "WriteBehind.append = stop\n"
         "cli.main()\n"
     )
     command = [sys.executable, "-c", script, *SCORE]
@@ -380,7 +382,7 @@ def test_a_full_disk_behind_stdout_is_one_line(project, monkeypatch):
     def full(*_args: object, **_options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cli, "print_json", full)
+    monkeypatch.setattr("lipfast.cli.terminal.print_json", full)
     code, _, err = run("info", "--json")
     assert (code, err) == (2, "lipfast: error: [Errno 28] No space left on device\n")
 
@@ -392,7 +394,7 @@ def test_what_limit_leaves_is_said(project):
 
 def test_the_resuming_command_is_as_it_was_typed(monkeypatch):
     monkeypatch.setattr("sys.argv", ["elsewhere/lipfast", "score", "a b"])
-    assert cli._this_command() == "elsewhere/lipfast score 'a b'"
+    assert this_command() == "elsewhere/lipfast score 'a b'"
 
 
 def test_a_part_of_an_archive(project):

@@ -3,6 +3,17 @@
 
 #include <cstdint>
 
+// Contracts are read by C++ compilers and by nvcc.
+#if defined(__CUDACC__)
+#define LIPFAST_HOST_DEVICE __host__ __device__
+#else
+#define LIPFAST_HOST_DEVICE
+#endif
+// Small functions of every instruction set, and of every device: always inlined, so that no copy is left that the
+// linker might merge with another instruction set's.
+#define LIPFAST_INLINE inline __attribute__((always_inline))
+#define LIPFAST_SHARED LIPFAST_HOST_DEVICE LIPFAST_INLINE
+
 namespace lipfast {
 
 enum class Dtype : int32_t { kFloat32 = 0, kFloat64 = 1 };
@@ -76,6 +87,7 @@ enum class Activation : int32_t {
 struct ImageShape {
   int64_t channels, height, width;
 };
+LIPFAST_SHARED int64_t elements(const ImageShape& shape) { return shape.channels * shape.height * shape.width; }
 
 struct ChainStage {
   StageKind kind;

@@ -11,14 +11,6 @@ constexpr int64_t kFlatten = 5;  // beyond StageKind: no stage of the kernel's
 constexpr int64_t kActivations = 11;
 constexpr int64_t kMostElements = std::numeric_limits<int32_t>::max();  // the kernel's indices
 
-int64_t elements(const ImageShape& shape) { return shape.channels * shape.height * shape.width; }
-
-std::string text(const Tensor& tensor) {
-  std::string sizes;
-  for (int64_t i = 0; i < tensor.dim(); ++i) sizes += (i > 0 ? " x " : "") + std::to_string(tensor.size(i));
-  return sizes;
-}
-
 // Walks through the stages; `shape` is that of a sample before the next one, `flat` after a Flatten.
 struct Decoder {
   const std::vector<Tensor>& weights;
@@ -139,26 +131,6 @@ struct Decoder {
   }
 };
 
-// All networks' weights and biases: types, and the shapes of the first network's.
-void check_tensors(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
-                   int64_t affine) {
-  const ScalarType type = x.scalar_type();
-  for (size_t i = 0; i < weights.size(); ++i) {
-    const Tensor &weight = weights[i], &bias = biases[i], &first = weights[i % static_cast<size_t>(affine)];
-    const std::string name = "chain_jacobian_norms: weight " + std::to_string(i);
-    check_dense(weight, first.dim(), name);
-    STD_TORCH_CHECK(weight.scalar_type() == type, name, ": another dtype than x");
-    for (int64_t axis = 0; axis < first.dim(); ++axis) {
-      STD_TORCH_CHECK(weight.size(axis) == first.size(axis), name, ": expected ", text(first), ", got ", text(weight));
-    }
-    if (bias.numel() == 0) continue;
-    const std::string bias_name = "chain_jacobian_norms: bias " + std::to_string(i);
-    check_dense(bias, 1, bias_name);
-    STD_TORCH_CHECK(bias.scalar_type() == type, bias_name, ": another dtype than x");
-    STD_TORCH_CHECK(bias.size(0) == weight.size(0), bias_name, ": expected ", weight.size(0), " values");
-  }
-}
-
 }  // namespace
 
 ChainStages check_chain_jacobian_norms(const Tensor& x, const std::vector<Tensor>& weights,
@@ -196,7 +168,7 @@ ChainStages check_chain_jacobian_norms(const Tensor& x, const std::vector<Tensor
     }
   }
   result.out = decoder.shape;
-  check_tensors(x, weights, biases, result.affine);
+  check_networks(weights, biases, result.affine, x.scalar_type(), "chain_jacobian_norms");
   return result;
 }
 

@@ -41,24 +41,6 @@ SecantStages decode(int64_t inputs, const std::vector<Tensor>& weights, const st
   return result;
 }
 
-// All networks' weights and biases are like those of the first.
-void check_tensors(const SecantStages& chain, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases) {
-  const auto affine = static_cast<size_t>(chain.affine);
-  for (size_t i = 0; i < weights.size(); ++i) {
-    const Tensor &weight = weights[i], &bias = biases[i], &first = weights[i % affine];
-    const std::string name = "chain_secants: weight " + std::to_string(i);
-    check_dense(weight, 2, name);
-    STD_TORCH_CHECK(weight.scalar_type() == weights[0].scalar_type(), name, ": another dtype than the first");
-    STD_TORCH_CHECK(weight.size(0) == first.size(0) && weight.size(1) == first.size(1), name, ": expected ",
-                    first.size(0), " x ", first.size(1), ", got ", weight.size(0), " x ", weight.size(1));
-    if (bias.numel() == 0) continue;
-    const std::string bias_name = "chain_secants: bias " + std::to_string(i);
-    check_dense(bias, 1, bias_name);
-    STD_TORCH_CHECK(bias.scalar_type() == weights[0].scalar_type(), bias_name, ": another dtype than the weights");
-    STD_TORCH_CHECK(bias.size(0) == weight.size(0), bias_name, ": expected ", weight.size(0), " values");
-  }
-}
-
 }  // namespace
 
 SecantStages check_chain_secants(const Tensor& x, int64_t dimensions, const std::vector<Tensor>& weights,
@@ -78,7 +60,7 @@ SecantStages check_chain_secants(const Tensor& x, int64_t dimensions, const std:
   const int64_t inputs = x.size(dimensions - 1);
   STD_TORCH_CHECK(inputs > 0, "chain_secants: points are empty");
   const SecantStages result = decode(inputs, weights, stages, parameters);
-  check_tensors(result, weights, biases);
+  check_networks(weights, biases, result.affine, weights[0].scalar_type(), "chain_secants");
   return result;
 }
 

@@ -18,13 +18,17 @@ namespace lipfast {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+inline Dtype dtype_of(const Tensor& tensor) {
+  return tensor.scalar_type() == ScalarType::Float ? Dtype::kFloat32 : Dtype::kFloat64;
+}
+
 // float32 or float64, dense and row-major; `what` names the tensor in the error.
 inline Dtype check_dense(const Tensor& tensor, int64_t dimensions, const std::string& what) {
   STD_TORCH_CHECK(tensor.dim() == dimensions, what, ": expected ", dimensions, " dimensions, got ", tensor.dim());
   STD_TORCH_CHECK(tensor.is_contiguous(), what, ": expected a contiguous tensor");
   const ScalarType type = tensor.scalar_type();
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, what, ": expected float32 or float64");
-  return type == ScalarType::Float ? Dtype::kFloat32 : Dtype::kFloat64;
+  return dtype_of(tensor);
 }
 
 // A tensor's values as T, which the caller has checked.
@@ -35,6 +39,32 @@ const T* values(const Tensor& tensor) {
 template <class T>
 T* mutable_values(Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());
+}
+
+inline std::string text(const Tensor& tensor) {
+  std::string sizes;
+  for (int64_t i = 0; i < tensor.dim(); ++i) sizes += (i > 0 ? " x " : "") + std::to_string(tensor.size(i));
+  return sizes;
+}
+
+// The weights and biases of several networks with `affine` weights each: dense, of one type, of the first's shapes; an
+// empty bias is none.
+inline void check_networks(const std::vector<Tensor>& weights, const std::vector<Tensor>& biases, int64_t affine,
+                           ScalarType type, const std::string& op) {
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const Tensor &weight = weights[i], &bias = biases[i], &first = weights[i % static_cast<size_t>(affine)];
+    const std::string name = op + ": weight " + std::to_string(i);
+    check_dense(weight, first.dim(), name);
+    STD_TORCH_CHECK(weight.scalar_type() == type, name, ": another dtype than the others");
+    for (int64_t axis = 0; axis < first.dim(); ++axis) {
+      STD_TORCH_CHECK(weight.size(axis) == first.size(axis), name, ": expected ", text(first), ", got ", text(weight));
+    }
+    if (bias.numel() == 0) continue;
+    const std::string bias_name = op + ": bias " + std::to_string(i);
+    check_dense(bias, 1, bias_name);
+    STD_TORCH_CHECK(bias.scalar_type() == type, bias_name, ": another dtype than the others");
+    STD_TORCH_CHECK(bias.size(0) == weight.size(0), bias_name, ": expected ", weight.size(0), " values");
+  }
 }
 
 // The definitions stand beside the schemas; _C_cuda compiles them once more with LIPFAST_CHECKS_ONLY, without the

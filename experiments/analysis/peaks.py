@@ -40,7 +40,7 @@ class PeakAlignment:
 
     @property
     def aligned(self) -> bool:
-        """The peaks are at the same or at neighbouring widths."""
+        """Whether the peaks are at the same or at neighbouring widths."""
         return self.steps <= 1
 
 

@@ -32,7 +32,7 @@ class PerturbedEstimates:
 
     @property
     def ratio(self) -> float:
-        """Perturbed over clean."""
+        """The lower bound on perturbed samples over that on clean ones."""
         return self.perturbed / self.clean
 
 

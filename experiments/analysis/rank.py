@@ -15,7 +15,7 @@ def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def rank_correlation(x: ArrayLike, y: ArrayLike) -> float:
-    """Spearman's (1904): the correlation of the ranks, ties with their mean rank.
+    """Spearman's rank correlation (1904); ties have their mean rank.
 
     Args:
         x: (n,).

@@ -12,7 +12,7 @@ from torch import Tensor
 from experiments.files import write_whole
 from lipfast.errors import CheckpointError
 
-_NAMES = ("x_train", "y_train", "x_test", "y_test")
+_TENSORS = ("x_train", "y_train", "x_test", "y_test")
 _OPTIONAL = "y_train_true"
 
 
@@ -36,7 +36,7 @@ class ClassificationData:
 
     def save(self, path: Path) -> None:
         """Write the tensors under their names; a reader never sees half a file."""
-        tensors = {name: getattr(self, name) for name in (*_NAMES, _OPTIONAL)}
+        tensors = {name: getattr(self, name) for name in (*_TENSORS, _OPTIONAL)}
         present = {name: t.contiguous() for name, t in tensors.items() if t is not None}
         write_whole(path, save(present))
 
@@ -51,8 +51,8 @@ class ClassificationData:
             tensors = load_file(path)
         except SafetensorError as error:
             raise CheckpointError(f"{path}: not a data file ({error}); delete it") from None
-        if set(tensors) - {_OPTIONAL} != set(_NAMES):
+        if set(tensors) - {_OPTIONAL} != set(_TENSORS):
             raise CheckpointError(
-                f"{path}: holds {sorted(tensors)}, expected {sorted(_NAMES)}; delete it"
+                f"{path}: holds {sorted(tensors)}, expected {sorted(_TENSORS)}; delete it"
             )
         return ClassificationData(**tensors)

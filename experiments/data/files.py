@@ -146,7 +146,7 @@ def cifar100(folder: Path, *, coarse: bool = True) -> ClassificationData:
 
 
 def _images(folder: Path, classes: list[str], size: int) -> tuple[Tensor, Tensor]:
-    from PIL import Image, UnidentifiedImageError  # noqa: PLC0415  # comes with matplotlib
+    from PIL import Image, UnidentifiedImageError  # noqa: PLC0415  # an extra: with matplotlib
 
     images: list[Tensor] = []
     labels: list[int] = []

@@ -35,8 +35,7 @@ def _global_generators_kept() -> Iterator[None]:
 
 @cache
 def _generated() -> ClassificationData:
-    # Here, because importing it also imports its plotting and download code.
-    from mnist1d.data import get_dataset_args, make_dataset  # noqa: PLC0415
+    from mnist1d.data import get_dataset_args, make_dataset  # noqa: PLC0415  # a slow extra
 
     with _global_generators_kept():
         raw = make_dataset(get_dataset_args())

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,8 +15,8 @@ from experiments.data.dataset import ClassificationData
 from experiments.data.label_noise import with_label_noise
 from lipfast.errors import ArgumentError
 
-if TYPE_CHECKING:
-    from experiments.config import SweepConfig
+# Of the folder of the user's files and of `image_size`.
+Load = Callable[[Path, int], ClassificationData]
 
 
 @dataclass(frozen=True)
@@ -29,36 +27,34 @@ class DataSet:
         shape: of a sample; sizes of 0 are set by `image_size`.
         classes: how many; None where only the files say it.
         train_samples: how many; None where only the files say it.
-        load: of the configuration, all samples.
+        load: all samples.
         needs_folder: whether the user supplies the files (the key `data_folder`).
     """
 
     shape: tuple[int, ...]
     classes: int | None
     train_samples: int | None
-    load: Callable[[SweepConfig], ClassificationData]
+    load: Load
     needs_folder: bool = False
 
 
-def _folder(config: SweepConfig) -> Path:
-    return Path(config.data_folder).expanduser()
+def _without_files(load: Callable[[], ClassificationData]) -> Load:
+    return lambda folder, image_size: load()
 
 
-def _packaged(load: Callable[[], ClassificationData], config: SweepConfig) -> ClassificationData:
-    return load()
+def _of_one_size(load: Callable[[Path], ClassificationData]) -> Load:
+    return lambda folder, image_size: load(folder)
 
 
 DATA_SETS: dict[str, DataSet] = {
-    "mnist1d": DataSet((40,), 10, 4000, partial(_packaged, generated.mnist1d)),
-    "blobs": DataSet((2,), 3, 300, partial(_packaged, packaged.blobs)),
-    "mnist_sample": DataSet((1, 28, 28), 10, 4000, partial(_packaged, packaged.mnist_sample)),
-    "digits": DataSet((1, 8, 8), 10, 1397, partial(_packaged, packaged.digits)),
-    "mnist": DataSet((1, 28, 28), 10, 60_000, lambda c: files.mnist(_folder(c)), True),
-    "cifar10": DataSet((3, 32, 32), 10, 50_000, lambda c: files.cifar10(_folder(c)), True),
-    "cifar100": DataSet((3, 32, 32), 20, 50_000, lambda c: files.cifar100(_folder(c)), True),
-    "image_folder": DataSet(
-        (3, 0, 0), None, None, lambda c: files.image_folder(_folder(c), c.image_size), True
-    ),
+    "mnist1d": DataSet((40,), 10, 4000, _without_files(generated.mnist1d)),
+    "blobs": DataSet((2,), 3, 300, _without_files(packaged.blobs)),
+    "mnist_sample": DataSet((1, 28, 28), 10, 4000, _without_files(packaged.mnist_sample)),
+    "digits": DataSet((1, 8, 8), 10, 1397, _without_files(packaged.digits)),
+    "mnist": DataSet((1, 28, 28), 10, 60_000, _of_one_size(files.mnist), True),
+    "cifar10": DataSet((3, 32, 32), 10, 50_000, _of_one_size(files.cifar10), True),
+    "cifar100": DataSet((3, 32, 32), 20, 50_000, _of_one_size(files.cifar100), True),
+    "image_folder": DataSet((3, 0, 0), None, None, files.image_folder, True),
 }
 
 
@@ -74,34 +70,51 @@ def averaged_down(images: Tensor, size: int) -> Tensor:
     return functional.avg_pool2d(images, height // size) if height != size else images
 
 
-def load_data(config: SweepConfig) -> ClassificationData:
-    """Load the training and test set of a sweep: subset, averaged down, with label noise.
+def load_data(
+    name: str,
+    *,
+    folder: str,
+    train_size: int,
+    classes: int,
+    image_size: int = 0,
+    flat: bool = False,
+    label_noise: float = 0.0,
+    label_noise_kind: str = "redraw",
+    seed: int = 0,
+) -> ClassificationData:
+    """Load a training and test set: subset, averaged down, with label noise.
 
     Args:
-        config: its keys about data; samples are flat for the model "fcn".
+        name: in `DATA_SETS`.
+        folder: of the files, where the user supplies them.
+        train_size: the first so many training samples are used.
+        classes: labels are from 0 to classes - 1.
+        image_size: images are averaged down to it.
+        flat: whether samples are vectors, also those of images.
+        label_noise: fraction of the training labels that are disturbed.
+        label_noise_kind: how, see `with_label_noise`.
+        seed: of the label noise.
 
     Raises:
-        ArgumentError: files are missing or damaged, or do not fit the configuration.
+        ArgumentError: files are missing or damaged, or do not fit the other arguments.
     """
-    full = DATA_SETS[config.data].load(config)
-    if config.train_size > len(full.y_train):
+    full = DATA_SETS[name].load(Path(folder).expanduser(), image_size)
+    if train_size > len(full.y_train):
         raise ArgumentError(
-            f"train_size = {config.train_size}: there are only {len(full.y_train)} samples"
+            f"train_size = {train_size}: there are only {len(full.y_train)} samples"
         )
-    true = full.y_train[: config.train_size].clone()
-    if int(torch.cat([true, full.y_test]).max()) >= config.classes:
-        raise ArgumentError(f"classes = {config.classes}: the data has more")
+    true = full.y_train[:train_size].clone()
+    if int(torch.cat([true, full.y_test]).max()) >= classes:
+        raise ArgumentError(f"classes = {classes}: the data has more")
 
     def prepared(x: Tensor) -> Tensor:
         if x.dim() == 4:
-            x = averaged_down(x, config.image_size)
-        return x.flatten(1).contiguous() if config.model == "fcn" else x.contiguous()
+            x = averaged_down(x, image_size)
+        return x.flatten(1).contiguous() if flat else x.contiguous()
 
     return ClassificationData(
-        x_train=prepared(full.x_train[: config.train_size]),
-        y_train=with_label_noise(
-            true, config.label_noise, config.data_seed, config.classes, config.label_noise_kind
-        ),
+        x_train=prepared(full.x_train[:train_size]),
+        y_train=with_label_noise(true, label_noise, seed, classes, label_noise_kind),
         x_test=prepared(full.x_test),
         y_test=full.y_test,
         y_train_true=true,

@@ -44,7 +44,7 @@ def train_on_ray(tasks: Sequence[Task]) -> None:
         for folder, config in {task.folder: task.config for task in placed}.items():
             sweep_data(config, folder)  # made here, so that workers need only read it
         _require_visible(ray, placed)
-        _train(ray, sorted(placed, key=lambda t: t.config.steps * t.cost, reverse=True))
+        _train_remotely(ray, sorted(placed, key=lambda t: t.config.steps * t.cost, reverse=True))
     finally:
         if started:
             ray.shutdown()
@@ -63,7 +63,7 @@ def _require_visible(ray: Any, tasks: Sequence[Task]) -> None:
         )
 
 
-def _train(ray: Any, tasks: Sequence[Task]) -> None:
+def _train_remotely(ray: Any, tasks: Sequence[Task]) -> None:
     remote = ray.remote(num_cpus=1, max_retries=_RETRIES)(call_from)
     running = {
         remote.remote(str(_PACKAGE_FOLDER), pickle.dumps((_train_here, (task,)))): task

@@ -24,5 +24,6 @@ FINDINGS: tuple[Finding, ...] = (
     G,
     *(X1, X2, X3, X4),
 )
+BY_STUDY = {finding.name: finding for finding in FINDINGS}
 
-__all__ = ["FINDINGS", "Check", "Finding", "Outcome"]
+__all__ = ["BY_STUDY", "FINDINGS", "Check", "Finding", "Outcome"]

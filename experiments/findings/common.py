@@ -27,7 +27,7 @@ LIPSCHITZ = "Lipschitz constant (2-norm)"
 
 
 def number(value: float) -> str:
-    """Three significant digits, readable.
+    """A number with three significant digits, readable.
 
     Example:
         >>> number(0.123456), number(1234.5), number(2.5e27)
@@ -40,7 +40,7 @@ def number(value: float) -> str:
 
 
 def numbers(values: Iterable[float]) -> str:
-    """Several of them, separated by commas."""
+    """Numbers with three significant digits each, separated by commas."""
     return ", ".join(number(value) for value in values)
 
 

@@ -29,7 +29,7 @@ from experiments.findings.finding import Check, Finding, Outcome
 from experiments.findings.sources import Sources
 from experiments.results import Results, Rows
 
-_NAMES = {
+_IN_WORDS = {
     "test_loss": "test loss",
     "lower": "lower bound",
     "upper": "upper bound",
@@ -38,7 +38,7 @@ _NAMES = {
 }
 
 
-def _collect(sources: Sources) -> Iterator[dict[str, Any]]:
+def _collect_widths(sources: Sources) -> Iterator[dict[str, Any]]:
     for sweep in sources.sweeps().values():
         labels = sweep.data.y_train
         chance = 1 - float(torch.bincount(labels).max()) / len(labels)
@@ -79,7 +79,7 @@ def peak_check(rows: Rows, name: str, paper: str) -> Check:
     line = rows.average("width", name)
     peak = find_peak(line.mean)
     return Check(
-        f"{_NAMES[name]} peaks inside the range of widths, at least 1.1x above both sides",
+        f"{_IN_WORDS[name]} peaks inside the range of widths, at least 1.1x above both sides",
         paper,
         f"peak at width {line.x[peak.index]:g}: {number(peak.rise)}x above the lowest point "
         f"before, {number(peak.fall)}x above the lowest after",
@@ -95,8 +95,8 @@ def _dead_notes(rows: Rows) -> list[str]:
     widths = ", ".join(f"{width:g}" for width in sorted(set(rows["width"][~alive])))
     kept = rows.keep(alive)
     names = [n for n in ("test_loss", "lower", "upper") if np.isfinite(kept[n]).all()]
-    peaks = "; ".join(f"{_NAMES[n]}: {peak_check(kept, n, '').ours}" for n in names)
-    aligned = "; ".join(f"{_NAMES[n]}: {alignment_check(kept, n).ours}" for n in names[1:])
+    peaks = "; ".join(f"{_IN_WORDS[n]}: {peak_check(kept, n, '').ours}" for n in names)
+    aligned = "; ".join(f"{_IN_WORDS[n]}: {alignment_check(kept, n).ours}" for n in names[1:])
     return [
         f"{(~alive).sum()} of {len(alive)} networks (widths: {widths}) learnt nothing: their "
         "training error is that of always naming one class. They count in the criteria above. "
@@ -131,7 +131,7 @@ def alignment_check(rows: Rows, name: str, paper: str = "same width") -> Check:
     """Whether a quantity peaks at the width of the test loss or next to it."""
     found = align(rows, name)
     return Check(
-        f"{_NAMES[name]} peaks at the width of the test loss or a neighbouring one",
+        f"{_IN_WORDS[name]} peaks at the width of the test loss or a neighbouring one",
         paper,
         f"width {found.width} against {found.reference}: {found.octaves:+.2f} octaves, "
         f"{found.confidence:.0%} bootstrap interval over {found.seeds} seeds "
@@ -145,7 +145,7 @@ def _evaluate_sweep(rows: Rows) -> Outcome:
     checks = [peak_check(rows, name, "visible") for name in ("test_loss", *bounds)]
     checks += [alignment_check(rows, name) for name in bounds]
     found = {name: align(rows, name) for name in bounds}
-    peaks = ", ".join(f"{_NAMES[name]} {alignment.width}" for name, alignment in found.items())
+    peaks = ", ".join(f"{_IN_WORDS[name]} {alignment.width}" for name, alignment in found.items())
     fits = fitting_width(rows)
     notes = [
         f"Every run fits its training labels from width {fits} on."
@@ -213,7 +213,7 @@ def _draw_sweep(losses: Axes, bounds: Axes, rows: Rows, label: str) -> None:
 
 
 def _draw_learnt(axes: Axes, rows: Rows, name: str, colour: str) -> None:
-    """Dotted, the mean without networks that have learnt nothing."""
+    """Draw, dotted, the mean without networks that have learnt nothing."""
     alive = learnt(rows)
     if not alive.all() and alive.any():
         line = rows.keep(alive).average("width", name)
@@ -229,7 +229,7 @@ def _study(
         title,
         "Do both bounds show the double descent of the test loss when the network grows?",
         source,
-        _collect,
+        _collect_widths,
         evaluate_widths,
         lambda results: draw_widths(results, label),
     )

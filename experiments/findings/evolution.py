@@ -33,7 +33,7 @@ from experiments.findings.sources import Sources, Sweep, spread
 from experiments.results import Results, Rows
 
 _A1 = "A1-evolution"
-_CHECKPOINTS = 12
+_EVOLUTION_CHECKPOINTS = 12
 # A value in the lower third between the bounds, on a logarithmic scale, is "much nearer".
 _NEAR = 1 / 3
 
@@ -104,7 +104,7 @@ def _searched(
     sources: Sources,
     search: Callable[[nn.Module, Sweep], float],
     name: str,
-    checkpoints: int = _CHECKPOINTS,
+    checkpoints: int = _EVOLUTION_CHECKPOINTS,
 ) -> Iterator[dict[str, Any]]:
     """Scores of some checkpoints of A1's narrow network, with what a search found there."""
     sweep = sources.sweep(_A1, "narrow")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from matplotlib.figure import Figure
+
+from experiments.findings.sources import Sources
 from experiments.results import Results
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from experiments.findings.sources import Sources
 
 HELD, PARTLY, NOT_HELD, NOT_RUN = "held", "partly", "did not hold", "not run"
 

@@ -15,16 +15,16 @@ import lipfast
 from experiments.analysis.histogram import norm_histogram
 from experiments.drawing import SERIES, value_axis, width_axis
 from experiments.findings.common import number, panels, styled
+from experiments.findings.double_descent import C1
 from experiments.findings.finding import Check, Finding, Outcome
 from experiments.findings.sources import Sources
 from experiments.results import Results
 
-_C1 = "C1-width-fcn-ce"
 _BINS = 40
 
 
-def _collect(sources: Sources) -> Iterator[dict[str, Any]]:
-    sweep = sources.sweep(_C1)
+def _collect_histograms(sources: Sources) -> Iterator[dict[str, Any]]:
+    sweep = sources.sweep(C1.name)
     norms: dict[int, list[Tensor]] = {}
     for run in sweep.runs:
         of_run = lipfast.jacobian_norms(sweep.model(run), sweep.data.x_train)
@@ -46,7 +46,7 @@ def _collect(sources: Sources) -> Iterator[dict[str, Any]]:
             }
 
 
-def _evaluate(results: Results) -> Outcome:
+def _evaluate_histograms(results: Results) -> Outcome:
     rows = results.rows
     largest, median, tail = (rows.average("width", name) for name in ("largest", "median", "tail"))
     top = int(np.argmax(largest.mean))
@@ -71,7 +71,7 @@ def _evaluate(results: Results) -> Outcome:
     return Outcome(checks, f"largest over median norm: at most {number(tail.mean.max())}")
 
 
-def _draw(results: Results) -> Figure:
+def _draw_histograms(results: Results) -> Figure:
     rows = results.rows
     widths = rows.values("width")
     largest = rows.average("width", "largest").mean
@@ -113,7 +113,7 @@ F7 = Finding(
     "Distributions of per-sample norms",
     "Is the lower bound the norm of a few extreme samples or of the typical one?",
     "appendix 3.15, figures 29 to 31",
-    _collect,
-    _evaluate,
-    _draw,
+    _collect_histograms,
+    _evaluate_histograms,
+    _draw_histograms,
 )

@@ -12,19 +12,18 @@ from matplotlib.figure import Figure
 from experiments.analysis.power_law import fit_power_law
 from experiments.drawing import BOUNDS, LOWER, TEST_LOSS, Curve, plot_curve, value_axis, width_axis
 from experiments.findings.common import LIPSCHITZ, last_rows, number, panels, styled, variants
-from experiments.findings.double_descent import align, alignment_check, peak_check
+from experiments.findings.double_descent import C1, align, alignment_check, peak_check
 from experiments.findings.finding import Check, Finding, Outcome
 from experiments.findings.sources import Sources
 from experiments.results import Results
 
-_C1 = "C1-width-fcn-ce"
 _PATH = Curve("path length of the parameters", "#E69F00", "s")
 
 
-def _collect(sources: Sources) -> Iterator[dict[str, Any]]:
+def _collect_initialisation(sources: Sources) -> Iterator[dict[str, Any]]:
     for row in last_rows(sources):
         yield {**row, "kind": "start"}
-    for row in sources.sweep(_C1).last_scores():
+    for row in sources.sweep(C1.name).last_scores():
         yield {**row, "kind": "trained"}
 
 
@@ -42,7 +41,7 @@ def _slope_check(results: Results, name: str, *, rises: bool) -> Check:
     )
 
 
-def _evaluate(results: Results) -> Outcome:
+def _evaluate_initialisation(results: Results) -> Outcome:
     trained = results.rows.where(kind="trained")
     checks = [
         _slope_check(results, "lower", rises=False),
@@ -56,7 +55,7 @@ def _evaluate(results: Results) -> Outcome:
     )
 
 
-def _draw(results: Results) -> Figure:
+def _draw_initialisation(results: Results) -> Figure:
     start, trained = (results.rows.where(kind=kind) for kind in ("start", "trained"))
     with styled():
         figure, (initial, path) = panels(2)
@@ -85,9 +84,9 @@ C5 = Finding(
     "Bounds at initialisation, and path length, against width",
     "Is the double descent there at initialisation, or does training make it?",
     "appendices 3.18 and 3.19, figures 44 and 51",
-    _collect,
-    _evaluate,
-    _draw,
+    _collect_initialisation,
+    _evaluate_initialisation,
+    _draw_initialisation,
 )
 
 

@@ -20,7 +20,7 @@ from experiments.results import Results, Rows
 _C3 = "C3-width-cnn"
 
 
-def _collect(sources: Sources) -> Iterator[dict[str, Any]]:
+def _collect_label_noise(sources: Sources) -> Iterator[dict[str, Any]]:
     own = sources.sweeps()
     noises = {variant: float(sweep.settings["label_noise"]) for variant, sweep in own.items()}
     for row in last_rows(sources):
@@ -43,7 +43,7 @@ def grid(rows: Rows, name: str) -> tuple[list[float], list[float], NDArray[np.fl
     return noises, widths, values
 
 
-def _evaluate(results: Results) -> Outcome:
+def _evaluate_label_noise(results: Results) -> Outcome:
     noises, widths, lower = grid(results.rows, "lower")
     _, _, loss = grid(results.rows, "test_loss")
     rows = [find_peak(row) for row in lower]
@@ -90,7 +90,7 @@ def _evaluate(results: Results) -> Outcome:
     )
 
 
-def _draw(results: Results) -> Figure:
+def _draw_label_noise(results: Results) -> Figure:
     titles = {"lower": "lower bound", "test_loss": "test loss"}
     with styled():
         figure, axes = panels(2, height=3.8)
@@ -118,7 +118,7 @@ E = Finding(
     "Label noise against width",
     "Does the lower bound rise and fall again with noise as it does with width?",
     "section 5, figure 8; appendix 2.6.16",
-    _collect,
-    _evaluate,
-    _draw,
+    _collect_label_noise,
+    _evaluate_label_noise,
+    _draw_label_noise,
 )

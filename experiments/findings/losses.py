@@ -23,10 +23,10 @@ from experiments.findings.finding import Check, Finding, Outcome
 from experiments.findings.sources import Sources, spread
 from experiments.results import Results
 
-_CHECKPOINTS = 12
+_LOSS_CHECKPOINTS = 12
 
 
-def _collect(sources: Sources) -> Iterator[dict[str, Any]]:
+def _collect_losses(sources: Sources) -> Iterator[dict[str, Any]]:
     sweeps = sources.sweeps()
     for sweep in sweeps.values():
         yield from sweep.scores()
@@ -34,7 +34,7 @@ def _collect(sources: Sources) -> Iterator[dict[str, Any]]:
     sweep = sweeps["ce"]
     epochs = {(row["width"], row["seed"], row["step"]): row["epoch"] for row in sweep.scores()}
     for run in sweep.runs:
-        for step in spread(list(run.steps), _CHECKPOINTS):
+        for step in spread(list(run.steps), _LOSS_CHECKPOINTS):
             model = nn.Sequential(sweep.model(run, step), nn.Softmax(dim=-1)).eval()
             norms = lipfast.jacobian_norms(model, sweep.data.x_train)
             yield {
@@ -49,7 +49,7 @@ def _collect(sources: Sources) -> Iterator[dict[str, Any]]:
             }
 
 
-def _evaluate(results: Results) -> Outcome:
+def _evaluate_losses(results: Results) -> Outcome:
     rows = results.rows
     ce = final_means(rows.where(variant="ce"), ("lower", "upper"))
     mse = final_means(rows.where(variant="mse"), ("lower", "upper"))
@@ -85,7 +85,7 @@ _LABELS = {
 }
 
 
-def _draw(results: Results) -> Figure:
+def _draw_losses(results: Results) -> Figure:
     with styled():
         figure, (lower, loss) = panels(2)
         draw_variants_over_time(lower, results, "lower", lambda name: _LABELS.get(name, name))
@@ -107,7 +107,7 @@ F1 = Finding(
     "The loss function",
     "Does the loss change the Lipschitz constant?",
     "appendix 3.17, figures 33 and 34",
-    _collect,
-    _evaluate,
-    _draw,
+    _collect_losses,
+    _evaluate_losses,
+    _draw_losses,
 )

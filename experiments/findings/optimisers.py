@@ -33,7 +33,7 @@ _COMPARED = ("lower", "upper", "checkpoint_path")
 
 
 def _collect_optimisers(sources: Sources) -> Iterator[dict[str, Any]]:
-    """All scores, with the path length along the checkpoints, as the paper measures it.
+    """Scores of all checkpoints, with the path length along them, as the paper measures it.
 
     Along the updates SGD's path is mostly the noise of its mini-batches.
     """

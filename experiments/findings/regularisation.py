@@ -19,7 +19,7 @@ from experiments.results import Results, Rows
 _KEYS = ("dropout", "weight_decay", "spectral_constraint", "lipschitz_penalty")
 
 
-def _collect(sources: Sources) -> Iterator[dict[str, Any]]:
+def _collect_regularisation(sources: Sources) -> Iterator[dict[str, Any]]:
     for sweep in sources.sweeps().values():
         strengths = {key: float(sweep.settings.get(key) or 0.0) for key in _KEYS}
         layers = int(sweep.settings.get("depth") or 1) + 1
@@ -28,7 +28,7 @@ def _collect(sources: Sources) -> Iterator[dict[str, Any]]:
 
 
 def _series(rows: Rows, key: str) -> Rows:
-    """Rows with this regulariser or none, and no other."""
+    """Rows of runs with one regulariser, or with none at all."""
     others = [other for other in _KEYS if other != key]
     return rows.keep(np.all([rows[other] == 0 for other in others], axis=0))
 
@@ -82,7 +82,7 @@ F5 = Finding(
     "Dropout and weight decay",
     "Do the usual regularisers make the lower bound smaller?",
     "appendices 3.21 and 3.23, figures 53 and 55",
-    _collect,
+    _collect_regularisation,
     _evaluate_decay,
     lambda results: _draw_pair(
         results, {"dropout": "dropout probability", "weight_decay": "weight decay"}
@@ -159,7 +159,7 @@ F6 = Finding(
     "Spectral constraint, and the lower bound as a penalty",
     "What does it do to loss and bounds to hold one of the bounds down?",
     "appendices 3.12 and 3.16, figures 28 and 32",
-    _collect,
+    _collect_regularisation,
     _evaluate_constraint,
     lambda results: _draw_pair(
         results,

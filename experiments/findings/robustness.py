@@ -63,7 +63,7 @@ def _perturbed(model: nn.Module, sweep: Sweep) -> Iterator[tuple[str, float, Ten
         )
 
 
-def _collect(sources: Sources) -> Iterator[dict[str, Any]]:
+def _collect_robustness(sources: Sources) -> Iterator[dict[str, Any]]:
     for sweep in sources.available([(_FCN, None), (_CNN, None)]):
         seed = min(run.seed for run in sweep.runs)
         widths = spread(sorted({run.width for run in sweep.runs}), _WIDTHS)
@@ -79,7 +79,7 @@ def _changes(rows: Rows) -> np.ndarray[Any, np.dtype[np.float64]]:
     return quotient
 
 
-def _evaluate(results: Results) -> Outcome:
+def _evaluate_robustness(results: Results) -> Outcome:
     checks = []
     there = results.rows.values("network")
     words = {name: word for name, word in _WORDS.items() if name in there}
@@ -137,7 +137,7 @@ def _evaluate(results: Results) -> Outcome:
     )
 
 
-def _draw(results: Results) -> Figure:
+def _draw_robustness(results: Results) -> Figure:
     titles = {_FCN: ("FCN", "width (hidden units)"), _CNN: ("CNN", "width (channels)")}
     kinds = (("clean", 0.0), ("attack", _EPSILON), *(("noise", scale) for scale in _SCALES))
     with styled():
@@ -166,7 +166,7 @@ G = Finding(
     "Adversarial and out-of-distribution inputs",
     "Do other inputs than the training samples find much larger Jacobian norms?",
     "section 3.3; appendices 3.2 and 3.3, table 6, figures 14 and 15",
-    _collect,
-    _evaluate,
-    _draw,
+    _collect_robustness,
+    _evaluate_robustness,
+    _draw_robustness,
 )

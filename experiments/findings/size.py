@@ -17,7 +17,7 @@ from experiments.findings.finding import Check, Finding, Outcome
 from experiments.findings.sources import Sources
 from experiments.results import Results, Rows
 
-_NAMES = ("upper", "lower", "mean")
+_BOUND_NAMES = ("upper", "lower", "mean")
 
 
 def _collect_depths(sources: Sources) -> Iterator[dict[str, Any]]:
@@ -31,33 +31,33 @@ def _collect_depths(sources: Sources) -> Iterator[dict[str, Any]]:
 
 
 def _slopes(rows: Rows, by: str, start: float = 0.0) -> dict[str, PowerLaw]:
-    lines = {name: rows.average(by, name) for name in _NAMES}
+    lines = {name: rows.average(by, name) for name in _BOUND_NAMES}
     return {
         name: fit_power_law(line.x, line.mean, window=(start, np.inf))
         for name, line in lines.items()
     }
 
 
-def _text(fits: dict[str, PowerLaw]) -> str:
+def _fits_text(fits: dict[str, PowerLaw]) -> str:
     return ", ".join(f"{fit.slope:.2f}" for fit in fits.values())
 
 
 def _evaluate_depths(results: Results) -> Outcome:
     trained = _slopes(results.rows.where(kind="trained"), "depth", 2)
     start = _slopes(results.rows.where(kind="start"), "depth", 2)
-    order = [trained[name].slope for name in _NAMES]
+    order = [trained[name].slope for name in _BOUND_NAMES]
     checks = (
         Check(
             "after training all bounds grow with the depth from 2 hidden layers on (slopes of "
             "upper, lower, mean above 0)",
             "3.33, 2.03, 1.19",
-            _text(trained),
+            _fits_text(trained),
             min(order) > 0,
         ),
         Check(
             "the upper bound grows faster than the lower one, and that faster than the mean",
             "3.33 > 2.03 > 1.19",
-            _text(trained),
+            _fits_text(trained),
             order[0] > order[1] > order[2],
         ),
         Check(
@@ -121,7 +121,7 @@ def _evaluate_samples(results: Results) -> Outcome:
             "all bounds grow with the number of samples, more slowly than linearly (slopes of "
             "upper, lower, mean between 0 and 1)",
             "0.53, 0.37, 0.36",
-            _text(fits),
+            _fits_text(fits),
             all(0 < fit.slope < 1 for fit in fits.values()),
         ),
         Check(

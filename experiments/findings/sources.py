@@ -37,7 +37,7 @@ _SCORES = {
 _METRICS = ("path_length", "distance", "weight_norm", "gradient_norm")
 
 
-def _number(value: object) -> float | None:
+def _number_or_none(value: object) -> float | None:
     if value is None:
         return None
     number = float(value)  # type: ignore[arg-type]
@@ -96,11 +96,11 @@ class Sweep:
                 "width": int(record["meta.width"]),
                 "seed": int(record["meta.seed"]),
                 "step": int(record["step"]),
-                "epoch": _number(record.get("epoch")),
+                "epoch": _number_or_none(record.get("epoch")),
             }
-            row.update({name: _number(record.get(c)) for name, c in _SCORES.items()})
+            row.update({name: _number_or_none(record.get(c)) for name, c in _SCORES.items()})
             logged = metrics.get((row["width"], row["seed"], row["step"]), {})
-            row.update({name: _number(logged.get(name)) for name in _METRICS})
+            row.update({name: _number_or_none(logged.get(name)) for name in _METRICS})
             yield row
 
     def last_scores(self) -> Iterator[dict[str, Any]]:
@@ -188,7 +188,7 @@ class Sources:
         return found[variant]
 
     def available(self, wanted: Iterable[tuple[str, str | None]]) -> list[Sweep]:
-        """Those of the sweeps (study and variant) that have been run and scored.
+        """The sweeps, of these studies and variants, that have been run and scored.
 
         Raises:
             StoreError: none has.

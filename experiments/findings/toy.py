@@ -21,14 +21,14 @@ _HALF = 5.0
 _PER_AXIS = 1000
 _WHILE_TRAINING = 250
 _MAP = 100
-_CHECKPOINTS = 16
+_TOY_CHECKPOINTS = 16
 
 
-def _collect(sources: Sources) -> Iterator[dict[str, Any]]:
+def _collect_toy(sources: Sources) -> Iterator[dict[str, Any]]:
     sweep = sources.sweep()
     scores = {(row["width"], row["seed"], row["step"]): row for row in sweep.scores()}
     for run in sweep.runs:
-        for step in spread(list(run.steps), _CHECKPOINTS):
+        for step in spread(list(run.steps), _TOY_CHECKPOINTS):
             last = step == run.steps[-1]
             model = sweep.model(run, step)
             norms = grid_norms(model, -_HALF, _HALF, _PER_AXIS if last else _WHILE_TRAINING)
@@ -47,7 +47,7 @@ def _collect(sources: Sources) -> Iterator[dict[str, Any]]:
         yield {"kind": "sample", "x": point[0], "y": point[1], "label": label}
 
 
-def _evaluate(results: Results) -> Outcome:
+def _evaluate_toy(results: Results) -> Outcome:
     last = results.rows.where(kind="bounds").last()
     positions = relative_position(last["grid"], last["lower"], last["upper"])
     lower, grid, upper = (float(last[name].mean()) for name in ("lower", "grid", "upper"))
@@ -73,7 +73,7 @@ def _evaluate(results: Results) -> Outcome:
     return Outcome(checks, f"grid / lower bound: {number(grid / lower)}")
 
 
-def _draw(results: Results) -> Figure:
+def _draw_toy(results: Results) -> Figure:
     rows = results.rows
     cells = rows.where(kind="map")
     samples = rows.where(kind="sample")
@@ -116,7 +116,7 @@ A5 = Finding(
     "A network of two inputs",
     "How near is the lower bound to the Lipschitz constant where that can be found on a grid?",
     "section 3.3, figure 4; appendix 2.6.1",
-    _collect,
-    _evaluate,
-    _draw,
+    _collect_toy,
+    _evaluate_toy,
+    _draw_toy,
 )

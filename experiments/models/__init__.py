@@ -3,7 +3,7 @@
 from experiments.models.activations import ACTIVATIONS, OUTPUT_ACTIVATIONS
 from experiments.models.cnn import cnn
 from experiments.models.fcn import fcn
-from experiments.models.registry import MODELS, build_model
+from experiments.models.registry import MODELS, build_model, model_arguments
 from experiments.models.resnet import resnet
 from experiments.models.vit import vit
 
@@ -14,6 +14,7 @@ __all__ = [
     "build_model",
     "cnn",
     "fcn",
+    "model_arguments",
     "resnet",
     "vit",
 ]

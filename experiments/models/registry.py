@@ -33,6 +33,17 @@ def _value(value: object) -> object:
         return value
 
 
+def model_arguments(name: str) -> dict[str, Any]:
+    """Return the arguments of a model but for the width, with their defaults.
+
+    Example:
+        >>> model_arguments("resnet")["depth"]
+        20
+    """
+    parameters = inspect.signature(MODELS[name]).parameters
+    return {key: parameter.default for key, parameter in parameters.items() if key != "width"}
+
+
 def build_model(metadata: Mapping[str, Any]) -> nn.Module:
     """Build the architecture that the metadata of a checkpoint describe, in eval mode.
 
@@ -50,6 +61,6 @@ def build_model(metadata: Mapping[str, Any]) -> nn.Module:
     name = metadata.get("model", "fcn")
     if name not in MODELS:
         raise ArgumentError(f"model is {name!r}; allowed are {', '.join(MODELS)}")
-    accepted = inspect.signature(MODELS[name]).parameters
+    accepted = ("width", *model_arguments(name))
     arguments = {key: _value(metadata[key]) for key in accepted if key in metadata}
     return MODELS[name](**arguments).eval()

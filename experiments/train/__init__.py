@@ -1,7 +1,5 @@
 """Training: many small networks together, checkpoints, logs, exact resumption."""
 
-from experiments.losses import network_losses
-from experiments.schedules import learning_rate
 from experiments.train.engine import train_group
 from experiments.train.groups import group_networks
 from experiments.train.networks import LogRow, Metrics, Network, Snapshot
@@ -17,7 +15,5 @@ __all__ = [
     "StackedNetworks",
     "group_networks",
     "initial_state",
-    "learning_rate",
-    "network_losses",
     "train_group",
 ]

@@ -13,7 +13,6 @@ from experiments.config import SweepConfig
 from experiments.data import ClassificationData
 from experiments.losses import network_losses
 from experiments.optimizers import OPTIMIZERS
-from experiments.schedules import learning_rate
 from experiments.train.batches import Batches
 from experiments.train.constraints import constrain_spectral_norms, jacobian_penalty
 from experiments.train.measure import Measure
@@ -41,7 +40,9 @@ class _Training:
         self.group = _group(config, networks)
         self.parameters = list(self.group.parameters.values())
         self.measure = Measure(config, self.group, data)
-        self.optimizer = OPTIMIZERS[config.optimizer](config, self.parameters)
+        self.optimizer = OPTIMIZERS[config.optimizer](
+            self.parameters, config.lr, config.momentum, config.weight_decay
+        )
         self.batches = Batches(config, self.group, data)
         self.alive = [True] * len(networks)
         self.step = 0
@@ -67,7 +68,8 @@ class _Training:
         """Set `grad` of the parameters by automatic differentiation."""
         config, group = self.config, self.group
         # The gradient of the sum is each network's own: no other loss depends on its weights.
-        loss = network_losses(config, group.forward(x, training=True), y).sum()
+        outputs = group.forward(x, training=True)
+        loss = network_losses(config.loss, outputs, y, config.target_scale).sum()
         if config.lipschitz_penalty:
             loss = loss + config.lipschitz_penalty * jacobian_penalty(config, group, x)
         gradients = torch.autograd.grad(loss, self.parameters)
@@ -79,7 +81,7 @@ class _Training:
         config, group = self.config, self.group
         before = self._copies() if config.path_length else []
         for settings in self.optimizer.param_groups:
-            settings["lr"] = learning_rate(config, self.step)
+            settings["lr"] = config.learning_rate(self.step)
         x, y = self.batches.at(self.step)
         if self._gradients is not None:
             self._gradients.write(x, y)
@@ -178,7 +180,7 @@ class _Recorder:
             ended = "steps" if last else stopped.get(index, "")
             ended = "diverged" if diverged else ended
             training.alive[index] = not ended
-            lr = learning_rate(config, min(step, max(config.steps - 1, 0)))
+            lr = config.learning_rate(min(step, max(config.steps - 1, 0)))
             path = path if config.path_length else math.nan
             row = LogRow(network, step, lr, of_network, gradient, path, distance, norm)
             self.rows.append(row)

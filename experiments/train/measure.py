@@ -27,6 +27,10 @@ class Measure:
             for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test))
         ]
 
+    def _losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        config = self._config
+        return network_losses(config.loss, outputs, labels, config.target_scale)
+
     def _losses_and_errors(self, which: int) -> tuple[Tensor, Tensor]:
         x, y = self._sets[which]
         count, step = len(y), self._group.chunk
@@ -37,7 +41,7 @@ class Measure:
                 labels = y[first : first + step]
                 outputs = self._group.forward(self._group.part(x, first, first + step))
                 share = len(labels) / count
-                losses += share * network_losses(self._config, outputs, labels)
+                losses += share * self._losses(outputs, labels)
                 wrong += (outputs.argmax(dim=1) != labels).double().sum(dim=1)
         return losses, wrong / count
 
@@ -62,7 +66,7 @@ class Measure:
             labels = y[first : first + group.chunk]
             with torch.enable_grad():
                 outputs = group.forward(group.part(x, first, first + group.chunk))
-                loss = network_losses(self._config, outputs, labels).sum() * (len(labels) / count)
+                loss = self._losses(outputs, labels).sum() * (len(labels) / count)
                 gradients = torch.autograd.grad(loss, parameters)
             total = (
                 [a + b for a, b in zip(total, gradients, strict=True)] if total else [*gradients]

@@ -151,7 +151,8 @@ class StackedGradients:
         inputs = [x, *outputs[:-1]]
         for layer, own, output in zip(self._layers, inputs, outputs, strict=True):
             layer.forward(own, output)
-        LOSS_GRADIENTS[self._config.loss](self._config, outputs[-1], labels, gradients[-1])
+        config = self._config
+        LOSS_GRADIENTS[config.loss](outputs[-1], labels, config.target_scale, gradients[-1])
         for index in reversed(range(len(self._layers))):
             layer, gradient = self._layers[index], gradients[index]
             layer.backward(inputs[index], outputs[index], gradient)

@@ -86,7 +86,7 @@ class SingleNetwork:
         return whole.reshape(1)
 
     def generators(self) -> list[torch.Generator]:
-        """Return that of dropout."""
+        """Return the generator of dropout."""
         return [self._generator]
 
     def buffers(self) -> dict[str, Tensor]:

@@ -176,7 +176,7 @@ class StackedNetworks:
         return whole
 
     def generators(self) -> list[torch.Generator]:
-        """Return those of dropout."""
+        """Return the generators of dropout."""
         return self._dropout
 
     def buffers(self) -> dict[str, Tensor]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import stat
 import threading
+from contextlib import nullcontext
+
+from fsspec import AbstractFileSystem
 
 from lipfast.checkpoints.file import CheckpointFile
 from lipfast.errors import CheckpointError
@@ -58,21 +61,19 @@ def read_bytes(file: CheckpointFile, path: str | None = None, limit: int | None 
         with open(path, "rb") as stream:  # noqa: PTH123 (fast)
             data = stream.read() if count is None else stream.read(count)
     else:
-        data = _read_remote(file, path, count)
+        data = _read_remote(file.filesystem, path, count, shared="::" in file.uri)
     if limit is not None and len(data) > limit:
         name = path.rpartition("/")[2]
         raise CheckpointError(f"{file.uri}: '{name}' is longer than {limit} bytes")
     return data
 
 
-def _read_remote(file: CheckpointFile, path: str, count: int | None) -> bytes:
-    if file.filesystem is None:
-        raise ValueError("a local file")
+def _read_remote(
+    filesystem: AbstractFileSystem, path: str, count: int | None, *, shared: bool
+) -> bytes:
     try:
-        if "::" not in file.uri:
-            return bytes(file.filesystem.cat_file(path, end=count))
-        with _CONTAINERS:
-            return bytes(file.filesystem.cat_file(path, end=count))
+        with _CONTAINERS if shared else nullcontext():
+            return bytes(filesystem.cat_file(path, end=count))
     except OSError:
         raise
     except Exception as error:  # each file system has errors of its own

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
 
-from lipfast.checkpoints.metadata import Value
+from fsspec import AbstractFileSystem
+
+from lipfast.checkpoints.metadata import Scalar
 from lipfast.checkpoints.names import is_index
 from lipfast.checkpoints.pattern import run_folder
-
-if TYPE_CHECKING:
-    from fsspec import AbstractFileSystem
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class CheckpointFile:
     folder: str
     filesystem: AbstractFileSystem | None = field(default=None, repr=False, compare=False)
     sidecars: tuple[str, ...] = field(default=(), repr=False, compare=False)
-    extra: Mapping[str, Value] = field(default_factory=dict, repr=False, compare=False)
+    extra: Mapping[str, Scalar] = field(default_factory=dict, repr=False, compare=False)
     stored: int | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -59,3 +58,18 @@ class CheckpointFile:
     def run(self) -> str:
         """The run's name, as far as it is known without reading the file."""
         return str(self.extra.get("run", run_folder(self.folder)))
+
+
+def folder_of(path: str, root: str) -> str:
+    """Return the parent folder relative to the root, or its own name directly below the root."""
+    return _relative_folder(path[: path.rfind("/") + 1], root)
+
+
+@lru_cache(maxsize=1024)  # an archive has many files in a folder
+def _relative_folder(folder: str, root: str) -> str:
+    parent = PurePosixPath(folder)
+    try:
+        relative = parent.relative_to(PurePosixPath(Path(root).as_posix()))
+    except ValueError:
+        return parent.name
+    return parent.name if str(relative) == "." else str(relative)

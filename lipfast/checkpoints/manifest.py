@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fsspec
+
 from lipfast.checkpoints.home import expanded
-from lipfast.checkpoints.metadata import Value
-from lipfast.checkpoints.text import to_utf8
+from lipfast.checkpoints.metadata import Scalar
 from lipfast.errors import ArchiveError
+from lipfast.text import alternatives, to_utf8
 
 COLUMNS = ("uri", "path", "file", "checkpoint")
 """The column that names the checkpoint: the first of these that is there."""
@@ -29,7 +31,7 @@ class Entry:
     """
 
     path: str
-    metadata: dict[str, Value]
+    metadata: dict[str, Scalar]
 
 
 def read_manifest(path: str) -> Iterator[Entry]:
@@ -51,7 +53,7 @@ def read_manifest(path: str) -> Iterator[Entry]:
         >>> [(pathlib.Path(entry.path).name, entry.metadata) for entry in read_manifest(str(table))]
         [('a.pt', {'run': 'first', 'width': '64'})]
     """
-    text = _text(path)
+    text = _content(path)
     lines = _csv(text, path) if path.lower().endswith(".csv") else _json_lines(text, path)
     folder = path.rpartition("/")[0] if "://" in path else str(Path(path).absolute().parent)
     for number, values in lines:
@@ -59,23 +61,21 @@ def read_manifest(path: str) -> Iterator[Entry]:
         if column is None:
             raise ArchiveError(
                 f"manifest '{path}', line {number}: names no checkpoint; expected a column "
-                f"{', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}"
+                f"{alternatives(COLUMNS)}"
             )
         name = str(values[column])
         if "\0" in name:
             raise ArchiveError(f"manifest '{path}', line {number}: a zero byte in a path")
         if to_utf8(name) != name:
             raise ArchiveError(f"manifest '{path}', line {number}: a lone surrogate in a path")
-        yield Entry(_absolute(name, folder), _metadata(values, column))
+        yield Entry(_absolute(name, folder), _other_columns(values, column))
 
 
-def _text(path: str) -> str:
+def _content(path: str) -> str:
     try:
         if "://" not in path:
             content = expanded(path).read_bytes()
         else:
-            import fsspec  # noqa: PLC0415 (slow to import)
-
             filesystem, inner = fsspec.url_to_fs(path)
             content = filesystem.cat_file(inner)
         return content.decode("utf-8-sig")
@@ -114,7 +114,7 @@ def _json_lines(text: str, path: str) -> Iterator[tuple[int, Mapping[str, Any]]]
         yield number, values
 
 
-def _metadata(values: Mapping[str, Any], column: str) -> dict[str, Value]:
+def _other_columns(values: Mapping[str, Any], column: str) -> dict[str, Scalar]:
     kept: Iterable[tuple[str, Any]] = (
         (key, value) for key, value in values.items() if key and key != column
     )

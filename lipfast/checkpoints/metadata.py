@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TypeAlias
 
-from lipfast.checkpoints.text import to_utf8
+from lipfast.text import strict_json, to_utf8
 
-Value: TypeAlias = "bool | int | float | str"
+Scalar: TypeAlias = "bool | int | float | str"
 
-_INTEGER = re.compile(r"[+-]?(0|[1-9][0-9]*)\Z")
+_WHOLE_NUMBER = re.compile(r"[+-]?(0|[1-9][0-9]*)\Z")
 _FLOAT = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\Z")
 _NON_FINITE = re.compile(r"[+-]?(nan|inf|infinity)\Z", re.IGNORECASE)
 _BOOLEANS = {"true": True, "True": True, "false": False, "False": False}
@@ -25,7 +24,7 @@ INT64_MAX = 2**63 - 1
 
 
 @lru_cache(maxsize=1 << 14)
-def parse_value(text: str) -> Value:
+def parse_value(text: str) -> Scalar:
     """Turn text into a boolean, an integer or a float where it spells one.
 
     Args:
@@ -43,7 +42,7 @@ def parse_value(text: str) -> Value:
         return _BOOLEANS[text]
     if len(text) > _MAX_INTEGER_DIGITS:
         return text
-    if _INTEGER.match(text):
+    if _WHOLE_NUMBER.match(text):
         return int(text)
     zeros = text.lstrip("+-")[:2]
     if _FLOAT.match(text) and not (len(zeros) == 2 and zeros[0] == "0" and zeros[1].isdigit()):
@@ -67,11 +66,11 @@ class Metadata:
         ('w64', 100, None, 64)
     """
 
-    raw: Mapping[str, Value]
+    raw: Mapping[str, Scalar]
     folder: str = ""
 
     @cached_property
-    def values(self) -> dict[str, Value]:
+    def values(self) -> dict[str, Scalar]:
         """The metadata with numbers and booleans parsed."""
         return {
             key: parse_value(value) if isinstance(value, str) else value
@@ -108,12 +107,9 @@ class Metadata:
     def to_json(self) -> str:
         """One line of strict JSON; non-finite numbers are the texts `nan`, `inf` and `-inf`."""
         return json.dumps(
-            {to_utf8(key): _json_value(value) for key, value in self.values.items()},
+            {
+                to_utf8(key): to_utf8(value) if isinstance(value, str) else strict_json(value)
+                for key, value in self.values.items()
+            },
             separators=(",", ":"),
         )
-
-
-def _json_value(value: Value) -> Value:
-    if isinstance(value, str):
-        return to_utf8(value)
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from lipfast.checkpoints.metadata import Value, parse_value
+from lipfast.checkpoints.metadata import Scalar, parse_value
 from lipfast.errors import ArgumentError
 
 _TYPES = {
@@ -78,15 +78,15 @@ class Pattern:
         self.keys[name] = kind
         return f"(?P<{name}>{_TYPES[kind]})"
 
-    def match(self, path: str) -> dict[str, Value] | None:
+    def match(self, path: str) -> dict[str, Scalar] | None:
         """Return the fields of a path; None where the pattern does not describe it."""
         found = self._regex.fullmatch(path)
         if found is None:
             return None
-        return {name: _value(found[name], kind) for name, kind in self.keys.items()}
+        return {name: _field_value(found[name], kind) for name, kind in self.keys.items()}
 
 
-def _value(text: str, kind: str) -> Value:
+def _field_value(text: str, kind: str) -> Scalar:
     if kind == "d" and len(text) <= _MAX_DIGITS:
         return int(text)
     if kind == "f":
@@ -94,13 +94,13 @@ def _value(text: str, kind: str) -> Value:
     return parse_value(text) if kind == "" else text
 
 
-def customary_folder(name: str) -> dict[str, Value]:
+def customary_folder(name: str) -> dict[str, Scalar]:
     """Step and epoch where a folder's name says nothing else, such as `checkpoint-500`."""
     return customary(name) if _STEP_FOLDER.fullmatch(name) else {}
 
 
 @lru_cache(maxsize=1 << 12)
-def customary(name: str) -> dict[str, Value]:
+def customary(name: str) -> dict[str, Scalar]:
     """Step and epoch as common file and folder names spell them.
 
     Args:
@@ -112,7 +112,7 @@ def customary(name: str) -> dict[str, Value]:
         >>> customary("resnet50.pt")
         {}
     """
-    found: dict[str, Value] = {}
+    found: dict[str, Scalar] = {}
     for match in _CUSTOM.finditer(name):
         key = match["key"].lower()
         if len(match["number"]) <= _MAX_DIGITS:

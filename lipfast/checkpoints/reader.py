@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lipfast.checkpoints.access import require_no_bomb, require_regular
 from lipfast.checkpoints.file import CheckpointFile
-from lipfast.checkpoints.metadata import Metadata, Value
+from lipfast.checkpoints.metadata import Metadata, Scalar
 from lipfast.checkpoints.pattern import customary, customary_folder, run_folder
 from lipfast.checkpoints.safetensors_file import read_safetensors
 from lipfast.checkpoints.sharded import read_sharded
@@ -69,7 +69,7 @@ def read_checkpoint(file: CheckpointFile) -> Checkpoint:
         (['weight'], 7)
     """
     try:
-        tensors, raw = _read(file)
+        tensors, raw = _read_by_suffix(file)
         beside = sidecar_metadata(file)
     except FileNotFoundError as error:
         raise UnreachableError(f"{file.uri}: no such file: it was moved or deleted") from error
@@ -86,7 +86,7 @@ def read_checkpoint(file: CheckpointFile) -> Checkpoint:
     return Checkpoint(file, without_compiled(tensors), Metadata(known, run_folder(file.folder)))
 
 
-def _read(file: CheckpointFile) -> tuple[dict[str, Tensor], dict[str, Value]]:
+def _read_by_suffix(file: CheckpointFile) -> tuple[dict[str, Tensor], dict[str, Scalar]]:
     require_regular(file, file.path)
     require_no_bomb(file)
     if file.size == 0 and file.filesystem is None:
@@ -100,7 +100,7 @@ def _read(file: CheckpointFile) -> tuple[dict[str, Tensor], dict[str, Value]]:
     return read_torch(file, file.path, file.size)
 
 
-def _customary(file: CheckpointFile) -> dict[str, Value]:
+def _customary(file: CheckpointFile) -> dict[str, Scalar]:
     path = PurePosixPath(file.path)
     return {**customary_folder(path.parent.name), **customary(path.stem)}
 

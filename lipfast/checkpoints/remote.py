@@ -11,12 +11,18 @@ from typing import Any
 import fsspec
 from fsspec import AbstractFileSystem
 
-from lipfast.checkpoints.file import CheckpointFile
-from lipfast.checkpoints.metadata import Value
-from lipfast.checkpoints.names import checkpoints_of, is_index, shards_of, sidecars_of
-from lipfast.checkpoints.source import MAGIC, folder_of, require_suffix
-from lipfast.checkpoints.text import printable
+from lipfast.checkpoints.file import CheckpointFile, folder_of
+from lipfast.checkpoints.metadata import Scalar
+from lipfast.checkpoints.names import (
+    MAGIC,
+    checkpoints_of,
+    is_index,
+    require_suffix,
+    shards_of,
+    sidecars_of,
+)
 from lipfast.errors import ArchiveError
+from lipfast.text import printable
 
 _PACKAGES = {
     "abfs": "adlfs",
@@ -51,7 +57,7 @@ class _Place:
         return printable(f"{inner}::{self.container}" if self.container else inner)
 
 
-def find(archive: str) -> Iterator[CheckpointFile]:
+def find_remote(archive: str) -> Iterator[CheckpointFile]:
     """List the checkpoints at a URL.
 
     Raises:
@@ -95,7 +101,7 @@ def find(archive: str) -> Iterator[CheckpointFile]:
 
 def locate(
     url: str,
-    metadata: Mapping[str, Value],
+    metadata: Mapping[str, Scalar],
     beside: Callable[[AbstractFileSystem, str], Folder],
 ) -> CheckpointFile:
     """Describe one checkpoint that a manifest names; one that is missing fails when it is read."""
@@ -155,7 +161,7 @@ def _file(
     root: str,
     others: Folder,
     *,
-    extra: Mapping[str, Value] | None = None,
+    extra: Mapping[str, Scalar] | None = None,
 ) -> CheckpointFile:
     name = path.rpartition("/")[2]
     shards = shards_of(name, others) if is_index(name) else []

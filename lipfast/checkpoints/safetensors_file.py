@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lipfast.checkpoints.access import read_bytes
 from lipfast.checkpoints.file import CheckpointFile
-from lipfast.checkpoints.metadata import Value
+from lipfast.checkpoints.metadata import Scalar
 from lipfast.errors import CheckpointError
 
 SMALL = 1 << 20
@@ -22,7 +22,7 @@ _EMPTY_HEADER = 2
 
 def read_safetensors(
     file: CheckpointFile, path: str, size: int
-) -> tuple[dict[str, Tensor], dict[str, Value]]:
+) -> tuple[dict[str, Tensor], dict[str, Scalar]]:
     """Read the tensors and the metadata of one file.
 
     Args:
@@ -41,16 +41,16 @@ def read_safetensors(
                 # Views of the mapping: pages are read when they are used.
                 return {name: opened.get_tensor(name) for name in opened.keys()}, dict(raw)  # noqa: SIM118
         data = read_bytes(file, path)
-        return safetensors.torch.load(data), _metadata(file, data)
+        return safetensors.torch.load(data), _header_metadata(file, data)
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
-        raise _refused(file, str(error)) from error
+        raise _damaged(file, str(error)) from error
 
 
-def _metadata(file: CheckpointFile, data: bytes) -> dict[str, Value]:
+def _header_metadata(file: CheckpointFile, data: bytes) -> dict[str, Scalar]:
     """Read the header's `__metadata__`: eight bytes of length, then that much JSON."""
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or not _EMPTY_HEADER <= length <= min(len(data) - 8, _MAX_HEADER):
-        raise _refused(file, f"its header does not fit into its {len(data)} bytes")
+        raise _damaged(file, f"its header does not fit into its {len(data)} bytes")
     header = json.loads(data[8 : 8 + length])
     metadata = header.get("__metadata__") if isinstance(header, dict) else None
     if not isinstance(metadata, dict):
@@ -58,7 +58,7 @@ def _metadata(file: CheckpointFile, data: bytes) -> dict[str, Value]:
     return {str(key): str(value) for key, value in metadata.items()}
 
 
-def _refused(file: CheckpointFile, reason: str) -> CheckpointError:
+def _damaged(file: CheckpointFile, reason: str) -> CheckpointError:
     return CheckpointError(
         f"{file.uri}: truncated, or not a safetensors file: {reason[:300]}. Copy or save it again"
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lipfast.checkpoints.metadata import Value
+from lipfast.checkpoints.metadata import Scalar
 
 SETTINGS = (
     "hyper_parameters",
@@ -25,7 +25,7 @@ _MAX_TEXT = 1 << 16  # characters; longer ones are no setting
 _MAX_KEYS = 10_000
 
 
-def scalars(items: Iterable[tuple[Any, Any]], *, tensors: bool) -> dict[str, Value]:
+def scalars(items: Iterable[tuple[Any, Any]], *, tensors: bool) -> dict[str, Scalar]:
     """Collect scalars, and those one level below the keys in `SETTINGS`.
 
     Only one level: a hostile file may refer to one dict from itself, or a thousand times.
@@ -38,7 +38,7 @@ def scalars(items: Iterable[tuple[Any, Any]], *, tensors: bool) -> dict[str, Val
         >>> scalars({"epoch": 3, "config": {"width": 64}, "history": [1]}.items(), tensors=False)
         {'epoch': 3, 'width': 64}
     """
-    found: dict[str, Value] = {}
+    found: dict[str, Scalar] = {}
     nested: list[Mapping[Any, Any]] = []
     for key, value in items:
         if not isinstance(key, str) or len(found) >= _MAX_KEYS:
@@ -57,7 +57,7 @@ def scalars(items: Iterable[tuple[Any, Any]], *, tensors: bool) -> dict[str, Val
     return found
 
 
-def _scalar(value: object, *, tensors: bool) -> Value | None:
+def _scalar(value: object, *, tensors: bool) -> Scalar | None:
     if isinstance(value, int) and value.bit_length() > _MAX_BITS:
         return None
     if isinstance(value, str):

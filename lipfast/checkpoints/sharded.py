@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lipfast.checkpoints.access import read_bytes
 from lipfast.checkpoints.file import CheckpointFile
-from lipfast.checkpoints.metadata import Value
+from lipfast.checkpoints.metadata import Scalar
 from lipfast.checkpoints.safetensors_file import read_safetensors
 from lipfast.checkpoints.scalars import scalars
 from lipfast.checkpoints.torch_file import read_torch
@@ -20,7 +20,7 @@ _MAX_INDEX = 16 << 20  # bytes
 _MAX_SHARDS = 4096
 
 
-def read_sharded(file: CheckpointFile) -> tuple[dict[str, Tensor], dict[str, Value]]:
+def read_sharded(file: CheckpointFile) -> tuple[dict[str, Tensor], dict[str, Scalar]]:
     """Read all shards that an index names.
 
     Shards lie beside the index: names with a path in them are refused, since an index is untrusted
@@ -34,12 +34,12 @@ def read_sharded(file: CheckpointFile) -> tuple[dict[str, Tensor], dict[str, Val
     places = _places(file, index)
     folder = file.path.rpartition("/")[0]
     tensors: dict[str, Tensor] = {}
-    raw: dict[str, Value] = {}
+    raw: dict[str, Scalar] = {}
     for shard, names in places.items():
         path = f"{folder}/{shard}" if folder else shard
         read = read_safetensors if shard.lower().endswith(".safetensors") else read_torch
         try:
-            found, header = read(file, path, _size(file, path))
+            found, header = read(file, path, _size_of(file, path))
         except FileNotFoundError as error:
             raise CheckpointError(f"{file.uri}: its shard '{shard}' is missing") from error
         except CheckpointError as error:
@@ -84,5 +84,5 @@ def _places(file: CheckpointFile, index: dict[str, Any]) -> dict[str, list[str]]
     return dict(sorted(places.items()))
 
 
-def _size(file: CheckpointFile, path: str) -> int:
+def _size_of(file: CheckpointFile, path: str) -> int:
     return 0 if file.filesystem is not None else os.stat(path).st_size  # noqa: PTH116

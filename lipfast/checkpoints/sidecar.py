@@ -7,7 +7,7 @@ from typing import Any
 
 from lipfast.checkpoints.access import read_bytes
 from lipfast.checkpoints.file import CheckpointFile
-from lipfast.checkpoints.metadata import Value
+from lipfast.checkpoints.metadata import Scalar
 from lipfast.checkpoints.scalars import scalars
 from lipfast.errors import CheckpointError
 
@@ -15,7 +15,7 @@ MAX_BYTES = 8 << 20
 """Larger sidecars are refused: parsed JSON takes many times the memory of its text."""
 
 
-def sidecar_metadata(file: CheckpointFile) -> dict[str, Value]:
+def sidecar_metadata(file: CheckpointFile) -> dict[str, Scalar]:
     """Read all sidecars of a checkpoint; more specific ones go before those of the folder.
 
     Taken are numbers, texts and booleans, those below `config`, `hparams`, `metrics` ... included,
@@ -24,9 +24,9 @@ def sidecar_metadata(file: CheckpointFile) -> dict[str, Value]:
     Raises:
         CheckpointError: a sidecar is too large or not a JSON object.
     """
-    found: dict[str, Value] = {}
+    found: dict[str, Scalar] = {}
     for path in reversed(file.sidecars):
-        content = _parse(file, path)
+        content = _parsed(file, path)
         history = content.get("log_history")
         if isinstance(history, list) and history and isinstance(history[-1], dict):
             found |= scalars(history[-1].items(), tensors=False)
@@ -34,7 +34,7 @@ def sidecar_metadata(file: CheckpointFile) -> dict[str, Value]:
     return found
 
 
-def _parse(file: CheckpointFile, path: str) -> dict[str, Any]:
+def _parsed(file: CheckpointFile, path: str) -> dict[str, Any]:
     name = path.rpartition("/")[2]
     data = read_bytes(file, path, limit=MAX_BYTES)
     try:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lipfast.checkpoints.access import read_bytes
 from lipfast.checkpoints.file import CheckpointFile
-from lipfast.checkpoints.metadata import Value
+from lipfast.checkpoints.metadata import Scalar
 from lipfast.checkpoints.pickle_guard import (
     ZIP,
     PlainPickleError,
@@ -33,7 +33,7 @@ _UNPICKLER = re.compile(r"WeightsUnpickler error:\s*([^\n]+)")
 
 def read_torch(
     file: CheckpointFile, path: str, size: int
-) -> tuple[dict[str, Tensor], dict[str, Value]]:
+) -> tuple[dict[str, Tensor], dict[str, Scalar]]:
     """Read the weights, and the scalars beside them as metadata.
 
     Args:
@@ -45,13 +45,13 @@ def read_torch(
         CheckpointError: it is truncated, or holds something else than weights.
         OSError: it cannot be read.
     """
-    content = _load(file, path, size)
+    content = _load_harmless(file, path, size)
     if isinstance(content, Tensor) or not isinstance(content, Mapping):
         raise CheckpointError(
             f"{file.uri}: holds a {type(content).__name__}; expected a state dict, as "
             "torch.save(model.state_dict(), ...) writes it"
         )
-    raw: dict[str, Value] = {}
+    raw: dict[str, Scalar] = {}
     weights = content
     for _ in range(_MAX_DEPTH):
         inner = next((weights[key] for key in WRAPPERS if _is_dict(weights.get(key))), None)
@@ -74,7 +74,7 @@ def _is_dict(value: object) -> bool:
     )
 
 
-def _load(file: CheckpointFile, path: str, size: int) -> Any:
+def _load_harmless(file: CheckpointFile, path: str, size: int) -> Any:
     try:
         if file.filesystem is None and size > SMALL:
             with open(path, "rb") as stream:  # noqa: PTH123

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
-from lipfast.rules.registry import Norm
-from lipfast.rules.rounding import UNIT_ROUNDOFF, gamma
+from lipfast.norms import Norm
+from lipfast.rounding import UNIT_ROUNDOFF, gamma
 
 
 def _float64(value: float | Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Evaluation in float64 with an elementwise bound of the rounding error.
 
 Running error analysis (Higham, 2002, sec. 3.3): every node's result comes with a bound of its
-distance to what real arithmetic would give. The assumptions are those of
-`lipfast.estimators.lower.certificate`.
+distance to what real arithmetic would give. Part of the proof of every certified lower bound, and
+of upper bounds on a domain. The assumptions are those of
+`lipfast.estimators.lower.secants`.
 """
 
 from __future__ import annotations
@@ -17,9 +18,8 @@ from lipfast.errors import naming
 from lipfast.graph.nodes import error_name
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.interpret import NodeArguments, joined_outputs, walk
-from lipfast.plan.split import BESIDE, READS_ERRORS
+from lipfast.rounding import UNDERFLOW, widened
 from lipfast.rules.registry import RULES
-from lipfast.rules.rounding import UNDERFLOW, gamma
 
 
 def missing_error_rules(plan: Architecture) -> list[str]:
@@ -53,7 +53,7 @@ def enclose_nodes(
     *,
     keep: bool = True,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """As `enclose`, for every node (or, without `keep`, for the outputs) and several inputs."""
+    """Values and error bounds of all nodes (without `keep`, of the outputs), for several inputs."""
     errors: dict[str, Tensor] = {}
 
     def visit(arguments: NodeArguments, output: Tensor) -> None:
@@ -88,7 +88,8 @@ def node_error(
         Bounds like `output`; inf where it is not finite, but for what a mask hides.
     """
     node = arguments.node
-    reads = node.op in READS_ERRORS
+    rule = RULES[node.op]
+    reads = rule.parameter_errors == "read"
     incoming = [
         errors.get(reference.name)
         if reference.kind == "node"
@@ -96,7 +97,6 @@ def node_error(
         for reference in node.references()
         if reference.kind in ("node", "parameter", "constant")
     ]
-    rule = RULES[node.op]
     assert rule.error is not None
     with naming(node.op, node.module):
         error = rule.error(arguments, incoming, output)
@@ -137,11 +137,12 @@ def _error_of_parameters(
         name: torch.zeros_like(parameters[name]) if bound is None else bound
         for name, bound in bounds.items()
     }
+    added = RULES[node.op].parameter_errors == "added"
     inputs = {}
     for ref in node.references():
         if ref.kind == "node":
             value = arguments.value(ref).abs() + errors.get(ref.name, 0.0)
-            inputs[ref.name] = torch.zeros_like(value) if node.op in BESIDE else value
+            inputs[ref.name] = torch.zeros_like(value) if added else value
     total = arguments.replaced(inputs, changed).abs()
     terms = max(bound[0].numel() for bound in changed.values())
-    return total * (1.0 + 2 * gamma(terms + 16)) + UNDERFLOW
+    return widened(total, terms + 16) + UNDERFLOW

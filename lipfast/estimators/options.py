@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from lipfast.errors import ArgumentError
 from lipfast.estimators.domain import check_domain
-from lipfast.rules.registry import Norm, check_norm
+from lipfast.norms import Norm, check_norm
 
 _SIDES = ("bounds", "lower_bound", "upper_bound")
 _UPPER = ("Plan.bounds", "Plan.tracker", "Plan.upper")

@@ -13,17 +13,19 @@ from torch import Tensor
 
 from lipfast.errors import TraceError
 from lipfast.estimators.domain import Domain
-from lipfast.estimators.estimate import Bounds, LowerBound, UpperBound, joined
 from lipfast.estimators.lower.stream import lower_bounds
 from lipfast.estimators.options import check_options, refuse
-from lipfast.estimators.progress import progress_bar
+from lipfast.estimators.progress import shown_progress
+from lipfast.estimators.results import Bounds, LowerBound, UpperBound, ordered
 from lipfast.estimators.samples import Data, SampleStream, read_samples
-from lipfast.estimators.upper.spectral_product import Starts, Vectors, upper_bounds
+from lipfast.estimators.upper.spectral_product import product_bounds
+from lipfast.estimators.upper.starts import Starts, StartVectors
 from lipfast.estimators.upper.tracker import Tracker
+from lipfast.norms import Norm
 from lipfast.plan.architecture import SCHEMA_VERSION, Architecture, architecture_from_json
 from lipfast.plan.checked import CheckedStateDict, StateDict, resolve, resolve_all
 from lipfast.plan.trace import Source, trace
-from lipfast.rules.registry import Norm, require_rules
+from lipfast.rules.registry import require_rules
 
 
 class Plan(Architecture):
@@ -96,7 +98,7 @@ class Plan(Architecture):
         norm: Norm = 2,
         rtol: float = 1e-6,
         seed: int = 0,
-        start: Vectors | None = None,
+        start: StartVectors | None = None,
         simplify: bool = True,
         domain: Domain | None = None,
         memory: int = ...,
@@ -130,7 +132,7 @@ class Plan(Architecture):
         progress: bool | None = None,
         **_elsewhere: NoReturn,
     ) -> UpperBound | list[UpperBound]:
-        """Certified upper bounds on the Lipschitz constant; see `spectral_product.upper_bounds`.
+        """Certified upper bounds on the Lipschitz constant; see `spectral_product.product_bounds`.
 
         Args:
             state_dicts: one state dict, or a list of them (all layers of all are one native call).
@@ -167,8 +169,8 @@ class Plan(Architecture):
         """
         refuse("Plan.upper", _elsewhere)
         norm = check_options(norm, domain, memory, progress, shapes=self.input_shapes)
-        with progress_bar("layer norms", None, progress):
-            results, _ = upper_bounds(
+        with shown_progress("layer norms", None, progress):
+            results, _ = product_bounds(
                 self,
                 state_dicts,
                 norm=norm,
@@ -401,8 +403,10 @@ def bounds_from(
     progress: bool | None,
 ) -> list[Bounds]:
     """`Plan.bounds` of checked options and opened data."""
-    with progress_bar("layer norms", None, progress):
-        uppers, _ = upper_bounds(plan, state_dicts, norm=norm, rtol=rtol, seed=seed, domain=domain)
+    with shown_progress("layer norms", None, progress):
+        uppers, _ = product_bounds(
+            plan, state_dicts, norm=norm, rtol=rtol, seed=seed, domain=domain
+        )
     lowers = lower_bounds(
         plan,
         state_dicts,
@@ -413,4 +417,4 @@ def bounds_from(
         domain=domain,
         progress=progress,
     )
-    return [joined(lower, upper) for lower, upper in zip(lowers, uppers, strict=True)]
+    return [ordered(lower, upper) for lower, upper in zip(lowers, uppers, strict=True)]

@@ -16,7 +16,7 @@ PATIENCE = 2.0
 
 
 @contextmanager
-def progress_bar(
+def shown_progress(
     label: str, total: int | None, show: bool | None
 ) -> Iterator[Callable[[int], None]]:
     """A function that is told how many items are done.

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lipfast.errors import ArgumentError, NonFiniteError
-from lipfast.plan.trace import check_floating_input
+from lipfast.plan.export import check_floating_input
 
 Data = Tensor | tuple[Tensor, ...] | list[Tensor] | Dataset[object] | DataLoader[object]
 BATCH = 1024

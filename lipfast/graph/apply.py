@@ -1,8 +1,9 @@
-"""Call the ATen op of a node on tensors."""
+"""The ATen op of a node: called on tensors, and what its schema says."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -31,9 +32,7 @@ def call_op(node: Node, value: Callable[[Reference], Tensor], samples: int) -> T
             return getattr(torch, argument.name)
         return value(argument)
 
-    namespace, name = node.op.split(".")
-    operator = getattr(getattr(torch.ops, namespace), name)
-    result = operator(
+    result = _operator(node.op)(
         *(resolve(argument) for argument in node.args),
         **{key: resolve(argument) for key, argument in node.kwargs},
     )
@@ -41,3 +40,21 @@ def call_op(node: Node, value: Callable[[Reference], Tensor], samples: int) -> T
         result = result[0]
     assert isinstance(result, Tensor)
     return result
+
+
+def named_argument(node: Node, name: str) -> Argument:
+    """The argument that the op's schema calls `name`, or its default; None if it has none."""
+    position, default = _schema(node.op).get(name, (len(node.args), None))
+    return node.argument(position, name, default)
+
+
+@lru_cache(maxsize=64)
+def _schema(op: str) -> dict[str, tuple[int, Argument]]:
+    """Name -> position and default of the arguments of an op's first overload."""
+    arguments = _operator(op).default._schema.arguments
+    return {entry.name: (index, entry.default_value) for index, entry in enumerate(arguments)}
+
+
+def _operator(op: str) -> Any:
+    namespace, name = op.split(".")
+    return getattr(getattr(torch.ops, namespace), name)

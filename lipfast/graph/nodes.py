@@ -17,7 +17,7 @@ from torch import Tensor
 from lipfast.errors import ArgumentError
 
 ReferenceKind = Literal["node", "parameter", "constant", "batch", "dtype"]
-_KINDS: tuple[ReferenceKind, ...] = ("node", "parameter", "constant", "batch", "dtype")
+_REFERENCE_KINDS: tuple[ReferenceKind, ...] = ("node", "parameter", "constant", "batch", "dtype")
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,13 @@ class Node:
             return self.args[position]
         return dict(self.kwargs).get(name, default)
 
+    def operand(self, position: int, name: str) -> Reference | None:
+        """The tensor at `position`, or by keyword; None where it is left out."""
+        value = self.argument(position, name)
+        return value if isinstance(value, Reference) else None
+
     def number(self, position: int, name: str, default: float) -> float:
-        """Like `argument`, for an argument that must be a number."""
+        """The number at `position`, or by keyword, or its default."""
         value = self.argument(position, name, default)
         if value is None:
             return default
@@ -84,7 +89,7 @@ class Node:
     def integers(
         self, position: int, name: str, axes: int, default: int | None = None
     ) -> tuple[int, ...]:
-        """Like `argument`, one integer per axis; a single one stands for all axes."""
+        """One integer per axis, at `position` or by keyword; a single one stands for all axes."""
         value = self.argument(position, name)
         entries = value if isinstance(value, tuple) else (() if value is None else (value,))
         numbers = [int(entry) for entry in entries if isinstance(entry, (int, float))]
@@ -97,7 +102,7 @@ class Node:
         return tuple(numbers * axes if len(numbers) == 1 else numbers)
 
     def dimensions(self, position: int, name: str) -> tuple[int, ...]:
-        """Like `argument`, for one or several dimensions; empty if none is given."""
+        """One or several dimensions, at `position` or by keyword; empty if none is given."""
         value = self.argument(position, name)
         entries = value if isinstance(value, tuple) else (value,)
         return tuple(entry for entry in entries if isinstance(entry, int))
@@ -144,6 +149,16 @@ class Graph:
         """The nodes that are the inputs of the model."""
         return tuple(node for node in self.nodes if node.op == "input")
 
+    @property
+    def readers(self) -> dict[str, list[str]]:
+        """Name of a node -> those that read its result, once for every time that they do."""
+        found: dict[str, list[str]] = {}
+        for node in self.nodes:
+            for reference in node.references():
+                if reference.kind == "node":
+                    found.setdefault(reference.name, []).append(node.name)
+        return found
+
     def node(self, name: str) -> Node:
         """Return the node of that name."""
         return next(node for node in self.nodes if node.name == name)
@@ -178,6 +193,20 @@ def _show(value: Argument) -> str:
     return str(value) if isinstance(value, Reference) else repr(value)
 
 
+def is_floating_dtype(argument: Argument) -> bool:
+    """Whether an argument is a floating dtype: a cast to it is an identity."""
+    if not isinstance(argument, Reference) or argument.kind != "dtype":
+        return False
+    return bool(getattr(torch, argument.name).is_floating_point)
+
+
+def defining(argument: Argument, nodes: Mapping[str, Node]) -> Node | None:
+    """The node, of those by name, whose result an argument is."""
+    if isinstance(argument, Reference) and argument.kind == "node":
+        return nodes.get(argument.name)
+    return None
+
+
 def substitute(value: Argument, replacements: Mapping[str, Argument]) -> Argument:
     """`value` with references to the nodes named in `replacements` replaced."""
     if isinstance(value, Reference) and value.kind == "node":
@@ -206,7 +235,7 @@ def argument_from_json(value: Any) -> Argument:
         ((kind, name),) = value.items()
         if kind == "float":
             return float(name)
-        if kind not in _KINDS:
+        if kind not in _REFERENCE_KINDS:
             raise ValueError(f"unknown reference kind {kind!r}")
         return Reference(kind, str(name))
     return cast(Argument, value)

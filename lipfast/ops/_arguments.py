@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,17 +11,7 @@ from torch import Tensor
 from lipfast import _native
 from lipfast.errors import ArgumentError
 
-Norm = int | float
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-def check_norm(norm: Norm) -> Norm:
-    """Returns 1, 2 or `math.inf`; anything else is an error."""
-    if norm in (1, 2):
-        return int(norm)
-    if norm == math.inf:
-        return math.inf
-    raise ArgumentError(f"norm must be 1, 2 or float('inf'), got {norm!r}")
 
 
 def check_floating(tensor: object, name: str, dimensions: int | None = None) -> Tensor:
@@ -50,6 +39,21 @@ def check_floating(tensor: object, name: str, dimensions: int | None = None) -> 
             f"{name}: expected {dimensions} dimensions, got shape {tuple(tensor.shape)}"
         )
     return tensor
+
+
+def check_rtol(rtol: object) -> None:
+    """Raise an error unless 0 < rtol < 1."""
+    if not isinstance(rtol, (int, float)) or not 0 < rtol < 1:
+        raise ArgumentError(f"rtol must be a number between 0 and 1, got {rtol!r}")
+
+
+def check_integer(name: str, value: object, least: int, bits: int = 64) -> None:
+    """Raise an error unless a value is an integer that kernels can count with."""
+    in_range = isinstance(value, int) and least <= value < 2 ** (bits - 1)
+    if isinstance(value, bool) or not in_range:
+        raise ArgumentError(
+            f"{name} must be a {bits}-bit integer of at least {least}, got {value!r}"
+        )
 
 
 def named_entries(
@@ -98,8 +102,10 @@ def check_same_device(tensor: Tensor, like: Tensor, name: str) -> None:
 
 
 def native_dtype(tensor: Tensor) -> Tensor:
-    """The same values, detached and contiguous; float32 for the half types (exact)."""
-    tensor = tensor.detach()
+    """Contiguous values of a type that kernels read; float32 for the half types, which is exact.
+
+    Stays in the graph of autograd, which casts the gradient back.
+    """
     if tensor.dtype in (torch.float16, torch.bfloat16):
         tensor = tensor.float()
     return tensor.contiguous()

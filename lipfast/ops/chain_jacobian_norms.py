@@ -15,12 +15,12 @@ from lipfast.ops.chain_stages import (
     NUMBERS,
     Activation,
     AveragePool,
-    Convolution,
+    ConvStage,
     Flatten,
     Linear,
     MaxPool,
     Stage,
-    encode,
+    encode_chain,
     is_affine,
     output_shape,
 )
@@ -28,7 +28,7 @@ from lipfast.ops.chain_stages import (
 __all__ = [
     "Activation",
     "AveragePool",
-    "Convolution",
+    "ConvStage",
     "Flatten",
     "Linear",
     "MaxPool",
@@ -62,7 +62,7 @@ def chain_jacobian_norms(
     Args:
         x: (B, *shape) samples, float32 or float64: (B, n), (B, channels, length) or
             (B, channels, height, width).
-        weights: per network, one for each `Linear` and `Convolution`, first stage first; dtype of
+        weights: per network, one for each `Linear` and `ConvStage`, first stage first; dtype of
             x; all networks alike.
         biases: alike: (n_out,) or None.
         stages: what the chain consists of, with at least one affine map.
@@ -83,21 +83,21 @@ def chain_jacobian_norms(
         >>> chain_jacobian_norms(x, [[hidden, torch.eye(2)]], [[None, None]], stages)[0]
         tensor([[5., 3.]])
     """
-    x = native_dtype(check_floating(x, "x"))
+    x = native_dtype(check_floating(x, "x").detach())
     if x.dim() < 2:
         raise ArgumentError(f"x: expected samples (B, *shape), got shape {tuple(x.shape)}")
     if len(weights) == 0 or len(weights) != len(biases):
         raise ArgumentError(f"{len(weights)} networks' weights and {len(biases)} networks' biases")
     affine = sum(is_affine(stage) for stage in stages)
     if affine == 0:
-        raise ArgumentError("a chain needs at least one Linear or Convolution")
+        raise ArgumentError("a chain needs at least one Linear or ConvStage")
     none = x.new_empty(0)
     flat_weights, flat_biases = [], []
     for network, (network_weights, network_biases) in enumerate(zip(weights, biases, strict=True)):
         if len(network_weights) != affine or len(network_biases) != affine:
             raise ArgumentError(
                 f"network {network}: {len(network_weights)} weights, {len(network_biases)} biases, "
-                f"{affine} Linear and Convolution stages"
+                f"{affine} Linear and ConvStage stages"
             )
         _check_network(f"network {network}", x, network_weights, network_biases, stages)
         flat_weights += [_as_planes(weight.detach().contiguous()) for weight in network_weights]
@@ -109,7 +109,7 @@ def chain_jacobian_norms(
             f"on {x.device} a chain is up to {_MOST_LAYERS_ON_CUDA} linear stages with ReLU or "
             "LeakyReLU between them: use the CPU, or explicit Jacobians (method='rows')"
         )
-    numbers, parameters = encode(stages, [tuple(weight.shape) for weight in weights[0]])
+    numbers, parameters = encode_chain(stages, [tuple(weight.shape) for weight in weights[0]])
     spectral, frobenius = torch.ops.lipfast.chain_jacobian_norms(
         _as_planes(x), flat_weights, flat_biases, numbers, parameters
     )
@@ -167,9 +167,9 @@ def has_chain_kernel(stages: Sequence[Stage], device: torch.device) -> bool:
         if isinstance(stage, Linear):
             linear, slope = linear + 1, 1.0
         elif isinstance(stage, Activation) and linear > 0 and slope >= 0:
-            if stage.name not in ("relu", "leaky_relu"):
+            if not stage.function.on_cuda:
                 return False
-            slope *= stage.parameters[0] if stage.name == "leaky_relu" else 0.0
+            slope *= stage.parameters[0] if stage.parameters else 0.0
         elif not isinstance(stage, Flatten):
             return False
     return 1 <= linear <= _MOST_LAYERS_ON_CUDA

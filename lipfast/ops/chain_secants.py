@@ -11,16 +11,19 @@ from torch import Tensor
 
 from lipfast.errors import ArgumentError
 from lipfast.ops._arguments import check_floating, native_dtype
+from lipfast.ops.chain_activations import ACTIVATIONS
 from lipfast.ops.chain_stages import (
-    ACTIVATIONS,
     Activation,
     Flatten,
     Linear,
     Stage,
+    encode_activation,
     output_shape,
 )
 
-PIECEWISE_LINEAR = ("relu", "leaky_relu", "relu6", "hardtanh")
+PIECEWISE_LINEAR = tuple(
+    name for name, function in ACTIVATIONS.items() if function.pieces is not None
+)
 """Names of the activations that the op takes."""
 
 _LINEAR = -1
@@ -45,7 +48,7 @@ def has_secant_kernel(stages: Sequence[Stage]) -> bool:
 
 @dataclass(frozen=True)
 class _Shapes:
-    """Of the map at a stage, the same for all networks."""
+    """Shapes of the map at a stage, the same for all networks."""
 
     stage: int
     weight: tuple[int, ...]
@@ -104,7 +107,7 @@ class PiecewiseLinearChains:
         self._stages = [stage for stage in stages if not isinstance(stage, Flatten)]
         first = _check_first(self._stages, weights[0], biases[0])
         self._networks, self._inputs = len(weights), first[0].weight[1]
-        self._numbers, self._parameters = encode(self._stages)
+        self._numbers, self._parameters = encode_secant_chain(self._stages)
         self._weights: list[Tensor] = []
         self._biases: list[Tensor] = []
         for network, entries in enumerate(zip(weights, biases, strict=True)):
@@ -128,11 +131,11 @@ class PiecewiseLinearChains:
             )
         for weight, bias, shapes in zip(weights, biases, like, strict=True):
             name = f"{network}, stage {shapes.stage}"
-            self._weights.append(_native(weight, shapes.weight, name, "weight"))
+            self._weights.append(_as_kernels_read(weight, shapes.weight, name, "weight"))
             if bias is None:
                 self._biases.append(self._weights[-1].new_empty(0))
             else:
-                self._biases.append(_native(bias, shapes.weight[:1], name, "bias"))
+                self._biases.append(_as_kernels_read(bias, shapes.weight[:1], name, "bias"))
 
     def _rows(self, x: Tensor, name: str, *middle: int) -> Tensor:
         """Dense (networks, *middle, inputs) in float64."""
@@ -200,12 +203,12 @@ class PiecewiseLinearChains:
         return values, errors
 
 
-def encode(stages: Sequence[Stage]) -> tuple[list[int], list[float]]:
+def encode_secant_chain(stages: Sequence[Stage]) -> tuple[list[int], list[float]]:
     """The stages but for `Flatten` as the native op takes them: a number and two parameters each.
 
     Example:
         >>> from lipfast.ops.chain_stages import Activation, Linear
-        >>> encode([Linear(), Activation("leaky_relu", (0.5,))])
+        >>> encode_secant_chain([Linear(), Activation("leaky_relu", (0.5,))])
         ([-1, 1], [0.0, 0.0, 0.5, 0.0])
     """
     numbers: list[int] = []
@@ -213,10 +216,9 @@ def encode(stages: Sequence[Stage]) -> tuple[list[int], list[float]]:
     for stage in stages:
         if isinstance(stage, Flatten):
             continue
-        given = stage.parameters if isinstance(stage, Activation) else ()
-        name = stage.name if isinstance(stage, Activation) else None
-        numbers.append(_LINEAR if name is None else list(ACTIVATIONS).index(name))
-        parameters += [float(value) for value in (*given, 0.0, 0.0)][:2]
+        code, values = encode_activation(stage, _LINEAR)
+        numbers.append(code)
+        parameters += values
     return numbers, parameters
 
 
@@ -246,8 +248,8 @@ def _check_first(
     return shapes
 
 
-def _native(tensor: Tensor, shape: tuple[int, ...], name: str, kind: str) -> Tensor:
-    """As the op takes it. Most are so already: looking closer takes longer than the op needs."""
+def _as_kernels_read(tensor: Tensor, shape: tuple[int, ...], name: str, kind: str) -> Tensor:
+    """A tensor in the layout that the op takes. Most are so already, which is quick to see."""
     plain = (
         isinstance(tensor, Tensor)
         and tensor.dtype in (torch.float32, torch.float64)
@@ -260,7 +262,7 @@ def _native(tensor: Tensor, shape: tuple[int, ...], name: str, kind: str) -> Ten
         raise ArgumentError(f"{name}: expected a {kind} {shape}, got {tuple(tensor.shape)}")
     if plain and tensor.is_contiguous() and not tensor.requires_grad:
         return tensor
-    return native_dtype(tensor)
+    return native_dtype(tensor.detach())
 
 
 def _on_cpu(tensor: Tensor, name: str) -> Tensor:
@@ -269,7 +271,7 @@ def _on_cpu(tensor: Tensor, name: str) -> Tensor:
     return tensor
 
 
-def _outputs(weights: Sequence[Tensor], stages: Sequence[int]) -> int:
+def _outputs_of(weights: Sequence[Tensor], stages: Sequence[int]) -> int:
     affine = sum(number == _LINEAR for number in stages)
     return weights[affine - 1].shape[0]
 
@@ -282,7 +284,7 @@ def _jacobians_fake(
     stages: list[int],
     parameters: list[float],
 ) -> Tensor:
-    return x.new_empty((x.shape[0], _outputs(weights, stages), x.shape[1]))
+    return x.new_empty((x.shape[0], _outputs_of(weights, stages), x.shape[1]))
 
 
 @torch.library.register_fake("lipfast::chain_secants_kinks")
@@ -305,5 +307,5 @@ def _enclosures_fake(
     stages: list[int],
     parameters: list[float],
 ) -> tuple[Tensor, Tensor]:
-    shape = (*points.shape[:2], _outputs(weights, stages))
+    shape = (*points.shape[:2], _outputs_of(weights, stages))
     return points.new_empty(shape), points.new_empty(shape)

@@ -8,21 +8,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from lipfast.errors import ArgumentError
-
-ACTIVATIONS = {
-    "relu": (),
-    "leaky_relu": ("slope",),
-    "relu6": (),
-    "hardtanh": ("min", "max"),
-    "tanh": (),
-    "sigmoid": (),
-    "gelu": (),
-    "gelu_tanh": (),
-    "silu": (),
-    "softplus": ("beta", "threshold"),
-    "elu": ("alpha",),
-}
-"""Names of the activations, each with those of its parameters."""
+from lipfast.ops.chain_activations import ACTIVATIONS, ChainActivation
 
 
 @dataclass(frozen=True)
@@ -31,7 +17,7 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Convolution:
+class ConvStage:
     """Zero-padded convolution along one or two axes, as `torch.nn.functional.conv1d`, `conv2d`.
 
     Attributes:
@@ -79,16 +65,20 @@ class Activation:
     """A pointwise function by its name in `ACTIVATIONS`, with autograd's derivative at kinks.
 
     Attributes:
-        name: ``gelu`` is the one with erf, ``gelu_tanh`` its approximation.
-        parameters: leaky_relu (slope), hardtanh (min, max), softplus (beta, threshold),
-            elu (alpha).
+        name: of the function.
+        parameters: numbers for `ChainActivation.parameters`.
     """
 
     name: str
     parameters: tuple[float, ...] = ()
 
+    @property
+    def function(self) -> ChainActivation:
+        """All that is known of it."""
+        return ACTIVATIONS[self.name]
 
-Stage: TypeAlias = Linear | Convolution | MaxPool | AveragePool | Flatten | Activation
+
+Stage: TypeAlias = Linear | ConvStage | MaxPool | AveragePool | Flatten | Activation
 Shape: TypeAlias = tuple[int, ...]
 
 
@@ -98,13 +88,13 @@ def output_shape(stage: Stage, shape: Shape, weight: Shape | None = None) -> Sha
     Args:
         stage: the stage.
         shape: of a sample before it: (n,), (channels, length) or (channels, height, width).
-        weight: shape of the stage's weight, for `Linear` and `Convolution`.
+        weight: shape of the stage's weight, for `Linear` and `ConvStage`.
 
     Raises:
         ArgumentError: the stage cannot follow a sample of this shape, or its numbers make no sense.
 
     Examples:
-        >>> output_shape(Convolution((2, 2), (1, 1), (1, 1)), (3, 32, 32), (8, 3, 3, 3))
+        >>> output_shape(ConvStage((2, 2), (1, 1), (1, 1)), (3, 32, 32), (8, 3, 3, 3))
         (8, 16, 16)
     """
     if isinstance(stage, Flatten):
@@ -123,7 +113,7 @@ def output_shape(stage: Stage, shape: Shape, weight: Shape | None = None) -> Sha
             f"{type(stage).__name__} takes samples (channels, length) or (channels, height, "
             f"width), got {shape}"
         )
-    if isinstance(stage, Convolution):
+    if isinstance(stage, ConvStage):
         return _convolved(stage, shape, weight)
     return _pooled(stage, shape)
 
@@ -133,7 +123,7 @@ def _check_activation(stage: Activation) -> None:
         raise ArgumentError(
             f"unknown activation {stage.name!r}; there are {', '.join(ACTIVATIONS)}"
         )
-    names = ACTIVATIONS[stage.name]
+    names = stage.function.parameters
     if len(stage.parameters) != len(names):
         raise ArgumentError(
             f"{stage.name} has the parameters ({', '.join(names)}), got {stage.parameters}"
@@ -142,7 +132,7 @@ def _check_activation(stage: Activation) -> None:
         raise ArgumentError(f"{stage.name}: the parameters {stage.parameters} must be finite")
 
 
-def _check_axes(stage: Convolution | MaxPool | AveragePool, axes: int) -> None:
+def _check_axes(stage: ConvStage | MaxPool | AveragePool, axes: int) -> None:
     for name, least in (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
         values = getattr(stage, name, None)
         if values is not None and (len(values) != axes or min(values) < least):
@@ -151,7 +141,7 @@ def _check_axes(stage: Convolution | MaxPool | AveragePool, axes: int) -> None:
             )
 
 
-def _convolved(stage: Convolution, shape: Shape, weight: Shape | None) -> Shape:
+def _convolved(stage: ConvStage, shape: Shape, weight: Shape | None) -> Shape:
     axes = len(shape) - 1
     _check_axes(stage, axes)
     groups = stage.groups
@@ -201,16 +191,25 @@ def _with_channels(channels: int, sizes: Sequence[int], stage: Stage, shape: Sha
 
 def is_affine(stage: Stage) -> bool:
     """Whether the stage has a weight."""
-    return isinstance(stage, Linear | Convolution)
+    return isinstance(stage, Linear | ConvStage)
 
 
 # What the native op takes: these numbers per stage, and two parameters.
 NUMBERS = 12
 AFFINE_KINDS = (0, 1)
-_KINDS = {Linear: 0, Convolution: 1, MaxPool: 2, AveragePool: 3, Activation: 4, Flatten: 5}
+_KINDS = {Linear: 0, ConvStage: 1, MaxPool: 2, AveragePool: 3, Activation: 4, Flatten: 5}
 
 
-def encode(stages: Sequence[Stage], weights: Sequence[Shape]) -> tuple[list[int], list[float]]:
+def encode_activation(stage: Stage, otherwise: int) -> tuple[int, list[float]]:
+    """The kernels' number of an activation, or another one for other stages; two parameters."""
+    if not isinstance(stage, Activation):
+        return otherwise, [0.0, 0.0]
+    return stage.function.code, [float(value) for value in (*stage.parameters, 0.0, 0.0)][:2]
+
+
+def encode_chain(
+    stages: Sequence[Stage], weights: Sequence[Shape]
+) -> tuple[list[int], list[float]]:
     """The stages as the native op takes them; one axis becomes a height of 1 and a width.
 
     Args:
@@ -222,16 +221,15 @@ def encode(stages: Sequence[Stage], weights: Sequence[Shape]) -> tuple[list[int]
     remaining = iter(weights)
     for stage in stages:
         weight = next(remaining) if is_affine(stage) else ()
+        code, values = encode_activation(stage, 0)
         axes = [_two(getattr(stage, name, ()), 1) for name in ("kernel_size", "stride")]
         axes += [_two(getattr(stage, "padding", ()), 0), _two(getattr(stage, "dilation", ()), 1)]
-        if isinstance(stage, Convolution):
+        if isinstance(stage, ConvStage):
             axes[0] = _two(weight[2:], 1)
-        name = list(ACTIVATIONS).index(stage.name) if isinstance(stage, Activation) else 0
         flags = getattr(stage, "count_include_pad", False) + 2 * getattr(stage, "ceil_mode", False)
         groups = getattr(stage, "groups", 1)
-        numbers += [_KINDS[type(stage)], name, *(n for pair in axes for n in pair), groups, flags]
-        values = stage.parameters if isinstance(stage, Activation) else ()
-        parameters += [float(value) for value in (*values, 0.0, 0.0)][:2]
+        numbers += [_KINDS[type(stage)], code, *(n for pair in axes for n in pair), groups, flags]
+        parameters += values
     return numbers, parameters
 
 

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lipfast.ops._keyed import CHOLESKY
 from lipfast.ops.cholesky_residual import cholesky_residual
+from lipfast.ops.scaling import scaled, unscaled_up
+from lipfast.ops.sides import is_wide, wide
 from lipfast.ops.vectors import Vectors
+from lipfast.rounding import WIDE, wide_gamma
 
-UNIT_ROUNDOFF = 2.0**-53
-_WIDEN = 1 + 2.0**-20
 _ATTEMPTS = 7
-CHOLESKY = 1  # the native op's code
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,7 @@ def prove_upper_bounds(
     proofs = Proofs([math.inf] * len(matrices), [None] * len(matrices))
     shapes: dict[tuple[int, int], list[int]] = {}
     for index, matrix in enumerate(matrices):
-        rows, cols = matrix.shape
-        shapes.setdefault((min(rows, cols), max(rows, cols)), []).append(index)
+        shapes.setdefault((min(matrix.shape), max(matrix.shape)), []).append(index)
     for (side, length), indices in shapes.items():
         if 8 * side * side > memory:
             continue
@@ -75,9 +75,9 @@ def _prove_batch(
     indices: Sequence[int],
     proofs: Proofs,
 ) -> None:
-    b, exponents = _scaled([matrices[index] for index in indices])
-    scaled = [math.ldexp(lower[i], -e) for i, e in zip(indices, exponents, strict=True)]
-    square = torch.tensor([value * value for value in scaled], dtype=b.dtype, device=b.device)
+    b, exponents = scaled(torch.stack([wide(matrices[index].double()) for index in indices]))
+    below = [math.ldexp(lower[i], -e) for i, e in zip(indices, exponents, strict=True)]
+    square = torch.tensor([value * value for value in below], dtype=b.dtype, device=b.device)
     pending, excess = list(range(len(indices))), rtol
     for attempt in range(_ATTEMPTS):
         chosen = torch.tensor(pending, device=b.device)
@@ -89,24 +89,13 @@ def _prove_batch(
                 failed.append(local)
                 continue
             index = indices[local]
-            proofs.upper[index] = _unscaled_up(bound, exponents[local])
+            root = math.nextafter(math.sqrt(bound), math.inf)
+            proofs.upper[index] = unscaled_up(root, exponents[local])
             if attempt > 0:
                 proofs.starts[index] = _top_vector(matrices[index], factors[position])
         pending, excess = failed, 16 * excess
         if not pending:
             return
-
-
-def _scaled(matrices: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
-    """(n, s, l) in float64, smaller side first, times 2^-e with the largest entry in [1/2, 1)."""
-    wide = [matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT for matrix in matrices]
-    b = torch.stack([matrix.detach().double() for matrix in wide])
-    exponents = [math.frexp(top)[1] for top in b.abs().amax((1, 2)).tolist()]
-    # In two exact steps: no single power of two holds every exponent.
-    for steps in ([-(e // 2) for e in exponents], [e // 2 - e for e in exponents]):
-        factors = [math.ldexp(1.0, step) for step in steps]
-        b = b * torch.tensor(factors, dtype=b.dtype, device=b.device)[:, None, None]
-    return b, exponents
 
 
 def _bound_squares(b: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,30 +104,18 @@ def _bound_squares(b: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
     shifted = torch.baddbmm(torch.diag_embed(shifts[:, None].expand(-1, side)), b, b.mT, alpha=-1)
     factors, failures = torch.linalg.cholesky_ex(shifted)
     squares, sizes = cholesky_residual(b, factors, shifts).unbind(1)
-    # Sums of k < 2^30 numbers: off by less than 2^-22, relatively, which _WIDEN covers; 2^-400 and
+    # Sums of k < 2^30 numbers: off by less than 2^-22, relatively, which WIDE covers; 2^-400 and
     # 2^-900 are far above every underflow together.
-    k = side + length + 1
-    gamma = k * UNIT_ROUNDOFF / (1 - k * UNIT_ROUNDOFF)
-    residual = (squares * _WIDEN + 2.0**-400).sqrt() * _WIDEN + gamma * _WIDEN * (sizes * _WIDEN)
+    rounding = wide_gamma(side + length + 1) * (sizes * WIDE)
+    residual = (squares * WIDE + 2.0**-400).sqrt() * WIDE + rounding
     bounds = torch.nextafter(
-        shifts + (residual + 2.0**-900) * _WIDEN, torch.full_like(shifts, math.inf)
+        shifts + (residual + 2.0**-900) * WIDE, torch.full_like(shifts, math.inf)
     )
     return torch.where((failures == 0) & torch.isfinite(bounds), bounds, math.inf), factors
 
 
-def _unscaled_up(square: float, exponent: int) -> float:
-    """2^e times the square root, rounded up."""
-    root = math.nextafter(math.sqrt(square), math.inf)
-    try:
-        value = math.ldexp(root, exponent)
-    except OverflowError:
-        return math.inf
-    return math.nextafter(value, math.inf) if value < 2.0**-1021 else value
-
-
 def _top_vector(matrix: Tensor, factor: Tensor) -> Tensor:
     """A right vector near the top singular one: inverse iteration with (t I - B B^T)^-1."""
-    rows, cols = matrix.shape
     generator = torch.Generator(device="cpu").manual_seed(0)
     vector = torch.randn(len(factor), 1, generator=generator, dtype=torch.float64, device="cpu").to(
         matrix.device
@@ -147,7 +124,7 @@ def _top_vector(matrix: Tensor, factor: Tensor) -> Tensor:
         vector = torch.cholesky_solve(vector, factor)
         vector = vector / vector.norm()
     vector = vector[:, 0]
-    right: Tensor = matrix.detach().double().mT @ vector if rows <= cols else vector
+    right: Tensor = matrix.detach().double().mT @ vector if is_wide(*matrix.shape) else vector
     right = right / right.abs().amax()
     unit: Tensor = right / right.norm()
     return unit
@@ -165,13 +142,13 @@ class Brackets:
     left: Sequence[Tensor] | Vectors
 
 
-Estimate = Callable[[list[Tensor], list[Tensor]], Brackets]
+LowerBounds = Callable[[list[Tensor], list[Tensor]], Brackets]
 """Lower bounds of matrices from start vectors."""
 
 
 @torch.no_grad()
 def _tightened(
-    matrices: Sequence[Tensor], found: Brackets, estimate: Estimate, rtol: float, memory: int
+    matrices: Sequence[Tensor], found: Brackets, estimate: LowerBounds, rtol: float, memory: int
 ) -> Brackets:
     lower, upper, passes = found.lower.tolist(), found.upper.tolist(), found.passes.tolist()
     codes, right, left = found.codes.tolist(), list(found.right), list(found.left)
@@ -214,7 +191,7 @@ def _tightened(
 
 
 def tighten(
-    matrices: Sequence[Tensor], found: Brackets, estimate: Estimate, *, rtol: float, memory: int
+    matrices: Sequence[Tensor], found: Brackets, estimate: LowerBounds, *, rtol: float, memory: int
 ) -> Brackets:
     """Brackets with upper bounds by Cholesky where they can be had, about rtol from the lower ones.
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
-from lipfast.ops._arguments import Norm, check_floating, check_norm, native_dtype
+from lipfast.norms import Norm, check_norm
+from lipfast.ops._arguments import check_floating, native_dtype
 
 
 def jacobian_reduction(jacobian: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,7 +42,7 @@ def jacobian_reduction(jacobian: Tensor) -> tuple[Tensor, Tensor]:
     jacobian = check_floating(jacobian, "jacobian", 3)
     if jacobian.shape[1] == 0 or jacobian.shape[2] == 0:
         raise ArgumentError(f"jacobian: shape {tuple(jacobian.shape)} holds empty Jacobians")
-    spectral, frobenius = torch.ops.lipfast.jacobian_reduction(native_dtype(jacobian))
+    spectral, frobenius = torch.ops.lipfast.jacobian_reduction(native_dtype(jacobian.detach()))
     return spectral, frobenius
 
 

@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
-import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
 
 from lipfast._clock import running
 from lipfast.errors import ArgumentError, NonFiniteError
+from lipfast.norms import Norm, check_norm
 from lipfast.ops._arguments import (
     FLOATING,
-    Norm,
     check_floating,
-    check_norm,
+    check_integer,
+    check_rtol,
     check_same_device,
     named_entries,
+    native_dtype,
 )
+from lipfast.ops._keyed import UPPER_METHODS, Values, entry_name, keyed, keys_of, listing
+from lipfast.ops._sum_norms import sum_norms
 from lipfast.ops.denormals import denormals_flushed
 from lipfast.ops.gram_certificate import Brackets, tighten
 from lipfast.ops.vectors import Vectors
 
 DEFAULT_MEMORY = 2 << 30
-_UPPER_METHODS = ("none", "cholesky", "holder")
 _METHODS = ("lanczos", "power")
-
-_Values = TypeVar("_Values")
 
 
 @dataclass(frozen=True, repr=False)
-class SpectralNorms(Generic[_Values]):
+class SpectralNorms(Generic[Values]):
     """Brackets of the norms of N matrices; each field is keyed like the input.
 
     For a list (or one tensor), `lower`, `upper`, `certified` and `passes` are tensors of N values
@@ -52,12 +51,12 @@ class SpectralNorms(Generic[_Values]):
             want of memory for the Gram matrix: loose), "sums" (norm 1 and inf) or "none".
     """
 
-    lower: _Values
-    upper: _Values
-    certified: _Values
+    lower: Values
+    upper: Values
+    certified: Values
     _right: Any
     _left: Any
-    passes: _Values
+    passes: Values
     method: Any
 
     @property
@@ -71,24 +70,16 @@ class SpectralNorms(Generic[_Values]):
         return self._left.cut() if isinstance(self._left, Vectors) else self._left
 
     def __repr__(self) -> str:
-        keyed = isinstance(self.lower, dict)
-        keys = (
-            list(cast("dict[str, Tensor]", self.lower))
-            if keyed
-            else range(len(cast(Tensor, self.lower)))
-        )
-        lines = [f"SpectralNorms of {len(keys)} {'matrix' if len(keys) == 1 else 'matrices'}"]
-        shown = list(keys)[:20]
-        width = max((len(str(key)) for key in shown), default=0)
-        for key in shown:
+        keys = keys_of(self.lower)
+
+        def line(key: Any) -> str:
+            lower, upper = self.lower[key].item(), self.upper[key].item()  # type: ignore[index]
             mark = "certified" if self.certified[key] else "estimate "  # type: ignore[index]
-            lines.append(
-                f"  {key!s:<{width}}  [{self.lower[key].item():.9g}, {self.upper[key].item():.9g}]"  # type: ignore[index]
-                f"  {mark}  {self.method[key]}"
-            )
-        if len(keys) > len(shown):
-            lines.append(f"  ... and {len(keys) - len(shown)} more")
-        return "\n".join(lines)
+            return f"[{lower:.9g}, {upper:.9g}]  {mark}  {self.method[key]}"
+
+        return listing(
+            f"SpectralNorms of {len(keys)} {'matrix' if len(keys) == 1 else 'matrices'}", keys, line
+        )
 
 
 def spectral_norms(
@@ -125,7 +116,7 @@ def spectral_norms(
             or a 3-D tensor: a batch. Of a mapping, such as a module's state dict, the 2-D entries
             are the matrices; biases, counters and other entries of fewer dimensions are left out.
             Non-contiguous ones are copied.
-        norm: 1, 2 or `float("inf")`.
+        norm: 1, 2, `float("inf")` or "inf".
         rtol: bound on `(upper - lower) / upper`; with `certify=False` on the estimated error of the
             Lanczos value. Rounding limits what can be certified: about 2e-13 for a side of 64, 1e-9
             for 4096.
@@ -179,13 +170,10 @@ def spectral_norms(
     norm = check_norm(norm)
     if method not in _METHODS:
         raise ArgumentError(f"method must be one of {', '.join(_METHODS)}, got {method!r}")
-    if not isinstance(rtol, (int, float)) or not 0 < rtol < 1:
-        raise ArgumentError(f"rtol must be a number between 0 and 1, got {rtol!r}")
-    if not isinstance(max_passes, int) or not 1 <= max_passes < 2**31:
-        raise ArgumentError(f"max_passes must be a positive 32-bit integer, got {max_passes!r}")
-    for name, value in (("seed", seed), ("memory", memory)):
-        if not isinstance(value, int) or not 0 <= value < 2**63:
-            raise ArgumentError(f"{name} must be a non-negative 64-bit integer, got {value!r}")
+    check_rtol(rtol)
+    check_integer("max_passes", max_passes, 1, 32)
+    check_integer("seed", seed, 0)
+    check_integer("memory", memory, 0)
     keys, matrices = _matrices(tensors)
     starts = _start_vectors(start, tensors, keys, matrices)
     if norm == 2:
@@ -193,7 +181,8 @@ def spectral_norms(
         found = _native_brackets(matrices, starts, certify, options)
         if (found.codes < 0).any():
             index = int((found.codes < 0).nonzero()[0])
-            raise NonFiniteError(f"{_name(keys[index])}: holds NaN or Inf; its norm is not defined")
+            name = entry_name("matrix", keys[index])
+            raise NonFiniteError(f"{name}: holds NaN or Inf; its norm is not defined")
         if certify and matrices[0].is_cuda:
             found = tighten(
                 matrices,
@@ -204,9 +193,10 @@ def spectral_norms(
             )
         lower, upper, passes, codes = found.lower, found.upper, found.passes, found.codes
         right, left = found.right, found.left
-        how = [_UPPER_METHODS[code] for code in codes.tolist()]
+        how = [UPPER_METHODS[code] for code in codes.tolist()]
     else:
-        lower, upper, right, left = _sum_norms(matrices, keys, norm)
+        names = [entry_name("matrix", key) for key in keys]
+        lower, upper, right, left = sum_norms(matrices, names, norm)
         device = matrices[0].device
         passes = torch.ones(len(matrices), dtype=torch.int64, device=device)
         how = ["sums"] * len(matrices)
@@ -215,7 +205,10 @@ def spectral_norms(
         codes = torch.full((len(matrices),), 0 if flushed else 1, device=device)
     certified = codes != 0
     result = SpectralNorms(lower, upper, certified, right, left, passes, how)
-    return _keyed(result, keys) if isinstance(tensors, Mapping) else result
+    if not isinstance(tensors, Mapping):
+        return result
+    values: tuple[Any, ...] = (lower, upper, certified, result.right, result.left, passes, how)
+    return SpectralNorms(*(keyed(value, keys) for value in values))
 
 
 def _native_brackets(
@@ -238,10 +231,6 @@ def _native_brackets(
     )
 
 
-def _name(key: object) -> str:
-    return f"matrix {key!r}" if isinstance(key, str) else f"matrix {key}"
-
-
 def _matrices(tensors: object) -> tuple[list[Any], list[Tensor]]:
     """Keys and contiguous float32 or float64 matrices."""
     if isinstance(tensors, Tensor):
@@ -250,18 +239,19 @@ def _matrices(tensors: object) -> tuple[list[Any], list[Tensor]]:
                 f"expected a matrix or a batch of them, got shape {tuple(tensors.shape)}"
             )
         tensors = list(tensors) if tensors.dim() == 3 else [tensors]
-    keys, values = named_entries(tensors, "matrices", _left_out, 2)
+    keys, values = named_entries(tensors, "matrices", _is_no_matrix, 2)
     matrices = []
     on_cpu = isinstance(values[0], Tensor) and values[0].is_cpu
     for key, value in zip(keys, values, strict=True):
         if on_cpu and _is_ready(value):
             matrices.append(value)
             continue
-        matrix = check_floating(value, _name(key), 2)
+        name = entry_name("matrix", key)
+        matrix = check_floating(value, name, 2)
         if matrix.numel() == 0:
-            raise ArgumentError(f"{_name(key)}: is empty, shape {tuple(matrix.shape)}")
-        check_same_device(matrix, values[0], _name(key))
-        matrices.append(_native(matrix))
+            raise ArgumentError(f"{name}: is empty, shape {tuple(matrix.shape)}")
+        check_same_device(matrix, values[0], name)
+        matrices.append(native_dtype(matrix))
     return keys, matrices
 
 
@@ -278,28 +268,18 @@ def _is_ready(value: object) -> bool:
     )
 
 
-def _left_out(key: object, value: object) -> bool:
+def _is_no_matrix(key: object, value: object) -> bool:
     """Whether an entry of a mapping is no matrix: a bias, a running mean, a counter."""
     if not isinstance(value, Tensor) or value.dim() == 2:
         return False
     if value.dim() > 2 and value.dtype in FLOATING:
         raise ArgumentError(
-            f"{_name(key)}: has shape {tuple(value.shape)}. The norm of a convolution is not that "
-            "of its kernel reshaped to a matrix, and is not computed here. For the matrices only, "
-            "pass {name: value for name, value in state_dict.items() if value.dim() == 2}; a "
-            "stack of matrices is a batch when it is passed alone"
+            f"{entry_name('matrix', key)}: has shape {tuple(value.shape)}. The norm of a "
+            "convolution is not that of its kernel reshaped to a matrix, and is not computed here. "
+            "For the matrices only, pass {name: value for name, value in state_dict.items() if "
+            "value.dim() == 2}; a stack of matrices is a batch when it is passed alone"
         )
     return True
-
-
-def _native(matrix: Tensor) -> Tensor:
-    """The same values, contiguous; float32 for the half types (exact).
-
-    Stays in the graph of autograd, which casts the gradient back.
-    """
-    if matrix.dtype in (torch.float16, torch.bfloat16):
-        matrix = matrix.float()
-    return matrix.contiguous()
 
 
 def _start_vectors(
@@ -315,7 +295,7 @@ def _start_vectors(
         if vector is None:
             vectors.append(matrix.new_empty(0, dtype=torch.float64))
             continue
-        name = f"start vector of {_name(key)}"
+        name = f"start vector of {entry_name('matrix', key)}"
         checked = check_floating(vector, name, 1)
         check_same_device(checked, matrix, name)
         if checked.shape[0] != matrix.shape[1]:
@@ -338,7 +318,7 @@ def _given_vectors(start: object, tensors: object, keys: list[Any]) -> list[Any]
             )
         unknown = [key for key in start if key not in tensors]
         if unknown:
-            raise ArgumentError(f"start: there is no {_name(unknown[0])}")
+            raise ArgumentError(f"start: there is no {entry_name('matrix', unknown[0])}")
         return [start.get(key) for key in keys]
     if isinstance(start, Tensor):
         alone = isinstance(tensors, Tensor) and tensors.dim() == 2 and start.dim() == 1
@@ -348,54 +328,6 @@ def _given_vectors(start: object, tensors: object, keys: list[Any]) -> list[Any]
     raise ArgumentError(
         f"start: expected a list with one vector (or None) per matrix, got {type(start).__name__}"
     )
-
-
-def _sum_norms(
-    matrices: list[Tensor], keys: list[Any], norm: Norm
-) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-    """Largest column (1) or row (inf) sum of magnitudes, rounded outward."""
-    lower, upper, right, left = [], [], [], []
-    for key, matrix in zip(keys, matrices, strict=True):
-        sums = matrix.double().abs().sum(dim=0 if norm == 1 else 1)
-        top = int(sums.detach().argmax())
-        value = sums[top]
-        if not bool(torch.isfinite(value)) and not bool(torch.isfinite(matrix).all()):
-            raise NonFiniteError(f"{_name(key)}: holds NaN or Inf; its norm is not defined")
-        # Any order of summation of n non-negative terms: relative error at most gamma_{n-1}. A sum
-        # that overflows is finite all the same: about the largest float64 at least.
-        terms = matrix.numel() // sums.numel()
-        slack = 1.0 + 2.0 * terms * 2.0**-53 if terms > 1 else 1.0
-        lower.append(value.clamp(max=sys.float_info.max) / slack)
-        upper.append(value * slack)
-        vector, image = _extremal(matrix.detach(), norm, top)
-        right.append(vector)
-        left.append(image)
-    return torch.stack(lower), torch.stack(upper), right, left
-
-
-def _extremal(matrix: Tensor, norm: Norm, top: int) -> tuple[Tensor, Tensor]:
-    """The unit vector whose image is the largest, and the image's direction."""
-    if norm == 1:
-        vector = torch.zeros(matrix.shape[1], dtype=torch.float64, device=matrix.device)
-        vector[top] = 1.0
-    else:
-        vector = torch.where(matrix[top] < 0, -1.0, 1.0).double() / math.sqrt(matrix.shape[1])
-    image = matrix.double() @ vector
-    size = float(image.norm())
-    return vector, image / size if 0 < size < math.inf else image
-
-
-def _keyed(result: SpectralNorms[Any], keys: list[Any]) -> SpectralNorms[Any]:
-    fields = (
-        result.lower,
-        result.upper,
-        result.certified,
-        result.right,
-        result.left,
-        result.passes,
-        result.method,
-    )
-    return SpectralNorms(*(dict(zip(keys, field, strict=True)) for field in fields))
 
 
 @torch.library.register_fake("lipfast::spectral_norms")

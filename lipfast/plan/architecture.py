@@ -68,6 +68,15 @@ class Architecture:
         return tuple(self.graph.node(name).shape for name in self.graph.outputs)
 
     @cached_property
+    def jacobian_shape(self) -> tuple[int, int]:
+        """Numbers of outputs and of inputs for one sample, several of either joined: (K, D)."""
+        outputs, inputs = (
+            sum(math.prod(shape) for shape in shapes)
+            for shapes in (self.output_shapes, self.input_shapes)
+        )
+        return outputs, inputs
+
+    @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of all parameters, computed ones (and the bounds of their errors) included."""
         found = {name: tuple(shape) for name, shape in self.parameters.items()}
@@ -103,6 +112,11 @@ class Architecture:
     def layers_of(self, folded: FoldedGraph) -> tuple[Layer, ...]:
         """The layers of a graph of this architecture; see `layers`."""
         return layers_of(folded, self.shapes)
+
+    @cached_property
+    def unfolded(self) -> FoldedGraph:
+        """The graph as it was traced."""
+        return FoldedGraph(self.graph, {})
 
     @cached_property
     def unmerged(self) -> FoldedGraph:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from lipfast.errors import TraceError, UnsupportedOpError
 from lipfast.plan.architecture import Architecture
+from lipfast.plan.modules import evaluation_mode
 from lipfast.plan.record import Record, record
-from lipfast.plan.trace import evaluation_mode, trace
+from lipfast.plan.trace import trace
 
 # id of the module -> the module (an id may be given again), its record and its plan, if it has one.
 _PLANS: dict[int, tuple[weakref.ref[nn.Module], Record, Architecture | None]] = {}

@@ -6,98 +6,65 @@ Rules can then see which dimension is the samples (0), whatever the rank of an o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 from torch.fx import Node as FxNode
 
-from lipfast.graph.nodes import Argument, Reference
-from lipfast.rules.pointwise import POINTWISE
+from lipfast.graph.nodes import Argument, Reference, is_floating_dtype
+from lipfast.rules.registry import RULES, Dimensions, rule_of
 
-# Arguments that name dimensions of the first operand, by position.
-_DIMENSIONS: dict[str, dict[int, str]] = {
-    "aten.amax": {1: "dim"},
-    "aten.amin": {1: "dim"},
-    "aten.cat": {1: "dim"},
-    "aten.flip": {1: "dims"},
-    "aten.glu": {1: "dim"},
-    "aten.linalg_vector_norm": {2: "dim"},
-    "aten.log_softmax": {1: "dim"},
-    "aten.logsumexp": {1: "dim"},
-    "aten.max": {1: "dim"},
-    "aten.mean": {1: "dim"},
-    "aten.min": {1: "dim"},
-    "aten.permute": {1: "dims"},
-    "aten.roll": {2: "dims"},
-    "aten.select": {1: "dim"},
-    "aten.slice": {1: "dim"},
-    "aten.softmax": {1: "dim"},
-    "aten.sum": {1: "dim"},
-    "aten.transpose": {1: "dim0", 2: "dim1"},
-    "aten.unfold": {1: "dimension"},
-}
-# The dimension counts those of the result.
-_RESULT_DIMENSIONS = {"aten.stack": {1: "dim"}}
-# May cast first; between floating types a cast is an identity.
-_CASTING = frozenset({"aten.log_softmax", "aten.mean", "aten.softmax", "aten.sum"})
-# The last two dimensions change places (all numbers here are real).
-_TURNING = frozenset({"aten.mH", "aten.mT"})
-# Left out, these mean dimension 0.
-_DEFAULT_ZERO = frozenset({"aten.cat", "aten.stack"})
+# Ops that have no rule: other spellings of ops that have one, and what is no function of samples.
+# Nothing here is knowledge of a bound; of an op with a rule all that is known is in its `Rule`.
 
-# Ops that treat every entry of the leading dimensions alike, or dimensions that their arguments
-# name: one dimension more in front changes nothing else.
-_ALIKE = frozenset(
-    {
-        "aten.add",
-        "aten.bmm",
-        "aten.contiguous",
-        "aten.clone",
-        "aten.constant_pad_nd",
-        "aten.detach",
-        "aten.div",
-        "aten.dropout",
-        "aten.layer_norm",
-        "aten.linear",
-        "aten.matmul",
-        "aten.maximum",
-        "aten.minimum",
-        "aten.mul",
-        "aten.pad",
-        "aten.rms_norm",
-        "aten.rsub",
-        "aten.scaled_dot_product_attention",
-        "aten.sub",
-        "aten.to",
-        "aten._to_copy",
-    }
-)
-# What these make of a sample follows from the shapes alone.
-_RESHAPES = frozenset(
+# Identities for every argument that they are traced with (dropout: training mode is refused
+# before). `detach` stops gradients, not the function.
+IDENTITIES = frozenset(
     f"aten.{name}"
     for name in (
-        *("_unsafe_view", "flatten", "reshape", "squeeze", "unflatten", "unsqueeze", "view"),
+        *("alias", "alpha_dropout", "clone", "contiguous", "detach", "detach_", "dropout"),
+        *("feature_alpha_dropout", "feature_dropout", "lift_fresh", "lift_fresh_copy", "positive"),
     )
 )
-# Their rules are for images: a dimension in front of the channels is not one of a sample's.
-_NAMED_ONLY = frozenset({"aten.glu", "aten.unfold"})
-_PARTS = frozenset({"aten.chunk", "aten.split", "aten.split_with_sizes", "aten.unbind"})
-# Of these results only the first, the values, has a rule; the second are indices.
-_VALUES_FIRST = frozenset(
-    {
-        "aten._native_batch_norm_legit_no_training",
-        "aten.native_layer_norm",
-        "aten.adaptive_max_pool1d",
-        "aten.adaptive_max_pool2d",
-        "aten.adaptive_max_pool3d",
-        "aten.max",
-        "aten.max_pool2d_with_indices",
-        "aten.max_pool3d_with_indices",
-        "aten.min",
-    }
+# Identities as long as the result is a floating tensor.
+CASTS = frozenset({"aten.to", "aten._to_copy", "aten.type_as"})
+# Position of the flag that says "training".
+TRAINING_FLAGS = {
+    "aten.dropout": 2,
+    "aten.alpha_dropout": 2,
+    "aten.feature_dropout": 2,
+    "aten.feature_alpha_dropout": 2,
+    "aten.native_dropout": 2,
+    "aten.native_batch_norm": 5,
+    "aten._native_batch_norm_legit": 5,
+}
+# They have no result.
+CHECKS = frozenset(
+    f"aten.{name}"
+    for name in (
+        *("_assert_tensor_metadata", "_assert_async", "_assert_scalar"),
+        *("sym_constrain_range", "sym_constrain_range_for_size"),
+    )
 )
-Call = tuple[str, tuple[Argument, ...], tuple[tuple[str, Argument], ...]]
+# Constants that take nothing but their dtype from the first operand.
+_MADE_LIKE = {
+    "aten.new_zeros": "aten.zeros",
+    "aten.new_ones": "aten.ones",
+    "aten.new_full": "aten.full",
+}
+# Position of the sizes, in front of which the number of samples may stand.
+REPEATING = {"aten.full": 0, "aten.ones": 0, "aten.zeros": 0, "aten.broadcast_to": 1}
+# These take the number of samples as a size, too.
+SIZED = frozenset({"aten.narrow", "aten.new_zeros"})
+TRANSPOSES = frozenset({"aten.t", "aten.numpy_T"})
+# The last two dimensions change places (all numbers here are real).
+_TURNING = frozenset({"aten.mH", "aten.mT"})
+_PARTS = frozenset({"aten.chunk", "aten.split", "aten.split_with_sizes", "aten.unbind"})
+# Counted from the front, too, for rules that users write.
+_DIMENSIONS = {"aten.glu": Dimensions({1: "dim"})}
+
+# Name, positional and keyword arguments of an op.
+Invocation = tuple[str, tuple[Argument, ...], tuple[tuple[str, Argument], ...]]
 
 
 def from_the_front(
@@ -106,7 +73,7 @@ def from_the_front(
     kwargs: tuple[tuple[str, Argument], ...],
     rank: int,
     result_rank: int,
-) -> Call:
+) -> Invocation:
     """The call with non-negative dimensions and without casts.
 
     Args:
@@ -121,31 +88,32 @@ def from_the_front(
     """
     if op in _TURNING and rank >= 2:
         return "aten.transpose", (args[0], rank - 2, rank - 1), ()
-    if op in _CASTING:
-        args = tuple(None if _is_dtype(value) else value for value in args)
-        kwargs = tuple((key, value) for key, value in kwargs if not _is_dtype(value))
-    table = _DIMENSIONS.get(op) or _RESULT_DIMENSIONS.get(op)
-    if table is None:
+    if op in _MADE_LIKE:
+        kept = tuple((key, entry) for key, entry in kwargs if key != "dtype")
+        return _MADE_LIKE[op], args[1:], kept
+    rule = rule_of(op)
+    if rule.casts:
+        args = tuple(None if is_floating_dtype(value) else value for value in args)
+        kwargs = tuple((key, value) for key, value in kwargs if not is_floating_dtype(value))
+    dimensions = rule.dimensions or _DIMENSIONS.get(op)
+    if dimensions is None:
         return op, args, kwargs
-    count = result_rank if op in _RESULT_DIMENSIONS else rank
-    if op in _DEFAULT_ZERO and len(args) < 2 and "dim" not in dict(kwargs):
-        args = (*args, 0)
-    names = set(table.values())
-    positional = tuple(
-        _positive(value, count) if position in table else value
-        for position, value in enumerate(args)
-    )
-    named = tuple(
-        (key, _positive(value, count) if key in names else value) for key, value in kwargs
-    )
-    return op, positional, named
+    if dimensions.default is not None and len(args) < 2 and "dim" not in dict(kwargs):
+        args = (*args, dimensions.default)
+    count = result_rank if dimensions.of_result else rank
+    return op, *_renumbered(args, kwargs, dimensions, lambda value: _positive(value, count))
 
 
-def _is_dtype(value: Argument) -> bool:
-    """Of a cast that is an identity: between floating dtypes."""
-    if not isinstance(value, Reference) or value.kind != "dtype":
-        return False
-    return bool(getattr(torch, value.name).is_floating_point)
+def _renumbered(
+    args: tuple[Argument, ...],
+    kwargs: tuple[tuple[str, Argument], ...],
+    dimensions: Dimensions,
+    change: Callable[[Argument], Argument],
+) -> tuple[tuple[Argument, ...], tuple[tuple[str, Argument], ...]]:
+    """The arguments, those that name dimensions changed."""
+    table, names = dimensions.names, set(dimensions.names.values())
+    positional = tuple(change(v) if index in table else v for index, v in enumerate(args))
+    return positional, tuple((key, change(v) if key in names else v) for key, v in kwargs)
 
 
 def _positive(value: Argument, rank: int) -> Argument:
@@ -156,7 +124,7 @@ def _positive(value: Argument, rank: int) -> Argument:
     return value
 
 
-def beside_the_samples(call: Call, position: int, parts: int) -> Call | None:
+def beside_the_samples(call: Invocation, position: int, parts: int) -> Invocation | None:
     """The call on ``(samples, parts, ...)`` instead of ``(samples * parts, ...)``.
 
     Args:
@@ -168,32 +136,22 @@ def beside_the_samples(call: Call, position: int, parts: int) -> Call | None:
         The call with the dimensions counted anew; None where the op may mix samples and parts.
     """
     op, args, kwargs = call
-    if op in _RESHAPES:
-        return call
-    if op == "aten.bmm":
+    rule = rule_of(op)
+    if rule.reshapes:
+        return call  # what it makes of a sample follows from the shapes alone
+    if not rule.leading:
+        return None
+    if op == "aten.bmm":  # takes three dimensions only
         op = "aten.matmul"
-    table = {} if op in _NAMED_ONLY else _DIMENSIONS.get(op, {})
-    if not table and op not in _ALIKE and op not in POINTWISE:
-        return None
-    names = set(table.values())
-    given = [value for index, value in enumerate(args) if index in table]
-    given += [value for key, value in kwargs if key in names]
-    touched = {entry for value in given for entry in _entries(value)}
-    if position in touched and op != "aten.permute":
-        return None
-    positional = tuple(
-        _recounted(value, position, whole=op == "aten.permute") if index in table else value
-        for index, value in enumerate(args)
-    )
-    named = tuple(
-        (key, _recounted(value, position, whole=op == "aten.permute") if key in names else value)
-        for key, value in kwargs
-    )
-    return op, positional, named
+    dimensions = rule.dimensions or Dimensions({})
+    touched: set[Argument] = set()
 
+    def recounted(value: Argument) -> Argument:
+        touched.update(value if isinstance(value, tuple) else (value,))
+        return _recounted(value, position, whole=dimensions.order)
 
-def _entries(value: Argument) -> tuple[Argument, ...]:
-    return value if isinstance(value, tuple) else (value,)
+    moved = _renumbered(args, kwargs, dimensions, recounted)
+    return None if position in touched and not dimensions.order else (op, *moved)
 
 
 def _recounted(value: Argument, position: int, *, whole: bool) -> Argument:
@@ -210,17 +168,17 @@ def _recounted(value: Argument, position: int, *, whole: bool) -> Argument:
     return value
 
 
-def part(op: str, source: FxNode, args: Sequence[Argument], index: int) -> Call | None:
+def part(op: str, source: FxNode, args: Sequence[Argument], index: int) -> Invocation | None:
     """The call that gives one entry of a tuple of results, or None if no rule could know it.
 
     Pieces of `chunk` and `split` become slices; a slice is cut off at the end of the tensor, so
     it stays right when the same graph is used for another width.
     """
-    if op in _VALUES_FIRST:
+    if op not in _PARTS:
         return _values(op, source, args) if index == 0 else None
     values = source.meta.get("val")
     operand = source.args[0]
-    if op not in _PARTS or not isinstance(operand, FxNode) or values is None:
+    if not isinstance(operand, FxNode) or values is None:
         return None
     shape = operand.meta["val"].shape
     given = dict(zip(("_", "second", "third"), args, strict=False)) | dict(_kwargs(source))
@@ -238,14 +196,14 @@ def part(op: str, source: FxNode, args: Sequence[Argument], index: int) -> Call 
     return "aten.slice", (args[0], dim, start, start + length), ()
 
 
-def _values(op: str, source: FxNode, args: Sequence[Argument]) -> Call:
+def _values(op: str, source: FxNode, args: Sequence[Argument]) -> Invocation | None:
     """The call for the first result; models with in-place operations come decomposed."""
     if op == "aten._native_batch_norm_legit_no_training":
         # (x, weight, bias, mean, variance, momentum, eps)
         return "aten.batch_norm", (*args[:5], False, args[5], args[6], False), ()
     if op == "aten.native_layer_norm":
         return "aten.layer_norm", tuple(args), ()
-    return op, tuple(args), _kwargs(source)
+    return (op, tuple(args), _kwargs(source)) if op in RULES else None
 
 
 def _piece(

@@ -15,29 +15,30 @@ from torch import Tensor
 
 from lipfast.errors import NonFiniteError, TraceError, naming
 from lipfast.graph.apply import call_op
-from lipfast.graph.nodes import Argument, Constant, Node, Reference, computed_name, error_name
-from lipfast.plan import matrix_errors, running_errors  # noqa: F401 (both register functions)
-from lipfast.plan.running_errors import Value
+from lipfast.graph.nodes import (
+    Argument,
+    Constant,
+    Node,
+    Reference,
+    computed_name,
+    error_name,
+    is_floating_dtype,
+)
+from lipfast.plan import elementwise_errors, matrix_errors, product_errors  # noqa: F401 (registered)
+from lipfast.plan.canonical import CASTS
+from lipfast.plan.parameter_rules import PARAMETER_RULES, Enclosure, beyond_rule, bind
+from lipfast.rules.registry import rule_of
+
+# Ops on parameters, by what happens to rounding errors. Ops with a bound of those they make are
+# in `parameter_rules`; of ops that activations may meet, too, `Rule.moves` says what these say.
 
 # The result holds entries of the operands, or numbers that the op puts in: nothing is rounded.
-MOVES = frozenset(
+_MOVES = frozenset(
     f"aten.{name}"
     for name in (
-        *("_unsafe_view", "as_strided", "broadcast_to", "cat", "chunk", "clone", "constant_pad_nd"),
-        *("contiguous", "detach", "diag", "diagonal", "expand", "flatten", "flip", "index"),
-        *("index_select", "mH", "mT", "movedim", "narrow", "numpy_T", "pad", "permute", "repeat"),
-        *(
-            "repeat_interleave",
-            "reshape",
-            "roll",
-            "select",
-            "slice",
-            "squeeze",
-            "stack",
-            "swapaxes",
-        ),
-        *("t", "transpose", "tril", "triu", "unflatten", "unsqueeze", "view"),
-        *("alias", "detach_", "lift_fresh", "positive", "unfold"),
+        *("alias", "as_strided", "broadcast_to", "chunk", "clone", "contiguous", "detach"),
+        *("detach_", "diag", "diagonal", "lift_fresh", "mH", "mT", "movedim", "narrow", "numpy_T"),
+        *("positive", "swapaxes", "t", "tril", "triu"),
     )
 )
 # Exact, if the operands are: comparisons, integers, and what overwrites entries.
@@ -52,20 +53,25 @@ _EXACT_ON_EXACT = frozenset(
     )
 )
 # Of integers, and with integers as a result; of other numbers they round or jump.
-_INTEGER = frozenset(f"aten.{name}" for name in ("floor_divide", "bitwise_xor"))
-_CASTS = frozenset({"aten.to", "aten._to_copy", "aten.type_as", "aten.lift_fresh_copy"})
+_ON_INTEGERS = frozenset(f"aten.{name}" for name in ("floor_divide", "bitwise_xor"))
+_CASTS = CASTS | {"aten.lift_fresh_copy"}
+
+
+def moves(op: str) -> bool:
+    """Whether an op only moves entries, and errors alike."""
+    return op in _MOVES or rule_of(op).moves
 
 
 def refusal(node: Node) -> str | None:
     """Why an op on parameters cannot be evaluated with its rounding errors; None if it can."""
     if any(reference.kind == "batch" for reference in node.references()):
         return "of parameters and the number of samples"
-    if node.op in running_errors.RULES:
-        return running_errors.refusal(node)
+    if node.op in PARAMETER_RULES:
+        return beyond_rule(node)
     if node.op == "aten.index_put" and node.argument(3, "accumulate") is True:
         return "with sums"
-    known = node.op in MOVES or node.op in _EXACT_ON_EXACT or node.op in _CASTS
-    return None if known or node.op in _INTEGER else "applied to parameters only"
+    known = moves(node.op) or node.op in _EXACT_ON_EXACT or node.op in _CASTS
+    return None if known or node.op in _ON_INTEGERS else "applied to parameters only"
 
 
 def rounded(nodes: Iterable[Node]) -> frozenset[str]:
@@ -73,8 +79,8 @@ def rounded(nodes: Iterable[Node]) -> frozenset[str]:
     found: set[str] = set()
     for node in nodes:
         inherited = any(ref.kind == "node" and ref.name in found for ref in node.references())
-        exact = node.op in _EXACT_ON_EXACT or node.op in _INTEGER
-        if node.op in running_errors.RULES or (inherited and not exact):
+        exact = node.op in _EXACT_ON_EXACT or node.op in _ON_INTEGERS
+        if node.op in PARAMETER_RULES or (inherited and not exact):
             found.add(node.name)
     return frozenset(found)
 
@@ -89,7 +95,7 @@ def exact_value(node: Node, constants: Mapping[str, Constant]) -> Tensor | None:
             return integers
         if refusal(node) is not None:
             return None
-        value = _evaluate(node, state)
+        value = _evaluated(node, state)
     except TraceError:
         return None
     inexact = value.error is not None and bool(value.error.any())
@@ -102,18 +108,18 @@ class _Evaluation:
 
     tensors: Mapping[str, Tensor]
     constants: Mapping[str, Constant]
-    values: dict[str, Value]
+    values: dict[str, Enclosure]
 
-    def value(self, reference: Reference) -> Value:
+    def value(self, reference: Reference) -> Enclosure:
         if reference.kind == "node":
             return self.values[reference.name]
         if reference.kind == "constant":
-            return Value(_wide(self.constants[reference.name].tensor()))
+            return Enclosure(_as_double(self.constants[reference.name].tensor()))
         error = self.tensors.get(error_name(reference.name))
-        return Value(_wide(self.tensors[reference.name].detach()), error)
+        return Enclosure(_as_double(self.tensors[reference.name].detach()), error)
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def _as_double(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.dtype.is_floating_point else tensor
 
 
@@ -142,7 +148,7 @@ def evaluate_computed(
     state, found = _Evaluation(tensors, constants, {}), {}
     inexact = rounded(nodes)
     for node in nodes:
-        value = _evaluate(node, state)
+        value = _evaluated(node, state)
         state.values[node.name] = value
         name = computed_name(node.name)
         if node.name in inexact and not _sure(value):
@@ -161,7 +167,7 @@ def _no_error(tensor: Tensor) -> Tensor:
     return torch.zeros(tensor.shape, dtype=torch.float64, device=tensor.device)
 
 
-def _sure(value: Value) -> bool:
+def _sure(value: Enclosure) -> bool:
     """Whether every entry is a number near the truth; masks hold -inf on purpose."""
     if value.error is None:
         return not bool(value.tensor.isnan().any())
@@ -169,58 +175,58 @@ def _sure(value: Value) -> bool:
     return bool((torch.isfinite(value.error) & (torch.isfinite(value.tensor) | meant)).all())
 
 
-def _evaluate(node: Node, state: _Evaluation) -> Value:
+def _evaluated(node: Node, state: _Evaluation) -> Enclosure:
     with naming(node.op, node.module):
         return _value_of(node, state)
 
 
-def _value_of(node: Node, state: _Evaluation) -> Value:
+def _value_of(node: Node, state: _Evaluation) -> Enclosure:
     integers = _of_integers(node, state)
     if integers is not None:
-        return Value(integers)
-    rule = running_errors.RULES.get(node.op)
+        return Enclosure(integers)
+    rule = PARAMETER_RULES.get(node.op)
     if rule is not None:
-        bound = running_errors.bind(node)
+        bound = bind(node)
         args = [_operand(argument, state) for argument in bound.args]
         return rule.evaluate(
             *args, **{key: _operand(entry, state) for key, entry in bound.kwargs.items()}
         )
-    errors = [value.error for value in _operands(node, state)]
+    errors = [value.error for value in _operand_values(node, state)]
     exact = all(error is None or not bool(error.any()) for error in errors)
     if node.op in _CASTS:
         return _cast(node, state, exact=exact)
-    value = _wide(_call(node, lambda ref: state.value(ref).tensor))
-    if exact and (node.op not in _INTEGER or not value.is_floating_point()):
-        return Value(value)
-    if node.op in _EXACT_ON_EXACT or node.op in _INTEGER:
+    value = _as_double(_called(node, lambda ref: state.value(ref).tensor))
+    if exact and (node.op not in _ON_INTEGERS or not value.is_floating_point()):
+        return Enclosure(value)
+    if node.op in _EXACT_ON_EXACT or node.op in _ON_INTEGERS:
         raise TraceError(
             f"{node.op} in module '{node.module}' is applied to a tensor that is computed from "
             "parameters with rounding errors, or to one that is not of integers: there is no bound "
             "of its error"
         )
-    return Value(value, _call(node, lambda ref: _error_of(state.value(ref))).abs())
+    return Enclosure(value, _called(node, lambda ref: _error_of(state.value(ref))).abs())
 
 
-def _operands(node: Node, state: _Evaluation) -> list[Value]:
+def _operand_values(node: Node, state: _Evaluation) -> list[Enclosure]:
     return [state.value(ref) for ref in node.references() if ref.kind != "dtype"]
 
 
 def _of_integers(node: Node, state: _Evaluation) -> Tensor | None:
     """The result of an op on integers or truth values, if it is of them too."""
-    floating = any(value.tensor.is_floating_point() for value in _operands(node, state))
+    floating = any(value.tensor.is_floating_point() for value in _operand_values(node, state))
     if floating or not node.op.startswith("aten."):
         return None
-    result = _call(node, lambda ref: state.value(ref).tensor)
+    result = _called(node, lambda ref: state.value(ref).tensor)
     return None if result.is_floating_point() else result
 
 
-def _error_of(value: Value) -> Tensor:
+def _error_of(value: Enclosure) -> Tensor:
     if value.error is not None:
         return value.error
     return torch.zeros_like(value.tensor) if value.tensor.is_floating_point() else value.tensor
 
 
-def _call(node: Node, tensor: Callable[[Reference], Tensor]) -> Tensor:
+def _called(node: Node, tensor: Callable[[Reference], Tensor]) -> Tensor:
     """The op in float64: what it makes of numbers of the model's own dtype is not rounded."""
     kwargs = tuple((key, _in_double(value)) for key, value in node.kwargs if key != "memory_format")
     wide = replace(node, args=tuple(_in_double(value) for value in node.args), kwargs=kwargs)
@@ -228,26 +234,23 @@ def _call(node: Node, tensor: Callable[[Reference], Tensor]) -> Tensor:
 
 
 def _in_double(value: Argument) -> Argument:
-    if isinstance(value, Reference) and value.kind == "dtype":
-        floating = getattr(torch, value.name).is_floating_point
-        return Reference("dtype", "float64") if floating else value
-    return value
+    return Reference("dtype", "float64") if is_floating_dtype(value) else value
 
 
-def _cast(node: Node, state: _Evaluation, *, exact: bool) -> Value:
+def _cast(node: Node, state: _Evaluation, *, exact: bool) -> Enclosure:
     """Between floating dtypes the identity; to integers only what is exact."""
     first = next(ref for ref in node.references() if ref.kind != "dtype")
     value = state.value(first)
     if value.tensor.is_floating_point():
-        result = _call(node, lambda ref: state.value(ref).tensor)
+        result = _called(node, lambda ref: state.value(ref).tensor)
         if result.is_floating_point():
             return value
         if not exact:
             raise TraceError(
                 f"{node.op} in module '{node.module}' rounds a computed weight to integers"
             )
-        return Value(result)
-    return Value(_wide(_call(node, lambda ref: state.value(ref).tensor)))
+        return Enclosure(result)
+    return Enclosure(_as_double(_called(node, lambda ref: state.value(ref).tensor)))
 
 
 def _operand(argument: Argument, state: _Evaluation) -> object:

@@ -24,18 +24,17 @@ from lipfast.graph.nodes import (
     Graph,
     Node,
     Reference,
+    defining,
     error_name,
     is_computed,
 )
 from lipfast.plan.computed import evaluate_computed
-from lipfast.rules.rounding import SMALLEST, UNIT_ROUNDOFF
+from lipfast.rounding import SMALLEST, UNIT_ROUNDOFF
+from lipfast.rules.normalization import running_statistics
+from lipfast.rules.registry import Affine, rule_of
 
 # Roundings in one entry of a weight per fold: var + eps, root, quotient, product, and one to spare.
 ROUNDINGS_PER_FOLD = 5
-
-_MATRICES = frozenset({"aten.linear", "lipfast.matmul"})
-_CONVOLUTIONS = frozenset({"aten.conv1d", "aten.conv2d", "aten.conv3d"})
-_TRANSPOSED = frozenset({"aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d"})
 
 
 @dataclass(frozen=True)
@@ -55,21 +54,21 @@ class Folded:
     """An affine map whose tensors are computed from those of a state dict.
 
     Attributes:
-        op: of the affine map; ``aten.batch_norm`` for one that stands alone.
+        kind: layout of the weight.
         groups: of a convolution.
-        weight: name of the weight in the state dict; None for a BatchNorm that stands alone.
+        weight: name of the weight in the state dict.
         bias: name of the bias, if there is one.
         scalings: innermost first, in the order in which they are folded.
     """
 
-    op: str
+    kind: Affine
     groups: int
-    weight: str | None
+    weight: str
     bias: str | None
     scalings: tuple[Scaling, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FoldedGraph:
     """A graph with fewer nodes, and how the parameters that are new in it are computed.
 
@@ -154,84 +153,57 @@ def _fold_one(
     graph: Graph, maps: Mapping[str, Folded], values: bool
 ) -> tuple[Graph, dict[str, Folded]] | None:
     by_name = {node.name: node for node in graph.nodes}
-    readers: dict[str, list[str]] = {}
-    for node in graph.nodes:
-        for reference in node.references():
-            if reference.kind == "node":
-                readers.setdefault(reference.name, []).append(node.name)
+    readers = graph.readers
     for norm in graph.nodes:
-        if norm.op != "aten.batch_norm":
+        if rule_of(norm.op).affine != "channels":
             continue
-        source = _first(norm, by_name)
+        source = defining(norm.argument(0, "input"), by_name)
         alone = source is not None and len(readers[source.name]) == 1
         if source is not None and alone and source.name not in graph.outputs:
-            folded = _joined(source, norm, maps, after=True, values=values)
+            folded = _with_scaling(source, norm, maps, after=True, values=values)
             if folded is not None:
                 return _merge(graph, maps, keep=norm, drop=source, folded=folded)
         following = readers.get(norm.name, [])
         target = by_name[following[0]] if len(following) == 1 else None
         if (
             target is not None
-            and _first(target, by_name) is norm
+            and defining(target.argument(0, "input"), by_name) is norm
             and norm.name not in graph.outputs
         ):
-            folded = _joined(target, norm, maps, after=False, values=values)
+            folded = _with_scaling(target, norm, maps, after=False, values=values)
             if folded is not None:
                 return _merge(graph, maps, keep=target, drop=norm, folded=folded)
     return None
 
 
-def _first(node: Node, by_name: Mapping[str, Node]) -> Node | None:
-    source = node.args[0] if node.args else None
-    if isinstance(source, Reference) and source.kind == "node":
-        return by_name[source.name]
-    return None
+def _scaling_of(norm: Node, after: bool) -> Scaling:
+    weight, bias, mean, variance, eps = running_statistics(norm)
+    assert mean is not None
+    assert variance is not None
+    return Scaling(weight, bias, mean, variance, eps, after)
 
 
-def _scaling(norm: Node, after: bool) -> Scaling:
-    weight, bias, mean, variance = (
-        norm.argument(position, name)
-        for position, name in enumerate(("weight", "bias", "running_mean", "running_var"), 1)
-    )
-    assert isinstance(mean, Reference)
-    assert isinstance(variance, Reference)
-    return Scaling(
-        weight if isinstance(weight, Reference) else None,
-        bias if isinstance(bias, Reference) else None,
-        mean,
-        variance,
-        norm.number(7, "eps", 1e-5),
-        after,
-    )
-
-
-def _joined(
+def _with_scaling(
     affine: Node, norm: Node, maps: Mapping[str, Folded], *, after: bool, values: bool
 ) -> Folded | None:
     """`affine` with one scaling more, if `norm` can be folded into it."""
-    if affine.op in _MATRICES:
-        # BatchNorm scales dimension 1, a linear layer maps the last one.
-        if len(norm.shape) != 1:
-            return None
-    elif affine.op in _TRANSPOSED:
-        if not after:
-            return None
-    elif affine.op not in _CONVOLUTIONS or (not after and values and _padded(affine)):
+    kind = rule_of(affine.op).affine
+    matrix = kind in ("matrix", "transposed matrix")
+    # BatchNorm scales dimension 1, a linear layer maps the last one.
+    fits = len(norm.shape) == 1 if matrix else kind in ("convolution", "transposed convolution")
+    shifted = kind == "transposed convolution" or (values and not matrix and _padded(affine))
+    if kind is None or not fits or (shifted and not after):
         return None
-    scaling = _scaling(norm, after)
+    scaling = _scaling_of(norm, after)
     known = maps.get(affine.name)
     if known is not None:
         return replace(known, scalings=(*known.scalings, scaling))
-    weight, bias = affine.args[1], affine.argument(2, "bias")
-    stored = isinstance(weight, Reference) and weight.kind == "parameter"
+    weight, bias = affine.operand(1, "weight"), affine.operand(2, "bias")
     # The rounding errors of a computed weight would have to be scaled, too.
-    if not (stored and isinstance(weight, Reference)) or is_computed(weight.name):
+    if weight is None or weight.kind != "parameter" or is_computed(weight.name):
         return None
-    groups = 1
-    if affine.op not in _MATRICES:
-        groups = int(affine.number(6, "groups", 1))
-    bias_name = bias.name if isinstance(bias, Reference) else None
-    return Folded(affine.op, groups, weight.name, bias_name, (scaling,))
+    groups = 1 if matrix else int(affine.number(6, "groups", 1))
+    return Folded(kind, groups, weight.name, None if bias is None else bias.name, (scaling,))
 
 
 def _padded(convolution: Node) -> bool:
@@ -244,7 +216,7 @@ def _merge(
     graph: Graph, maps: Mapping[str, Folded], *, keep: Node, drop: Node, folded: Folded
 ) -> tuple[Graph, dict[str, Folded]]:
     """Put one affine node in the place of `keep`, reading what the earlier of the two read."""
-    affine = keep if keep.op != "aten.batch_norm" else drop
+    affine = drop if rule_of(keep.op).affine == "channels" else keep
     earlier = drop
     weight: Argument = Reference("parameter", folded_name(keep.name, "weight"))
     bias: Argument = Reference("parameter", folded_name(keep.name, "bias"))
@@ -301,7 +273,6 @@ def _compute(
             return constants[reference.name].tensor().double()
         return parameters[reference.name].detach().double()
 
-    assert folded.weight is not None
     weight = parameters[folded.weight].detach().double()
     bias: Tensor | None = None
     if folded.bias is not None:
@@ -312,11 +283,11 @@ def _compute(
         underflow = _underflow(weight, scale, underflow)
         if scaling.after:
             bias = shift if bias is None else bias * scale + shift
-            weight = _scaled(weight, scale, folded, after=True)
+            weight = _with_scale(weight, scale, folded, after=True)
         else:
             moved = _of_shift(weight, shift, folded)
             bias = moved if bias is None else bias + moved
-            weight = _scaled(weight, scale, folded, after=False)
+            weight = _with_scale(weight, scale, folded, after=False)
     assert bias is not None
     return weight, bias, underflow
 
@@ -342,17 +313,14 @@ def _scale_and_shift(scaling: Scaling, tensor: object) -> tuple[Tensor, Tensor]:
     return scale, shift if scaling.bias is None else shift + read(scaling.bias)
 
 
-def _scaled(weight: Tensor, scale: Tensor, folded: Folded, *, after: bool) -> Tensor:
+def _with_scale(weight: Tensor, scale: Tensor, folded: Folded, *, after: bool) -> Tensor:
     """``diag(s) W`` or ``W diag(s)``, whatever the layout of the weight."""
-    if folded.op == "lipfast.matmul":  # (in, out)
+    if folded.kind == "transposed matrix":
         return weight * (scale if after else scale[:, None])
-    if folded.op == "aten.linear":
+    if folded.kind == "matrix":
         return weight * (scale[:, None] if after else scale)
     axes = [1] * (weight.dim() - 2)
-    if folded.op in _TRANSPOSED:  # (in, out / groups, ...)
-        blocks = weight.reshape(folded.groups, -1, *weight.shape[1:])
-        return (blocks * scale.reshape(folded.groups, 1, -1, *axes)).reshape(weight.shape)
-    if after:
+    if after and folded.kind == "convolution":
         return weight * scale.reshape(-1, 1, *axes)
     blocks = weight.reshape(folded.groups, -1, *weight.shape[1:])
     return (blocks * scale.reshape(folded.groups, 1, -1, *axes)).reshape(weight.shape)
@@ -360,9 +328,9 @@ def _scaled(weight: Tensor, scale: Tensor, folded: Folded, *, after: bool) -> Te
 
 def _of_shift(weight: Tensor, shift: Tensor, folded: Folded) -> Tensor:
     """``W t``: what a constant input t adds to every output (no padding)."""
-    if folded.op == "lipfast.matmul":
+    if folded.kind == "transposed matrix":
         return shift @ weight
-    if folded.op == "aten.linear":
+    if folded.kind == "matrix":
         return weight @ shift
     blocks = weight.reshape(folded.groups, -1, weight.shape[1], weight[0, 0].numel()).sum(-1)
     return (blocks @ shift.reshape(folded.groups, -1, 1)).reshape(-1)
@@ -373,7 +341,5 @@ def parameter_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """Shapes of the computed weights."""
     return {
-        folded_name(node, "weight"): tuple(shapes[folded.weight])
-        for node, folded in maps.items()
-        if folded.weight is not None
+        folded_name(node, "weight"): tuple(shapes[folded.weight]) for node, folded in maps.items()
     }

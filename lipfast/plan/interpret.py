@@ -13,7 +13,7 @@ from torch import Tensor
 from lipfast.errors import ArgumentError, naming
 from lipfast.graph.apply import call_op
 from lipfast.graph.nodes import Argument, Constant, Graph, Node, Reference
-from lipfast.rules.registry import RULES
+from lipfast.rules.registry import rule_of
 
 
 class NodeArguments:
@@ -56,7 +56,7 @@ class NodeArguments:
     ) -> Tensor:
         """The result for other operands."""
         tables = self._tables
-        return _evaluate(
+        return _result_of(
             NodeArguments(
                 self.node,
                 {**tables["node"], **activations},
@@ -123,7 +123,7 @@ def walk(
     for position, node in enumerate(graph.nodes):
         if node.op != "input":
             arguments = NodeArguments(node, activations, parameters, tensors)
-            activations[node.name] = _evaluate(arguments)
+            activations[node.name] = _result_of(arguments)
             if visit is not None:
                 visit(arguments, activations[node.name])
         if not keep:
@@ -170,10 +170,8 @@ def _last_uses(graph: Graph) -> dict[int, list[str]]:
     return uses
 
 
-def _evaluate(arguments: NodeArguments) -> Tensor:
+def _result_of(arguments: NodeArguments) -> Tensor:
     node = arguments.node
-    rule = RULES.get(node.op)
+    own = rule_of(node.op).evaluate
     with naming(node.op, node.module):
-        if rule is not None and rule.evaluate is not None:
-            return rule.evaluate(arguments)
-        return arguments.apply({})
+        return arguments.apply({}) if own is None else own(arguments)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lipfast.graph.nodes import Node, Reference, computed_name, is_computed
+from lipfast.graph.nodes import Node, computed_name, is_computed
 from lipfast.plan.fold import FoldedGraph
 from lipfast.plan.merge import merged_layers
-from lipfast.rules.registry import Convolution, LayerRequest, lookup
+from lipfast.rules.registry import ConvSettings, LayerRequest, lookup
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Layer:
     node: str
     weight: str = ""
     folds: int = 0
-    convolution: Convolution | None = None
+    convolution: ConvSettings | None = None
     input_shape: tuple[int, ...] = ()
     output_shape: tuple[int, ...] = ()
 
@@ -53,34 +53,37 @@ def layers_of(folded: FoldedGraph, shapes: Mapping[str, tuple[int, ...]]) -> tup
     """
     found: list[Layer] = []
     for node in folded.graph.nodes:
-        request = _request(node)
-        if request is not None:
-            found.append(_layer(len(found), node, request, folded, shapes))
+        layer = None if node.op == "input" else lookup(node.op).layer
+        if layer is not None:
+            found.append(_layer_of(len(found), node, layer(node), folded, shapes))
     return tuple(found)
 
 
-def _layer(
+def _layer_of(
     index: int,
     node: Node,
     request: LayerRequest,
     folded: FoldedGraph,
     shapes: Mapping[str, tuple[int, ...]],
 ) -> Layer:
-    source = node.args[0]
-    assert isinstance(source, Reference)
+    source = node.operand(0, "input")
+    assert source is not None
+    map_, parameter, folds = folded.maps.get(node.name), request.parameter, 0
     if node.name in folded.origins:
-        return _merged_layer(index, node, request, folded)
-    map_ = folded.maps.get(node.name)
-    parameter = request.parameter
-    if map_ is not None and map_.weight is not None:
-        parameter = map_.weight
-    folds = 0 if map_ is None else len(map_.scalings)
+        origins = [_stored_weight(name, folded) for name in folded.origins[node.name]]
+        name, kind = merged_layers(origins), f"{request.kind}, {len(origins)} merged"
+        shape = next(n.shape for n in folded.merged if computed_name(n.name) == parameter)
+    else:
+        if map_ is not None:
+            parameter, folds = map_.weight, len(map_.scalings)
+        name = node.module if is_computed(parameter) else parameter.rpartition(".")[0] or parameter
+        kind, shape = request.kind + " + batch norm" * folds, shapes[parameter]
     return Layer(
         index=index,
-        name=node.module if is_computed(parameter) else parameter.rpartition(".")[0] or parameter,
-        kind=request.kind + " + batch norm" * folds,
+        name=name,
+        kind=kind,
         parameter=parameter,
-        shape=shapes[parameter],
+        shape=shape,
         transposed=request.transposed,
         node=node.name,
         weight=request.parameter,
@@ -91,31 +94,7 @@ def _layer(
     )
 
 
-def _merged_layer(index: int, node: Node, request: LayerRequest, folded: FoldedGraph) -> Layer:
-    source = node.args[0]
-    assert isinstance(source, Reference)
-    origins = []
-    for origin in folded.origins[node.name]:
-        map_ = folded.maps.get(origin.removeprefix("folded:").removesuffix(".weight"))
-        origins.append(origin if map_ is None else map_.weight or origin)
-    weights = {computed_name(found.name): found.shape for found in folded.merged}
-    return Layer(
-        index=index,
-        name=merged_layers(origins),
-        kind=f"{request.kind}, {len(origins)} merged",
-        parameter=request.parameter,
-        shape=weights[request.parameter],
-        transposed=request.transposed,
-        node=node.name,
-        weight=request.parameter,
-        convolution=request.convolution,
-        input_shape=folded.graph.node(source.name).shape,
-        output_shape=node.shape,
-    )
-
-
-def _request(node: Node) -> LayerRequest | None:
-    if node.op == "input":
-        return None
-    rule = lookup(node.op)
-    return None if rule.layer is None else rule.layer(node)
+def _stored_weight(origin: str, folded: FoldedGraph) -> str:
+    """The weight of the state dict that a weight is, or that BatchNorms were folded into."""
+    map_ = folded.maps.get(origin.removeprefix("folded:").removesuffix(".weight"))
+    return origin if map_ is None else map_.weight

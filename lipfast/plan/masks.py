@@ -15,11 +15,10 @@ from torch import Tensor
 from lipfast.errors import NonFiniteError
 from lipfast.graph.nodes import Constant, Graph, Node, computed_name
 from lipfast.ops.modes import plain_arithmetic
-from lipfast.plan.computed import MOVES
+from lipfast.plan.computed import moves
 from lipfast.plan.interpret import NodeArguments, walk
 from lipfast.plan.state import stack
-
-_SOFTMAXES = ("aten.softmax", "aten.log_softmax")
+from lipfast.rules.registry import rule_of
 
 
 def additive_masks(graph: Graph, computed: Sequence[Node]) -> frozenset[str]:
@@ -31,7 +30,7 @@ def additive_masks(graph: Graph, computed: Sequence[Node]) -> frozenset[str]:
                 adds = node.op == "aten.add" and node.argument(2, "alpha", 1) == 1
                 added[reference.name] = added.get(reference.name, True) and adds
     for node in reversed(computed):
-        moved = node.op in MOVES and added.get(computed_name(node.name), True)
+        moved = moves(node.op) and added.get(computed_name(node.name), True)
         for reference in node.references():
             if reference.kind == "parameter":
                 added[reference.name] = added.get(reference.name, True) and moved
@@ -77,7 +76,7 @@ def require_visible_entries(
 
     def visit(arguments: NodeArguments, output: Tensor) -> None:
         node = arguments.node
-        if node.op not in _SOFTMAXES or not bool(torch.isnan(output).any()):
+        if not rule_of(node.op).maskable or not bool(torch.isnan(output).any()):
             return
         if not bool(torch.isnan(arguments.value(node.args[0])).any()):
             raise NonFiniteError(

@@ -12,10 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lipfast.plan.running_errors import Value, rule
-from lipfast.rules.rounding import UNDERFLOW, UNIT_ROUNDOFF, gamma
+from lipfast.plan.parameter_rules import Enclosure, parameter_rule, rearranged
+from lipfast.rounding import UNDERFLOW, gamma, u, widened
 
-u = UNIT_ROUNDOFF
 _DEGREE = 18
 
 
@@ -28,21 +27,21 @@ def frobenius_norm(matrix: Tensor) -> float:
     return length * peak * (1.0 + 2 * gamma(matrix.numel() + 8)) + UNDERFLOW
 
 
-_size = frobenius_norm
+_norm_of = frobenius_norm
 
 
 def _product_error(a: Tensor, b: Tensor) -> float:
-    """Of ``fl(A B)``: at most ``gamma_{k+2} || |A| |B| ||``."""
-    return gamma(a.shape[-1] + 2) * (1.0 + 4 * u) * _size(a) * _size(b) + UNDERFLOW
+    """Norm of the rounding of ``fl(A B)``: at most ``gamma_{k+2} || |A| |B| ||``."""
+    return gamma(a.shape[-1] + 2) * (1.0 + 4 * u) * _norm_of(a) * _norm_of(b) + UNDERFLOW
 
 
-def _spread(result: Tensor, bound: float) -> Value:
-    return Value(result, torch.full_like(result, bound))
+def _within(result: Tensor, bound: float) -> Enclosure:
+    return Enclosure(result, torch.full_like(result, bound))
 
 
-def _of_each(function: Callable[..., Value], *operands: object) -> Value:
+def _of_each(function: Callable[..., Enclosure], *operands: object) -> Enclosure:
     """A function of matrices (and of a vector for each), applied along the leading dimensions."""
-    values = [operand for operand in operands if isinstance(operand, Value)]
+    values = [operand for operand in operands if isinstance(operand, Enclosure)]
     leading = values[0].tensor.shape[:-2]
     if len(values) != len(operands) or any(
         value.tensor.shape[: len(leading)] != leading for value in values
@@ -55,24 +54,24 @@ def _of_each(function: Callable[..., Value], *operands: object) -> Value:
     errors = [torch.zeros_like(v.tensor) if v.error is None else v.error for v in found]
     tensor = torch.stack([value.tensor for value in found])
     shape = (*leading, *tensor.shape[1:])
-    return Value(tensor.reshape(shape), torch.stack(errors).reshape(shape))
+    return Enclosure(tensor.reshape(shape), torch.stack(errors).reshape(shape))
 
 
-def _unbound(value: Value, leading: int) -> list[Value]:
+def _unbound(value: Enclosure, leading: int) -> list[Enclosure]:
     tensors = value.tensor.flatten(0, leading - 1).unbind()
     if value.error is None:
-        return [Value(tensor) for tensor in tensors]
+        return [Enclosure(tensor) for tensor in tensors]
     errors = value.error.flatten(0, leading - 1).unbind()
-    return [Value(tensor, error) for tensor, error in zip(tensors, errors, strict=True)]
+    return [Enclosure(tensor, error) for tensor, error in zip(tensors, errors, strict=True)]
 
 
-@rule("matrix_exp", "linalg_matrix_exp")
-def matrix_exponential(matrix: object) -> Value:
-    """Of each matrix, see `exponential`."""
+@parameter_rule("matrix_exp", "linalg_matrix_exp")
+def matrix_exponential(matrix: object) -> Enclosure:
+    """``exp(A)`` of each matrix, see `exponential`."""
     return _of_each(exponential, matrix)
 
 
-def exponential(value: Value) -> Value:
+def exponential(value: Enclosure) -> Enclosure:
     r"""``exp(A)`` by scaling, Taylor's series of degree 18 and squaring, with its error's norm.
 
     $B = 2^{-s} A$ with $\|B\| \le 1/2$ (exact). The remainder is at most $2 \|B\|^{19}/19!$;
@@ -83,11 +82,11 @@ def exponential(value: Value) -> Value:
     skew too; not used).
     """
     a = value.tensor
-    given = 0.0 if value.error is None else _size(value.error)
+    given = 0.0 if value.error is None else _norm_of(value.error)
     if not bool(torch.isfinite(a).all()):
-        return _spread(a, math.inf)
+        return _within(a, math.inf)
     skew = given == 0.0 and bool((a == -a.mT).all())
-    norm = _size(a)
+    norm = _norm_of(a)
     steps = max(0, math.frexp(norm)[1] + 1)
     b = a * 2.0**-steps
     small = norm * 2.0**-steps
@@ -95,51 +94,51 @@ def exponential(value: Value) -> Value:
     result, error = identity.clone(), 0.0
     for k in range(_DEGREE, 0, -1):
         product = b @ result
-        local = _product_error(b, result) / k + 4 * u * (_size(product) / k + _size(result))
+        local = _product_error(b, result) / k + 4 * u * (_norm_of(product) / k + _norm_of(result))
         result = identity + product / k
-        error = (small * error / k + local + 2 * u * _size(result)) * (1.0 + 16 * u)
+        error = widened(small * error / k + local + 2 * u * _norm_of(result), 8)
     error += 2.0 * small**19 / math.factorial(19)
     for _ in range(steps):
-        length = 1.0 + error if skew else _size(result)
+        length = 1.0 + error if skew else _norm_of(result)
         local = _product_error(result, result)
         result = result @ result
-        error = (2.0 * length * error + error * error + local) * (1.0 + 16 * u)
+        error = widened(2.0 * length * error + error * error + local, 8)
     if given > 0.0:
         # ||exp(A + E) - exp(A)|| <= ||E|| exp(||A|| + ||E||)
         try:
-            error += given * math.exp(norm + given) * (1.0 + 64 * u)
+            error += widened(given * math.exp(norm + given), 32)
         except OverflowError:
             error = math.inf
-    return _spread(result, error)
+    return _within(result, error)
 
 
-@rule("linalg_solve")
-def linalg_solve(a: object, b: object, *, left: bool = True) -> Value:
+@parameter_rule("linalg_solve")
+def linalg_solve(a: object, b: object, *, left: bool = True) -> Enclosure:
     """``A^-1 B``, or ``B A^-1 = (A^-T B^T)^T`` for `left` False."""
-    assert isinstance(a, Value)
-    assert isinstance(b, Value)
+    assert isinstance(a, Enclosure)
+    assert isinstance(b, Enclosure)
     if b.tensor.dim() == 1 or b.tensor.dim() == a.tensor.dim() - 1:
         if not left:
             raise ValueError("a vector of right-hand sides with left=False")
-        return _turned(_of_each(solution, a, _turned(b, lambda t: t.unsqueeze(-1))), _first)
+        return rearranged(
+            _of_each(solution, a, rearranged(b, lambda t: t.unsqueeze(-1))), _only_column
+        )
     if left:
         return _of_each(solution, a, b)
-    return _turned(_of_each(solution, _turned(a, _transpose), _turned(b, _transpose)), _transpose)
+    return rearranged(
+        _of_each(solution, rearranged(a, _transpose), rearranged(b, _transpose)), _transpose
+    )
 
 
 def _transpose(matrix: Tensor) -> Tensor:
     return matrix.mT
 
 
-def _first(matrix: Tensor) -> Tensor:
+def _only_column(matrix: Tensor) -> Tensor:
     return matrix.squeeze(-1)
 
 
-def _turned(value: Value, move: Callable[[Tensor], Tensor]) -> Value:
-    return Value(move(value.tensor), None if value.error is None else move(value.error))
-
-
-def solution(m: Value, b: Value) -> Value:
+def solution(m: Enclosure, b: Enclosure) -> Enclosure:
     r"""``X = M^-1 B`` with an error proved afterwards.
 
     With C an approximate inverse and $\alpha = \|I - C M\| < 1$:
@@ -150,28 +149,28 @@ def solution(m: Value, b: Value) -> Value:
         found = torch.linalg.solve(m.tensor, b.tensor)
         inverse = torch.linalg.inv(m.tensor)
     except RuntimeError:  # singular
-        return _spread(torch.full_like(b.tensor, math.nan), math.inf)
-    given = 0.0 if m.error is None else _size(m.error)
-    right = 0.0 if b.error is None else _size(b.error)
-    reach, length = _size(inverse), _size(found)
+        return _within(torch.full_like(b.tensor, math.nan), math.inf)
+    given = 0.0 if m.error is None else _norm_of(m.error)
+    right = 0.0 if b.error is None else _norm_of(b.error)
+    reach, length = _norm_of(inverse), _norm_of(found)
     identity = torch.eye(len(inverse), dtype=torch.float64, device="cpu")
-    defect = _size(identity - inverse @ m.tensor) * (1.0 + 4 * u)
+    defect = widened(_norm_of(identity - inverse @ m.tensor), 2)
     alpha = defect + _product_error(inverse, m.tensor) + reach * given + 4 * u * len(inverse)
     if not alpha < 0.5:
-        return _spread(found, math.inf)
-    residual = _size(b.tensor - m.tensor @ found) * (1.0 + 4 * u)
+        return _within(found, math.inf)
+    residual = widened(_norm_of(b.tensor - m.tensor @ found), 2)
     residual += _product_error(m.tensor, found) + given * length + right
-    residual += 2 * u * _size(b.tensor)
-    return _spread(found, reach * residual / (1.0 - alpha) * (1.0 + 64 * u))
+    residual += 2 * u * _norm_of(b.tensor)
+    return _within(found, widened(reach * residual / (1.0 - alpha), 32))
 
 
-@rule("linalg_householder_product")
-def householder_product(a: object, tau: object) -> Value:
-    """Of each matrix, see `reflections`."""
+@parameter_rule("linalg_householder_product")
+def householder_product(a: object, tau: object) -> Enclosure:
+    """Products of reflections, for each matrix, see `reflections`."""
     return _of_each(reflections, a, tau)
 
 
-def reflections(value: Value, tau: Value) -> Value:
+def reflections(value: Enclosure, tau: Enclosure) -> Enclosure:
     r"""The first columns of ``H_1 ... H_k``, ``H_i = I - tau_i v_i v_i^T``, with its error's norm.
 
     $v_i$ has a 1 at i and the entries of A below. Reflections are applied from the last on:
@@ -187,14 +186,14 @@ def reflections(value: Value, tau: Value) -> Value:
         v = value.tensor[:, index].clone()
         v[:index], v[index] = 0.0, 1.0
         t, off = float(tau.tensor[index]), float(errors[index])
-        length, shift = _size(v), _size(moved[index + 1 :, index])
-        turned, size = v @ result, _size(result)
+        length, shift = _norm_of(v), _norm_of(moved[index + 1 :, index])
+        turned, size = v @ result, _norm_of(result)
         step = (t * v)[:, None] * turned
         # (v + e) (v + e)^T with |tau' - tau| <= off, against v v^T.
         parameters = off * (length + shift) ** 2 + abs(t) * (2 * length * shift + shift**2)
         rounding = abs(t) * length * length * size * (gamma(rows + 2) + 8 * u)
         result = result - step
-        largest = max(1.0, abs(1.0 - t * length * length) * (1.0 + 8 * u) + 8 * u)
+        largest = max(1.0, widened(abs(1.0 - t * length * length), 4) + 8 * u)
         error = (largest + parameters) * error + parameters * size + rounding
-        error = (error + 2 * u * _size(result)) * (1.0 + 16 * u)
-    return _spread(result, error)
+        error = widened(error + 2 * u * _norm_of(result), 8)
+    return _within(result, error)

@@ -18,13 +18,14 @@ from lipfast.graph.nodes import (
     Node,
     Reference,
     computed_name,
+    defining,
 )
+from lipfast.rules.registry import rule_of
 
 # A merged weight may take this many entries; larger ones stay apart.
 LARGEST = 1 << 24
 
-_MATRICES = ("aten.linear", "lipfast.matmul")
-_CONVOLUTIONS = ("aten.conv1d", "aten.conv2d", "aten.conv3d")
+_MATRICES = ("matrix", "transposed matrix")
 Shapes = Mapping[str, tuple[int, ...]]
 # Where a computed node finds one of its operands.
 Lookup = Callable[[Argument], "Reference | None"]
@@ -63,22 +64,15 @@ def merge_affine(graph: Graph, shapes: Shapes, *, values: bool) -> Merged:
         pair = _next_pair(found, known, values)
         if pair is None:
             return found
-        found = _joined(found, *pair, known)
+        found = _with_merged(found, *pair, known)
 
 
 def _next_pair(found: Merged, shapes: Shapes, values: bool) -> tuple[Node, Node] | None:
     by_name = {node.name: node for node in found.graph.nodes}
-    readers: dict[str, int] = {}
-    for node in found.graph.nodes:
-        for reference in node.references():
-            if reference.kind == "node":
-                readers[reference.name] = readers.get(reference.name, 0) + 1
+    readers = found.graph.readers
     for second in found.graph.nodes:
-        source = second.args[0] if second.args else None
-        if not isinstance(source, Reference) or source.kind != "node":
-            continue
-        first = by_name[source.name]
-        if readers[first.name] != 1 or first.name in found.graph.outputs:
+        first = defining(second.argument(0, "input"), by_name)
+        if first is None or len(readers[first.name]) != 1 or first.name in found.graph.outputs:
             continue
         if _fit(first, second, shapes, values):
             return first, second
@@ -91,18 +85,15 @@ def _weight(node: Node) -> str:
     return weight.name
 
 
-def _is_parameter(node: Node) -> bool:
-    weight = node.args[1] if len(node.args) > 1 else None
-    return isinstance(weight, Reference) and weight.kind == "parameter"
-
-
 def _fit(first: Node, second: Node, shapes: Shapes, values: bool) -> bool:
     """Whether two affine maps are one."""
-    if not (_is_parameter(first) and _is_parameter(second)):
+    weights = first.operand(1, "weight"), second.operand(1, "weight")
+    if any(weight is None or weight.kind != "parameter" for weight in weights):
         return False
-    if first.op in _MATRICES and second.op in _MATRICES:
-        return _rows(second, shapes) * _columns(first, shapes) <= LARGEST
-    if first.op not in _CONVOLUTIONS or first.op != second.op:
+    kinds = rule_of(first.op).affine, rule_of(second.op).affine
+    if kinds[0] in _MATRICES and kinds[1] in _MATRICES:
+        return _output_count(second, shapes) * _input_count(first, shapes) <= LARGEST
+    if kinds[0] != "convolution" or first.op != second.op:
         return False
     inner, outer = _Kernel.of(first, shapes), _Kernel.of(second, shapes)
     if inner is None or outer is None:
@@ -113,19 +104,25 @@ def _fit(first: Node, second: Node, shapes: Shapes, values: bool) -> bool:
     if any(outer.padding) and not kept:
         return False
     return (
-        math.prod(outer.after(inner).sizes) * _rows(second, shapes) * _columns(first, shapes)
+        math.prod(outer.after(inner).sizes)
+        * _output_count(second, shapes)
+        * _input_count(first, shapes)
         <= LARGEST
     )
 
 
-def _rows(node: Node, shapes: Shapes) -> int:
+def _output_count(node: Node, shapes: Shapes) -> int:
     shape = shapes[_weight(node)]
-    return shape[1] if node.op == "lipfast.matmul" else shape[0]
+    return shape[1] if _is_transposed(node) else shape[0]
 
 
-def _columns(node: Node, shapes: Shapes) -> int:
+def _input_count(node: Node, shapes: Shapes) -> int:
     shape = shapes[_weight(node)]
-    return shape[0] if node.op == "lipfast.matmul" else shape[1]
+    return shape[0] if _is_transposed(node) else shape[1]
+
+
+def _is_transposed(node: Node) -> bool:
+    return rule_of(node.op).affine == "transposed matrix"
 
 
 @dataclass(frozen=True)
@@ -179,7 +176,9 @@ class _Kernel:
         )
 
 
-def _joined(found: Merged, first: Node, second: Node, shapes: dict[str, tuple[int, ...]]) -> Merged:
+def _with_merged(
+    found: Merged, first: Node, second: Node, shapes: dict[str, tuple[int, ...]]
+) -> Merged:
     """One affine node in the place of `second`."""
     known = {computed_name(node.name) for node in found.nodes}
 
@@ -190,7 +189,7 @@ def _joined(found: Merged, first: Node, second: Node, shapes: dict[str, tuple[in
 
     origins = (*_origins(found, first), *_origins(found, second))
     name = f"merged {second.name} " + " ".join(origins)
-    build = _matrices if second.op in _MATRICES else _kernels
+    build = _merged_matrices if rule_of(second.op).affine in _MATRICES else _merged_kernels
     nodes, merged = build(first, second, name, reference, shapes)
     for node in nodes:
         shapes[computed_name(node.name)] = node.shape
@@ -211,19 +210,22 @@ def _origins(found: Merged, node: Node) -> tuple[str, ...]:
     return found.origins.get(node.name, (_weight(node),))
 
 
-def _matrices(
+def _merged_matrices(
     first: Node, second: Node, name: str, reference: Lookup, shapes: Shapes
 ) -> tuple[list[Node], Node]:
     """``W_2 (W_1 x + b_1) + b_2``."""
     nodes: list[Node] = []
     sides = []
     for index, node in enumerate((second, first)):
-        side, shape = reference(node.args[1]), (_rows(node, shapes), _columns(node, shapes))
-        if node.op == "lipfast.matmul":
+        side, shape = (
+            reference(node.args[1]),
+            (_output_count(node, shapes), _input_count(node, shapes)),
+        )
+        if _is_transposed(node):
             nodes.append(Node(f"{name} transposed {index}", "aten.mT", (side,), (), shape))
             side = Reference("node", nodes[-1].name)
         sides.append(side)
-    shape = (_rows(second, shapes), _columns(first, shapes))
+    shape = (_output_count(second, shapes), _input_count(first, shapes))
     nodes.append(Node(f"{name} weight", "aten.matmul", tuple(sides), (), shape))
     weight = Reference("parameter", computed_name(nodes[-1].name))
     bias = _bias((first, second), name, reference, nodes, sides[0])
@@ -246,7 +248,7 @@ def _bias(
     return Reference("parameter", computed_name(nodes[-1].name))
 
 
-def _kernels(
+def _merged_kernels(
     first: Node, second: Node, name: str, reference: Lookup, shapes: Shapes
 ) -> tuple[list[Node], Node]:
     """The kernel of both convolutions, and the bias that the first one's becomes."""
@@ -255,9 +257,9 @@ def _kernels(
     assert outer is not None
     joint = outer.after(inner)
     _, near, far = outer.steps(inner)
-    rows = _rows(second, shapes)
+    rows = _output_count(second, shapes)
     kernels = (reference(second.args[1]), reference(first.args[1]))
-    shape = (rows, _columns(first, shapes), *joint.sizes)
+    shape = (rows, _input_count(first, shapes), *joint.sizes)
     steps = (tuple(near), tuple(far))
     nodes = [Node(f"{name} weight", "lipfast.composed_kernels", (*kernels, *steps), (), shape)]
     weight = Reference("parameter", computed_name(nodes[0].name))

@@ -18,8 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lipfast.graph.nodes import Graph
 from lipfast.plan.architecture import Architecture
+from lipfast.plan.convert import MAX_CONSTANT_ENTRIES
 from lipfast.plan.interpret import walk
-from lipfast.plan.trace import MAX_CONSTANT_ENTRIES, aliases_of
+from lipfast.plan.modules import aliases_of
 
 Record = tuple[Any, ...]
 Traced = TypeVar("Traced", bound=Architecture)

@@ -9,15 +9,7 @@ from dataclasses import dataclass
 from lipfast.graph.nodes import Constant, Graph, Node
 from lipfast.plan.masks import additive_masks, require_numbers
 from lipfast.rules.normalization import default_eps
-
-# Here a parameter may be of integers or truth values, which are exact numbers.
-_TAKES_INTEGERS = frozenset(
-    f"aten.{name}"
-    for name in (
-        *("add", "sub", "rsub", "mul", "div", "maximum", "minimum", "cat", "stack"),
-        "scaled_dot_product_attention",
-    )
-)
+from lipfast.rules.registry import rule_of
 
 
 @dataclass(frozen=True)
@@ -55,7 +47,7 @@ def requirements_of(
     weights = {
         reference.name
         for node in graph.nodes
-        if node.op not in _TAKES_INTEGERS
+        if not rule_of(node.op).integers
         for reference in node.references()
         if reference.kind == "parameter"
     }

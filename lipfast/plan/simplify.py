@@ -9,31 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from lipfast.errors import naming
-from lipfast.graph.nodes import Argument, Graph, Node, Reference, substitute
+from lipfast.graph.nodes import Argument, Graph, Node, Reference, defining, substitute
+from lipfast.plan.canonical import CASTS, IDENTITIES, TRANSPOSES
+from lipfast.rules.registry import rule_of
 
-# Identities for every argument that they are traced with (dropout: training mode is refused
-# before). `detach` stops gradients, not the function.
-IDENTITIES = frozenset(
-    {
-        "aten.alias",
-        "aten.alpha_dropout",
-        "aten.clone",
-        "aten.contiguous",
-        "aten.detach",
-        "aten.detach_",
-        "aten.dropout",
-        "aten.feature_alpha_dropout",
-        "aten.feature_dropout",
-        "aten.lift_fresh",
-        "aten.lift_fresh_copy",
-        "aten.positive",
-    }
-)
-# Identities as long as the result is a floating tensor.
-CASTS = frozenset({"aten.to", "aten._to_copy", "aten.type_as"})
-# Of the same sample shape before and after they do nothing.
-RESHAPES = ("aten.view", "aten.reshape", "aten._unsafe_view", "aten.flatten", "aten.unflatten")
-_TRANSPOSES = frozenset({"aten.t", "aten.numpy_T"})
 _PRODUCTS = frozenset({"aten.matmul", "aten.mm"})
 
 
@@ -66,12 +45,12 @@ def _select_before_permuting(graph: Graph) -> Graph:
     by_name = {node.name: node for node in graph.nodes}
     nodes: list[Node] = []
     for node in graph.nodes:
-        moved = _defining(node.args[0], by_name) if node.op == "aten.select" else None
+        moved = defining(node.args[0], by_name) if node.op == "aten.select" else None
         if moved is None or moved.op != "aten.permute" or node.dimensions(1, "dim") != (0,):
             nodes.append(node)
             continue
         order = moved.dimensions(1, "dims")
-        source = _defining(moved.args[0], by_name)
+        source = defining(moved.args[0], by_name)
         if source is None or order[0] == 0 or order[1] != 0:
             nodes.append(node)
             continue
@@ -130,19 +109,13 @@ def _floating(source: Argument, floating: Mapping[str, bool]) -> bool:
     return floating.get(name, True)
 
 
-def _defining(argument: Argument, nodes: Mapping[str, Node]) -> Node | None:
-    if isinstance(argument, Reference) and argument.kind == "node":
-        return nodes.get(argument.name)
-    return None
-
-
 def _join_softsign(graph: Graph) -> Graph:
     """``x / (1 + |x|)`` is how softsign is exported; as a quotient it would have no rule."""
     by_name = {node.name: node for node in graph.nodes}
 
     def joined(node: Node) -> Node:
         if node.op == "aten.div" and len(node.args) == 2 and not node.kwargs:
-            denominator = _defining(node.args[1], by_name)
+            denominator = defining(node.args[1], by_name)
             if denominator is not None and _is_one_plus_abs(denominator, node.args[0], by_name):
                 return replace(node, op="lipfast.softsign", args=node.args[:1])
         return node
@@ -154,7 +127,7 @@ def _is_one_plus_abs(node: Node, x: Argument, by_name: Mapping[str, Node]) -> bo
     if node.op != "aten.add" or node.kwargs or len(node.args) != 2:
         return False
     operand, one = node.args if not isinstance(node.args[0], (int, float)) else node.args[::-1]
-    magnitude = _defining(operand, by_name)
+    magnitude = defining(operand, by_name)
     is_one = isinstance(one, (int, float)) and float(one) == 1.0
     return (
         is_one and magnitude is not None and magnitude.op == "aten.abs" and magnitude.args == (x,)
@@ -165,14 +138,14 @@ def _transposed_parameter(
     argument: Argument, by_name: Mapping[str, Node], ranks: Mapping[str, int]
 ) -> Reference | None:
     """Find the matrix parameter whose transpose `argument` is."""
-    node = _defining(argument, by_name)
+    node = defining(argument, by_name)
     if node is None:
         return None
     swap = (node.op == "aten.transpose" and {*node.args[1:]} in ({0, 1}, {-1, -2})) or (
         node.op == "aten.permute" and node.args[1:] == ((1, 0),)
     )
     source = node.args[0] if node.args else None
-    if not (node.op in _TRANSPOSES or swap) or not isinstance(source, Reference):
+    if not (node.op in TRANSPOSES or swap) or not isinstance(source, Reference):
         return None
     is_matrix = source.kind == "parameter" and ranks.get(source.name) == 2
     return source if is_matrix else None
@@ -228,34 +201,34 @@ def join_attention(graph: Graph) -> Graph:
 def _as_weighted_rows(node: Node, by_name: Mapping[str, Node]) -> Node:
     if node.op not in ("aten.matmul", "aten.bmm") or len(node.args) != 2 or node.kwargs:
         return node
-    weights, value = (_defining(argument, by_name) for argument in node.args)
+    weights, value = (defining(argument, by_name) for argument in node.args)
     if weights is None or value is None or weights.op != "aten.softmax":
         return node
     if weights.dimensions(1, "dim") != (len(weights.shape),):
         return node
-    scale, scores = _scores(_defining(weights.args[0], by_name), by_name)
+    scale, scores = _attention_scores(defining(weights.args[0], by_name), by_name)
     if scores is None:
         return node
     query, turned = scores.args
-    key = _defining(turned, by_name)
+    key = defining(turned, by_name)
     last = len(scores.shape)
     swapped = key is not None and key.op == "aten.transpose" and {*key.args[1:]} == {last - 1, last}
     operands = (query, key.args[0]) if key is not None and swapped else ()
-    shapes = [found.shape for found in (_defining(o, by_name) for o in operands) if found]
+    shapes = [found.shape for found in (defining(o, by_name) for o in operands) if found]
     # The rule's coefficients are those of one matrix: leading dimensions must agree.
     if len(shapes) != 2 or any(s[:-2] != node.shape[:-2] for s in (*shapes, value.shape)):
         return node
     return replace(node, op="lipfast.weighted_rows", args=(*node.args, *operands, scale))
 
 
-def _scores(node: Node | None, by_name: Mapping[str, Node]) -> tuple[float, Node | None]:
+def _attention_scores(node: Node | None, by_name: Mapping[str, Node]) -> tuple[float, Node | None]:
     """The product ``Q K^T`` behind scalings, sums with constants and reshapes of nothing."""
     scale = 1.0
     while node is not None and node.op not in ("aten.matmul", "aten.bmm"):
         if not node.args:  # an input of the model
             return scale, None
-        active = [found for value in node.args if (found := _defining(value, by_name)) is not None]
-        factor = _factor(node, first=_defining(node.args[0], by_name) is not None)
+        active = [found for value in node.args if (found := defining(value, by_name)) is not None]
+        factor = _multiplier(node, first=defining(node.args[0], by_name) is not None)
         if len(active) != 1 or node.shape != active[0].shape or factor is None:
             return scale, None
         scale *= factor
@@ -263,9 +236,9 @@ def _scores(node: Node | None, by_name: Mapping[str, Node]) -> tuple[float, Node
     return scale, node
 
 
-def _factor(node: Node, *, first: bool) -> float | None:
+def _multiplier(node: Node, *, first: bool) -> float | None:
     """What a node multiplies an activation by, which may stand `first`; None if it does more."""
-    if node.op in RESHAPES:
+    if rule_of(node.op).reshapes:
         return 1.0
     if node.op == "aten.add" or (node.op == "aten.sub" and first):
         return 1.0 if node.argument(2, "alpha", 1) == 1 else None

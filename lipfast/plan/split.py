@@ -7,24 +7,11 @@ from dataclasses import replace
 
 from lipfast.errors import TraceError
 from lipfast.graph.nodes import Argument, Graph, Node, Reference, computed_name, substitute
+from lipfast.plan.canonical import REPEATING
 from lipfast.plan.computed import refusal, rounded
+from lipfast.rules.registry import rule_of
 
-# Ops that put the number of samples in front of something that is the same for all of them.
-_REPEATING = frozenset(
-    {"aten.expand", "aten.full", "aten.ones", "aten.repeat", "aten.zeros", "aten.broadcast_to"}
-)
 REPEATED = "lipfast.repeated"
-# Ops that take the number of samples as a size, or as the end of a range.
-SIZED = _REPEATING | {
-    f"aten.{name}"
-    for name in ("view", "reshape", "_unsafe_view", "unflatten", "slice", "narrow", "new_zeros")
-}
-# A parameter stands beside the activations here; no entry of the one is multiplied by the other.
-BESIDE = frozenset({"aten.add", "aten.sub", "aten.rsub", "aten.cat", "aten.stack"})
-# Their `error` gets the errors of computed operands beside those of the activations.
-READS_ERRORS = frozenset({"aten.scaled_dot_product_attention"})
-# Rules that account for the rounding errors of a computed operand.
-_AFFINE = frozenset({"aten.linear", "lipfast.matmul", "aten.convolution"})
 
 
 def split_computed(
@@ -45,7 +32,7 @@ def split_computed(
     Raises:
         TraceError: an output does not depend on the input.
     """
-    moved, kept = _separate(graph, shapes)
+    moved, kept = _taken_apart(graph, shapes)
     names = {node.name for node in moved}
     if names & set(graph.outputs):
         raise TraceError("an output of the model does not depend on its input")
@@ -92,7 +79,9 @@ def _with_arguments(node: Node, replaced: Mapping[str, Argument]) -> Node:
     return replace(node, args=args, kwargs=kwargs)
 
 
-def _separate(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[Node], list[Node]]:
+def _taken_apart(
+    graph: Graph, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[list[Node], list[Node]]:
     """Nodes of parameters only, and the others."""
     moved: list[Node] = []
     kept: list[Node] = []
@@ -116,9 +105,9 @@ def _separate(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> tuple[list
 
 def _repeated(node: Node, graph: Graph) -> tuple[Node, Node] | None:
     """What is the same for every sample, and its repetition, if the node is one."""
-    if node.op not in _REPEATING or not graph.inputs:
+    position = 1 if rule_of(node.op).batch == "repeat" else REPEATING.get(node.op)
+    if position is None or not graph.inputs:
         return None
-    position = 0 if node.op in ("aten.full", "aten.ones", "aten.zeros") else 1
     sizes = node.args[position] if len(node.args) > position else None
     if not isinstance(sizes, tuple) or not sizes or sizes[0] != Reference("batch"):
         return None
@@ -160,16 +149,10 @@ def without_bound(graph: Graph, computed: tuple[Node, ...]) -> list[tuple[str, s
     return missing + [
         (f"{node.op} (of a tensor that is computed from parameters and rounded)", node.module)
         for node in graph.nodes
-        if any(ref.name in inexact for ref in node.references()) and not accounts_for_errors(node)
+        if any(ref.name in inexact for ref in node.references())
+        and rule_of(node.op).parameter_errors is None
     ]
 
 
 def _control_flow(node: Node) -> str:
     return "control flow" if node.op.startswith("get_attr.") else ""
-
-
-def accounts_for_errors(node: Node) -> bool:
-    """Whether the bounds of a node hold although a parameter of it is rounded."""
-    linear = node.op in _AFFINE or node.op.startswith("aten.conv")
-    others = BESIDE | READS_ERRORS | {"aten.mul", REPEATED}
-    return linear or node.op in others

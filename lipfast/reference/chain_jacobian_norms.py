@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch.nn import functional
 from lipfast.ops.chain_stages import (
     Activation,
     AveragePool,
-    Convolution,
+    ConvStage,
     Flatten,
     Linear,
     MaxPool,
@@ -22,74 +21,10 @@ from lipfast.ops.chain_stages import (
 from lipfast.reference.jacobian_reduction import jacobian_reduction
 
 
-def _clipped(z: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
-    return z.clamp(low, high), ((z > low) & (z < high)).to(z.dtype)
-
-
-def _tanh(z: Tensor) -> tuple[Tensor, Tensor]:
-    y = torch.tanh(z)
-    return y, 1 - y * y
-
-
-def _sigmoid(z: Tensor) -> tuple[Tensor, Tensor]:
-    y = torch.sigmoid(z)
-    return y, y * torch.sigmoid(-z)
-
-
-def _gelu(z: Tensor) -> tuple[Tensor, Tensor]:
-    distribution = 0.5 * torch.erfc(-z / math.sqrt(2))
-    density = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
-    return z * distribution, distribution + z * density
-
-
-def _gelu_tanh(z: Tensor) -> tuple[Tensor, Tensor]:
-    inner = math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)
-    slope = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * z * z)
-    half = torch.sigmoid(2 * inner)  # (1 + tanh(inner)) / 2
-    return z * half, half + 2 * z * slope * half * torch.sigmoid(-2 * inner)
-
-
-def _silu(z: Tensor) -> tuple[Tensor, Tensor]:
-    y = torch.sigmoid(z)
-    return z * y, y * (1 + z * torch.sigmoid(-z))
-
-
-def _softplus(z: Tensor, beta: float, threshold: float) -> tuple[Tensor, Tensor]:
-    linear = z * beta > threshold
-    value = torch.where(linear, z, torch.log1p(torch.exp(z * beta)) / beta)
-    return value, torch.where(linear, 1.0, torch.sigmoid(z * beta))
-
-
-def _elu(z: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    negative = z.clamp(max=0)
-    value = torch.where(z > 0, z, alpha * torch.expm1(negative))
-    return value, torch.where(z > 0, 1.0, alpha * torch.exp(negative))
-
-
-def _leaky_relu(z: Tensor, slope: float) -> tuple[Tensor, Tensor]:
-    derivative = torch.full_like(z, slope).masked_fill(z > 0, 1.0)
-    return z * derivative, derivative
-
-
-_VALUE_AND_DERIVATIVE: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
-    "relu": lambda z: _leaky_relu(z, 0.0),
-    "leaky_relu": _leaky_relu,
-    "relu6": lambda z: _clipped(z, 0.0, 6.0),
-    "hardtanh": _clipped,
-    "tanh": _tanh,
-    "sigmoid": _sigmoid,
-    "gelu": _gelu,
-    "gelu_tanh": _gelu_tanh,
-    "silu": _silu,
-    "softplus": _softplus,
-    "elu": _elu,
-}
-
-
 def _affine(stage: Stage, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if isinstance(stage, Linear):
         return functional.linear(h, weight, bias)
-    assert isinstance(stage, Convolution)
+    assert isinstance(stage, ConvStage)
     convolve = functional.conv1d if h.dim() == 3 else functional.conv2d
     return convolve(h, weight, bias, stage.stride, stage.padding, stage.dilation, stage.groups)
 
@@ -144,7 +79,7 @@ def chain_jacobians(
         elif isinstance(stage, Flatten):
             h, tangent = h.flatten(1), tangent.flatten(1)
         elif isinstance(stage, Activation):
-            h, derivative = _VALUE_AND_DERIVATIVE[stage.name](h, *stage.parameters)
+            h, derivative = stage.function.evaluate(h, *stage.parameters)
             tangent = tangent * derivative.repeat_interleave(columns, 0)
     return tangent.reshape(batch, columns, -1).mT.contiguous()
 

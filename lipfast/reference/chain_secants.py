@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from lipfast.ops.chain_activations import PiecewiseLinear
 from lipfast.ops.chain_stages import Activation, Flatten, Linear, Stage
 from lipfast.reference.chain_jacobian_norms import chain_jacobians
 
+# Not those of `lipfast.rounding`: a mistake there must show here.
 _U = 2.0**-53
 _UNDERFLOW = 2.0**-1000
 
@@ -77,32 +79,15 @@ def _reach(
             value = weight.double() @ value + (0.0 if bias is None else bias.double())
             slope = weight.double() @ slope
         elif isinstance(stage, Activation):
-            for kink in _kinks(stage):
+            for kink in _pieces(stage).kinks(*stage.parameters):
                 # A unit that does not move has no kink ahead.
                 distance = torch.where(slope != 0, (kink - value) / slope, math.inf)
                 up = torch.where(distance > 0, distance, math.inf).amin()
                 down = torch.where(distance < 0, -distance, math.inf).amin()
                 forward, backward = torch.minimum(forward, up), torch.minimum(backward, down)
-            value, derivative = _activation(stage, value)
+            value, derivative = stage.function.evaluate(value, *stage.parameters)
             slope = slope * derivative
     return backward, forward
-
-
-def _kinks(stage: Activation) -> tuple[float, ...]:
-    clipped = {"relu6": (0.0, 6.0), "hardtanh": stage.parameters}
-    return clipped.get(stage.name, (0.0,))
-
-
-def _activation(stage: Activation, value: Tensor) -> tuple[Tensor, Tensor]:
-    if stage.name == "relu":
-        return value.clamp(min=0.0), (value > 0).to(value.dtype)
-    if stage.name == "leaky_relu":
-        (slope,) = stage.parameters
-        derivative = torch.full_like(value, slope).masked_fill(value > 0, 1.0)
-        return torch.where(value > 0, value, value * slope), derivative
-    low, high = _kinks(stage)
-    inside = (value > low) & (value < high)
-    return value.clamp(low, high), inside.to(value.dtype)
 
 
 def enclosures(
@@ -144,7 +129,7 @@ def _enclosed(
             value, error = _enclosed_map(value, error, weight.double(), bias)
         else:
             assert isinstance(stage, Activation)
-            value, error = _ERRORS[stage.name](value, error, stage)
+            value, error = _enclosed_activation(value, error, stage)
         # An overflow, perhaps of a partial sum only, is not a number near the truth.
         known = torch.isfinite(value) & ~torch.isnan(error)
         error = torch.where(known, error, math.inf)
@@ -162,25 +147,16 @@ def _enclosed_map(
     return x @ weight.mT + shift, bound * (1.0 + 2 * _gamma(terms + 8)) + _UNDERFLOW
 
 
-def _passed_on(value: Tensor, error: Tensor, stage: Activation) -> tuple[Tensor, Tensor]:
-    return _activation(stage, value)[0], error
-
-
-def _limited(value: Tensor, error: Tensor, stage: Activation) -> tuple[Tensor, Tensor]:
-    result = _activation(stage, value)[0]
-    return result, torch.minimum(error, (result.abs() + 6.0) * (1.0 + 8 * _U))
-
-
-def _leaky(value: Tensor, error: Tensor, stage: Activation) -> tuple[Tensor, Tensor]:
-    result = _activation(stage, value)[0]
-    steepest = max(1.0, abs(stage.parameters[0]))
+def _enclosed_activation(value: Tensor, error: Tensor, stage: Activation) -> tuple[Tensor, Tensor]:
+    result, _ = stage.function.evaluate(value, *stage.parameters)
+    pieces = _pieces(stage)
+    if pieces.steepest is None:
+        return result, torch.minimum(error, (result.abs() + pieces.limit) * (1.0 + 8 * _U))
+    steepest = pieces.steepest(*stage.parameters)
     total = error * steepest + (value.abs() + result.abs()) * (32 * _U)
     return result, total * (1.0 + 8 * _U) + _UNDERFLOW
 
 
-_ERRORS: dict[str, Callable[[Tensor, Tensor, Activation], tuple[Tensor, Tensor]]] = {
-    "relu": _passed_on,
-    "leaky_relu": _leaky,
-    "relu6": _limited,
-    "hardtanh": _passed_on,
-}
+def _pieces(stage: Activation) -> PiecewiseLinear:
+    assert stage.function.pieces is not None
+    return stage.function.pieces

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-UNIT_ROUNDOFF = 2.0**-53
+UNIT_ROUNDOFF = 2.0**-53  # not that of `lipfast.rounding`: a mistake there must show here
 
 
 def gamma(k: int) -> float:

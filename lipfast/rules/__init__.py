@@ -17,11 +17,12 @@ from lipfast.rules import (
     resampling,
     structural,
 )
-from lipfast.rules.registry import RULES, Call, LayerRequest, Rule, rule
+from lipfast.rules.registry import RULES, Call, Dimensions, LayerRequest, Rule, rule
 
 __all__ = [
     "RULES",
     "Call",
+    "Dimensions",
     "LayerRequest",
     "Rule",
     "affine",

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from lipfast.graph.nodes import Node, Reference
+from lipfast.ops import chain_stages
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.registry import Arguments, Call, LayerRequest, rule
-from lipfast.rules.rounding import UNDERFLOW, gamma, magnitude
+from lipfast.rules.running_errors import error_of_linear_map
 from lipfast.rules.upward import Upward
 
 
-def _layer(node: Node) -> LayerRequest:
+def _affine_layer(node: Node) -> LayerRequest:
     weight = node.args[1]
     assert isinstance(weight, Reference)
     return LayerRequest("linear", weight.name, transposed=node.op == "lipfast.matmul")
 
 
-def _supports(node: Node) -> str | None:
+def parameters_supported(node: Node) -> str | None:
+    """Weight and bias must be parameters: what depends on the input has no fixed norm."""
     weight, bias = node.args[1], node.argument(2, "bias")
     if not (isinstance(weight, Reference) and weight.kind == "parameter"):
         return "its weight is computed, not a parameter"
@@ -29,7 +32,7 @@ def _supports(node: Node) -> str | None:
     return None
 
 
-def _operands(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor | None]:
+def _affine_operands(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor | None]:
     node = arguments.node
     bias = node.argument(2, "bias")
     weight = arguments.value(node.args[1])
@@ -48,23 +51,21 @@ def _apply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return product.reshape(*x.shape[:-1], -1)
 
 
-def _evaluate(arguments: Arguments) -> Tensor:
-    return _apply(*_operands(arguments))
+def _evaluate_affine(arguments: Arguments) -> Tensor:
+    return _apply(*_affine_operands(arguments))
 
 
-def _error(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
-    """``gamma_{n+2} (|W| (|x| + e / gamma_{n+2}) + |b|)`` plus the roundings of this line itself.
-
-    Holds for every order of summation, with or without fused multiply-add (Higham, 2002, sec. 3.5).
-    """
-    x, weight, bias = _operands(arguments)
-    relative = gamma(weight.shape[1] + 2)
-    size = magnitude(x, errors[0], relative)
-    bound = _apply(size, weight.abs(), None if bias is None else bias.abs()) * relative
-    return bound * (1.0 + 2 * gamma(weight.shape[1] + 8)) + UNDERFLOW
+def _affine_error(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
+    """``gamma_{n+2} (|W| (|x| + e / gamma_{n+2}) + |b|)``."""
+    x, weight, bias = _affine_operands(arguments)
+    size, shift = weight.abs(), None if bias is None else bias.abs()
+    terms = weight.shape[1]
+    return error_of_linear_map(
+        lambda h: _apply(h, size, shift), x, errors[0], roundings=terms + 2, room=terms + 8
+    )
 
 
-def _magnitude(call: Call) -> Magnitude:
+def _affine_magnitude(call: Call) -> Magnitude:
     """``||W x + b|| <= ||W||_2 ||x|| + ||b||`` row by row (only for the norm 2)."""
     weight, bias = call.node.args[1], call.node.argument(2, "bias")
     assert isinstance(weight, Reference)
@@ -78,15 +79,24 @@ def _magnitude(call: Call) -> Magnitude:
     return Magnitude(row=found.row + size.total)
 
 
-@rule(
-    "aten.linear",
-    "lipfast.matmul",
-    layer=_layer,
-    supports=_supports,
-    evaluate=_evaluate,
-    error=_error,
-    magnitude=_magnitude,
+def _linear_stage(node: Node, shape: tuple[int, ...]) -> Sequence[chain_stages.Stage] | None:
+    return [chain_stages.Linear()] if len(shape) == 1 else None
+
+
+_linear_rule = partial(
+    rule,
+    layer=_affine_layer,
+    supports=parameters_supported,
+    evaluate=_evaluate_affine,
+    error=_affine_error,
+    magnitude=_affine_magnitude,
+    parameter_errors="multiplied",
+    stage=_linear_stage,
 )
+
+
+@_linear_rule("aten.linear", leading=True, affine="matrix")
+@_linear_rule("lipfast.matmul", affine="transposed matrix")
 def linear(call: Call) -> Upward:
     """``L(W x + b) = ||W|| L(x)``; applied to the last dimension, whatever stands before it.
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from lipfast.graph.nodes import Argument, Node, Reference
+from lipfast.ops import chain_stages
+from lipfast.rounding import SMALLEST, UNIT_ROUNDOFF, widened
 from lipfast.rules.magnitude import Magnitude
-from lipfast.rules.pooling import error_of_a_mean, power
+from lipfast.rules.pooling import error_of_a_mean, power, same_entries
 from lipfast.rules.products import (
     activations,
     copy_count,
@@ -20,8 +23,8 @@ from lipfast.rules.products import (
     product,
 )
 from lipfast.rules.registry import Arguments, Call, rule
-from lipfast.rules.rounding import SMALLEST, UNDERFLOW, UNIT_ROUNDOFF
-from lipfast.rules.upward import Upward, joined
+from lipfast.rules.running_errors import error_of_extremum, finished
+from lipfast.rules.upward import Upward, p_norm
 
 
 def _factors(node: Node) -> tuple[float, float]:
@@ -32,7 +35,7 @@ def _factors(node: Node) -> tuple[float, float]:
     ]
 
 
-def _sizes(node: Node) -> tuple[float, float]:
+def _factor_sizes(node: Node) -> tuple[float, float]:
     first, second = _factors(node)
     return abs(first), abs(second)
 
@@ -75,7 +78,7 @@ def _error_sum(arguments: Arguments, errors: Sequence[Tensor | None], output: Te
     node = arguments.node
     remaining = iter(errors)
     total = output.abs() * UNIT_ROUNDOFF
-    for factor, argument in zip(_sizes(node), node.args[:2], strict=True):
+    for factor, argument in zip(_factor_sizes(node), node.args[:2], strict=True):
         if factor != 1.0:  # the product alpha y is rounded too
             # In this order: 2 u alpha may underflow where u |alpha y| does not.
             product = _entries(arguments, argument, output).abs() * factor
@@ -83,8 +86,7 @@ def _error_sum(arguments: Arguments, errors: Sequence[Tensor | None], output: Te
         error = next(remaining) if isinstance(argument, Reference) else None
         if error is not None:
             total = total + error * factor
-    total = total * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
-    return _exact_where_masked(arguments, errors, output, total)
+    return _exact_where_masked(arguments, errors, output, finished(total, 8))
 
 
 def _exact_where_masked(
@@ -109,9 +111,9 @@ def _exact_where_masked(
 
 
 def _sum_magnitude(call: Call) -> Magnitude:
-    """Of a sum: magnitudes add; what is broadcast counts by its entries."""
+    """Magnitudes of a sum add; what is broadcast counts by its entries."""
     total, position = Magnitude(*[Upward.of(0.0)] * 3), 0
-    for factor, argument in zip(_sizes(call.node), call.node.args[:2], strict=True):
+    for factor, argument in zip(_factor_sizes(call.node), call.node.args[:2], strict=True):
         if isinstance(argument, Reference):
             size = call.magnitudes[position]
             if copy_count(call, position) > 1:
@@ -131,6 +133,9 @@ def _sum_magnitude(call: Call) -> Magnitude:
     evaluate=_evaluate_sum,
     error=_error_sum,
     magnitude=_sum_magnitude,
+    leading=True,
+    integers=True,
+    parameter_errors="added",
 )
 def add(call: Call) -> Upward:
     """``L(x + alpha y) = L(x) + |alpha| L(y)``; constants add nothing (residual: 1 + branch).
@@ -139,7 +144,7 @@ def add(call: Call) -> Upward:
     ``copies`` for norm 1.
     """
     total, position = Upward.of(0.0), 0
-    for factor, argument in zip(_sizes(call.node), call.node.args[:2], strict=True):
+    for factor, argument in zip(_factor_sizes(call.node), call.node.args[:2], strict=True):
         if isinstance(argument, Reference):
             total = total + call.operands[position] * factor * _copies(call, position)
             position += 1
@@ -185,18 +190,23 @@ def _error_scale(arguments: Arguments, errors: Sequence[Tensor | None], output: 
     for error in errors:
         if error is not None:  # dividing: the reciprocal of a factor may be denormal, or inf
             total = total + (error / factor if node.op == "aten.div" else error * factor)
-    return total * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
+    return finished(total, 8)
 
 
-@rule(
-    "aten.mul",
-    "aten.div",
+_scaling_rule = partial(
+    rule,
     supports=_scale_supported,
     evaluate=_evaluate_scale,
     error=_error_scale,
     magnitude=lambda call: _scaled_magnitude(call),  # noqa: PLW0108 (defined below)
     product=lambda node: activations(node) == 2,
+    leading=True,
+    integers=True,
 )
+
+
+@_scaling_rule("aten.mul", parameter_errors="multiplied")
+@_scaling_rule("aten.div")
 def scale(call: Call) -> Upward:
     """Multiplication by a constant or a parameter: its largest absolute entry.
 
@@ -205,7 +215,7 @@ def scale(call: Call) -> Upward:
     """
     if activations(call.node) == 2:
         return product(call)
-    factor = _factor(call)
+    factor = _largest_factor(call)
     if math.isinf(factor):
         return call.unbounded(f"{call.node} divides by zero")
     position = _activation_position(call.node)
@@ -218,7 +228,7 @@ def _activation_position(node: Node) -> int:
     return next(index for index, value in enumerate(tensors) if value.kind == "node")
 
 
-def _factor(call: Call) -> float:
+def _largest_factor(call: Call) -> float:
     """Largest magnitude that entries are multiplied by."""
     other = _other(call.node)
     if isinstance(other, (bool, int, float)):
@@ -227,7 +237,7 @@ def _factor(call: Call) -> float:
         entries = call.tensor(other).detach().double().abs()
         rounding = call.rounding(other)
         if rounding is not None:
-            entries = (entries + rounding) * (1.0 + 2.0**-50)
+            entries = widened(entries + rounding, 4)
         largest, smallest = float(entries.max()), float(entries.min())
     if call.node.op != "aten.div":
         return largest
@@ -238,7 +248,7 @@ def _scaled_magnitude(call: Call) -> Magnitude:
     if activations(call.node) == 2:
         return magnitude_of_product(call)
     position = _activation_position(call.node)
-    found = call.magnitudes[position].scaled(_factor(call))
+    found = call.magnitudes[position].scaled(_largest_factor(call))
     return Magnitude(entry=found.entry) if copy_count(call, position) > 1 else found
 
 
@@ -266,11 +276,7 @@ def _evaluate_extremum(arguments: Arguments) -> Tensor:
 def _error_extremum(
     arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
 ) -> Tensor:
-    total = torch.zeros_like(output)
-    for error in _alignments(errors, output):
-        if error is not None:
-            total = torch.maximum(total, error)
-    return total
+    return error_of_extremum(_alignments(errors, output), output)
 
 
 @rule(
@@ -282,6 +288,8 @@ def _error_extremum(
     ),
     evaluate=_evaluate_extremum,
     error=_error_extremum,
+    leading=True,
+    integers=True,
 )
 def extremum(call: Call) -> Upward:
     """``|max(a, b) - max(a', b')| <= max(|a - a'|, |b - b'|)``: the p-norm of the two constants.
@@ -289,7 +297,7 @@ def extremum(call: Call) -> Upward:
     A broadcast operand counts as often as it is copied.
     """
     parts = [call.operands[index] * _copies(call, index) for index in range(2)]
-    return joined(parts, call.norm)
+    return p_norm(parts, call.norm)
 
 
 def _keeps_samples(node: Node) -> str | None:
@@ -297,6 +305,9 @@ def _keeps_samples(node: Node) -> str | None:
     if not dimensions:
         return "over all dimensions, the samples among them"
     return "over the samples" if 0 in dimensions else None
+
+
+_reduction_rule = partial(rule, supports=_keeps_samples, dimensions={1: "dim"}, leading=True)
 
 
 def _error_reduced(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
@@ -307,15 +318,10 @@ def _error_reduced(arguments: Arguments, errors: Sequence[Tensor | None], output
     return errors[0].amax(dimensions, keepdim=True).reshape(output.shape)
 
 
-@rule(
-    "aten.amax",
-    "aten.amin",
-    "aten.max",
-    "aten.min",
-    supports=_keeps_samples,
-    error=_error_reduced,
-    magnitude=lambda call: Magnitude(entry=call.magnitudes[0].entry),
-)
+_EXTREMA = ("aten.amax", "aten.amin", "aten.max", "aten.min")
+
+
+@_reduction_rule(*_EXTREMA, error=_error_reduced, magnitude=same_entries)
 def reduced_extremum(call: Call) -> Upward:
     """1 in every norm: each entry is in one maximum, which moves by no more than its largest."""
     return call.input
@@ -326,7 +332,7 @@ def _reduced_count(call: Call) -> int:
     return math.prod(shape[dim - 1] for dim in call.node.dimensions(1, "dim"))
 
 
-@rule("aten.sum", supports=_keeps_samples, error=error_of_a_mean)
+@_reduction_rule("aten.sum", error=error_of_a_mean, casts=True)
 def total(call: Call) -> Upward:
     """Over n entries: 1 for p = 1, ``sqrt(n)`` for p = 2, n for p = inf (Cauchy and Schwarz)."""
     count = _reduced_count(call)
@@ -335,11 +341,19 @@ def total(call: Call) -> Upward:
     return call.input * (power(count, 2) if call.norm == 2 else 1.0)
 
 
-@rule(
-    "aten.mean",
-    supports=_keeps_samples,
-    error=error_of_a_mean,
-    magnitude=lambda call: Magnitude(entry=call.magnitudes[0].entry),
+def _global_mean(node: Node, shape: tuple[int, ...]) -> Sequence[chain_stages.Stage] | None:
+    """A pool over whole channels, with or without the axes of length 1 that are left."""
+    axes = tuple(range(2, len(shape) + 1))
+    if len(shape) not in (2, 3) or tuple(sorted(node.dimensions(1, "dim"))) != axes:
+        return None
+    pool = chain_stages.AveragePool(shape[1:], shape[1:], (0,) * len(axes))
+    if len(node.shape) == 1:
+        return [pool, chain_stages.Flatten()]
+    return [pool] if len(node.shape) == len(shape) else None
+
+
+@_reduction_rule(
+    "aten.mean", error=error_of_a_mean, magnitude=same_entries, casts=True, stage=_global_mean
 )
 def mean(call: Call) -> Upward:
     """Over n entries: ``1/n`` for p = 1, ``1/sqrt(n)`` for p = 2, 1 for p = inf."""
@@ -361,8 +375,10 @@ def _vector_norm_supported(node: Node) -> str | None:
     return None
 
 
-@rule("aten.linalg_vector_norm", supports=_vector_norm_supported)
-def vector_norm(call: Call) -> Upward:
+@rule(
+    "aten.linalg_vector_norm", supports=_vector_norm_supported, dimensions={2: "dim"}, leading=True
+)
+def reduced_norm(call: Call) -> Upward:
     """``| ||x||_q - ||y||_q | <= ||x - y||_q <= n^max(0, 1/q - 1/p) ||x - y||_p``."""
     order = float(call.node.number(1, "ord", 2.0))
     shape = call.operand_shapes[0]

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from lipfast.graph.nodes import Node, Reference
+from lipfast.rounding import UNIT_ROUNDOFF, widened
 from lipfast.rules.magnitude import Magnitude
-from lipfast.rules.pointwise import EVALUATION_ROUNDOFFS
 from lipfast.rules.pooling import power
-from lipfast.rules.products import error_of_matmul, product_of_matrices
+from lipfast.rules.products import product_of_matrices
 from lipfast.rules.registry import Arguments, Call, rule
-from lipfast.rules.rounding import UNDERFLOW, UNIT_ROUNDOFF
+from lipfast.rules.running_errors import EVALUATION_ROUNDOFFS, error_of_matmul, finished
 from lipfast.rules.upward import Upward
 
 
@@ -24,7 +25,7 @@ def _over_entries(node: Node) -> str | None:
     return "over the samples" if not dimensions or 0 in dimensions else None
 
 
-def _axes(node: Node) -> list[int]:
+def _joint_axes(node: Node) -> list[int]:
     """The dimensions of (networks, samples, *shape) that are taken together."""
     return [dim + 1 for dim in node.dimensions(1, "dim")]
 
@@ -47,11 +48,11 @@ def _roundings(x: Tensor, axes: list[int]) -> Tensor:
 
 
 def _error_softmax(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
-    x, axes = arguments.value(arguments.node.args[0]), _axes(arguments.node)
+    x, axes = arguments.value(arguments.node.args[0]), _joint_axes(arguments.node)
     incoming = torch.zeros_like(x) if errors[0] is None else errors[0]
     rounding = output * (2 * UNIT_ROUNDOFF) * _roundings(x, axes)
     total = 0.5 * incoming.amax(axes, keepdim=True) + rounding
-    return total * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
+    return finished(total, 8)
 
 
 def _softmax_magnitude(call: Call) -> Magnitude:
@@ -59,7 +60,12 @@ def _softmax_magnitude(call: Call) -> Magnitude:
     return Magnitude(Upward.of(1.0), Upward.of(1.0) if last else Upward(math.inf))
 
 
-@rule("aten.softmax", supports=_over_entries, error=_error_softmax, magnitude=_softmax_magnitude)
+_softmax_rule = partial(
+    rule, supports=_over_entries, dimensions={1: "dim"}, casts=True, leading=True, maskable=True
+)
+
+
+@_softmax_rule("aten.softmax", error=_error_softmax, magnitude=_softmax_magnitude)
 def softmax(call: Call) -> Upward:
     """1/2 for p = 1, 2 and inf.
 
@@ -72,15 +78,15 @@ def softmax(call: Call) -> Upward:
 def _error_log_softmax(
     arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
 ) -> Tensor:
-    x, axes = arguments.value(arguments.node.args[0]), _axes(arguments.node)
+    x, axes = arguments.value(arguments.node.args[0]), _joint_axes(arguments.node)
     incoming = torch.zeros_like(x) if errors[0] is None else errors[0]
     size = x.abs().amax(axes, keepdim=True) + output.abs() + 1.0
     rounding = size * (4 * UNIT_ROUNDOFF) * _roundings(x, axes)
     total = incoming + incoming.amax(axes, keepdim=True) + rounding
-    return total * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
+    return finished(total, 8)
 
 
-@rule("aten.log_softmax", supports=_over_entries, error=_error_log_softmax)
+@_softmax_rule("aten.log_softmax", error=_error_log_softmax)
 def log_softmax(call: Call) -> Upward:
     """Over K >= 2 entries ``sqrt(K)`` for p = 2, 2 for p = inf, K - 1 for p = 1.
 
@@ -99,15 +105,21 @@ def log_softmax(call: Call) -> Upward:
 def _error_logsumexp(
     arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
 ) -> Tensor:
-    x, axes = arguments.value(arguments.node.args[0]), _axes(arguments.node)
+    x, axes = arguments.value(arguments.node.args[0]), _joint_axes(arguments.node)
     incoming = torch.zeros_like(x) if errors[0] is None else errors[0]
     size = x.abs().amax(axes, keepdim=True) + 1.0
     rounding = size * (4 * UNIT_ROUNDOFF) * _roundings(x, axes)
     total = (incoming.amax(axes, keepdim=True) + rounding).reshape(output.shape)
-    return (total + output.abs() * (4 * UNIT_ROUNDOFF)) * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
+    return finished(total + output.abs() * (4 * UNIT_ROUNDOFF), 8)
 
 
-@rule("aten.logsumexp", supports=_over_entries, error=_error_logsumexp)
+@rule(
+    "aten.logsumexp",
+    supports=_over_entries,
+    error=_error_logsumexp,
+    dimensions={1: "dim"},
+    leading=True,
+)
 def logsumexp(call: Call) -> Upward:
     """1 in every norm: the gradient is a softmax, of non-negative entries that sum to 1."""
     return call.input
@@ -143,7 +155,7 @@ def weighted_rows(call: Call) -> Upward:
     plain = product_of_matrices(pair)
     if call.norm != 2:
         return plain if not plain.unbounded else call.unbounded(_UNBOUNDED.format(call.node.op))
-    scale = abs(call.node.number(4, "scale", 1.0)) * (1.0 + 32 * UNIT_ROUNDOFF)
+    scale = widened(abs(call.node.number(4, "scale", 1.0)), 16)
     rows = tuple(call.magnitudes[index].row for index in (2, 3, 1))
     joint = _attention_bound((query, key, value), rows, call.node.shape[-2], scale)
     best = min(plain, joint, key=lambda bound: bound.log)
@@ -217,7 +229,7 @@ def _for_all_samples(table: Tensor, scores: Tensor) -> Tensor:
     return table.reshape(table.shape[0], *ones, *table.shape[1:])
 
 
-def _scores(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _masked_scores(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Queries, keys, values, the masked scores, and which of them a mask leaves visible."""
     node = arguments.node
     query, *others = (arguments.value(argument) for argument in node.args[:3])
@@ -241,7 +253,7 @@ def _scores(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tenso
 
 
 def _evaluate_attention(arguments: Arguments) -> Tensor:
-    _, _, value, scores, _ = _scores(arguments)
+    _, _, value, scores, _ = _masked_scores(arguments)
     return scores.softmax(-1) @ value
 
 
@@ -249,24 +261,24 @@ def _error_attention(
     arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
 ) -> Tensor:
     """Running errors of the scores, the softmax (half of the largest in a row), the product."""
-    query, key, value, scores, visible = _scores(arguments)
+    query, key, value, scores, visible = _masked_scores(arguments)
     scale = abs(_attention_scale(arguments.node, query.shape[-1]))
     of_keys, of_values = (_per_query_head(arguments.node, query, e) for e in errors[1:3])
     of_key = None if of_keys is None else of_keys.mT
     size = torch.where(visible, scores.abs(), 0.0)
-    first = error_of_matmul(query, key.mT, errors[0], of_key) * (scale * (1 + 8 * UNIT_ROUNDOFF))
+    first = error_of_matmul(query, key.mT, errors[0], of_key) * widened(scale, 4)
     # The product with the scale, which is rounded too, and the sum with a mask.
     magnitude = (query.abs() @ key.abs().mT) * scale
     first = first + (8 * UNIT_ROUNDOFF) * (magnitude + size)
     if len(errors) > 3 and errors[3] is not None:  # of a mask that is computed
-        first = (first + _for_all_samples(errors[3], scores)) * (1 + 4 * UNIT_ROUNDOFF)
+        first = widened(first + _for_all_samples(errors[3], scores), 2)
     first = torch.where(visible, first, 0.0)
     weights = scores.softmax(-1)
     low = torch.where(visible, scores, math.inf).amin(-1, keepdim=True)
     span = (scores.amax(-1, keepdim=True) - low).clamp(0.0, 800.0)
     roundings = span + (2.0 * EVALUATION_ROUNDOFFS + scores.shape[-1] + 8)
     second = 0.5 * first.amax(-1, keepdim=True) + weights * (2 * UNIT_ROUNDOFF) * roundings
-    second = second * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
+    second = finished(second, 8)
     return error_of_matmul(weights, value, second, of_values)
 
 
@@ -285,6 +297,9 @@ def _for_all_heads(call: Call, position: int) -> Upward:
     error=_error_attention,
     product=lambda node: True,
     magnitude=lambda call: Magnitude(row=call.magnitudes[2].row),
+    leading=True,
+    integers=True,
+    parameter_errors="read",
 )
 def attention(call: Call) -> Upward:
     r"""``softmax(c Q K^T) V``, p = 2: ``c R_v R_k L(Q) + c R_v R_q sqrt(n/2) L(K) + sqrt(n) L(V)``.
@@ -309,7 +324,7 @@ def attention(call: Call) -> Upward:
     if len({len(shape) for shape in call.operand_shapes[:3]}) > 1:
         return call.unbounded(f"{call.node.op} of tensors with different numbers of dimensions")
     features = call.operand_shapes[0][-1]
-    scale = abs(_attention_scale(call.node, features)) * (1.0 + 4 * UNIT_ROUNDOFF)
+    scale = widened(abs(_attention_scale(call.node, features)), 2)
     first, second, third = (_for_all_heads(call, position) for position in range(3))
     rows = tuple(size.row for size in call.magnitudes[:3])
     total = _attention_bound((first, second, third), rows, queries, scale)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor
 
 from lipfast.graph.nodes import Node, Reference
-from lipfast.rules.registry import Arguments, Call, Convolution, LayerRequest, rule
-from lipfast.rules.rounding import UNDERFLOW, gamma, magnitude
+from lipfast.ops import chain_stages
+from lipfast.rules.affine import parameters_supported
+from lipfast.rules.registry import Arguments, Call, ConvSettings, LayerRequest, rule
+from lipfast.rules.running_errors import error_of_linear_map
 from lipfast.rules.upward import Upward
 
 
-def settings(node: Node) -> Convolution:
+def settings(node: Node) -> ConvSettings:
     """Read the arguments of ``aten.conv{1,2,3}d``, their transposed kin or ``aten.convolution``."""
     axes = len(node.shape) - 1
 
@@ -22,7 +25,7 @@ def settings(node: Node) -> Convolution:
 
     stride = axis(3, "stride", 1)
     if node.op == "aten.convolution":
-        return Convolution(
+        return ConvSettings(
             stride,
             axis(4, "padding", 0),
             axis(5, "dilation", 1),
@@ -31,7 +34,7 @@ def settings(node: Node) -> Convolution:
             bool(node.argument(6, "transposed")),
         )
     if node.op.startswith("aten.conv_transpose"):
-        return Convolution(
+        return ConvSettings(
             stride,
             axis(4, "padding", 0),
             axis(7, "dilation", 1),
@@ -42,12 +45,12 @@ def settings(node: Node) -> Convolution:
     named = node.argument(4, "padding") if isinstance(node.argument(4, "padding"), str) else None
     dilation, groups = axis(5, "dilation", 1), int(node.number(6, "groups", 1))
     if named == "same":
-        return Convolution(stride, "same", dilation, groups)
+        return ConvSettings(stride, "same", dilation, groups)
     padding = (0,) * axes if named == "valid" else axis(4, "padding", 0)
-    return Convolution(stride, padding, dilation, groups)
+    return ConvSettings(stride, padding, dilation, groups)
 
 
-def _layer(node: Node) -> LayerRequest:
+def _convolution_layer(node: Node) -> LayerRequest:
     weight = node.args[1]
     assert isinstance(weight, Reference)
     found = settings(node)
@@ -55,20 +58,13 @@ def _layer(node: Node) -> LayerRequest:
     return LayerRequest(kind, weight.name, convolution=found)
 
 
-def _supports(node: Node) -> str | None:
-    weight, bias = node.args[1], node.argument(2, "bias")
-    if not (isinstance(weight, Reference) and weight.kind == "parameter"):
-        return "its weight is computed, not a parameter"
-    if bias is not None and not (isinstance(bias, Reference) and bias.kind == "parameter"):
-        return "its bias is computed, not a parameter"
-    return None
-
-
-def _error(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
+def _convolution_error(
+    arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
+) -> Tensor:
     """``gamma_{n+2} (|W| * (|x| + e / gamma_{n+2}) + |b|)`` for n terms, as for a matrix.
 
-    Holds for every order of summation; algorithms that transform (Fourier, Winograd) are excluded:
-    torch has none for float64 on a processor, and `estimators.lower.certificate` turns cuDNN off.
+    Algorithms that transform (Fourier, Winograd) are excluded: torch has none for float64 on a
+    processor, and `estimators.enclosure` turns cuDNN off.
     """
     node = arguments.node
     x, weight = node.args[0], node.args[1]
@@ -79,27 +75,43 @@ def _error(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
     transposed = settings(node).transposed
     # A transposed kernel is (in, out / groups, ...): at most that many terms meet in one output.
     terms = math.prod(shape) // shape[1] if transposed else math.prod(shape[1:])
-    relative = gamma(terms + 2)
-    size = magnitude(arguments.value(x), errors[0], relative)
-    replaced = {x: size, weight: arguments.value(weight).abs()}
+    sizes = {weight: arguments.value(weight).abs()}
     if isinstance(bias, Reference):
-        replaced[bias] = arguments.value(bias).abs()
-    bound = arguments.apply(replaced) * relative
-    return bound * (1.0 + 2 * gamma(terms + 8)) + UNDERFLOW
+        sizes[bias] = arguments.value(bias).abs()
+    return error_of_linear_map(
+        lambda size: arguments.apply({x: size, **sizes}),
+        arguments.value(x),
+        errors[0],
+        roundings=terms + 2,
+        room=terms + 8,
+    )
 
 
-@rule(
-    "aten.conv1d",
-    "aten.conv2d",
-    "aten.conv3d",
+def _convolution_stage(node: Node, shape: tuple[int, ...]) -> Sequence[chain_stages.Stage] | None:
+    found = settings(node)
+    if found.padding == "same":
+        return None  # the kernel's size is not known here, and the padding may be uneven
+    return [chain_stages.ConvStage(found.stride, found.padding, found.dilation, found.groups)]
+
+
+_convolution_rule = partial(
+    rule,
+    layer=_convolution_layer,
+    supports=parameters_supported,
+    error=_convolution_error,
+    parameter_errors="multiplied",
+)
+
+
+@_convolution_rule("aten.conv1d", "aten.conv2d", affine="convolution", stage=_convolution_stage)
+@_convolution_rule("aten.conv3d", affine="convolution")
+@_convolution_rule(
     "aten.conv_transpose1d",
     "aten.conv_transpose2d",
     "aten.conv_transpose3d",
-    "aten.convolution",
-    layer=_layer,
-    supports=_supports,
-    error=_error,
+    affine="transposed convolution",
 )
+@_convolution_rule("aten.convolution")
 def convolution(call: Call) -> Upward:
     """``L(W * x + b) = ||W *|| L(x)``, the norm of the linear map between samples of this size.
 

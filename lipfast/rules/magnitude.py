@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lipfast.rules.rounding import gamma
+from lipfast.rounding import gamma
 from lipfast.rules.upward import Upward
 
 _UNKNOWN = Upward(math.inf)
@@ -39,15 +39,15 @@ class Magnitude:
         return Magnitude(entry, row, total)
 
     def scaled(self, factor: Upward | float) -> Magnitude:
-        """Of ``c x`` for numbers ``|c| <= factor``, one or one per entry."""
+        """The size of ``c x`` for numbers ``|c| <= factor``, one or one per entry."""
         return Magnitude(self.entry * factor, self.row * factor, self.total * factor)
 
     def plus(self, other: Magnitude) -> Magnitude:
-        """Of a sum."""
+        """The size of a sum."""
         return Magnitude(self.entry + other.entry, self.row + other.row, self.total + other.total)
 
     def tightened(self, other: Magnitude) -> Magnitude:
-        """Of something that both bound."""
+        """The size of something that both bound."""
         return Magnitude(
             _least(self.entry, other.entry),
             _least(self.row, other.row),
@@ -64,7 +64,7 @@ def _root(count: int) -> Upward:
 
 
 def of_tensor(tensor: Tensor) -> Magnitude:
-    """Of a parameter or a constant; nothing is known of one that is not finite (a mask)."""
+    """The size of a parameter or a constant; unknown of one that is not finite (a mask)."""
     values = tensor.detach().double().abs()
     if values.numel() == 0:
         return Magnitude(Upward.of(0.0), Upward.of(0.0), Upward.of(0.0))

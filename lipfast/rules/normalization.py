@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from lipfast.graph.apply import named_argument
 from lipfast.graph.nodes import Argument, Node, Reference
+from lipfast.rounding import SMALLEST, UNDERFLOW, UNIT_ROUNDOFF, gamma, widened
 from lipfast.rules.magnitude import Magnitude, of_tensor
-from lipfast.rules.registry import Arguments, Call, rule
-from lipfast.rules.rounding import SMALLEST, UNDERFLOW, UNIT_ROUNDOFF, gamma
+from lipfast.rules.registry import Arguments, Call, rule, rule_of
+from lipfast.rules.running_errors import finished
 from lipfast.rules.upward import Upward
 
 
-def running_statistics(node: Node) -> tuple[Argument, Argument, Argument, Argument, float]:
+def running_statistics(
+    node: Node,
+) -> tuple[Reference | None, Reference | None, Reference | None, Reference | None, float]:
     """Weight, bias, mean, variance and eps of a normalisation by stored statistics."""
     weight, bias, mean, variance = (
-        node.argument(position, name)
+        node.operand(position, name)
         for position, name in enumerate(("weight", "bias", "running_mean", "running_var"), 1)
     )
     return weight, bias, mean, variance, node.number(7, "eps", 1e-5)
@@ -84,10 +89,10 @@ def _error_stored(arguments: Arguments, errors: Sequence[Tensor | None], output:
     scale, centre, _ = _scale(arguments)
     distance = (x - centre).abs()
     spread = distance * (8 * UNIT_ROUNDOFF)
-    incoming = spread if errors[0] is None else errors[0] * (1.0 + 8 * UNIT_ROUNDOFF) + spread
+    incoming = spread if errors[0] is None else widened(errors[0], 4) + spread
     total = incoming * scale.abs() + (distance + incoming) * SMALLEST
     total = total + output.abs() * UNIT_ROUNDOFF
-    return total * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
+    return finished(total, 8)
 
 
 def _largest(call: Call, argument: Argument) -> float:
@@ -107,16 +112,16 @@ def _stored_constant(call: Call) -> Upward:
     if isinstance(weight, Reference):
         scale = scale * call.tensor(weight).detach().double().abs()
     # Four roundings of half an ulp or more each, and room for a denormal product.
-    return Upward.of(float(scale.max())) * (1.0 + 8 * UNIT_ROUNDOFF) + 2.0**-1000
+    return widened(Upward.of(float(scale.max())), 4) + UNDERFLOW
 
 
-@rule(
-    "aten.batch_norm",
-    "aten.instance_norm",
-    supports=_stored_supported,
-    evaluate=_evaluate_stored,
-    error=_error_stored,
+_stored_rule = partial(
+    rule, supports=_stored_supported, evaluate=_evaluate_stored, error=_error_stored
 )
+
+
+@_stored_rule("aten.batch_norm", training=5, affine="channels")
+@_stored_rule("aten.instance_norm")
 def stored_normalization(call: Call) -> Upward:
     """BatchNorm in eval mode: diagonal, ``max |weight| / sqrt(var + eps)`` in every norm.
 
@@ -133,26 +138,23 @@ def default_eps(node: Node) -> float | None:
 
     torch computes half precision in float32, and takes its eps.
     """
-    given = node.argument(3, "eps") if node.op == "aten.rms_norm" else None
+    position = rule_of(node.op).dtype_eps
+    given = None if position is None else node.argument(position, "eps")
     if not isinstance(given, Reference) or given.kind != "dtype":
         return None
     double = given.name == "float64"
     return torch.finfo(torch.float64 if double else torch.float32).eps
 
 
-def _eps(node: Node) -> float:
-    default = default_eps(node)
-    return node.number(*_EPS[node.op]) if default is None else default
-
-
-class _Groups:
+class _SampleGroups:
     """Which entries a normalisation by the sample's statistics takes together."""
 
     def __init__(self, node: Node) -> None:
         op, shape = node.op, node.shape
-        self.eps = _eps(node)
-        self.weight = node.argument(*_WEIGHT[op])
-        self.bias = None if op == "aten.rms_norm" else node.argument(*_BIAS[op])
+        eps = named_argument(node, "eps")
+        default = default_eps(node)
+        self.eps = default or (float(eps) if isinstance(eps, (int, float)) else 0.0)
+        self.weight, self.bias = named_argument(node, "weight"), named_argument(node, "bias")
         self.centred = op != "aten.rms_norm"
         if op in ("aten.layer_norm", "aten.rms_norm"):
             axes = node.argument(1, "normalized_shape")
@@ -160,28 +162,11 @@ class _Groups:
             self.size = math.prod(shape[len(shape) - len(axes) :])
             self.weight_shape = shape[len(shape) - len(axes) :]
         else:
-            groups = shape[0] if op == "aten.instance_norm" else int(node.number(1, "n", 1))
+            groups = (
+                shape[0] if op == "aten.instance_norm" else int(node.number(1, "num_groups", 1))
+            )
             self.size = math.prod(shape) // groups
             self.weight_shape = (shape[0], *[1] * (len(shape) - 1))
-
-
-_EPS = {
-    "aten.layer_norm": (4, "eps", 1e-5),
-    "aten.rms_norm": (3, "eps", 0.0),
-    "aten.group_norm": (4, "eps", 1e-5),
-    "aten.instance_norm": (7, "eps", 1e-5),
-}
-_WEIGHT = {
-    "aten.layer_norm": (2, "weight"),
-    "aten.rms_norm": (2, "weight"),
-    "aten.group_norm": (2, "weight"),
-    "aten.instance_norm": (1, "weight"),
-}
-_BIAS = {
-    "aten.layer_norm": (3, "bias"),
-    "aten.group_norm": (3, "bias"),
-    "aten.instance_norm": (2, "bias"),
-}
 
 
 def _sample_supported(node: Node) -> str | None:
@@ -196,12 +181,12 @@ def _sample_supported(node: Node) -> str | None:
     return None if known else "with a computed weight"
 
 
-def _rows(x: Tensor, size: int) -> Tensor:
+def _in_groups(x: Tensor, size: int) -> Tensor:
     """(networks, samples, groups, size)."""
     return x.reshape(*x.shape[:2], -1, size)
 
 
-def _per_entry(arguments: Arguments, argument: Argument, groups: _Groups) -> Tensor | None:
+def _per_entry(arguments: Arguments, argument: Argument, groups: _SampleGroups) -> Tensor | None:
     if not isinstance(argument, Reference):
         return None
     value = arguments.value(argument)
@@ -211,9 +196,9 @@ def _per_entry(arguments: Arguments, argument: Argument, groups: _Groups) -> Ten
 
 
 def _evaluate_by_sample(arguments: Arguments) -> Tensor:
-    groups = _Groups(arguments.node)
+    groups = _SampleGroups(arguments.node)
     x = arguments.value(arguments.node.args[0])
-    rows = _rows(x, groups.size)
+    rows = _in_groups(x, groups.size)
     if groups.centred:
         rows = rows - rows.mean(-1, keepdim=True)
     z = (rows / (rows.square().mean(-1, keepdim=True) + groups.eps).sqrt()).reshape(x.shape)
@@ -231,10 +216,10 @@ def _error_by_sample(
     With errors d of c and t of s, and ``s - t`` (at least eps) a lower bound of the true s:
     ``|c' / sqrt s' - c / sqrt s| <= d / sqrt s' + |c| t / (sqrt(s s') (sqrt s + sqrt s'))``.
     """
-    groups, u = _Groups(arguments.node), UNIT_ROUNDOFF
-    x = _rows(arguments.value(arguments.node.args[0]), groups.size)
+    groups, u = _SampleGroups(arguments.node), UNIT_ROUNDOFF
+    x = _in_groups(arguments.value(arguments.node.args[0]), groups.size)
     n, wide = groups.size, gamma(groups.size + 8)
-    e = torch.zeros_like(x) if errors[0] is None else _rows(errors[0], n)
+    e = torch.zeros_like(x) if errors[0] is None else _in_groups(errors[0], n)
     c, d = x, e
     if groups.centred:
         c = x - x.mean(-1, keepdim=True)
@@ -243,30 +228,33 @@ def _error_by_sample(
     s = c.square().mean(-1, keepdim=True) + groups.eps
     t = (d * (2 * c.abs() + d)).mean(-1, keepdim=True) * (1 + 2 * wide) + s * (2 * wide)
     t = t + 8 * SMALLEST  # squares, their mean and t itself may underflow, and eps be as small
-    low = torch.maximum(s - t * (1 + 4 * u), torch.full_like(s, groups.eps)) * (1 - 4 * u)
+    low = torch.maximum(s - widened(t, 2), torch.full_like(s, groups.eps)) * (1 - 4 * u)
     root, least = s.sqrt(), low.sqrt() * (1 - 4 * u)
     unit = (c / root).abs()
     # In this order: no factor underflows before the last.
     spread = d / least + unit * (t / least / (root + least)) + unit * 4 * u
-    spread = spread.reshape(output.shape) * (1 + 32 * u) + UNDERFLOW
+    spread = finished(spread.reshape(output.shape), 16)
     weight = _per_entry(arguments, groups.weight, groups)
     if weight is not None:
         spread = spread * weight.abs()
     # The product and the sum with the bias: |product| <= |z| + |bias|.
     bias = _per_entry(arguments, groups.bias, groups)
     size = output.abs() if bias is None else 2 * output.abs() + bias.abs()
-    return (spread + size * (2 * u)) * (1 + 16 * u) + UNDERFLOW
+    return finished(spread + size * (2 * u), 8)
 
 
-@rule(
-    "aten.layer_norm",
-    "aten.group_norm",
-    "aten.rms_norm",
+_sample_rule = partial(
+    rule,
     supports=_sample_supported,
     evaluate=_evaluate_by_sample,
     error=_error_by_sample,
-    magnitude=lambda call: _magnitude(call),  # noqa: PLW0108 (defined below)
+    magnitude=lambda call: _normalised_magnitude(call),  # noqa: PLW0108 (defined below)
 )
+
+
+@_sample_rule("aten.layer_norm", leading=True)
+@_sample_rule("aten.rms_norm", leading=True, dtype_eps=3)
+@_sample_rule("aten.group_norm")
 def by_sample(call: Call) -> Upward:
     r"""LayerNorm, GroupNorm, InstanceNorm, RMSNorm: ``max |weight| / sqrt(eps)`` for p = 2.
 
@@ -285,11 +273,11 @@ def by_sample(call: Call) -> Upward:
     return _sample_constant(call) * call.input
 
 
-def _magnitude(call: Call) -> Magnitude:
+def _normalised_magnitude(call: Call) -> Magnitude:
     """``||P x / s|| <= sqrt(n)`` and ``|entry| <= sqrt(n - 1)`` (RMSNorm: sqrt(n)) per group."""
     if call.node.op == "aten.instance_norm" and not _by_sample(call.node):
         return Magnitude()
-    groups = _Groups(call.node)
+    groups = _SampleGroups(call.node)
     n = groups.size
     rows = math.prod(call.node.shape) // n
     factor = _largest(call, groups.weight)
@@ -306,12 +294,12 @@ def _magnitude(call: Call) -> Magnitude:
 
 
 def _sample_constant(call: Call) -> Upward:
-    groups = _Groups(call.node)
+    groups = _SampleGroups(call.node)
     if groups.eps <= 0.0:
         return call.unbounded(f"{call.node.op} with eps = 0 has no finite Lipschitz constant")
     factor = Upward.of(_largest(call, groups.weight))
     # The quotient and the root: three roundings.
-    factor = factor * (1.0 / math.sqrt(groups.eps)) * (1.0 + 4 * UNIT_ROUNDOFF)
+    factor = widened(factor * (1.0 / math.sqrt(groups.eps)), 2)
     if call.norm == 2:
         return factor * (0.0 if groups.centred and groups.size == 1 else 1.0)
     return factor * _row_sum(groups.size, groups.centred)
@@ -325,4 +313,4 @@ def _row_sum(count: int, centred: bool) -> float:
     ratio = (math.sqrt(count) - 1.0) / 2.0 / own
     if ratio > 0.5:
         own *= 2.0 * (ratio + 1.0) / 3.0 * math.sqrt((ratio + 1.0) / (3.0 * ratio))
-    return own * (1.0 + 32 * UNIT_ROUNDOFF)
+    return widened(own, 16)

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from lipfast.graph.nodes import Node
+from lipfast.ops.chain_stages import Activation, Stage
+from lipfast.rounding import UNDERFLOW, UNIT_ROUNDOFF, widened
 from lipfast.rules.magnitude import Magnitude
-from lipfast.rules.registry import Arguments, Call, rule
-from lipfast.rules.rounding import UNDERFLOW, UNIT_ROUNDOFF
+from lipfast.rules.registry import Arguments, Call, Stages, rule
+from lipfast.rules.running_errors import error_of_function, finished
 from lipfast.rules.upward import Upward
 
 # Attained at sqrt(2): Phi(sqrt 2) + sqrt(2) phi(sqrt 2).
@@ -32,19 +34,31 @@ HARDSWISH = 1.5
 # 2 / sqrt(pi), the slope at 0.
 ERF = 1.1283791670955128
 
-# Assumed of torch's float64 kernels, which promise no bound: the result differs from the
-# function by at most this many unit roundoffs times (|x| + |f(x)| + offset). The vectorised
-# elementary functions that they are made of (SLEEF, libm) stay within 1 to 2 ulp each.
-EVALUATION_ROUNDOFFS = 32
-
 # From this threshold on the jump of torch's softplus, log(1 + exp(-threshold)) / beta, is below
 # 2^-24 of the value there: a rounding of float32.
 SOFTPLUS_THRESHOLD = 14.0
 
-Constant = Callable[[Call], "Upward | float"]
+# Roundings of an error bound itself.
+_ROOM = 4
 
-# Ops that apply a function to every entry by itself.
-POINTWISE: set[str] = set()
+
+def _activation_stage(name: str, *arguments: tuple[int, str, float]) -> Stages:
+    """The stage of a chain with this name, its parameters at these places (with defaults)."""
+
+    def stage(node: Node, shape: tuple[int, ...]) -> Sequence[Activation] | None:
+        parameters = tuple(node.number(*argument) for argument in arguments)
+        return [Activation(name, parameters)] if all(map(math.isfinite, parameters)) else None
+
+    return stage
+
+
+def _gelu_stage(node: Node, shape: tuple[int, ...]) -> Sequence[Activation]:
+    return [Activation("gelu_tanh" if node.argument(1, "approximate") == "tanh" else "gelu")]
+
+
+def _elu_stage(node: Node, shape: tuple[int, ...]) -> Sequence[Stage] | None:
+    plain = node.number(2, "scale", 1.0) == node.number(3, "input_scale", 1.0) == 1.0
+    return _activation_stage("elu", (1, "alpha", 1.0))(node, shape) if plain else None
 
 
 def _pointwise(
@@ -57,6 +71,8 @@ def _pointwise(
     evaluate: Callable[[Arguments], Tensor] | None = None,
     limit: float | None = None,
     through_zero: bool = True,
+    training: int | None = None,
+    stage: Stages | None = None,
 ) -> None:
     """Register a function whose constant depends on its static arguments only.
 
@@ -69,6 +85,8 @@ def _pointwise(
         evaluate: replaces torch's kernel where that is not the ideal function.
         limit: sup |f|, if that is finite.
         through_zero: f(0) = 0.
+        training: position of the flag that says "training".
+        stage: which stage of a chain it is.
     """
 
     def value(number: float | Callable[[Node], float], node: Node) -> float:
@@ -85,18 +103,18 @@ def _pointwise(
         if limit is None:
             return total
         # Whatever the operand is: |f(x') - z| <= sup |f| + |z|. Errors of gates stay bounded.
-        return torch.minimum(total, (output.abs() + abs(limit)) * (1.0 + 8 * UNIT_ROUNDOFF))
+        return torch.minimum(total, widened(output.abs() + abs(limit), _ROOM))
 
     def propagated(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
         node = arguments.node
         slope = value(constant, node)
         x = arguments.value(node.args[0])
-        incoming = torch.zeros_like(x) if errors[0] is None else errors[0]
         if exact:
+            incoming = torch.zeros_like(x) if errors[0] is None else errors[0]
             return incoming * slope if slope != 1.0 else incoming
-        rounding = x.abs() + output.abs() + value(offset, node)
-        rounding = rounding * (EVALUATION_ROUNDOFFS * UNIT_ROUNDOFF)
-        return (incoming * slope + rounding) * (1.0 + 8 * UNIT_ROUNDOFF) + UNDERFLOW
+        return error_of_function(
+            x, errors[0], output, slope=slope, offset=value(offset, node), room=_ROOM
+        )
 
     def magnitude(call: Call) -> Magnitude:
         size = call.magnitudes[0]
@@ -106,7 +124,6 @@ def _pointwise(
         scaled = size.scaled(slope) if math.isfinite(slope) else Magnitude()
         return scaled.tightened(Magnitude(entry=largest))
 
-    POINTWISE.add(op)
     rule(
         op,
         supports=_one_activation,
@@ -114,6 +131,9 @@ def _pointwise(
         error=error,
         breakpoints=breakpoints,
         magnitude=magnitude,
+        training=training,
+        leading=True,
+        stage=stage,
     )(bound)
 
 
@@ -123,17 +143,17 @@ def _one_activation(node: Node) -> str | None:
     return None if tensors == ["node"] else "with more than one tensor argument"
 
 
-def _leaky_relu(node: Node) -> float:
+def _leaky_relu_slope(node: Node) -> float:
     return max(1.0, abs(node.number(1, "negative_slope", 0.01)))
 
 
-def _rrelu(node: Node) -> float:
+def _rrelu_slope(node: Node) -> float:
     """In eval mode a LeakyReLU with the mean of the slopes."""
     lower, upper = node.number(1, "lower", 0.125), node.number(2, "upper", 1.0 / 3.0)
     return max(1.0, math.nextafter(abs(lower + upper) / 2.0, math.inf))
 
 
-def _elu(node: Node) -> float:
+def _elu_slope(node: Node) -> float:
     alpha = node.number(1, "alpha", 1.0)
     scale = node.number(2, "scale", 1.0)
     input_scale = node.number(3, "input_scale", 1.0)
@@ -143,11 +163,11 @@ def _elu(node: Node) -> float:
     return (left.maximum(Upward.of(1.0)) * abs(scale)).value
 
 
-def _celu(node: Node) -> float:
+def _celu_slope(node: Node) -> float:
     return 1.0 if node.number(1, "alpha", 1.0) > 0 else math.inf
 
 
-def _gelu(node: Node) -> float:
+def _gelu_slope(node: Node) -> float:
     return GELU_TANH if node.argument(1, "approximate", "none") == "tanh" else GELU
 
 
@@ -161,53 +181,74 @@ def _clamp_points(node: Node) -> tuple[float, ...]:
     return tuple(float(value) for value in limits if isinstance(value, (int, float)))
 
 
-def _hardtanh_points(node: Node) -> tuple[float, ...]:
-    return node.number(1, "min_val", -1.0), node.number(2, "max_val", 1.0)
+def _kinks(*points: float | tuple[int, str, float]) -> Callable[[Node], tuple[float, ...]]:
+    """Breakpoints at numbers, or at arguments (position, name, default)."""
+    return lambda node: tuple(p if isinstance(p, float) else node.number(*p) for p in points)
 
 
-def _at_zero(node: Node) -> tuple[float, ...]:
-    return (0.0,)
+_LIMITS = (1, "min_val", -1.0), (2, "max_val", 1.0)
 
 
-_pointwise("aten.relu", 1.0, exact=True, breakpoints=_at_zero)
-_pointwise("aten.relu6", 1.0, exact=True, breakpoints=lambda node: (0.0, 6.0), limit=6.0)
-_pointwise("aten.hardtanh", 1.0, exact=True, breakpoints=_hardtanh_points, through_zero=False)
+_pointwise("aten.relu", 1.0, exact=True, breakpoints=_kinks(0.0), stage=_activation_stage("relu"))
+_pointwise(
+    "aten.relu6",
+    1.0,
+    exact=True,
+    breakpoints=_kinks(0.0, 6.0),
+    limit=6.0,
+    stage=_activation_stage("relu6"),
+)
+_pointwise(
+    "aten.hardtanh",
+    1.0,
+    exact=True,
+    breakpoints=_kinks(*_LIMITS),
+    through_zero=False,
+    stage=_activation_stage("hardtanh", *_LIMITS),
+)
 _pointwise("aten.clamp", 1.0, exact=True, breakpoints=_clamp_points, through_zero=False)
 _pointwise(
-    "aten.clamp_min",
-    1.0,
-    exact=True,
-    breakpoints=lambda node: (node.number(1, "min", 0.0),),
-    through_zero=False,
+    "aten.clamp_min", 1.0, exact=True, breakpoints=_kinks((1, "min", 0.0)), through_zero=False
 )
 _pointwise(
-    "aten.clamp_max",
-    1.0,
-    exact=True,
-    breakpoints=lambda node: (node.number(1, "max", 0.0),),
-    through_zero=False,
+    "aten.clamp_max", 1.0, exact=True, breakpoints=_kinks((1, "max", 0.0)), through_zero=False
 )
-_pointwise("aten.abs", 1.0, exact=True, breakpoints=_at_zero)
+_pointwise("aten.abs", 1.0, exact=True, breakpoints=_kinks(0.0))
 _pointwise("aten.neg", 1.0, exact=True)
-_pointwise("aten.leaky_relu", _leaky_relu, breakpoints=_at_zero)
 _pointwise(
-    "aten.elu", _elu, offset=lambda node: 1.0 + _elu(node) * abs(node.number(1, "alpha", 1.0))
+    "aten.leaky_relu",
+    _leaky_relu_slope,
+    breakpoints=_kinks(0.0),
+    stage=_activation_stage("leaky_relu", (1, "negative_slope", 0.01)),
+)
+_pointwise(
+    "aten.elu",
+    _elu_slope,
+    offset=lambda node: 1.0 + _elu_slope(node) * abs(node.number(1, "alpha", 1.0)),
+    stage=_elu_stage,
 )
 _pointwise("aten.selu", SELU, offset=2.0)
-_pointwise("aten.celu", _celu, offset=lambda node: 1.0 + abs(node.number(1, "alpha", 1.0)))
-_pointwise("aten.tanh", 1.0, limit=1.0)
-_pointwise("aten.sigmoid", SIGMOID, offset=1.0, limit=1.0, through_zero=False)
+_pointwise("aten.celu", _celu_slope, offset=lambda node: 1.0 + abs(node.number(1, "alpha", 1.0)))
+_pointwise("aten.tanh", 1.0, limit=1.0, stage=_activation_stage("tanh"))
+_pointwise(
+    "aten.sigmoid",
+    SIGMOID,
+    offset=1.0,
+    limit=1.0,
+    through_zero=False,
+    stage=_activation_stage("sigmoid"),
+)
 _pointwise(
     "aten.hardsigmoid",
     HARDSIGMOID,
     offset=1.0,
-    breakpoints=lambda node: (-3.0, 3.0),
+    breakpoints=_kinks(-3.0, 3.0),
     limit=1.0,
     through_zero=False,
 )
-_pointwise("aten.hardswish", HARDSWISH, breakpoints=lambda node: (-3.0, 3.0))
-_pointwise("aten.gelu", _gelu)
-_pointwise("aten.silu", SILU)
+_pointwise("aten.hardswish", HARDSWISH, breakpoints=_kinks(-3.0, 3.0))
+_pointwise("aten.gelu", _gelu_slope, stage=_gelu_stage)
+_pointwise("aten.silu", SILU, stage=_activation_stage("silu"))
 _pointwise("aten.mish", MISH)
 _pointwise("lipfast.softsign", 1.0, evaluate=_evaluate_softsign, limit=1.0)
 _pointwise("aten.log_sigmoid", 1.0, offset=1.0, through_zero=False)
@@ -216,7 +257,7 @@ _pointwise("aten.sin", 1.0, limit=1.0)
 _pointwise("aten.cos", 1.0, limit=1.0, offset=1.0, through_zero=False)
 _pointwise("aten.atan", 1.0)
 _pointwise("aten.erf", ERF, limit=1.0)
-_pointwise("aten.rrelu", _rrelu, breakpoints=_at_zero)
+_pointwise("aten.rrelu", _rrelu_slope, breakpoints=_kinks(0.0), training=3)
 _pointwise("aten.hardshrink", math.inf, through_zero=False)
 _pointwise("aten.threshold", math.inf, through_zero=False)
 
@@ -242,7 +283,7 @@ def _error_prelu(arguments: Arguments, errors: Sequence[Tensor | None], output: 
     slope = slope.reshape(-1, *[1] * (output.dim() - 1))
     incoming = torch.zeros_like(output) if errors[0] is None else errors[0]
     total = incoming * slope + output.abs() * UNIT_ROUNDOFF
-    return total * (1.0 + 8 * UNIT_ROUNDOFF) + UNDERFLOW
+    return finished(total, _ROOM)
 
 
 def _prelu_supported(node: Node) -> str | None:
@@ -255,7 +296,7 @@ def _prelu_supported(node: Node) -> str | None:
     supports=_prelu_supported,
     evaluate=_evaluate_prelu,
     error=_error_prelu,
-    breakpoints=_at_zero,
+    breakpoints=_kinks(0.0),
 )
 def prelu(call: Call) -> Upward:
     """PReLU: ``max(1, max |slope|)``."""
@@ -283,17 +324,16 @@ def _evaluate_softplus(arguments: Arguments) -> Tensor:
 def _error_softplus(
     arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
 ) -> Tensor:
-    """That of a smooth function of slope 1; inf where rounding may choose the other branch."""
+    """The error of a function of slope 1; inf where rounding may choose the other branch."""
     x = arguments.value(arguments.node.args[0])
     beta, threshold = _softplus_options(arguments.node)
     incoming = torch.zeros_like(x) if errors[0] is None else errors[0]
-    size = x.abs() + output.abs() + (1.0 / abs(beta) if beta else math.inf)
-    rounding = size * (EVALUATION_ROUNDOFFS * UNIT_ROUNDOFF)
-    total = (incoming + rounding) * (1.0 + 8 * UNIT_ROUNDOFF) + UNDERFLOW
+    offset = 1.0 / abs(beta) if beta else math.inf
+    total = error_of_function(x, errors[0], output, slope=1.0, offset=offset, room=_ROOM)
     if _ideal_softplus(arguments.node):
         return total
     scaled = x * beta
-    near = (incoming * abs(beta) + scaled.abs() * (4 * UNIT_ROUNDOFF)) * (1.0 + 8 * UNIT_ROUNDOFF)
+    near = widened(incoming * abs(beta) + scaled.abs() * (4 * UNIT_ROUNDOFF), _ROOM)
     sure = (scaled - threshold).abs() > near + abs(threshold) * (4 * UNIT_ROUNDOFF) + UNDERFLOW
     return torch.where(sure, total, math.inf)
 
@@ -303,6 +343,8 @@ def _error_softplus(
     supports=_one_activation,
     evaluate=_evaluate_softplus,
     error=_error_softplus,
+    leading=True,
+    stage=_activation_stage("softplus", (1, "beta", 1.0), (2, "threshold", 20.0)),
 )
 def softplus(call: Call) -> Upward:
     """``log(1 + exp(beta x)) / beta``: 1, where the threshold is at least `SOFTPLUS_THRESHOLD`.
@@ -320,6 +362,3 @@ def softplus(call: Call) -> Upward:
             f"constant; from a threshold of {SOFTPLUS_THRESHOLD:g} on the jump is within rounding"
         )
     return call.input
-
-
-POINTWISE.add("aten.softplus")

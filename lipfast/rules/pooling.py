@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from lipfast.graph.nodes import Node, Reference
+from lipfast.norms import Norm
+from lipfast.ops.chain_stages import AveragePool, MaxPool
 from lipfast.rules.magnitude import Magnitude
-from lipfast.rules.registry import Arguments, Call, Norm, rule
-from lipfast.rules.rounding import UNDERFLOW, gamma, magnitude
+from lipfast.rules.registry import Arguments, Call, rule
+from lipfast.rules.running_errors import error_of_linear_map
 from lipfast.rules.upward import Upward
 from lipfast.rules.windows import (
     WindowMap,
@@ -27,6 +30,11 @@ from lipfast.rules.windows import (
 def pool_axes(node: Node) -> int:
     """Number of axes of a pool, from its name."""
     return int(node.op[node.op.index("pool") + len("pool")])
+
+
+def same_entries(call: Call) -> Magnitude:
+    """Entries of the result are no larger than the largest of the operand; more is not known."""
+    return Magnitude(entry=call.magnitudes[0].entry)
 
 
 def power(count: int, norm: Norm) -> Upward:
@@ -47,15 +55,28 @@ def error_of_a_maximum(
     return arguments.apply({x: errors[0]})
 
 
-@rule(
-    "aten.max_pool1d",
-    "aten.max_pool2d",
-    "aten.max_pool3d",
-    "aten.max_pool2d_with_indices",
-    "aten.max_pool3d_with_indices",
-    error=error_of_a_maximum,
-    magnitude=lambda call: Magnitude(entry=call.magnitudes[0].entry),
-)
+def _window_arguments(node: Node) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Sizes, strides and paddings along the axes."""
+    axes = pool_axes(node)
+    kernel = node.integers(1, "kernel_size", axes)
+    given = node.argument(2, "stride") not in (None, ())
+    stride = node.integers(2, "stride", axes) if given else kernel
+    return kernel, stride, node.integers(3, "padding", axes, 0)
+
+
+def _max_stage(node: Node, shape: tuple[int, ...]) -> Sequence[MaxPool] | None:
+    axes = pool_axes(node)
+    if len(shape) != axes + 1:
+        return None
+    dilation = node.integers(4, "dilation", axes, 1)
+    return [MaxPool(*_window_arguments(node), dilation, node.argument(5, "ceil_mode") is True)]
+
+
+_maximum_rule = partial(rule, error=error_of_a_maximum, magnitude=same_entries)
+
+
+@_maximum_rule("aten.max_pool1d", "aten.max_pool2d", stage=_max_stage)
+@_maximum_rule("aten.max_pool3d", "aten.max_pool2d_with_indices", "aten.max_pool3d_with_indices")
 def max_pool(call: Call) -> Upward:
     """``m^(1/p)``, m the largest number of windows that one entry is in; 1 for p = inf.
 
@@ -63,9 +84,7 @@ def max_pool(call: Call) -> Upward:
     ``|d_i|^p`` at most m times. Overlap, padding, dilation and ceil mode are counted, axis by axis.
     """
     node, axes = call.node, pool_axes(call.node)
-    kernel = node.integers(1, "kernel_size", axes)
-    stride = node.integers(2, "stride", axes) if _given(node, 2, "stride") else kernel
-    padding = node.integers(3, "padding", axes, 0)
+    kernel, stride, padding = _window_arguments(node)
     dilation = node.integers(4, "dilation", axes, 1)
     sizes, counts = call.operand_shapes[0][-axes:], node.shape[-axes:]
     largest = math.prod(
@@ -77,19 +96,9 @@ def max_pool(call: Call) -> Upward:
     return call.input * power(largest, call.norm)
 
 
-def _given(node: Node, position: int, name: str) -> bool:
-    return node.argument(position, name) not in (None, ())
-
-
-@rule(
-    "aten.adaptive_max_pool1d",
-    "aten.adaptive_max_pool2d",
-    "aten.adaptive_max_pool3d",
-    error=error_of_a_maximum,
-    magnitude=lambda call: Magnitude(entry=call.magnitudes[0].entry),
-)
+@_maximum_rule("aten.adaptive_max_pool1d", "aten.adaptive_max_pool2d", "aten.adaptive_max_pool3d")
 def adaptive_max_pool(call: Call) -> Upward:
-    """As for `max_pool`, with windows ``[floor(i n / k), ceil((i + 1) n / k))``."""
+    """``m^(1/p)`` as for `max_pool`, with windows ``[floor(i n / k), ceil((i + 1) n / k))``."""
     axes = pool_axes(call.node)
     sizes, counts = call.operand_shapes[0][-axes:], call.node.shape[-axes:]
     largest = 1
@@ -117,11 +126,14 @@ def error_of_a_mean(
     """``gamma_{n+4} A (|x| + e / gamma_{n+4})``, weights A >= 0 that are themselves rounded."""
     x = arguments.node.args[0]
     assert isinstance(x, Reference)
-    value = arguments.value(x)
     terms = _terms(arguments.node, arguments.shape(x)) + 4
-    relative = gamma(terms)
-    bound = arguments.apply({x: magnitude(value, errors[0], relative)}) * relative
-    return bound * (1.0 + 2 * gamma(terms + 8)) + UNDERFLOW
+    return error_of_linear_map(
+        lambda size: arguments.apply({x: size}),
+        arguments.value(x),
+        errors[0],
+        roundings=terms,
+        room=terms + 8,
+    )
 
 
 def _divisor_supported(node: Node) -> str | None:
@@ -138,13 +150,18 @@ def product_of_norms(maps: Sequence[WindowMap], norm: Norm) -> Upward:
     return total
 
 
-@rule(
-    "aten.avg_pool1d",
-    "aten.avg_pool2d",
-    "aten.avg_pool3d",
-    supports=_divisor_supported,
-    error=error_of_a_mean,
-)
+def _average_stage(node: Node, shape: tuple[int, ...]) -> Sequence[AveragePool] | None:
+    if len(shape) != pool_axes(node) + 1 or node.argument(6, "divisor_override") is not None:
+        return None
+    include = node.argument(5, "count_include_pad", True) is not False
+    return [AveragePool(*_window_arguments(node), node.argument(4, "ceil_mode") is True, include)]
+
+
+_average_rule = partial(rule, supports=_divisor_supported, error=error_of_a_mean)
+
+
+@_average_rule("aten.avg_pool1d", "aten.avg_pool2d", stage=_average_stage)
+@_average_rule("aten.avg_pool3d")
 def average_pool(call: Call) -> Upward:
     """Linear and separable: the product over the axes of exact norms of small matrices.
 
@@ -152,9 +169,7 @@ def average_pool(call: Call) -> Upward:
     over the axes. Windows of k entries that do not overlap: ``k^(-1/2)`` for p = 2.
     """
     node, axes = call.node, pool_axes(call.node)
-    kernel = node.integers(1, "kernel_size", axes)
-    stride = node.integers(2, "stride", axes) if _given(node, 2, "stride") else kernel
-    padding = node.integers(3, "padding", axes, 0)
+    kernel, stride, padding = _window_arguments(node)
     include = node.argument(5, "count_include_pad", True) is not False
     divisor = node.argument(6, "divisor_override") if axes > 1 else None
     sizes, counts = call.operand_shapes[0][-axes:], node.shape[-axes:]
@@ -174,15 +189,24 @@ def _undivided(windows: WindowMap) -> WindowMap:
     return WindowMap(windows.size, rows)
 
 
-@rule(
-    "aten.adaptive_avg_pool1d",
-    "aten.adaptive_avg_pool2d",
-    "aten.adaptive_avg_pool3d",
-    error=error_of_a_mean,
-    magnitude=lambda call: Magnitude(entry=call.magnitudes[0].entry),
-)
+def _adaptive_stage(node: Node, shape: tuple[int, ...]) -> Sequence[AveragePool] | None:
+    """An adaptive pool whose windows do not overlap is an ordinary one."""
+    if len(shape) != pool_axes(node) + 1:
+        return None
+    sizes = tuple(zip(shape[1:], node.shape[1:], strict=True))
+    if any(size % count for size, count in sizes):
+        return None
+    kernel = tuple(size // count for size, count in sizes)
+    return [AveragePool(kernel, kernel, (0,) * len(kernel))]
+
+
+_adaptive_rule = partial(rule, error=error_of_a_mean, magnitude=same_entries)
+
+
+@_adaptive_rule("aten.adaptive_avg_pool1d", "aten.adaptive_avg_pool2d", stage=_adaptive_stage)
+@_adaptive_rule("aten.adaptive_avg_pool3d")
 def adaptive_average_pool(call: Call) -> Upward:
-    """As for `average_pool`, with windows ``[floor(i n / k), ceil((i + 1) n / k))``."""
+    """Linear and separable, with windows ``[floor(i n / k), ceil((i + 1) n / k))`` along axes."""
     axes = pool_axes(call.node)
     sizes, counts = call.operand_shapes[0][-axes:], call.node.shape[-axes:]
     maps = [adaptive_windows(size, count) for size, count in zip(sizes, counts, strict=True)]

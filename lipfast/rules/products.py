@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from lipfast.graph.nodes import Node, Reference
+from lipfast.rounding import UNDERFLOW, UNIT_ROUNDOFF, widened
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.registry import Arguments, Call, rule
-from lipfast.rules.rounding import UNDERFLOW, UNIT_ROUNDOFF, gamma
+from lipfast.rules.running_errors import error_of_matmul, finished
 from lipfast.rules.upward import Upward
 
 _ADVICE = (
@@ -78,7 +79,7 @@ def error_of_product(
         total = total + y.abs() * first
     if first is not None and second is not None:
         total = total + first * second
-    return total * (1.0 + 16 * UNIT_ROUNDOFF) + UNDERFLOW
+    return finished(total, 8)
 
 
 def _matmul_supported(node: Node) -> str | None:
@@ -123,6 +124,7 @@ def product_of_matrices(call: Call) -> Upward:
     product=lambda node: True,
     error=lambda arguments, errors, output: _error_matmul(arguments, errors),
     magnitude=lambda call: Magnitude(entry=call.magnitudes[0].row * _matrix(call, 1)),
+    leading=True,
 )
 def matmul(call: Call) -> Upward:
     """``||A B||: L <= ||A||_F L(B) + ||B||_F L(A)`` for p = 2, the largest matrix of each operand.
@@ -135,20 +137,8 @@ def matmul(call: Call) -> Upward:
     return total if not total.unbounded else call.unbounded(f"{call.node.op}: {_ADVICE}")
 
 
-def error_of_matmul(a: Tensor, b: Tensor, first: Tensor | None, second: Tensor | None) -> Tensor:
-    """``|A| e_B + e_A (|B| + e_B) + gamma_{k+2} |A| |B|``."""
-    relative = gamma(a.shape[-1] + 2)
-    # The factor comes last: |A| gamma may underflow and then meet a large entry of B.
-    total = (a.abs() @ b.abs()) * relative
-    if second is not None:
-        total = total + a.abs() @ second
-    if first is not None:
-        total = total + first @ (b.abs() if second is None else b.abs() + second)
-    return total * (1.0 + 2 * gamma(a.shape[-1] + 8)) + UNDERFLOW
-
-
 def _error_matmul(arguments: Arguments, errors: Sequence[Tensor | None]) -> Tensor:
-    """As matrices (networks, samples, ...), a parameter in all samples; a vector is one of them."""
+    """Operands as matrices (networks, samples, ...): parameters in all samples, vectors as one."""
     values, kinds = [], []
     for argument in arguments.node.args[:2]:
         values.append(arguments.value(argument))
@@ -176,8 +166,9 @@ def _error_power(arguments: Arguments, errors: Sequence[Tensor | None], output: 
     n = arguments.node.number(1, "exponent", 1.0)
     x = arguments.value(arguments.node.args[0]).abs()
     e = torch.zeros_like(x) if errors[0] is None else errors[0]
-    wide = (x + e) * (1.0 + 4 * UNIT_ROUNDOFF)
+    wide = widened(x + e, 2)
     total = n * wide ** (n - 1) * e + output.abs() * (64 + 4 * n) * UNIT_ROUNDOFF
+    # No count of roundings: exponents may be beyond what `widened` takes.
     return total * (1.0 + (64 + 4 * n) * UNIT_ROUNDOFF) + UNDERFLOW
 
 

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias, cast
+from typing import Literal, Protocol, TypeAlias
 
 from torch import Tensor
 
 from lipfast.errors import ArgumentError, UnsupportedOpError, naming
 from lipfast.graph.apply import call_op
 from lipfast.graph.nodes import Argument, Constant, Node, Reference, error_name
+from lipfast.norms import Norm
+from lipfast.ops.chain_stages import Stage
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.upward import Upward
-
-Norm: TypeAlias = Literal[1, 2] | float
 
 _HINT = (
     "Write one with @lipfast.rule({example!r}); its function gets a lipfast.rules.Call and returns "
@@ -43,11 +43,11 @@ class LayerRequest:
     kind: str
     parameter: str
     transposed: bool = False
-    convolution: Convolution | None = None
+    convolution: ConvSettings | None = None
 
 
 @dataclass(frozen=True)
-class Convolution:
+class ConvSettings:
     """How a kernel is applied: arguments of a convolution, one entry per axis.
 
     Attributes:
@@ -162,6 +162,29 @@ Size: TypeAlias = Callable[[Call], Magnitude]
 Evaluate: TypeAlias = Callable[[Arguments], Tensor]
 # (arguments, error of each tensor operand or None, output) -> error of the output, elementwise.
 RoundingError: TypeAlias = Callable[[Arguments, "Sequence[Tensor | None]", Tensor], Tensor]
+# (node, shape of a sample that it reads) -> stages of a chain, or None where it holds none.
+Stages: TypeAlias = Callable[[Node, tuple[int, ...]], "Sequence[Stage] | None"]
+# Weights (out, in), (in, out), (out, in / groups, ...), (in, out / groups, ...); one per channel.
+Affine: TypeAlias = Literal[
+    "matrix", "transposed matrix", "convolution", "transposed convolution", "channels"
+]
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """Which arguments of an op name dimensions; tracing counts them from the front.
+
+    Attributes:
+        names: position -> name of the argument.
+        of_result: counted among the dimensions of the result (``stack``), not of the first operand.
+        default: what is meant where none is given.
+        order: all of them are named, in a new order (``permute``).
+    """
+
+    names: Mapping[int, str]
+    of_result: bool = False
+    default: int | None = None
+    order: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,15 +192,10 @@ class Rule:
     """All that lipfast knows of one op.
 
     Attributes:
-        op: ATen name without the overload.
+        op: ATen name without the overload. Of several results, the rule is of the first.
         bound: Lipschitz constant of the result with respect to the model's inputs.
-        layer: the operator norm that `bound` needs, if any.
-        supports: why a particular node is beyond the rule, or None.
-        evaluate: evaluates many networks at once; None calls the op itself.
-        error: propagates absolute errors in float64 (None: no certified lower bound through it).
-        breakpoints: where a pointwise function has kinks.
-        magnitude: how large the result can be (None: nothing is known).
-        product: whether a node's bound needs the magnitudes of its operands.
+
+    The others are the arguments of `rule` of the same names.
     """
 
     op: str
@@ -189,9 +207,26 @@ class Rule:
     breakpoints: Callable[[Node], tuple[float, ...]] | None = None
     magnitude: Size | None = None
     product: Callable[[Node], bool] | None = None
+    dimensions: Dimensions | None = None
+    casts: bool | None = None
+    training: int | None = None
+    dtype_eps: int | None = None
+    batch: Literal["size", "repeat"] | None = None
+    leading: bool = False
+    reshapes: bool = False
+    moves: bool = False
+    integers: bool = False
+    parameter_errors: Literal["added", "multiplied", "read"] | None = None
+    maskable: bool = False
+    affine: Affine | None = None
+    stage: Stages | None = None
 
 
 RULES: dict[str, Rule] = {}
+# What an op without a rule is taken for.
+_NO_RULE = Rule("", lambda call: call.unbounded("it has no rule"))
+# What the arguments of an op mean, whatever its bound.
+_WRITTEN = ("dimensions", "casts", "training", "dtype_eps")
 
 
 def rule(
@@ -203,6 +238,19 @@ def rule(
     breakpoints: Callable[[Node], tuple[float, ...]] | None = None,
     magnitude: Size | None = None,
     product: Callable[[Node], bool] | None = None,
+    dimensions: Mapping[int, str] | Dimensions | None = None,
+    casts: bool | None = None,
+    training: int | None = None,
+    dtype_eps: int | None = None,
+    batch: Literal["size", "repeat"] | None = None,
+    leading: bool = False,
+    reshapes: bool = False,
+    moves: bool = False,
+    integers: bool = False,
+    parameter_errors: Literal["added", "multiplied", "read"] | None = None,
+    maskable: bool = False,
+    affine: Affine | None = None,
+    stage: Stages | None = None,
 ) -> Callable[[Bound], Bound]:
     """Register the Lipschitz rule of one or more ATen ops.
 
@@ -212,7 +260,9 @@ def rule(
     result is certified if the constants are at least the true ones.
 
     Args:
-        ops: names such as ``"aten.sin"`` (no overload). A later registration replaces an earlier.
+        ops: names such as ``"aten.sin"`` (no overload). A later registration replaces an earlier
+            one. Only what the op's arguments mean (`dimensions` to `dtype_eps`) stays as it was
+            where it is left out: a bound of -1 in the place of 1 would be of other entries.
         layer: for an op with a weight matrix: which operator norm the rule needs.
         supports: why a particular node is beyond this rule (a string), or None if it is not.
         evaluate: evaluates many networks at once (default: the op itself).
@@ -221,6 +271,28 @@ def rule(
         breakpoints: the kinks of a piecewise-linear pointwise function.
         magnitude: how large the result can be; from ``call.magnitudes``, those of the operands.
         product: whether the bound of a node needs `Call.magnitudes`; they are empty otherwise.
+        dimensions: position -> name of the arguments that name dimensions of the first operand
+            (or `Dimensions`): the rule sees them counted from the front, where 0 is the samples.
+        casts: a dtype among the arguments says what is cast to first; between floating dtypes that
+            is the identity, and left out.
+        training: position of the flag that says "training", which is refused.
+        dtype_eps: position of an eps that, where it is left out, is that of the dtype.
+        batch: what the number of samples may be among the arguments: a ``size`` of a result that
+            has as many, or how often one tensor is repeated (``repeat``: sizes at position 1).
+            Otherwise such a node is refused: what a sample gives would depend on the others.
+        leading: leading dimensions are treated alike, or named by `dimensions`: one more in front
+            changes nothing. Only so samples and parts of them (windows) stay apart.
+        reshapes: entries keep their order; only the shape changes.
+        moves: the result holds entries of the operands, or numbers that the op puts in. Of computed
+            parameters, the errors then move alike.
+        integers: parameters may be of integers or truth values, which are exact numbers.
+        parameter_errors: how rounding errors E of a parameter that is computed enter: ``added``;
+            ``multiplied``, ``|E| |x|``, where the op is linear in both; or ``read`` by `error`
+            itself, beside those of activations. Otherwise such a parameter is refused.
+        maskable: entries -inf of the operand are left out; NaN says that there were no others.
+        affine: layout of the weight of an affine map that others may be folded into or merged with
+            (see `Affine`); an op with ``channels`` is itself folded into its neighbours.
+        stage: which stages of `lipfast.ops.chain_stages` a node is in a fused chain.
 
     Returns:
         The decorator; it returns the function unchanged.
@@ -240,18 +312,27 @@ def rule(
         3.0
         >>> _ = lipfast.rules.RULES.pop("aten.asinh")  # forget it again
     """
+    # The keyword arguments, which are the fields of a `Rule`.
+    facts = {name: value for name, value in locals().items() if name != "ops"}
     for op in ops:
         if not isinstance(op, str) or op.count(".") != 1:
             raise ArgumentError(f"op must look like 'aten.sin' (no overload), not {op!r}")
+    if dimensions is not None and not isinstance(dimensions, Dimensions):
+        facts["dimensions"] = Dimensions(dict(dimensions))
 
     def register(bound: Bound) -> Bound:
         for op in ops:
-            RULES[op] = Rule(
-                op, bound, layer, supports, evaluate, error, breakpoints, magnitude, product
-            )
+            before = rule_of(op)
+            kept = {name: getattr(before, name) for name in _WRITTEN if facts[name] is None}
+            RULES[op] = Rule(op, bound, **{**facts, **kept})
         return bound
 
     return register
+
+
+def rule_of(op: str) -> Rule:
+    """The entry of an op; one that says nothing where there is none."""
+    return RULES.get(op, _NO_RULE)
 
 
 def lookup(op: str) -> Rule:
@@ -295,16 +376,3 @@ def require_rules(nodes: Iterable[Node], others: Sequence[tuple[str, str]] = ())
     hints += [_BAKE] if others else []
     if missing or others:
         raise UnsupportedOpError([*missing, *others], " ".join(hints))
-
-
-def check_norm(norm: object) -> Norm:
-    """`norm` as 1, 2 or inf.
-
-    Raises:
-        ArgumentError: it is something else.
-    """
-    if isinstance(norm, (int, float)) and norm in (1, 2, float("inf")):
-        return cast(Norm, norm if norm == float("inf") else int(norm))
-    if norm == "inf":
-        return float("inf")
-    raise ArgumentError(f"norm must be 1, 2 or inf, not {norm!r}")

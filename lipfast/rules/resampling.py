@@ -13,7 +13,7 @@ from torch import Tensor
 from lipfast.graph.nodes import Node
 from lipfast.rules.pooling import product_of_norms
 from lipfast.rules.registry import Arguments, Call, rule
-from lipfast.rules.rounding import UNDERFLOW, gamma, magnitude
+from lipfast.rules.running_errors import error_of_linear_map
 from lipfast.rules.upward import Upward
 from lipfast.rules.windows import WindowMap
 
@@ -75,7 +75,7 @@ def interpolation(
     return WindowMap(size, tuple(rows))
 
 
-def _axes(node: Node) -> int:
+def _resampled_axes(node: Node) -> int:
     if "bi" in node.op:
         return 2
     return 3 if "tri" in node.op else 1
@@ -90,7 +90,7 @@ def _supported(node: Node) -> str | None:
 
 
 def _maps(node: Node, shape: Sequence[int]) -> list[WindowMap]:
-    axes = _axes(node)
+    axes = _resampled_axes(node)
     aligned = node.argument(2, "align_corners") is True
     factors = node.argument(3, "scale_factors")
     given: Sequence[float | None] = [None] * axes
@@ -109,21 +109,27 @@ def _along_axes(x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     return x
 
 
-def _evaluate(arguments: Arguments) -> Tensor:
+def _evaluate_interpolation(arguments: Arguments) -> Tensor:
     argument = arguments.node.args[0]
     maps = _maps(arguments.node, arguments.shape(argument))
     return _along_axes(arguments.value(argument), [entry.dense() for entry in maps])
 
 
-def _error(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
+def _interpolation_error(
+    arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
+) -> Tensor:
     """``gamma |A| (|x| + e / gamma)``; the entries of A are rounded as well."""
     argument = arguments.node.args[0]
     maps = _maps(arguments.node, arguments.shape(argument))
     terms = sum(entry.size + 4 for entry in maps)
-    relative = gamma(terms)
-    size = magnitude(arguments.value(argument), errors[0], relative)
-    bound = _along_axes(size, [entry.dense().abs() for entry in maps]) * relative
-    return bound * (1.0 + 2 * gamma(terms + 8)) + UNDERFLOW
+    matrices = [entry.dense().abs() for entry in maps]
+    return error_of_linear_map(
+        lambda size: _along_axes(size, matrices),
+        arguments.value(argument),
+        errors[0],
+        roundings=terms,
+        room=terms + 8,
+    )
 
 
 @rule(
@@ -132,8 +138,8 @@ def _error(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
     "aten.upsample_trilinear3d",
     "aten.upsample_bicubic2d",
     supports=_supported,
-    evaluate=_evaluate,
-    error=_error,
+    evaluate=_evaluate_interpolation,
+    error=_interpolation_error,
 )
 def upsample(call: Call) -> Upward:
     """Product over the axes of the norms of the interpolation matrices, which are exact.

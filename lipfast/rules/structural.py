@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from lipfast.graph.nodes import Argument, Node, Reference
+from lipfast.ops.chain_stages import Flatten
 from lipfast.rules.magnitude import Magnitude
-from lipfast.rules.pooling import power
-from lipfast.rules.registry import Arguments, Call, rule
-from lipfast.rules.upward import Upward, joined
+from lipfast.rules.pooling import power, same_entries
+from lipfast.rules.registry import Arguments, Call, Dimensions, rule
+from lipfast.rules.upward import Upward, p_norm
 
 
 def _same_entries(call: Call) -> Magnitude:
     """Entries are moved, at most once each; rows stay together if the last axis only splits."""
     size, shape = call.magnitudes[0], call.operand_shapes[0]
     split = bool(shape and call.node.shape) and shape[-1] % max(1, call.node.shape[-1]) == 0
-    reshaped = call.node.op in _RESHAPES
-    return Magnitude(size.entry, size.row if reshaped and split else Upward(math.inf), size.total)
+    return Magnitude(size.entry, size.row if split else Upward(math.inf), size.total)
 
 
 def _rows_kept(call: Call) -> Magnitude:
-    """As `_same_entries`; rows stay rows where the last axis is not touched."""
+    """Entries are moved, at most once each; rows stay rows where the last axis is not touched."""
     size, node = call.magnitudes[0], call.node
     last = len(call.operand_shapes[0])
     kept = node.op in ("aten.slice", "aten.flip", "aten.roll")  # the norm of a row has no order
@@ -35,17 +36,6 @@ def _rows_kept(call: Call) -> Magnitude:
     elif node.op == "aten.select":
         kept = node.dimensions(1, "dim") != (last,)
     return Magnitude(size.entry, size.row if kept else Upward(math.inf), size.total)
-
-
-_RESHAPES = (
-    "aten.flatten",
-    "aten.view",
-    "aten.reshape",
-    "aten._unsafe_view",
-    "aten.unflatten",
-    "aten.squeeze",
-    "aten.unsqueeze",
-)
 
 
 def _evaluate_reshape(arguments: Arguments) -> Tensor:
@@ -62,13 +52,26 @@ def _reshape_supported(node: Node) -> str | None:
     return None if kinds <= {"node", "batch"} else "reinterprets the bits of its input"
 
 
-@rule(
-    *_RESHAPES,
+def _flattening(node: Node, shape: tuple[int, ...]) -> Sequence[Flatten] | None:
+    if node.shape == shape:
+        return []
+    return [Flatten()] if len(node.shape) == 1 else None
+
+
+_reshape_rule = partial(
+    rule,
     supports=_reshape_supported,
     magnitude=_same_entries,
     evaluate=_evaluate_reshape,
     error=_error_reshape,
+    reshapes=True,
+    moves=True,
+    stage=_flattening,
 )
+
+
+@_reshape_rule("aten.view", "aten.reshape", "aten._unsafe_view", "aten.unflatten", batch="size")
+@_reshape_rule("aten.flatten", "aten.squeeze", "aten.unsqueeze")
 def reshape(call: Call) -> Upward:
     """Keep the norm: a reshape of every sample has the constant 1.
 
@@ -99,18 +102,17 @@ def _permutation_supported(node: Node) -> str | None:
     return None
 
 
-@rule(
-    "aten.permute",
-    "aten.transpose",
-    "aten.flip",
-    "aten.roll",
-    "aten.pixel_shuffle",
-    "aten.pixel_unshuffle",
-    "aten.channel_shuffle",
-    supports=_permutation_supported,
-    magnitude=_rows_kept,
-    error=_moved_error,
+_permutation_rule = partial(
+    rule, supports=_permutation_supported, magnitude=_rows_kept, error=_moved_error
 )
+_named_permutation_rule = partial(_permutation_rule, leading=True, moves=True)
+
+
+@_named_permutation_rule("aten.permute", dimensions=Dimensions({1: "dims"}, order=True))
+@_named_permutation_rule("aten.transpose", dimensions={1: "dim0", 2: "dim1"})
+@_named_permutation_rule("aten.flip", dimensions={1: "dims"})
+@_named_permutation_rule("aten.roll", dimensions={2: "dims"})
+@_permutation_rule("aten.pixel_shuffle", "aten.pixel_unshuffle", "aten.channel_shuffle")
 def permutation(call: Call) -> Upward:
     """1 in every norm: the entries of a sample in another order."""
     return call.input
@@ -128,13 +130,19 @@ def _selection_supported(node: Node) -> str | None:
     return None
 
 
-@rule(
-    "aten.slice",
-    "aten.select",
+_selection_rule = partial(
+    rule,
     supports=_selection_supported,
     error=_moved_error,
     magnitude=_rows_kept,
+    dimensions={1: "dim"},
+    leading=True,
+    moves=True,
 )
+
+
+@_selection_rule("aten.slice", batch="size")
+@_selection_rule("aten.select")
 def selection(call: Call) -> Upward:
     """1 in every norm: some of the entries, each once."""
     return call.input
@@ -173,22 +181,22 @@ def _gather_supported(node: Node) -> str | None:
     return "repeats the samples" if node.op == "aten.repeat" and first != 1 else None
 
 
-@rule(
-    "aten.expand",
-    "aten.repeat",
-    "aten.repeat_interleave",
-    "aten.index",
-    "aten.index_select",
-    "aten.unfold",
-    supports=_gather_supported,
-    magnitude=lambda call: Magnitude(entry=call.magnitudes[0].entry),
-    error=_moved_error,
+_gather_rule = partial(
+    rule, supports=_gather_supported, magnitude=same_entries, error=_moved_error, moves=True
 )
+
+
+@_gather_rule("aten.expand", "aten.repeat", batch="repeat")
+@_gather_rule("aten.repeat_interleave", "aten.index", "aten.index_select")
+# For images: a dimension in front of the channels is not one of a sample's, so not `leading`.
+@_gather_rule("aten.unfold", dimensions={1: "dimension"})
 @rule(
     "aten.pad",
     "aten.constant_pad_nd",
     error=_padding_error,
     magnitude=lambda call: _padded_magnitude(call),  # noqa: PLW0108 (defined below)
+    leading=True,
+    moves=True,
 )
 @rule("aten.im2col", error=_padding_error)
 @rule(
@@ -224,6 +232,7 @@ def _evaluate_repeated(arguments: Arguments) -> Tensor:
     evaluate=_evaluate_repeated,
     error=lambda arguments, errors, output: torch.zeros_like(output),
     magnitude=lambda call: call.magnitudes[1],
+    parameter_errors="added",
 )
 def repeated(call: Call) -> Upward:
     """0: a tensor that is the same for all samples, such as a class token."""
@@ -273,16 +282,22 @@ def _join_magnitude(call: Call) -> Magnitude:
     return Magnitude(entry=entry, total=total.square_root())
 
 
-@rule(
-    "aten.cat",
-    "aten.stack",
+_join_rule = partial(
+    rule,
     supports=_join_supported,
     error=_error_join,
     magnitude=_join_magnitude,
+    moves=True,
+    integers=True,
+    parameter_errors="added",
 )
+
+
+@_join_rule("aten.cat", dimensions=Dimensions({1: "dim"}, default=0), leading=True)
+@_join_rule("aten.stack", dimensions=Dimensions({1: "dim"}, of_result=True, default=0))
 def join(call: Call) -> Upward:
     """The p-norm of the branches' constants: their sum for p = 1, the largest for p = inf.
 
     An operand that occurs twice counts twice.
     """
-    return joined(call.operands, call.norm)
+    return p_norm(call.operands, call.norm)

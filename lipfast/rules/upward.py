@@ -102,7 +102,7 @@ class Upward:
 
     @property
     def value(self) -> float:
-        """As float64, rounded up; inf when it is too large for float64."""
+        """The number as float64, rounded up; inf when it is too large for float64."""
         try:
             value = math.ldexp(self.mantissa, self.exponent)
         except OverflowError:
@@ -122,7 +122,7 @@ class Upward:
         return math.nextafter(fraction + scale + 8 * _UNIT * (abs(fraction) + abs(scale)), math.inf)
 
 
-def joined(parts: Sequence[Upward], norm: float) -> Upward:
+def p_norm(parts: Sequence[Upward], norm: float) -> Upward:
     """The p-norm of constants, rounded up: of maps (or radii) that are taken together as one.
 
     Args:

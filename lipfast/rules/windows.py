@@ -15,7 +15,7 @@ from functools import lru_cache
 import torch
 
 from lipfast.ops.spectral_norms import spectral_norms
-from lipfast.rules.rounding import UNIT_ROUNDOFF
+from lipfast.rounding import UNIT_ROUNDOFF
 from lipfast.rules.upward import Upward
 
 # Beyond this many entries a matrix is not formed: sqrt(||A||_1 ||A||_inf) bounds it.

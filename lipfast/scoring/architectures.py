@@ -16,19 +16,20 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lipfast.checkpoints.metadata import Value, parse_value
+from lipfast.checkpoints.metadata import Scalar, parse_value
 from lipfast.errors import ArgumentError, LipfastError
 from lipfast.estimators.plan import Plan
 from lipfast.plan.record import Record, record, resized
 from lipfast.scoring.budget import BudgetError, ElementBudget
+from lipfast.text import first_line, kind_and_first_line
 
 ArchSource: TypeAlias = "str | os.PathLike[str] | Callable[..., nn.Module] | nn.Module"
-Arguments: TypeAlias = "tuple[tuple[str, Value], ...]"
+ArchArguments: TypeAlias = "tuple[tuple[str, Scalar], ...]"
 
 _FORMS = "expected module:function (the current folder is importable) or a file model.pt2"
 
 
-class Architecture:
+class ModelFamily:
     """What makes a model for a checkpoint, and the plans compiled so far.
 
     Args:
@@ -43,15 +44,15 @@ class Architecture:
     Example:
         >>> def mlp(width: int) -> nn.Module:
         ...     return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 2))
-        >>> architecture = Architecture(mlp)
+        >>> architecture = ModelFamily(mlp)
         >>> architecture.arguments({"width": 8, "lr": 0.1})
         (('width', 8),)
         >>> architecture.plan((("width", 8),), torch.zeros(2, 4)).parameters["0.weight"]
         (8, 4)
     """
 
-    def __init__(self, source: ArchSource, overrides: Mapping[str, Value] | None = None) -> None:
-        self.name = _name(source)
+    def __init__(self, source: ArchSource, overrides: Mapping[str, Scalar] | None = None) -> None:
+        self.name = _source_name(source)
         self._program = _load_program(source)
         self._make: Callable[..., nn.Module] | nn.Module = (
             nn.Identity() if self._program is not None else _resolve(source)
@@ -62,7 +63,7 @@ class Architecture:
             for key, value in (overrides or {}).items()
         }
         self._check_overrides()
-        self._plans: dict[Arguments, Plan | LipfastError] = {}
+        self._plans: dict[ArchArguments, Plan | LipfastError] = {}
         self._traced: dict[Record, Plan] = {}
         self.compiled = 0
 
@@ -74,7 +75,7 @@ class Architecture:
         (values, _) = self._program.example_inputs
         return tuple(values[0].shape[1:]) if len(values) == 1 else None
 
-    def arguments(self, metadata: Mapping[str, Value]) -> Arguments:
+    def arguments(self, metadata: Mapping[str, Scalar]) -> ArchArguments:
         """Return the keyword arguments for a checkpoint with this metadata, sorted by name.
 
         Raises:
@@ -84,9 +85,9 @@ class Architecture:
         chosen = dict(self._overrides)
         for name, (kind, required) in self._parameters.items():
             if name in chosen:
-                chosen[name] = _convert(chosen[name], kind, name)
+                chosen[name] = _as_annotated(chosen[name], kind, name)
             elif name in metadata:
-                chosen[name] = _convert(metadata[name], kind, name)
+                chosen[name] = _as_annotated(metadata[name], kind, name)
             elif required:
                 raise ArgumentError(
                     f"'{self.name}' needs the keyword '{name}', which is not in the checkpoint's "
@@ -95,7 +96,7 @@ class Architecture:
                 )
         return tuple(sorted(chosen.items()))
 
-    def plan(self, arguments: Arguments, x: Tensor, elements: int | None = None) -> Plan:
+    def plan(self, arguments: ArchArguments, x: Tensor, elements: int | None = None) -> Plan:
         """Return the plan of the model with these arguments, compiled at the first call.
 
         Args:
@@ -121,7 +122,7 @@ class Architecture:
             raise plan.with_traceback(None)
         return plan
 
-    def model(self, arguments: Arguments, elements: int | None = None) -> nn.Module:
+    def model(self, arguments: ArchArguments, elements: int | None = None) -> nn.Module:
         """Build the model, in eval mode; its weights are whatever the function gives them.
 
         Args:
@@ -144,12 +145,12 @@ class Architecture:
         except BudgetError as error:
             raise BudgetError(f"{call}: {error}") from error
         except (Exception, SystemExit) as error:  # the user's code can fail in any way
-            raise ArgumentError(f"{call} raised {_first_line(error)}") from error
+            raise ArgumentError(f"{call} raised {kind_and_first_line(error)}") from error
         if not isinstance(model, nn.Module):
             raise ArgumentError(f"{call} returned a {type(model).__name__}, not an nn.Module")
         return model.eval()
 
-    def _compile(self, arguments: Arguments, x: Tensor, elements: int | None) -> Plan:
+    def _compile(self, arguments: ArchArguments, x: Tensor, elements: int | None) -> Plan:
         if self._program is not None:
             plan = Plan.trace(self._program)
             self._check_shape(plan.input_shapes, x)
@@ -163,8 +164,7 @@ class Architecture:
         except Exception as error:  # shapes that do not fit show in many ways
             raise ArgumentError(
                 f"'{self.name}' cannot be evaluated on samples of shape {tuple(x.shape[1:])}: "
-                f"{(str(error).strip().splitlines() or [''])[0]}. Check the data's shape and the "
-                "architecture's arguments"
+                f"{first_line(error)}. Check the data's shape and the architecture's arguments"
             ) from error
         # The same calls with other sizes: the plan that is there needs other shapes only.
         if calls is not None and calls in self._traced:
@@ -176,7 +176,7 @@ class Architecture:
             self._traced[calls] = plan
         return plan
 
-    def _require_moderate(self, arguments: Arguments, elements: int | None) -> None:
+    def _require_moderate(self, arguments: ArchArguments, elements: int | None) -> None:
         """Refuse integers that no size of the checkpoint's model can be: lists of that length."""
         for name, value in arguments:
             if name in self._overrides or elements is None or not isinstance(value, int):
@@ -204,7 +204,7 @@ class Architecture:
             )
 
 
-def parse_arguments(texts: Sequence[str]) -> dict[str, Value]:
+def parse_arguments(texts: Sequence[str]) -> dict[str, Scalar]:
     """Parse `key=value` texts; numbers and booleans become such.
 
     Raises:
@@ -214,7 +214,7 @@ def parse_arguments(texts: Sequence[str]) -> dict[str, Value]:
         >>> parse_arguments(["width=64", "bias=false", "activation=relu"])
         {'width': 64, 'bias': False, 'activation': 'relu'}
     """
-    found: dict[str, Value] = {}
+    found: dict[str, Scalar] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not (equals and key.strip()):
@@ -223,7 +223,7 @@ def parse_arguments(texts: Sequence[str]) -> dict[str, Value]:
     return found
 
 
-def _name(source: ArchSource) -> str:
+def _source_name(source: ArchSource) -> str:
     if isinstance(source, (str, os.PathLike)):
         return os.fspath(source)
     if isinstance(source, nn.Module):
@@ -270,8 +270,8 @@ def _resolve(source: ArchSource) -> Callable[..., nn.Module] | nn.Module:
             found = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # the user's module can fail in any way
         raise ArgumentError(
-            f"architecture '{source}': importing '{module_name}' raised {_first_line(error)}. "
-            f"{_FORMS.capitalize()}"
+            f"architecture '{source}': importing '{module_name}' raised "
+            f"{kind_and_first_line(error)}. {_FORMS.capitalize()}"
         ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -296,12 +296,6 @@ def _own_callables(module: Any) -> str:
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
-def _first_line(error: BaseException) -> str:
-    """Kind and first line: torch appends its C++ stack to some messages."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
 @contextmanager
 def _current_folder_importable() -> Iterator[None]:
     folder = str(Path.cwd())
@@ -313,17 +307,21 @@ def _current_folder_importable() -> Iterator[None]:
             sys.path.remove(folder)
 
 
+def _signature_of(make: Callable[..., nn.Module]) -> inspect.Signature | None:
+    """The signature, empty for a module that is made already; None where there is none to see."""
+    if isinstance(make, nn.Module):
+        return inspect.Signature()
+    try:
+        return inspect.signature(make)
+    except (TypeError, ValueError):
+        return None
+
+
 def _parameters(make: Callable[..., nn.Module]) -> dict[str, tuple[Any, bool]]:
     """Map each keyword to its annotation and whether it must be given."""
-    if isinstance(make, nn.Module):
-        return {}
+    signature = _signature_of(make) or inspect.Signature()
     try:
-        signature = inspect.signature(make)
-    except (TypeError, ValueError):
-        return {}
-    target = make.__init__ if inspect.isclass(make) else make
-    try:
-        hints = typing.get_type_hints(target)
+        hints = typing.get_type_hints(make.__init__ if inspect.isclass(make) else make)
     except Exception:  # annotations may name what is not importable at run time
         hints = {}
     keywords = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -335,16 +333,14 @@ def _parameters(make: Callable[..., nn.Module]) -> dict[str, tuple[Any, bool]]:
 
 
 def _takes_any_keyword(make: Callable[..., nn.Module]) -> bool:
-    if isinstance(make, nn.Module):
-        return False
-    try:
-        parameters = inspect.signature(make).parameters.values()
-    except (TypeError, ValueError):
-        return True
-    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+    signature = _signature_of(make)
+    return signature is None or any(
+        parameter.kind is inspect.Parameter.VAR_KEYWORD
+        for parameter in signature.parameters.values()
+    )
 
 
-def _convert(value: Value, annotation: Any, name: str) -> Value:
+def _as_annotated(value: Scalar, annotation: Any, name: str) -> Scalar:
     """Give a value the type that the signature names, where that loses nothing."""
     if annotation is str and not isinstance(value, str):
         return str(value)

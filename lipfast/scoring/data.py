@@ -14,14 +14,16 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from lipfast.errors import ArgumentError, NonFiniteError
+from lipfast.text import first_line
 
 DataSource: TypeAlias = "str | os.PathLike[str] | Tensor | np.ndarray[Any, Any]"
 
 DEFAULT_KEY = "x"
-SUFFIXES = (".safetensors", ".npz", ".npy", ".pt", ".pth")
+DATA_SUFFIXES = (".safetensors", ".npz", ".npy", ".pt", ".pth")
 
 _GENERATORS: dict[str, Callable[[str], Tensor]] = {}
 
@@ -72,14 +74,14 @@ def load_data(source: DataSource) -> Samples:
     name = os.fspath(source)
     base, _, key = name.rpartition(":")
     if Path(name).is_file():
-        return _checked(_read(Path(name), None), name)
+        return _checked(_read_file(Path(name), None), name)
     if base in _GENERATORS:
         return _checked(_GENERATORS[base](key), name)
     if base and Path(base).is_file():
-        return _checked(_read(Path(base), key), name)
+        return _checked(_read_file(Path(base), key), name)
     raise ArgumentError(
         f"no data at '{name}': expected FILE or FILE:key with a file that ends in "
-        f"{', '.join(SUFFIXES)}, or one of the names "
+        f"{', '.join(DATA_SUFFIXES)}, or one of the names "
         f"{', '.join(f'{known}:train, {known}:test' for known in sorted(_GENERATORS))}"
     )
 
@@ -148,7 +150,7 @@ def _global_generators_restored() -> Iterator[None]:
         np.random.set_state(states[1])
 
 
-def _read(path: Path, key: str | None) -> Tensor:
+def _read_file(path: Path, key: str | None) -> Tensor:
     readers: Mapping[str, Callable[[Path, str | None], Tensor]] = {
         ".safetensors": _read_safetensors,
         ".npz": _read_npz,
@@ -159,22 +161,20 @@ def _read(path: Path, key: str | None) -> Tensor:
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise ArgumentError(
-            f"data file '{path}': unknown kind '{path.suffix}', expected {', '.join(SUFFIXES)}"
+            f"data file '{path}': unknown kind '{path.suffix}', expected {', '.join(DATA_SUFFIXES)}"
         )
     try:
         return reader(path, key)
     except ArgumentError:
         raise
     except Exception as error:  # a damaged file can fail in any way
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ArgumentError(
-            f"data file '{path}': damaged, or not plain tensors: {reason.split('Re-running')[0]}"
+            f"data file '{path}': damaged, or not plain tensors: "
+            f"{first_line(error).split('Re-running')[0]}"
         ) from error
 
 
 def _read_safetensors(path: Path, key: str | None) -> Tensor:
-    from safetensors import safe_open  # noqa: PLC0415
-
     with safe_open(path, framework="pt") as file:
         tensor: Tensor = file.get_tensor(_pick(path, key, file.keys()))
         return tensor

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from lipfast._version import __version__
-from lipfast.checkpoints import CheckpointFile
-from lipfast.checkpoints.metadata import Value
+from lipfast.checkpoints import CheckpointFile, Metadata
+from lipfast.checkpoints.metadata import Scalar
 from lipfast.scoring.scores import read_rows
 from lipfast.scoring.store import SCHEMA_FILE, parts, store_folder
 
 FileKey: TypeAlias = "tuple[str, int, float]"
 Attempt: TypeAlias = "tuple[str, str]"
-Fingerprint: TypeAlias = "Callable[[Mapping[str, Value], int], str | None]"
+Fingerprint: TypeAlias = "Callable[[Mapping[str, Scalar], int], str | None]"
 
 UNREADABLE = "cannot be read"
 """The kind of failure that depends on the file's content alone."""
@@ -24,7 +24,7 @@ UNREADABLE = "cannot be read"
 NON_FINITE = "NaN or infinite weights"
 MISMATCH = "state dict does not match the architecture"
 _DECODER = json.JSONDecoder()  # its `raw_decode` takes half as long as `json.loads`
-_REPEATING = (UNREADABLE, NON_FINITE, MISMATCH)
+_WILL_REPEAT = (UNREADABLE, NON_FINITE, MISMATCH)
 
 
 @dataclass
@@ -61,9 +61,7 @@ def _is_current(attempt: Attempt, file: CheckpointFile, fingerprint: Fingerprint
     return stored == fingerprint(metadata, file.size)
 
 
-def _as_stored(extra: Mapping[str, Value]) -> dict[str, Any]:
-    from lipfast.checkpoints import Metadata  # noqa: PLC0415
-
+def _as_stored(extra: Mapping[str, Scalar]) -> dict[str, Any]:
     return dict(json.loads(Metadata(extra).to_json()))
 
 
@@ -95,6 +93,6 @@ def completed(path: str | os.PathLike[str]) -> Done:
         attempt = ("" if kind == UNREADABLE else mark, metadata or "{}")
         if status == "ok":
             done.scored.setdefault((uri, size, mtime), []).append(attempt)
-        elif version == __version__ and kind in _REPEATING:
+        elif version == __version__ and kind in _WILL_REPEAT:
             done.failed.setdefault((uri, size, mtime), []).append(attempt)
     return done

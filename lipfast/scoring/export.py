@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 from lipfast.checkpoints.home import expanded
 from lipfast.errors import ArgumentError, StoreError
 from lipfast.scoring.scores import read_scores
+from lipfast.text import strict_json
 
 Table = Literal["checkpoints", "layers"]
 
-_BATCH = 10_000
+_ROWS_AT_ONCE = 10_000
 
 
 def export_scores(
@@ -72,10 +73,8 @@ def _write_csv(rows: pa.Table, path: Path) -> None:
 
 
 def _write_json_lines(rows: pa.Table, path: Path) -> None:
-    from lipfast.scoring.show import strict_json  # noqa: PLC0415
-
     with path.open("w", encoding="utf-8") as stream:
-        for batch in rows.to_batches(max_chunksize=_BATCH):
+        for batch in rows.to_batches(max_chunksize=_ROWS_AT_ONCE):
             for row in batch.to_pylist():
                 stream.write(json.dumps(strict_json(row), default=str) + "\n")
 

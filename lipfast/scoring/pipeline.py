@@ -9,16 +9,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 
 from lipfast.checkpoints import CheckpointFile, find_checkpoints
-from lipfast.checkpoints.metadata import Value
+from lipfast.checkpoints.metadata import Scalar
 from lipfast.checkpoints.source import Archive
 from lipfast.errors import ArgumentError
-from lipfast.rules.registry import Norm, check_norm
+from lipfast.norms import Norm, check_norm
 from lipfast.scoring.architectures import ArchSource
 from lipfast.scoring.data import DataSource, load_data
 from lipfast.scoring.engine import Engine
 from lipfast.scoring.engine.local import LocalEngine
+from lipfast.scoring.engine.ray import RayEngine
+from lipfast.scoring.options import Options
 from lipfast.scoring.run import Run
-from lipfast.scoring.scorer import Options, Recipe
+from lipfast.scoring.scorer import Recipe
 from lipfast.scoring.selection import Selection
 from lipfast.scoring.store import store_folder
 from lipfast.scoring.summary import Progress, Summary
@@ -52,7 +54,7 @@ def score(
     batch_size: int = 64,
     seed: int = 0,
     progress: Callable[[Progress], None] | None = None,
-    arch_args: Mapping[str, Value] | None = None,
+    arch_args: Mapping[str, Scalar] | None = None,
     limit: int | None = None,
     memory: int = MEMORY,
     dry_run: bool = False,
@@ -152,8 +154,6 @@ def score(
         )
         run.open(out)
     if engine == "ray" and not dry_run:
-        from lipfast.scoring.engine.ray import RayEngine  # noqa: PLC0415 (an extra)
-
         work: Engine = RayEngine(recipe, memory, selection.where, workers)
     else:
         work = LocalEngine(scorer, memory, selection.where)

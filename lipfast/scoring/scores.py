@@ -106,7 +106,7 @@ def read_scores(
     if table == "layers":
         return _layers(rows)
     scores = rows.drop_columns(["metadata", "layers"])
-    for name, column in _expand(rows.column("metadata").to_pylist()).items():
+    for name, column in _metadata_columns(rows.column("metadata").to_pylist()).items():
         scores = scores.append_column(f"meta.{name}", column)
     return scores
 
@@ -144,7 +144,7 @@ def _layers(rows: pa.Table) -> pa.Table:
     return pa.table(columns)
 
 
-def _expand(texts: Sequence[str | None]) -> dict[str, pa.Array]:
+def _metadata_columns(texts: Sequence[str | None]) -> dict[str, pa.Array]:
     """Turn one JSON object per row into one column per key, in order of first appearance."""
     found: dict[str, list[Any]] = {}
     for index, text in enumerate(texts):

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import math
+import os
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lipfast.checkpoints.text import printable
-from lipfast.estimators.estimate import Bounds, Estimate, UpperBound
+from lipfast.checkpoints import Checkpoint
+from lipfast.estimators.estimate import Estimate
+from lipfast.estimators.results import Bounds, UpperBound
 from lipfast.estimators.upper.table import layer_records, shares_of
 from lipfast.scoring.scores import read_scores
-from lipfast.scoring.summary import counted
-
-if TYPE_CHECKING:
-    import os
-
-    from lipfast.checkpoints import Checkpoint
+from lipfast.text import counted, printable
 
 MAX_RUNS = 40
 _MAX_REASONS = 5
@@ -44,7 +40,7 @@ def store_overview(path: str | os.PathLike[str]) -> dict[str, Any]:
         "failed": len(failed),
         "versions": sorted({row["lipfast_version"] for row in rows}),
         "errors": [
-            {"reason": reason, "count": count, "uri": _first(failed, reason)}
+            {"reason": reason, "count": count, "uri": _first_uri(failed, reason)}
             for reason, count in Counter(_reason(row) for row in failed).most_common(_MAX_REASONS)
         ],
         "runs": [{name: row[name] for name in shown} for row in latest.values()],
@@ -128,15 +124,6 @@ def bounds_json(checkpoint: Checkpoint, found: Bounds | UpperBound) -> dict[str,
     return result
 
 
-def strict_json(value: Any) -> Any:
-    """Replace NaN and infinities, which JSON does not have, by their names."""
-    if isinstance(value, dict):
-        return {key: strict_json(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [strict_json(entry) for entry in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     r"""Lay out rows below their names, numbers to the right.
 
@@ -167,19 +154,13 @@ def _cell(value: Any) -> str:
 
 
 def _estimate_json(estimate: Estimate) -> dict[str, Any]:
-    return {
-        "value": estimate.value,
-        "log_value": estimate.log_value,
-        "norm": estimate.norm,
-        "method": estimate.method,
-        "certified": estimate.certified,
-        "reason": estimate.reason,
-    }
+    names = ("value", "log_value", "norm", "method", "certified", "reason")
+    return {name: getattr(estimate, name) for name in names}
 
 
 def _reason(row: dict[str, Any]) -> str:
     return str(row["error"]).removeprefix(f"{row['uri']}: ")
 
 
-def _first(rows: Sequence[dict[str, Any]], reason: str) -> str:
+def _first_uri(rows: Sequence[dict[str, Any]], reason: str) -> str:
     return next(str(row["uri"]) for row in rows if _reason(row) == reason)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from lipfast.checkpoints import Checkpoint, find_checkpoints, read_checkpoint
-from lipfast.checkpoints.metadata import Value
+from lipfast.checkpoints.metadata import Scalar
 from lipfast.checkpoints.source import Archive
 from lipfast.errors import ArgumentError, NonFiniteError, StateDictError
-from lipfast.estimators.estimate import Bounds, UpperBound
-from lipfast.rules.registry import Norm
-from lipfast.scoring.architectures import Architecture, ArchSource, Arguments
+from lipfast.estimators.results import Bounds, UpperBound
+from lipfast.norms import Norm
+from lipfast.scoring.architectures import ArchArguments, ArchSource, ModelFamily
 from lipfast.scoring.data import DataSource, load_data
 
 
@@ -23,7 +23,7 @@ def bound_checkpoint(
     *,
     arch: ArchSource,
     data: DataSource | None = None,
-    arch_args: Mapping[str, Value] | None = None,
+    arch_args: Mapping[str, Scalar] | None = None,
     input_shape: Sequence[int] | None = None,
     norm: Norm = 2,
     seed: int = 0,
@@ -50,10 +50,10 @@ def bound_checkpoint(
     if len(files) > 1:
         raise ArgumentError(f"'{path}' holds {len(files)} checkpoints: use 'lipfast score'")
     checkpoint = read_checkpoint(files[0])
-    architecture = Architecture(arch, arch_args)
+    architecture = ModelFamily(arch, arch_args)
     with _naming(files[0].uri):
         arguments = architecture.arguments(checkpoint.metadata.values)
-    x = _example(architecture, arguments, input_shape) if data is None else load_data(data).x
+    x = _blank_samples(architecture, arguments, input_shape) if data is None else load_data(data).x
     plan = architecture.plan(arguments, x)
     with _naming(files[0].uri):
         plan.check(checkpoint.state_dict)
@@ -71,8 +71,8 @@ def _naming(uri: str) -> Iterator[None]:
         raise type(error)(f"{uri}: {error}") from error
 
 
-def _example(
-    architecture: Architecture, arguments: Arguments, shape: Sequence[int] | None
+def _blank_samples(
+    architecture: ModelFamily, arguments: ArchArguments, shape: Sequence[int] | None
 ) -> Tensor:
     shape = shape or architecture.input_shape
     if shape is None:

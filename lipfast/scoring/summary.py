@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+from lipfast.text import counted
 
 
 @dataclass(frozen=True)
@@ -80,24 +82,9 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values."""
-        return {
-            "store": self.store,
-            "found": self.found,
-            "skipped": self.skipped,
-            "scored": self.scored,
-            "failed": self.failed,
-            "failed_before": self.failed_before,
-            "left_out": self.left_out,
-            "reasons": self.reasons,
-            "examples": self.examples,
-            "plans": self.plans,
-            "seconds": self.seconds,
-            "rate": self.rate,
-            "estimate": self.estimate,
-            "dry_run": self.dry_run,
-            "workers": self.workers,
-            "next": self.next,
-        }
+        names = [field.name for field in fields(self)]
+        names.insert(names.index("estimate"), "rate")
+        return {name: getattr(self, name) for name in [*names, "next"]}
 
     def __str__(self) -> str:
         verb = "can be scored" if self.dry_run else "scored"
@@ -153,16 +140,6 @@ def duration(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.2g} {unit}"
     return f"{seconds:.2g} s"
-
-
-def counted(number: int, noun: str) -> str:
-    """Write a number and its noun.
-
-    Example:
-        >>> counted(1, "checkpoint"), counted(2, "checkpoint")
-        ('1 checkpoint', '2 checkpoints')
-    """
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _stages(seconds: Mapping[str, float]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lipfast.checkpoints import Metadata, parse_value
-from lipfast.checkpoints.metadata import Value
+from lipfast.checkpoints.metadata import Scalar
 from lipfast.errors import ArgumentError
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
@@ -36,7 +36,7 @@ class Condition:
 
     key: str
     operator: str
-    value: Value
+    value: Scalar
 
     def holds(self, metadata: Metadata) -> bool:
         """Whether a checkpoint satisfies it; one without the key does not.
@@ -50,7 +50,7 @@ class Condition:
         if _is_number(found) and _is_number(self.value):
             return compare(found, self.value)
         if self.operator in ("=", "==", "!="):
-            return compare(_text(found), _text(self.value))
+            return compare(_as_text(found), _as_text(self.value))
         return False
 
 
@@ -76,13 +76,13 @@ class Where:
             ArgumentError: a text is no comparison.
         """
         texts = [texts] if isinstance(texts, str) else texts
-        return Where(tuple(_parse(text) for text in texts))
+        return Where(tuple(_condition(text) for text in texts))
 
     def holds(self, metadata: Metadata) -> bool:
         """Whether a checkpoint satisfies all conditions."""
         return all(condition.holds(metadata) for condition in self.conditions)
 
-    def known(self, metadata: Mapping[str, Value]) -> bool | None:
+    def known(self, metadata: Mapping[str, Scalar]) -> bool | None:
         """Answer without reading a file, as far as this metadata allows; None where it does not."""
         partial = Metadata(metadata)
         unknown = False
@@ -94,7 +94,7 @@ class Where:
         return None if unknown else True
 
 
-def _parse(text: str) -> Condition:
+def _condition(text: str) -> Condition:
     match = _CONDITION.fullmatch(text) if isinstance(text, str) else None
     if match is None or not match["value"]:
         raise ArgumentError(
@@ -104,7 +104,7 @@ def _parse(text: str) -> Condition:
     return Condition(match["key"], match["op"], parse_value(match["value"].strip("'\"")))
 
 
-def _lookup(metadata: Metadata, key: str) -> Value | None:
+def _lookup(metadata: Metadata, key: str) -> Scalar | None:
     special = {"run": metadata.run or None, "step": metadata.step, "epoch": metadata.epoch}
     found = special.get(key)
     return metadata.values.get(key) if found is None else found
@@ -114,5 +114,5 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _text(value: Value) -> str:
+def _as_text(value: Scalar) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)

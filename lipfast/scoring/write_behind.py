@@ -6,7 +6,6 @@ import os
 import queue
 import threading
 from collections.abc import Sequence
-from types import TracebackType
 
 from lipfast.scoring.schema import Row
 from lipfast.scoring.store import StoreWriter
@@ -77,16 +76,11 @@ class WriteBehind:
     def __enter__(self) -> WriteBehind:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._queue.put(None)
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
         interrupt: KeyboardInterrupt | None = None
         while self._thread.is_alive():  # the last part is written even if Ctrl-C comes meanwhile
             try:
+                self._queue.put(None)
                 self._thread.join()
             except KeyboardInterrupt as pressed:  # noqa: PERF203
                 interrupt = pressed

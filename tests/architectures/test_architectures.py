@@ -14,7 +14,7 @@ pytest.importorskip(
     "torchvision", reason="torchvision is not installed here: run 'make test-architectures'"
 )
 
-from bench.architectures import FAMILIES, SIZE, measure
+from bench.architectures import FAMILIES, SIZE, bound_family
 
 pytestmark = pytest.mark.long
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.long
 @pytest.mark.parametrize("name", FAMILIES)
 def test_family(name: str) -> None:
     family = FAMILIES[name]
-    result = measure(family)
+    result = bound_family(family)
     assert result.plan.input_shapes == ((3, SIZE, SIZE),)
     assert result.plan.output_shapes == ((1000,),)
     assert result.bound.certified

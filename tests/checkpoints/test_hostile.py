@@ -264,7 +264,7 @@ def once(data):
     finally:
         path.unlink()
 
-arguments = [sys.argv[0], sys.argv[2], "-max_total_time=60", "-rss_limit_mb=3000", "-max_len=4096",
+arguments = [sys.argv[0], sys.argv[2], "-runs=120000", "-rss_limit_mb=3000", "-max_len=4096",
              "-seed=1", "-print_final_stats=1", f"-artifact_prefix={folder}/"]
 atheris.Setup(arguments, once)
 atheris.Fuzz()
@@ -291,7 +291,7 @@ def test_a_coverage_guided_campaign(tmp_path):
     for number, seed in enumerate(seeds):
         (corpus / str(number)).write_bytes(seed)
     command = [sys.executable, "-c", ATHERIS, str(work), str(corpus)]
-    process = subprocess.run(command, check=False, capture_output=True, text=True, timeout=400)
+    process = subprocess.run(command, check=False, capture_output=True, text=True, timeout=3000)
     assert process.returncode == 0, process.stderr[-3000:]
     executed = re.search(r"number_of_executed_units:\s*(\d+)", process.stderr)
-    assert executed is not None and int(executed[1]) > 1000
+    assert executed is not None and int(executed[1]) >= 120_000

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from lipfast.checkpoints import Metadata, parse_value
-from lipfast.checkpoints.text import printable
+from lipfast.text import printable
 
 
 @pytest.mark.parametrize(

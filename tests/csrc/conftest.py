@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from harness import KERNELS, ROOT, Harness, build_programs, compiler, fingerprint
+
+from tests.support.harness import KERNELS, ROOT, Harness, build_programs, compiler, fingerprint
 
 
 @pytest.fixture(scope="session")

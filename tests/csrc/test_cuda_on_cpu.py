@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from harness import Harness, Result
+
+from tests.support.harness import Harness, Result
 
 THREADS = 64
 SEEDS = range(1, 5)

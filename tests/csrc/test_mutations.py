@@ -12,10 +12,11 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-import test_kernels as tested
-from harness import KERNELS, ROOT, Harness, build_programs, compiler, fingerprint
-from mutations import Mutation, plant
-from test_kernels import DTYPES
+
+from tests.csrc import test_kernels as tested
+from tests.csrc.test_kernels import DTYPES
+from tests.support.harness import KERNELS, ROOT, Harness, build_programs, compiler, fingerprint
+from tests.support.mutations import Mutation, plant
 
 pytestmark = pytest.mark.long
 

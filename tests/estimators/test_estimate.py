@@ -10,14 +10,9 @@ from torch import nn
 
 from lipfast.errors import LipfastError
 from lipfast.estimators.calls import bounds
-from lipfast.estimators.estimate import (
-    BoundOrderError,
-    Estimate,
-    LayerBracket,
-    check_order,
-    format_value,
-    log_down,
-)
+from lipfast.estimators.estimate import Estimate, format_value, log_down
+from lipfast.estimators.results import BoundOrderError, check_order
+from lipfast.estimators.upper.layer_bracket import LayerBracket
 from lipfast.estimators.upper.table import layer_table
 
 

@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from jacobian_cases import perceptron, samples
 from torch.utils.data import DataLoader
 
 import lipfast
 from lipfast.estimators import progress as progress_module
-from lipfast.estimators.progress import progress_bar
+from lipfast.estimators.progress import shown_progress
+from tests.support.jacobian_cases import perceptron, samples
 
 X = samples(50, 4)
 MODEL = perceptron(4, 6, 3)
@@ -87,7 +87,7 @@ def test_a_long_item_is_shown_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setattr(progress_module._Bar, "show", shown_then)
     monkeypatch.setattr(progress_module, "PATIENCE", 0.01)
-    with progress_bar("work", 3, None) as advance:
+    with shown_progress("work", 3, None) as advance:
         assert shown.wait(60)
         advance(3)
     assert "work" in terminal.getvalue()
@@ -103,7 +103,7 @@ def test_an_error_ends_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_progress_of_a_file_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     target = io.StringIO()
     monkeypatch.setattr("sys.stderr", target)
-    with progress_bar("work", 3, True) as advance:
+    with shown_progress("work", 3, True) as advance:
         advance(1)
         advance(2)
     assert len(target.getvalue().strip().splitlines()) == 1

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from jacobian_cases import norms, perceptron, samples
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import lipfast
 from lipfast.errors import ArgumentError, NonFiniteError
 from lipfast.estimators.samples import sample_batches
+from tests.support.jacobian_cases import norms, perceptron, samples
 
 X = samples(60, 4)
 MODEL = perceptron(4, 8, 3)

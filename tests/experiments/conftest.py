@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from experiments.analysis import COLUMNS
-from experiments.config import SweepConfig, parse_settings
+from experiments.config import SweepConfig
 from experiments.data import ClassificationData
+from experiments.settings import parse_settings
 
 MakeConfig = Callable[..., SweepConfig]
 

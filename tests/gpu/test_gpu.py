@@ -7,7 +7,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from exact_norms import any_known, assert_known
 from torch import Tensor
 
 import lipfast
@@ -19,6 +18,7 @@ from lipfast.ops.jacobian_reduction import jacobian_reduction
 from lipfast.reference import chain_jacobian_norms as reference_chain
 from lipfast.reference import cholesky_residual as reference_residual
 from lipfast.reference import jacobian_reduction as reference_reduction
+from tests.support.exact_norms import any_known, assert_known
 
 DTYPES = [torch.float32, torch.float64]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}

@@ -3,18 +3,51 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
-from chain_cases import ACTIVATIONS
 from torch import Tensor
 
+from lipfast.ops.chain_activations import ACTIVATIONS as TABLE
 from lipfast.ops.chain_jacobian_norms import Activation, Linear, Stage, chain_jacobian_norms
 from lipfast.reference.chain_jacobian_norms import chain_jacobian_norms as reference
+from tests.support.chain_cases import ACTIVATIONS
 
 DTYPES = [torch.float32, torch.float64]
 CLAMPED = ("relu", "leaky_relu", "relu6", "hardtanh", "tanh", "sigmoid", "softplus", "elu")
 ELU = Activation("elu", (1.0,))
+
+
+KERNELS = Path(__file__).parents[2] / "csrc/kernels"
+
+
+def enumerators(name: str) -> dict[str, int]:
+    """Of the one `enum class` of this name in the kernels' headers."""
+    definition = re.compile(rf"enum class {name}\b[^{{]*{{(.*?)}}", re.DOTALL)
+    headers = [path.read_text() for path in KERNELS.rglob("*.h")]
+    (body,) = [found for text in headers for found in definition.findall(text)]
+    entries = re.findall(r"(\w+)\s*=\s*(\d+)", re.sub(r"//.*", "", body))
+    return {entry: int(code) for entry, code in entries}
+
+
+def test_kernels_number_the_same_activations() -> None:
+    kernels = enumerators("Activation")
+    python = {"k" + name.replace("_", ""): entry.code for name, entry in TABLE.items()}
+    assert {name.lower(): code for name, code in kernels.items()} == python
+    assert sorted(python.values()) == list(range(len(python)))
+
+
+def test_kernels_evaluate_every_activation() -> None:
+    """The one switch that has a case for each."""
+    body = (KERNELS / "cpu/chain_activations-inl.h").read_text()
+    assert set(re.findall(r"case Activation::(\w+):", body)) == set(enumerators("Activation"))
+
+
+def test_every_activation_is_tested() -> None:
+    assert {activation.name for activation in ACTIVATIONS} == set(TABLE)
+    assert all(len(a.parameters) == len(TABLE[a.name].parameters) for a in ACTIVATIONS)
 
 
 def arguments(dtype: torch.dtype) -> Tensor:

@@ -10,7 +10,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from chain_cases import (
+from torch import Tensor
+
+from lipfast.errors import ArgumentError
+from lipfast.ops.chain_jacobian_norms import (
+    Activation,
+    Flatten,
+    Linear,
+    MaxPool,
+    Stage,
+    chain_jacobian_norms,
+)
+from lipfast.ops.chain_stages import encode_chain
+from lipfast.reference.chain_jacobian_norms import chain_jacobian_norms as reference
+from tests.support.chain_cases import (
     ACTIVATIONS,
     CASES,
     RELU,
@@ -23,19 +36,6 @@ from chain_cases import (
     mlp_shapes,
     samples,
 )
-from torch import Tensor
-
-from lipfast.errors import ArgumentError
-from lipfast.ops.chain_jacobian_norms import (
-    Activation,
-    Flatten,
-    Linear,
-    MaxPool,
-    Stage,
-    chain_jacobian_norms,
-)
-from lipfast.ops.chain_stages import encode
-from lipfast.reference.chain_jacobian_norms import chain_jacobian_norms as reference
 
 CHAINS = [
     (1, 1),
@@ -195,7 +195,7 @@ def test_opcheck(generator: torch.Generator) -> None:
     x = torch.randn(5, 6, generator=generator)
     torch.library.opcheck(
         torch.ops.lipfast.chain_jacobian_norms.default,
-        (x, flat_weights, flat_biases, *encode(RELU_MLP, mlp_shapes((6, 9, 4)))),
+        (x, flat_weights, flat_biases, *encode_chain(RELU_MLP, mlp_shapes((6, 9, 4)))),
     )
 
 
@@ -252,7 +252,7 @@ def test_memory_does_not_grow_with_the_batch() -> None:
         pytest.skip("no /proc/self/clear_refs: the peak of resident memory cannot be reset")
     script = """
 import torch
-from chain_cases import RELU, draw, mlp, mlp_shapes
+from tests.support.chain_cases import RELU, draw, mlp, mlp_shapes
 from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms
 def peak():
     lines = open("/proc/self/status").read().splitlines()
@@ -315,7 +315,7 @@ def test_bad_input() -> None:
     for given, w, b, s, message in bad:
         with pytest.raises(ArgumentError, match=message):
             chain_jacobian_norms(given, w, b, s)
-    numbers, parameters = encode(RELU_MLP, mlp_shapes((6, 9, 4)))
+    numbers, parameters = encode_chain(RELU_MLP, mlp_shapes((6, 9, 4)))
     twice = [weights[0][0]] * 2
     with pytest.raises(ArgumentError, match="1025 outputs"):
         chain_jacobian_norms(torch.ones(1, 1), [[torch.ones(1025, 1)]], [[None]], [Linear()])

@@ -9,13 +9,13 @@ from itertools import chain
 
 import pytest
 import torch
-from chain_cases import RELU, Biases, Weights, draw, mlp, mlp_shapes
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
-from lipfast.ops.chain_secants import PiecewiseLinearChains, encode, has_secant_kernel
+from lipfast.ops.chain_secants import PiecewiseLinearChains, encode_secant_chain, has_secant_kernel
 from lipfast.ops.chain_stages import Activation, Flatten, Linear, Stage
 from lipfast.reference import chain_secants as reference
+from tests.support.chain_cases import RELU, Biases, Weights, draw, mlp, mlp_shapes
 
 LEAKY = Activation("leaky_relu", (0.2,))
 ACTIVATIONS = [
@@ -302,7 +302,7 @@ def test_opcheck() -> None:
     weights, biases = draw(mlp_shapes(dims), torch.float32, networks=2)
     none = torch.empty(0)
     flat = [bias if bias is not None else none for bias in chain(*biases)]
-    rest = (list(chain(*weights)), flat, *encode(mlp(dims, LEAKY)))
+    rest = (list(chain(*weights)), flat, *encode_secant_chain(mlp(dims, LEAKY)))
     points = points_of(2, 3, 6)
     ops = torch.ops.lipfast
     torch.library.opcheck(ops.chain_secants_jacobians.default, (points[:, 0].contiguous(), *rest))

@@ -6,7 +6,17 @@ import math
 
 import pytest
 import torch
-from chain_cases import (
+from torch import Tensor
+
+from lipfast.ops.chain_jacobian_norms import (
+    Activation,
+    Flatten,
+    Linear,
+    Stage,
+    chain_jacobian_norms,
+)
+from lipfast.reference.chain_jacobian_norms import chain_jacobian_norms as reference
+from tests.support.chain_cases import (
     RELU,
     Biases,
     Weights,
@@ -19,16 +29,6 @@ from chain_cases import (
     mlp_shapes,
     samples,
 )
-from torch import Tensor
-
-from lipfast.ops.chain_jacobian_norms import (
-    Activation,
-    Flatten,
-    Linear,
-    Stage,
-    chain_jacobian_norms,
-)
-from lipfast.reference.chain_jacobian_norms import chain_jacobian_norms as reference
 
 FEWEST = 16  # samples of a batch, below which none are shared
 CHAINS = [

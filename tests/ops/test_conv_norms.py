@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from conv_cases import OPTIONS, Case, draw, together
 from torch import Tensor
 
 import lipfast
 from lipfast.errors import ArgumentError, NonFiniteError
-from lipfast.ops._convolution import convolution
+from lipfast.ops._conv_operator import conv_operator
 from lipfast.reference.conv_norms import conv_matrix, polyphase, symbol_maximum
+from tests.support.conv_cases import OPTIONS, Case, draw, together
 
 # What rounding alone costs the truth: LAPACK's svdvals in float64, and sums of taps in the matrix.
 SVD_ERROR = 1e-13
@@ -291,7 +291,9 @@ def test_the_shape_of_the_taps_is_known_beforehand() -> None:
     for _ in range(200):
         case = draw(generator)
         options = {**OPTIONS, **case.options}
-        conv = convolution(case.kernel, "kernel", input_size=options.pop("input_sizes"), **options)
+        conv = conv_operator(
+            case.kernel, "kernel", input_size=options.pop("input_sizes"), **options
+        )
         assert conv.taps_shape() == tuple(conv.taps().shape)
 
 

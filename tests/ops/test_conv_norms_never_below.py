@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from conv_cases import Case, draw, together
-from exact_norms import holds_exactly
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lipfast
 from lipfast import _native
+from tests.support.conv_cases import Case, draw, together
+from tests.support.exact_norms import holds_exactly
 
 RTOLS = (1e-3, 1e-6, 0.5)
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from exact_norms import FAMILIES, Known, any_known, holds_exactly, with_spectrum
 from torch import Tensor
 
 from lipfast.ops.gram_certificate import Brackets, prove_upper_bounds, tighten
 from lipfast.ops.spectral_norms import DEFAULT_MEMORY
+from tests.support.exact_norms import FAMILIES, Known, any_known, holds_exactly, with_spectrum
 
 MEMORY = DEFAULT_MEMORY
 

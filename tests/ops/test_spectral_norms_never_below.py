@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from exact_norms import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import lipfast
+from lipfast import _native
+from tests.support.exact_norms import (
     FAMILIES,
     SPECTRA,
     Known,
@@ -23,12 +29,6 @@ from exact_norms import (
     signed_permutation,
     with_spectrum,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor
-
-import lipfast
-from lipfast import _native
 
 OPTIONS: tuple[dict[str, Any], ...] = (
     {},

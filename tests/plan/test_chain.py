@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from networks import convolutional, randomised
 from torch import Tensor, nn
 
 from lipfast.estimators.plan import Plan
 from lipfast.ops.chain_jacobian_norms import (
     Activation,
     AveragePool,
-    Convolution,
+    ConvStage,
     Flatten,
     Linear,
     MaxPool,
 )
 from lipfast.plan.chain import Chain
 from lipfast.reference.chain_jacobian_norms import chain_jacobian_norms
+from tests.support.networks import convolutional, randomised
 
 
 def chain_of(model: nn.Module, shape: tuple[int, ...]) -> Chain | None:
@@ -38,10 +38,10 @@ def test_convolutional_chains_with_batch_norm_folded() -> None:
     chain = chain_of(convolutional(nn.SiLU()), (2, 12, 11))
     assert chain is not None
     assert chain.stages == (
-        Convolution((1, 1), (1, 1), (1, 1), 1),
+        ConvStage((1, 1), (1, 1), (1, 1), 1),
         Activation("silu"),
         MaxPool((2, 2), (2, 2), (0, 0), (1, 1)),
-        Convolution((2, 2), (0, 0), (1, 1), 2),
+        ConvStage((2, 2), (0, 0), (1, 1), 2),
         Activation("silu"),
         AveragePool((2, 2), (2, 2), (0, 0), ceil_mode=True),
         Flatten(),

@@ -10,7 +10,6 @@ from typing import Any
 import mpmath
 import pytest
 import torch
-from explicit import NORMS, check_enclosure, traced
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -19,6 +18,7 @@ from lipfast.errors import NonFiniteError, StateDictError, TraceError, Unsupport
 from lipfast.estimators.plan import Plan
 from lipfast.graph.nodes import Node, Reference, error_name
 from lipfast.plan.computed import evaluate_computed
+from tests.support.explicit import NORMS, check_enclosure, traced
 
 
 class Symmetric(nn.Module):

@@ -7,7 +7,6 @@ from fractions import Fraction
 
 import pytest
 import torch
-from networks import convolutional, randomised
 from torch import Tensor, nn
 
 import lipfast
@@ -15,6 +14,7 @@ from lipfast.errors import NonFiniteError
 from lipfast.estimators.plan import Plan
 from lipfast.plan.fold import fold_batch_norm, folded_parameters
 from lipfast.plan.interpret import evaluate
+from tests.support.networks import convolutional, randomised
 
 DENORMAL = 2.0**-1074
 

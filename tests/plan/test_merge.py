@@ -6,8 +6,6 @@ import math
 
 import pytest
 import torch
-from explicit import NORMS, matrix_of, traced
-from networks import randomised
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -15,6 +13,8 @@ from lipfast.estimators.plan import Plan
 from lipfast.plan.computed import evaluate_computed
 from lipfast.plan.interpret import evaluate
 from lipfast.plan.merge import Merged, merge_affine
+from tests.support.explicit import NORMS, matrix_of, traced
+from tests.support.networks import randomised
 
 IMAGE = (2, 9, 8)
 # Model, shape of a sample, affine maps left when values must stay, and when differences must.

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import lipfast
 from lipfast.errors import ArgumentError, TraceError, UnsupportedOpError
 from lipfast.estimators.plan import Plan
-from lipfast.plan.trace import evaluation_mode, trace, unwrap
+from lipfast.plan.modules import evaluation_mode, unwrap
+from lipfast.plan.trace import trace
 from lipfast.rules import RULES
 
 DYNAMIC = ({0: torch.export.Dim.DYNAMIC},)

@@ -2,7 +2,21 @@ from __future__ import annotations
 
 import pytest
 import torch
-from chain_cases import (
+from torch import Tensor
+
+from lipfast.errors import ArgumentError
+from lipfast.ops.chain_stages import (
+    Activation,
+    AveragePool,
+    ConvStage,
+    Flatten,
+    Linear,
+    MaxPool,
+    Stage,
+    output_shape,
+)
+from lipfast.reference.chain_jacobian_norms import chain_jacobians
+from tests.support.chain_cases import (
     ACTIVATIONS,
     CASES,
     autograd_jacobians,
@@ -14,20 +28,6 @@ from chain_cases import (
     samples,
     torch_function,
 )
-from torch import Tensor
-
-from lipfast.errors import ArgumentError
-from lipfast.ops.chain_stages import (
-    Activation,
-    AveragePool,
-    Convolution,
-    Flatten,
-    Linear,
-    MaxPool,
-    Stage,
-    output_shape,
-)
-from lipfast.reference.chain_jacobian_norms import chain_jacobians
 
 
 def assert_like_autograd(
@@ -80,19 +80,19 @@ BAD: list[tuple[Stage, tuple[int, ...], tuple[int, ...] | None, str]] = [
     (Linear(), (3,), (4, 2), r"expected a weight \(n_out, 3\)"),
     (Linear(), (3,), None, "weight"),
     (Linear(), (3,), (0, 3), "weight"),
-    (Convolution((1,), (0,), (1,)), (3,), (1, 3, 1), "takes samples"),
-    (Convolution((1,), (0,), (1,)), (3, 4, 4), (1, 3, 1, 1), "stride must be 2 numbers"),
-    (Convolution((0, 1), (0, 0), (1, 1)), (3, 4, 4), (1, 3, 1, 1), "stride must be 2 numbers >= 1"),
-    (Convolution((1, 1), (-1, 0), (1, 1)), (3, 4, 4), (1, 3, 1, 1), "padding must be"),
-    (Convolution((1, 1), (0, 0), (1, 1), 2), (3, 4, 4), (2, 1, 1, 1), "divide 3 channels"),
-    (Convolution((1, 1), (0, 0), (1, 1), 2), (4, 4, 4), (3, 2, 1, 1), "3 output channels"),
+    (ConvStage((1,), (0,), (1,)), (3,), (1, 3, 1), "takes samples"),
+    (ConvStage((1,), (0,), (1,)), (3, 4, 4), (1, 3, 1, 1), "stride must be 2 numbers"),
+    (ConvStage((0, 1), (0, 0), (1, 1)), (3, 4, 4), (1, 3, 1, 1), "stride must be 2 numbers >= 1"),
+    (ConvStage((1, 1), (-1, 0), (1, 1)), (3, 4, 4), (1, 3, 1, 1), "padding must be"),
+    (ConvStage((1, 1), (0, 0), (1, 1), 2), (3, 4, 4), (2, 1, 1, 1), "divide 3 channels"),
+    (ConvStage((1, 1), (0, 0), (1, 1), 2), (4, 4, 4), (3, 2, 1, 1), "3 output channels"),
     (
-        Convolution((1, 1), (0, 0), (1, 1)),
+        ConvStage((1, 1), (0, 0), (1, 1)),
         (3, 4, 4),
         (2, 2, 1, 1),
         r"expected a weight \(channels_out, 3, kernel",
     ),
-    (Convolution((1, 1), (0, 0), (1, 1)), (3, 4, 4), (2, 3, 5, 5), "leaves nothing"),
+    (ConvStage((1, 1), (0, 0), (1, 1)), (3, 4, 4), (2, 3, 5, 5), "leaves nothing"),
     (max_pool(5), (3, 4, 4), None, "leaves nothing"),
     (max_pool(2, 2, 2), (3, 4, 4), None, "more than half"),
     (AveragePool((2, 2), (1,), (0, 0)), (3, 4, 4), None, "stride must be 2"),

@@ -8,12 +8,12 @@ from fractions import Fraction
 
 import pytest
 import torch
-from explicit import NORMS, check_linear, matrix_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from lipfast.estimators.plan import Plan
+from tests.support.explicit import NORMS, check_linear, matrix_of
 
 LAYERS = {
     "plain": (nn.Conv2d(2, 3, 3), (2, 5, 6)),

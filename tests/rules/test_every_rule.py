@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from explicit import NORMS, Function, traced
 from torch import Tensor
 
 from lipfast.estimators.domain import Box
@@ -20,6 +19,7 @@ from lipfast.graph.apply import call_op
 from lipfast.graph.nodes import Argument, Graph, Node, Reference
 from lipfast.plan.interpret import evaluate
 from lipfast.rules import RULES
+from tests.support.explicit import NORMS, Function, traced
 
 X = Reference("node", "x")
 BOX = Box(-1.5, 1.5)

@@ -6,12 +6,19 @@ import math
 
 import pytest
 import torch
-from explicit import NORMS, Function, check_enclosure, check_linear, check_quotients, traced
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lipfast.errors import LipfastError
 from lipfast.estimators.plan import Plan
+from tests.support.explicit import (
+    NORMS,
+    Function,
+    check_enclosure,
+    check_linear,
+    check_quotients,
+    traced,
+)
 
 SHAPE = (4, 3, 2)
 # Bounds are exact for these; so is the norm of the explicit matrix.

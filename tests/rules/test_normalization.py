@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from explicit import Function, check_enclosure, check_linear, check_quotients, traced
-from networks import randomised
 from torch import nn
 from torch.nn import functional
 
 from lipfast.errors import StateDictError
 from lipfast.estimators.plan import Plan
+from tests.support.explicit import Function, check_enclosure, check_linear, check_quotients, traced
+from tests.support.networks import randomised
 
 STORED = {
     "batch norm": (nn.BatchNorm1d(5), (5,)),

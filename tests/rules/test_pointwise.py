@@ -8,13 +8,15 @@ from collections.abc import Callable
 import mpmath
 import pytest
 import torch
-from explicit import Function
 from mpmath import iv, mp
 from torch import Tensor, nn
 
 from lipfast.estimators.enclosure import enclose
 from lipfast.estimators.plan import Plan
-from lipfast.rules import pointwise
+from lipfast.graph.nodes import Node, Reference
+from lipfast.ops.chain_stages import ACTIVATIONS, Activation, output_shape
+from lipfast.rules import RULES, pointwise
+from tests.support.explicit import Function
 
 mp.dps = 40
 
@@ -292,3 +294,15 @@ def test_no_secant_beyond_what_a_jump_allows() -> None:
     lower = Plan.trace(model, x).lower(model.state_dict(), x)
     assert lower.certified
     assert 1.0 - 1e-9 < lower.value <= 1.0
+
+
+def test_every_activation_of_a_chain_is_the_stage_of_one_rule() -> None:
+    x = Reference("node", "x")
+    nodes = [Node("y", op, (x,), shape=(3,)) for op in RULES]
+    nodes.append(Node("y", "aten.gelu", (x,), (("approximate", "tanh"),), (3,)))
+    pointwise_nodes = [node for node in nodes if RULES[node.op].leading and RULES[node.op].stage]
+    stages = [RULES[node.op].stage(node, (3,)) for node in pointwise_nodes]  # type: ignore[misc]
+    found = [stage for own in stages for stage in own or () if isinstance(stage, Activation)]
+    assert sorted(stage.name for stage in found) == sorted(ACTIVATIONS)
+    for stage in found:
+        assert output_shape(stage, (3,)) == (3,)  # the parameters are those of the kernel

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from explicit import NORMS, Function, check_enclosure, check_linear, check_quotients, traced
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -14,6 +13,14 @@ from torch.nn import functional
 
 from lipfast.estimators.plan import Plan
 from lipfast.plan.interpret import evaluate
+from tests.support.explicit import (
+    NORMS,
+    Function,
+    check_enclosure,
+    check_linear,
+    check_quotients,
+    traced,
+)
 
 LINEAR = {
     "average": (nn.AvgPool2d(2), (2, 4, 6)),

@@ -6,14 +6,14 @@ import math
 
 import pytest
 import torch
-from explicit import NORMS, Function, check_enclosure, check_quotients, traced
-from networks import randomised
 from torch import Tensor, nn
 from torch.nn import functional
 
 import lipfast
 from lipfast.estimators.domain import Ball, Box, Domain
 from lipfast.estimators.plan import Plan
+from tests.support.explicit import NORMS, Function, check_enclosure, check_quotients, traced
+from tests.support.networks import randomised
 
 
 class Gate(nn.Module):

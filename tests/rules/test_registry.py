@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lipfast.errors import ArgumentError, UnsupportedOpError
+from lipfast.errors import ArgumentError, StateDictError, TraceError, UnsupportedOpError
 from lipfast.estimators.plan import Plan
+from lipfast.ops.chain_stages import Activation
+from lipfast.plan import canonical, computed
 from lipfast.rules import RULES, Call, rule
-from lipfast.rules.registry import check_norm, lookup
+from lipfast.rules.registry import lookup
 from lipfast.rules.upward import Upward
 
 
@@ -69,9 +71,116 @@ def test_lookup_of_an_unknown_op() -> None:
         lookup("aten.foo")
 
 
-def test_norms() -> None:
-    assert check_norm(2.0) == 2
-    assert check_norm("inf") == math.inf
-    for bad in (0, 3, "two", None):
-        with pytest.raises(ArgumentError, match="1, 2 or inf"):
-            check_norm(bad)
+class Running(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.cumsum(-1)
+
+
+@pytest.mark.parametrize(("dimensions", "seen"), [({1: "dim"}, 2), (None, -1)])
+def test_dimensions_are_counted_from_the_front(
+    dimensions: dict[int, str] | None, seen: int
+) -> None:
+    found = []
+
+    @rule("aten.cumsum", dimensions=dimensions)
+    def cumsum(call: Call) -> Upward:
+        found.append(call.node.args[1])
+        return call.input * float(call.operand_shapes[0][-1])
+
+    bound = Plan.trace(Running(), torch.zeros(2, 4, 3)).upper({}, norm=math.inf)
+    assert bound.value == 3.0
+    assert set(found) == {seen}
+
+
+def test_a_later_registration_replaces_an_earlier_one_but_for_what_arguments_mean() -> None:
+    before = RULES["aten.sum"]
+    assert before.error is not None
+    rule("aten.sum")(lambda call: call.input * 7.0)
+    after = RULES["aten.sum"]
+    assert after.dimensions == before.dimensions
+    assert (after.error, after.leading) == (None, False)
+    plan = Plan.trace(SumOfLast(), torch.zeros(2, 4, 3))
+    assert plan.graph.nodes[-1].args[1] == (2,)
+    assert plan.upper({}).value == 7.0
+
+
+class SumOfLast(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum(-1)
+
+
+class InWindows(nn.Module):
+    """A function of windows: samples and windows share the first dimension."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        windows = x.reshape(-1, 2, 3)  # (B, 8, 3) -> (4 B, 2, 3)
+        return torch.asinh(windows).reshape(-1, 8, 3)
+
+
+@pytest.mark.parametrize("leading", [True, False])
+def test_a_pointwise_rule_holds_inside_windows(leading: bool) -> None:
+    rule("aten.asinh", leading=leading)(lambda call: call.input * 1.0)
+    if not leading:
+        with pytest.raises(TraceError, match=r"asinh.*may mix"):
+            Plan.trace(InWindows(), torch.zeros(2, 8, 3))
+        return
+    plan = Plan.trace(InWindows(), torch.zeros(2, 8, 3))
+    assert plan.graph.node("asinh").shape == (4, 2, 3)
+    assert plan.upper({}).value == 1.0
+
+
+class Powers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("exponent", torch.tensor([1, 3, 2]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ldexp(x, self.exponent)
+
+
+@pytest.mark.parametrize("integers", [True, False])
+def test_a_rule_says_whether_a_parameter_may_be_of_integers(integers: bool) -> None:
+    @rule("aten.ldexp", integers=integers)
+    def ldexp(call: Call) -> Upward:
+        return call.input * 2.0 ** float(call.tensor(call.node.args[1]).max())
+
+    model = Powers()
+    plan = Plan.trace(model, torch.zeros(2, 3))
+    if integers:
+        assert plan.upper(model.state_dict()).value == 8.0
+    else:
+        with pytest.raises(StateDictError, match="floating dtype"):
+            plan.upper(model.state_dict())
+
+
+def test_a_rule_of_an_op_with_several_results_is_of_the_first() -> None:
+    class Sorted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            values, _ = x.sort(-1)
+            return values
+
+    rule("aten.sort", dimensions={1: "dim"})(lambda call: call.input)
+    assert Plan.trace(Sorted(), torch.zeros(2, 3)).upper({}).value == 1.0
+
+
+def test_a_user_says_how_a_chain_holds_an_activation() -> None:
+    rule("aten.selu", stage=lambda node, shape: [Activation("elu", (1.0,))])(
+        lambda call: call.input
+    )
+    plan = Plan.trace(nn.Sequential(nn.Linear(3, 2), nn.SELU()), torch.zeros(2, 3))
+    assert plan.chain is not None
+    assert plan.chain.stages[-1] == Activation("elu", (1.0,))
+
+
+def test_tables_of_ops_hold_none_that_has_a_rule() -> None:
+    """What is known of an op stands in its rule's entry alone."""
+    tables = [
+        value
+        for module in (canonical, computed)
+        for value in vars(module).values()
+        if isinstance(value, (frozenset, dict)) and value
+        if all(isinstance(entry, str) and entry.startswith("aten.") for entry in value)
+    ]
+    assert len(tables) > 10
+    for table in tables:
+        assert set(table) & set(RULES) == set()

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from toy_archive import TOY_MODELS, write_toy
+
+from tests.support.toy_archive import TOY_MODELS, write_toy
 
 
 @pytest.fixture

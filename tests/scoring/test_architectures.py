@@ -9,7 +9,7 @@ from torch import nn
 
 import lipfast
 from lipfast.errors import ArgumentError, LipfastError
-from lipfast.scoring.architectures import Architecture, parse_arguments
+from lipfast.scoring.architectures import ModelFamily, parse_arguments
 
 X = torch.zeros(5, 4)
 
@@ -19,7 +19,7 @@ def typed(width: int, scale: float = 1.0, *, flag: bool = True, name: str = "a")
 
 
 def test_keywords_come_from_the_metadata_in_the_types_of_the_signature(toy_models):
-    architecture = Architecture(toy_models, {"name": 5})
+    architecture = ModelFamily(toy_models, {"name": 5})
     arguments = architecture.arguments({"width": 8.0, "bias": 0, "lr": 0.1, "depth": 2})
     assert arguments == (("bias", False), ("depth", 2), ("name", "5"), ("width", 8))
     assert architecture.plan(arguments, X).parameters == {
@@ -30,7 +30,7 @@ def test_keywords_come_from_the_metadata_in_the_types_of_the_signature(toy_model
 
 
 def test_overrides_go_before_the_metadata_and_are_parsed():
-    architecture = Architecture(typed, {"width": "3", "flag": "false"})
+    architecture = ModelFamily(typed, {"width": "3", "flag": "false"})
     assert architecture.arguments({"width": 8, "scale": 2, "name": "b"}) == (
         ("flag", False),
         ("name", "b"),
@@ -41,22 +41,22 @@ def test_overrides_go_before_the_metadata_and_are_parsed():
 
 def test_a_missing_keyword_says_what_there_is(toy_models):
     with pytest.raises(ArgumentError) as caught:
-        Architecture(toy_models).arguments({"lr": 0.1, "depth": 2})
+        ModelFamily(toy_models).arguments({"lr": 0.1, "depth": 2})
     for word in ("'width'", "its keys: depth, lr", "--arch-arg width=VALUE", toy_models):
         assert word in str(caught.value)
 
 
 def test_a_value_of_the_wrong_type():
     with pytest.raises(ArgumentError, match="the keyword 'width' is 'wide', expected int"):
-        Architecture(typed).arguments({"width": "wide"})
+        ModelFamily(typed).arguments({"width": "wide"})
     with pytest.raises(ArgumentError, match=r"the keyword 'width' is 0\.5, expected int"):
-        Architecture(typed).arguments({"width": 0.5})
+        ModelFamily(typed).arguments({"width": 0.5})
 
 
 def test_an_unknown_override():
     with pytest.raises(ArgumentError, match="no parameter 'wdith'; it has width, scale, flag"):
-        Architecture(typed, {"wdith": 3})
-    Architecture(lambda **anything: nn.Identity(), {"wdith": 3})
+        ModelFamily(typed, {"wdith": 3})
+    ModelFamily(lambda **anything: nn.Identity(), {"wdith": 3})
 
 
 def test_plans_are_compiled_once_per_arguments():
@@ -66,7 +66,7 @@ def test_plans_are_compiled_once_per_arguments():
         calls.append(width)
         return nn.Linear(4, width)
 
-    architecture = Architecture(make)
+    architecture = ModelFamily(make)
     first = architecture.plan((("width", 2),), X)
     assert architecture.plan((("width", 2),), X) is first
     architecture.plan((("width", 3),), X)
@@ -75,7 +75,7 @@ def test_plans_are_compiled_once_per_arguments():
 
 
 def test_failures_are_remembered(toy_models):
-    architecture = Architecture(toy_models.replace("mlp", "broken"))
+    architecture = ModelFamily(toy_models.replace("mlp", "broken"))
     for _ in range(2):
         with pytest.raises(ArgumentError, match=r"broken\(width=2\) raised RuntimeError: no such"):
             architecture.plan((("width", 2),), X)
@@ -98,17 +98,17 @@ def test_failures_are_remembered(toy_models):
 def test_what_is_no_architecture(toy_models, source, message):
     Path("damaged.pt2").write_bytes(b"nothing")
     with pytest.raises(ArgumentError, match=message):
-        Architecture(source)
+        ModelFamily(source)
 
 
 def test_what_is_no_model():
     with pytest.raises(ArgumentError, match=r"returned a int, not an nn\.Module"):
-        Architecture(lambda: 3).plan((), X)
+        ModelFamily(lambda: 3).plan((), X)
 
 
 def test_data_of_the_wrong_shape(toy_models):
     with pytest.raises(ArgumentError, match=r"cannot be evaluated on samples of shape \(5,\)"):
-        Architecture(toy_models).plan((("width", 2),), torch.zeros(3, 5))
+        ModelFamily(toy_models).plan((("width", 2),), torch.zeros(3, 5))
 
 
 def test_an_op_without_a_rule():
@@ -117,7 +117,7 @@ def test_an_op_without_a_rule():
             return x.sort(dim=1).values
 
     with pytest.raises(LipfastError, match="sort"):
-        Architecture(Sorter()).plan((), X)
+        ModelFamily(Sorter()).plan((), X)
 
 
 class Tempered(nn.Module):
@@ -142,7 +142,7 @@ class Tempered(nn.Module):
     ids=["a number", "a table as long as the layer"],
 )
 def test_a_plan_with_other_constants_is_not_reused(first, second):
-    architecture = Architecture(Tempered)
+    architecture = ModelFamily(Tempered)
     for chosen in (first, second):
         model = Tempered(**chosen).eval()
         found = architecture.plan(tuple(chosen.items()), X).upper(model.state_dict())
@@ -151,7 +151,7 @@ def test_a_plan_with_other_constants_is_not_reused(first, second):
 
 def test_a_module_stays_as_it_was():
     model = nn.Sequential(nn.Linear(4, 2), nn.ReLU()).train()
-    plan = Architecture(model).plan((), X)
+    plan = ModelFamily(model).plan((), X)
     assert plan.parameters["0.weight"] == (2, 4)
     assert model.training
 
@@ -160,7 +160,7 @@ def test_global_state_is_left_alone(toy_models):
     path = list(sys.path)
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    Architecture(toy_models).plan((("width", 2),), X)
+    ModelFamily(toy_models).plan((("width", 2),), X)
     assert torch.equal(torch.get_rng_state(), before)
     assert sys.path == path
 
@@ -170,14 +170,14 @@ def test_exported_programs(tmp_path):
     batch = torch.export.Dim.DYNAMIC
     program = torch.export.export(model, (X,), dynamic_shapes=({0: batch},))
     torch.export.save(program, tmp_path / "model.pt2")
-    architecture = Architecture(tmp_path / "model.pt2")
+    architecture = ModelFamily(tmp_path / "model.pt2")
     assert architecture.input_shape == (4,)
     assert architecture.arguments({"width": 3}) == ()
     assert architecture.plan((), X).parameters == {"0.weight": (2, 4), "0.bias": (2,)}
     with pytest.raises(ArgumentError, match="takes samples of shape"):
-        Architecture(tmp_path / "model.pt2").plan((), torch.zeros(2, 5))
+        ModelFamily(tmp_path / "model.pt2").plan((), torch.zeros(2, 5))
     with pytest.raises(ArgumentError, match="has no parameter 'width'; it has none"):
-        Architecture(tmp_path / "model.pt2", {"width": 3})
+        ModelFamily(tmp_path / "model.pt2", {"width": 3})
 
 
 def test_parse_arguments():
@@ -190,7 +190,7 @@ def test_parse_arguments():
 @pytest.mark.parametrize("how", ["toy.py:mlp", "./toy.py:mlp", "./toy:mlp"])
 def test_a_file_instead_of_a_module(how):
     with pytest.raises(ArgumentError, match="name the module, not its file: 'toy:mlp'"):
-        Architecture(how)
+        ModelFamily(how)
 
 
 def test_a_function_that_exits_or_says_much_is_an_error_of_one_line():
@@ -201,6 +201,6 @@ def test_a_function_that_exits_or_says_much_is_an_error_of_one_line():
         raise RuntimeError("first\nsecond")
 
     with pytest.raises(ArgumentError, match="raised SystemExit: 3"):
-        Architecture(leaves).model((("width", 1),))
+        ModelFamily(leaves).model((("width", 1),))
     with pytest.raises(ArgumentError, match=r"raised RuntimeError: first$"):
-        Architecture(talks).model((("width", 1),))
+        ModelFamily(talks).model((("width", 1),))

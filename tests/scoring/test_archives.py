@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from toy_archive import toy_state, write_toy
 
 from lipfast.errors import ArgumentError
 from lipfast.scoring import Progress, budget, read_scores, score
-from lipfast.scoring.architectures import Architecture
+from lipfast.scoring.architectures import ModelFamily
 from lipfast.scoring.budget import BudgetError, elements_allowed
 from lipfast.scoring.watch import looks
+from tests.support.toy_archive import toy_state, write_toy
 
 
 @pytest.fixture
@@ -244,13 +244,13 @@ def test_metadata_that_asks_for_a_giant_model(arguments, tmp_path):
 
 def test_a_giant_claim_does_not_stain_an_honest_checkpoint(toy_models, samples, monkeypatch):
     monkeypatch.setattr(budget, "_FLOOR", 10_000)
-    architecture = Architecture(toy_models)
+    architecture = ModelFamily(toy_models)
     wide, deep = (("width", 50_000),), (("depth", 9000), ("width", 4))
     for arguments in (wide, deep):
         with pytest.raises(BudgetError, match="far beyond what the checkpoint"):
             architecture.plan(arguments, samples, elements_allowed(100))
     assert architecture.plan(wide, samples, elements_allowed(400_000)).layers
-    override = Architecture(toy_models, {"width": 50_000})
+    override = ModelFamily(toy_models, {"width": 50_000})
     with pytest.raises(BudgetError, match="asks for a model of more than"):
         override.plan(wide, samples, elements_allowed(100))
 

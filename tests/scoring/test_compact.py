@@ -6,7 +6,6 @@ import threading
 from pathlib import Path
 
 import pytest
-from toy_rows import error_row, row, write
 
 from lipfast.errors import StoreError
 from lipfast.scoring import compact
@@ -14,6 +13,7 @@ from lipfast.scoring.compact import Compaction, compact_store
 from lipfast.scoring.scores import read_scores
 from lipfast.scoring.store import StoreWriter, parts
 from lipfast.scoring.verify import verify_store
+from tests.support.toy_rows import error_row, row, write
 
 
 def fill(store: Path) -> None:

@@ -13,11 +13,11 @@ from typing import Any
 
 import fsspec
 import pytest
-from toy_archive import write_toy
 
 from lipfast.errors import ArchiveError, ArgumentError
 from lipfast.scoring import Progress, read_scores, score
 from lipfast.scoring.engine import ray as engine
+from tests.support.toy_archive import write_toy
 
 
 class ActorDied(Exception):  # noqa: N818 (as Ray names it)

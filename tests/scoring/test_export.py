@@ -6,10 +6,10 @@ import math
 
 import pyarrow.parquet as pq
 import pytest
-from toy_rows import error_row, row, write
 
 from lipfast.errors import ArgumentError, StoreError
 from lipfast.scoring import export_scores, read_scores
+from tests.support.toy_rows import error_row, row, write
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from toy_archive import toy_state, write_toy
 
 import lipfast
 from lipfast.checkpoints import CheckpointFile, find_checkpoints
@@ -25,7 +24,10 @@ from lipfast.estimators.plan import Plan
 from lipfast.scoring import Interrupted, Progress, read_scores, score, verify_store
 from lipfast.scoring.data import load_data
 from lipfast.scoring.engine import local
-from lipfast.scoring.scorer import Options, Reading, Recipe
+from lipfast.scoring.options import Options
+from lipfast.scoring.reading import Reading
+from lipfast.scoring.scorer import Recipe
+from tests.support.toy_archive import toy_state, write_toy
 
 
 def rows_by_name(store: Path) -> dict[str, dict]:

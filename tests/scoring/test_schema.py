@@ -8,7 +8,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from toy_rows import row, write
 
 from lipfast.errors import StoreError
 from lipfast.scoring.compact import compact_store
@@ -16,6 +15,7 @@ from lipfast.scoring.done import completed
 from lipfast.scoring.schema import SCHEMA, VERSION, schema_of, upgraded
 from lipfast.scoring.scores import read_scores
 from lipfast.scoring.verify import verify_store
+from tests.support.toy_rows import row, write
 
 
 def old_store(folder: Path) -> Path:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from toy_rows import error_row, layer, row, write
 
 from lipfast.errors import ArgumentError, StoreError
 from lipfast.scoring.done import Done, completed
@@ -15,6 +14,7 @@ from lipfast.scoring.schema import SCHEMA
 from lipfast.scoring.scores import read_scores
 from lipfast.scoring.store import StoreWriter
 from lipfast.scoring.verify import verify_store
+from tests.support.toy_rows import error_row, layer, row, write
 
 
 def test_round_trip(tmp_path):

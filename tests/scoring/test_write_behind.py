@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 
 import pytest
-from toy_rows import row
 
 from lipfast.errors import StoreError
 from lipfast.scoring import Progress, score, store
 from lipfast.scoring.scores import read_scores
 from lipfast.scoring.verify import verify_store
 from lipfast.scoring.write_behind import WriteBehind
+from tests.support.toy_rows import row
 
 
 def wait_for(path: Path, count: int) -> None:
@@ -40,6 +40,21 @@ def test_everything_is_committed_on_the_way_out_of_an_error(tmp_path, error):
     with pytest.raises(error), WriteBehind(tmp_path) as writer:
         writer.append([row()])
         raise error
+    assert read_scores(tmp_path).num_rows == 1
+
+
+def test_everything_is_committed_though_ctrl_c_comes_on_the_way_out(tmp_path, monkeypatch):
+    writer = WriteBehind(tmp_path)
+    put, presses = writer._queue.put, [KeyboardInterrupt]
+
+    def interrupted(rows):
+        if presses:
+            raise presses.pop()
+        put(rows)
+
+    with pytest.raises(KeyboardInterrupt), writer:
+        writer.append([row()])
+        monkeypatch.setattr(writer._queue, "put", interrupted)
     assert read_scores(tmp_path).num_rows == 1
 
 

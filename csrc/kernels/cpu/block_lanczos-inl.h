@@ -1,5 +1,12 @@
 // Block Lanczos: kBlockVectors products per pass over a matrix that does not fit the cache, where the pass is what
 // costs. Full orthogonalisation, and Rayleigh-Ritz on the whole basis.
+#ifndef LIPFAST_BLOCK_LANCZOS_INL_H
+#define LIPFAST_BLOCK_LANCZOS_INL_H
+
+#include "lanczos-inl.h"
+#include "vector-inl.h"
+
+LIPFAST_BEGIN
 
 constexpr int kBlockVectors = 4;
 constexpr int64_t kBlockBasis = 192;  // vectors kept before a restart: 48 passes
@@ -222,3 +229,6 @@ LanczosResult block_lanczos(Operator& apply, int64_t n, int32_t max_passes, doub
   }
   return result;
 }
+
+LIPFAST_END
+#endif

@@ -1,4 +1,11 @@
 // Pointwise activations with autograd's derivatives.
+#ifndef LIPFAST_CHAIN_ACTIVATIONS_INL_H
+#define LIPFAST_CHAIN_ACTIVATIONS_INL_H
+
+#include "elementary-inl.h"
+#include "vector-inl.h"
+
+LIPFAST_BEGIN
 
 // h = a(h), factors *= a'(h) for n values. body(vector, derivative) returns the values and sets the derivatives.
 template <class T, class Body>
@@ -22,7 +29,7 @@ LIPFAST_INLINE void for_values(T* h, T* factors, int64_t n, const Body& body) {
 }
 
 template <class T>
-void piecewise_linear(T low, T high, T* h, T* factors, int64_t n) {
+void clip(T low, T high, T* h, T* factors, int64_t n) {
   typedef VectorOf<T> Vector;
   const Vector zero{}, one = splat(T(1)), lowest = splat(low), highest = splat(high);
   for_values(h, factors, n, [=](Vector v, Vector& derivative) {
@@ -143,9 +150,9 @@ void activate(const ChainStage& stage, T* h, T* factors, int64_t n) {
     case Activation::kLeakyReLU:
       return leaky_relu(first, h, factors, n);
     case Activation::kReLU6:
-      return piecewise_linear(T(0), T(6), h, factors, n);
+      return clip(T(0), T(6), h, factors, n);
     case Activation::kHardtanh:
-      return piecewise_linear(first, second, h, factors, n);
+      return clip(first, second, h, factors, n);
     case Activation::kTanh:
       return hyperbolic_tangent(h, factors, n);
     case Activation::kSigmoid:
@@ -168,3 +175,6 @@ LIPFAST_INLINE bool is_selecting(const ChainStage& stage) {
   return stage.activation == Activation::kReLU || stage.activation == Activation::kReLU6 ||
          stage.activation == Activation::kHardtanh;
 }
+
+LIPFAST_END
+#endif

@@ -1,4 +1,14 @@
 // The product J_S ... J_1 of one sample, from the output side: K rows pass back through the layers.
+#ifndef LIPFAST_CHAIN_BACKWARD_INL_H
+#define LIPFAST_CHAIN_BACKWARD_INL_H
+
+#include "chain_forward-inl.h"
+#include "chain_layers-inl.h"
+#include "chain_linear-inl.h"
+#include "chain_shared-inl.h"
+#include "panel_product-inl.h"
+
+LIPFAST_BEGIN
 
 // Rows [0, rows) of g times the derivatives, in `out`.
 template <class T>
@@ -240,9 +250,10 @@ const T* chain_products(const ChainParams& p, const T* packed, int64_t samples, 
     } else {
       for (int64_t t = 0; t < samples; ++t) product_layer(layer, packed, t, g + t * size, out + t * size, buffers);
     }
-    T* const swap = g;
-    g = out;
-    out = swap;
+    exchange(g, out);
   }
   return g;
 }
+
+LIPFAST_END
+#endif

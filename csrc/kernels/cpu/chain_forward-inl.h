@@ -1,4 +1,12 @@
 // Forward pass of a tile of samples; keeps for every layer which unit each element selects (u) and its derivative (f).
+#ifndef LIPFAST_CHAIN_FORWARD_INL_H
+#define LIPFAST_CHAIN_FORWARD_INL_H
+
+#include "chain_activations-inl.h"
+#include "chain_layers-inl.h"
+#include "panel_product-inl.h"
+
+LIPFAST_BEGIN
 
 // z = W h + b for the samples of the tile, as rows of one product.
 template <class T>
@@ -156,13 +164,6 @@ void read_sample(const ChainParams& p, int64_t sample, T* h) {
 }
 
 template <class T>
-void swap_activations(ChainBuffers<T>& buffers) {
-  T* const swap = buffers.activations;
-  buffers.activations = buffers.spare;
-  buffers.spare = swap;
-}
-
-template <class T>
 void forward_map(const ChainParams& p, int64_t network, const T* packed, const ChainLayer& layer, int64_t count,
                  ChainBuffers<T>& buffers) {
   const ChainStage& map = *layer.map;
@@ -179,7 +180,7 @@ void forward_map(const ChainParams& p, int64_t network, const T* packed, const C
       }
     }
   }
-  swap_activations(buffers);
+  exchange(buffers.activations, buffers.spare);
   const T* bias = has_weight(map) ? static_cast<const T*>(p.biases[network * p.affine + map.affine]) : nullptr;
   if (bias == nullptr) return;
   const int64_t units = map.out.channels, pixels = map.out.height * map.out.width;
@@ -212,7 +213,7 @@ void forward_selection(const ChainParams& p, const ChainLayer& layer, int64_t co
       }
     }
     if (stage.kind == StageKind::kMaxPool) {
-      swap_activations(buffers);
+      exchange(buffers.activations, buffers.spare);
       first_pool = false;
     }
   }
@@ -233,3 +234,6 @@ void forward(const ChainParams& p, int64_t network, const T* packed, const int64
     for (int64_t k = 0; k < buffers.outputs; ++k) buffers.defined[t] = buffers.defined[t] && y[k] == y[k];
   }
 }
+
+LIPFAST_END
+#endif

@@ -1,22 +1,15 @@
 // Body of chain_jacobian_norms, once per instruction set.
+#ifndef LIPFAST_CHAIN_JACOBIAN_NORMS_INL_H
+#define LIPFAST_CHAIN_JACOBIAN_NORMS_INL_H
 
-#include "tridiagonal-inl.h"
-#include "lanczos-inl.h"
-#include "matrix-inl.h"
-#include "symmetric_top-inl.h"
-#include "reduce-inl.h"
-#include "panel_product-inl.h"
-#include "elementary-inl.h"
-#include "chain_activations-inl.h"
-#include "gram-inl.h"
-#include "cholesky-inl.h"
-#include "chain_triangle-inl.h"
-#include "chain_patterns-inl.h"
-#include "chain_layers-inl.h"
-#include "chain_forward-inl.h"
-#include "chain_linear-inl.h"
-#include "chain_shared-inl.h"
+#include "chain_jacobian_norms.h"
 #include "chain_backward-inl.h"
+#include "chain_forward-inl.h"
+#include "chain_layers-inl.h"
+#include "chain_triangle-inl.h"
+#include "reduce-inl.h"
+
+LIPFAST_BEGIN
 
 template <class T>
 void chain_tile_of(const ChainParams& p, int64_t network, const T* packed, const int64_t* samples, int64_t count,
@@ -42,7 +35,7 @@ void chain_tile_of(const ChainParams& p, int64_t network, const T* packed, const
 }
 
 template <class T>
-ChainLayout chain_layout_of(const ChainParams& p) {
+ChainTiling chain_tiling_of(const ChainParams& p) {
   LayerReader<T> reader{p};
   int64_t triangle = 0;
   for (ChainLayer layer; reader.next(layer);) {
@@ -53,23 +46,21 @@ ChainLayout chain_layout_of(const ChainParams& p) {
   return {reader.packed, triangle, buffers.tile, buffers.shares, workspace};
 }
 
-ChainLayout chain_layout(const ChainParams& p) {
-  return p.dtype == Dtype::kFloat32 ? chain_layout_of<float>(p) : chain_layout_of<double>(p);
+ChainTiling chain_tiling(const ChainParams& p) {
+  return p.dtype == Dtype::kFloat32 ? chain_tiling_of<float>(p) : chain_tiling_of<double>(p);
 }
 
 void chain_pack(const ChainParams& p, int64_t network, void* packed, double* workspace, const Parallel* parallel) {
-  if (p.dtype == Dtype::kFloat32) {
-    pack_chain(p, network, static_cast<float*>(packed), workspace, parallel);
-  } else {
-    pack_chain(p, network, static_cast<double*>(packed), workspace, parallel);
-  }
+  if (p.dtype == Dtype::kFloat32) return pack_chain(p, network, static_cast<float*>(packed), workspace, parallel);
+  pack_chain(p, network, static_cast<double*>(packed), workspace, parallel);
 }
 
 void chain_tile(const ChainParams& p, int64_t network, const void* packed, const int64_t* samples, int64_t count,
                 void* workspace) {
-  if (p.dtype == Dtype::kFloat32) {
-    chain_tile_of(p, network, static_cast<const float*>(packed), samples, count, static_cast<char*>(workspace));
-  } else {
-    chain_tile_of(p, network, static_cast<const double*>(packed), samples, count, static_cast<char*>(workspace));
-  }
+  if (p.dtype == Dtype::kFloat32)
+    return chain_tile_of(p, network, static_cast<const float*>(packed), samples, count, static_cast<char*>(workspace));
+  chain_tile_of(p, network, static_cast<const double*>(packed), samples, count, static_cast<char*>(workspace));
 }
+
+LIPFAST_END
+#endif

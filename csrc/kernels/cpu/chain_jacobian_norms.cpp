@@ -8,10 +8,10 @@
 namespace lipfast {
 
 ChainKernel chain_jacobian_norms_kernel() {
-  static constexpr decltype(ChainKernel::layout) layouts[kCapabilities] = LIPFAST_TABLE(chain_layout);
+  static constexpr decltype(ChainKernel::tiling) tilings[kCapabilities] = LIPFAST_TABLE(chain_tiling);
   static constexpr decltype(ChainKernel::pack) packs[kCapabilities] = LIPFAST_TABLE(chain_pack);
   static constexpr decltype(ChainKernel::tile) tiles[kCapabilities] = LIPFAST_TABLE(chain_tile);
-  return {dispatch(layouts), dispatch(packs), dispatch(tiles)};
+  return {dispatch(tilings), dispatch(packs), dispatch(tiles)};
 }
 
 }  // namespace lipfast

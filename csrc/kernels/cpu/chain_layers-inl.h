@@ -7,6 +7,16 @@
 //
 // Images lie pixel by pixel, the channels of a pixel together: a permutation of the Jacobian's columns, which leaves
 // its singular values alone. A linear stage is a convolution of an image of one pixel.
+#ifndef LIPFAST_CHAIN_LAYERS_INL_H
+#define LIPFAST_CHAIN_LAYERS_INL_H
+
+#include "chain_activations-inl.h"
+#include "chain_patterns-inl.h"
+#include "chain_triangle-inl.h"
+#include "panel_product-inl.h"
+#include "reduce-inl.h"
+
+LIPFAST_BEGIN
 
 struct ChainLayer {
   const ChainStage* map;     // nullptr: the identity, in front of a chain that starts with an activation or a max pool
@@ -23,7 +33,6 @@ struct ChainLayer {
   int64_t factors, sources;  // offsets of f and u, for one sample
 };
 
-LIPFAST_INLINE int64_t elements(const ImageShape& shape) { return shape.channels * shape.height * shape.width; }
 LIPFAST_INLINE bool has_weight(const ChainStage& stage) {
   return stage.kind == StageKind::kLinear || stage.kind == StageKind::kConvolution;
 }
@@ -367,3 +376,6 @@ int64_t ChainBuffers<T>::place(const ChainParams& p, char* base) {
   }
   return used;
 }
+
+LIPFAST_END
+#endif

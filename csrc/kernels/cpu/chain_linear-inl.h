@@ -1,4 +1,11 @@
 // Products of a few rows with a linear stage, over the units that a sample selects.
+#ifndef LIPFAST_CHAIN_LINEAR_INL_H
+#define LIPFAST_CHAIN_LINEAR_INL_H
+
+#include "chain_layers-inl.h"
+#include "panel_product-inl.h"
+
+LIPFAST_BEGIN
 
 // What layer `l` selects for sample t.
 template <class T>
@@ -73,3 +80,6 @@ void product_linear(const ChainLayer& layer, const T* packed, int64_t first, int
     }
   }
 }
+
+LIPFAST_END
+#endif

@@ -9,6 +9,13 @@
 // active units: f is carried along as one row more, and a sample with f_j < T_j / kCancellation in any column is summed
 // afresh, as are NaN and overflow. N <= kMostSteps n. So the error bound is at most kCancellation kMostSteps times that
 // of the plain sum; typically the two differ by little.
+#ifndef LIPFAST_CHAIN_PATTERNS_INL_H
+#define LIPFAST_CHAIN_PATTERNS_INL_H
+
+#include "panel_product-inl.h"
+#include "vector-inl.h"
+
+LIPFAST_BEGIN
 
 constexpr int64_t kCancellation = 8, kMostSteps = 4;
 
@@ -114,3 +121,6 @@ void pack_patterns(const T* v, int64_t units, int64_t outputs, const T* w, int64
     }
   }
 }
+
+LIPFAST_END
+#endif

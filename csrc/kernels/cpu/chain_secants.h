@@ -1,3 +1,4 @@
+// clang-format off
 // chain_secants: what a certified secant needs of one network that is a chain of linear maps and piecewise-linear
 // activations: Jacobian at a sample, distances to the kinks along a line, and values at points with error bounds.
 //
@@ -10,6 +11,7 @@
 // Conventions  autograd's: derivative 0 at both ends of a clipped range (so relu'(0) = 0), slope at 0 for LeakyReLU.
 // Errors       none: NaN and infinities pass through, with the error inf.
 // Threads      one network is one thread's. Round to nearest and denormals are assumed: see StandardArithmetic.
+// clang-format on
 #pragma once
 
 #include "../params.h"

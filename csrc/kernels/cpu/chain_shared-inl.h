@@ -1,4 +1,13 @@
 // The product of chain_patterns-inl.h for the samples of a tile.
+#ifndef LIPFAST_CHAIN_SHARED_INL_H
+#define LIPFAST_CHAIN_SHARED_INL_H
+
+#include "chain_layers-inl.h"
+#include "chain_linear-inl.h"
+#include "chain_patterns-inl.h"
+#include "panel_product-inl.h"
+
+LIPFAST_BEGIN
 
 // Bit i of a pattern: unit i has a derivative other than zero.
 template <class T>
@@ -161,3 +170,6 @@ void product_shared(const ChainLayer& layer, const T* packed, const T* shared, i
     buffers.exact[t] = buffers.from[t] < 0 || reaches(buffers.magnitudes + t * buffers.stride, limits, columns);
   }
 }
+
+LIPFAST_END
+#endif

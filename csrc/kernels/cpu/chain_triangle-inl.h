@@ -1,11 +1,19 @@
 // The Jacobian H W of a chain that starts with a wide linear stage W has the singular values of H L, where L is the
 // triangle with L L^T = W W^T: Cholesky's factor of the Gram matrix, both in float64. As H L is of the size of H W,
 // nothing is lost by rounding L to float32; H (W W^T) H^T in float32 would lose twice the digits.
+#ifndef LIPFAST_CHAIN_TRIANGLE_INL_H
+#define LIPFAST_CHAIN_TRIANGLE_INL_H
+
+#include "cholesky-inl.h"
+#include "gram-inl.h"
+#include "panel_product-inl.h"
+
+LIPFAST_BEGIN
 
 // Worth it when the products saved outweigh the Gram matrix: a multiplication there costs about four of those.
 LIPFAST_INLINE bool triangle_pays(const ChainParams& p, const ChainStage& stage) {
   const double units = static_cast<double>(stage.out.channels), inputs = static_cast<double>(stage.in.channels);
-  const double outputs = static_cast<double>(p.out.channels * p.out.height * p.out.width);
+  const double outputs = static_cast<double>(elements(p.out));
   const double rows = static_cast<double>(p.batch) * outputs;
   return p.dtype == Dtype::kFloat32 && inputs > units && rows * (inputs - 0.5 * units) > 4 * units * (inputs + units);
 }
@@ -84,3 +92,6 @@ inline void pack_triangle(int64_t units, float* packed, double* work, const Para
   const auto fill = static_cast<float>(trace == 0 ? 0 : NAN);
   for (int64_t i = 0; i < packed_size<float>(units, units); ++i) packed[i] = fill;
 }
+
+LIPFAST_END
+#endif

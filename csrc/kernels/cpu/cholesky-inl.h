@@ -4,6 +4,13 @@
 // diagonal into an array of its own. Every entry of L is (a_ij - sum of products in some order) / l_jj with one
 // rounding per operation or fewer, never through an inverted block, so that the classical backward error holds:
 //   A + E = L L^T,  |E| <= gamma_{s+2} |L| |L|^T   (Demmel 1989; Higham 2002, theorem 10.3).
+#ifndef LIPFAST_CHOLESKY_INL_H
+#define LIPFAST_CHOLESKY_INL_H
+
+#include "gram-inl.h"
+#include "vector-inl.h"
+
+LIPFAST_BEGIN
 
 constexpr int64_t kBlock = 64;  // columns eliminated together; a multiple of kTileRows
 
@@ -163,3 +170,6 @@ inline void solve(const double* a, int64_t s, const double* diagonal, double* x)
     axpy(-x[i], a + i * ld, x, i);
   }
 }
+
+LIPFAST_END
+#endif

@@ -5,6 +5,13 @@
 // sum of real products, never through an inverted block, so that the classical backward error holds with three more
 // roundings (Higham 2002, theorem 10.3 and section 3.6):
 //   A + E = L L^*,  |E| <= sqrt(2) gamma_{2n+8} |L| |L|^*.
+#ifndef LIPFAST_COMPLEX_CHOLESKY_INL_H
+#define LIPFAST_COMPLEX_CHOLESKY_INL_H
+
+#include "hermitian-inl.h"
+#include "vector-inl.h"
+
+LIPFAST_BEGIN
 
 // a: lanes_size(n) doubles, as from evaluate_lanes. Bit l of the result: lane l's matrix is positive definite in
 // floating point. What is not positive becomes NaN in its lane and stays there.
@@ -263,3 +270,6 @@ inline bool complex_cholesky(double* real, double* imaginary, int64_t n, double*
   }
   return true;
 }
+
+LIPFAST_END
+#endif

@@ -5,19 +5,18 @@
 //
 // j over the lexicographically positive differences of two taps. The R_j are formed once; a Gram matrix then costs
 // one pass over them instead of a product. Kept are R_j + R_j^T (even: the real part) and R_j - R_j^T (odd: the
-// imaginary part), each a packed lower triangle whose rows are filled with zeros to a multiple of 8.
+// imaginary part), each packed as hermitian-inl.h says.
+#ifndef LIPFAST_COMPLEX_GRAM_INL_H
+#define LIPFAST_COMPLEX_GRAM_INL_H
 
-constexpr int kComplexRows = LIPFAST_VECTOR_BYTES == 64 ? 4 : 2;  // rows of a register tile of complex numbers
-constexpr int kComplexPanel = 2 * kDoubles;                       // columns of one
-constexpr int64_t kTapDepth = 256;                                // columns of two taps that meet in L1
-constexpr int kOffsetTile = LIPFAST_VECTOR_BYTES == 64 ? 8 : 4;   // rows of a real register tile
+#include "taps.h"
+#include "hermitian-inl.h"
+#include "vector-inl.h"
 
-// Where row i of a packed lower triangle starts.
-LIPFAST_INLINE int64_t packed_row(int64_t i) {
-  const int64_t q = i / 8;
-  return 32 * q * (q + 1) + (i % 8) * 8 * (q + 1);
-}
-LIPFAST_INLINE int64_t packed_size(int64_t n) { return packed_row(n); }
+LIPFAST_BEGIN
+
+constexpr int64_t kTapDepth = 256;                               // columns of two taps that meet in L1
+constexpr int kOffsetTile = LIPFAST_VECTOR_BYTES == 64 ? 8 : 4;  // rows of a real register tile
 
 // cos and sin of 2 pi x for x in [0, 1), each within 8 u where x is exact: x is a quarter count plus an exact rest of
 // at most an eighth, and Taylor's polynomials of degree 18 and 17 leave less than u / 100.
@@ -49,50 +48,52 @@ LIPFAST_INLINE void unit_circle(double x, double* cosine, double* sine) {
   *sine = quadrant & 2 ? -b : b;
 }
 
+// product / q modulo 1, in [0, 1).
+LIPFAST_INLINE double cycles_of(int64_t product, int64_t q) {
+  int64_t rest = product % q;
+  if (rest < 0) rest += q;
+  return static_cast<double>(rest) / static_cast<double>(q);
+}
+
 // The phase j.theta of an integer offset at the frequency p / q (cycles per axis): integers modulo q, then at most
 // three quotients and two sums, so that the angle is off by less than 50 u.
-LIPFAST_INLINE void phase(const ConvProblem& problem, const int64_t* p, const int64_t* j, double* cosine,
+LIPFAST_INLINE void phase(const FrequencyLattice& lattice, const int64_t* p, const int64_t* j, double* cosine,
                           double* sine) {
   double x = 0;
-  for (int64_t a = 0; a < problem.axes; ++a) {
-    const int64_t q = frequency_denominator(problem, a);
-    int64_t rest = p[a] * j[a] % q;
-    if (rest < 0) rest += q;
-    x += static_cast<double>(rest) / static_cast<double>(q);
+  for (int64_t a = 0; a < lattice.axes; ++a) {
+    const int64_t q = lattice.denominators[a];
+    // A constant power of two: no division.
+    x += q == kCycle ? cycles_of(p[a] * j[a], kCycle) : cycles_of(p[a] * j[a], q);
   }
   x -= static_cast<double>(static_cast<int64_t>(x));
   unit_circle(x, cosine, sine);
 }
 
 // out: cosines of all offsets, then sines.
-inline void offset_phases(const ConvProblem& problem, const int64_t* offsets, int64_t count, const int64_t* p,
+inline void offset_phases(const FrequencyLattice& lattice, const int64_t* offsets, int64_t count, const int64_t* p,
                           double* out) {
-  for (int64_t j = 0; j < count; ++j) phase(problem, p, offsets + 3 * j, out + j, out + count + j);
+  for (int64_t j = 0; j < count; ++j) phase(lattice, p, offsets + 3 * j, out + j, out + count + j);
 }
 
-LIPFAST_INLINE int64_t tap_count(const ConvProblem& problem) {
-  return problem.sizes[0] * problem.sizes[1] * problem.sizes[2];
-}
-LIPFAST_INLINE int64_t tap_panels_size(const ConvProblem& problem) {
-  return tap_count(problem) * round_up(problem.rows, kComplexPanel) * problem.cols;
+LIPFAST_INLINE int64_t tap_panels_size(const TapShape& shape) {
+  return shape.count() * round_up(shape.rows, kComplexPanel) * shape.cols;
 }
 
 // Panel q of tap k: W_k[q kComplexPanel + r][c] at [c][r], zero outside.
-LIPFAST_INLINE double* tap_panel(const ConvProblem& problem, double* panels, int64_t k, int64_t q) {
-  return panels + (k * round_up(problem.rows, kComplexPanel) + q * kComplexPanel) * problem.cols;
+LIPFAST_INLINE double* tap_panel(const TapShape& shape, double* panels, int64_t k, int64_t q) {
+  return panels + (k * round_up(shape.rows, kComplexPanel) + q * kComplexPanel) * shape.cols;
 }
 
 template <class T>
-void pack_taps_of(const ConvProblem& problem, PowerOfTwo scaling, int64_t group, double* panels) {
-  const int64_t rows = problem.rows, cols = problem.cols, taps = tap_count(problem);
-  const T* data = static_cast<const T*>(problem.taps) + group * taps * rows * cols;
-  for (int64_t k = 0; k < taps; ++k) {
+void pack_taps(const TapShape& shape, const T* taps, PowerOfTwo scaling, double* panels) {
+  const int64_t rows = shape.rows, cols = shape.cols;
+  for (int64_t k = 0; k < shape.count(); ++k) {
     for (int64_t q = 0; q * kComplexPanel < rows; ++q) {
-      double* panel = tap_panel(problem, panels, k, q);
+      double* panel = tap_panel(shape, panels, k, q);
       const int64_t count = smaller<int64_t>(kComplexPanel, rows - q * kComplexPanel);
       if (count < kComplexPanel) memset(panel, 0, sizeof(double) * cols * kComplexPanel);
       for (int64_t r = 0; r < count; ++r) {
-        const T* row = data + (k * rows + q * kComplexPanel + r) * cols;
+        const T* row = taps + (k * rows + q * kComplexPanel + r) * cols;
         for (int64_t c = 0; c < cols; ++c) panel[c * kComplexPanel + r] = scaling(row[c]);
       }
     }
@@ -131,8 +132,8 @@ LIPFAST_INLINE int64_t offset_square_size(int64_t rows) {
 }
 
 // The pair of taps (k + j, k); false when k + j is none.
-LIPFAST_INLINE bool shifted_tap(const ConvProblem& problem, int64_t k, const int64_t* j, int64_t* shifted) {
-  const int64_t* size = problem.sizes;
+LIPFAST_INLINE bool shifted_tap(const TapShape& shape, int64_t k, const int64_t* j, int64_t* shifted) {
+  const int64_t* size = shape.sizes;
   const int64_t k2 = k % size[2] + j[2], k1 = k / size[2] % size[1] + j[1], k0 = k / size[2] / size[1] + j[0];
   if (k0 < 0 || k1 < 0 || k2 < 0 || k0 >= size[0] || k1 >= size[1] || k2 >= size[2]) return false;
   *shifted = (k0 * size[1] + k1) * size[2] + k2;
@@ -140,27 +141,27 @@ LIPFAST_INLINE bool shifted_tap(const ConvProblem& problem, int64_t k, const int
 }
 
 // R_j's even and odd part, packed, and the trace of the even one. square: offset_square_size(rows) doubles.
-inline void autocorrelate(const ConvProblem& problem, const int64_t* j, double* panels, double* square, double* even,
+inline void autocorrelate(const TapShape& shape, const int64_t* j, double* panels, double* square, double* even,
                           double* odd, double* trace) {
-  const int64_t n = problem.rows, cols = problem.cols, ld = round_up(n, kComplexPanel);
+  const int64_t n = shape.rows, cols = shape.cols, ld = round_up(n, kComplexPanel);
   memset(square, 0, sizeof(double) * ld * ld);
-  for (int64_t k = 0; k < tap_count(problem); ++k) {
+  for (int64_t k = 0; k < shape.count(); ++k) {
     int64_t other;
-    if (!shifted_tap(problem, k, j, &other)) continue;
+    if (!shifted_tap(shape, k, j, &other)) continue;
     for (int64_t c0 = 0; c0 < cols; c0 += kTapDepth) {
       const int64_t depth = smaller(kTapDepth, cols - c0);
       for (int64_t q = 0; q < ld; q += kComplexPanel) {
-        const double* b = tap_panel(problem, panels, k, q / kComplexPanel) + c0 * kComplexPanel;
+        const double* b = tap_panel(shape, panels, k, q / kComplexPanel) + c0 * kComplexPanel;
         for (int64_t i = 0; i < ld; i += kOffsetTile) {
-          const double* a = tap_panel(problem, panels, other, i / kComplexPanel) + c0 * kComplexPanel;
+          const double* a = tap_panel(shape, panels, other, i / kComplexPanel) + c0 * kComplexPanel;
           multiply_taps(a + i % kComplexPanel, b, depth, square + i * ld + q, ld);
         }
       }
     }
   }
   const bool diagonal = j[0] == 0 && j[1] == 0 && j[2] == 0;
-  memset(even, 0, sizeof(double) * packed_size(n));
-  memset(odd, 0, sizeof(double) * packed_size(n));
+  memset(even, 0, sizeof(double) * packed_triangle_size(n));
+  memset(odd, 0, sizeof(double) * packed_triangle_size(n));
   double sum = 0;
   for (int64_t p = 0; p < n; ++p) {
     double *even_row = even + packed_row(p), *odd_row = odd + packed_row(p);
@@ -206,7 +207,7 @@ LIPFAST_INLINE void evaluate_batch(const double* even, const double* odd, int64_
 }
 inline void evaluate_grams(const double* even, const double* odd, int64_t n, int64_t offsets, const double* phases,
                            int64_t count, double* g) {
-  const int64_t size = packed_size(n);
+  const int64_t size = packed_triangle_size(n);
   if (count == 4) return evaluate_batch<4>(even, odd, size, offsets, phases, g);
   if (count >= 2) {
     evaluate_batch<2>(even, odd, size, offsets, phases, g);
@@ -216,21 +217,11 @@ inline void evaluate_grams(const double* even, const double* odd, int64_t n, int
   evaluate_batch<1>(even, odd, size, offsets, phases, g);
 }
 
-// Small matrices: kDoubles Gram matrices at once, one per lane. Rows are packed in multiples of kLaneTile.
-constexpr int kLaneTile = LIPFAST_VECTOR_BYTES == 64 ? 3 : 2;
-
-LIPFAST_INLINE int64_t lane_row(int64_t i) {
-  const int64_t q = i / kLaneTile;
-  return kLaneTile * (kLaneTile * q * (q + 1) / 2 + (i % kLaneTile) * (q + 1));
-}
-// Doubles of the matrices of all lanes.
-LIPFAST_INLINE int64_t lanes_size(int64_t n) { return lane_row(round_up(n, kLaneTile)) * 2 * kDoubles; }
-
 // a = sign G, lane by lane; the padding is that of the identity. phases: [offset][cosine, sine][lane].
 // Returns the squared Frobenius norms.
 inline DoubleVector evaluate_lanes(const double* even, const double* odd, int64_t n, int64_t offsets,
                                    const double* phases, double sign, double* a) {
-  const int64_t size = packed_size(n), padded = round_up(n, kLaneTile);
+  const int64_t size = packed_triangle_size(n), padded = round_up(n, kLaneTile);
   DoubleVector squares{}, diagonal{};
   for (int64_t p = 0; p < padded; ++p) {
     const double *even_row = even + packed_row(p), *odd_row = odd + packed_row(p);
@@ -307,3 +298,6 @@ inline void multiply_hermitian(const double* real, const double* imaginary, int6
     zi[p] += horizontal_sum<double>(si) - gr[p] * xi[p];
   }
 }
+
+LIPFAST_END
+#endif

@@ -30,7 +30,7 @@ class Cells {
   std::vector<Frequency> children(const Frequency& centre, int32_t level) const;
   // A frequency whose 2 pi multiple is 2 D = 2 max over a cell of sum_a d_a |x_a|; 2^-40 cycles. d_a = (taps - 1)/2.
   int64_t twice_angle(int32_t level) const;
-  bool splits(int32_t level) const { return !problem_.on_grid && problem_.axes > 0 && level < 24; }
+  bool splits(int32_t level) const { return !problem_.on_grid && problem_.lattice.axes > 0 && level < 24; }
 
  private:
   int64_t width(int64_t axis, int32_t level) const { return widths_[axis] >> level; }

@@ -1,41 +1,50 @@
 // Kernels of conv_norms, once per instruction set.
+#ifndef LIPFAST_CONV_NORMS_INL_H
+#define LIPFAST_CONV_NORMS_INL_H
 
-#include "tridiagonal-inl.h"
+#include "conv_kernels.h"
+#include "../rounding.h"
+#include "complex_cholesky-inl.h"
+#include "complex_gram-inl.h"
 #include "lanczos-inl.h"
 #include "matrix-inl.h"
-#include "complex_gram-inl.h"
-#include "complex_cholesky-inl.h"
+
+LIPFAST_BEGIN
+
+template <class T>
+const T* taps_of(const ConvProblem& problem, int64_t group) {
+  return static_cast<const T*>(problem.taps) + group * problem.shape.count() * problem.shape.rows * problem.shape.cols;
+}
+
+// e^{i k.theta} of tap number k.
+LIPFAST_INLINE void tap_phase(const ConvProblem& problem, const int64_t* p, int64_t k, double* cosine, double* sine) {
+  const int64_t* size = problem.shape.sizes;
+  const int64_t tap[3] = {k / size[2] / size[1], k / size[2] % size[1], k % size[2]};
+  phase(problem.lattice, p, tap, cosine, sine);
+}
 
 // Up to this side one matrix per vector lane: kDoubles of them stay in L2.
 constexpr int64_t kLaneSide = 72;
 
-LIPFAST_INLINE double conv_gamma(int64_t k) {
-  const double ku = static_cast<double>(k) * 0x1p-53;
-  return ku / (1 - ku) * (1 + 0x1p-20);
-}
-
-inline bool conv_examine(const ConvProblem& problem, int* exponent, double* largest) {
-  const int64_t rows = problem.groups * tap_count(problem) * problem.rows;
-  bool finite;
-  if (problem.dtype == Dtype::kFloat32) {
-    Matrix<float> w{};
-    finite = examine(static_cast<const float*>(problem.taps), rows, problem.cols, problem.parallel, w);
-    *exponent = w.exponent;
-    *largest = w.largest;
-  } else {
-    Matrix<double> w{};
-    finite = examine(static_cast<const double*>(problem.taps), rows, problem.cols, problem.parallel, w);
-    *exponent = w.exponent;
-    *largest = w.largest;
-  }
+template <class T>
+bool examine_taps(const ConvProblem& problem, int* exponent, double* largest) {
+  const int64_t rows = problem.groups * problem.shape.count() * problem.shape.rows;
+  Matrix<T> w{};
+  const bool finite = examine(taps_of<T>(problem, 0), rows, problem.shape.cols, problem.parallel, w);
+  *exponent = w.exponent;
+  *largest = w.largest;
   return finite;
+}
+inline bool conv_examine(const ConvProblem& problem, int* exponent, double* largest) {
+  if (problem.dtype == Dtype::kFloat32) return examine_taps<float>(problem, exponent, largest);
+  return examine_taps<double>(problem, exponent, largest);
 }
 
 // out: ||P||_F^2, ||P||_1 and ||P||_inf of P = sum_k |W_k| of one group, scaled. work: 2 cols doubles.
 template <class T>
 void magnitudes_of(const ConvProblem& problem, PowerOfTwo scaling, int64_t group, double* out, double* work) {
-  const int64_t rows = problem.rows, cols = problem.cols, taps = tap_count(problem);
-  const T* data = static_cast<const T*>(problem.taps) + group * taps * rows * cols;
+  const int64_t rows = problem.shape.rows, cols = problem.shape.cols, taps = problem.shape.count();
+  const T* data = taps_of<T>(problem, group);
   double *row = work, *column = work + cols;
   double squares = 0, row_sum = 0, column_sum = 0;
   for (int64_t c = 0; c < cols; ++c) column[c] = 0;
@@ -54,7 +63,7 @@ void magnitudes_of(const ConvProblem& problem, PowerOfTwo scaling, int64_t group
     row_sum = larger(row_sum, sum);
   }
   for (int64_t c = 0; c < cols; ++c) column_sum = larger(column_sum, column[c]);
-  const double widen = (1 + conv_gamma(2 * taps + rows * cols + 8)) * (1 + 0x1p-50);
+  const double widen = widened(1 + gamma(2 * taps + rows * cols + 8), 8);
   out[0] = squares * widen;
   out[1] = column_sum * widen;
   out[2] = row_sum * widen;
@@ -67,8 +76,9 @@ inline void conv_magnitudes(const ConvProblem& problem, int exponent, int64_t gr
 
 inline void conv_pack(const ConvProblem& problem, int exponent, int64_t group, double* panels) {
   const PowerOfTwo scaling = power_of_two(-exponent);
-  if (problem.dtype == Dtype::kFloat32) return pack_taps_of<float>(problem, scaling, group, panels);
-  return pack_taps_of<double>(problem, scaling, group, panels);
+  if (problem.dtype == Dtype::kFloat32)
+    return pack_taps(problem.shape, taps_of<float>(problem, group), scaling, panels);
+  return pack_taps(problem.shape, taps_of<double>(problem, group), scaling, panels);
 }
 
 inline int64_t conv_test_width(int64_t rows) {
@@ -77,7 +87,7 @@ inline int64_t conv_test_width(int64_t rows) {
 }
 inline int64_t conv_test_size(int64_t rows, int64_t offsets) {
   if (rows <= kLaneSide) return 2 * offsets * kDoubles + lanes_size(rows);
-  return conv_test_width(rows) * 2 * packed_size(rows) + complex_cholesky_size(rows);
+  return conv_test_width(rows) * 2 * packed_triangle_size(rows) + complex_cholesky_size(rows);
 }
 
 inline uint32_t test_in_lanes(const GramTable& table, const CellTests& tests, double* work) {
@@ -108,14 +118,14 @@ inline uint32_t test_in_lanes(const GramTable& table, const CellTests& tests, do
 }
 
 inline double squared_frobenius(const double* real, const double* imaginary, int64_t n) {
-  const int64_t size = packed_size(n);
+  const int64_t size = packed_triangle_size(n);
   double squares = 2 * (dot(real, real, size) + dot(imaginary, imaginary, size));
   for (int64_t p = 0; p < n; ++p) squares -= real[packed_row(p) + p] * real[packed_row(p) + p];
   return squares;
 }
 
 inline uint32_t conv_test(const GramTable& table, const CellTests& tests, double* work) {
-  const int64_t n = table.rows, size = packed_size(n);
+  const int64_t n = table.rows, size = packed_triangle_size(n);
   if (n <= kLaneSide) return test_in_lanes(table, tests, work);
   evaluate_grams(table.even, table.odd, n, table.offsets, tests.phases, tests.count, work);
   double* rest = work + conv_test_width(n) * 2 * size;
@@ -142,13 +152,13 @@ struct HermitianOperator {
 };
 
 inline int64_t conv_top_size(int64_t rows) {
-  return 2 * packed_size(rows) + lanczos_size(2 * conv_vector_half(rows)) + 2 * conv_vector_half(rows);
+  return 2 * packed_triangle_size(rows) + lanczos_size(2 * conv_vector_half(rows)) + 2 * conv_vector_half(rows);
 }
 
 // Ritz value of G's largest eigenvalue; x: unit start vector in, Ritz vector out.
 inline double conv_top(const GramTable& table, const double* phases, int32_t passes, double tolerance, double* x,
                        double* work) {
-  const int64_t size = packed_size(table.rows), dimension = 2 * conv_vector_half(table.rows);
+  const int64_t size = packed_triangle_size(table.rows), dimension = 2 * conv_vector_half(table.rows);
   evaluate_grams(table.even, table.odd, table.rows, table.offsets, phases, 1, work);
   const HermitianOperator apply{work, work + size, table.rows};
   return lanczos(apply, dimension, passes, tolerance, x, work + 2 * size, 4).value;
@@ -156,7 +166,7 @@ inline double conv_top(const GramTable& table, const double* phases, int32_t pas
 
 // x^* G(theta) x = sum_j cos(j.theta) a_j + sin(j.theta) b_j. out: all a_j, then all b_j. work: 2 packed_size.
 inline void conv_coefficients(const GramTable& table, const double* x, double* out, double* work) {
-  const int64_t n = table.rows, size = packed_size(n), half = conv_vector_half(n);
+  const int64_t n = table.rows, size = packed_triangle_size(n), half = conv_vector_half(n);
   double *real = work, *imaginary = work + size;
   memset(work, 0, sizeof(double) * 2 * size);
   for (int64_t p = 0; p < n; ++p) {
@@ -173,8 +183,8 @@ inline void conv_coefficients(const GramTable& table, const double* x, double* o
 }
 
 inline int64_t conv_lower_size(const ConvProblem& problem) {
-  return 5 * (conv_vector_half(problem.rows) + conv_vector_half(problem.cols)) +
-         lanczos_size(2 * conv_vector_half(problem.rows));
+  return 5 * (conv_vector_half(problem.shape.rows) + conv_vector_half(problem.shape.cols)) +
+         lanczos_size(2 * conv_vector_half(problem.shape.rows));
 }
 
 // y = What(theta)^* x, and bound[c] = sum_k sum_r |W_k[r, c]| |x_r| unless it is nullptr. work: 3 halves of cols and
@@ -182,13 +192,13 @@ inline int64_t conv_lower_size(const ConvProblem& problem) {
 template <class T>
 void symbol_adjoint(const ConvProblem& problem, PowerOfTwo scaling, int64_t group, const int64_t* p, const double* x,
                     double* y, double* bound, double* work) {
-  const int64_t rows = problem.rows, cols = problem.cols, taps = tap_count(problem);
+  const int64_t rows = problem.shape.rows, cols = problem.shape.cols, taps = problem.shape.count();
   const int64_t in = conv_vector_half(rows), out = conv_vector_half(cols);
-  const T* data = static_cast<const T*>(problem.taps) + group * taps * rows * cols;
+  const T* data = taps_of<T>(problem, group);
   double *real = work, *imaginary = work + out, *size = work + 2 * out;
   memset(y, 0, sizeof(double) * 2 * out);
   if (bound != nullptr) memset(bound, 0, sizeof(double) * cols);
-  for (int64_t r = 0; r < rows; ++r) size[r] = sqrt(x[r] * x[r] + x[in + r] * x[in + r]) * (1 + 0x1p-50);
+  for (int64_t r = 0; r < rows; ++r) size[r] = widened(sqrt(x[r] * x[r] + x[in + r] * x[in + r]), 8);
   for (int64_t k = 0; k < taps; ++k) {
     memset(work, 0, sizeof(double) * 2 * out);
     for (int64_t r = 0; r < rows; ++r) {
@@ -200,10 +210,8 @@ void symbol_adjoint(const ConvProblem& problem, PowerOfTwo scaling, int64_t grou
         if (bound != nullptr) bound[c] += fabs(entry) * size[r];
       }
     }
-    const int64_t tap[3] = {k / problem.sizes[2] / problem.sizes[1], k / problem.sizes[2] % problem.sizes[1],
-                            k % problem.sizes[2]};
     double cosine, sine;
-    phase(problem, p, tap, &cosine, &sine);
+    tap_phase(problem, p, k, &cosine, &sine);
     for (int64_t c = 0; c < cols; ++c) {
       y[c] += cosine * real[c] + sine * imaginary[c];
       y[out + c] += cosine * imaginary[c] - sine * real[c];
@@ -215,15 +223,13 @@ void symbol_adjoint(const ConvProblem& problem, PowerOfTwo scaling, int64_t grou
 template <class T>
 void symbol_forward(const ConvProblem& problem, PowerOfTwo scaling, int64_t group, const int64_t* p, const double* y,
                     double* z) {
-  const int64_t rows = problem.rows, cols = problem.cols, taps = tap_count(problem);
+  const int64_t rows = problem.shape.rows, cols = problem.shape.cols, taps = problem.shape.count();
   const int64_t out = conv_vector_half(rows), in = conv_vector_half(cols);
-  const T* data = static_cast<const T*>(problem.taps) + group * taps * rows * cols;
+  const T* data = taps_of<T>(problem, group);
   memset(z, 0, sizeof(double) * 2 * out);
   for (int64_t k = 0; k < taps; ++k) {
-    const int64_t tap[3] = {k / problem.sizes[2] / problem.sizes[1], k / problem.sizes[2] % problem.sizes[1],
-                            k % problem.sizes[2]};
     double cosine, sine;
-    phase(problem, p, tap, &cosine, &sine);
+    tap_phase(problem, p, k, &cosine, &sine);
     for (int64_t r = 0; r < rows; ++r) {
       const T* w = data + (k * rows + r) * cols;
       double real = 0, imaginary = 0;
@@ -242,17 +248,16 @@ void symbol_forward(const ConvProblem& problem, PowerOfTwo scaling, int64_t grou
 template <class T>
 double symbol_lower(const ConvProblem& problem, int exponent, int64_t group, const int64_t* p, const double* x,
                     double* y, double* work) {
-  const int64_t rows = problem.rows, cols = problem.cols;
+  const int64_t rows = problem.shape.rows, cols = problem.shape.cols;
   const int64_t in = 2 * conv_vector_half(rows), out = 2 * conv_vector_half(cols);
   double* bound = work;
   symbol_adjoint<T>(problem, power_of_two(-exponent), group, p, x, y, bound, work + out / 2);
-  const double image = sqrt(dot(y, y, out)), error = sqrt(dot(bound, bound, cols)) * (1 + 0x1p-20);
+  const double image = sqrt(dot(y, y, out)), error = widened(sqrt(dot(bound, bound, cols)));
   const double size = sqrt(dot(x, x, in));
   normalize(y, out);
-  const double relative = 1.4142135623730954 * (conv_gamma(rows + tap_count(problem) + 8) + 2 * 0x1p-47);
-  const double numerator = image * (1 - conv_gamma(2 * cols + 4)) - relative * error;
-  if (!(numerator > 0) || !(size > 0)) return 0;
-  return numerator / (size * (1 + conv_gamma(2 * rows + 4))) * (1 - 8 * 0x1p-53);
+  const double relative = 1.4142135623730954 * (gamma(rows + problem.shape.count() + 8) + 2 * kPhaseError);
+  const double numerator = image * (1 - gamma(2 * cols + 4)) - relative * error;
+  return quotient_below(numerator, size, 2 * rows + 4);
 }
 inline double conv_lower(const ConvProblem& problem, int exponent, int64_t group, const int64_t* p, const double* x,
                          double* y, double* work) {
@@ -277,9 +282,9 @@ struct SymbolOperator {
 template <class T>
 double lower_without_gram_of(const ConvProblem& problem, int exponent, int64_t group, const int64_t* p, double* x,
                              double* y, double* work) {
-  const int64_t scratch = 4 * (conv_vector_half(problem.rows) + conv_vector_half(problem.cols));
+  const int64_t scratch = 4 * (conv_vector_half(problem.shape.rows) + conv_vector_half(problem.shape.cols));
   const SymbolOperator<T> apply{problem, exponent, group, p, y, work};
-  lanczos(apply, 2 * conv_vector_half(problem.rows), 60, 0.05 * problem.rtol, x, work + scratch);
+  lanczos(apply, 2 * conv_vector_half(problem.shape.rows), 60, 0.05 * problem.rtol, x, work + scratch);
   return symbol_lower<T>(problem, exponent, group, p, x, y, work);
 }
 inline double conv_lower_without_gram(const ConvProblem& problem, int exponent, int64_t group, const int64_t* p,
@@ -289,9 +294,14 @@ inline double conv_lower_without_gram(const ConvProblem& problem, int exponent, 
 }
 
 inline const ConvKernels* conv_table() {
-  static constexpr ConvKernels table{
-      conv_examine,    conv_magnitudes,         conv_pack,       autocorrelate,   offset_phases,      dot,
-      conv_test_width, conv_test_size,          conv_test,       conv_top,        conv_coefficients,  conv_top_size,
-      conv_lower,      conv_lower_without_gram, conv_lower_size, tap_panels_size, offset_square_size, packed_size};
+  static constexpr ConvKernels table{conv_examine,    conv_magnitudes,         conv_pack,
+                                     autocorrelate,   offset_phases,           dot,
+                                     conv_test_width, conv_test_size,          conv_test,
+                                     conv_top,        conv_coefficients,       conv_top_size,
+                                     conv_lower,      conv_lower_without_gram, conv_lower_size,
+                                     tap_panels_size, offset_square_size,      packed_triangle_size};
   return &table;
 }
+
+LIPFAST_END
+#endif

@@ -1,4 +1,10 @@
 // Elementary functions of vectors of floats or doubles, to a few roundings. NaN gives NaN; no lane depends on another.
+#ifndef LIPFAST_ELEMENTARY_INL_H
+#define LIPFAST_ELEMENTARY_INL_H
+
+#include "vector-inl.h"
+
+LIPFAST_BEGIN
 
 template <class T>
 using VectorOf = typename Simd<T>::Vector;
@@ -112,3 +118,6 @@ LIPFAST_INLINE VectorOf<T> scaled_error_complement(VectorOf<T> x) {
   const VectorOf<T> y = (x - T(3.75)) / (x + T(3.75));
   return polynomial(Constants<T>::kErrorComplement, y) / (1 + 2 * x);
 }
+
+LIPFAST_END
+#endif

@@ -5,6 +5,12 @@
 // Only G's upper triangle (with the diagonal) is defined on return; entries below it are scratch. Every entry is a
 // sum of l products in some order, each product and each addition rounded at most once:
 //   |G - B B^T| <= gamma_l |B| |B|^T  elementwise.
+#ifndef LIPFAST_GRAM_INL_H
+#define LIPFAST_GRAM_INL_H
+
+#include "vector-inl.h"
+
+LIPFAST_BEGIN
 
 constexpr int kTileRows = LIPFAST_VECTOR_BYTES == 64 ? 8 : 4;  // rows of a register tile, as registers allow
 constexpr int kPanel = 2 * kDoubles;                           // columns of a register tile; a multiple of kTileRows
@@ -156,3 +162,6 @@ inline void multiply_symmetric(const double* g, int64_t s, const double* v, doub
     z[i] += sum;
   }
 }
+
+LIPFAST_END
+#endif

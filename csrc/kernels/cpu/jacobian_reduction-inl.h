@@ -1,10 +1,10 @@
 // Body of jacobian_reduction, once per instruction set.
+#ifndef LIPFAST_JACOBIAN_REDUCTION_INL_H
+#define LIPFAST_JACOBIAN_REDUCTION_INL_H
 
-#include "tridiagonal-inl.h"
-#include "lanczos-inl.h"
-#include "matrix-inl.h"
-#include "symmetric_top-inl.h"
 #include "reduce-inl.h"
+
+LIPFAST_BEGIN
 
 template <class T>
 void jacobian_reduction_of(const JacobianReductionParams& p, int64_t begin, int64_t end, double* work) {
@@ -16,9 +16,9 @@ void jacobian_reduction_of(const JacobianReductionParams& p, int64_t begin, int6
 }
 
 void jacobian_reduction(const JacobianReductionParams& p, int64_t begin, int64_t end, double* workspace) {
-  if (p.dtype == Dtype::kFloat32) {
-    jacobian_reduction_of<float>(p, begin, end, workspace);
-  } else {
-    jacobian_reduction_of<double>(p, begin, end, workspace);
-  }
+  if (p.dtype == Dtype::kFloat32) return jacobian_reduction_of<float>(p, begin, end, workspace);
+  jacobian_reduction_of<double>(p, begin, end, workspace);
 }
+
+LIPFAST_END
+#endif

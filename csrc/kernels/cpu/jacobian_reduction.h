@@ -1,3 +1,4 @@
+// clang-format off
 // jacobian_reduction: ||J_b||_2 and ||J_b||_F for B dense Jacobians J_b of K x D, without an SVD.
 //
 // Types        float32 or float64 in and out; the Gram matrix of the smaller side is accumulated in float64 after an
@@ -8,6 +9,7 @@
 // Errors       none: NaN or Inf in a Jacobian gives NaN for that Jacobian.
 // Threads      a range of Jacobians per call; ranges starting at multiples of 8 give the same values however the
 //              batch is cut.
+// clang-format on
 #pragma once
 
 #include "../params.h"

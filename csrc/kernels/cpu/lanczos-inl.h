@@ -1,5 +1,13 @@
 // Lanczos with full reorthogonalisation for the largest eigenvalue of a positive semidefinite operator, given as a
 // function z = A v. All vectors are float64, whatever the operator computes in.
+#ifndef LIPFAST_LANCZOS_INL_H
+#define LIPFAST_LANCZOS_INL_H
+
+#include "../random.h"
+#include "tridiagonal-inl.h"
+#include "vector-inl.h"
+
+LIPFAST_BEGIN
 
 struct LanczosResult {
   double value;  // Ritz value: a lower estimate of the largest eigenvalue, up to rounding
@@ -14,14 +22,8 @@ constexpr int64_t kLargeBasis = 120;  // for operators larger than 2000
 LIPFAST_INLINE int64_t basis_vectors(int64_t n) { return smaller(n, n > 2000 ? kLargeBasis : kBasis); }
 inline int64_t lanczos_size(int64_t n) { return (basis_vectors(n) + 2) * n + 6 * (kLargeBasis + 1); }
 
-// splitmix64 (Steele, Lea, Flood 2014): uniform in (-1, 1), the same for every thread count and position in a list.
 inline void random_vector(uint64_t seed, double* x, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    uint64_t z = (seed += 0x9e3779b97f4a7c15u);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    x[i] = static_cast<double>(static_cast<int64_t>((z ^ (z >> 31)) >> 11)) * 0x1p-52 - 1.0 + 0x1p-53;
-  }
+  for (int64_t i = 0; i < n; ++i) x[i] = random_value(seed);
 }
 
 inline double normalize(double* x, int64_t n) {
@@ -111,3 +113,6 @@ LanczosResult power_iteration(Operator& apply, int64_t n, int32_t passes, double
   }
   return result;
 }
+
+LIPFAST_END
+#endif

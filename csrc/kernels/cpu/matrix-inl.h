@@ -1,4 +1,10 @@
 // A dense row-major matrix of T, scaled by a power of two so that its entries lie in (-1, 1), and products with it.
+#ifndef LIPFAST_MATRIX_INL_H
+#define LIPFAST_MATRIX_INL_H
+
+#include "vector-inl.h"
+
+LIPFAST_BEGIN
 
 template <class T>
 struct Matrix {
@@ -418,3 +424,6 @@ void multiply(const Matrix<T>& w, bool transposed, const Parallel* parallel, con
     for (; i < end; ++i) multiply_rows<1>(w, i, x, y, bound);
   });
 }
+
+LIPFAST_END
+#endif

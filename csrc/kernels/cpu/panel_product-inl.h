@@ -1,6 +1,12 @@
 // Products of a few rows with a matrix that is packed in column panels, over a list of the terms that count.
 //
 // A panel is two vectors wide, the last one a single vector where that suffices: [row][width], zero-padded.
+#ifndef LIPFAST_PANEL_PRODUCT_INL_H
+#define LIPFAST_PANEL_PRODUCT_INL_H
+
+#include "vector-inl.h"
+
+LIPFAST_BEGIN
 
 constexpr int kRowTile = LIPFAST_VECTOR_BYTES == 64 ? 12 : 5;  // rows x 2 accumulators, 2 + 1 operands in registers
 
@@ -119,3 +125,6 @@ void all_rows_times_panel(const T* g, int64_t rows, int64_t g_stride, const Term
     r += height;
   }
 }
+
+LIPFAST_END
+#endif

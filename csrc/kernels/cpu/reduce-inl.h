@@ -1,4 +1,13 @@
 // Spectral and Frobenius norms of small batches of Jacobians, kDoubles at a time.
+#ifndef LIPFAST_REDUCE_INL_H
+#define LIPFAST_REDUCE_INL_H
+
+#include "lanczos-inl.h"
+#include "matrix-inl.h"
+#include "symmetric_top-inl.h"
+#include "vector-inl.h"
+
+LIPFAST_BEGIN
 
 constexpr int64_t kSmallSide = 64;       // up to here: Gram matrix and a full reduction, in the vector lanes
 constexpr int32_t kReducePasses = 1000;  // beyond: Lanczos; never reached in practice
@@ -193,3 +202,6 @@ void reduce(const T* jacobian, int64_t row_stride, int64_t count, int64_t output
     spectral[i] = static_cast<T>(ldexp(sqrt(value < 0 ? 0 : value), lanes.exponents[i]));
   }
 }
+
+LIPFAST_END
+#endif

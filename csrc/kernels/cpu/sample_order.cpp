@@ -86,7 +86,7 @@ void cut(const Point* points, Keyed* chosen, int64_t count, int64_t group) {
 }
 
 template <class T>
-void order_of(const T* x, int64_t length, int64_t begin, int64_t end, int64_t group, int64_t* order) {
+void order_samples_of(const T* x, int64_t length, int64_t begin, int64_t end, int64_t group, int64_t* order) {
   std::vector<Point> points;
   std::vector<Keyed> chosen;
   for (int64_t i = begin; i < end; ++i) {
@@ -101,11 +101,9 @@ void order_of(const T* x, int64_t length, int64_t begin, int64_t end, int64_t gr
 
 void order_samples(const void* x, Dtype dtype, int64_t length, int64_t begin, int64_t end, int64_t group,
                    int64_t* order) {
-  if (dtype == Dtype::kFloat32) {
-    order_of(static_cast<const float*>(x), length, begin, end, group, order + begin);
-  } else {
-    order_of(static_cast<const double*>(x), length, begin, end, group, order + begin);
-  }
+  if (dtype == Dtype::kFloat32)
+    return order_samples_of(static_cast<const float*>(x), length, begin, end, group, order + begin);
+  order_samples_of(static_cast<const double*>(x), length, begin, end, group, order + begin);
 }
 
 }  // namespace lipfast

@@ -1,4 +1,11 @@
 // Piecewise-linear activations as one family, and a network's weights in their own type.
+#ifndef LIPFAST_SECANT_ACTIVATION_INL_H
+#define LIPFAST_SECANT_ACTIVATION_INL_H
+
+#include "chain_secants.h"
+#include "vector-inl.h"
+
+LIPFAST_BEGIN
 
 // f(v) = min(max(v, low), high), or for LeakyReLU v > 0 ? v : slope v; NaN stays.
 struct PiecewiseLinear {
@@ -42,3 +49,6 @@ LIPFAST_INLINE SecantMap<T> map_of(const SecantChain& chain, int64_t network, co
   const int64_t at = network * chain.affine + stage.affine;
   return {static_cast<const T*>(chain.weights[at]), static_cast<const T*>(chain.biases[at]), stage.out, stage.in};
 }
+
+LIPFAST_END
+#endif

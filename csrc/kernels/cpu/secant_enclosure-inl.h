@@ -2,19 +2,22 @@
 // padded to whole vectors with zeros.
 //
 // Every line below that changes a bound says in which direction it rounds, or stands in docs/bounds.md.
+#ifndef LIPFAST_SECANT_ENCLOSURE_INL_H
+#define LIPFAST_SECANT_ENCLOSURE_INL_H
 
-constexpr double kUnitRoundoff = 0x1p-53;
+#include <cfloat>
+
+#include "../rounding.h"
+#include "secant_activation-inl.h"
+#include "vector-inl.h"
+
+LIPFAST_BEGIN
+
 constexpr double kUnderflow = 0x1p-1000;  // room for all roundings of one entry that underflow
 constexpr int64_t kEvaluationRoundoffs = 32;
 // Rows x vectors of accumulators, and the operands.
 constexpr int kEnclosedRows = LIPFAST_VECTOR_BYTES == 64 ? 8 : 4;
 constexpr int kEnclosedVectors = LIPFAST_VECTOR_BYTES == 64 ? 3 : 2;
-
-// k u / (1 - k u), rounded up.
-inline double enclosure_gamma(int64_t k) {
-  const double product = static_cast<double>(k) * kUnitRoundoff;
-  return nextafter(product / (1 - product) * (1 + 4 * kUnitRoundoff), INFINITY);
-}
 
 // The error, or inf where the value is not finite (a partial sum may have overflowed) or the error is NaN.
 LIPFAST_INLINE DoubleVector proved(DoubleVector value, DoubleVector error) {
@@ -126,7 +129,7 @@ inline void sums_to_errors(const double* value, double* error, int64_t n, double
 
 template <class T>
 void enclose_map(const SecantMap<T>& map, EnclosureBuffers& b) {
-  const double relative = enclosure_gamma(map.cols + 2), widened = 1 + 2 * enclosure_gamma(map.cols + 8);
+  const double relative = tight_gamma(map.cols + 2), widening = 1 + 2 * tight_gamma(map.cols + 8);
   errors_to_sizes(b.value, b.error, map.cols * b.stride, relative);
   double shift[kEnclosedRows] = {}, shift_magnitude[kEnclosedRows] = {};
   for (int64_t r = 0; r < map.rows; r += kEnclosedRows) {
@@ -138,17 +141,14 @@ void enclose_map(const SecantMap<T>& map, EnclosureBuffers& b) {
     some_rows_of_points<kEnclosedRows>(
         rows, {b.magnitude, shift_magnitude, map.cols, b.error, b.next_error + r * b.stride, b.stride});
   }
-  sums_to_errors(b.next_value, b.next_error, map.rows * b.stride, relative, widened);
-  double *value = b.value, *error = b.error;
-  b.value = b.next_value;
-  b.error = b.next_error;
-  b.next_value = value;
-  b.next_error = error;
+  sums_to_errors(b.next_value, b.next_error, map.rows * b.stride, relative, widening);
+  exchange(b.value, b.next_value);
+  exchange(b.error, b.next_error);
 }
 
 // As rules/pointwise.py: clipping is exact and passes errors on; LeakyReLU rounds.
 inline void enclose_activation(const PiecewiseLinear& f, double* value, double* error, int64_t n) {
-  const double steepest = larger(1.0, fabs(f.slope)), room = 1 + 8 * kUnitRoundoff;
+  const double steepest = larger(1.0, fabs(f.slope)), room = widening(8);
   const DoubleVector low = splat(f.low), high = splat(f.high);
   for (int64_t i = 0; i < n; i += kDoubles) {
     const DoubleVector v = load(value + i), e = load(error + i);
@@ -199,3 +199,6 @@ void enclose_of(const SecantChain& chain, int64_t network, const double* points,
     }
   }
 }
+
+LIPFAST_END
+#endif

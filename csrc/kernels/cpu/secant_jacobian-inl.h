@@ -1,5 +1,13 @@
 // The Jacobian at one sample: forward with the activations' derivatives, then the K rows back through the maps over
 // lists of the units whose derivative is not zero. Weights are read row by row, as torch has them.
+#ifndef LIPFAST_SECANT_JACOBIAN_INL_H
+#define LIPFAST_SECANT_JACOBIAN_INL_H
+
+#include "secant_activation-inl.h"
+#include "secant_line-inl.h"
+#include "vector-inl.h"
+
+LIPFAST_BEGIN
 
 constexpr int kJacobianRows = LIPFAST_VECTOR_BYTES == 64 ? 12 : 5;  // rows x 2 accumulators, 2 + 1 operands
 
@@ -41,9 +49,7 @@ void forward_factors(const SecantChain& chain, int64_t network, const double* x,
     const SecantStage& stage = chain.stages[s];
     if (stage.linear) {
       map_sides<T, 1>(map_of<T>(chain, network, stage), from, to, 0);
-      double* before = from;
-      from = to;
-      to = before;
+      exchange(from, to);
       factors += stage.in;
       for (int64_t i = 0; i < stage.out; ++i) factors[i] = 1;
       continue;
@@ -166,9 +172,7 @@ void jacobian_of(const SecantChain& chain, int64_t network, const double* x, dou
         b.units[terms.count++] = j;
       }
       terms_times_weight(terms, map.weight, map.cols, b.next, stride);
-      double* before = b.rows;
-      b.rows = b.next;
-      b.next = before;
+      exchange(b.rows, b.next);
     }
     factors -= map.cols;
   }
@@ -176,3 +180,6 @@ void jacobian_of(const SecantChain& chain, int64_t network, const double* x, dou
     for (int64_t i = 0; i < chain.inputs; ++i) jacobian[k * chain.inputs + i] = b.rows[k * stride + i] * factors[i];
   }
 }
+
+LIPFAST_END
+#endif

@@ -1,5 +1,12 @@
 // A sample, alone or with a direction, through the chain: products of W with one or two vectors; and the kinks that
 // the line meets.
+#ifndef LIPFAST_SECANT_LINE_INL_H
+#define LIPFAST_SECANT_LINE_INL_H
+
+#include "secant_activation-inl.h"
+#include "vector-inl.h"
+
+LIPFAST_BEGIN
 
 constexpr int kLineSums = 8;  // accumulators: rows x sides, whole vectors of sums
 
@@ -85,9 +92,7 @@ void kinks_of(const SecantChain& chain, int64_t network, const double* x, const 
     const SecantStage& stage = chain.stages[s];
     if (stage.linear) {
       map_sides<T, 2>(map_of<T>(chain, network, stage), from, to, stride);
-      double* before = from;
-      from = to;
-      to = before;
+      exchange(from, to);
       continue;
     }
     const PiecewiseLinear f = piecewise_linear(stage);
@@ -100,3 +105,6 @@ void kinks_of(const SecantChain& chain, int64_t network, const double* x, const 
     }
   }
 }
+
+LIPFAST_END
+#endif

@@ -1,7 +1,7 @@
 // Vectors for the kernel bodies (-inl.h), which are compiled once per instruction set.
 //
-// A body is included inside LIPFAST_ISA_BEGIN(name, bytes) ... LIPFAST_ISA_END, that is, inside an anonymous
-// namespace and under the compiler's target pragma. Hazards:
+// A body includes what it uses, then stands between LIPFAST_BEGIN and LIPFAST_END, in an anonymous namespace of the
+// instruction set, and is compiled under the compiler's target pragma (isa.h). Hazards:
 //  * a body must not include or instantiate anything of the standard library: an inline function that two
 //    instruction sets share would be merged by the linker, and the baseline copy would then run AVX code.
 //    <cmath>'s builtins (sqrt, fabs, ldexp, frexp) on double are fine;
@@ -33,4 +33,9 @@
 #define LIPFAST_UNROLL LIPFAST_PRAGMA(GCC unroll 16)
 #endif
 
-#define LIPFAST_INLINE inline __attribute__((always_inline))
+#define LIPFAST_BEGIN              \
+  namespace lipfast::LIPFAST_ISA { \
+  namespace {
+#define LIPFAST_END \
+  }                 \
+  }

@@ -1,22 +1,16 @@
 // Body of spectral_norms, once per instruction set.
+#ifndef LIPFAST_SPECTRAL_NORMS_INL_H
+#define LIPFAST_SPECTRAL_NORMS_INL_H
 
-#include "tridiagonal-inl.h"
-#include "lanczos-inl.h"
+#include "../rounding.h"
+#include "spectral_norms.h"
 #include "block_lanczos-inl.h"
-#include "matrix-inl.h"
-#include "gram-inl.h"
 #include "cholesky-inl.h"
+#include "gram-inl.h"
+#include "lanczos-inl.h"
+#include "matrix-inl.h"
 
-constexpr double kUnitRoundoff = 0x1p-53;
-// Covers the rounding of evaluating an error term itself (a relative error of at most gamma_k, k < 2^30).
-constexpr double kWiden = 1 + 0x1p-20;
-
-LIPFAST_INLINE double gamma(int64_t k) {
-  const double ku = static_cast<double>(k) * kUnitRoundoff;
-  return ku / (1 - ku) * kWiden;
-}
-LIPFAST_INLINE double up(double v) { return nextafter(v, INFINITY); }
-LIPFAST_INLINE double down(double v) { return v > 0 ? nextafter(v, 0.0) : v; }
+LIPFAST_BEGIN
 
 // A start vector from a checkpoint nearby may need no more than a step or two: look after each of the first.
 inline int64_t warm_steps(const SpectralProblem& problem) { return problem.start != nullptr ? 8 : 0; }
@@ -33,24 +27,11 @@ double certified_lower(const Matrix<T>& w, bool transposed, const Parallel* para
                        double* bound) {
   const int64_t inner = transposed ? w.rows : w.cols, outer = transposed ? w.cols : w.rows;
   multiply(w, transposed, parallel, x, y, bound);
-  const double image = sqrt(dot(y, y, outer)), error = sqrt(dot(bound, bound, outer)) * kWiden;
+  const double image = sqrt(dot(y, y, outer)), error = widened(sqrt(dot(bound, bound, outer)));
   const double size = sqrt(dot(x, x, inner));
   normalize(y, outer);
   const double numerator = image * (1 - gamma(outer + 2)) - gamma(inner + 1) * error;
-  if (!(numerator > 0) || !(size > 0)) return 0;
-  // At most eight roundings of factors near one in this line and the one before.
-  return numerator / (size * (1 + gamma(inner + 2))) * (1 - 8 * kUnitRoundoff);
-}
-
-// 2^e value, rounded in the direction of the bound where the result is denormal.
-inline double unscale_up(double value, int exponent) {
-  const double scaled = ldexp(value, exponent);
-  return scaled < 0x1p-1021 && value > 0 ? up(scaled) : scaled;
-}
-inline double unscale_down(double value, int exponent) {
-  const double scaled = ldexp(value, exponent);
-  if (scaled == INFINITY) return 0x1.fffffffffffffp1023;
-  return scaled < 0x1p-1021 ? down(scaled) : scaled;
+  return quotient_below(numerator, size, inner + 2);
 }
 
 // ||W||_2 <= min(sqrt(||W||_1 ||W||_inf), ||W||_F), of the scaled matrix. column: cols doubles.
@@ -70,7 +51,7 @@ double holder_upper(const Matrix<T>& w, double* column) {
   }
   for (int64_t j = 0; j < w.cols; ++j) column_sum = larger(column_sum, column[j]);
   const double widen = 1 + gamma(w.rows * w.cols + 8);
-  return up(sqrt(smaller(squares, row_sum * column_sum) * widen + 0x1p-900) * (1 + 4 * kUnitRoundoff));
+  return up(widened(sqrt(smaller(squares, row_sum * column_sum) * widen + kTiny), 4));
 }
 
 // The certificate: everything about t I - G for one matrix.
@@ -92,10 +73,10 @@ struct Certificate {
       largest = larger(largest, fabs(diagonal[i]));
     }
     if (!cholesky(g, s, diagonal, panels, parallel)) return false;
-    const double cholesky_error = gamma(s + 2) / (1 - gamma(s + 2)) * sum;
+    const double factor_error = cholesky_error(gamma(s + 2)) * sum;
     const double diagonal_error = kUnitRoundoff * largest;
     const double gram_error = gamma(l) * trace / (1 - gamma(s + l));
-    *bound = up(t + up((cholesky_error + diagonal_error + gram_error) * kWiden + 0x1p-900));
+    *bound = up(t + up(widened(factor_error + diagonal_error + gram_error) + kTiny));
     return true;
   }
 
@@ -264,11 +245,8 @@ void spectral_norms_of(const SpectralProblem& problem, SpectralResult& result, d
 }
 
 void spectral_norms(const SpectralProblem& problem, SpectralResult& result, double* workspace) {
-  if (problem.dtype == Dtype::kFloat32) {
-    spectral_norms_of<float>(problem, result, workspace);
-  } else {
-    spectral_norms_of<double>(problem, result, workspace);
-  }
+  if (problem.dtype == Dtype::kFloat32) return spectral_norms_of<float>(problem, result, workspace);
+  spectral_norms_of<double>(problem, result, workspace);
 }
 
 inline int64_t estimate_size(const SpectralProblem& problem) {
@@ -285,3 +263,6 @@ inline int64_t spectral_norms_workspace(const SpectralProblem& problem) {
   return l + square_size(s) + s + larger(gram_panels_size(s), cholesky_panels_size(s)) +
          larger(lanczos_size(s), search);
 }
+
+LIPFAST_END
+#endif

@@ -1,3 +1,4 @@
+// clang-format off
 // spectral_norms: bracket of ||W||_2 for one dense row-major matrix.
 //
 // Types        float32 or float64 entries; all vectors, the Gram matrix and its factor in float64; the one-pass
@@ -9,6 +10,7 @@
 // Derivations  docs/bounds.md.
 // Errors       no exceptions; a NaN or infinite entry is reported through SpectralResult::finite.
 // Threads      none: one matrix is one thread's. Results depend on the matrix, the options and the capability only.
+// clang-format on
 #pragma once
 
 #include "../params.h"

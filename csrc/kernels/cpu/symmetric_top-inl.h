@@ -1,4 +1,11 @@
 // Largest eigenvalue of small symmetric matrices, kDoubles of them at once, one per lane.
+#ifndef LIPFAST_SYMMETRIC_TOP_INL_H
+#define LIPFAST_SYMMETRIC_TOP_INL_H
+
+#include "tridiagonal-inl.h"
+#include "vector-inl.h"
+
+LIPFAST_BEGIN
 
 // a: n x n, row-major, both triangles; destroyed. work: 4 n vectors. Householder's reduction to tridiagonal form
 // (Golub and Van Loan 2013, section 8.3), then Laguerre's iteration. NaN in a lane stays in that lane.
@@ -38,3 +45,6 @@ inline DoubleVector symmetric_top(DoubleVector* a, int64_t n, DoubleVector* work
   diagonal[n - 1] = a[n * n - 1];
   return largest_eigenvalue(diagonal, off, n);
 }
+
+LIPFAST_END
+#endif

@@ -1,11 +1,11 @@
 // Largest eigenvalue of symmetric tridiagonal matrices, one matrix per lane of V (double or DoubleVector).
+#ifndef LIPFAST_TRIDIAGONAL_INL_H
+#define LIPFAST_TRIDIAGONAL_INL_H
 
-LIPFAST_INLINE double square_root(double v) { return sqrt(v); }
-LIPFAST_INLINE DoubleVector square_root(DoubleVector v) {
-  for (int i = 0; i < kDoubles; ++i) v[i] = sqrt(v[i]);
-  return v;
-}
-LIPFAST_INLINE double absolute(double v) { return fabs(v); }
+#include "vector-inl.h"
+
+LIPFAST_BEGIN
+
 LIPFAST_INLINE bool any_above(double a, double b) { return a > b; }
 LIPFAST_INLINE bool any_above(DoubleVector a, DoubleVector b) {
   for (int i = 0; i < kDoubles; ++i) {
@@ -102,3 +102,6 @@ inline void top_eigenvector(const double* diagonal, const double* off, int64_t n
     scale(1 / sqrt(norm), y, n);
   }
 }
+
+LIPFAST_END
+#endif

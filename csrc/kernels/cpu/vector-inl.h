@@ -1,4 +1,11 @@
 // Vector types of LIPFAST_VECTOR_BYTES and the few operations on them that every body needs.
+#ifndef LIPFAST_VECTOR_INL_H
+#define LIPFAST_VECTOR_INL_H
+
+#include "../scalar.h"
+#include "simd.h"
+
+LIPFAST_BEGIN
 
 typedef float FloatVector __attribute__((vector_size(LIPFAST_VECTOR_BYTES)));
 typedef double DoubleVector __attribute__((vector_size(LIPFAST_VECTOR_BYTES)));
@@ -47,6 +54,12 @@ template <class T>
 LIPFAST_INLINE typename Simd<T>::Vector splat(T value) {
   return value - typename Simd<T>::Vector{};
 }
+LIPFAST_INLINE double square_root(double v) { return sqrt(v); }
+LIPFAST_INLINE DoubleVector square_root(DoubleVector v) {
+  for (int i = 0; i < kDoubles; ++i) v[i] = sqrt(v[i]);
+  return v;
+}
+LIPFAST_INLINE double absolute(double v) { return fabs(v); }
 typedef int64_t IntegerVector __attribute__((vector_size(LIPFAST_VECTOR_BYTES)));
 LIPFAST_INLINE DoubleVector absolute(DoubleVector v) {
   const IntegerVector bits = reinterpret_cast<IntegerVector>(v) & INT64_MAX;
@@ -168,12 +181,10 @@ LIPFAST_INLINE void transpose(typename Simd<T>::Vector* of) {
 }
 
 template <class T>
-LIPFAST_INLINE T larger(T a, T b) {
-  return a < b ? b : a;
-}
-template <class T>
-LIPFAST_INLINE T smaller(T a, T b) {
-  return b < a ? b : a;
+LIPFAST_INLINE void exchange(T& a, T& b) {
+  const T before = a;
+  a = b;
+  b = before;
 }
 
 inline double dot(const double* a, const double* b, int64_t n) {
@@ -203,18 +214,6 @@ inline void scale(double alpha, double* x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) x[i] *= alpha;
 }
 
-// The binary exponent e with 2^(e-1) <= value < 2^e, and multiplication by 2^e in two exact steps, for exponents
-// that no single power of two can hold.
-struct PowerOfTwo {
-  double first, second;
-  LIPFAST_INLINE double operator()(double value) const { return value * first * second; }
-};
-inline PowerOfTwo power_of_two(int exponent) { return {ldexp(1.0, exponent / 2), ldexp(1.0, exponent - exponent / 2)}; }
-
-LIPFAST_INLINE int64_t round_up(int64_t value, int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
-
 // body(item) for every item in [0, count), on the given threads.
 template <class Body>
 void for_items(const Parallel* parallel, int64_t count, const Body& body) {
@@ -226,3 +225,6 @@ void for_items(const Parallel* parallel, int64_t count, const Body& body) {
       count, [](void* argument, int64_t item) { (*static_cast<const Body*>(argument))(item); },
       const_cast<void*>(static_cast<const void*>(&body)));
 }
+
+LIPFAST_END
+#endif

@@ -15,7 +15,7 @@ struct alignas(16) Pack {
   T at[kSize];
 };
 template <class T>
-constexpr int64_t kPanel = kWarp * Pack<T>::kSize;  // columns of W in shared memory: a Pack per lane
+constexpr int64_t kPanelColumns = kWarp * Pack<T>::kSize;  // columns of W in shared memory: a Pack per lane
 
 // One block's buffers. Products are stored unit by unit, with the rows of the Jacobian together: [sample][unit][rows].
 template <class T>
@@ -188,7 +188,7 @@ __device__ void multiply_panel(const ChainBlock<T>& block, int l, const uint32_t
   const int64_t groups = round_up(units, kUnits) / kUnits;
   const T slope = static_cast<T>(block.chain.slopes[l]);
   const T *w = block.weight(l), *g = block.sample_product(block.product) + row;
-  T *panel = reinterpret_cast<T*>(block.stage), *other = panel + kUnits * kPanel<T>;
+  T *panel = reinterpret_cast<T*>(block.stage), *other = panel + kUnits * kPanelColumns<T>;
   T sums[kRows][kSize] = {};
   int64_t group = next_group(words, groups, slope == 0, 0);
   if (group < groups) stage_panel(w, units, columns, group, first_column, panel);
@@ -237,7 +237,7 @@ __device__ void chain_products(ChainBlock<T>& block) {
   last_layer(block, words);
   for (--l; l >= 0; --l) {
     words -= round_up(block.chain.widths[l + 1], kUnits) / kUnits * kChainSamples;
-    for (int64_t column = 0; column < block.chain.widths[l]; column += kPanel<T>) {
+    for (int64_t column = 0; column < block.chain.widths[l]; column += kPanelColumns<T>) {
       for (int64_t row = 0; row < block.layout.rows; row += kRows) {
         multiply_panel<T, kRows>(block, l, words, row, column);
       }
@@ -270,7 +270,7 @@ __device__ void reduce_samples(const ChainBlock<T>& block, double* shared, doubl
 // Bytes of dynamic shared memory: poison, then two panels of W or the reduction.
 template <class T>
 __host__ __device__ int64_t chain_shared(int64_t outputs, int64_t inputs) {
-  const int64_t panels = 2 * kUnits * kPanel<T> * static_cast<int64_t>(sizeof(T));
+  const int64_t panels = 2 * kUnits * kPanelColumns<T> * static_cast<int64_t>(sizeof(T));
   return 4 * kChainSamples + larger(panels, 8 * ReduceLayout(outputs, inputs).shared());
 }
 

@@ -1,3 +1,4 @@
+// clang-format off
 // chain_jacobian_norms on CUDA: per-sample norms of J(x) = D_L W_L ... D_1 W_1 for affine maps and activations with one
 // kink at 0, D_l = diag(1 where z_l > 0, slope_l elsewhere).
 //
@@ -7,16 +8,10 @@
 //              neighbouring linear region is taken.
 // Memory       a workspace per resident block; nothing of size B x K x n.
 // Errors       none: NaN gives NaN for that sample.
+// clang-format on
 #pragma once
 
 #include "../params.h"
-
-// Contracts are read by C++ compilers, too.
-#if defined(__CUDACC__)
-#define LIPFAST_HOST_DEVICE __host__ __device__
-#else
-#define LIPFAST_HOST_DEVICE
-#endif
 
 namespace lipfast::cuda {
 

@@ -1,14 +1,14 @@
+// clang-format off
 // cholesky_residual on CUDA: how far t I - B B^T is from L L^T, for the certificate of an upper bound.
 //
 // Types        float64.
 // Result       per tile of R = fl(t I - B B^T - L L^T): the sum of squares of its entries (mirrored tiles counted
-// twice)
-//              and, of tiles on the diagonal, the part of ||B||_F^2 + ||L||_F^2 in it. Only the lower triangle of L is
-//              read.
+//              twice) and, of tiles on the diagonal, the part of ||B||_F^2 + ||L||_F^2 in it. Only the lower triangle
+//              of L is read.
 // Error        every entry is a sum of at most s + l products and t, in plain float64 with round-to-nearest: an error
-// of
-//              at most gamma_{s+l+1} times the sum of magnitudes. No library takes part, so none has to be trusted.
+//              of at most gamma_{s+l+1} times the sum of magnitudes. No library takes part, so none has to be trusted.
 // Determinism  fixed order of every sum.
+// clang-format on
 #pragma once
 
 #include "../params.h"

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "../params.h"
+#include "../scalar.h"
 
 #if defined(LIPFAST_CUDA_ON_CPU)
 #include "cuda_on_cpu.h"
@@ -47,18 +47,6 @@ __device__ inline int warps() { return static_cast<int>(blockDim.x) / kWarp; }
 __device__ inline int64_t thread() { return threadIdx.x; }
 __device__ inline int64_t threads() { return blockDim.x; }
 
-template <class T>
-__host__ __device__ inline T larger(T a, T b) {
-  return a < b ? b : a;
-}
-template <class T>
-__host__ __device__ inline T smaller(T a, T b) {
-  return b < a ? b : a;
-}
-__host__ __device__ inline int64_t round_up(int64_t value, int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
-
 // Sum over a warp, the same in every lane: a fixed tree, so the result does not depend on timing.
 __device__ inline double warp_sum(double value) {
   for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) value += __shfl_xor_sync(kAllLanes, value, lanes);
@@ -90,14 +78,6 @@ __device__ inline double block_max(double value, double* scratch) {
   return top;
 }
 
-// Multiplication by 2^e in two exact steps, for exponents that no single power of two can hold.
-struct PowerOfTwo {
-  double first, second;
-  __device__ double operator()(double value) const { return value * first * second; }
-};
-__device__ inline PowerOfTwo power_of_two(int exponent) {
-  return {ldexp(1.0, exponent / 2), ldexp(1.0, exponent - exponent / 2)};
-}
 // e with 2^(e-1) <= value < 2^e; 0 for 0 and what is not finite.
 __device__ inline int binary_exponent(double value) {
   int exponent = 0;

@@ -1,8 +1,9 @@
 // One step of the Lanczos process by one block: orthogonalisation, and the top of the tridiagonal matrix.
 #pragma once
 
-#include "tridiagonal.cuh"
+#include "../random.h"
 #include "spectral_norms.h"
+#include "tridiagonal.cuh"
 
 namespace lipfast::cuda {
 
@@ -13,12 +14,10 @@ struct LanczosShared {
   double coefficients[kMaxBasis], multipliers[kMaxBasis];
 };
 
-// splitmix64 (Steele, Lea, Flood 2014), value number i of a stream: uniform in (-1, 1). The CPU's stream.
+// Value number i of the stream that the CPU takes one by one.
 __device__ inline double random_value(uint64_t seed, int64_t i) {
-  uint64_t z = seed + static_cast<uint64_t>(i + 1) * 0x9e3779b97f4a7c15u;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  return static_cast<double>(static_cast<int64_t>((z ^ (z >> 31)) >> 11)) * 0x1p-52 - 1.0 + 0x1p-53;
+  uint64_t state = seed + static_cast<uint64_t>(i) * kRandomStep;
+  return lipfast::random_value(state);
 }
 
 __device__ inline double norm(const double* x, int64_t n, double* scratch) {

@@ -6,7 +6,7 @@
 namespace lipfast::cuda {
 
 constexpr int64_t kStageBytes = 32 << 10;  // rows of W that lie in shared memory at a time
-constexpr int64_t kTileRows = 64;          // rows at a time, at most
+constexpr int64_t kStagedRows = 64;        // rows at a time, at most
 
 // Rows [0, count) of a dense row-major matrix, times 2^-e.
 template <class T>
@@ -35,11 +35,11 @@ __device__ const T* stage(const T* from, int64_t count, char* buffer) {
 }
 
 // z = W^T (W v): each tile of rows is read once, into shared memory, and used twice. Rows too long for that are read
-// again from the cache. y: kTileRows doubles, buffer: kStageBytes + 16 bytes of shared memory. Ends with a barrier.
+// again from the cache. y: kStagedRows doubles, buffer: kStageBytes + 16 bytes of shared memory. Ends with a barrier.
 template <class T>
 __device__ void gram_product(const Rows<T>& w, const double* v, double* z, double* y, char* buffer) {
   const int64_t fit = kStageBytes / (w.cols * static_cast<int64_t>(sizeof(T)));
-  const int64_t height = fit > 0 ? smaller(fit, kTileRows) : kTileRows;
+  const int64_t height = fit > 0 ? smaller(fit, kStagedRows) : kStagedRows;
   for (int64_t first = 0; first < w.count; first += height) {
     const int64_t count = smaller(height, w.count - first);
     const T* tile = w.data + first * w.cols;

@@ -1,26 +1,20 @@
 // Body of spectral_norms; the contract is in spectral_norms.h.
 #pragma once
 
+#include "../rounding.h"
 #include "lanczos.cuh"
 #include "matrix.cuh"
 
 namespace lipfast::cuda {
 
-constexpr double kUnitRoundoff = 0x1p-53;
-// Covers the rounding of evaluating an error term itself (a relative error of at most gamma_k, k < 2^30).
-constexpr double kWiden = 1 + 0x1p-20;
-
 struct SpectralShared {
   LanczosShared lanczos;
-  double y[kTileRows];
+  double y[kStagedRows];
   alignas(16) char stage[kStageBytes + 16];
 };
 
-__device__ inline double gamma_bound(int64_t k) {
-  const double ku = static_cast<double>(k) * kUnitRoundoff;
-  return ku / (1 - ku) * kWiden;
-}
-// Above v, which is positive and normal: v times 2^-52 is at least the distance to the next number.
+// rounding.h's, without its calls of nextafter. Above v, which is positive and normal: v times 2^-52 is at least the
+// distance to the next number.
 __device__ inline double up(double v) { return v * (1 + 0x1p-52); }
 // 2^e value, rounded in the direction of the bound where the result is denormal: neighbours are 2^-1074 apart there.
 __device__ inline double unscale_up(double value, int exponent) {
@@ -253,15 +247,13 @@ __device__ inline bool lanczos_step(const SpectralLaunch& p, int32_t matrix, Spe
 // Proved lower bound of the scaled norm from y = W x and bound = |W| |x|; y becomes a unit vector.
 __device__ inline double certified_lower(const SpectralEntry& e, const double* x, double* y, const double* bound,
                                          double* scratch) {
-  const double image = norm(y, e.rows, scratch), error = norm(bound, e.rows, scratch) * kWiden;
+  const double image = norm(y, e.rows, scratch), error = widened(norm(bound, e.rows, scratch));
   const double size = norm(x, e.cols, scratch);
   if (image > 0) {
     for (int64_t i = thread(); i < e.rows; i += threads()) y[i] /= image;
   }
-  const double numerator = image * (1 - gamma_bound(e.rows + 2)) - gamma_bound(e.cols + 1) * error;
-  if (!(numerator > 0) || !(size > 0)) return 0;
-  // At most eight roundings of factors near one in this line and the one before.
-  return numerator / (size * (1 + gamma_bound(e.cols + 2))) * (1 - 8 * kUnitRoundoff);
+  const double numerator = image * (1 - gamma(e.rows + 2)) - gamma(e.cols + 1) * error;
+  return quotient_below(numerator, size, e.cols + 2);
 }
 
 // ||W||_2 <= min(sqrt(||W||_1 ||W||_inf), ||W||_F), of the scaled matrix, rounded up.
@@ -280,8 +272,8 @@ __device__ inline double holder_upper(const SpectralLaunch& p, const SpectralEnt
   row = block_max(row, scratch);
   column = block_max(column, scratch);
   squares = block_sum(squares, scratch);
-  const double widen = 1 + gamma_bound(e.rows * e.cols + 8);
-  return up(sqrt(smaller(squares, row * column) * widen + 0x1p-900) * (1 + 4 * kUnitRoundoff));
+  const double widen = 1 + gamma(e.rows * e.cols + 8);
+  return up(widened(sqrt(smaller(squares, row * column) * widen + kTiny), 4));
 }
 
 // The matrix's results, once certify_item has run on all its items.

@@ -1,15 +1,16 @@
+// clang-format off
 // spectral_norms on CUDA: brackets of ||W||_2 for any number of dense row-major matrices, all in one launch.
 //
 // Types        float32 or float64 entries; all products, vectors and sums in float64.
 // Lower        ||W v|| / ||v|| at the final vector, less its own rounding: never above the truth.
 // Upper        with `certify`, Hoelder's or Frobenius' bound, rounded up: never below the truth, loose. The tight one
-// is
-//              cholesky_residual's business. Otherwise +inf.
+//              is cholesky_residual's business. Otherwise +inf.
 // Determinism  how a matrix is cut depends on its shape only, and every sum has a fixed order: results do not depend on
 //              the grid, on the other matrices, or on timing.
 // Host         nothing waits for the device; the table of matrices travels in kernel arguments, so that a captured CUDA
 //              graph holds all that it needs.
 // Errors       none on the device; a NaN or infinite entry gives upper_method -1.
+// clang-format on
 #pragma once
 
 #include <vector>
@@ -21,9 +22,8 @@ namespace lipfast::cuda {
 constexpr int kSpectralThreads = 256;
 constexpr int kMaxBasis = 120;           // Lanczos vectors kept before a restart
 constexpr int64_t kItemBytes = 1 << 18;  // of W per work item
-constexpr int64_t kMinItemRows =
-    16;  // the partial sums of an item are one row of float64: they must stay the smaller part
-constexpr int kChunkEntries = 40;  // entries that fit a kernel's arguments
+constexpr int64_t kMinItemRows = 16;  // an item's partial sums are one row of float64: they must stay the smaller part
+constexpr int kChunkEntries = 40;     // entries that fit a kernel's arguments
 
 // One matrix. A work item is a range of item_rows rows. `vectors` is where its part of the workspace begins: the basis
 // (basis x cols), the next vector (cols), partial sums (items x cols), the bound of W v (rows).

@@ -7,16 +7,16 @@
 #include <vector>
 
 #include "../checks.h"
-#include "workspace.h"
+#include "threads.h"
 
 namespace lipfast {
 namespace {
 
 // Networks [begin, begin + count): one thread each, or all threads for one after the other where there are few.
-void pack(const ChainKernel& kernel, const ChainLayout& layout, const ChainParams& params, int64_t begin, int64_t count,
+void pack(const ChainKernel& kernel, const ChainTiling& tiling, const ChainParams& params, int64_t begin, int64_t count,
           char* packed, int64_t packed_bytes) {
   static constexpr Parallel threads{run_items};
-  const auto workspace = [&] { return Workspace(layout.pack_workspace + 64); };
+  const auto workspace = [&] { return Workspace(tiling.pack_workspace + 64); };
   const auto pack_one = [&](int64_t i, const Workspace& work, const Parallel* parallel) {
     kernel.pack(params, begin + i, packed + i * packed_bytes, work.as<double>(), parallel);
   };
@@ -30,18 +30,18 @@ void pack(const ChainKernel& kernel, const ChainLayout& layout, const ChainParam
 }
 
 // The order in which tiles take the samples.
-std::vector<int64_t> order_of(const ChainParams& params, const ChainLayout& layout) {
+std::vector<int64_t> order_of(const ChainParams& params, const ChainTiling& tiling) {
   std::vector<int64_t> order(static_cast<size_t>(params.batch));
-  if (!layout.shares) {
+  if (!tiling.shares) {
     std::iota(order.begin(), order.end(), 0);
     return order;
   }
-  const int64_t length = params.in.channels * params.in.height * params.in.width;
-  const int64_t block = std::max<int64_t>(kOrderBlock / layout.tile, 1) * layout.tile;
+  const int64_t length = elements(params.in);
+  const int64_t block = std::max<int64_t>(kOrderBlock / tiling.tile, 1) * tiling.tile;
   for_each_item((params.batch + block - 1) / block, [] { return Workspace(0); },
                 [&](int64_t item, const Workspace&) {
                   const int64_t begin = item * block, end = std::min(begin + block, params.batch);
-                  order_samples(params.x, params.dtype, length, begin, end, layout.tile, order.data());
+                  order_samples(params.x, params.dtype, length, begin, end, tiling.tile, order.data());
                 });
   return order;
 }
@@ -57,9 +57,8 @@ std::tuple<Tensor, Tensor> chain_jacobian_norms_cpu(Tensor x, std::vector<Tensor
     weight_data.push_back(weights[i].data_ptr());
     bias_data.push_back(biases[i].numel() > 0 ? biases[i].data_ptr() : nullptr);
   }
-  const bool single = x.scalar_type() == ScalarType::Float;
   const ChainParams params{x.data_ptr(),
-                           single ? Dtype::kFloat32 : Dtype::kFloat64,
+                           dtype_of(x),
                            batch,
                            networks,
                            static_cast<int64_t>(chain.stages.size()),
@@ -72,22 +71,22 @@ std::tuple<Tensor, Tensor> chain_jacobian_norms_cpu(Tensor x, std::vector<Tensor
                            spectral.data_ptr(),
                            frobenius.data_ptr()};
   const ChainKernel kernel = chain_jacobian_norms_kernel();
-  const ChainLayout layout = kernel.layout(params);
-  const int64_t packed_bytes = layout.packed * static_cast<int64_t>(single ? sizeof(float) : sizeof(double));
+  const ChainTiling tiling = kernel.tiling(params);
+  const int64_t packed_bytes = tiling.packed * (params.dtype == Dtype::kFloat32 ? 4 : 8);
   // Networks are packed in groups, so that the packed copies stay small however many networks there are.
   const int64_t group = std::clamp<int64_t>((int64_t{16} << 20) / std::max<int64_t>(packed_bytes, 1), 1, networks);
   const Workspace packed(group * packed_bytes + 64);
-  const int64_t tiles = (batch + layout.tile - 1) / layout.tile;
-  const std::vector<int64_t> order = order_of(params, layout);
+  const int64_t tiles = (batch + tiling.tile - 1) / tiling.tile;
+  const std::vector<int64_t> order = order_of(params, tiling);
   for (int64_t begin = 0; begin < networks && batch > 0; begin += group) {
     const int64_t count = std::min(group, networks - begin);
-    pack(kernel, layout, params, begin, count, packed.as<char>(), packed_bytes);
+    pack(kernel, tiling, params, begin, count, packed.as<char>(), packed_bytes);
     for_each_item(
-        count * tiles, [&] { return Workspace(layout.workspace); },
+        count * tiles, [&] { return Workspace(tiling.workspace); },
         [&](int64_t item, const Workspace& workspace) {
-          const int64_t network = item / tiles, first = item % tiles * layout.tile;
+          const int64_t network = item / tiles, first = item % tiles * tiling.tile;
           kernel.tile(params, begin + network, packed.as<char>() + network * packed_bytes, order.data() + first,
-                      std::min(layout.tile, batch - first), workspace.as<void>());
+                      std::min(tiling.tile, batch - first), workspace.as<void>());
         });
   }
   return {spectral, frobenius};

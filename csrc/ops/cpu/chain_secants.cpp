@@ -3,7 +3,7 @@
 #include <tuple>
 
 #include "../checks.h"
-#include "workspace.h"
+#include "threads.h"
 
 namespace lipfast {
 namespace {
@@ -16,14 +16,10 @@ struct Networks {
       weight_data.push_back(weights[i].data_ptr());
       bias_data.push_back(biases[i].numel() > 0 ? biases[i].data_ptr() : nullptr);
     }
-    chain = {weights[0].scalar_type() == ScalarType::Float ? Dtype::kFloat32 : Dtype::kFloat64,
-             static_cast<int64_t>(stages.stages.size()),
-             stages.stages.data(),
-             stages.affine,
-             stages.inputs,
-             stages.outputs,
-             stages.widest,
-             weight_data.data(),
+    chain = {dtype_of(weights[0]), static_cast<int64_t>(stages.stages.size()),
+             stages.stages.data(), stages.affine,
+             stages.inputs,        stages.outputs,
+             stages.widest,        weight_data.data(),
              bias_data.data()};
     count = static_cast<int64_t>(weights.size()) / stages.affine;
   }

@@ -4,7 +4,7 @@
 #include <tuple>
 
 #include "../checks.h"
-#include "workspace.h"
+#include "threads.h"
 
 namespace lipfast {
 namespace {
@@ -14,21 +14,19 @@ using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 // Kernels whose cells are worth sharing among threads; the others are one thread's each.
 bool is_large(const ConvProblem& problem) {
   const bool has_cells = problem.max_cells > 0 || problem.start == nullptr;
-  return has_cells && problem.rows >= 48;
+  return has_cells && problem.shape.rows >= 48;
 }
 
 ConvProblem problem_of(const Tensor& taps, const Tensor& start, const int64_t* grid) {
   ConvProblem problem{};
   problem.taps = taps.data_ptr();
-  problem.dtype = taps.scalar_type() == ScalarType::Float ? Dtype::kFloat32 : Dtype::kFloat64;
+  problem.dtype = dtype_of(taps);
   problem.groups = taps.size(0);
-  problem.rows = taps.size(4);
-  problem.cols = taps.size(5);
+  problem.shape = {taps.size(4), taps.size(5), {taps.size(1), taps.size(2), taps.size(3)}};
+  problem.on_grid = grid[0] > 0 || grid[1] > 0 || grid[2] > 0;
   for (int64_t a = 0; a < 3; ++a) {
-    problem.sizes[a] = taps.size(1 + a);
-    problem.axes += problem.sizes[a] > 1;
-    problem.grid[a] = std::max<int64_t>(grid[a], 1);
-    problem.on_grid = problem.on_grid || grid[a] > 0;
+    problem.lattice.axes += problem.shape.sizes[a] > 1;
+    problem.lattice.denominators[a] = problem.on_grid ? std::max<int64_t>(grid[a], 1) : kCycle;
   }
   problem.start = start.numel() > 0 ? values<double>(start) : nullptr;
   return problem;
@@ -47,8 +45,8 @@ Outputs conv_norms_cpu(std::vector<Tensor> taps, std::vector<Tensor> start, std:
     problem.seed = static_cast<uint64_t>(seed);
     problem.memory = memory;
     problems.push_back(problem);
-    left_offset.push_back(left_offset.back() + 2 * problem.rows);
-    right_offset.push_back(right_offset.back() + 2 * problem.cols);
+    left_offset.push_back(left_offset.back() + 2 * problem.shape.rows);
+    right_offset.push_back(right_offset.back() + 2 * problem.shape.cols);
   }
   const Tensor& like = taps[0];
   const auto make = [&](std::initializer_list<int64_t> sizes, ScalarType type) {

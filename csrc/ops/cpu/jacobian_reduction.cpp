@@ -4,7 +4,7 @@
 #include <tuple>
 
 #include "../checks.h"
-#include "workspace.h"
+#include "threads.h"
 
 namespace lipfast {
 namespace {

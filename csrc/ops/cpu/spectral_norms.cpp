@@ -5,7 +5,7 @@
 #include <tuple>
 
 #include "../checks.h"
-#include "workspace.h"
+#include "threads.h"
 
 namespace lipfast {
 namespace {
@@ -21,9 +21,8 @@ Outputs spectral_norms_cpu(std::vector<Tensor> matrices, std::vector<Tensor> sta
   for (int64_t i = 0; i < count; ++i) {
     const Tensor& matrix = matrices[i];
     const bool given = !start.empty() && start[i].numel() > 0;
-    problems.push_back({matrix.data_ptr(),
-                        matrix.scalar_type() == ScalarType::Float ? Dtype::kFloat32 : Dtype::kFloat64, matrix.size(0),
-                        matrix.size(1), given ? values<double>(start[i]) : nullptr, static_cast<uint64_t>(seed), rtol,
+    problems.push_back({matrix.data_ptr(), dtype_of(matrix), matrix.size(0), matrix.size(1),
+                        given ? values<double>(start[i]) : nullptr, static_cast<uint64_t>(seed), rtol,
                         static_cast<int32_t>(max_passes), power ? SpectralMethod::kPower : SpectralMethod::kLanczos,
                         certify, memory, nullptr});
     right_offset.push_back(right_offset.back() + matrix.size(1));

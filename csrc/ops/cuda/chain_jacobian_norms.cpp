@@ -10,7 +10,7 @@ namespace {
 
 // The widths and the slopes of a chain of linear stages with ReLU, LeakyReLU or nothing after each.
 void read_chain(const ChainStages& chain, std::vector<int64_t>& widths, std::vector<double>& slopes) {
-  widths.push_back(chain.in.channels * chain.in.height * chain.in.width);
+  widths.push_back(elements(chain.in));
   for (size_t i = 0; i < chain.stages.size(); ++i) {
     const ChainStage& stage = chain.stages[i];
     if (stage.kind == StageKind::kLinear) {

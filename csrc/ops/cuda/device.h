@@ -43,8 +43,4 @@ inline Tensor bytes_like(const Tensor& like, int64_t bytes) {
   return torch::stable::new_empty(like, {bytes}, ScalarType::Byte);
 }
 
-inline Dtype dtype_of(const Tensor& tensor) {
-  return tensor.scalar_type() == ScalarType::Float ? Dtype::kFloat32 : Dtype::kFloat64;
-}
-
 }  // namespace lipfast

@@ -16,15 +16,12 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils import _pytree as pytree
 
 from lipfast.errors import ArgumentError, LipfastError
+from lipfast.plan.export import exported_module
+from lipfast.plan.modules import evaluation_mode, unwrap
 from lipfast.plan.state import require_finite
-from lipfast.plan.trace import (
-    Source,
-    evaluation_mode,
-    exported_module,
-    unwrap,
-)
+from lipfast.plan.trace import Source
 
-BatchFunction = Callable[[Tensor], Tensor]
+Function = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class SampleFunction:
         constants: tensors that the function holds (parameters), which take no memory per sample.
     """
 
-    function: BatchFunction
+    function: Function
     x: Tensor
     outputs: int
     constants: tuple[Tensor, ...] = ()
@@ -182,7 +179,7 @@ def state_dtype(state: Sequence[Tensor], inputs: Sequence[Tensor]) -> torch.dtyp
 
 
 def _count_outputs(
-    function: BatchFunction, x: Tensor, module: nn.Module, shapes: Sequence[tuple[int, ...]]
+    function: Function, x: Tensor, module: nn.Module, shapes: Sequence[tuple[int, ...]]
 ) -> int:
     """K, from two samples; what goes wrong there is an error in the caller's terms."""
     try:

@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
+from lipfast.estimators.jacobian.directions import steepest_direction
 from lipfast.estimators.jacobian.function import SampleFunction, differentiating
 from lipfast.estimators.jacobian.lanczos import lanczos_triplets
 from lipfast.estimators.jacobian.linearization import (
-    SMALL_SIDE,
     DerivativeError,
     Linearization,
     footprint,
+    prefers_lanczos,
 )
 from lipfast.estimators.jacobian.rows import explicit_jacobians
-from lipfast.estimators.lower.certificate import steepest_direction
-from lipfast.rules.registry import Norm
+from lipfast.norms import Norm
 
 
 def differentiable_values(
@@ -60,8 +60,7 @@ def _maximisers(
         problem.function, problem.x.detach(), problem.outputs, problem.constants
     )
     size = footprint(detached)
-    large = min(size.inputs, size.outputs) > SMALL_SIDE
-    if norm == 2 and (method == "lanczos" or (method == "auto" and large)):
+    if prefers_lanczos(size, norm, method):
         try:
             found = lanczos_triplets(detached, size, memory=memory)
             return found.left.detach(), found.right.detach()
@@ -69,12 +68,14 @@ def _maximisers(
             raise ArgumentError(f"create_graph: {error}") from error
     if method == "lanczos":
         raise ArgumentError("method='lanczos' computes norm 2 only; use 'rows' or 'auto'")
-    pairs = [_of_matrices(block.double(), norm) for block in explicit_jacobians(detached, memory)]
+    pairs = [
+        _maximising_vectors(block.double(), norm) for block in explicit_jacobians(detached, memory)
+    ]
     left, right = (torch.cat(parts).to(problem.x.dtype) for parts in zip(*pairs, strict=True))
     return left, right
 
 
-def _of_matrices(jacobians: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+def _maximising_vectors(jacobians: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
     right = steepest_direction(jacobians, norm)
     image = torch.bmm(jacobians, right.unsqueeze(2)).squeeze(2)
     if norm == 1:

@@ -15,8 +15,8 @@ from lipfast.estimators.jacobian.function import (
     ordinary,
 )
 from lipfast.estimators.samples import check_inputs
+from lipfast.norms import Norm, check_norm, dual_norm
 from lipfast.ops.jacobian_reduction import operator_norms
-from lipfast.rules.registry import Norm, check_norm
 
 
 def input_gradient_norms(
@@ -85,9 +85,9 @@ def _gradient_norms(
             )
         if not create_graph:
             return operator_norms(gradient.reshape(len(x), 1, -1), norm)
-        dual = {1: torch.inf, 2: 2, torch.inf: 1}[norm]
         # A zero gradient has a zero subgradient; vector_norm's own is that.
-        norms: Tensor = torch.linalg.vector_norm(gradient.reshape(len(x), -1), dual, dim=1)
+        flat = gradient.reshape(len(x), -1)
+        norms: Tensor = torch.linalg.vector_norm(flat, dual_norm(norm), dim=1)
         return norms
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipfast.estimators.jacobian.function import BatchFunction, SampleFunction
+from lipfast.estimators.jacobian.function import Function, SampleFunction
 from lipfast.estimators.jacobian.linearization import (
     ADJOINT_TOLERANCE,
     DerivativeError,
@@ -95,9 +95,7 @@ def lanczos_triplets(
     return SingularTriplets(*(torch.cat([getattr(one, name) for one in found]) for name in names))
 
 
-def _triplets(
-    function: BatchFunction, x: Tensor, vectors: Tensor, passes: Tensor
-) -> SingularTriplets:
+def _triplets(function: Function, x: Tensor, vectors: Tensor, passes: Tensor) -> SingularTriplets:
     """Values and residuals from the final vectors (B, D), or (B, K) if that is the smaller side."""
     linear = Linearization(function, x)
     if linear.inputs <= linear.outputs:
@@ -122,7 +120,7 @@ def _normalized(vectors: Tensor) -> tuple[Tensor, Tensor]:
 class _Block:
     """The samples of a block that have not converged, with their bases."""
 
-    def __init__(self, function: BatchFunction, x: Tensor, start: Tensor) -> None:
+    def __init__(self, function: Function, x: Tensor, start: Tensor) -> None:
         self.function = function
         self.x = x
         self.linear = Linearization(function, x)
@@ -245,7 +243,7 @@ class _Block:
 
 
 def _ritz_vectors(
-    function: BatchFunction, x: Tensor, start: Tensor, tolerance: float, max_passes: int
+    function: Function, x: Tensor, start: Tensor, tolerance: float, max_passes: int
 ) -> tuple[Tensor, Tensor]:
     """Top Ritz vectors (B, side) and passes (B,)."""
     block = _Block(function, x, start)

@@ -8,13 +8,19 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError, LipfastError
-from lipfast.estimators.jacobian.function import BatchFunction, SampleFunction
+from lipfast.estimators.jacobian.function import Function, SampleFunction
+from lipfast.norms import Norm
 from lipfast.ops.modes import forward_mode
 
 # Up to here all min(K, D) rows or columns are formed; beyond, Lanczos needs fewer products.
-SMALL_SIDE = 64
+_SMALL_SIDE = 64
 # Relative difference of two products that should agree: far above rounding, far below an error.
 ADJOINT_TOLERANCE = 0.01
+
+
+def is_small(outputs: int, inputs: int) -> bool:
+    """Whether all rows of a K x D Jacobian, or all columns, are worth forming."""
+    return min(outputs, inputs) <= _SMALL_SIDE
 
 
 class DerivativeError(LipfastError, NotImplementedError):
@@ -36,7 +42,7 @@ class Linearization:
         inputs: D.
     """
 
-    def __init__(self, function: BatchFunction, x: Tensor) -> None:
+    def __init__(self, function: Function, x: Tensor) -> None:
         self._function = function
         self._x = x.detach().clone().requires_grad_()
         self._output = function(self._x)
@@ -171,6 +177,12 @@ class Footprint:
     item: int
     saved: int
     largest: int
+
+
+def prefers_lanczos(size: Footprint, norm: Norm, method: str) -> bool:
+    """Whether norms are found by products with the Jacobian instead of its rows."""
+    large = not is_small(size.outputs, size.inputs)
+    return norm == 2 and (method == "lanczos" or (method == "auto" and large))
 
 
 def footprint(problem: SampleFunction) -> Footprint:

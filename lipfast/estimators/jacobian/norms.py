@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NoReturn, get_args, overload
@@ -24,11 +23,17 @@ from lipfast.estimators.jacobian.function import (
 )
 from lipfast.estimators.jacobian.gradient import differentiable_values
 from lipfast.estimators.jacobian.lanczos import lanczos_triplets
-from lipfast.estimators.jacobian.linearization import SMALL_SIDE, DerivativeError, footprint
+from lipfast.estimators.jacobian.linearization import (
+    DerivativeError,
+    footprint,
+    is_small,
+    prefers_lanczos,
+)
 from lipfast.estimators.jacobian.rows import row_norms
 from lipfast.estimators.options import check_options, refuse
-from lipfast.estimators.progress import progress_bar
+from lipfast.estimators.progress import shown_progress
 from lipfast.estimators.samples import Data, check_inputs, read_samples
+from lipfast.norms import Norm
 from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms, has_chain_kernel
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.cache import cached_plan, is_known, known_plan
@@ -37,7 +42,6 @@ from lipfast.plan.checked import resolve
 from lipfast.plan.interpret import evaluate
 from lipfast.plan.state import entries_of, floating_as
 from lipfast.plan.trace import Source, trace
-from lipfast.rules.registry import Norm
 
 Method = Literal["auto", "fused", "rows", "lanczos"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -78,10 +82,10 @@ def plan_jacobian_norms(
     """
     dtype = dtype or compute_dtype(tensors, plan.stored_parameters)
     x = x.to(dtype)
-    chain = None
-    if norm == 2 and (method == "fused" or (method == "auto" and _small(plan))):
+    chain = fused_chain(plan, norm, x.device) if method == "auto" else None
+    if method == "fused" and norm == 2:
         chain = plan.chain
-    if chain is not None and (method == "fused" or has_chain_kernel(chain.stages, x.device)):
+    if chain is not None:
         return _chain_norms(plan, chain, tensors, x)
     if method == "fused":
         raise ArgumentError(
@@ -95,10 +99,12 @@ def plan_jacobian_norms(
     return torch.stack(norms)
 
 
-def _small(plan: Architecture) -> bool:
-    """Whether all rows of a Jacobian, or all columns, are worth forming."""
-    sides = (plan.input_shapes, plan.output_shapes)
-    return min(sum(math.prod(shape) for shape in shapes) for shapes in sides) <= SMALL_SIDE
+def fused_chain(plan: Architecture, norm: Norm, device: torch.device) -> Chain | None:
+    """The chain that the native op takes, if there is one and nothing else is faster."""
+    if norm != 2 or not is_small(*plan.jacobian_shape):
+        return None
+    chain = plan.chain
+    return chain if chain is not None and has_chain_kernel(chain.stages, device) else None
 
 
 def _chain_norms(
@@ -135,7 +141,7 @@ def _interpreted_norms(
             name: floating_as(ordinary(parameters[name]), x.dtype).unsqueeze(0)
             for name in plan.used_parameters
         }
-        outputs = sum(math.prod(shape) for shape in plan.output_shapes)
+        outputs, _ = plan.jacobian_shape
         problem = SampleFunction(function, ordinary(x), outputs, tuple(stacked.values()))
         return function_jacobian_norms(problem, norm=norm, method=method, memory=memory).values
 
@@ -172,8 +178,7 @@ def function_jacobian_norms(
         raise ArgumentError("method='lanczos' computes norm 2 only; use 'rows' or 'auto'")
     with differentiating():
         size = footprint(problem)
-        large = min(size.inputs, size.outputs) > SMALL_SIDE
-        if norm == 2 and (method == "lanczos" or (method == "auto" and large)):
+        if prefers_lanczos(size, norm, method):
             try:
                 found = lanczos_triplets(problem, size, memory=memory)
                 return JacobianNorms(found.values, "lanczos", found.residuals, found.passes)
@@ -301,7 +306,7 @@ def jacobian_norms(
         parts = []
         with (
             read_samples(x) as samples,
-            progress_bar("Jacobian norms", samples.count, progress) as advance,
+            shown_progress("Jacobian norms", samples.count, progress) as advance,
         ):
             for batch in samples:
                 parts.append(of_inputs(batch))
@@ -309,7 +314,7 @@ def jacobian_norms(
         found = _concatenated(parts)
     else:
         inputs = check_inputs(x)
-        with progress_bar("Jacobian norms", len(inputs[0]), progress):
+        with shown_progress("Jacobian norms", len(inputs[0]), progress):
             found = of_inputs(inputs)
     return found if details else found.values
 
@@ -365,10 +370,8 @@ def _known_chain_norms(module: nn.Module, x: Tensor) -> Tensor | None:
     with torch.inference_mode(False):
         samples = ordinary(x).to(state_dtype(list(state.values()), [x]))
         plan = known_plan(module, samples)
-        if plan is None or plan.computed or not _small(plan):
-            return None
-        chain = plan.chain
-        if chain is None or not has_chain_kernel(chain.stages, x.device):
+        chain = None if plan is None or plan.computed else fused_chain(plan, 2, x.device)
+        if plan is None or chain is None:
             return None
         tensors = entries_of(module.state_dict(), plan.parameters, plan.aliases)
         return _chain_norms(plan, chain, [tensors], samples)[0]
@@ -383,16 +386,16 @@ def _norms_by_method(
     method: Method,
     memory: int,
 ) -> JacobianNorms:
-    small = min(problem.outputs, problem.x[0].numel()) <= SMALL_SIDE
+    small = is_small(problem.outputs, problem.x[0].numel())
     if method == "fused" or (method == "auto" and norm == 2 and inputs == 1 and small):
         plan = (
             trace(module, problem.x[:2])
             if method == "fused"
             else cached_plan(module, problem.x[:2])
         )
-        chain = None if plan is None else plan.chain
-        fits = chain is not None and has_chain_kernel(chain.stages, problem.x.device)
-        if plan is not None and (method == "fused" or fits):
+        if plan is not None and (
+            method == "fused" or fused_chain(plan, 2, problem.x.device) is not None
+        ):
             entry = resolve(plan, module.state_dict())
             values = plan_jacobian_norms(plan, [entry], problem.x, norm=norm, method="fused")[0]
             return JacobianNorms(values, "fused")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -10,14 +9,14 @@ from torch import Tensor
 
 from lipfast.estimators.jacobian.function import SampleFunction
 from lipfast.estimators.jacobian.linearization import (
-    SMALL_SIDE,
     DerivativeError,
     Footprint,
     Linearization,
     footprint,
+    is_small,
 )
+from lipfast.norms import Norm, dual_norm
 from lipfast.ops.jacobian_reduction import RowReduction, operator_norms
-from lipfast.rules.registry import Norm
 
 # Tensors of the largest activation's size that a backward pass holds at once.
 _WORKING = 4
@@ -63,7 +62,7 @@ def _block_norms(
     each = _bytes(size, products)
     if each > memory:
         return _streamed(problem, size, norm, memory, by_columns=by_columns)
-    effective = _transposed(norm) if by_columns else norm
+    effective = dual_norm(norm) if by_columns else norm
     most = max(1, min(memory, _FASTEST_BYTES) // each)
     norms = []
     for part in _blocks(problem.x, most):
@@ -71,11 +70,6 @@ def _block_norms(
         rows = linear.columns(0, products) if by_columns else linear.rows(0, products)
         norms.append(operator_norms(rows, effective))
     return torch.cat(norms)
-
-
-def _transposed(norm: Norm) -> Norm:
-    """The norm of J^T that equals this norm of J."""
-    return {1: math.inf, math.inf: 1}.get(norm, norm)
 
 
 def _streamed(
@@ -86,13 +80,13 @@ def _streamed(
     For norm 2 the rows of the smaller side are kept, or, where that would be many, the Gram matrix
     of the smaller side, which takes the products of the larger one.
     """
-    gathered = norm == 2 and min(size.inputs, size.outputs) > SMALL_SIDE
+    gathered = norm == 2 and not is_small(size.outputs, size.inputs)
     if gathered and size.inputs != size.outputs:
         by_columns = size.outputs < size.inputs
     products, length = size.outputs, size.inputs
     if by_columns:
         products, length = length, products
-    effective = _transposed(norm) if by_columns else norm
+    effective = dual_norm(norm) if by_columns else norm
     gram = 8 * length * length if gathered else 0
     per_row = _WORKING * size.largest + 4 * 8 * length
     block = int(min(max(1, (memory - 3 * size.saved - gram) // per_row), products))

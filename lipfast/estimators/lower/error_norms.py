@@ -1,5 +1,7 @@
 """Evaluation in float64 with a bound of the norm of the rounding error, for deep networks.
 
+Part of the proof of certified lower bounds, where errors are bounded in norm.
+
 Elementwise bounds pass through a layer as ``|W| e``, and ``|W|`` stretches sqrt(fan-in) times more
 than W: after some ten layers they say nothing. Norms pass as ``||W|| E``. Let x^ be the computed
 operand of a node g, at most E from the exact x, and y^ the computed result. Then
@@ -21,23 +23,21 @@ import torch
 from torch import Tensor
 
 from lipfast.estimators.enclosure import node_error
-from lipfast.estimators.estimate import LayerBracket
-from lipfast.estimators.upper.spectral_product import Step, layer_brackets, steps_of
+from lipfast.estimators.upper.layer_bracket import LayerBracket
+from lipfast.estimators.upper.layer_calls import layer_brackets
+from lipfast.estimators.upper.sweep import ZERO, Step, sweep_of
 from lipfast.plan.architecture import Architecture
-from lipfast.plan.fold import FoldedGraph
 from lipfast.plan.interpret import NodeArguments, joined_outputs, walk
 from lipfast.plan.state import stack
-from lipfast.rules.registry import Call
-from lipfast.rules.rounding import gamma
-from lipfast.rules.upward import Upward, joined
+from lipfast.rounding import gamma
+from lipfast.rules.upward import Upward, p_norm
 
 _RTOL = 0.1  # of the layers' norms: an error ten per cent larger costs nothing
-_ZERO = Upward.of(0.0)
 
 
 def layer_norms(plan: Architecture, tensors: Mapping[str, Tensor]) -> tuple[LayerBracket, ...]:
     """Certified spectral norms of the layers of one network, not merged, not tight."""
-    layers = plan.layers_of(FoldedGraph(plan.graph, {}))
+    layers = sweep_of(plan, plan.unfolded).layers
     found, _ = layer_brackets(layers, [tensors], norm=2, rtol=_RTOL, seed=0, start=[{}])
     return found[0]
 
@@ -61,76 +61,51 @@ def output_error_norms(
         of the computed one, in norm 2; inf where nothing can be said.
     """
     parameters = stack([tensors], plan.used_parameters, torch.float64)
-    unfolded = FoldedGraph(plan.graph, {})
-    steps = {step.node.name: step for step in steps_of(plan, unfolded, plan.layers_of(unfolded))}
+    steps = {step.node.name: step for step in sweep_of(plan, plan.unfolded).steps}
+    norms = [layer.upper if layer.certified else math.inf for layer in layers]
     count = points.shape[1]
-    known = {node.name: [_ZERO] * count for node in plan.graph.inputs}
+    known = {node.name: [ZERO] * count for node in plan.graph.inputs}
 
     def operands(step: Step, point: int) -> list[Upward]:
-        return [_ZERO if name is None else known[name][point] for name in step.names]
+        return [ZERO if name is None else known[name][point] for name in step.names]
 
     def visit(arguments: NodeArguments, output: Tensor) -> None:
         step = steps[arguments.node.name]
         if step.rule.product is not None and step.rule.product(step.node):
             # Its constant holds within a domain, where x^ need not be.
             spread = {
-                name: _spread(known[name], arguments.of_node(name))
+                name: _like_operand(known[name], arguments.of_node(name))
                 for name in step.operation.operands
             }
-            known[step.node.name] = _norms(node_error(arguments, parameters, spread, output))
+            known[step.node.name] = _norm_of_each(node_error(arguments, parameters, spread, output))
             return
-        own = _norms(node_error(arguments, parameters, {}, output))
+        own = _norm_of_each(node_error(arguments, parameters, {}, output))
+        # L E: what the node makes of the errors of its operands.
         known[step.node.name] = [
-            error + _carried(plan, step, tensors, layers, operands(step, point))
-            for point, error in enumerate(own)
+            error + step.bound(step.call(operands(step, i), norms, tensors, plan.constants, 2))
+            for i, error in enumerate(own)
         ]
 
     # Running errors hold for sums of products in any order, not for transforms (Fourier, Winograd).
     with torch.backends.cudnn.flags(enabled=False):
         values = walk(plan.graph, parameters, plan.constants, [points], visit)
-    total = [joined([known[name][i] for name in plan.graph.outputs], 2) for i in range(count)]
+    total = [p_norm([known[name][i] for name in plan.graph.outputs], 2) for i in range(count)]
     errors = torch.tensor([[error.value for error in total]], dtype=torch.float64, device="cpu")
     return joined_outputs(plan.graph, values), errors.to(points.device)
 
 
-def _carried(
-    plan: Architecture,
-    step: Step,
-    tensors: Mapping[str, Tensor],
-    layers: Sequence[LayerBracket],
-    operands: Sequence[Upward],
-) -> Upward:
-    """``L E``: what the node makes of the errors of its operands."""
-    call = Call(
-        node=step.node,
-        norm=2,
-        operands=operands,
-        operand_shapes=step.operand_shapes,
-        layer=0.0 if step.layer is None else _certified(layers[step.layer]),
-        parameters=tensors,
-        constants=plan.constants,
-    )
-    result = step.rule.bound(call)
-    return result if isinstance(result, Upward) else Upward.of(result)
-
-
-def _certified(layer: LayerBracket) -> float:
-    """Its norm from above; inf where that is not proved."""
-    return layer.upper if layer.certified else math.inf
-
-
-def _spread(errors: Sequence[Upward], value: Tensor) -> Tensor:
+def _like_operand(errors: Sequence[Upward], value: Tensor) -> Tensor:
     """An elementwise bound like the operand (1, C, *shape): no entry exceeds the norm."""
     column = torch.tensor([error.value for error in errors], dtype=value.dtype, device="cpu")
     shape = (1, -1, *[1] * (value.dim() - 2))
     return column.to(value.device).reshape(shape).expand_as(value).clone()
 
 
-def _norms(errors: Tensor) -> list[Upward]:
+def _norm_of_each(errors: Tensor) -> list[Upward]:
     """Norms of elementwise bounds (1, C, *shape), rounded up; inf where one is not finite."""
     flat = errors.reshape(errors.shape[1], -1)
     if not flat.shape[1]:
-        return [_ZERO] * len(flat)
+        return [ZERO] * len(flat)
     peak = flat.amax(1, keepdim=True)
     # Divided by the largest, no square that matters underflows.
     scaled = flat / torch.where(peak > 0, peak, 1.0)

@@ -11,15 +11,14 @@ import torch
 from torch import Tensor
 
 from lipfast._clock import running
-from lipfast.estimators.estimate import Estimate, LowerBound, Search, log_down
-from lipfast.estimators.jacobian.linearization import SMALL_SIDE
-from lipfast.estimators.jacobian.norms import plan_jacobian_norms
-from lipfast.ops.chain_jacobian_norms import has_chain_kernel
+from lipfast.estimators.estimate import Estimate, log_down
+from lipfast.estimators.jacobian.norms import fused_chain, plan_jacobian_norms
+from lipfast.estimators.results import LowerBound, Search
+from lipfast.norms import Norm
 from lipfast.ops.denormals import FLUSHED
 from lipfast.plan.architecture import Architecture
-from lipfast.rules.registry import Norm
 
-_NOT_PROVED = "not proved: floating point, and at a kink autograd's value is not a derivative"
+_AT_KINKS = "not proved: floating point, and at a kink autograd's value is not a derivative"
 
 
 def jacobian_label(plan: Architecture, norm: Norm) -> str:
@@ -28,12 +27,8 @@ def jacobian_label(plan: Architecture, norm: Norm) -> str:
     return f"maximum Jacobian norm ({method})"
 
 
-def is_fused(plan: Architecture, norm: Norm, device: torch.device) -> bool:
-    """Whether `plan_jacobian_norms` is the native op for chains and little else."""
-    sides = (plan.input_shapes, plan.output_shapes)
-    small = min(sum(math.prod(shape) for shape in shapes) for shapes in sides) <= SMALL_SIDE
-    chain = plan.chain if norm == 2 and small else None
-    return chain is not None and has_chain_kernel(chain.stages, device)
+def _missing(ops: Sequence[str]) -> str | None:
+    return f"no rule for the rounding errors of {', '.join(ops)}" if ops else None
 
 
 @dataclass(frozen=True)
@@ -68,7 +63,9 @@ def finite_norms(
     plan: Architecture, tensors: Sequence[Mapping[str, Tensor]], x: Tensor, norm: Norm, memory: int
 ) -> Tensor:
     """Jacobian norms (networks, B); networks that overflow float32 again in float64."""
-    with running("chain_jacobian_norms") if is_fused(plan, norm, x.device) else nullcontext():
+    # Then it is the native op and little else.
+    fused = fused_chain(plan, norm, x.device) is not None
+    with running("chain_jacobian_norms") if fused else nullcontext():
         norms = plan_jacobian_norms(plan, tensors, x, norm=norm, memory=memory)
     broken = (~torch.isfinite(norms)).any(1).nonzero().flatten().tolist()
     if not broken:
@@ -107,7 +104,7 @@ def assembled(
         norm,
         label,
         certified=False,
-        reason=_NOT_PROVED if math.isfinite(value) else "the Jacobian is not finite in float64",
+        reason=_AT_KINKS if math.isfinite(value) else "the Jacobian is not finite in float64",
     )
     reason, method = why_not, "certified secant"
     if secant is None:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from lipfast.errors import ArgumentError
 from lipfast.estimators.domain import Box, Domain
-from lipfast.estimators.estimate import Estimate, Search, log_down
-from lipfast.estimators.jacobian.function import BatchFunction, SampleFunction
-from lipfast.rules.registry import Norm
+from lipfast.estimators.estimate import Estimate, log_down
+from lipfast.estimators.jacobian.function import Function, SampleFunction
+from lipfast.estimators.results import Search
+from lipfast.norms import Norm
 
 # Points that a search returns.
 KEPT = 8
@@ -39,7 +40,7 @@ class Landscape:
     """
 
     norms: Callable[[Tensor], Tensor]
-    function: BatchFunction
+    function: Function
     outputs: int
     constants: tuple[Tensor, ...]
     module: nn.Module

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
-from lipfast.estimators.estimate import Search
 from lipfast.estimators.jacobian.gradient import differentiable_values
 from lipfast.estimators.lower.search import (
     KEPT,
@@ -17,6 +16,7 @@ from lipfast.estimators.lower.search import (
     check_count,
     check_positive,
 )
+from lipfast.estimators.results import Search
 
 # A step that does not lead up is taken back and halved, one that does makes the next one longer.
 _SHRINK, _GROW = 0.5, 1.5

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lipfast.estimators.estimate import Search
 from lipfast.estimators.lower.search import KEPT, Best, Landscape, Reservoir, check_count
+from lipfast.estimators.results import Search
 
 _WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5)
 _TOGETHER = 1024

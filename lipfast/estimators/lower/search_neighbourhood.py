@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
-from lipfast.estimators.estimate import Search
 from lipfast.estimators.lower.search import (
     KEPT,
     Best,
@@ -17,6 +16,7 @@ from lipfast.estimators.lower.search import (
     check_count,
     check_positive,
 )
+from lipfast.estimators.results import Search
 
 Noise = Literal["gaussian", "uniform"]
 

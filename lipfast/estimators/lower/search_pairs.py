@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
-from lipfast.estimators.estimate import Estimate, Search, log_down
+from lipfast.estimators.estimate import Estimate, log_down
 from lipfast.estimators.jacobian.function import model_function
 from lipfast.estimators.lower.search import KEPT, Landscape, Reservoir, check_count
-from lipfast.rules.registry import Norm
+from lipfast.estimators.results import Search
+from lipfast.norms import Norm
 
 _BLOCK = 512
 # Closer pairs, relative to the samples' size, differ by little more than the rounding of the data.

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from lipfast.errors import ArgumentError
 from lipfast.estimators.domain import Domain
 from lipfast.estimators.enclosure import missing_error_rules
-from lipfast.estimators.estimate import LowerBound, Search
 from lipfast.estimators.jacobian.function import (
     SampleFunction,
     joined_inputs,
@@ -23,10 +22,6 @@ from lipfast.estimators.jacobian.function import (
     module_of,
 )
 from lipfast.estimators.jacobian.norms import compute_dtype, function_jacobian_norms
-from lipfast.estimators.lower.certificate import (
-    certified_quotient,
-    certified_secants,
-)
 from lipfast.estimators.lower.sample_maximum import (
     Statistics,
     assembled,
@@ -38,15 +33,17 @@ from lipfast.estimators.lower.search_ascent import Ascent
 from lipfast.estimators.lower.search_convex import Convex
 from lipfast.estimators.lower.search_neighbourhood import Neighbourhood
 from lipfast.estimators.lower.search_pairs import Pairs
+from lipfast.estimators.lower.secants import certified_quotient, certified_secants
 from lipfast.estimators.options import check_options, home_of
-from lipfast.estimators.progress import progress_bar
+from lipfast.estimators.progress import shown_progress
+from lipfast.estimators.results import LowerBound, Search
 from lipfast.estimators.samples import Data, SampleStream, read_samples
+from lipfast.norms import Norm
 from lipfast.ops.denormals import denormals_flushed
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.cache import cached_plan
 from lipfast.plan.checked import StateDict, resolve, resolve_all
 from lipfast.plan.trace import Source
-from lipfast.rules.registry import Norm
 
 SearchName = Literal["data", "convex", "neighbourhood", "ascent", "pairs"]
 _SEARCHES: dict[str, Callable[..., SearchMethod]] = {
@@ -124,7 +121,7 @@ def lower_bounds(
         per_sample: keep the Jacobian norm of every sample.
         memory: bytes that intermediate tensors may take.
         domain: the certified difference quotient is of two points in this set.
-        progress: see `progress_bar`.
+        progress: see `shown_progress`.
 
     Returns:
         One `LowerBound` per state dict.
@@ -137,7 +134,7 @@ def lower_bounds(
     if not tensors:
         return []
     largest = _Largest()
-    with progress_bar("Jacobian norms", samples.count, progress) as advance:
+    with shown_progress("Jacobian norms", samples.count, progress) as advance:
         for batch in samples:
             x = batch[0].detach()
             if len(batch) > 1:
@@ -151,7 +148,7 @@ def lower_bounds(
         why_not = _SEVERAL_INPUTS
     secants = None
     if why_not is None:
-        with progress_bar("certified secants", None, progress):
+        with shown_progress("certified secants", None, progress):
             secants = certified_secants(
                 plan, tensors, largest.points, norm=norm, memory=memory, domain=domain
             )
@@ -195,7 +192,7 @@ def sampled_lower_bound(
             region = region.flattened(shapes)
         with _evaluator(module, example, norm, memory, domain) as evaluator:
             largest = _Largest()
-            with progress_bar("Jacobian norms", samples.count, progress) as advance:
+            with shown_progress("Jacobian norms", samples.count, progress) as advance:
                 for batch in samples:
                     inputs = [value.detach() for value in batch]
                     x = joined_inputs(inputs, evaluator.problem.x.dtype)
@@ -208,10 +205,10 @@ def sampled_lower_bound(
                     advance(len(values))
             found = None
             if method is not None:
-                with progress_bar("search", None, progress) as advance:
+                with shown_progress("search", None, progress) as advance:
                     landscape = evaluator.landscape(module, example, region, seed, advance)
                     found = method.run(landscape)
-            with progress_bar("certified secants", None, progress):
+            with shown_progress("certified secants", None, progress):
                 return _bound(evaluator, largest, found, per_sample=per_sample)
 
 
@@ -315,12 +312,12 @@ def _evaluator(
         def norms(x: Tensor) -> Tensor:
             if plan is not None:
                 return finite_norms(plan, [tensors], x, norm, memory)[0]
-            return _autograd_norms(module, problem, example, x, norm=norm, memory=memory)
+            return _norms_without_plan(module, problem, example, x, norm=norm, memory=memory)
 
         yield _Evaluator(problem, norms, norm, memory, domain, plan, tensors, why_not)
 
 
-def _autograd_norms(
+def _norms_without_plan(
     module: nn.Module,
     problem: SampleFunction,
     example: tuple[Tensor, ...],

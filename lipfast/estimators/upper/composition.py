@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from lipfast.ops.modes import plain_arithmetic
 from lipfast.rules.upward import Upward
 
 
@@ -88,6 +89,34 @@ class Operation:
     module: str
     operands: tuple[str, ...]
     layer: int | None = None
+
+
+class Contributions(Mapping[str, Mapping[str, Upward]]):
+    """For nodes with several operands, the node's constant if only one of them varied.
+
+    Found when somebody asks; most never do. Copied and pickled as the plain dictionary.
+    """
+
+    def __init__(
+        self, entries: dict[str, Mapping[str, Upward] | Callable[[], Mapping[str, Upward]]]
+    ) -> None:
+        self._entries = entries
+
+    def __getitem__(self, node: str) -> Mapping[str, Upward]:
+        entry = self._entries[node]
+        if not isinstance(entry, Mapping):
+            with plain_arithmetic():
+                entry = self._entries[node] = entry()
+        return entry
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return dict, (dict(self),)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -1,4 +1,8 @@
-"""Brackets of the operator norms of convolutions at their true input size."""
+"""Brackets of the operator norms of convolutions at their true input size.
+
+Part of the proof of upper bounds: norms 1 and inf and `holder_bound` are proved here, norm 2 in
+`lipfast.ops.conv_norms`.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from lipfast.errors import ArgumentError
-from lipfast.ops.conv_norms import ConvNorms, Supremum, SymbolProof, conv_norms
+from lipfast.norms import Norm, dual_norm
+from lipfast.ops.conv_norms import ConvStart, conv_norms
 from lipfast.plan.layers import Layer
-from lipfast.rules.registry import Convolution, Norm
-from lipfast.rules.rounding import UNIT_ROUNDOFF
+from lipfast.rounding import widened
+from lipfast.rules.registry import ConvSettings
 
 # A gap of 1e-6 is not worth what it would cost here.
 SMALLEST_RTOL = 1e-3
@@ -24,23 +29,6 @@ SMALLEST_RTOL = 1e-3
 # Kernels with larger entries are multiplied by a power of two before their magnitudes are added up.
 _HUGE = 2.0**900
 _SHRINKING = 2.0**-100
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class ConvolutionStart:
-    """What `conv_norms` found for one convolution, to begin with at similar weights.
-
-    Attributes:
-        right: right singular vector, shaped like the input.
-        left: the image's direction, shaped like the output.
-        maximum: where the symbol's maximum is.
-        reference: a bound that was proved, and of which taps.
-    """
-
-    right: Tensor
-    left: Tensor
-    maximum: Tensor
-    reference: SymbolProof | None
 
 
 @dataclass(frozen=True)
@@ -61,7 +49,7 @@ class NormBracket:
     certified: bool
     method: str
     passes: int = 0
-    start: ConvolutionStart | None = None
+    start: ConvStart | None = None
 
 
 def convolution_brackets(
@@ -71,7 +59,7 @@ def convolution_brackets(
     *,
     rtol: float = SMALLEST_RTOL,
     seed: int = 0,
-    start: Sequence[Tensor | ConvolutionStart | None] | None = None,
+    start: Sequence[Tensor | ConvStart | None] | None = None,
 ) -> list[NormBracket]:
     """Brackets of the norms of convolutions, for samples of the layers' sizes.
 
@@ -103,13 +91,13 @@ def convolution_brackets(
     keys = [str(index) for index in range(len(layers))]
     result = conv_norms(
         {key: weight.detach() for key, weight in zip(keys, weights, strict=True)},
-        input_sizes=_keyed(keys, [layer.input_shape[1:] for layer in layers]),
-        stride=_keyed(keys, [entry.stride for entry in settings]),
-        padding=_keyed(keys, [entry.padding for entry in settings]),
-        dilation=_keyed(keys, [entry.dilation for entry in settings]),
-        groups=_keyed(keys, [entry.groups for entry in settings]),
-        transposed=_keyed(keys, [entry.transposed for entry in settings]),
-        output_padding=_keyed(keys, [entry.output_padding or 0 for entry in settings]),
+        input_sizes=_by_key(keys, [layer.input_shape[1:] for layer in layers]),
+        stride=_by_key(keys, [entry.stride for entry in settings]),
+        padding=_by_key(keys, [entry.padding for entry in settings]),
+        dilation=_by_key(keys, [entry.dilation for entry in settings]),
+        groups=_by_key(keys, [entry.groups for entry in settings]),
+        transposed=_by_key(keys, [entry.transposed for entry in settings]),
+        output_padding=_by_key(keys, [entry.output_padding or 0 for entry in settings]),
         rtol=max(rtol, SMALLEST_RTOL),
         seed=seed,
         start=_started(layers, keys, start or [None] * len(layers)),
@@ -121,34 +109,32 @@ def convolution_brackets(
             bool(result.certified[key]),
             result.method[key],
             int(result.passes[key]),
-            ConvolutionStart(
-                result.right[key], result.left[key], result.maximum[key], result.reference[key]
-            ),
+            result.start_of(key),
         )
         for key in keys
     ]
 
 
-def _settings(layer: Layer) -> Convolution:
+def _settings(layer: Layer) -> ConvSettings:
     assert layer.convolution is not None
     return layer.convolution
 
 
-def _keyed(keys: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
+def _by_key(keys: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
     return dict(zip(keys, values, strict=True))
 
 
 def _started(
     layers: Sequence[Layer],
     keys: Sequence[str],
-    start: Sequence[Tensor | ConvolutionStart | None],
-) -> ConvNorms[Any] | None:
+    start: Sequence[Tensor | ConvStart | None],
+) -> dict[str, ConvStart]:
     """What `conv_norms` starts from, of the layers that have something."""
-    known = {}
+    known: dict[str, ConvStart] = {}
     for layer, key, entry in zip(layers, keys, start, strict=True):
         if entry is None:
             continue
-        if not isinstance(entry, ConvolutionStart):
+        if not isinstance(entry, ConvStart):
             raise ArgumentError(
                 f"start: '{layer.parameter}' is a convolution's: expected what an earlier call "
                 f"gave (Tracker.vectors), got {type(entry).__name__}"
@@ -162,49 +148,33 @@ def _started(
                 f"{tuple(entry.right.shape)}, now of {layer.input_shape}"
             )
         known[key] = entry
-    if not known:
-        return None
-    empty: dict[str, Any] = {}
-    return ConvNorms(
-        lower=empty,
-        upper=empty,
-        certified=empty,
-        supremum=Supremum(empty, empty),
-        right={key: entry.right for key, entry in known.items()},
-        left={key: entry.left for key, entry in known.items()},
-        passes=empty,
-        cells=empty,
-        frequency=empty,
-        method=empty,
-        maximum={key: entry.maximum for key, entry in known.items()},
-        reference={key: entry.reference for key, entry in known.items()},
-    )
+    return known
 
 
 def holder_bound(layer: Layer, weight: Tensor) -> float:
     """``sqrt(||.||_1 ||.||_inf)`` of the convolution, at least its norm 2; rounded up."""
     column, row = (_sums(layer, weight.detach().double(), norm).upper for norm in (1, math.inf))
-    return math.nextafter(math.sqrt(column) * math.sqrt(row) * (1.0 + 2.0**-50), math.inf)
+    return math.nextafter(widened(math.sqrt(column) * math.sqrt(row), 4), math.inf)
 
 
 def _sums(layer: Layer, weight: Tensor, norm: Norm) -> NormBracket:
     settings, sizes = _settings(layer), layer.input_shape[1:]
     if settings.transposed:  # the adjoint: rows are columns, and the output is its input
         settings, sizes = replace(settings, transposed=False), layer.output_shape[1:]
-        norm = {1: math.inf, math.inf: 1}[norm]
-    roundings = 8 + weight.numel() // min(weight.shape[0], weight.shape[1])
-    slack = 1.0 + 4 * roundings * UNIT_ROUNDOFF
+        norm = dual_norm(norm)
+    # Twice as many as there are in the longest sum, and in what follows it.
+    roundings = 2 * (8 + weight.numel() // min(weight.shape[0], weight.shape[1]))
     magnitude = weight.abs()
     # Sums must not overflow: inf is no lower end, and inf times the zeros of padding is NaN. What a
     # power of two so small makes of denormal entries is far below the slack.
     scale = _SHRINKING if float(magnitude.max()) > _HUGE else 1.0
     value = _largest_sum(magnitude * scale, settings, sizes, columns=norm == 1)
-    lower = min(value / slack / scale, sys.float_info.max)
-    return NormBracket(lower, value * slack / scale, True, "sums of magnitudes", 1)
+    lower = min(value / widened(1.0, roundings) / scale, sys.float_info.max)
+    return NormBracket(lower, widened(value, roundings) / scale, True, "sums of magnitudes", 1)
 
 
 def _largest_sum(
-    magnitude: Tensor, settings: Convolution, sizes: Sequence[int], *, columns: bool
+    magnitude: Tensor, settings: ConvSettings, sizes: Sequence[int], *, columns: bool
 ) -> float:
     """Largest row or column sum of the operator with the non-negative kernel `magnitude`.
 

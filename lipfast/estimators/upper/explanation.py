@@ -90,7 +90,7 @@ class Explanation:
 
     def walk(self) -> Iterator[Factor | Join]:
         """Every factor and join, each once, those inside branches before their join."""
-        yield from _walk(self.steps, set())
+        yield from _steps_of(self.steps, set())
 
     def __repr__(self) -> str:
         rows: list[tuple[str, str, str]] = []
@@ -197,18 +197,18 @@ def _dominators(parts: Iterable[Part]) -> dict[str, str]:
     return dominators
 
 
-def _walk(steps: Sequence[Factor | Join], seen: set[int]) -> Iterator[Factor | Join]:
+def _steps_of(steps: Sequence[Factor | Join], seen: set[int]) -> Iterator[Factor | Join]:
     for step in steps:
         if id(step) in seen:
             continue
         seen.add(id(step))
         if isinstance(step, Join):
             for branch in step.branches:
-                yield from _walk(branch.steps, seen)
+                yield from _steps_of(branch.steps, seen)
         yield step
 
 
-def _number(log: float) -> str:
+def _four_digits(log: float) -> str:
     """Four digits of the number with this logarithm, of any size."""
     if abs(log) < 700 or math.isinf(log):
         return f"{math.exp(log):.4g}"
@@ -237,8 +237,8 @@ def _add_rows(
         rows.append(
             (
                 indent + guide + shortened(label, room),
-                _number(step.log_factor),
-                _number(step.log_value),
+                _four_digits(step.log_factor),
+                _four_digits(step.log_value),
             )
         )
         if isinstance(step, Join) and not again:
@@ -254,5 +254,5 @@ def _add_branch(
     what = "branch" if branch.steps else "identity"
     mark = ", dominates" if branch.dominates else ""
     label = f"{branch.share:.0%} {what}{mark}"
-    rows.append((indent + guide + label, _number(branch.log_factor), ""))
+    rows.append((indent + guide + label, _four_digits(branch.log_factor), ""))
     _add_rows(branch.steps, indent + inner, rows, seen)

@@ -1,4 +1,7 @@
-"""How large the activations of a network can be on a domain."""
+"""How large the activations of a network can be on a domain.
+
+Part of the proof of upper bounds with products of activations.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,13 @@ from torch import Tensor
 from lipfast.estimators.domain import Domain
 from lipfast.estimators.enclosure import enclose_nodes, missing_error_rules
 from lipfast.graph.nodes import Node, Reference, error_name
+from lipfast.norms import Norm
 from lipfast.ops.modes import plain_arithmetic
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.state import stack
+from lipfast.rounding import widened
 from lipfast.rules.magnitude import Magnitude, of_tensor
-from lipfast.rules.registry import Norm
-from lipfast.rules.upward import Upward, joined
+from lipfast.rules.upward import Upward, p_norm
 
 
 class Sizes:
@@ -43,7 +47,7 @@ class Sizes:
             self._found = {node.name: Magnitude() for node in plan.graph.inputs}
             return
         radii = [Upward.of(domain.reach(shape, norm)) for shape in plan.input_shapes]
-        self._radius = joined(radii, norm)
+        self._radius = p_norm(radii, norm)
         if not missing_error_rules(plan):
             self._centres = _at_centre(plan, parameters, domain)
         for node, radius in zip(plan.graph.inputs, radii, strict=True):
@@ -61,7 +65,7 @@ class Sizes:
         if reference.kind == "parameter":
             value = parameters[reference.name]
             error = parameters.get(error_name(reference.name))
-            return of_tensor(value if error is None else value.abs() + error * (1.0 + 2.0**-50))
+            return of_tensor(value if error is None else value.abs() + widened(error, 4))
         return of_tensor(self._plan.constants[reference.name].tensor())
 
     def add(self, node: Node, constant: Upward, own: Magnitude) -> None:
@@ -72,7 +76,7 @@ class Sizes:
         self._found[node.name] = own.within(node.shape)
 
     def _around(self, centre: Magnitude, reach: Upward, shape: tuple[int, ...]) -> Magnitude:
-        """Of everything within the distance `reach` (in the norm of the bound)."""
+        """Magnitude of everything within the distance `reach` (in the norm of the bound)."""
         count = Upward.of(float(math.prod(shape))).square_root()
         euclidean = reach * count if math.isinf(self._norm) else reach
         moved = Magnitude(reach, euclidean, euclidean)
@@ -89,7 +93,7 @@ def _at_centre(
         values, errors = enclose_nodes(plan, stacked, points)
         found = {}
         for name, value in values.items():
-            size = (value.abs() + errors[name])[0, 0] * (1.0 + 2.0**-50)
+            size = widened((value.abs() + errors[name])[0, 0], 4)
             if bool(torch.isfinite(size).all()):
                 found[name] = of_tensor(size)
         return found

@@ -5,16 +5,14 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lipfast.errors import MissingPackageError
-
-if TYPE_CHECKING:
-    from lipfast.estimators.estimate import LayerBracket
-    from lipfast.estimators.upper.composition import Sources
+from lipfast.estimators.upper.composition import Sources
+from lipfast.estimators.upper.layer_bracket import LayerBracket
 
 WIDTH = 100
-_HEADER: tuple[str, ...] = (
+_COLUMNS: tuple[str, ...] = (
     "#",
     "layer",
     "kind",
@@ -26,7 +24,7 @@ _HEADER: tuple[str, ...] = (
 )
 _LEFT = (1, 2, 6)  # columns of text
 _NAME, _KIND = 1, 2
-_SHORTEST = 10  # what long names and kinds keep
+_NARROWEST = 10  # what long names and kinds keep
 # A share that rounds to less is not worth a row.
 _NEGLIGIBLE = 5e-4
 
@@ -73,11 +71,11 @@ def shares_of(
 
 def layer_table(layers: Sequence[LayerBracket], sources: Sources | None = None) -> list[str]:
     """Lines of a table: index, name, kind, shape, bracket, certified and how, share of log L."""
-    rows = _rows(layers, sources)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
+    rows = _table_rows(layers, sources)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
     for column in (_NAME, _KIND):
         excess = max(0, sum(widths) + 2 * (len(widths) - 1) - WIDTH)
-        widths[column] = min(widths[column], max(_SHORTEST, widths[column] - excess))
+        widths[column] = min(widths[column], max(_NARROWEST, widths[column] - excess))
     return [
         "  ".join(
             shortened(cell, width).ljust(width) if column in _LEFT else cell.rjust(width)
@@ -88,8 +86,8 @@ def layer_table(layers: Sequence[LayerBracket], sources: Sources | None = None) 
 
 
 def layer_html(layers: Sequence[LayerBracket], sources: Sources | None, summary: str) -> str:
-    """The same table for a notebook, with lines of text below it."""
-    header, *rows = _rows(layers, sources)
+    """Lay the table out for a notebook, with lines of text below it."""
+    header, *rows = _table_rows(layers, sources)
     style = ['style="text-align: left"' if column in _LEFT else "" for column in range(len(header))]
 
     def line(tag: str, row: Sequence[str]) -> str:
@@ -110,19 +108,7 @@ def layer_records(layers: Sequence[LayerBracket], sources: Sources | None) -> li
     """One dictionary per layer: the fields of its bracket and its share of log L."""
     shares, _, _ = shares_of(layers, sources)
     return [
-        {
-            "index": layer.index,
-            "name": layer.name,
-            "kind": layer.kind,
-            "shape": layer.shape,
-            "lower": layer.lower,
-            "upper": layer.upper,
-            "certified": layer.certified,
-            "method": layer.method,
-            "passes": layer.passes,
-            "log_share": share,
-        }
-        for layer, share in zip(layers, shares, strict=True)
+        {**vars(layer), "log_share": share} for layer, share in zip(layers, shares, strict=True)
     ]
 
 
@@ -142,17 +128,17 @@ def layer_frame(layers: Sequence[LayerBracket], sources: Sources | None) -> Any:
     return pandas.DataFrame(layer_records(layers, sources))
 
 
-def _rows(layers: Sequence[LayerBracket], sources: Sources | None) -> list[tuple[str, ...]]:
+def _table_rows(layers: Sequence[LayerBracket], sources: Sources | None) -> list[tuple[str, ...]]:
     shares, other, branches = shares_of(layers, sources)
-    rows = [_HEADER]
-    rows += [_row(layer, share) for layer, share in zip(layers, shares, strict=True)]
+    rows = [_COLUMNS]
+    rows += [_layer_row(layer, share) for layer, share in zip(layers, shares, strict=True)]
     for label, share in (("other ops", other), ("where branches meet", branches)):
         if share is not None and abs(share) >= _NEGLIGIBLE:
             rows.append(("", label, "", "", "", "", "", _percent(share)))
     return rows
 
 
-def _row(layer: LayerBracket, share: float | None) -> tuple[str, ...]:
+def _layer_row(layer: LayerBracket, share: float | None) -> tuple[str, ...]:
     return (
         str(layer.index),
         layer.name,

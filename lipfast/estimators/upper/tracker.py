@@ -9,12 +9,13 @@ from torch import Tensor
 
 from lipfast.errors import ArgumentError
 from lipfast.estimators.domain import Domain
-from lipfast.estimators.estimate import UpperBound
-from lipfast.estimators.progress import progress_bar
-from lipfast.estimators.upper.spectral_product import Vectors, upper_bounds
+from lipfast.estimators.progress import shown_progress
+from lipfast.estimators.results import UpperBound
+from lipfast.estimators.upper.spectral_product import product_bounds
+from lipfast.estimators.upper.starts import StartVectors
+from lipfast.norms import Norm, check_norm
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.checked import StateDict
-from lipfast.rules.registry import Norm, check_norm
 
 
 class Tracker:
@@ -61,7 +62,7 @@ class Tracker:
         progress: bool | None = None,
     ) -> None:
         self.plan = plan
-        self.vectors: Vectors = {}
+        self.vectors: StartVectors = {}
         self._norm = check_norm(norm)
         self._rtol = rtol
         self._seed = seed
@@ -90,8 +91,8 @@ class Tracker:
         single = isinstance(state_dicts, Mapping)
         if not single and not len(state_dicts):
             raise ArgumentError("no state dicts were given")
-        with progress_bar("layer norms", None, self._progress):
-            results, vectors = upper_bounds(
+        with shown_progress("layer norms", None, self._progress):
+            results, vectors = product_bounds(
                 self.plan,
                 state_dicts,
                 norm=self._norm,

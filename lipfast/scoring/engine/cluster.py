@@ -62,7 +62,9 @@ def unseen(ray: Any, paths: Sequence[str]) -> list[tuple[str, int]]:
     others = [node for node in nodes if node["NodeID"] != here]
     if not others or not paths:
         return []
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
+    from ray.util.scheduling_strategies import (  # noqa: PLC0415 (an extra)
+        NodeAffinitySchedulingStrategy,
+    )
 
     seen_here = _stamps(paths)
     asked = [

@@ -12,8 +12,9 @@ from contextlib import suppress
 
 from lipfast.checkpoints import CheckpointFile
 from lipfast.scoring.order import interleaved
+from lipfast.scoring.reading import Reading, read
 from lipfast.scoring.schema import Row
-from lipfast.scoring.scorer import Reading, Scorer, read
+from lipfast.scoring.scorer import Scorer
 from lipfast.scoring.where import Where
 
 WINDOW_FILES = 512
@@ -117,7 +118,7 @@ def _score(futures: list[Future[Reading]], scorer: Scorer, keep: Keep) -> Iterat
     started = time.perf_counter()
     readings = [reading for reading in (future.result() for future in futures) if keep(reading)]
     waited = time.perf_counter() - started
-    scorer.seconds["wait"] = scorer.seconds.get("wait", 0.0) + waited
+    scorer.seconds["wait"] += waited
     futures.clear()  # what was read lives as long as it is needed, no longer
     if readings:
         yield from scorer.score(readings)

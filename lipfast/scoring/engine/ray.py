@@ -11,15 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lipfast._version import __version__
 from lipfast.checkpoints import CheckpointFile
 from lipfast.errors import ArchiveError, ArgumentError, LipfastError
 from lipfast.scoring.engine.cluster import connect, import_ray, unseen
 from lipfast.scoring.engine.local import LocalEngine
 from lipfast.scoring.order import pieces
+from lipfast.scoring.reading import Reading
 from lipfast.scoring.schema import Row
-from lipfast.scoring.scorer import Reading, Recipe
+from lipfast.scoring.scorer import Recipe
 from lipfast.scoring.where import Where
+from lipfast.text import first_line
 
 PIECE_FILES = 256
 """Checkpoints that a worker takes at a time: what is done again when it is lost."""
@@ -81,8 +85,6 @@ class Worker:
         version: str,
         threads: int,
     ) -> None:
-        import torch  # noqa: PLC0415
-
         torch.set_num_threads(threads)
         with suppress(OSError):
             os.chdir(folder)
@@ -216,8 +218,7 @@ class RayEngine:
             parts = (piece.files[:half], piece.files[half:])
             waiting.extendleft(Piece(part, _LOSSES - 1) for part in parts)
         else:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            yield [_lost_row(self._recipe, piece.files[0], reason)]
+            yield [_lost_row(self._recipe, piece.files[0], first_line(error))]
 
     def _require_visible(self, files: Sequence[CheckpointFile]) -> None:
         """Refuse files that only this process or this machine can see."""
@@ -232,16 +233,13 @@ class RayEngine:
         for machine, index in unseen(self._ray, [_container(file) for file in probed]):
             raise ArchiveError(
                 f"the machine {machine} of the Ray cluster cannot see '{probed[index].uri}', or "
-                "sees another "
-                "file there. Put the archive into a folder that all machines mount, or give the "
-                "URL of an object store"
+                "sees another file there. Put the archive into a folder that all machines mount, "
+                "or give the URL of an object store"
             )
 
 
 def _resources(ray: Any) -> dict[str, float]:
     """What a worker asks for: a GPU only if there are any, and lipfast can compute on them."""
-    import torch  # noqa: PLC0415
-
     resources: dict[str, float] = {"num_cpus": 1}
     on_gpu = torch._C._dispatch_has_kernel_for_dispatch_key("lipfast::chain_jacobian_norms", "CUDA")
     if on_gpu and ray.cluster_resources().get("GPU", 0) > 0:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from jacobian_cases import norms, perceptron, samples
 from torch import Tensor, nn
 
 import lipfast
@@ -16,6 +15,7 @@ from lipfast.errors import ArgumentError, LipfastError, NonFiniteError, StateDic
 from lipfast.estimators.jacobian.function import model_function
 from lipfast.estimators.jacobian.norms import jacobian_norms
 from lipfast.estimators.samples import check_samples
+from tests.support.jacobian_cases import norms, perceptron, samples
 
 
 class TwoInputs(nn.Module):

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from jacobian_cases import norms, perceptron, samples, small_convolutional
 from torch import Tensor, nn
 
 from lipfast.errors import ArgumentError
 from lipfast.estimators.jacobian.norms import jacobian_norms
+from tests.support.jacobian_cases import norms, perceptron, samples, small_convolutional
 
 NORMS = [1, 2, math.inf]
 

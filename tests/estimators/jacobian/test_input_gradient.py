@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
-from jacobian_cases import perceptron, samples, small_convolutional
 from torch import Tensor, nn
 
 import lipfast
 from lipfast.errors import ArgumentError, NonFiniteError
 from lipfast.estimators.jacobian.input_gradient import input_gradient_norms
+from tests.support.jacobian_cases import perceptron, samples, small_convolutional
 
 # The operator norm of a 1 x D Jacobian is the dual norm of the gradient.
 DUAL = {1: math.inf, 2: 2, math.inf: 1}

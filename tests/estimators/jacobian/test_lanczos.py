@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from jacobian_cases import ACTIVATIONS, jacobians, norms, perceptron, samples
 from torch import Tensor, nn
 
 from lipfast.errors import ArgumentError
@@ -14,6 +13,7 @@ from lipfast.estimators.jacobian.function import SampleFunction, differentiating
 from lipfast.estimators.jacobian.lanczos import SingularTriplets, lanczos_triplets
 from lipfast.estimators.jacobian.linearization import DerivativeError, Linearization, footprint
 from lipfast.estimators.jacobian.norms import JacobianNorms, jacobian_norms
+from tests.support.jacobian_cases import ACTIVATIONS, jacobians, norms, perceptron, samples
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 

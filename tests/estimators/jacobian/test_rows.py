@@ -6,13 +6,20 @@ import math
 
 import pytest
 import torch
-from jacobian_cases import ACTIVATIONS, jacobians, norms, perceptron, samples, small_convolutional
 from torch import Tensor, nn
 
 from lipfast.estimators.jacobian.function import SampleFunction, differentiating
 from lipfast.estimators.jacobian.linearization import Linearization, footprint
 from lipfast.estimators.jacobian.norms import jacobian_norms
 from lipfast.estimators.jacobian.rows import explicit_jacobians
+from tests.support.jacobian_cases import (
+    ACTIVATIONS,
+    jacobians,
+    norms,
+    perceptron,
+    samples,
+    small_convolutional,
+)
 
 NORMS = [1, 2, math.inf]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}

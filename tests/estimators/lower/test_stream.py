@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from jacobian_cases import norms, perceptron, samples
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
@@ -17,8 +16,9 @@ import lipfast
 from lipfast.errors import ArgumentError, NonFiniteError
 from lipfast.estimators.calls import lower_bound, upper_bound
 from lipfast.estimators.domain import Ball, Box
-from lipfast.estimators.estimate import LowerBound
 from lipfast.estimators.plan import Plan
+from lipfast.estimators.results import LowerBound
+from tests.support.jacobian_cases import norms, perceptron, samples
 
 SEARCHES: dict[str, dict[str, object]] = {
     "convex": {"draws": 200},

@@ -3,35 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 import lipfast
 from lipfast.estimators.upper.composition import Composition, Operation
 from lipfast.rules.upward import Upward
-
-
-class Function(nn.Module):
-    """Two scaled identities and whatever is made of them."""
-
-    def __init__(self, scales: tuple[float, float], make: Callable[..., object]) -> None:
-        super().__init__()
-        self.a, self.b = (nn.Linear(4, 4, bias=False) for _ in range(2))
-        for layer, scale in zip((self.a, self.b), scales, strict=True):
-            layer.weight.data.copy_(scale * torch.eye(4))
-        self.make = make
-
-    def forward(self, x: Tensor) -> object:
-        return self.make(x, self.a, self.b)
-
-
-def bound(
-    scales: tuple[float, float], make: Callable[..., object], **options: object
-) -> lipfast.UpperBound:
-    return lipfast.upper_bound(Function(scales, make), torch.zeros(1, 4), **options)  # type: ignore[arg-type]
+from tests.support.two_layers import MODELS, TwoLayers, bound
 
 
 def test_a_chain_is_its_layers_and_its_activations() -> None:
@@ -61,19 +40,9 @@ def test_a_concatenation_shares_squares() -> None:
     assert sources.layers == pytest.approx([0.36 * math.log(3), 0.64 * math.log(4)], rel=1e-5)
 
 
-MODELS: dict[str, Callable[..., object]] = {
-    "nested": lambda x, a, b: x + a(x + 2.0 * b(x)),
-    "twice the same": lambda x, a, b: b(a(x) + a(x)),
-    "difference": lambda x, a, b: a(x) - 0.5 * b(x),
-    "maximum": lambda x, a, b: torch.maximum(a(x), b(a(x))),
-    "outputs": lambda x, a, b: (a(x), b(a(x)), x),
-    "constant operand": lambda x, a, b: b(torch.maximum(a(x), torch.ones(4))),
-}
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_the_sources_add_up_to_the_logarithm(name: str) -> None:
-    model = Function((3.0, 4.0), MODELS[name])
+    model = TwoLayers((3.0, 4.0), MODELS[name])
     plan = lipfast.compile(model, torch.zeros(1, 4))
     for norm in (1, 2, math.inf):
         upper = plan.upper(model.state_dict(), norm=norm)
@@ -87,7 +56,7 @@ def test_the_sources_add_up_to_the_logarithm(name: str) -> None:
 def test_a_weight_is_a_derivative(name: str) -> None:
     """log L against the logarithm of one layer's norm."""
     step = 1e-3
-    model = Function((3.0, 4.0), MODELS[name])
+    model = TwoLayers((3.0, 4.0), MODELS[name])
     plan = lipfast.compile(model, torch.zeros(1, 4))
     state = model.state_dict()
     larger = {**state, "a.weight": (1 + step) * state["a.weight"]}

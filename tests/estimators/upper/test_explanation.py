@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
-from test_composition import Function, bound
 from torch import Tensor, nn
 
 import lipfast
 from lipfast.errors import ArgumentError
 from lipfast.estimators.upper.explanation import Explanation, Factor, Join
+from tests.support.two_layers import TwoLayers, bound
 
 
 def test_a_chain_is_a_product() -> None:
@@ -87,7 +87,7 @@ def test_several_inputs_and_outputs() -> None:
 
 
 def test_lines_fit_and_infinity_shows() -> None:
-    model = Function((3.0, 4.0), lambda x, a, b: a(x) * b(x))
+    model = TwoLayers((3.0, 4.0), lambda x, a, b: a(x) * b(x))
     for _ in range(12):
         model = nn.ModuleDict({"a_rather_long_name_of_a_module": model})  # type: ignore[assignment]
         model.forward = next(iter(model.values())).forward  # type: ignore[method-assign]

@@ -12,8 +12,8 @@ from torch import nn
 
 import lipfast
 from lipfast.errors import LipfastError, MissingPackageError
-from lipfast.estimators.estimate import LayerBracket
 from lipfast.estimators.upper.composition import Sources
+from lipfast.estimators.upper.layer_bracket import LayerBracket
 from lipfast.estimators.upper.table import layer_html, layer_records, layer_table, shortened
 
 

@@ -1,0 +1,84 @@
+"""The command `lipfast bounds`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lipfast.cli.options import (
+    ArchArgsOption,
+    ArchOption,
+    DeviceOption,
+    JsonOption,
+    NormOption,
+    SeedOption,
+    ThreadsOption,
+    computing,
+    parse_norm,
+    parse_shape,
+)
+from lipfast.cli.terminal import clean, handle_errors, print_json
+
+BOUNDS_HELP = """Bound one checkpoint and print its layers.
+
+Without --data only the upper bound is computed.
+
+\b
+Examples:
+  lipfast bounds run/last.safetensors --arch models:mlp --data mnist1d:train
+  lipfast bounds run/last.pt --arch models:cnn --arch-arg width=16 --input-shape 3,32,32 --json
+
+\b
+Exit codes:
+  0    done
+  2    wrong usage or input
+  130  interrupted
+"""
+
+
+@handle_errors
+def bounds(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(help="A .safetensors, .pt or .pth file or URL.", metavar="CHECKPOINT"),
+    ],
+    *,
+    arch: ArchOption,
+    data: Annotated[
+        str | None, typer.Option(help="Samples, as for 'lipfast score'.", metavar="DATA")
+    ] = None,
+    arch_arg: ArchArgsOption = None,
+    input_shape: Annotated[
+        str | None, typer.Option(help="Shape of one sample, without --data.", metavar="N,N,...")
+    ] = None,
+    norm: NormOption = "2",
+    seed: SeedOption = 0,
+    threads: ThreadsOption = None,
+    device: DeviceOption = "cpu",
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Also print how the upper bound is composed.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Bound one checkpoint and print its layers."""
+    from lipfast.scoring import show  # noqa: PLC0415 (start-up time: torch)
+    from lipfast.scoring.architectures import parse_arguments  # noqa: PLC0415 (start-up time: torch)
+    from lipfast.scoring.single import bound_checkpoint  # noqa: PLC0415 (start-up time: torch)
+
+    with computing(device, threads):
+        read, found = bound_checkpoint(
+            checkpoint,
+            arch=arch,
+            data=data,
+            arch_args=parse_arguments(arch_arg or []),
+            input_shape=None if input_shape is None else parse_shape(input_shape),
+            norm=parse_norm(norm),
+            seed=seed,
+        )
+    if as_json:
+        print_json(show.bounds_json(read, found))
+    else:
+        typer.echo(clean(show.bounds_text(read, found)))
+        if explain:
+            typer.echo(clean(f"\n{found.explain()}"))

@@ -1,0 +1,162 @@
+"""Certified lower bounds: difference quotients in float64 with running error bounds.
+
+Autograd's value at a kink is not a derivative, and a float64 evaluation by itself proves nothing.
+For any two points a, b, ``||f(a) - f(b)|| / ||a - b||`` is a lower bound on the Lipschitz constant.
+The points are stored float64 numbers; f is evaluated with an elementwise bound of its rounding
+error (running error analysis, Higham, 2002, sec. 3.3); the quotient is rounded down. So the result
+holds in real arithmetic, at kinks and for smooth activations, whatever the points are. Only the
+choice of the points is heuristic.
+
+The proof is in few files: here what is put together, `networks` and `enclosure` (values with
+elementwise errors), `error_norms` (errors in norm) and `quotients` (rounded down). `points` says
+where to look and proves nothing.
+
+Assumed: sums and products of float64 are IEEE (in any order, fused or not; denormals are kept, see
+`lipfast.ops.denormals`), and torch's float64 elementary functions are as accurate as
+`rules.running_errors.EVALUATION_ROUNDOFFS` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipfast.estimators.domain import Domain
+from lipfast.estimators.lower.error_norms import layer_norms, output_error_norms
+from lipfast.estimators.lower.networks import (
+    STACKED,
+    Networks,
+    activations_of,
+    bytes_of_parameters,
+    bytes_per_network,
+    native_chain,
+    networks_of,
+)
+from lipfast.estimators.lower.points import COUNT, points_around
+from lipfast.estimators.lower.quotients import differences, quotients, quotients_in_norm
+from lipfast.norms import Norm
+from lipfast.ops.modes import plain_arithmetic
+from lipfast.ops.threads import one_thread
+from lipfast.plan.architecture import Architecture
+
+# Quotients below this share of those without errors: errors are then bounded in norm as well.
+_TIGHT = 0.99
+# Networks of the native op at a time, which reads their weights where they are.
+_NATIVE = 256
+
+
+@dataclass(frozen=True)
+class Secants:
+    """The best certified difference quotient of each network.
+
+    Attributes:
+        values: (networks,), rounded down; 0 where nothing could be proved.
+        points: (networks, 2, *shape), the two stored points in float64.
+    """
+
+    values: Tensor
+    points: Tensor
+
+    def of(self, network: int) -> tuple[float, Tensor]:
+        """Value and points (2, *shape) of one network."""
+        return float(self.values[network]), self.points[network]
+
+
+def certified_secants(
+    plan: Architecture,
+    tensors: Sequence[Mapping[str, Tensor]],
+    samples: Tensor,
+    *,
+    norm: Norm = 2,
+    memory: int = 1 << 30,
+    domain: Domain | None = None,
+) -> Secants:
+    """Certified lower bounds from one sample per network.
+
+    Args:
+        plan: the architecture; every op must have an error rule (`missing_error_rules`).
+        tensors: checked parameters of each network.
+        samples: (networks, *shape): where to look, usually the arg-max of the Jacobian norm.
+        norm: 1, 2 or inf.
+        memory: bytes for stacked parameters and activations.
+        domain: both points of a secant are moved into it.
+
+    Returns:
+        The best secant of each network among several steps along the direction that the Jacobian
+        stretches most.
+    """
+    fitting = int(memory // bytes_per_network(plan, COUNT))
+    together = STACKED // max(1, bytes_of_parameters(plan))
+    chain = native_chain(plan, tensors, samples)
+    block = max(1, min(fitting, together if chain is None else _NATIVE))
+    workers = torch.get_num_threads()
+    parts = []
+    with one_thread() if together > 1 else nullcontext(), plain_arithmetic():
+        for start in range(0, len(tensors), block):
+            own = tensors[start : start + block]
+            x = samples[start : start + block].detach().to(torch.float64).clone()
+            networks = networks_of(plan, own, chain, workers)
+            points, pairs = points_around(networks, x, norm)
+            points = points if domain is None else domain.project(points)
+            # Of a network that exceeds the memory alone, few points at a time.
+            count = max(1, int(memory // (32 * len(x) * activations_of(plan) + 1)))
+            values = _proved(plan, own, networks, points, pairs, norm=norm, count=count)
+            best = values.argmax(1)
+            rows = torch.arange(len(best), device="cpu")
+            ends = [points[rows, side[best]] for side in pairs]
+            parts.append((values[rows, best], torch.stack(ends, 1)))
+    values, points = (torch.cat(sides) for sides in zip(*parts, strict=True))
+    return Secants(values, points)
+
+
+def certified_quotient(
+    plan: Architecture, tensors: Mapping[str, Tensor], pair: Tensor, *, norm: Norm = 2
+) -> tuple[float, Tensor]:
+    """``||f(a) - f(b)|| / ||a - b||`` for two given points (2, *shape), rounded down.
+
+    0 where the points coincide or nothing can be proved.
+    """
+    with plain_arithmetic():
+        points = pair.detach().to(torch.float64).clone().unsqueeze(0)
+        networks = networks_of(plan, [tensors], native_chain(plan, [tensors], pair), workers=1)
+        indices = (torch.tensor([0], device="cpu"), torch.tensor([1], device="cpu"))
+        values = _proved(plan, [tensors], networks, points, indices, norm=norm, count=2)
+        return float(values[0, 0]), points[0]
+
+
+def _proved(
+    plan: Architecture,
+    tensors: Sequence[Mapping[str, Tensor]],
+    networks: Networks,
+    points: Tensor,
+    pairs: tuple[Tensor, Tensor],
+    *,
+    norm: Norm,
+    count: int,
+) -> Tensor:
+    """Certified quotients (networks, pairs), `count` points evaluated at a time.
+
+    Errors are bounded elementwise; of networks so deep that little is left, in norm as well.
+    """
+    parts = [networks.enclosures(some) for some in torch.split(points, count, 1)]
+    outputs, errors = (torch.cat(sides, 1) for sides in zip(*parts, strict=True))
+    moved = differences(points, outputs, pairs, norm)
+    values = quotients(*moved, errors, pairs, norm)
+    promised = quotients(*moved, torch.zeros_like(errors), pairs, norm)
+    loose = values.amax(1) < _TIGHT * promised.amax(1)
+    for network in loose.nonzero().flatten().tolist():
+        own = points[network : network + 1]
+        layers = layer_norms(plan, tensors[network])
+        parts = [
+            output_error_norms(plan, tensors[network], layers, some)
+            for some in torch.split(own, count, 1)
+        ]
+        outputs, errors = (torch.cat(sides, 1) for sides in zip(*parts, strict=True))
+        moved = differences(own, outputs, pairs, norm)
+        proved = quotients_in_norm(*moved, errors, pairs, norm)
+        values[network] = torch.maximum(values[network], proved[0])
+    return values

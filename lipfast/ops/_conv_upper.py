@@ -1,0 +1,171 @@
+"""Proved upper bounds of convolutions: of their symbols, of kernels nearby, at the true size.
+
+With S the supremum of the symbol's norm over all frequencies; docs/bounds.md has the proofs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lipfast.ops._conv_operator import ConvOperator
+from lipfast.ops._keyed import CHOLESKY, UPPER_METHODS
+from lipfast.ops.spectral_norms import SpectralNorms, spectral_norms
+from lipfast.rounding import widened
+
+# Circulants of up to so many frequencies are maximised exactly, not over all sizes.
+_GRID_POINTS = 1024
+# Relative gap of a bound that is loose by more for other reasons.
+_LOOSE = 0.1
+
+
+class Budget(NamedTuple):
+    """What one call may spend, and what for."""
+
+    rtol: float
+    seed: int
+    max_passes: int
+    max_cells: int
+    memory: int
+
+
+class SymbolProof:
+    """Taps whose symbol was bounded by branch and bound: true of them, wherever it is used.
+
+    Made by `conv_norms` only. A bound of taps that were changed in place since is not used.
+    """
+
+    def __init__(self, taps: Tensor, bound: float) -> None:
+        self._taps, self._bound, self._version = taps, bound, taps._version
+
+    def bound_of(self, shape: Sequence[int]) -> tuple[Tensor, float] | None:
+        """The taps and their bound; None if they have another shape, or were changed."""
+        same = tuple(self._taps.shape) == tuple(shape) and self._taps._version == self._version
+        return (self._taps, self._bound) if same else None
+
+
+def proof_of(taps: Tensor, weight: Tensor, bound: float) -> SymbolProof:
+    """The proof of taps that were made of a parameter, which an optimizer may change.
+
+    They are copied where they share its memory. Inference tensors do not count their changes, so
+    they are copied as well.
+    """
+    shared = taps.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr()
+    return SymbolProof(taps.clone() if shared or taps.is_inference() else taps, bound)
+
+
+class NativeBracket(NamedTuple):
+    """What the native op says of one kernel's symbol.
+
+    Attributes:
+        lower: at `frequency` of `group`.
+        upper: never below S.
+        frequency: cycles per tap, (3,).
+        group: of channels.
+        cells: that were factored.
+        method: how `upper` was proved.
+        left: singular vector of the symbol (rows): real parts, then imaginary parts.
+        right: alike (cols).
+    """
+
+    lower: float
+    upper: float
+    frequency: Tensor
+    group: int
+    cells: int
+    method: str
+    left: Tensor
+    right: Tensor
+
+
+def native_brackets(
+    taps: Sequence[Tensor],
+    budget: Budget,
+    starts: Sequence[Tensor | None] | None = None,
+    grid: Sequence[int] | None = None,
+) -> list[NativeBracket]:
+    """Brackets of S, or of the maximum over a grid of three axes' frequencies per kernel."""
+    if not taps:
+        return []
+    empty = torch.empty(0, dtype=torch.float64, device="cpu")
+    *values, left, right = torch.ops.lipfast.conv_norms(
+        taps,
+        [empty if start is None else start for start in starts or [None] * len(taps)],
+        grid or [0] * 3 * len(taps),
+        budget.rtol,
+        budget.max_cells,
+        budget.seed,
+        budget.memory,
+    )
+    lower, upper, frequency, group, cells, codes = values
+    # The op is never asked for no bound, and its codes begin with a Cholesky factorisation.
+    methods = UPPER_METHODS[CHOLESKY:]
+    columns = zip(
+        lower.tolist(),
+        upper.tolist(),
+        frequency.unbind(),
+        group.tolist(),
+        cells.tolist(),
+        [methods[code] for code in codes.tolist()],
+        left.split([2 * tensor.shape[4] for tensor in taps]),
+        right.split([2 * tensor.shape[5] for tensor in taps]),
+        strict=True,
+    )
+    return [NativeBracket(*column) for column in columns]
+
+
+def bound_nearby(known: float, change: float) -> float:
+    r"""$S(W') \le S(W) + S(W' - W)$, from bounds of both and the difference as it was computed."""
+    # The inner factor covers the rounding of the difference, the outer one that of the sum.
+    return widened(known + change * (1 + 2.0**-30), 4)
+
+
+def bounds_side_by_side(differences: Sequence[Tensor], budget: Budget) -> list[tuple[float, int]]:
+    r"""$S(D) \le \sqrt T \|(D_1 \dots D_T)\|$, and no cells.
+
+    The symbol is the matrix with all taps side by side times one with a phase per tap, whose norm
+    is $\sqrt T$.
+    """
+    if not differences:
+        return []
+    flat = [tensor.permute(0, 4, 1, 2, 3, 5).flatten(2) for tensor in differences]
+    norms: SpectralNorms[Any] = spectral_norms(
+        [matrix for tensor in flat for matrix in tensor],
+        rtol=max(_LOOSE, budget.rtol),
+        seed=budget.seed,
+        memory=budget.memory,
+    )
+    largest = [float(part.max()) for part in norms.upper.split([len(tensor) for tensor in flat])]
+    counts = [tensor[0, ..., 0, 0].numel() for tensor in differences]
+    return [
+        (widened(value * math.sqrt(count), 4), 0)
+        for value, count in zip(largest, counts, strict=True)
+    ]
+
+
+def coarse_bounds(differences: Sequence[Tensor], budget: Budget) -> list[tuple[float, int]]:
+    """S of the differences to a factor of two, and the cells it took."""
+    found = native_brackets(differences, budget._replace(rtol=0.5))
+    return [(bracket.upper, bracket.cells) for bracket in found]
+
+
+def bound_at_true_size(supremum: float, conv: ConvOperator, budget: Budget) -> float:
+    """A bound of S times what padding may add, or a circulant's own norm."""
+    factor, covered = conv.padding_factor()
+    if factor > 1:
+        bound = math.nextafter(supremum * factor, math.inf)
+        if covered:
+            (unstrided,) = native_brackets([conv.taps(strided=False)], budget)
+            bound = min(bound, unstrided.upper)
+        return bound
+    if conv.mode == "circular" and set(conv.stride) == {1}:
+        sizes = [conv.input_size[a] if conv.kernel_size[a] > 1 else 1 for a in conv.tap_axes()]
+        if max(conv.kernel_size) > 1 and math.prod(sizes) <= _GRID_POINTS:
+            grid = sizes + [1] * (3 - len(sizes))
+            (circulant,) = native_brackets([conv.taps()], budget, grid=grid)
+            return min(supremum, circulant.upper)
+    return supremum

@@ -1,0 +1,316 @@
+"""Elementwise ops on parameters, with bounds of their errors; u is the unit roundoff."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lipfast.plan.parameter_rules import (
+    ROOM,
+    Enclosure,
+    ParameterFunction,
+    enclosed,
+    error_of,
+    parameter_rule,
+    unless_exact,
+    whole,
+    with_error,
+)
+from lipfast.rounding import SMALLEST, u, widened
+from lipfast.rules.running_errors import (
+    EVALUATION_ROUNDOFFS,
+    error_of_extremum,
+    error_of_function,
+)
+
+_EVALUATION = EVALUATION_ROUNDOFFS * u
+
+
+def _power_of_two(tensor: Tensor) -> Tensor:
+    return tensor.frexp().mantissa.abs() == 0.5
+
+
+@parameter_rule("add")
+def plus(x: object, y: object, alpha: float = 1.0) -> Enclosure:
+    """``x + alpha y``: ``e_x + e_p + u |z|``, p the product; exact where torch's sum is."""
+    first, second, alpha = enclosed(x), enclosed(y), float(alpha)
+    scaled = second if alpha == 1.0 else times(second, alpha)
+    result = first.tensor + scaled.tensor
+    # The rounding of the sum itself is known exactly (Knuth); of infinite operands there is none.
+    part = result - first.tensor
+    lost = (first.tensor - (result - part)) + (scaled.tensor - part)
+    infinite = torch.isinf(first.tensor) | torch.isinf(scaled.tensor)
+    certain = (error_of(first) == 0) & (error_of(scaled) == 0)
+    error = error_of(first) + error_of(scaled) + 2 * u * result.abs()
+    return unless_exact(result, error, certain & ((lost == 0) | infinite))
+
+
+@parameter_rule("sub")
+def _sub(x: object, y: object, alpha: float = 1.0) -> Enclosure:
+    """``x - alpha y``, as for a sum."""
+    return plus(x, y, -float(alpha))
+
+
+@parameter_rule("rsub")
+def _rsub(x: object, y: object, alpha: float = 1.0) -> Enclosure:
+    """``y - alpha x``: the operands change places."""
+    return _sub(y, x, alpha)
+
+
+@parameter_rule("mul")
+def times(x: object, y: object) -> Enclosure:
+    """``x y``: ``|x| e_y + |y| e_x + e_x e_y + u |z|``."""
+    first, second = enclosed(x), enclosed(y)
+    result = first.tensor * second.tensor
+    error = first.tensor.abs() * error_of(second)
+    error = error + (second.tensor.abs() + error_of(second)) * error_of(first)
+    certain = (error_of(first) == 0) & (error_of(second) == 0)
+    small = whole(first) & whole(second) & (result.abs() < 2.0**53)
+    zero = (first.tensor == 0) | (second.tensor == 0)
+    normal = (result.abs() > 2.0**-900) & torch.isfinite(result)
+    scaled = (_power_of_two(first.tensor) | _power_of_two(second.tensor)) & normal
+    infinite = torch.isinf(first.tensor) | torch.isinf(second.tensor)
+    exact = certain & (small | zero | scaled | infinite)
+    return unless_exact(result, error + 2 * u * result.abs(), exact)
+
+
+@parameter_rule("div")
+def quotient(x: object, y: object) -> Enclosure:
+    """``x / y``: ``(e_x + |z| e_y) / (|y| - e_y) + 2 u |z|``; inf where y may be 0.
+
+    Two roundings, and 2^-1074 |x|: on CUDA a number's reciprocal is multiplied with, which may be
+    denormal.
+    """
+    first, second = enclosed(x), enclosed(y)
+    result = first.tensor / second.tensor
+    least = (second.tensor.abs() - error_of(second)) * (1.0 - 4 * u)
+    error = (error_of(first) + widened(result.abs(), 2) * error_of(second)) / least
+    error = error + 2 * u * result.abs() + first.tensor.abs() * SMALLEST
+    error = torch.where(least > 0, error, math.inf)
+    certain = (error_of(first) == 0) & (error_of(second) == 0)
+    # A whole quotient below 2^53 of whole numbers, if it multiplies back to them.
+    wholes = whole(first) & whole(second) & (first.tensor.abs() < 2.0**53)
+    back = (result == result.round()) & (result * second.tensor == first.tensor)
+    normal = (result.abs() > 2.0**-900) & torch.isfinite(result)
+    scaled = _power_of_two(second.tensor) & normal
+    return unless_exact(result, error, certain & ((wholes & back) | scaled) & (second.tensor != 0))
+
+
+@parameter_rule("remainder")
+def _remainder(x: object, y: object) -> Enclosure:
+    """``x - y floor(x / y)`` of exact operands: `fmod` is exact, the shift by y is rounded.
+
+    inf for operands with errors: there it jumps.
+    """
+    first, second = enclosed(x), enclosed(y)
+    result = torch.remainder(first.tensor, second.tensor)
+    certain = (error_of(first) == 0) & (error_of(second) == 0)
+    error = torch.where(certain, 2 * u * result.abs(), math.inf)
+    unmoved = (result == torch.fmod(first.tensor, second.tensor)) | (whole(first) & whole(second))
+    return unless_exact(result, error, certain & unmoved)
+
+
+@parameter_rule("reciprocal")
+def _reciprocal(x: object) -> Enclosure:
+    """``1 / x``."""
+    return quotient(1.0, x)
+
+
+def _moved_by(result: Tensor, *operands: object) -> Enclosure:
+    """Nothing is rounded, and the result moves by no more than the operands."""
+    errors = [operand.error for operand in operands if isinstance(operand, Enclosure)]
+    return Enclosure(result, error_of_extremum(errors, result))
+
+
+@parameter_rule("neg")
+def negative(x: object) -> Enclosure:
+    """``-x``."""
+    return _moved_by(-enclosed(x).tensor, x)
+
+
+@parameter_rule("abs")
+def absolute(x: object) -> Enclosure:
+    """``|x|``."""
+    return _moved_by(enclosed(x).tensor.abs(), x)
+
+
+@parameter_rule("relu")
+def _relu_of(x: object) -> Enclosure:
+    return _moved_by(enclosed(x).tensor.relu(), x)
+
+
+@parameter_rule("maximum")
+def _larger(x: object, other: object) -> Enclosure:
+    return _moved_by(torch.maximum(enclosed(x).tensor, enclosed(other).tensor), x, other)
+
+
+@parameter_rule("minimum")
+def _smaller(x: object, other: object) -> Enclosure:
+    return _moved_by(torch.minimum(enclosed(x).tensor, enclosed(other).tensor), x, other)
+
+
+@parameter_rule("clamp_min")
+def _clamp_min(x: object, min: object) -> Enclosure:  # noqa: A002 (the schema's name)
+    return _larger(x, min)
+
+
+@parameter_rule("clamp_max")
+def _clamp_max(x: object, max: object) -> Enclosure:  # noqa: A002 (the schema's name)
+    return _smaller(x, max)
+
+
+@parameter_rule("clamp")
+def _clamp(x: object, min: object = None, max: object = None) -> Enclosure:  # noqa: A002
+    """``min(max(x, least), most)``, in this order."""
+    found = enclosed(x)
+    found = found if min is None else _larger(found, min)
+    return found if max is None else _smaller(found, max)
+
+
+@parameter_rule("square")
+def _square(x: object) -> Enclosure:
+    """``x^2`` as a product."""
+    return times(x, x)
+
+
+@parameter_rule("sqrt")
+def _sqrt(x: object) -> Enclosure:
+    """``|sqrt x - sqrt x'| <= e / sqrt x`` and at most sqrt(e); inf where x - e is negative."""
+    value = enclosed(x)
+    result, e = value.tensor.sqrt(), error_of(value)
+    moved = torch.where(result > 0, torch.minimum(e / (result * (1 - 4 * u)), e.sqrt()), e.sqrt())
+    error = widened(moved, 4) + 2 * u * result
+    return with_error(result, torch.where(value.tensor >= e, error, math.inf))
+
+
+@parameter_rule("rsqrt")
+def _rsqrt(x: object) -> Enclosure:
+    """``1 / sqrt(x)``."""
+    return _reciprocal(_sqrt(x))
+
+
+@parameter_rule("exp")
+def _exp(x: object) -> Enclosure:
+    """``(exp(e) - 1) exp(x)``, and the evaluation's own rounding."""
+    value = enclosed(x)
+    result = value.tensor.exp()
+    error = widened(torch.expm1(error_of(value)) * result, 32)
+    return with_error(result, error + result * _EVALUATION * (value.tensor.abs() + 2))
+
+
+@parameter_rule("log")
+def _log(x: object) -> Enclosure:
+    """``e / (x - e)`` and the evaluation's own rounding; inf where x may be 0."""
+    value = enclosed(x)
+    result = value.tensor.log()
+    least = (value.tensor - error_of(value)) * (1 - 4 * u)
+    error = widened(error_of(value) / least, 4) + (result.abs() + 1.0) * _EVALUATION
+    return with_error(result, torch.where(least > 0, error, math.inf))
+
+
+def _smooth(
+    function: Callable[[Tensor], Tensor], x: object, *, slope: float, offset: float
+) -> Enclosure:
+    """``sup |f'| e`` and the evaluation's own rounding."""
+    value = enclosed(x)
+    result = function(value.tensor)
+    error = error_of_function(
+        value.tensor, value.error, result, slope=slope, offset=offset, room=ROOM
+    )
+    return Enclosure(result, error)
+
+
+def _smooth_function(
+    function: Callable[[Tensor], Tensor], slope: float = 1.0, offset: float = 0.0
+) -> ParameterFunction:
+    def evaluate(x: object) -> Enclosure:
+        return _smooth(function, x, slope=slope, offset=offset)
+
+    return evaluate
+
+
+parameter_rule("tanh")(_smooth_function(torch.tanh))
+parameter_rule("sigmoid")(_smooth_function(torch.sigmoid, 0.25, offset=1.0))
+parameter_rule("sin")(_smooth_function(torch.sin))
+parameter_rule("cos")(_smooth_function(torch.cos, offset=1.0))
+
+
+@parameter_rule("softplus")
+def _soft_plus(x: object, beta: float = 1.0, threshold: float = 20.0) -> Enclosure:
+    """``x`` where ``beta x > threshold``, else ``log(1 + exp(beta x)) / beta``, as torch has it.
+
+    inf where ``beta x`` is so near to the threshold that rounding may choose the other branch.
+    """
+    value, beta = enclosed(x), float(beta)
+    scaled = value if beta == 1.0 else times(value, beta)
+    soft = _smooth(lambda y: torch.logaddexp(y, torch.zeros_like(y)), scaled, slope=1.0, offset=1.0)
+    smooth = quotient(soft, beta)
+    linear = scaled.tensor > threshold
+    error = torch.where(linear, error_of(value), error_of(smooth))
+    # The difference of neighbours is exact, others are far from 0; the factor is to spare.
+    near = (scaled.tensor - threshold).abs() <= widened(error_of(scaled), 2)
+    unsure = near & (error_of(scaled) > 0)
+    return Enclosure(
+        torch.where(linear, value.tensor, smooth.tensor), torch.where(unsure, math.inf, error)
+    )
+
+
+_POWERS: dict[float, ParameterFunction] = {
+    2: _square,
+    0.5: _sqrt,
+    -1: _reciprocal,
+    -0.5: _rsqrt,
+}
+
+
+def _exponent_supported(x: object, exponent: object) -> str | None:
+    if isinstance(exponent, (int, float)):
+        small = float(exponent).is_integer() and 1 <= exponent <= 8
+        return None if exponent in _POWERS or small else f"with the exponent {exponent}"
+    positive = isinstance(x, (int, float)) and 0.0 < x < math.inf
+    return None if positive else "with a tensor of exponents"
+
+
+@parameter_rule("pow", supports=_exponent_supported)
+def _pow(x: object, exponent: object) -> Enclosure:
+    """Powers 1/2, -1, -1/2 and 1 to 8; of a positive number b also ``b^y``.
+
+    ``|b^y - b^y'| <= b^y (exp(|log b| e) - 1)``, and the evaluation's own rounding.
+    """
+    if isinstance(exponent, (int, float)):
+        if exponent in _POWERS:
+            return _POWERS[exponent](x)
+        found = enclosed(x)
+        for _ in range(int(exponent) - 1):
+            found = times(found, x)
+        return found
+    assert isinstance(x, (int, float))
+    power = enclosed(exponent)
+    result = float(x) ** power.tensor
+    size = widened(abs(math.log(x)), 2)
+    error = widened(torch.expm1(size * error_of(power)) * result, 32)
+    rounding = _EVALUATION * (power.tensor.abs() * size + 2)
+    return with_error(result, error + result * rounding)
+
+
+@parameter_rule("arange")
+def _arange(start: float, end: float | None = None, step: float = 1) -> Enclosure:
+    """``start + i step``, one product and one sum."""
+    if end is None:
+        start, end = 0, start
+    count = torch.arange(start, end, step, dtype=torch.float64, device="cpu").numel()
+    return plus(
+        start, times(Enclosure(torch.arange(count, dtype=torch.float64, device="cpu")), step)
+    )
+
+
+@parameter_rule("linspace")
+def _linspace(start: float, end: float, steps: int) -> Enclosure:
+    """``start + i (end - start) / (n - 1)``."""
+    places = quotient(
+        Enclosure(torch.arange(steps, dtype=torch.float64, device="cpu")), float(max(1, steps - 1))
+    )
+    return plus(start, times(places, _sub(end, start)))

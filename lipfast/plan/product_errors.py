@@ -1,0 +1,222 @@
+"""Sums, norms and products of parameters, with bounds of their errors; u is the unit roundoff."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipfast.plan.elementwise_errors import absolute, negative, plus, quotient, times
+from lipfast.plan.parameter_rules import (
+    Enclosure,
+    enclosed,
+    error_of,
+    parameter_rule,
+    rearranged,
+    unless_exact,
+    whole,
+    with_error,
+)
+from lipfast.rounding import gamma
+from lipfast.rules.running_errors import error_of_bilinear_map, error_of_matmul
+
+
+def _reduced_axes(dim: object) -> list[int] | None:
+    """Dimensions to reduce; None for all of them."""
+    if dim is None or (isinstance(dim, (tuple, list)) and not dim):
+        return None
+    return [dim] if isinstance(dim, int) else [int(entry) for entry in dim]  # type: ignore[attr-defined]
+
+
+def _term_count(x: Tensor, dims: list[int] | None) -> int:
+    return x.numel() if dims is None else math.prod(x.shape[dim] for dim in dims if x.dim())
+
+
+def _all_axes(x: Tensor, dims: list[int] | None) -> list[int]:
+    return list(range(x.dim())) if dims is None else dims
+
+
+@parameter_rule("sum")
+def _sum(x: object, dim: object = None, keepdim: bool = False) -> Enclosure:
+    """Over n terms: ``sum e + gamma_n sum |x|``; exact for integers below 2^53."""
+    value, dims = enclosed(x), _reduced_axes(dim)
+    axes = _all_axes(value.tensor, dims)
+    wide = gamma(_term_count(value.tensor, dims) + 2)
+    result = value.tensor.sum(axes, keepdim=keepdim)
+    size = value.tensor.abs().sum(axes, keepdim=keepdim)
+    error = (error_of(value) + value.tensor.abs() * wide).sum(axes, keepdim=keepdim)
+    inexact = (~whole(value)).sum(axes, keepdim=keepdim)
+    return unless_exact(result, error * (1 + 4 * wide), (inexact == 0) & (size < 2.0**53))
+
+
+@parameter_rule("mean")
+def _mean(x: object, dim: object = None, keepdim: bool = False) -> Enclosure:
+    """The sum divided by n."""
+    return quotient(
+        _sum(x, dim, keepdim), float(_term_count(enclosed(x).tensor, _reduced_axes(dim)))
+    )
+
+
+@parameter_rule("cumsum")
+def _cumsum(x: object, dim: int) -> Enclosure:
+    """``sum e + gamma_n sum |x|`` over the n entries before and with each."""
+    value = enclosed(x)
+    wide = gamma((value.tensor.shape[dim] if value.tensor.dim() else 1) + 2)
+    result, size = value.tensor.cumsum(dim), value.tensor.abs().cumsum(dim)
+    error = (error_of(value) + value.tensor.abs() * wide).cumsum(dim)
+    inexact = (~whole(value)).cumsum(dim)
+    return unless_exact(result, error * (1 + 4 * wide), (inexact == 0) & (size < 2.0**53))
+
+
+@parameter_rule("amax")
+def _amax(x: object, dim: object = None, keepdim: bool = False) -> Enclosure:
+    """The largest entry moves by no more than the largest error."""
+    value = enclosed(x)
+    axes = _all_axes(value.tensor, _reduced_axes(dim))
+    return Enclosure(value.tensor.amax(axes, keepdim), error_of(value).amax(axes, keepdim))
+
+
+@parameter_rule("amin")
+def _amin(x: object, dim: object = None, keepdim: bool = False) -> Enclosure:
+    return negative(_amax(negative(x), dim, keepdim))
+
+
+def _euclidean(x: Enclosure, dims: list[int] | None, keep: bool) -> Enclosure:
+    """``| ||x|| - ||x'|| | <= ||e||``, and ``gamma_{n+4} ||x||``; scaled, so nothing overflows."""
+    axes = _all_axes(x.tensor, dims)
+    wide = gamma(_term_count(x.tensor, dims) + 8)
+
+    def length(tensor: Tensor) -> Tensor:
+        peak = tensor.abs().max() if tensor.numel() else tensor.sum()
+        scale = 2.0 ** (math.frexp(float(peak))[1] - 1) if float(peak) > 0 else 1.0
+        return (tensor / scale).square().sum(axes, keepdim=keep).sqrt() * scale
+
+    result = length(x.tensor)
+    # Squares of entries far below the largest underflow: at most 2^-537 of it each.
+    room = 2.0**-500 * (x.tensor.abs() + error_of(x)).amax() if x.tensor.numel() else 0.0
+    return with_error(result, length(error_of(x)) * (1 + 4 * wide) + result * (2 * wide) + room)
+
+
+_ORDERS = (1, 2, math.inf)
+
+
+def _order_supported(x: object, ord: object = 2, *_: object) -> str | None:  # noqa: A002 (the schema's name)
+    return None if ord in (None, *_ORDERS) else f"of order {ord}"
+
+
+@parameter_rule("linalg_vector_norm", supports=_order_supported)
+def _vector_norm(
+    x: object,
+    ord: object = 2,  # noqa: A002 (the schema's name)
+    dim: object = None,
+    keepdim: bool = False,
+) -> Enclosure:
+    """Orders 1, 2 and inf."""
+    if ord == 1:
+        return _sum(absolute(x), dim, keepdim)
+    if ord == math.inf:
+        return _amax(absolute(x), dim, keepdim)
+    return _euclidean(enclosed(x), _reduced_axes(dim), keepdim)
+
+
+@parameter_rule("norm", supports=_order_supported)
+def _plain_norm(x: object, p: object = 2, dim: object = None, keepdim: bool = False) -> Enclosure:
+    return _vector_norm(x, p, dim, keepdim)
+
+
+@parameter_rule("_weight_norm")
+def _weight_norm(v: object, g: object, dim: int = 0) -> Enclosure:
+    """``g v / ||v||``, the norm over all dimensions but `dim` (-1: over all)."""
+    value = enclosed(v)
+    rank = value.tensor.dim()
+    axes = [axis for axis in range(rank) if dim == -1 or axis != dim % rank]
+    return times(value, quotient(g, _euclidean(value, axes, dim != -1)))
+
+
+def _matrix_product(a: Enclosure, b: Enclosure) -> Enclosure:
+    """``A B`` over k terms: ``|A| e_B + e_A (|B| + e_B) + gamma_{k+2} |A| |B|``."""
+    error = error_of_matmul(a.tensor, b.tensor, a.error, b.error)
+    return Enclosure(a.tensor @ b.tensor, error)
+
+
+@parameter_rule("matmul", "mm", "bmm", "mv", "dot", "vdot")
+def _matmul(x: object, y: object) -> Enclosure:
+    return _matrix_product(enclosed(x), enclosed(y))
+
+
+@parameter_rule("inner")
+def _inner(x: object, y: object) -> Enclosure:
+    """Over the last dimensions of both: ``A B^T`` of matrices; a product with a number."""
+    first, second = enclosed(x), enclosed(y)
+    if 0 in (first.tensor.dim(), second.tensor.dim()):
+        return times(first, second)
+    width = first.tensor.shape[-1]
+    rows = rearranged(first, lambda tensor: tensor.reshape(-1, width))
+    columns = rearranged(second, lambda tensor: tensor.reshape(-1, width).mT)
+    shape = (*first.tensor.shape[:-1], *second.tensor.shape[:-1])
+    return rearranged(_matrix_product(rows, columns), lambda tensor: tensor.reshape(shape))
+
+
+@parameter_rule("outer", "ger")
+def _outer(x: object, y: object) -> Enclosure:
+    return times(rearranged(enclosed(x), lambda tensor: tensor[:, None]), y)
+
+
+@parameter_rule("linear")
+def _linear(x: object, weight: object, bias: object = None) -> Enclosure:
+    product = _matrix_product(enclosed(x), rearranged(enclosed(weight), _turned))
+    return product if bias is None else plus(product, bias)
+
+
+def _turned(matrix: Tensor) -> Tensor:
+    return matrix.mT if matrix.dim() > 1 else matrix
+
+
+@parameter_rule("matmul", namespace="lipfast")
+def _affine_map(x: object, weight: object, bias: object = None) -> Enclosure:
+    product = _matmul(x, weight)
+    return product if bias is None else plus(product, bias)
+
+
+def _composed(outer: Tensor, inner: Tensor, near: Sequence[int], far: Sequence[int]) -> Tensor:
+    """``sum W_2[t_2] W_1[t_1]``, placed at ``near t_1 + far t_2``."""
+    axes = range(len(near))
+    sizes = [
+        (inner.shape[2 + a] - 1) * near[a] + (outer.shape[2 + a] - 1) * far[a] + 1 for a in axes
+    ]
+    result = torch.zeros(outer.shape[0], inner.shape[1], *sizes, dtype=torch.float64, device="cpu")
+    for second in itertools.product(*(range(count) for count in outer.shape[2:])):
+        for first in itertools.product(*(range(count) for count in inner.shape[2:])):
+            at = tuple(first[a] * near[a] + second[a] * far[a] for a in axes)
+            far_taps: tuple[Any, ...] = (..., *second)
+            near_taps: tuple[Any, ...] = (..., *first)
+            place: tuple[Any, ...] = (..., *at)
+            result[place] += outer[far_taps] @ inner[near_taps]
+    return result
+
+
+@parameter_rule("composed_kernels", namespace="lipfast")
+def composed_kernels(
+    second: object, first: object, near: Sequence[int], far: Sequence[int]
+) -> Enclosure:
+    """The kernel of two convolutions: n terms and their sums, ``gamma_{n+2} |W_2| * |W_1|``."""
+    outer, inner = enclosed(second), enclosed(first)
+    terms = outer.tensor[0].numel() + inner.tensor[0, 0].numel() + 2
+
+    def composed(first: Tensor, second: Tensor) -> Tensor:
+        return _composed(first, second, near, far)
+
+    error = error_of_bilinear_map(
+        composed,
+        outer.tensor,
+        inner.tensor,
+        outer.error,
+        inner.error,
+        roundings=terms,
+        room=terms + 8,
+    )
+    return Enclosure(composed(outer.tensor, inner.tensor), error)
