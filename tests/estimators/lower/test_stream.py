@@ -227,7 +227,7 @@ def test_samples_that_overflow_single_precision_are_done_again_in_double() -> No
         ("convex", {"domain": (0.0, 0.1)}, r"domain must be lipfast\.Box"),
         ("convex", {"box": (0.0, 0.1)}, "no option 'box'"),
         ("convex", {"steps": 3}, r"no option 'steps'; .*lower_bound\(search='ascent'\)"),
-        ("data", {"rtol": 1e-3}, "no option 'rtol'; .*option of bounds and upper_bound"),
+        ("data", {"rtol": 1e-3}, "no option 'rtol'; .*option of bounds, upper_bound"),
         ("ascent", {"steps": 1.5}, "steps must be a positive integer"),
         ("ascent", {"step": 0.0}, "step must be a positive number"),
         ("ascent", {"domain": Box(-torch.ones(3), torch.ones(3))}, "do not fit"),
