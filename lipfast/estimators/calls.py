@@ -186,7 +186,7 @@ def lower_bound(
         >>> bool((found.points.abs() <= 1).all()), bool((found.search.points.abs() <= 1).all())
         (True, True)
     """
-    check_options(norm, domain, memory, progress)
+    norm = check_options(norm, domain, memory, progress)
     if search != "data":
         options = {"seed": seed, **options}
     return sampled_lower_bound(
@@ -197,7 +197,6 @@ def lower_bound(
         domain=domain,
         per_sample=per_sample,
         memory=memory,
-        seed=seed,
         progress=progress,
     )
 

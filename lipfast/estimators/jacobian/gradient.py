@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -21,9 +22,7 @@ from lipfast.estimators.jacobian.rows import explicit_jacobians
 from lipfast.norms import Norm
 
 
-def differentiable_values(
-    problem: SampleFunction, *, norm: Norm, method: str, memory: int
-) -> Tensor:
+def differentiable_values(problem: SampleFunction, norm: Norm, method: str, memory: int) -> Tensor:
     r"""$\|J(x_b)\|_p = u_b^T J(x_b) v_b$ (B,), with a graph.
 
     u and v attain the norm and are constants: by Danskin's theorem the gradient of the right side
@@ -56,9 +55,7 @@ def _maximisers(
     problem: SampleFunction, norm: Norm, method: str, memory: int
 ) -> tuple[Tensor, Tensor]:
     """Constants u (B, K) and v (B, D) with ``u^T J v = ||J||``."""
-    detached = SampleFunction(
-        problem.function, problem.x.detach(), problem.outputs, problem.constants
-    )
+    detached = replace(problem, x=problem.x.detach())
     size = footprint(detached)
     if prefers_lanczos(size, norm, method):
         try:

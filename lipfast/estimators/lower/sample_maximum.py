@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,44 +18,6 @@ from lipfast.ops.denormals import FLUSHED
 from lipfast.plan.architecture import Architecture
 
 _AT_KINKS = "not proved: floating point, and at a kink autograd's value is not a derivative"
-
-
-def jacobian_label(plan: Architecture, norm: Norm) -> str:
-    """How the Jacobian norms of a plan are computed, as estimates say it."""
-    method = "fused chain" if norm == 2 and plan.chain is not None else "autograd"
-    return f"maximum Jacobian norm ({method})"
-
-
-def _missing(ops: Sequence[str]) -> str | None:
-    return f"no rule for the rounding errors of {', '.join(ops)}" if ops else None
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Jacobian norms over the samples.
-
-    Attributes:
-        largest: their maximum.
-        position: the sample that it belongs to.
-        mean: over the samples.
-        rms: root mean square over the samples.
-        samples: how many.
-        per_sample: the norms, if they are to be kept.
-    """
-
-    largest: float
-    position: int
-    mean: float
-    rms: float
-    samples: int
-    per_sample: Tensor | None
-
-    @staticmethod
-    def of(norms: Tensor, largest: float, position: int, *, keep: bool) -> Statistics:
-        """From the norms (samples,) and their maximum."""
-        wide = norms.double()
-        mean, rms = float(wide.mean()), float(wide.square().mean().sqrt())
-        return Statistics(largest, position, mean, rms, len(norms), norms if keep else None)
 
 
 def finite_norms(
@@ -85,18 +46,37 @@ def finite_norms(
 
 
 def assembled(
-    statistics: Statistics,
+    norms: Tensor,
+    value: float,
+    position: int,
+    point: Tensor,
     *,
     norm: Norm,
-    label: str,
-    point: Tensor,
+    plan: Architecture | None,
+    keep: bool,
     secant: tuple[float, Tensor] | None,
     why_not: str | None,
     flushed: bool,
     search: Search | None = None,
 ) -> LowerBound:
-    """The bound: the certified quotient and its points, or what was found, with the reason."""
-    value = statistics.largest
+    """The bound: the certified quotient and its points, or what was found, with the reason.
+
+    Args:
+        norms: Jacobian norms of the samples.
+        value: their maximum.
+        position: the sample that it belongs to.
+        point: that sample.
+        norm: 1, 2 or inf.
+        plan: of the model, if it has one.
+        keep: whether the norms of all samples are to be kept.
+        secant: the certified quotient and its points, if there is one.
+        why_not: why there is none.
+        flushed: whether denormals are flushed, so that nothing is proved.
+        search: what a search found.
+    """
+    fused = norm == 2 and plan is not None and plan.chain is not None
+    label = f"maximum Jacobian norm ({'fused chain' if fused else 'autograd'})"
+    wide = norms.double()
     jacobian = Estimate(
         value,
         log_down(value),
@@ -129,11 +109,11 @@ def assembled(
         certified=secant is not None and not flushed,
         reason=reason,
         jacobian=jacobian,
-        sample=statistics.position,
+        sample=position,
         points=points,
-        mean=statistics.mean,
-        rms=statistics.rms,
-        samples=statistics.samples,
-        per_sample=statistics.per_sample,
+        mean=float(wide.mean()),
+        rms=float(wide.square().mean().sqrt()),
+        samples=len(norms),
+        per_sample=norms if keep else None,
         search=search,
     )

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from lipfast.errors import ArgumentError
 from lipfast.estimators.domain import Box, Domain
-from lipfast.estimators.estimate import Estimate, log_down
-from lipfast.estimators.jacobian.function import Function, SampleFunction
+from lipfast.estimators.jacobian.function import SampleFunction
 from lipfast.estimators.results import Search
 from lipfast.norms import Norm
 
@@ -27,37 +26,27 @@ class Landscape:
 
     Attributes:
         norms: Jacobian norms (B,) at points (B, D...).
-        function: the model, (B, D...) -> (B, K).
-        outputs: K.
-        constants: the tensors that the function holds.
+        problem: the model as a function, (B, D...) -> (B, K).
         module: the model itself.
         example: one sample of each input of the module.
         norm: 1, 2 or inf.
         domain: where to look; None for everywhere.
         memory: bytes for intermediate results.
-        seed: of random numbers.
         advance: to be told how many evaluations are done.
     """
 
     norms: Callable[[Tensor], Tensor]
-    function: Function
-    outputs: int
-    constants: tuple[Tensor, ...]
+    problem: SampleFunction
     module: nn.Module
     example: tuple[Tensor, ...]
     norm: Norm
     domain: Domain | None
     memory: int
-    seed: int
     advance: Callable[[int], None]
 
     def inside(self, x: Tensor) -> Tensor:
         """The nearest points of the domain, for points (B, D...)."""
         return x if self.domain is None else self.domain.project(x.unsqueeze(0)).squeeze(0)
-
-    def problem(self, x: Tensor) -> SampleFunction:
-        """The model at some points."""
-        return SampleFunction(self.function, x, self.outputs, self.constants)
 
 
 class SearchMethod(Protocol):
@@ -119,11 +108,7 @@ class Best:
     def result(self, method: str, norm: Norm) -> Search:
         """The points, best first, and the estimate."""
         assert self.points is not None
-        value = float(self.values[0])
-        estimate = Estimate(
-            value, log_down(value), "lower", norm, method, certified=False, reason=_DERIVATIVE
-        )
-        return Search(estimate, self.points.cpu(), self.values)
+        return Search.of(self.points.cpu(), self.values, method, norm, _DERIVATIVE)
 
 
 def check_count(value: object, name: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -100,9 +100,8 @@ def _gradients(landscape: Landscape, x: Tensor) -> Tensor:
     with torch.inference_mode(False):
         leaf = x.detach().clone().requires_grad_()
         try:
-            values = differentiable_values(
-                landscape.problem(leaf), norm=landscape.norm, method="auto", memory=landscape.memory
-            )
+            problem = replace(landscape.problem, x=leaf)
+            values = differentiable_values(problem, landscape.norm, "auto", landscape.memory)
         except ArgumentError:
             return torch.zeros_like(leaf)
         if not values.requires_grad:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
-from lipfast.estimators.estimate import Estimate, log_down
 from lipfast.estimators.jacobian.function import model_function
 from lipfast.estimators.lower.search import KEPT, Landscape, Reservoir, check_count
 from lipfast.estimators.results import Search
@@ -59,16 +58,12 @@ class Pairs:
         first, second = _candidates(flat, y, landscape, closest)
         top = _quotients(flat, y, first, second, landscape.norm)
         order = top.argsort(descending=True, stable=True)[:KEPT]
-        value = float(top[order[0]]) if len(order) else 0.0
         reason = "rounding of the model's float64 evaluation is not accounted for"
         if not len(order):
             reason = "all samples are the same point"
         label = f"maximum difference quotient over pairs of {len(x)} samples"
-        estimate = Estimate(
-            value, log_down(value), "lower", landscape.norm, label, certified=False, reason=reason
-        )
         points = torch.stack([x[first[order]], x[second[order]]], 1)
-        return Search(estimate, points, top[order])
+        return Search.of(points, top[order], label, landscape.norm, reason)
 
 
 def _candidates(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -22,12 +21,7 @@ from lipfast.estimators.jacobian.function import (
     module_of,
 )
 from lipfast.estimators.jacobian.norms import compute_dtype, function_jacobian_norms
-from lipfast.estimators.lower.sample_maximum import (
-    Statistics,
-    assembled,
-    finite_norms,
-    jacobian_label,
-)
+from lipfast.estimators.lower.sample_maximum import assembled, finite_norms
 from lipfast.estimators.lower.search import Landscape, SearchMethod, box_of, require_inside
 from lipfast.estimators.lower.search_ascent import Ascent
 from lipfast.estimators.lower.search_convex import Convex
@@ -56,7 +50,6 @@ _SEARCHES: dict[str, Callable[..., SearchMethod]] = {
 
 # Searches that took a box of their own before there were domains.
 _BOXED = ("neighbourhood", "ascent")
-_SEVERAL_INPUTS = "the certificate needs a model with one input"
 
 
 def search_method(
@@ -142,10 +135,7 @@ def lower_bounds(
                 x = joined_inputs([value.detach() for value in batch], dtype)
             largest.take(x, finite_norms(plan, tensors, x, norm, memory))
             advance(len(x))
-    missing = missing_error_rules(plan)
-    why_not = f"no rule for the rounding errors of {', '.join(missing)}" if missing else None
-    if len(plan.input_shapes) > 1:
-        why_not = _SEVERAL_INPUTS
+    why_not = _why_not(plan, len(plan.input_shapes))
     secants = None
     if why_not is None:
         with shown_progress("certified secants", None, progress):
@@ -153,19 +143,28 @@ def lower_bounds(
                 plan, tensors, largest.points, norm=norm, memory=memory, domain=domain
             )
     flushed = denormals_flushed()
-    label = jacobian_label(plan, norm)
     return [
         assembled(
-            statistics,
+            *found,
             norm=norm,
-            label=label,
-            point=largest.points[index],
+            plan=plan,
+            keep=per_sample,
             secant=None if secants is None else secants.of(index),
             why_not=why_not,
             flushed=flushed,
         )
-        for index, statistics in enumerate(largest.statistics(keep=per_sample))
+        for index, found in enumerate(largest.of_each_network())
     ]
+
+
+def _why_not(plan: Architecture | None, inputs: int) -> str | None:
+    """Why nothing can be certified; None where something can."""
+    if inputs > 1:
+        return "the certificate needs a model with one input"
+    if plan is None:
+        return "the certificate needs a model with one input that lipfast.compile can trace"
+    missing = missing_error_rules(plan)
+    return f"no rule for the rounding errors of {', '.join(missing)}" if missing else None
 
 
 def sampled_lower_bound(
@@ -177,39 +176,61 @@ def sampled_lower_bound(
     domain: Domain | None,
     per_sample: bool,
     memory: int,
-    seed: int,
     progress: bool | None,
 ) -> LowerBound:
     """See `lipfast.lower_bound`; `search` is what `search_method` returns."""
     method, region = search
-    norm = check_options(norm, domain, memory, progress)
     module = module_of(model)
-    with read_samples(data) as samples:
+    with read_samples(data) as samples, contextlib.ExitStack() as stack:
         example = samples.first
         shapes = [tuple(value.shape[1:]) for value in example]
         check_options(norm, domain, shapes=shapes)
         if region is not None and len(shapes) > 1:
             region = region.flattened(shapes)
-        with _evaluator(module, example, norm, memory, domain) as evaluator:
-            largest = _Largest()
-            with shown_progress("Jacobian norms", samples.count, progress) as advance:
-                for batch in samples:
-                    inputs = [value.detach() for value in batch]
-                    x = joined_inputs(inputs, evaluator.problem.x.dtype)
-                    if method is not None:
-                        require_inside(x, region)
-                    values = evaluator.norms(x)
-                    largest.take(inputs[0] if len(inputs) == 1 else x, values[None])
-                    if method is not None:
-                        method.observe(x, values)
-                    advance(len(values))
-            found = None
-            if method is not None:
-                with shown_progress("search", None, progress) as advance:
-                    landscape = evaluator.landscape(module, example, region, seed, advance)
-                    found = method.run(landscape)
-            with shown_progress("certified secants", None, progress):
-                return _bound(evaluator, largest, found, per_sample=per_sample)
+        problem = stack.enter_context(model_function(module, example))
+        plan = cached_plan(module, problem.x[:2]) if len(shapes) == 1 else None
+        tensors = {} if plan is None else resolve(plan, module.state_dict())
+
+        def norms(x: Tensor) -> Tensor:
+            if plan is not None:
+                return finite_norms(plan, [tensors], x, norm, memory)[0]
+            return _norms_without_plan(module, problem, example, x, norm=norm, memory=memory)
+
+        largest = _Largest()
+        with shown_progress("Jacobian norms", samples.count, progress) as advance:
+            for batch in samples:
+                inputs = [value.detach() for value in batch]
+                x = joined_inputs(inputs, problem.x.dtype)
+                if method is not None:
+                    require_inside(x, region)
+                values = norms(x)
+                largest.take(inputs[0] if len(inputs) == 1 else x, values[None])
+                if method is not None:
+                    method.observe(x, values)
+                advance(len(values))
+        found = None
+        if method is not None:
+            with shown_progress("search", None, progress) as advance:
+                one = tuple(value[:1] for value in example)
+                found = method.run(
+                    Landscape(norms, problem, module, one, norm, region, memory, advance)
+                )
+        why_not, secant = _why_not(plan, len(shapes)), None
+        with shown_progress("certified secants", None, progress):
+            if plan is not None and why_not is None:
+                secant = _best_secant(
+                    plan, tensors, largest.points[0], found, norm=norm, memory=memory, domain=domain
+                )
+            return assembled(
+                *largest.of_each_network()[0],
+                norm=norm,
+                plan=plan,
+                keep=per_sample,
+                secant=secant,
+                why_not=why_not,
+                flushed=denormals_flushed(),
+                search=found,
+            )
 
 
 class _Largest:
@@ -241,80 +262,11 @@ class _Largest:
         self._norms.append(norms)
         self._count += len(x)
 
-    def statistics(self, *, keep: bool) -> list[Statistics]:
-        """Over all samples, for each network."""
+    def of_each_network(self) -> list[tuple[Tensor, float, int, Tensor]]:
+        """Norms of all samples, the largest, its sample's position, and the sample itself."""
         norms = self._norms[0] if len(self._norms) == 1 else torch.cat(self._norms, 1)
-        found = zip(norms, self._values.tolist(), self._positions.tolist(), strict=True)
-        return [Statistics.of(own, value, place, keep=keep) for own, value, place in found]
-
-
-@dataclass(frozen=True)
-class _Evaluator:
-    """The model, ready to be evaluated, and its plan where it has one."""
-
-    problem: SampleFunction
-    norms: Callable[[Tensor], Tensor]
-    norm: Norm
-    memory: int
-    domain: Domain | None
-    plan: Architecture | None
-    tensors: dict[str, Tensor]
-    why_not: str | None
-
-    def landscape(
-        self,
-        module: nn.Module,
-        example: tuple[Tensor, ...],
-        region: Domain | None,
-        seed: int,
-        advance: Callable[[int], None],
-    ) -> Landscape:
-        """What a search needs."""
-        return Landscape(
-            norms=self.norms,
-            function=self.problem.function,
-            outputs=self.problem.outputs,
-            constants=self.problem.constants,
-            module=module,
-            example=tuple(value[:1] for value in example),
-            norm=self.norm,
-            domain=region,
-            memory=self.memory,
-            seed=seed,
-            advance=advance,
-        )
-
-
-@contextmanager
-def _evaluator(
-    module: nn.Module,
-    example: tuple[Tensor, ...],
-    norm: Norm,
-    memory: int,
-    domain: Domain | None,
-) -> Iterator[_Evaluator]:
-    with model_function(module, example) as problem:
-        plan = cached_plan(module, problem.x[:2]) if len(example) == 1 else None
-        why_not = None
-        tensors: dict[str, Tensor] = {}
-        if plan is None:
-            why_not = (
-                "the certificate needs a model with one input that lipfast.compile can trace"
-                if len(example) == 1
-                else _SEVERAL_INPUTS
-            )
-        else:
-            tensors = resolve(plan, module.state_dict())
-            missing = missing_error_rules(plan)
-            if missing:
-                why_not = f"no rule for the rounding errors of {', '.join(missing)}"
-
-        def norms(x: Tensor) -> Tensor:
-            if plan is not None:
-                return finite_norms(plan, [tensors], x, norm, memory)[0]
-            return _norms_without_plan(module, problem, example, x, norm=norm, memory=memory)
-
-        yield _Evaluator(problem, norms, norm, memory, domain, plan, tensors, why_not)
+        values, positions = self._values.tolist(), self._positions.tolist()
+        return list(zip(norms, values, positions, self.points, strict=True))
 
 
 def _norms_without_plan(
@@ -343,51 +295,33 @@ def _norms_without_plan(
     return values
 
 
-def _bound(
-    evaluator: _Evaluator, largest: _Largest, found: Search | None, *, per_sample: bool
-) -> LowerBound:
-    point = largest.points[0]
-    plan = evaluator.plan
-    secant = None
-    if plan is not None and evaluator.why_not is None:
-        secant = _best_secant(evaluator, plan, point, found)
-    label = "maximum Jacobian norm (autograd)"
-    return assembled(
-        largest.statistics(keep=per_sample)[0],
-        norm=evaluator.norm,
-        label=label if plan is None else jacobian_label(plan, evaluator.norm),
-        point=point,
-        secant=secant,
-        why_not=evaluator.why_not,
-        flushed=denormals_flushed(),
-        search=found,
-    )
-
-
 def _best_secant(
-    evaluator: _Evaluator, plan: Architecture, point: Tensor, found: Search | None
+    plan: Architecture,
+    tensors: StateDict,
+    point: Tensor,
+    found: Search | None,
+    *,
+    norm: Norm,
+    memory: int,
+    domain: Domain | None,
 ) -> tuple[float, Tensor]:
     """The best certified quotient: next to the best sample, and where the search ended."""
-    places = [point.double()]
-    given = []
+    places, pair = [point.double()], None
     if found is not None and len(found.points):
         best = found.points[0].double()
         if best.dim() > point.dim():
-            given.append(best)
+            pair = best if domain is None else domain.project(best[None])[0]
         else:
             places.append(best)
     secants = certified_secants(
         plan,
-        [evaluator.tensors] * len(places),
+        [tensors] * len(places),
         torch.stack(places),
-        norm=evaluator.norm,
-        memory=evaluator.memory,
-        domain=evaluator.domain,
+        norm=norm,
+        memory=memory,
+        domain=domain,
     )
-    if evaluator.domain is not None:
-        given = [evaluator.domain.project(pair[None])[0] for pair in given]
     candidates = [secants.of(index) for index in range(len(places))]
-    candidates += [
-        certified_quotient(plan, evaluator.tensors, pair, norm=evaluator.norm) for pair in given
-    ]
+    if pair is not None:
+        candidates.append(certified_quotient(plan, tensors, pair, norm=norm))
     return max(candidates, key=lambda candidate: candidate[0])
