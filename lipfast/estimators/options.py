@@ -7,9 +7,10 @@ meaning in a call is an error that says where it has one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypedDict
 
 from lipfast.errors import ArgumentError
-from lipfast.estimators.domain import check_domain
+from lipfast.estimators.domain import Domain, check_domain
 from lipfast.norms import Norm, check_norm
 
 _SIDES = ("bounds", "lower_bound", "upper_bound")
@@ -35,6 +36,38 @@ HOMES: dict[str, tuple[str, ...]] = {
     "starts": ("lower_bound(search='ascent')",),
     "step": ("lower_bound(search='ascent')",),
 }
+
+
+class SharedOptions(TypedDict, total=False):
+    """What every call takes."""
+
+    norm: Norm
+    domain: Domain | None
+    memory: int
+    progress: bool | None
+
+
+class LowerOptions(SharedOptions, total=False):
+    """Of `Plan.lower`."""
+
+    per_sample: bool
+
+
+class UpperOptions(SharedOptions, total=False):
+    """Of every call with an upper bound of a plan."""
+
+    rtol: float
+    seed: int
+
+
+class ProductOptions(UpperOptions, total=False):
+    """Of `Plan.upper`, but for `start`, which differs between one state dict and many."""
+
+    simplify: bool
+
+
+class BoundsOptions(LowerOptions, UpperOptions, total=False):
+    """Of `Plan.bounds`."""
 
 
 def check_options(

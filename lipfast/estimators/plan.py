@@ -10,11 +10,18 @@ from pathlib import Path
 from typing import NoReturn, overload
 
 from torch import Tensor
+from typing_extensions import Unpack
 
 from lipfast.errors import TraceError
 from lipfast.estimators.domain import Domain
 from lipfast.estimators.lower.stream import lower_bounds
-from lipfast.estimators.options import check_options, refuse
+from lipfast.estimators.options import (
+    BoundsOptions,
+    LowerOptions,
+    ProductOptions,
+    check_options,
+    refuse,
+)
 from lipfast.estimators.progress import shown_progress
 from lipfast.estimators.results import Bounds, LowerBound, UpperBound, ordered
 from lipfast.estimators.samples import Data, SampleStream, read_samples
@@ -95,28 +102,16 @@ class Plan(Architecture):
         self,
         state_dicts: StateDict,
         *,
-        norm: Norm = 2,
-        rtol: float = 1e-6,
-        seed: int = 0,
         start: StartVectors | None = None,
-        simplify: bool = True,
-        domain: Domain | None = None,
-        memory: int = ...,
-        progress: bool | None = None,
+        **options: Unpack[ProductOptions],
     ) -> UpperBound: ...
     @overload
     def upper(
         self,
         state_dicts: Sequence[StateDict],
         *,
-        norm: Norm = 2,
-        rtol: float = 1e-6,
-        seed: int = 0,
         start: Starts = None,
-        simplify: bool = True,
-        domain: Domain | None = None,
-        memory: int = ...,
-        progress: bool | None = None,
+        **options: Unpack[ProductOptions],
     ) -> list[UpperBound]: ...
     def upper(
         self,
@@ -212,27 +207,11 @@ class Plan(Architecture):
 
     @overload
     def lower(
-        self,
-        state_dicts: StateDict,
-        x: Data,
-        *,
-        norm: Norm = 2,
-        per_sample: bool = False,
-        memory: int = ...,
-        domain: Domain | None = None,
-        progress: bool | None = None,
+        self, state_dicts: StateDict, x: Data, **options: Unpack[LowerOptions]
     ) -> LowerBound: ...
     @overload
     def lower(
-        self,
-        state_dicts: Sequence[StateDict],
-        x: Data,
-        *,
-        norm: Norm = 2,
-        per_sample: bool = False,
-        memory: int = ...,
-        domain: Domain | None = None,
-        progress: bool | None = None,
+        self, state_dicts: Sequence[StateDict], x: Data, **options: Unpack[LowerOptions]
     ) -> list[LowerBound]: ...
     def lower(
         self,
@@ -294,31 +273,11 @@ class Plan(Architecture):
 
     @overload
     def bounds(
-        self,
-        state_dicts: StateDict,
-        x: Data,
-        *,
-        norm: Norm = 2,
-        rtol: float = 1e-6,
-        seed: int = 0,
-        per_sample: bool = False,
-        memory: int = ...,
-        domain: Domain | None = None,
-        progress: bool | None = None,
+        self, state_dicts: StateDict, x: Data, **options: Unpack[BoundsOptions]
     ) -> Bounds: ...
     @overload
     def bounds(
-        self,
-        state_dicts: Sequence[StateDict],
-        x: Data,
-        *,
-        norm: Norm = 2,
-        rtol: float = 1e-6,
-        seed: int = 0,
-        per_sample: bool = False,
-        memory: int = ...,
-        domain: Domain | None = None,
-        progress: bool | None = None,
+        self, state_dicts: Sequence[StateDict], x: Data, **options: Unpack[BoundsOptions]
     ) -> list[Bounds]: ...
     def bounds(
         self,
@@ -394,27 +353,15 @@ def bounds_from(
     state_dicts: StateDict | Sequence[StateDict],
     samples: SampleStream,
     *,
-    norm: Norm,
     rtol: float,
     seed: int,
-    per_sample: bool,
-    memory: int,
-    domain: Domain | None,
-    progress: bool | None,
+    **shared: Unpack[LowerOptions],
 ) -> list[Bounds]:
     """`Plan.bounds` of checked options and opened data."""
-    with shown_progress("layer norms", None, progress):
+    norm, domain = shared["norm"], shared["domain"]
+    with shown_progress("layer norms", None, shared["progress"]):
         uppers, _ = product_bounds(
             plan, state_dicts, norm=norm, rtol=rtol, seed=seed, domain=domain
         )
-    lowers = lower_bounds(
-        plan,
-        state_dicts,
-        samples,
-        norm=norm,
-        per_sample=per_sample,
-        memory=memory,
-        domain=domain,
-        progress=progress,
-    )
+    lowers = lower_bounds(plan, state_dicts, samples, **shared)
     return [ordered(lower, upper) for lower, upper in zip(lowers, uppers, strict=True)]
