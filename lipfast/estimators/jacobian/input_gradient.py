@@ -18,6 +18,11 @@ from lipfast.estimators.samples import check_inputs
 from lipfast.norms import Norm, check_norm, dual_norm
 from lipfast.ops.jacobian_reduction import operator_norms
 
+_DETACHED = (
+    "the function's result does not depend on x through autograd: is it detached, or "
+    "computed under torch.no_grad?"
+)
+
 
 def input_gradient_norms(
     function: Callable[[Tensor], Tensor],
@@ -79,10 +84,7 @@ def _gradient_norms(
             values.sum(), x, create_graph=create_graph, allow_unused=True
         )
         if gradient is None:
-            raise ArgumentError(
-                "the function's result does not depend on x through autograd: is it detached, or "
-                "computed under torch.no_grad?"
-            )
+            raise ArgumentError(_DETACHED)
         if not create_graph:
             return operator_norms(gradient.reshape(len(x), 1, -1), norm)
         # A zero gradient has a zero subgradient; vector_norm's own is that.
@@ -102,7 +104,4 @@ def _check_scalar(values: object, samples: int) -> None:
             f"({samples},): one number per sample (reduction='none')"
         )
     if not values.requires_grad:
-        raise ArgumentError(
-            "the function's result does not depend on x through autograd: is it detached, or "
-            "computed under torch.no_grad?"
-        )
+        raise ArgumentError(_DETACHED)

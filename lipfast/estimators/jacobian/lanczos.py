@@ -8,7 +8,7 @@ product. Full reorthogonalisation, Rayleigh-Ritz on the whole basis, thick resta
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,8 +33,7 @@ _FAR = 100
 _REBUILD_BELOW = 0.8
 
 
-@dataclass(frozen=True)
-class SingularTriplets:
+class SingularTriplets(NamedTuple):
     """The largest singular value of every Jacobian, and how well it is known.
 
     Attributes:
@@ -59,9 +58,7 @@ def lanczos_triplets(
     size: Footprint,
     *,
     memory: int,
-    tolerance: float | None = None,
     max_passes: int = 1000,
-    seed: int = 0,
 ) -> SingularTriplets:
     """Largest singular triplet of the Jacobian of every sample.
 
@@ -70,29 +67,25 @@ def lanczos_triplets(
         size: of one sample.
         memory: bytes; decides how many samples make a block. Every sample starts from the same
             seeded vector, so that its value does not depend on its block but for rounding.
-        tolerance: estimated relative error; by default 3e-6 in float32 and 1e-14 in float64.
         max_passes: of one sample.
-        seed: of the start vector.
 
     Raises:
         DerivativeError: the function has no Jacobian-vector products.
     """
-    tolerance = TOLERANCE[problem.x.dtype] if tolerance is None else tolerance
     side = min(size.inputs, size.outputs)
     basis = min(side, _BASIS)
     vectors = (basis + 4) * side + 4 * max(size.inputs, size.outputs)
     each = 6 * size.saved + 2 * vectors * size.item + 4 * 8 * basis * basis
     blocks = -(-len(problem.x) // max(1, memory // each))
-    generator = torch.Generator(device="cpu").manual_seed(seed)
+    generator = torch.Generator(device="cpu").manual_seed(0)
     start = torch.randn(side, generator=generator, dtype=torch.float64, device="cpu").to(problem.x)
     found = []
     for part in torch.tensor_split(problem.x, blocks):
-        top, passes = _ritz_vectors(problem.function, part, start, tolerance, max_passes)
+        top, passes = _ritz_vectors(problem.function, part, start, max_passes)
         found.append(_triplets(problem.function, part, top, passes))
-    if len(found) == 1:
-        return found[0]
-    names = ("values", "residuals", "passes", "left", "right")
-    return SingularTriplets(*(torch.cat([getattr(one, name) for one in found]) for name in names))
+    return (
+        found[0] if len(found) == 1 else SingularTriplets(*map(torch.cat, zip(*found, strict=True)))
+    )
 
 
 def _triplets(function: Function, x: Tensor, vectors: Tensor, passes: Tensor) -> SingularTriplets:
@@ -243,13 +236,13 @@ class _Block:
 
 
 def _ritz_vectors(
-    function: Function, x: Tensor, start: Tensor, tolerance: float, max_passes: int
+    function: Function, x: Tensor, start: Tensor, max_passes: int
 ) -> tuple[Tensor, Tensor]:
     """Top Ritz vectors (B, side) and passes (B,)."""
     block = _Block(function, x, start)
     result = x.new_zeros(len(x), len(start))
     passes = x.new_zeros(len(x), dtype=torch.int64)
-    check = _FIRST_CHECK
+    check, tolerance = _FIRST_CHECK, TOLERANCE[x.dtype]
     finished = x.new_zeros(len(x), dtype=torch.bool)
     while True:
         block.step()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NoReturn, get_args, overload
+from functools import partial
+from typing import Literal, NoReturn, TypedDict, get_args, overload
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from typing_extensions import Unpack
 
 from lipfast.errors import ArgumentError
 from lipfast.estimators.jacobian.function import (
@@ -92,10 +94,13 @@ def plan_jacobian_norms(
             "method='fused' needs a chain of linear layers, convolutions, pools and activations, "
             "and norm=2; use 'auto'"
         )
-    norms = [
-        _interpreted_norms(plan, entry, x, norm=norm, method=method, memory=memory)
-        for entry in tensors
-    ]
+    with torch.inference_mode(False):
+        norms = [
+            function_jacobian_norms(
+                _interpreted(plan, entry, x), norm=norm, method=method, memory=memory
+            ).values
+            for entry in tensors
+        ]
     return torch.stack(norms)
 
 
@@ -122,28 +127,18 @@ def _chain_norms(
     return spectral
 
 
-def _interpreted_norms(
-    plan: Architecture,
-    parameters: Mapping[str, Tensor],
-    x: Tensor,
-    *,
-    norm: Norm,
-    method: Method,
-    memory: int,
-) -> Tensor:
+def _interpreted(plan: Architecture, parameters: Mapping[str, Tensor], x: Tensor) -> SampleFunction:
     def function(samples: Tensor) -> Tensor:
         inputs = separate_inputs(samples, plan.input_shapes)
         stacks = [value.unsqueeze(0) for value in inputs]
         return evaluate(plan.graph, stacked, plan.constants, stacks)[0]
 
-    with torch.inference_mode(False):
-        stacked = {
-            name: floating_as(ordinary(parameters[name]), x.dtype).unsqueeze(0)
-            for name in plan.used_parameters
-        }
-        outputs, _ = plan.jacobian_shape
-        problem = SampleFunction(function, ordinary(x), outputs, tuple(stacked.values()))
-        return function_jacobian_norms(problem, norm=norm, method=method, memory=memory).values
+    stacked = {
+        name: floating_as(ordinary(parameters[name]), x.dtype).unsqueeze(0)
+        for name in plan.used_parameters
+    }
+    outputs, _ = plan.jacobian_shape
+    return SampleFunction(function, ordinary(x), outputs, tuple(stacked.values()))
 
 
 @dataclass(frozen=True)
@@ -188,31 +183,32 @@ def function_jacobian_norms(
         return JacobianNorms(row_norms(problem, size, norm, memory), "rows")
 
 
+class _NormOptions(TypedDict, total=False):
+    """Of `jacobian_norms`, but for `details`, which decides what is returned."""
+
+    norm: Norm
+    method: Method
+    memory: int
+    progress: bool | None
+    domain: None
+    create_graph: bool
+
+
 @overload
 def jacobian_norms(
     model: Source,
     x: Data | Sequence[Tensor],
     *,
-    norm: Norm = 2,
-    method: Method = "auto",
-    memory: int = ...,
-    progress: bool | None = None,
-    domain: None = None,
-    create_graph: bool = False,
     details: Literal[False] = False,
+    **options: Unpack[_NormOptions],
 ) -> Tensor: ...
 @overload
 def jacobian_norms(
     model: Source,
     x: Data | Sequence[Tensor],
     *,
-    norm: Norm = 2,
-    method: Method = "auto",
-    memory: int = ...,
-    progress: bool | None = None,
-    domain: None = None,
-    create_graph: bool = False,
     details: Literal[True],
+    **options: Unpack[_NormOptions],
 ) -> JacobianNorms: ...
 def jacobian_norms(
     model: Source,
@@ -291,12 +287,9 @@ def jacobian_norms(
             "the fused op has no backward pass: use method='auto' with create_graph"
         )
     module = module_of(model)
-
-    def of_inputs(inputs: tuple[Tensor, ...]) -> JacobianNorms:
-        return _input_norms(
-            module, inputs, norm=norm, method=method, memory=memory, create_graph=create_graph
-        )
-
+    of_inputs = partial(
+        _input_norms, module, norm=norm, method=method, memory=memory, create_graph=create_graph
+    )
     if isinstance(x, (Dataset, DataLoader)):
         if create_graph:
             raise ArgumentError(
@@ -329,17 +322,26 @@ def _input_norms(
     create_graph: bool,
 ) -> JacobianNorms:
     """`jacobian_norms` of checked tensors."""
-    if method == "auto" and norm == 2 and len(inputs) == 1 and not create_graph:
+    fusable = method == "auto" and norm == 2 and len(inputs) == 1
+    if fusable and not create_graph:
         known = _known_chain_norms(module, inputs[0])
         if known is not None:
             return JacobianNorms(known, "fused")
     with model_function(module, inputs, create_graph=create_graph) as problem:
         if create_graph:
-            values = differentiable_values(problem, norm=norm, method=method, memory=memory)
-            return JacobianNorms(values, method)
-        return _norms_by_method(
-            module, problem, inputs=len(inputs), norm=norm, method=method, memory=memory
-        )
+            return JacobianNorms(differentiable_values(problem, norm, method, memory), method)
+        x, plan = problem.x, None
+        if method == "fused":
+            plan = trace(module, x[:2])
+        elif fusable and is_small(problem.outputs, x[0].numel()):
+            plan = cached_plan(module, x[:2])
+            if plan is not None and fused_chain(plan, 2, x.device) is None:
+                plan = None
+        if plan is not None:
+            entry = resolve(plan, module.state_dict())
+            values = plan_jacobian_norms(plan, [entry], x, norm=norm, method="fused")[0]
+            return JacobianNorms(values, "fused")
+        return function_jacobian_norms(problem, norm=norm, method=method, memory=memory)
 
 
 def _concatenated(parts: Sequence[JacobianNorms]) -> JacobianNorms:
@@ -375,28 +377,3 @@ def _known_chain_norms(module: nn.Module, x: Tensor) -> Tensor | None:
             return None
         tensors = entries_of(module.state_dict(), plan.parameters, plan.aliases)
         return _chain_norms(plan, chain, [tensors], samples)[0]
-
-
-def _norms_by_method(
-    module: nn.Module,
-    problem: SampleFunction,
-    *,
-    inputs: int,
-    norm: Norm,
-    method: Method,
-    memory: int,
-) -> JacobianNorms:
-    small = is_small(problem.outputs, problem.x[0].numel())
-    if method == "fused" or (method == "auto" and norm == 2 and inputs == 1 and small):
-        plan = (
-            trace(module, problem.x[:2])
-            if method == "fused"
-            else cached_plan(module, problem.x[:2])
-        )
-        if plan is not None and (
-            method == "fused" or fused_chain(plan, 2, problem.x.device) is not None
-        ):
-            entry = resolve(plan, module.state_dict())
-            values = plan_jacobian_norms(plan, [entry], problem.x, norm=norm, method="fused")[0]
-            return JacobianNorms(values, "fused")
-    return function_jacobian_norms(problem, norm=norm, method=method, memory=memory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -30,10 +31,8 @@ def row_norms(problem: SampleFunction, size: Footprint, norm: Norm, memory: int)
     min(K, D) products per sample: backward passes, or passes through them where D < K.
     """
     if size.inputs < size.outputs:
-        try:
+        with suppress(DerivativeError):
             return _block_norms(problem, size, norm, memory, by_columns=True)
-        except DerivativeError:
-            pass
     return _block_norms(problem, size, norm, memory, by_columns=False)
 
 

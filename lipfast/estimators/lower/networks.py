@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -31,19 +30,6 @@ LARGEST_JACOBIAN = 1 << 22  # entries; beyond, the direction comes from products
 # larger comes from memory, and from the system as new pages, every time.
 STACKED = 1 << 24
 _LARGEST_ACTIVATIONS = 1 << 25  # entries that rows of a Jacobian may take at once
-
-
-class Networks(Protocol):
-    """What secants need of N networks, one sample or C points of each: native or traced."""
-
-    def jacobians(self, x: Tensor) -> Tensor:
-        """(N, K, D) at samples (N, *shape)."""
-
-    def kink_distances(self, x: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-        """How far ``x + t direction`` stays in the linear region, down and up: (N,)."""
-
-    def enclosures(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs and bounds of their errors, (N, C, K) each, at points (N, C, *shape); proved."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +112,15 @@ class _Native:
     def enclosures(self, points: Tensor) -> tuple[Tensor, Tensor]:
         with threads(self.workers):
             return self.chains.enclosures(points)
+
+
+Networks = TracedNetworks | _Native
+"""What secants need of N networks, one sample or C points of each.
+
+jacobians: (N, K, D) at samples (N, *shape). kink_distances: how far ``x + t direction`` stays in
+the linear region, down and up, (N,). enclosures: outputs and bounds of their errors, (N, C, K)
+each, at points (N, C, *shape); proved.
+"""
 
 
 def networks_of(
