@@ -11,10 +11,10 @@ from lipfast.errors import ArgumentError
 from lipfast.estimators.domain import Domain
 from lipfast.estimators.jacobian.input_gradient import input_gradient_norms
 from lipfast.estimators.jacobian.norms import jacobian_norms
-from lipfast.estimators.lower.stream import SearchName, sampled_lower_bound, search_method
+from lipfast.estimators.lower.stream import lower_bound
 from lipfast.estimators.options import check_options, refuse
 from lipfast.estimators.plan import Plan, bounds_from
-from lipfast.estimators.results import Bounds, LowerBound, UpperBound
+from lipfast.estimators.results import Bounds, UpperBound
 from lipfast.estimators.samples import Data, example_of, read_samples
 from lipfast.norms import Norm
 from lipfast.plan.modules import unwrap
@@ -117,87 +117,6 @@ def upper_bound(
     plan = compile(model, example_of(example_input))
     return plan.upper(
         _state_dict(model), norm=norm, domain=domain, rtol=rtol, memory=memory, progress=progress
-    )
-
-
-def lower_bound(
-    model: Source,
-    data: Data,
-    *,
-    norm: Norm = 2,
-    search: SearchName = "data",
-    per_sample: bool = False,
-    memory: int = 1 << 30,
-    seed: int = 0,
-    domain: Domain | None = None,
-    progress: bool | None = None,
-    **options: object,
-) -> LowerBound:
-    """Lower bound on the Lipschitz constant of a model, found from data and certified.
-
-    The value is a difference quotient ``||f(a) - f(b)|| / ||a - b||`` of two stored points next to
-    the sample whose Jacobian norm is largest, with all rounding errors accounted for. That norm
-    itself is `.jacobian`, not certified; `.mean` and `.rms` are over all samples. Where the model
-    cannot be traced into a graph with rules for rounding errors, the value is the largest norm,
-    not certified, and `.reason` says why.
-
-    `search` looks beyond the data. What it finds is `.search`, labelled, with its points; the
-    certified value is the better of the quotients there and at the best sample.
-
-    Args:
-        model: a module, an exported program or the path of a ``.pt2`` file; left as it is found.
-        data: samples (B, D...); a tuple of tensors for a model with several inputs (flattened and
-            joined); or a Dataset or DataLoader of tensors, or of tuples with the samples first (a
-            tuple again for several inputs). Batches are read once.
-        norm: 1, 2 or inf.
-        search: ``data``: the samples only. ``convex``: convex combinations of them (S*; options
-            draws, limit). ``neighbourhood``: random points around them (radius, noise, draws,
-            centres). ``ascent``: gradient ascent on the Jacobian norm (steps, starts, step).
-            ``pairs``: difference quotients between samples (limit).
-        per_sample: keep the Jacobian norm of every sample.
-        memory: bytes that intermediate tensors may take.
-        seed: of everything random in a search.
-        domain: `lipfast.Box` or `lipfast.Ball`: the certified difference quotient is of two points
-            in this set, and a search stays in it; then the samples must lie inside. Without a
-            search the Jacobian norms are of the samples as they are.
-        progress: see `upper_bound`.
-        **options: of the search. ``box=(low, high)`` is deprecated: it holds for the search only.
-
-    Returns:
-        A `LowerBound`.
-
-    Raises:
-        ArgumentError: data, search or options do not fit; the message says which.
-        NonFiniteError: a weight or a sample is NaN or infinite.
-        TraceError: an exported program was exported in training mode.
-
-    Examples:
-        >>> import torch, lipfast
-        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.ReLU())
-        >>> _ = model[0].weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
-        >>> x = torch.tensor([[1.0, -1.0], [1.0, 0.5]])
-        >>> lower = lipfast.lower_bound(model, x)
-        >>> round(lower.value, 6), lower.jacobian.value, lower.sample, lower.mean
-        (4.0, 4.0, 1, 3.5)
-        >>> found = lipfast.lower_bound(model, x, search="pairs")
-        >>> round(found.search.estimate.value, 6), round(found.value, 6), found.certified
-        (1.333333, 4.0, True)
-        >>> found = lipfast.lower_bound(model, x, search="ascent", domain=lipfast.Box(-1, 1))
-        >>> bool((found.points.abs() <= 1).all()), bool((found.search.points.abs() <= 1).all())
-        (True, True)
-    """
-    norm = check_options(norm, domain, memory, progress)
-    if search != "data":
-        options = {"seed": seed, **options}
-    return sampled_lower_bound(
-        model,
-        data,
-        norm=norm,
-        search=search_method(search, options, domain),
-        domain=domain,
-        per_sample=per_sample,
-        memory=memory,
-        progress=progress,
     )
 
 

@@ -67,12 +67,7 @@ class UpperBound(Estimate):
         """
         if self.composition is None:
             raise ArgumentError("this bound has no composition: it was not made by upper_bound")
-        return explanation(
-            self.composition,
-            [layer.name for layer in self.layers],
-            [layer.kind for layer in self.layers],
-            f"{type(self).__name__}({self._summary()})",
-        )
+        return explanation(self.composition, self.layers, repr(self))
 
     def to_pandas(self) -> Any:
         """The layers as a `pandas.DataFrame`: the fields of `LayerBracket` and `log_share`.
@@ -83,7 +78,11 @@ class UpperBound(Estimate):
         return layer_frame(self.layers, self.sources)
 
     def __str__(self) -> str:
-        return "\n".join(_with_rule(layer_table(self.layers, self.sources), self._lines()))
+        return self._with_table(self._lines())
+
+    def _with_table(self, lines: list[str]) -> str:
+        table = layer_table(self.layers, self.sources)
+        return "\n".join([*table, "-" * max(len(line) for line in table), *lines])
 
     def _repr_html_(self) -> str:
         return layer_html(self.layers, self.sources, "\n".join(self._lines()))
@@ -198,8 +197,7 @@ class Bounds:
         return self.upper.to_pandas()
 
     def __str__(self) -> str:
-        table = layer_table(self.layers, self.upper.sources)
-        return "\n".join(_with_rule(table, self._lines()))
+        return self.upper._with_table(self._lines())
 
     def _repr_html_(self) -> str:
         return layer_html(self.layers, self.upper.sources, "\n".join(self._lines()))
@@ -215,10 +213,6 @@ class Bounds:
             f"{'rms':<9}{eight_digits(self.rms):<14}of the Jacobian norms over the samples",
             f"{'ratio':<9}{eight_digits(self.ratio):<14}upper / lower",
         ]
-
-
-def _with_rule(table: list[str], lines: list[str]) -> list[str]:
-    return [*table, "-" * max(len(line) for line in table), *lines]
 
 
 def _bound_line(label: str, estimate: Estimate) -> str:

@@ -347,16 +347,12 @@ def _input_norms(
 def _concatenated(parts: Sequence[JacobianNorms]) -> JacobianNorms:
     """The norms of several batches in their order."""
 
-    def joined(found: Sequence[Tensor | None]) -> Tensor | None:
-        kept = [value for value in found if value is not None]
-        return torch.cat(kept) if len(kept) == len(parts) else None
+    def joined(name: str) -> Tensor | None:
+        found = [getattr(part, name) for part in parts]
+        return None if any(value is None for value in found) else torch.cat(found)
 
-    return JacobianNorms(
-        torch.cat([part.values for part in parts]),
-        parts[0].method,
-        joined([part.residuals for part in parts]),
-        joined([part.passes for part in parts]),
-    )
+    values = torch.cat([part.values for part in parts])
+    return JacobianNorms(values, parts[0].method, joined("residuals"), joined("passes"))
 
 
 def _known_chain_norms(module: nn.Module, x: Tensor) -> Tensor | None:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lipfast.estimators.enclosure import node_error
 from lipfast.estimators.upper.layer_bracket import LayerBracket
-from lipfast.estimators.upper.layer_calls import layer_brackets
+from lipfast.estimators.upper.layer_calls import LayerCall, layer_brackets
 from lipfast.estimators.upper.sweep import ZERO, Step, sweep_of
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.interpret import NodeArguments, joined_outputs, walk
@@ -38,7 +38,7 @@ _RTOL = 0.1  # of the layers' norms: an error ten per cent larger costs nothing
 def layer_norms(plan: Architecture, tensors: Mapping[str, Tensor]) -> tuple[LayerBracket, ...]:
     """Certified spectral norms of the layers of one network, not merged, not tight."""
     layers = sweep_of(plan, plan.unfolded).layers
-    found, _ = layer_brackets(layers, [tensors], norm=2, rtol=_RTOL, seed=0, start=[{}])
+    found, _ = layer_brackets(LayerCall(layers, [tensors], 2, _RTOL, 0, [{}]))
     return found[0]
 
 

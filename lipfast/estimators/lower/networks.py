@@ -94,24 +94,13 @@ class TracedNetworks:
         return enclose(self.plan, self.parameters, points)
 
 
-@dataclass(frozen=True)
 class _Native:
     """Piecewise-linear chains, on all threads where torch's small operations have but one."""
 
-    chains: PiecewiseLinearChains
-    workers: int
-
-    def jacobians(self, x: Tensor) -> Tensor:
-        with threads(self.workers):
-            return self.chains.jacobians(x)
-
-    def kink_distances(self, x: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-        with threads(self.workers):
-            return self.chains.kink_distances(x, direction)
-
-    def enclosures(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        with threads(self.workers):
-            return self.chains.enclosures(points)
+    def __init__(self, chains: PiecewiseLinearChains, workers: int) -> None:
+        self.jacobians = threads(workers)(chains.jacobians)
+        self.kink_distances = threads(workers)(chains.kink_distances)
+        self.enclosures = threads(workers)(chains.enclosures)
 
 
 Networks = TracedNetworks | _Native

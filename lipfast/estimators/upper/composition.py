@@ -12,16 +12,14 @@ from lipfast.rules.upward import Upward
 
 
 @dataclass(frozen=True)
-class Part:
-    """One node of the graph, with its constant.
+class Operation:
+    """One node without its constant: the same for all state dicts.
 
     Attributes:
         name: of the node.
-        op: ATen operator; ``input``, or ``outputs`` for several outputs taken together.
+        op: ATen operator, or ``input``.
         module: path of the module that it came from.
-        operands: the nodes that it reads and that depend on the input, each once.
-        contributions: for several operands, the node's constant if only that one varied.
-        value: Lipschitz constant with respect to the model's inputs.
+        operands: the nodes that it reads, each once.
         layer: index of the layer whose norm is in it.
     """
 
@@ -29,9 +27,23 @@ class Part:
     op: str
     module: str
     operands: tuple[str, ...]
+    layer: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part(Operation):
+    """One node of the graph, with its constant.
+
+    `op` is ``outputs`` for several outputs taken together, and `operands` are those that depend on
+    the input.
+
+    Attributes:
+        contributions: for several operands, the node's constant if only that one varied.
+        value: Lipschitz constant with respect to the model's inputs.
+    """
+
     contributions: tuple[Upward, ...]
     value: Upward
-    layer: int | None = None
 
     @cached_property
     def shares(self) -> tuple[float, ...]:
@@ -70,25 +82,6 @@ class Sources:
     layers: tuple[float, ...]
     other: float
     branches: float
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One node without its constant: the same for all state dicts.
-
-    Attributes:
-        name: of the node.
-        op: ATen operator, or ``input``.
-        module: path of the module that it came from.
-        operands: the nodes that it reads, each once.
-        layer: index of the layer whose norm is in it.
-    """
-
-    name: str
-    op: str
-    module: str
-    operands: tuple[str, ...]
-    layer: int | None = None
 
 
 class Contributions(Mapping[str, Mapping[str, Upward]]):
@@ -160,14 +153,16 @@ class Composition:
                 node.op,
                 node.module,
                 live,
-                tuple(several[name] for name in live if several),
-                self.constants[node.name],
                 node.layer,
+                contributions=tuple(several[name] for name in live if several),
+                value=self.constants[node.name],
             )
         if self.result not in known:
             live = tuple(dict.fromkeys(name for name in self.outputs if known[name].value.mantissa))
             values = tuple(known[name].value for name in live if len(live) > 1)
-            known[self.result] = Part(self.result, "outputs", "", live, values, self.total)
+            known[self.result] = Part(
+                self.result, "outputs", "", live, contributions=values, value=self.total
+            )
         needed = {self.result}
         for part in reversed(list(known.values())):
             if part.name in needed:

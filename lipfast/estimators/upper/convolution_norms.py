@@ -87,20 +87,20 @@ def convolution_brackets(
             _sums(layer, weight.detach().to(torch.float64), norm)
             for layer, weight in zip(layers, weights, strict=True)
         ]
+    names = ("stride", "padding", "dilation", "groups", "transposed")
     settings = [_settings(layer) for layer in layers]
     keys = [str(index) for index in range(len(layers))]
+    options: dict[str, Any] = {
+        name: _by_key(keys, [getattr(one, name) for one in settings]) for name in names
+    }
     result = conv_norms(
-        {key: weight.detach() for key, weight in zip(keys, weights, strict=True)},
+        _by_key(keys, [weight.detach() for weight in weights]),
         input_sizes=_by_key(keys, [layer.input_shape[1:] for layer in layers]),
-        stride=_by_key(keys, [entry.stride for entry in settings]),
-        padding=_by_key(keys, [entry.padding for entry in settings]),
-        dilation=_by_key(keys, [entry.dilation for entry in settings]),
-        groups=_by_key(keys, [entry.groups for entry in settings]),
-        transposed=_by_key(keys, [entry.transposed for entry in settings]),
         output_padding=_by_key(keys, [entry.output_padding or 0 for entry in settings]),
         rtol=max(rtol, SMALLEST_RTOL),
         seed=seed,
         start=_started(layers, keys, start or [None] * len(layers)),
+        **options,
     )
     return [
         NormBracket(
@@ -184,12 +184,11 @@ def _largest_sum(
     axes, groups = len(sizes), settings.groups
     sides = settings.sides(magnitude.shape[2:])
     flat = [side for pair in reversed(sides) for side in pair]
-    convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[axes - 1]
+    strides: dict[str, Any] = {"stride": settings.stride, "dilation": settings.dilation}
     if not columns:
         kernel = magnitude.sum(1, keepdim=True)
         ones = functional.pad(magnitude.new_ones(1, 1, *sizes), flat)
-        rows = convolve(ones, kernel, stride=settings.stride, dilation=settings.dilation)
-        return float(rows.max())
+        return float(getattr(functional, f"conv{axes}d")(ones, kernel, **strides).max())
     blocks = magnitude.reshape(groups, -1, *magnitude.shape[1:]).sum(1)
     kernel = blocks.reshape(1, -1, *magnitude.shape[2:])  # (1, channels in, ...)
     padded = [size + sum(pair) for size, pair in zip(sizes, sides, strict=True)]
@@ -199,13 +198,8 @@ def _largest_sum(
             padded, magnitude.shape[2:], settings.stride, settings.dilation, strict=True
         )
     ]
-    transposed = (
-        functional.conv_transpose1d,
-        functional.conv_transpose2d,
-        functional.conv_transpose3d,
-    )[axes - 1]
     ones = magnitude.new_ones(1, 1, *counts)
-    sums = transposed(ones, kernel, stride=settings.stride, dilation=settings.dilation)
+    sums: Tensor = getattr(functional, f"conv_transpose{axes}d")(ones, kernel, **strides)
     # Cut the padding off again; what no window reaches is missing at the end, and zero.
     for axis, ((before, _), size) in enumerate(zip(sides, sizes, strict=True), start=2):
         length = min(size, sums.shape[axis] - before)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from lipfast.estimators.upper.composition import Composition, Part
+from lipfast.estimators.upper.layer_bracket import LayerBracket
 from lipfast.estimators.upper.table import shortened
 
 _ROOT = ""
@@ -96,34 +97,30 @@ class Explanation:
         rows: list[tuple[str, str, str]] = []
         _add_rows(self.steps, "", rows, set())
         width = max((len(text) for text, _, _ in rows), default=0)
-        lines = [
-            f"{text:<{width}}  {factor:>10}  {value:>10}".rstrip() for text, factor, value in rows
-        ]
-        head = f"{'':<{width}}  {'factor':>10}  {'L':>10}"
-        return "\n".join([self.title, head, *lines] if rows else [self.title])
+        table = [("", "factor", "L"), *rows] if rows else []
+        lines = [f"{text:<{width}}  {factor:>10}  {value:>10}" for text, factor, value in table]
+        return "\n".join([self.title, *(line.rstrip() for line in lines)])
 
 
 def explanation(
-    composition: Composition, names: Sequence[str], kinds: Sequence[str], title: str
+    composition: Composition, layers: Sequence[LayerBracket], title: str
 ) -> Explanation:
     """The expression of a bound.
 
     Args:
         composition: constants of all nodes.
-        names: of the layers.
-        kinds: of the layers.
+        layers: their brackets.
         title: one line.
     """
-    return Explanation(_Builder(composition, names, kinds).steps(composition.result, _ROOT), title)
+    return Explanation(_Builder(composition, layers).steps(composition.result, _ROOT), title)
 
 
 class _Builder:
     """Splits the graph at its dominators: branches that meet at a node part at its dominator."""
 
-    def __init__(
-        self, composition: Composition, names: Sequence[str], kinds: Sequence[str]
-    ) -> None:
-        self._parts, self._names, self._kinds = composition.parts, names, kinds
+    def __init__(self, composition: Composition, layers: Sequence[LayerBracket]) -> None:
+        self._parts, self._layers = composition.parts, layers
+        self._several_inputs = sum(not part.operands for part in self._parts.values()) > 1
         self._dominators = _dominators(composition.parts.values())
         self._known: dict[tuple[str, str], tuple[Factor | Join, ...]] = {}
         self._joins: dict[str, Join] = {}
@@ -135,15 +132,11 @@ class _Builder:
             at = last
             while at != start:
                 part = self._parts[at]
-                if part.operands or len(self._inputs) > 1:
+                if part.operands or self._several_inputs:
                     found.append(self._join(part) if len(part.operands) > 1 else self._factor(part))
                 at = self._dominators[at]
             self._known[last, start] = tuple(reversed(found))
         return self._known[last, start]
-
-    @property
-    def _inputs(self) -> list[str]:
-        return [part.name for part in self._parts.values() if not part.operands]
 
     def _log(self, name: str) -> float:
         return 0.0 if name == _ROOT else self._parts[name].value.log
@@ -152,7 +145,7 @@ class _Builder:
         log = part.value.log
         name, kind = part.module or part.name, part.op.rpartition(".")[2]
         if part.layer is not None:
-            name, kind = self._names[part.layer], self._kinds[part.layer]
+            name, kind = self._layers[part.layer].name, self._layers[part.layer].kind
         before = self._log(part.operands[0]) if part.operands else 0.0
         return Factor(name, kind, _difference(log, before), log, part.layer)
 

@@ -6,6 +6,7 @@ No part of a proof: what is proved of each layer is in the ops and in `layer_nor
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,42 +24,49 @@ _Found = tuple[int, Layer, LayerBracket, Tensor | ConvStart | None]
 """Network, layer, its bracket, and what to start from at similar weights."""
 
 
+class LayerCall(NamedTuple):
+    """All layers of some networks of one architecture.
+
+    Attributes:
+        layers: of the architecture.
+        tensors: parameters of each network.
+        norm: 1, 2 or inf.
+        rtol: relative gap of each bracket.
+        seed: of the start vectors.
+        start: what each network starts from, by the name of the weight.
+    """
+
+    layers: Sequence[Layer]
+    tensors: Sequence[Mapping[str, Tensor]]
+    norm: Norm
+    rtol: float
+    seed: int
+    start: Sequence[StartVectors]
+
+
 def layer_brackets(
-    layers: Sequence[Layer],
-    tensors: Sequence[Mapping[str, Tensor]],
-    *,
-    norm: Norm,
-    rtol: float,
-    seed: int,
-    start: Sequence[StartVectors],
+    call: LayerCall,
 ) -> tuple[list[tuple[LayerBracket, ...]], list[StartVectors]]:
     """Brackets of all layers of all networks.
 
     Also what to start from at similar weights, for each network by the name of the weight.
     """
     found: dict[tuple[int, int], LayerBracket] = {}
-    vectors: list[dict[str, Tensor | ConvStart]] = [{} for _ in tensors]
+    vectors: list[dict[str, Tensor | ConvStart]] = [{} for _ in call.tensors]
     for part in (_matrix_brackets, _kernel_brackets):
-        rows = part(layers, tensors, norm=norm, rtol=rtol, seed=seed, start=start)
-        for network, layer, bracket, right in rows:
+        for network, layer, bracket, right in part(call):
             found[network, layer.index] = bracket
             if right is not None:
                 vectors[network][layer.parameter] = right
     brackets = [
-        tuple(found[network, layer.index] for layer in layers) for network in range(len(tensors))
+        tuple(found[network, layer.index] for layer in call.layers)
+        for network in range(len(call.tensors))
     ]
     return brackets, list(vectors)
 
 
-def _matrix_brackets(
-    layers: Sequence[Layer],
-    tensors: Sequence[Mapping[str, Tensor]],
-    *,
-    norm: Norm,
-    rtol: float,
-    seed: int,
-    start: Sequence[StartVectors],
-) -> Iterator[_Found]:
+def _matrix_brackets(call: LayerCall) -> Iterator[_Found]:
+    layers, tensors, norm, rtol, seed, start = call
     for transposed in (False, True):
         chosen = [
             layer
@@ -83,15 +91,8 @@ def _matrix_brackets(
             yield network, layer, bracket, result.right[position] if norm == 2 else None
 
 
-def _kernel_brackets(
-    layers: Sequence[Layer],
-    tensors: Sequence[Mapping[str, Tensor]],
-    *,
-    norm: Norm,
-    rtol: float,
-    seed: int,
-    start: Sequence[StartVectors],
-) -> Iterator[_Found]:
+def _kernel_brackets(call: LayerCall) -> Iterator[_Found]:
+    layers, tensors, norm, rtol, seed, start = call
     kernels = [layer for layer in layers if layer.convolution is not None]
     chosen = [(network, layer) for network in range(len(tensors)) for layer in kernels]
     weights = [tensors[network][layer.weight] for network, layer in chosen]

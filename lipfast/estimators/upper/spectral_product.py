@@ -17,7 +17,7 @@ from lipfast.estimators.domain import Domain
 from lipfast.estimators.results import UpperBound
 from lipfast.estimators.upper.composition import Composition
 from lipfast.estimators.upper.layer_bracket import LayerBracket
-from lipfast.estimators.upper.layer_calls import layer_brackets
+from lipfast.estimators.upper.layer_calls import LayerCall, layer_brackets
 from lipfast.estimators.upper.sizes import Sizes
 from lipfast.estimators.upper.starts import Starts, StartVectors, checked_starts
 from lipfast.estimators.upper.sweep import composed, sweep_of
@@ -29,7 +29,11 @@ from lipfast.plan.architecture import Architecture
 from lipfast.plan.checked import StateDict, resolve_all
 from lipfast.plan.fold import FoldedGraph
 
-_METHOD_OF_NORM = {1: "product of column-sum norms", 2: "product of certified spectral norms"}
+_METHOD_OF_NORM = {
+    1: "product of column-sum norms",
+    2: "product of certified spectral norms",
+    math.inf: "product of row-sum norms",
+}
 
 
 @plain_arithmetic()
@@ -86,14 +90,9 @@ def product_bounds(
             continue
         parameters = [prepared[index][1] for index in chosen]
         sweep = sweep_of(plan, prepared[chosen[0]][0])
-        brackets, right = layer_brackets(
-            sweep.layers,
-            parameters,
-            norm=norm,
-            rtol=rtol,
-            seed=seed,
-            start=[starts[index] for index in chosen],
-        )
+        own_starts = [starts[index] for index in chosen]
+        call = LayerCall(sweep.layers, parameters, norm, rtol, seed, own_starts)
+        brackets, right = layer_brackets(call)
         for index, entry, layers, own in zip(chosen, parameters, brackets, right, strict=True):
             vectors[index] = own
             sizes = Sizes(plan, entry, norm, domain) if sweep.needs_sizes else None
@@ -157,9 +156,7 @@ def _result(
         log_value=total.log,
         side="upper",
         norm=norm,
-        method=_METHOD_OF_NORM.get(
-            int(norm) if norm != math.inf else 0, "product of row-sum norms"
-        ),
+        method=_METHOD_OF_NORM[norm],
         certified=not doubtful,
         reason=reason,
         layers=layers,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import overload
 
 from torch import Tensor
@@ -63,11 +64,10 @@ class Tracker:
     ) -> None:
         self.plan = plan
         self.vectors: StartVectors = {}
-        self._norm = check_norm(norm)
-        self._rtol = rtol
-        self._seed = seed
-        self._domain = domain
         self._progress = progress
+        self._bounds = partial(
+            product_bounds, plan, norm=check_norm(norm), rtol=rtol, seed=seed, domain=domain
+        )
 
     @overload
     def upper(self, state_dicts: StateDict) -> UpperBound: ...
@@ -92,15 +92,7 @@ class Tracker:
         if not single and not len(state_dicts):
             raise ArgumentError("no state dicts were given")
         with shown_progress("layer norms", None, self._progress):
-            results, vectors = product_bounds(
-                self.plan,
-                state_dicts,
-                norm=self._norm,
-                rtol=self._rtol,
-                seed=self._seed,
-                start=self.vectors,
-                domain=self._domain,
-            )
+            results, vectors = self._bounds(state_dicts, start=self.vectors)
         # Copies: the op's vectors are pieces of one tensor for the whole call.
         self.vectors = {
             name: vector.clone() if isinstance(vector, Tensor) else vector
