@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -118,11 +118,8 @@ def _batches(data: Data, *, whole: bool) -> Iterator[Tensor | tuple[Tensor, ...]
             check_inputs(data)
             yield from zip(*(torch.split(value, BATCH) for value in data), strict=True)
     elif isinstance(data, (DataLoader, Dataset)):
-        loader: Iterable[object] = (
-            data if isinstance(data, DataLoader) else DataLoader(data, batch_size=BATCH)
-        )
-        for batch in loader:
-            yield _samples_of(batch)
+        loader = data if isinstance(data, DataLoader) else DataLoader(data, batch_size=BATCH)
+        yield from map(_samples_of, loader)
     else:
         raise ArgumentError(
             "data must be a tensor of samples, a tuple of tensors (one per input of the model), a "

@@ -32,14 +32,8 @@ def finite_norms(
     if not broken:
         return norms
     wide = norms.double()
-    again = plan_jacobian_norms(
-        plan,
-        [tensors[index] for index in broken],
-        x,
-        norm=norm,
-        dtype=torch.float64,
-        memory=memory,
-    )
+    those = [tensors[index] for index in broken]
+    again = plan_jacobian_norms(plan, those, x, norm=norm, dtype=torch.float64, memory=memory)
     # What overflows even float64 is NaN or inf; either way it is too large.
     wide[broken] = torch.nan_to_num(again, nan=math.inf, posinf=math.inf)
     return wide

@@ -370,13 +370,9 @@ def _best_secant(
             pair = best if domain is None else domain.project(best[None])[0]
         else:
             places.append(best)
+    samples = torch.stack(places)
     secants = certified_secants(
-        plan,
-        [tensors] * len(places),
-        torch.stack(places),
-        norm=norm,
-        memory=memory,
-        domain=domain,
+        plan, [tensors] * len(places), samples, norm=norm, memory=memory, domain=domain
     )
     candidates = [secants.of(index) for index in range(len(places))]
     if pair is not None:

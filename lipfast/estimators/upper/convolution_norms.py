@@ -139,13 +139,11 @@ def _started(
                 f"start: '{layer.parameter}' is a convolution's: expected what an earlier call "
                 f"gave (Tracker.vectors), got {type(entry).__name__}"
             )
-        if (tuple(entry.right.shape), tuple(entry.left.shape)) != (
-            layer.input_shape,
-            layer.output_shape,
-        ):
+        sizes = tuple(entry.right.shape), tuple(entry.left.shape)
+        if sizes != (layer.input_shape, layer.output_shape):
             raise ArgumentError(
                 f"start: '{layer.parameter}' was applied to samples of shape "
-                f"{tuple(entry.right.shape)}, now of {layer.input_shape}"
+                f"{sizes[0]}, now of {layer.input_shape}"
             )
         known[key] = entry
     return known

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from torch import Tensor
@@ -116,14 +117,11 @@ def _prepared(
     """
     folded = plan.folded if simplify else plan.unfolded
     if folded.merged:
-        try:
+        with suppress(NonFiniteError):
             parameters = {**entry, **folded.parameters(entry, plan.constants, where)}
-        except NonFiniteError:
-            folded = plan.unmerged
-        else:
             if all(_accurate(parameters, computed_name(node.name)) for node in folded.merged):
                 return folded, parameters
-            folded = plan.unmerged
+        folded = plan.unmerged
     if not folded.maps:
         return folded, entry
     return folded, {**entry, **folded.parameters(entry, plan.constants, where)}
