@@ -10,12 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from lipfast.errors import ArgumentError, LipfastError
-from lipfast.estimators.estimate import Estimate, eight_digits, format_value, log_down, norm_name
+from lipfast.estimators.estimate import Estimate, eight_digits, format_value, norm_name
 from lipfast.estimators.upper.composition import Composition, Sources
 from lipfast.estimators.upper.explanation import Explanation, explanation
 from lipfast.estimators.upper.layer_bracket import LayerBracket
 from lipfast.estimators.upper.table import WIDTH, layer_frame, layer_html, layer_table, shares_of
-from lipfast.norms import Norm
 
 
 class BoundOrderError(LipfastError, AssertionError):
@@ -105,14 +104,6 @@ class Search:
     estimate: Estimate
     points: Tensor = field(compare=False)
     values: Tensor = field(compare=False)
-
-    @classmethod
-    def of(cls, points: Tensor, values: Tensor, method: str, norm: Norm, reason: str) -> Search:
-        """From points, best first; 0 where there are none. `reason`: why it is not certified."""
-        value = float(values[0]) if len(values) else 0.0
-        return cls(
-            Estimate(value, log_down(value), "lower", norm, method, False, reason), points, values
-        )
 
 
 @dataclass(frozen=True, repr=False)

@@ -77,8 +77,7 @@ class TracedNetworks:
             return {name: found[name] for name, _ in kinked}
 
         with forward_mode():
-            result = torch.func.jvp(activations, (x,), (direction,))
-        values, slopes = result[0], result[1]
+            values, slopes = torch.func.jvp(activations, (x,), (direction,))[:2]
         for name, breakpoints in kinked:
             value, slope = values[name].flatten(1), slopes[name].flatten(1)
             for point in breakpoints:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lipfast.errors import ArgumentError
 from lipfast.estimators.domain import Box, Domain
+from lipfast.estimators.estimate import Estimate, log_down
 from lipfast.estimators.jacobian.function import SampleFunction
 from lipfast.estimators.results import Search
 from lipfast.norms import Norm
@@ -108,7 +109,14 @@ class Best:
     def result(self, method: str, norm: Norm) -> Search:
         """The points, best first, and the estimate."""
         assert self.points is not None
-        return Search.of(self.points.cpu(), self.values, method, norm, _DERIVATIVE)
+        return search_result(self.points.cpu(), self.values, method, norm, _DERIVATIVE)
+
+
+def search_result(points: Tensor, values: Tensor, method: str, norm: Norm, reason: str) -> Search:
+    """Points, best first, and the estimate: 0 where there are none; not certified for `reason`."""
+    value = float(values[0]) if len(values) else 0.0
+    estimate = Estimate(value, log_down(value), "lower", norm, method, False, reason)
+    return Search(estimate, points, values)
 
 
 def check_count(value: object, name: str) -> None:

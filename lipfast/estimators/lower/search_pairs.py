@@ -10,7 +10,13 @@ from torch import Tensor
 
 from lipfast.errors import ArgumentError
 from lipfast.estimators.jacobian.function import model_function
-from lipfast.estimators.lower.search import KEPT, Landscape, Reservoir, check_count
+from lipfast.estimators.lower.search import (
+    KEPT,
+    Landscape,
+    Reservoir,
+    check_count,
+    search_result,
+)
 from lipfast.estimators.results import Search
 from lipfast.norms import Norm
 
@@ -63,7 +69,7 @@ class Pairs:
             reason = "all samples are the same point"
         label = f"maximum difference quotient over pairs of {len(x)} samples"
         points = torch.stack([x[first[order]], x[second[order]]], 1)
-        return Search.of(points, top[order], label, landscape.norm, reason)
+        return search_result(points, top[order], label, landscape.norm, reason)
 
 
 def _candidates(

@@ -64,8 +64,11 @@ def search_method(
         raise ArgumentError(
             f"search must be one of {', '.join(get_args(SearchName))}, not {name!r}"
         )
-    region = domain
-    if name in _BOXED and options.get("box") is not None:
+    region, box = domain, None
+    if name in _BOXED:
+        box = options.get("box")
+        options = {key: value for key, value in options.items() if key != "box"}
+    if box is not None:
         if domain is not None:
             raise ArgumentError("box and domain are both given: domain alone says where to look")
         warnings.warn(
@@ -74,9 +77,7 @@ def search_method(
             DeprecationWarning,
             stacklevel=3,
         )
-        region = box_of(options["box"])
-    if name in _BOXED:
-        options = {key: value for key, value in options.items() if key != "box"}
+        region = box_of(box)
     make = _SEARCHES.get(name)
     fields = dataclasses.fields(make) if make is not None else ()  # type: ignore[arg-type]
     known = [field.name for field in fields if field.init]
@@ -269,9 +270,8 @@ def lower_bound(
         if method is not None:
             with shown_progress("search", None, progress) as advance:
                 one = tuple(value[:1] for value in example)
-                found = method.run(
-                    Landscape(norms, problem, module, one, norm, region, memory, advance)
-                )
+                where = Landscape(norms, problem, module, one, norm, region, memory, advance)
+                found = method.run(where)
         why_not, secant = _why_not(plan, len(shapes)), None
         with shown_progress("certified secants", None, progress):
             if plan is not None and why_not is None:

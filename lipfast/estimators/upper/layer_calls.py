@@ -44,9 +44,7 @@ class LayerCall(NamedTuple):
     start: Sequence[StartVectors]
 
 
-def layer_brackets(
-    call: LayerCall,
-) -> tuple[list[tuple[LayerBracket, ...]], list[StartVectors]]:
+def layer_brackets(call: LayerCall) -> tuple[list[tuple[LayerBracket, ...]], list[StartVectors]]:
     """Brackets of all layers of all networks.
 
     Also what to start from at similar weights, for each network by the name of the weight.
