@@ -66,6 +66,16 @@ class Node:
         for _, value in self.kwargs:
             yield from _references(value)
 
+    def names(self, kind: ReferenceKind) -> list[str]:
+        """Names of what the arguments refer to of one kind, in order."""
+        return [reference.name for reference in self.references() if reference.kind == kind]
+
+    def reference(self, position: int) -> Reference:
+        """The argument at `position`, where the op takes a tensor."""
+        value = self.args[position]
+        assert isinstance(value, Reference)
+        return value
+
     def argument(self, position: int, name: str, default: Argument = None) -> Argument:
         """Return the argument at `position`, or by keyword, or its default."""
         if position < len(self.args):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from lipfast.graph.nodes import Node, Reference
 from lipfast.rounding import UNDERFLOW, UNIT_ROUNDOFF, widened
 from lipfast.rules.magnitude import Magnitude
-from lipfast.rules.registry import Arguments, Call, rule
+from lipfast.rules.registry import Arguments, Call, Errors, rule
 from lipfast.rules.running_errors import error_of_matmul, finished
 from lipfast.rules.upward import Upward
 
@@ -67,9 +66,7 @@ def magnitude_of_product(call: Call) -> Magnitude:
     return found
 
 
-def error_of_product(
-    x: Tensor, y: Tensor, errors: Sequence[Tensor | None], output: Tensor
-) -> Tensor:
+def error_of_product(x: Tensor, y: Tensor, errors: Errors, output: Tensor) -> Tensor:
     """``|x| e_y + |y| e_x + e_x e_y + u |z|``."""
     total = output.abs() * UNIT_ROUNDOFF
     first, second = errors
@@ -137,7 +134,7 @@ def matmul(call: Call) -> Upward:
     return total if not total.unbounded else call.unbounded(f"{call.node.op}: {_ADVICE}")
 
 
-def _error_matmul(arguments: Arguments, errors: Sequence[Tensor | None]) -> Tensor:
+def _error_matmul(arguments: Arguments, errors: Errors) -> Tensor:
     """Operands as matrices (networks, samples, ...): parameters in all samples, vectors as one."""
     values, kinds = [], []
     for argument in arguments.node.args[:2]:
@@ -162,7 +159,7 @@ def _power_supported(node: Node) -> str | None:
     return None if whole else f"with the exponent {exponent}"
 
 
-def _error_power(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
+def _error_power(arguments: Arguments, errors: Errors, output: Tensor) -> Tensor:
     n = arguments.node.number(1, "exponent", 1.0)
     x = arguments.value(arguments.node.args[0]).abs()
     e = torch.zeros_like(x) if errors[0] is None else errors[0]
