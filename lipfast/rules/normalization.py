@@ -29,10 +29,7 @@ def running_statistics(
 
 
 def _stored_supported(node: Node) -> str | None:
-    stored = all(
-        isinstance(node.argument(position, name), Reference)
-        for position, name in ((3, "running_mean"), (4, "running_var"))
-    )
+    stored = node.operand(3, "running_mean") and node.operand(4, "running_var")
     if node.op == "aten.batch_norm" and not stored:
         return "without running statistics it mixes the samples of a batch"
     if len(node.shape) < 1:
