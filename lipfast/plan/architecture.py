@@ -62,7 +62,7 @@ class Architecture:
     @cached_property
     def jacobian_shape(self) -> tuple[int, int]:
         """Numbers of outputs and of inputs for one sample, several of either joined: (K, D)."""
-        return _entries(self.output_shapes), _entries(self.input_shapes)
+        return _entry_count(self.output_shapes), _entry_count(self.input_shapes)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -165,7 +165,7 @@ class Architecture:
         }
 
     def __repr__(self) -> str:
-        entries = _entries(self.parameters.values())
+        entries = _entry_count(self.parameters.values())
         head = (
             f"{type(self).__name__}({_shapes(self.input_shapes)} -> {_shapes(self.output_shapes)}, "
             f"{len(self.layers)} layers, {entries:,} parameters, {self.fingerprint[:8]}"
@@ -202,7 +202,7 @@ def _referred(nodes: Iterable[Node]) -> list[str]:
     return [name for node in nodes for name in node.names("parameter")]
 
 
-def _entries(shapes: Iterable[tuple[int, ...]]) -> int:
+def _entry_count(shapes: Iterable[tuple[int, ...]]) -> int:
     return sum(math.prod(shape) for shape in shapes)
 
 

@@ -24,9 +24,8 @@ from lipfast.rules.upward import Upward, p_norm
 def _factors(node: Node) -> tuple[float, float]:
     """What a sum multiplies its operands by: ``x + a y``, ``x - a y``, and ``y - a x`` (rsub)."""
     alpha = node.number(2, "alpha", 1.0)
-    return {"aten.add": (1.0, alpha), "aten.sub": (1.0, -alpha), "aten.rsub": (-alpha, 1.0)}[
-        node.op
-    ]
+    factors = {"aten.add": (1.0, alpha), "aten.sub": (1.0, -alpha), "aten.rsub": (-alpha, 1.0)}
+    return factors[node.op]
 
 
 def _factor_sizes(node: Node) -> tuple[float, float]:
@@ -61,8 +60,7 @@ def _entries(arguments: Arguments, argument: Argument, output: Tensor) -> Tensor
 
 def _evaluate_sum(arguments: Arguments) -> Tensor:
     node = arguments.node
-    first = _aligned(arguments, node.args[0])
-    second = _aligned(arguments, node.args[1])
+    first, second = (_aligned(arguments, value) for value in node.args[:2])
     one, other = _factors(node)
     # In the order that rounds least: a factor of 1 is exact.
     return cast(Tensor, first + other * second if one == 1.0 else second + one * first)

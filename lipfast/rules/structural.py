@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lipfast.graph.nodes import Argument, Node, Reference
+from lipfast.graph.nodes import Node, Reference
 from lipfast.ops.chain_stages import Flatten
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.pooling import error_of_moved_entries, power, same_entries
@@ -244,30 +244,24 @@ def _padded_magnitude(call: Call) -> Magnitude:
     return size if value == 0.0 else Magnitude(entry=size.entry.maximum(Upward.of(value)))
 
 
-def _parts(node: Node) -> tuple[Argument, ...]:
-    tensors = node.args[0]
-    assert isinstance(tensors, tuple)
-    return tensors
-
-
 def _join_supported(node: Node) -> str | None:
-    if not isinstance(node.args[0], tuple) or not all(
-        isinstance(value, Reference) for value in node.args[0]
-    ):
+    parts = node.args[0]
+    if not isinstance(parts, tuple) or not all(isinstance(value, Reference) for value in parts):
         return "of other things than tensors"
     if 0 in node.dimensions(1, "dim"):
         return "joins the samples"
-    whole = all(isinstance(v, Reference) and v.kind == "node" for v in node.args[0])
+    whole = all(reference.kind == "node" for reference in node.references())
     return None if whole else "with a tensor that is the same for all samples"
 
 
 def _error_join(arguments: Arguments, errors: Errors, output: Tensor) -> Tensor:
-    replaced = {}
-    for argument, error in zip(_parts(arguments.node), errors, strict=True):
-        assert isinstance(argument, Reference)
-        value = arguments.value(argument)
-        replaced[argument] = torch.zeros_like(value) if error is None else error
-    return arguments.apply(replaced)
+    parts = zip(arguments.node.references(), errors, strict=True)
+    return arguments.apply(
+        {
+            part: torch.zeros_like(arguments.value(part)) if error is None else error
+            for part, error in parts
+        }
+    )
 
 
 def _join_magnitude(call: Call) -> Magnitude:
