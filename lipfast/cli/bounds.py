@@ -20,22 +20,6 @@ from lipfast.cli.options import (
 )
 from lipfast.cli.terminal import clean, handle_errors, print_json
 
-BOUNDS_HELP = """Bound one checkpoint and print its layers.
-
-Without --data only the upper bound is computed.
-
-\b
-Examples:
-  lipfast bounds run/last.safetensors --arch models:mlp --data mnist1d:train
-  lipfast bounds run/last.pt --arch models:cnn --arch-arg width=16 --input-shape 3,32,32 --json
-
-\b
-Exit codes:
-  0    done
-  2    wrong usage or input
-  130  interrupted
-"""
-
 
 @handle_errors
 def bounds(
@@ -61,7 +45,21 @@ def bounds(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Bound one checkpoint and print its layers."""
+    """Bound one checkpoint and print its layers.
+
+    Without --data only the upper bound is computed.
+
+    \b
+    Examples:
+      lipfast bounds run/last.safetensors --arch models:mlp --data mnist1d:train
+      lipfast bounds run/last.pt --arch models:cnn --arch-arg width=16 --input-shape 3,32,32 --json
+
+    \b
+    Exit codes:
+      0    done
+      2    wrong usage or input
+      130  interrupted
+    """  # noqa: D301 (\b is typer's mark)
     from lipfast.scoring import show  # noqa: PLC0415 (start-up time: torch)
     from lipfast.scoring.architectures import parse_arguments  # noqa: PLC0415 (start-up time: torch)
     from lipfast.scoring.single import bound_checkpoint  # noqa: PLC0415 (start-up time: torch)

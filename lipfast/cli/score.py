@@ -34,31 +34,6 @@ from lipfast.cli.terminal import (
     say,
 )
 
-_EXIT_CODES = """\b
-Exit codes:
-  0    every checkpoint was scored, or had been before
-  1    some checkpoints failed, now or before: they are rows with status "error"
-  2    wrong usage or input, or the store cannot be read or written
-  130  interrupted; what was done is kept, the same command resumes
-"""
-
-SCORE_HELP = f"""Score every checkpoint of an archive.
-
-ARCHIVE is a file, a folder (searched recursively), a glob, a .zip or .tar file, a manifest
-(.csv or .jsonl) or an fsspec URL of .safetensors, .pt, .pth or .ckpt files; several may be given.
-Checkpoints that the store has already are skipped, so the same command resumes an interrupted run.
-
-\b
-Examples:
-  lipfast score runs/ --arch models:mlp --data mnist1d:train --out scores/
-  lipfast score runs/ --arch models:mlp --arch-arg depth=2 --data x.safetensors:x_train --out s/
-  lipfast score 'runs/seed*/last.pt' --arch model.pt2 --data x.npy --out scores/ --json
-  lipfast score runs/ --arch models:mlp --data x.npy --out s/ --pattern '{{run}}/step_{{step:d}}.pt'
-  lipfast score runs/ --arch models:mlp --data x.npy --out s/ --where 'step >= 1000' --every 10
-  lipfast score runs/ --arch models:mlp --data x.npy --out s/ --watch
-
-{_EXIT_CODES}"""
-
 
 @handle_errors
 def score(
@@ -132,7 +107,29 @@ def score(
         ),
     ] = False,
 ) -> None:
-    """Score every checkpoint of an archive."""
+    """Score every checkpoint of an archive.
+
+    ARCHIVE is a file, a folder (searched recursively), a glob, a .zip or .tar file, a manifest
+    (.csv or .jsonl) or an fsspec URL of .safetensors, .pt, .pth or .ckpt files; several may be
+    given. Checkpoints that the store has already are skipped, so the same command resumes an
+    interrupted run.
+
+    \b
+    Examples:
+      lipfast score runs/ --arch models:mlp --data mnist1d:train --out scores/
+      lipfast score runs/ --arch models:mlp --arch-arg depth=2 --data x.safetensors:x_train --out s/
+      lipfast score 'runs/seed*/last.pt' --arch model.pt2 --data x.npy --out scores/ --json
+      lipfast score runs/ --arch models:mlp --data x.npy --out s/ --pattern '{run}/step_{step:d}.pt'
+      lipfast score runs/ --arch models:mlp --data x.npy --out s/ --where 'step >= 1000' --every 10
+      lipfast score runs/ --arch models:mlp --data x.npy --out s/ --watch
+
+    \b
+    Exit codes:
+      0    every checkpoint was scored, or had been before
+      1    some checkpoints failed, now or before: they are rows with status "error"
+      2    wrong usage or input, or the store cannot be read or written
+      130  interrupted; what was done is kept, the same command resumes
+    """  # noqa: D301 (\b is typer's mark)
     from lipfast.scoring import pipeline  # noqa: PLC0415 (start-up time: torch)
     from lipfast.scoring.architectures import parse_arguments  # noqa: PLC0415 (start-up time: torch)
 
