@@ -81,16 +81,14 @@ def capability() -> str:
         ArgumentError: if the environment names a set that this processor does not run.
     """
     try:
-        name: str = _C.capability()
+        return _C.capability()
     except RuntimeError as error:
         raise ArgumentError(str(error)) from error
-    return name
 
 
 def available_capabilities() -> list[str]:
     """Names of the instruction sets that this processor runs, worst first."""
-    names: list[str] = _C.available_capabilities()
-    return names
+    return _C.available_capabilities()
 
 
 @contextmanager
@@ -113,5 +111,4 @@ def forced_capability(name: str) -> Iterator[None]:
 
 def build_info() -> dict[str, str]:
     """Compiler, torch version and package version of the build."""
-    info: dict[str, str] = _C.build_info()
-    return info
+    return _C.build_info()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic
 
 import torch
@@ -331,29 +332,12 @@ def _given_vectors(start: object, tensors: object, keys: list[Any]) -> list[Any]
 
 
 @torch.library.register_fake("lipfast::spectral_norms")
-def _spectral_norms_fake(  # noqa: PLR0917 (the schema's order)
-    matrices: list[Tensor],
-    start: list[Tensor],
-    certify: bool,
-    rtol: float,
-    max_passes: int,
-    power: bool,
-    seed: int,
-    memory: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _spectral_norms_fake(matrices: list[Tensor], *_: object) -> tuple[Tensor, ...]:
     count = len(matrices)
-
-    def vector(size: int, dtype: torch.dtype) -> Tensor:
-        return matrices[0].new_empty((size,), dtype=dtype)
-
-    return (
-        vector(count, torch.float64),
-        vector(count, torch.float64),
-        vector(count, torch.int64),
-        vector(count, torch.int64),
-        vector(sum(matrix.shape[1] for matrix in matrices), torch.float64),
-        vector(sum(matrix.shape[0] for matrix in matrices), torch.float64),
-    )
+    real = partial(matrices[0].new_empty, dtype=torch.float64)
+    whole = partial(matrices[0].new_empty, dtype=torch.int64)
+    right, left = (real(sum(matrix.shape[side] for matrix in matrices)) for side in (1, 0))
+    return real(count), real(count), whole(count), whole(count), right, left
 
 
 def _save_vectors(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
