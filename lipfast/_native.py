@@ -21,11 +21,16 @@ except ImportError as error:
         "torch >= 2.10"
     ) from error
 
-if _C.build_info()["version"] != __version__:
-    raise NativeError(
-        f"the native extension was built for lipfast {_C.build_info()['version']}, the Python part "
-        f"is {__version__}: build again with 'make build'"
-    )
+
+def _require_version(extension: str, built_for: str) -> None:
+    if built_for != __version__:
+        raise NativeError(
+            f"the {extension} extension was built for lipfast {built_for}, the Python part is "
+            f"{__version__}: build again with 'make build'"
+        )
+
+
+_require_version("native", _C.build_info()["version"])
 
 # Beside it, if it was built: the CUDA kernels. Without them everything else works.
 _cuda_info: dict[str, str] | None = None
@@ -41,11 +46,7 @@ except ImportError as error:
     )
 else:
     _cuda_info = _C_cuda.build_info()
-    if _cuda_info["version"] != __version__:
-        raise NativeError(
-            f"the CUDA extension was built for lipfast {_cuda_info['version']}, the Python part is "
-            f"{__version__}: build again with 'make build'"
-        )
+    _require_version("CUDA", _cuda_info["version"])
 
 
 def devices() -> tuple[str, ...]:

@@ -104,7 +104,7 @@ class PiecewiseLinearChains:
                     f"network {network}: {len(own)} weights, {len(shifts)} biases, {maps} Linear "
                     "stages"
                 )
-        shapes = _shapes(stages, weights[0])
+        shapes = _map_shapes(stages, weights[0])
         self._networks, self._inputs = len(weights), shapes[0][1][1]
         flat_weights: list[Tensor] = []
         flat_biases: list[Tensor] = []
@@ -199,7 +199,7 @@ def encode_secant_chain(stages: Sequence[Stage]) -> tuple[list[int], list[float]
     return numbers, parameters
 
 
-def _shapes(stages: Sequence[Stage], weights: Sequence[Tensor]) -> list[tuple[int, Shape]]:
+def _map_shapes(stages: Sequence[Stage], weights: Sequence[Tensor]) -> list[tuple[int, Shape]]:
     """Stages and shapes of the maps, from the first network's weights."""
     start = next(index for index, stage in enumerate(stages) if isinstance(stage, Linear))
     first = check_floating(weights[0], f"network 0, stage {start}", 2)

@@ -192,9 +192,7 @@ def spectral_norms(
                 rtol=float(rtol),
                 memory=int(memory),
             )
-        lower, upper, passes, codes = found.lower, found.upper, found.passes, found.codes
-        right, left = found.right, found.left
-        how = [UPPER_METHODS[code] for code in codes.tolist()]
+        how = [UPPER_METHODS[code] for code in found.codes.tolist()]
     else:
         names = [entry_name("matrix", key) for key in keys]
         lower, upper, right, left = sum_norms(matrices, names, norm)
@@ -204,11 +202,12 @@ def spectral_norms(
         # The native op sets the mode of its threads itself; a GPU keeps denormals of float64.
         flushed = device.type == "cpu" and denormals_flushed()
         codes = torch.full((len(matrices),), 0 if flushed else 1, device=device)
-    certified = codes != 0
-    result = SpectralNorms(lower, upper, certified, right, left, passes, how)
+        found = Brackets(lower, upper, passes, codes, right, left)
+    sides = (found.lower, found.upper, found.codes != 0)
+    result = SpectralNorms(*sides, found.right, found.left, found.passes, how)
     if not isinstance(tensors, Mapping):
         return result
-    values: tuple[Any, ...] = (lower, upper, certified, result.right, result.left, passes, how)
+    values: tuple[Any, ...] = (*sides, result.right, result.left, found.passes, how)
     return SpectralNorms(*(keyed(value, keys) for value in values))
 
 
