@@ -182,6 +182,9 @@ def lower_bound(
         >>> found = lipfast.lower_bound(model, x, search="pairs")
         >>> round(found.search.estimate.value, 6), round(found.value, 6), found.certified
         (1.333333, 4.0, True)
+        >>> found = lipfast.lower_bound(model, x, search="ascent", domain=lipfast.Box(-1, 1))
+        >>> bool((found.points.abs() <= 1).all()), bool((found.search.points.abs() <= 1).all())
+        (True, True)
     """
     check_options(norm, domain, memory, progress)
     if search != "data":
@@ -243,6 +246,9 @@ def bounds(
         >>> result = lipfast.bounds(model, torch.tensor([[1.0, 1.0], [-1.0, 1.0]]))
         >>> round(result.lower.value, 4), round(result.upper.value, 4), result.mean
         (6.0, 8.0, 3.0)
+        >>> loader = torch.utils.data.DataLoader(torch.tensor([[1.0, 1.0], [-1.0, 1.0]]))
+        >>> lipfast.bounds(model, loader) == result
+        True
     """
     refuse("bounds", _elsewhere)
     norm = check_options(norm, domain, memory, progress)

@@ -78,4 +78,4 @@ def home_of(option: str) -> str:
     """Where an option has a meaning, as the end of a message; empty for one that nothing takes."""
     if option not in HOMES:
         return ""
-    return f"; it is an option of {' and '.join(HOMES[option])}"
+    return f"; it is an option of {', '.join(HOMES[option])}"

@@ -111,7 +111,7 @@ def test_every_walk_writes_and_proves_something() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("walk", walks(), ids=lambda walk: walk.title)
+@pytest.mark.parametrize("walk", list(walks()), ids=lambda walk: walk.title)
 def test_walk(walk: Walk, tree: Path) -> None:
     prove(walk, tree)
     tests = dict.fromkeys(step["file"] for step in walk.steps if step["file"].startswith("tests/"))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import lipfast
-from lipfast.estimators.domain import Ball
+from lipfast.estimators.domain import Ball, Box
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -56,3 +56,36 @@ def test_no_secant_from_beyond_a_ball() -> None:
         layer.bias.data.fill_(bias)
     x = torch.tensor([[centre]], dtype=torch.float64)
     assert lipfast.bounds(model, x, domain=Ball(radius, centre)).lower.value == 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("radius", "size"), [(1.0, 0.5), (0.3, 20.0), (1e-3, 100.0), (1e4, 0.0)])
+def test_points_of_a_search_are_in_the_ball(radius: float, size: float, dtype: torch.dtype) -> None:
+    centre = size * torch.rand(3, 4, dtype=torch.float64, generator=GENERATOR)
+    offsets = torch.randn(1, 40, 3, 4, dtype=torch.float64, generator=GENERATOR)
+    points = (centre + 2 * offsets * radius).to(dtype)
+    ball = Ball(radius, centre)
+    moved = ball.project(points)
+    assert moved.dtype == dtype
+    limit = Fraction(radius) ** 2
+    assert all(squared_distance(point, centre) <= limit for point in moved.flatten(0, 1))
+    assert bool(ball.contains(moved[0]).all())
+    assert not bool(ball.contains(points[0]).all())
+
+
+def test_samples_inside() -> None:
+    points = torch.tensor([[0.1, 0.0], [0.0, 0.2], [-0.3, 0.0]])
+    assert Box(-0.1, 0.1).contains(points).tolist() == [True, False, False]
+    assert Ball(0.2).contains(points).tolist() == [True, True, False]
+    with pytest.raises(lipfast.LipfastError, match="do not fit"):
+        Box(torch.zeros(3), torch.ones(3)).contains(points)
+    with pytest.raises(lipfast.LipfastError, match="does not fit"):
+        Ball(1.0, torch.zeros(3)).contains(points)
+
+
+def test_several_inputs_flattened() -> None:
+    shapes = [(2, 2), (3,)]
+    box = Box(torch.tensor(-1.0), 2.0).flattened(shapes)
+    assert torch.equal(box.middle((7,)), torch.full((7,), 0.5, dtype=torch.float64))
+    ball = Ball(3.0, 1.0).flattened(shapes)
+    assert torch.equal(ball.middle((7,)), torch.ones(7, dtype=torch.float64))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import io
+import copy
 import math
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -11,13 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+import lipfast
 from lipfast.errors import ArgumentError, NonFiniteError
-from lipfast.estimators import progress as progress_module
 from lipfast.estimators.calls import lower_bound, upper_bound
+from lipfast.estimators.domain import Ball, Box
 from lipfast.estimators.plan import Plan
-from lipfast.estimators.progress import shown_progress
 from lipfast.estimators.results import LowerBound
-from lipfast.estimators.samples import sample_batches
 from tests.support.jacobian_cases import norms, perceptron, samples
 
 SEARCHES: dict[str, dict[str, object]] = {
@@ -133,7 +133,7 @@ def test_searches_are_seeded(search: str, model: nn.Module, x: Tensor) -> None:
 
 def test_ascent_climbs_and_stays_in_its_box(model: nn.Module, x: Tensor) -> None:
     box = (float(x.min()), float(x.max()))
-    found = lower_bound(model, x, search="ascent", box=box, steps=40)
+    found = lower_bound(model, x, search="ascent", domain=Box(*box), steps=40)
     assert found.search is not None
     assert found.search.estimate.value > 1.01 * found.jacobian.value
     assert box[0] <= float(found.search.points.min())
@@ -222,12 +222,15 @@ def test_samples_that_overflow_single_precision_are_done_again_in_double() -> No
         ("neighbourhood", {"radius": -1.0}, "radius must be a positive number"),
         ("neighbourhood", {"radius": math.inf}, "radius must be a positive number"),
         ("neighbourhood", {"radius": 1.0, "noise": "salt"}, "noise must be"),
-        ("neighbourhood", {"radius": 1.0, "box": (0.0, 0.1)}, "lie outside"),
+        ("neighbourhood", {"radius": 1.0, "domain": Box(0.0, 0.1)}, "lie outside"),
+        ("pairs", {"domain": Ball(0.1)}, "lie outside"),
+        ("convex", {"domain": (0.0, 0.1)}, r"domain must be lipfast\.Box"),
+        ("convex", {"box": (0.0, 0.1)}, "no option 'box'"),
+        ("convex", {"steps": 3}, r"no option 'steps'; .*lower_bound\(search='ascent'\)"),
+        ("data", {"rtol": 1e-3}, "no option 'rtol'; .*option of bounds, upper_bound"),
         ("ascent", {"steps": 1.5}, "steps must be a positive integer"),
         ("ascent", {"step": 0.0}, "step must be a positive number"),
-        ("ascent", {"box": (1.0, 0.0)}, "low < high"),
-        ("ascent", {"box": 3.0}, "must be \\(low, high\\)"),
-        ("ascent", {"box": (-torch.ones(3), torch.ones(3))}, "do not fit"),
+        ("ascent", {"domain": Box(-torch.ones(3), torch.ones(3))}, "do not fit"),
         ("pairs", {"limit": 1}, "at least 2"),
     ],
 )
@@ -264,32 +267,102 @@ def test_the_sample_that_is_not_finite_is_named(model: nn.Module, x: Tensor) -> 
         lower_bound(model, DataLoader(broken, batch_size=10))
 
 
-def test_batches_must_be_alike() -> None:
-    loader = DataLoader([torch.ones(2), torch.ones(3)], batch_size=1)
-    with pytest.raises(ArgumentError, match="sample 1 on"):
-        list(sample_batches(loader))
+DOMAINS = {"box": Box(-0.7, 0.6), "ball": Ball(0.9, 0.05)}
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize("patience", [0.0, 1e9])
-def test_progress_waits_for_its_time(
-    patience: float, monkeypatch: pytest.MonkeyPatch, model: nn.Module, x: Tensor
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", DOMAINS)
+@pytest.mark.parametrize("search", ["data", *SEARCHES])
+def test_searches_stay_in_the_domain(
+    search: str, kind: str, dtype: torch.dtype, model: nn.Module, x: Tensor
 ) -> None:
-    terminal = Terminal()
-    monkeypatch.setattr("sys.stderr", terminal)
-    monkeypatch.setattr(progress_module, "PATIENCE", patience)
-    lower_bound(model, DataLoader(x, batch_size=10))
-    assert ("Jacobian norms" in terminal.getvalue()) == (patience == 0.0)
+    domain = DOMAINS[kind]
+    inside = domain.project(x[:40].to(dtype)[None])[0]
+    network = copy.deepcopy(model).to(dtype)
+    options = {**SEARCHES.get(search, {}), "search": search, "domain": domain}
+    found = lower_bound(network, DataLoader(inside, batch_size=16), **options)
+    assert found.certified
+    assert found.value <= lipfast.bounds(network, inside, domain=domain).upper.value
+    searched = inside.double()
+    if found.search is not None:
+        searched = found.search.points.reshape(-1, 4).double()
+        assert found.search.estimate.value > 0
+    # What is searched has the dtype of the model, what is certified lies in the set itself.
+    for points, wide in ((searched, dtype), (found.points, torch.float64)):
+        if isinstance(domain, Box):
+            low, high = torch.tensor([domain.low, domain.high], dtype=wide).tolist()
+            assert low <= float(points.min())
+            assert float(points.max()) <= high
+        else:
+            assert float((points - domain.centre).norm(dim=1).max()) <= domain.radius
 
 
-def test_progress_is_silent_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress_module, "PATIENCE", 0.0)
-    target = io.StringIO()
-    monkeypatch.setattr("sys.stderr", target)
-    with shown_progress("work", 3, None) as advance:
-        advance(3)
-    assert target.getvalue() == ""
+def test_certified_points_of_samples_outside_are_in_the_domain(model: nn.Module, x: Tensor) -> None:
+    domain = Box(-0.1, 0.1)
+    found = lower_bound(model, x, domain=domain)
+    plan = Plan.trace(model, x[:2])
+    assert same(plan.lower(model.state_dict(), x, domain=domain), found)
+    assert plan.bounds(model.state_dict(), x, domain=domain).lower == found
+    assert float(found.points.abs().max()) <= 0.1
+    assert found.jacobian == lower_bound(model, x).jacobian
+
+
+@pytest.mark.parametrize("search", ["ascent", "neighbourhood"])
+@pytest.mark.parametrize("ends", ["numbers", "tensors", "infinite"])
+def test_a_box_of_a_search_is_deprecated(
+    search: str, ends: str, model: nn.Module, x: Tensor
+) -> None:
+    box: object = (float(x.min()), float(x.max()))
+    if ends != "numbers":
+        box = (x.amin(0), x.amax(0) if ends == "tensors" else math.inf)
+    options = {**SEARCHES[search], "search": search}
+    if search == "neighbourhood":
+        options["radius"] = 3.0
+    with pytest.warns(DeprecationWarning, match=r"domain=lipfast\.Box\(low, high\)") as warned:
+        found = lower_bound(model, x, box=box, **options)
+    assert warned[0].filename == __file__
+    assert found.search is not None
+    if ends != "infinite":
+        domain = lower_bound(model, x, domain=Box(*box), **options).search  # type: ignore[misc]
+        assert domain is not None
+        assert torch.equal(found.search.points, domain.points)
+    assert bool((found.search.points >= x.amin()).all())
+    with pytest.raises(ArgumentError, match="box and domain are both given"):
+        lower_bound(model, x, box=box, domain=Box(-9, 9), **options)
+
+
+def test_no_box_is_no_deprecation(model: nn.Module, x: Tensor) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        expected = lower_bound(model, x, search="ascent", steps=2)
+        assert same(lower_bound(model, x, search="ascent", steps=2, box=None), expected)
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ((1.0, 0.0), "low < high"),
+        (3.0, "must be \\(low, high\\)"),
+        ((-torch.ones(3), torch.ones(3)), "do not fit"),
+        ((0.0, 0.1), "lie outside"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the option box:DeprecationWarning")
+def test_bad_boxes(box: object, message: str, model: nn.Module, x: Tensor) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        lower_bound(model, x, search="ascent", box=box)
+
+
+@pytest.mark.parametrize("search", ["data", "convex", "ascent"])
+def test_a_domain_of_several_inputs(search: str) -> None:
+    class Product(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x * y.sum(1, keepdim=True)
+
+    first, second = 0.1 * samples(5, 3), 0.1 * samples(5, 2, seed=4)
+    for domain in (Box(-0.5, 0.5), Ball(0.7)):
+        found = lower_bound(Product(), (first, second), search=search, domain=domain)
+        assert not found.certified
+        if found.search is not None:
+            assert found.search.points.shape[1:] == (5,)
+            assert bool(domain.contains(found.search.points).all())
