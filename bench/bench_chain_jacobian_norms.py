@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from bench.turns import Benchmark, Implementations, in_turn, measure
-from lipfast.ops.chain_jacobian_norms import Activation, Linear, Stage, chain_jacobian_norms
+from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms
+from lipfast.ops.chain_stages import Activation, Linear, Stage
 
 SAMPLES, WIDTHS = 1000, (40, 256, 256, 10)
 RELU = "lipfast"

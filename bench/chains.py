@@ -5,14 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lipfast.ops.chain_jacobian_norms import (
-    Activation,
-    ConvStage,
-    Flatten,
-    Linear,
-    MaxPool,
-    Stage,
-)
+from lipfast.ops.chain_stages import Activation, ConvStage, Flatten, Linear, MaxPool, Stage
 
 
 def _stage(module: nn.Module) -> Stage:

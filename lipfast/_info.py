@@ -87,7 +87,5 @@ def info() -> Info:
 
 
 def _cuda_devices() -> list[str]:
-    if _native.no_cuda_device() is not None:
-        return []
-    count = torch.cuda.device_count()
+    count = torch.cuda.device_count() if _native.no_cuda_device() is None else 0
     return [f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(count)]

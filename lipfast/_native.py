@@ -21,11 +21,16 @@ except ImportError as error:
         "torch >= 2.10"
     ) from error
 
-if _C.build_info()["version"] != __version__:
-    raise NativeError(
-        f"the native extension was built for lipfast {_C.build_info()['version']}, the Python part "
-        f"is {__version__}: build again with 'make build'"
-    )
+
+def _require_version(extension: str, built_for: str) -> None:
+    if built_for != __version__:
+        raise NativeError(
+            f"the {extension} extension was built for lipfast {built_for}, the Python part is "
+            f"{__version__}: build again with 'make build'"
+        )
+
+
+_require_version("native", _C.build_info()["version"])
 
 # Beside it, if it was built: the CUDA kernels. Without them everything else works.
 _cuda_info: dict[str, str] | None = None
@@ -41,11 +46,7 @@ except ImportError as error:
     )
 else:
     _cuda_info = _C_cuda.build_info()
-    if _cuda_info["version"] != __version__:
-        raise NativeError(
-            f"the CUDA extension was built for lipfast {_cuda_info['version']}, the Python part is "
-            f"{__version__}: build again with 'make build'"
-        )
+    _require_version("CUDA", _cuda_info["version"])
 
 
 def devices() -> tuple[str, ...]:
@@ -81,16 +82,14 @@ def capability() -> str:
         ArgumentError: if the environment names a set that this processor does not run.
     """
     try:
-        name: str = _C.capability()
+        return _C.capability()
     except RuntimeError as error:
         raise ArgumentError(str(error)) from error
-    return name
 
 
 def available_capabilities() -> list[str]:
     """Names of the instruction sets that this processor runs, worst first."""
-    names: list[str] = _C.available_capabilities()
-    return names
+    return _C.available_capabilities()
 
 
 @contextmanager
@@ -113,5 +112,4 @@ def forced_capability(name: str) -> Iterator[None]:
 
 def build_info() -> dict[str, str]:
     """Compiler, torch version and package version of the build."""
-    info: dict[str, str] = _C.build_info()
-    return info
+    return _C.build_info()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import threading
 from contextlib import nullcontext
+from typing import Any
 
 from fsspec import AbstractFileSystem
 
@@ -66,6 +68,20 @@ def read_bytes(file: CheckpointFile, path: str | None = None, limit: int | None 
         name = path.rpartition("/")[2]
         raise CheckpointError(f"{file.uri}: '{name}' is longer than {limit} bytes")
     return data
+
+
+def read_json(file: CheckpointFile, path: str, limit: int, name: str) -> Any:
+    """Read a JSON file, which messages call by a name.
+
+    Raises:
+        CheckpointError: it is longer than the limit, or not JSON.
+        OSError: it cannot be read.
+    """
+    data = read_bytes(file, path, limit)
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{name} not JSON: {str(error)[:200]}") from error
 
 
 def _read_remote(

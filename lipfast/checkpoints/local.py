@@ -15,7 +15,6 @@ from lipfast.checkpoints.names import (
     MAGIC,
     checkpoints_of,
     is_checkpoint,
-    is_index,
     require_suffix,
     shards_of,
     sidecars_of,
@@ -103,7 +102,7 @@ def local_file(
         FileNotFoundError: it is gone.
     """
     parent, _, name = path.rpartition("/")
-    paths = [path, *(f"{parent}/{shard}" for shard in _shards(name, beside))]
+    paths = [path, *(f"{parent}/{shard}" for shard in shards_of(name, beside))]
     statuses = [_status(one) for one in paths]
     return CheckpointFile(
         uri=_uri(path),
@@ -131,10 +130,6 @@ def names_in(folder: str) -> set[str]:
 
 def _uri(path: str) -> str:
     return f"file://{printable(os.fsencode(path).decode('utf-8', 'backslashreplace'))}"
-
-
-def _shards(name: str, beside: set[str]) -> list[str]:
-    return shards_of(name, beside) if is_index(name) else []
 
 
 def _status(path: str) -> os.stat_result:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,13 +115,10 @@ def _json_lines(text: str, path: str) -> Iterator[tuple[int, Mapping[str, Any]]]
 
 
 def _other_columns(values: Mapping[str, Any], column: str) -> dict[str, Scalar]:
-    kept: Iterable[tuple[str, Any]] = (
-        (key, value) for key, value in values.items() if key and key != column
-    )
     return {
         key: value
-        for key, value in kept
-        if isinstance(value, (bool, int, float, str)) and value != ""
+        for key, value in values.items()
+        if key and key != column and isinstance(value, (bool, int, float, str)) and value != ""
     }
 
 

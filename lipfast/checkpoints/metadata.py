@@ -45,11 +45,9 @@ def parse_value(text: str) -> Scalar:
     if _WHOLE_NUMBER.match(text):
         return int(text)
     zeros = text.lstrip("+-")[:2]
-    if _FLOAT.match(text) and not (len(zeros) == 2 and zeros[0] == "0" and zeros[1].isdigit()):
-        return float(text)
-    if _NON_FINITE.match(text):
-        return float(text)
-    return text
+    is_name = len(zeros) == 2 and zeros[0] == "0" and zeros[1].isdigit()
+    is_float = (_FLOAT.match(text) and not is_name) or _NON_FINITE.match(text)
+    return float(text) if is_float else text
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,9 @@ def checkpoints_of(names: Collection[str]) -> Iterator[str]:
 
 
 def shards_of(index: str, names: Collection[str]) -> list[str]:
-    """Pick the shards that belong to an index file by their names."""
+    """Pick the shards that belong to an index file by their names; no other file has any."""
+    if not is_index(index):
+        return []
     stem = _index_stem(index)
     matches = ((name, _SHARD.fullmatch(name)) for name in names)
     return sorted(name for name, match in matches if match and match["stem"] == stem)

@@ -82,7 +82,9 @@ def read_checkpoint(file: CheckpointFile) -> Checkpoint:
             f"torch.save(model.state_dict(), ...) writes it, or one under "
             f"{', '.join(repr(key) for key in WRAPPERS)}"
         )
-    known = {**_customary(file), **beside, **raw, **file.extra}
+    path = PurePosixPath(file.path)
+    named = {**customary_folder(path.parent.name), **customary(path.stem)}
+    known = {**named, **beside, **raw, **file.extra}
     return Checkpoint(file, without_compiled(tensors), Metadata(known, run_folder(file.folder)))
 
 
@@ -98,11 +100,6 @@ def _read_by_suffix(file: CheckpointFile) -> tuple[dict[str, Tensor], dict[str, 
     if file.suffix == ".safetensors":
         return read_safetensors(file, file.path, file.size)
     return read_torch(file, file.path, file.size)
-
-
-def _customary(file: CheckpointFile) -> dict[str, Scalar]:
-    path = PurePosixPath(file.path)
-    return {**customary_folder(path.parent.name), **customary(path.stem)}
 
 
 def without_compiled(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,7 +16,6 @@ from lipfast.checkpoints.metadata import Scalar
 from lipfast.checkpoints.names import (
     MAGIC,
     checkpoints_of,
-    is_index,
     require_suffix,
     shards_of,
     sidecars_of,
@@ -164,8 +163,7 @@ def _file(
     extra: Mapping[str, Scalar] | None = None,
 ) -> CheckpointFile:
     name = path.rpartition("/")[2]
-    shards = shards_of(name, others) if is_index(name) else []
-    infos = [info, *(others[shard][1] for shard in shards)]
+    infos = [info, *(others[shard][1] for shard in shards_of(name, others))]
     compressed = info.get("compress_size", place.size or None)
     return CheckpointFile(
         uri=place.uri(path),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
 from torch import Tensor
 
-from lipfast.checkpoints.access import read_bytes
+from lipfast.checkpoints.access import read_json
 from lipfast.checkpoints.file import CheckpointFile
 from lipfast.checkpoints.metadata import Scalar
 from lipfast.checkpoints.safetensors_file import read_safetensors
@@ -58,10 +57,7 @@ def read_sharded(file: CheckpointFile) -> tuple[dict[str, Tensor], dict[str, Sca
 
 
 def _index(file: CheckpointFile) -> dict[str, Any]:
-    try:
-        content = json.loads(read_bytes(file, limit=_MAX_INDEX))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file.uri}: not JSON: {str(error)[:200]}") from error
+    content = read_json(file, file.path, _MAX_INDEX, f"{file.uri}:")
     if not isinstance(content, dict) or not isinstance(content.get("weight_map"), dict):
         raise CheckpointError(f"{file.uri}: no index of shards: it has no 'weight_map'")
     return content

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from lipfast.checkpoints.access import read_bytes
+from lipfast.checkpoints.access import read_json
 from lipfast.checkpoints.file import CheckpointFile
 from lipfast.checkpoints.metadata import Scalar
 from lipfast.checkpoints.scalars import scalars
@@ -35,14 +34,8 @@ def sidecar_metadata(file: CheckpointFile) -> dict[str, Scalar]:
 
 
 def _parsed(file: CheckpointFile, path: str) -> dict[str, Any]:
-    name = path.rpartition("/")[2]
-    data = read_bytes(file, path, limit=MAX_BYTES)
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{file.uri}: its sidecar '{name}' is not JSON: {str(error)[:200]}"
-        ) from error
+    name = f"{file.uri}: its sidecar '{path.rpartition('/')[2]}'"
+    content = read_json(file, path, MAX_BYTES, f"{name} is")
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file.uri}: its sidecar '{name}' holds no JSON object")
+        raise CheckpointError(f"{name} holds no JSON object")
     return content

@@ -10,15 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lipfast.checkpoints import pickle_guard
 from lipfast.checkpoints.access import read_bytes
 from lipfast.checkpoints.file import CheckpointFile
 from lipfast.checkpoints.metadata import Scalar
-from lipfast.checkpoints.pickle_guard import (
-    ZIP,
-    PlainPickleError,
-    UnsafePickleError,
-    require_harmless,
-)
 from lipfast.checkpoints.safetensors_file import SMALL
 from lipfast.checkpoints.scalars import scalars
 from lipfast.errors import CheckpointError
@@ -78,21 +73,22 @@ def _load_harmless(file: CheckpointFile, path: str, size: int) -> Any:
     try:
         if file.filesystem is None and size > SMALL:
             with open(path, "rb") as stream:  # noqa: PTH123
-                require_harmless(stream, size)
+                pickle_guard.require_harmless(stream, size)
                 stream.seek(0)
-                mapped = stream.read(len(ZIP)) == ZIP  # only this format can be mapped
+                start = stream.read(len(pickle_guard.ZIP))
+            mapped = start == pickle_guard.ZIP  # only this format can be
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         data = read_bytes(file, path)
-        require_harmless(io.BytesIO(data), len(data))
+        pickle_guard.require_harmless(io.BytesIO(data), len(data))
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except UnsafePickleError as error:
+    except pickle_guard.UnsafePickleError as error:
         raise CheckpointError(
             f"{file.uri}: {error}; nothing in it was loaded. Save the weights alone: "
             "torch.save(model.state_dict(), ...), or safetensors"
         ) from error
-    except PlainPickleError as error:
+    except pickle_guard.PlainPickleError as error:
         raise _more_than_weights(file, str(error)) from error
     except Exception as error:  # a damaged pickle can fail in any way
         raise _refused(file, error) from error

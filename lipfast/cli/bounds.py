@@ -6,35 +6,8 @@ from typing import Annotated
 
 import typer
 
-from lipfast.cli.options import (
-    ArchArgsOption,
-    ArchOption,
-    DeviceOption,
-    JsonOption,
-    NormOption,
-    SeedOption,
-    ThreadsOption,
-    computing,
-    parse_norm,
-    parse_shape,
-)
-from lipfast.cli.terminal import clean, handle_errors, print_json
-
-BOUNDS_HELP = """Bound one checkpoint and print its layers.
-
-Without --data only the upper bound is computed.
-
-\b
-Examples:
-  lipfast bounds run/last.safetensors --arch models:mlp --data mnist1d:train
-  lipfast bounds run/last.pt --arch models:cnn --arch-arg width=16 --input-shape 3,32,32 --json
-
-\b
-Exit codes:
-  0    done
-  2    wrong usage or input
-  130  interrupted
-"""
+from lipfast.cli import options
+from lipfast.cli.terminal import answer, handle_errors
 
 
 @handle_errors
@@ -44,41 +17,51 @@ def bounds(
         typer.Argument(help="A .safetensors, .pt or .pth file or URL.", metavar="CHECKPOINT"),
     ],
     *,
-    arch: ArchOption,
+    arch: options.ArchOption,
     data: Annotated[
         str | None, typer.Option(help="Samples, as for 'lipfast score'.", metavar="DATA")
     ] = None,
-    arch_arg: ArchArgsOption = None,
+    arch_arg: options.ArchArgsOption = None,
     input_shape: Annotated[
         str | None, typer.Option(help="Shape of one sample, without --data.", metavar="N,N,...")
     ] = None,
-    norm: NormOption = "2",
-    seed: SeedOption = 0,
-    threads: ThreadsOption = None,
-    device: DeviceOption = "cpu",
+    norm: options.NormOption = "2",
+    seed: options.SeedOption = 0,
+    threads: options.ThreadsOption = None,
+    device: options.DeviceOption = "cpu",
     explain: Annotated[
         bool, typer.Option("--explain", help="Also print how the upper bound is composed.")
     ] = False,
-    as_json: JsonOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
-    """Bound one checkpoint and print its layers."""
+    """Bound one checkpoint and print its layers.
+
+    Without --data only the upper bound is computed.
+
+    \b
+    Examples:
+      lipfast bounds run/last.safetensors --arch models:mlp --data mnist1d:train
+      lipfast bounds run/last.pt --arch models:cnn --arch-arg width=16 --input-shape 3,32,32 --json
+
+    \b
+    Exit codes:
+      0    done
+      2    wrong usage or input
+      130  interrupted
+    """  # noqa: D301 (\b is typer's mark)
     from lipfast.scoring import show  # noqa: PLC0415 (start-up time: torch)
     from lipfast.scoring.architectures import parse_arguments  # noqa: PLC0415 (start-up time: torch)
     from lipfast.scoring.single import bound_checkpoint  # noqa: PLC0415 (start-up time: torch)
 
-    with computing(device, threads):
+    with options.computing(device, threads):
         read, found = bound_checkpoint(
             checkpoint,
             arch=arch,
             data=data,
             arch_args=parse_arguments(arch_arg or []),
-            input_shape=None if input_shape is None else parse_shape(input_shape),
-            norm=parse_norm(norm),
+            input_shape=None if input_shape is None else options.parse_shape(input_shape),
+            norm=options.parse_norm(norm),
             seed=seed,
         )
-    if as_json:
-        print_json(show.bounds_json(read, found))
-    else:
-        typer.echo(clean(show.bounds_text(read, found)))
-        if explain:
-            typer.echo(clean(f"\n{found.explain()}"))
+    text = f"{read.file.uri}\n\n{found}" + (f"\n\n{found.explain()}" if explain else "")
+    answer(as_json, show.bounds_json(read, found), text)

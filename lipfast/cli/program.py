@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from lipfast._version import __version__
-from lipfast.cli.bounds import BOUNDS_HELP, bounds
-from lipfast.cli.info import INFO_HELP, info
-from lipfast.cli.score import SCORE_HELP, score
+from lipfast.cli.bounds import bounds
+from lipfast.cli.info import info
+from lipfast.cli.score import score
 from lipfast.cli.store import store_app
 
 # torch takes a second to import: each command imports what it needs, and --help nothing of it.
@@ -32,9 +32,8 @@ Examples:
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-app.command(help=SCORE_HELP)(score)
-app.command(help=BOUNDS_HELP)(bounds)
-app.command(help=INFO_HELP)(info)
+for command in (score, bounds, info):
+    app.command()(command)
 app.add_typer(store_app, name="store")
 
 

@@ -12,61 +12,17 @@ from typing import Annotated
 
 import typer
 
-from lipfast.cli.options import (
-    ArchArgsOption,
-    ArchOption,
-    DeviceOption,
-    JsonOption,
-    NormOption,
-    SeedOption,
-    ThreadsOption,
-    computing,
-    parse_bytes,
-    parse_norm,
-)
+from lipfast.cli import options, terminal
 from lipfast.cli.progress import progress_bar
-from lipfast.cli.terminal import (
-    EXIT_FAILED,
-    EXIT_INTERRUPTED,
-    clean,
-    handle_errors,
-    print_json,
-    say,
-)
-
-_EXIT_CODES = """\b
-Exit codes:
-  0    every checkpoint was scored, or had been before
-  1    some checkpoints failed, now or before: they are rows with status "error"
-  2    wrong usage or input, or the store cannot be read or written
-  130  interrupted; what was done is kept, the same command resumes
-"""
-
-SCORE_HELP = f"""Score every checkpoint of an archive.
-
-ARCHIVE is a file, a folder (searched recursively), a glob, a .zip or .tar file, a manifest
-(.csv or .jsonl) or an fsspec URL of .safetensors, .pt, .pth or .ckpt files; several may be given.
-Checkpoints that the store has already are skipped, so the same command resumes an interrupted run.
-
-\b
-Examples:
-  lipfast score runs/ --arch models:mlp --data mnist1d:train --out scores/
-  lipfast score runs/ --arch models:mlp --arch-arg depth=2 --data x.safetensors:x_train --out s/
-  lipfast score 'runs/seed*/last.pt' --arch model.pt2 --data x.npy --out scores/ --json
-  lipfast score runs/ --arch models:mlp --data x.npy --out s/ --pattern '{{run}}/step_{{step:d}}.pt'
-  lipfast score runs/ --arch models:mlp --data x.npy --out s/ --where 'step >= 1000' --every 10
-  lipfast score runs/ --arch models:mlp --data x.npy --out s/ --watch
-
-{_EXIT_CODES}"""
 
 
-@handle_errors
+@terminal.handle_errors
 def score(
     archive: Annotated[
         list[str], typer.Argument(help="Where the checkpoints are.", metavar="ARCHIVE")
     ],
     *,
-    arch: ArchOption,
+    arch: options.ArchOption,
     data: Annotated[
         str,
         typer.Option(
@@ -76,9 +32,9 @@ def score(
         ),
     ],
     out: Annotated[str, typer.Option(help="Folder of the store.", metavar="DIR")],
-    arch_arg: ArchArgsOption = None,
-    norm: NormOption = "2",
-    seed: SeedOption = 0,
+    arch_arg: options.ArchArgsOption = None,
+    norm: options.NormOption = "2",
+    seed: options.SeedOption = 0,
     limit: Annotated[
         int | None, typer.Option(help="Score at most so many checkpoints.", min=1, metavar="N")
     ] = None,
@@ -117,28 +73,51 @@ def score(
         typer.Option(help="Of --engine ray; by default one per CPU.", min=1, metavar="N"),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Checkpoints per call.", min=1, metavar="N")] = 64,
-    threads: ThreadsOption = None,
-    device: DeviceOption = "cpu",
+    threads: options.ThreadsOption = None,
+    device: options.DeviceOption = "cpu",
     memory: Annotated[
         str,
         typer.Option(help="Checkpoints to hold at most, such as 512M or 4G.", metavar="BYTES"),
     ] = "1G",
-    as_json: JsonOption = False,
+    as_json: options.JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no summary.")] = False,
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Read and check, say how long scoring would take; write nothing."
+            "--dry-run",
+            help="Read and check, say how long scoring would take; write nothing.",
         ),
     ] = False,
 ) -> None:
-    """Score every checkpoint of an archive."""
+    """Score every checkpoint of an archive.
+
+    ARCHIVE is a file, a folder (searched recursively), a glob, a .zip or .tar file, a manifest
+    (.csv or .jsonl) or an fsspec URL of .safetensors, .pt, .pth or .ckpt files; several may be
+    given. Checkpoints that the store has already are skipped, so the same command resumes an
+    interrupted run.
+
+    \b
+    Examples:
+      lipfast score runs/ --arch models:mlp --data mnist1d:train --out scores/
+      lipfast score runs/ --arch models:mlp --arch-arg depth=2 --data x.safetensors:x_train --out s/
+      lipfast score 'runs/seed*/last.pt' --arch model.pt2 --data x.npy --out scores/ --json
+      lipfast score runs/ --arch models:mlp --data x.npy --out s/ --pattern '{run}/step_{step:d}.pt'
+      lipfast score runs/ --arch models:mlp --data x.npy --out s/ --where 'step >= 1000' --every 10
+      lipfast score runs/ --arch models:mlp --data x.npy --out s/ --watch
+
+    \b
+    Exit codes:
+      0    every checkpoint was scored, or had been before
+      1    some checkpoints failed, now or before: they are rows with status "error"
+      2    wrong usage or input, or the store cannot be read or written
+      130  interrupted; what was done is kept, the same command resumes
+    """  # noqa: D301 (\b is typer's mark)
     from lipfast.scoring import pipeline  # noqa: PLC0415 (start-up time: torch)
     from lipfast.scoring.architectures import parse_arguments  # noqa: PLC0415 (start-up time: torch)
 
     try:
         with (
-            computing(device, threads),
+            options.computing(device, threads),
             _interruptible(),
             progress_bar(quiet) as report,
         ):
@@ -147,11 +126,11 @@ def score(
                 arch=arch,
                 data=data,
                 out=out,
-                norm=parse_norm(norm),
+                norm=options.parse_norm(norm),
                 seed=seed,
                 limit=limit,
                 batch_size=batch_size,
-                memory=parse_bytes(memory),
+                memory=options.parse_bytes(memory),
                 arch_args=parse_arguments(arch_arg or []),
                 dry_run=dry_run,
                 every=every,
@@ -166,16 +145,16 @@ def score(
             )
     except KeyboardInterrupt as interrupt:
         if isinstance(interrupt, pipeline.Interrupted) and not quiet:
-            say(str(interrupt.summary))
-        say("lipfast: interrupted; what was done is kept. To go on:")
-        say(f"  {this_command()}")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+            terminal.say(str(interrupt.summary))
+        terminal.say("lipfast: interrupted; what was done is kept. To go on:")
+        terminal.say(f"  {this_command()}")
+        raise typer.Exit(terminal.EXIT_INTERRUPTED) from None
     if as_json:
-        print_json(summary.to_dict())
+        terminal.print_json(summary.to_dict())
     elif not quiet:
-        typer.echo(clean(str(summary)))
+        typer.echo(terminal.clean(str(summary)))
     if summary.failed or summary.failed_before:
-        raise typer.Exit(EXIT_FAILED)
+        raise typer.Exit(terminal.EXIT_FAILED)
 
 
 @contextmanager

@@ -24,17 +24,8 @@ Examples:
     no_args_is_help=True,
 )
 
-_SHOW_HELP = """Print counts, failures and the newest checkpoint per run.
 
-\b
-Examples:
-  lipfast store show scores/
-  lipfast store show scores/ --json
-  lipfast store show scores/ --failed
-"""
-
-
-@store_app.command("show", help=_SHOW_HELP)
+@store_app.command("show")
 @handle_errors
 def store_show(
     path: Store,
@@ -43,7 +34,14 @@ def store_show(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Print a short summary of a store, or what failed."""
+    """Print counts, failures and the newest checkpoint per run.
+
+    \b
+    Examples:
+      lipfast store show scores/
+      lipfast store show scores/ --json
+      lipfast store show scores/ --failed
+    """  # noqa: D301 (\b is typer's mark)
     from lipfast.scoring import show  # noqa: PLC0415 (start-up time: torch)
 
     if failed:
@@ -54,27 +52,24 @@ def store_show(
         answer(as_json, overview, show.overview_text(overview))
 
 
-_VERIFY_HELP = """Read every part of a store completely and check it.
-
-\b
-Example:
-  lipfast store verify scores/
-
-\b
-Exit codes:
-  0    the store is sound
-  1    there are problems: each is printed
-  2    there is no store of a known version
-"""
-
-
-@store_app.command("verify", help=_VERIFY_HELP)
+@store_app.command("verify")
 @handle_errors
 def store_verify(
     path: Store,
     as_json: JsonOption = False,
 ) -> None:
-    """Read every part of a store and check it."""
+    """Read every part of a store completely and check it.
+
+    \b
+    Example:
+      lipfast store verify scores/
+
+    \b
+    Exit codes:
+      0    the store is sound
+      1    there are problems: each is printed
+      2    there is no store of a known version
+    """  # noqa: D301 (\b is typer's mark)
     from lipfast.scoring import verify_store  # noqa: PLC0415 (start-up time: torch)
 
     found = verify_store(path)
@@ -86,20 +81,17 @@ def store_verify(
         raise typer.Exit(EXIT_FAILED)
 
 
-_COMPACT_HELP = """Merge the parts of a store into few and drop rows that newer ones replace.
-
-Readers see the same before and after. Scorers may go on writing meanwhile.
-
-\b
-Example:
-  lipfast store compact scores/
-"""
-
-
-@store_app.command("compact", help=_COMPACT_HELP)
+@store_app.command("compact")
 @handle_errors
 def store_compact(path: Store, as_json: JsonOption = False) -> None:
-    """Merge the parts of a store."""
+    """Merge the parts of a store into few and drop rows that newer ones replace.
+
+    Readers see the same before and after. Scorers may go on writing meanwhile.
+
+    \b
+    Example:
+      lipfast store compact scores/
+    """  # noqa: D301 (\b is typer's mark)
     from lipfast.scoring import compact_store  # noqa: PLC0415 (start-up time: torch)
 
     done = compact_store(path)
@@ -110,18 +102,7 @@ def store_compact(path: Store, as_json: JsonOption = False) -> None:
     answer(as_json, asdict(done), text)
 
 
-_EXPORT_HELP = """Write the scores into one .csv, .jsonl or .parquet file.
-
-One row per checkpoint, its metadata as columns; with --table layers one row per layer.
-
-\b
-Examples:
-  lipfast store export scores/ scores.csv
-  lipfast store export scores/ layers.parquet --table layers
-"""
-
-
-@store_app.command("export", help=_EXPORT_HELP)
+@store_app.command("export")
 @handle_errors
 def store_export(
     path: Store,
@@ -135,7 +116,15 @@ def store_export(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the scores into one file."""
+    """Write the scores into one .csv, .jsonl or .parquet file.
+
+    One row per checkpoint, its metadata as columns; with --table layers one row per layer.
+
+    \b
+    Examples:
+      lipfast store export scores/ scores.csv
+      lipfast store export scores/ layers.parquet --table layers
+    """  # noqa: D301 (\b is typer's mark)
     from lipfast.scoring import export_scores  # noqa: PLC0415 (start-up time: torch)
 
     rows = export_scores(path, to, cast("Any", table), overwrite=overwrite)

@@ -24,12 +24,9 @@ def handle_errors(command: Command) -> Command:
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except LipfastError as error:
-            say(f"lipfast: error: {error}")
-            raise typer.Exit(EXIT_USAGE) from None
         except BrokenPipeError:
             raise  # whoever read stdout has seen enough: typer ends quietly
-        except OSError as error:
+        except (LipfastError, OSError) as error:
             say(f"lipfast: error: {error}")
             raise typer.Exit(EXIT_USAGE) from None
         except KeyboardInterrupt:

@@ -9,16 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipfast.graph.nodes import Argument, Node, Reference
+from lipfast.graph.nodes import Argument, Node, Reference, is_floating_dtype
 
 
-def call_op(node: Node, value: Callable[[Reference], Tensor], samples: int) -> Tensor:
+def call_op(
+    node: Node, value: Callable[[Reference], Tensor], samples: int, *, double: bool = False
+) -> Tensor:
     """The result of a node's op; of several results, the first.
 
     Args:
         node: names the op and its arguments.
         value: the tensor that a reference stands for.
         samples: what a reference to the number of samples stands for.
+        double: floating dtypes among the arguments stand for float64.
     """
 
     def resolve(argument: Argument) -> Any:
@@ -29,7 +32,11 @@ def call_op(node: Node, value: Callable[[Reference], Tensor], samples: int) -> T
         if argument.kind == "batch":
             return samples * int(argument.name or 1)
         if argument.kind == "dtype":
-            return getattr(torch, argument.name)
+            return (
+                torch.float64
+                if double and is_floating_dtype(argument)
+                else getattr(torch, argument.name)
+            )
         return value(argument)
 
     result = _operator(node.op)(

@@ -7,8 +7,9 @@ compared and hashed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, TypeAlias, Union, cast
 
 import torch
@@ -66,6 +67,16 @@ class Node:
         for _, value in self.kwargs:
             yield from _references(value)
 
+    def names(self, kind: ReferenceKind) -> list[str]:
+        """Names of what the arguments refer to of one kind, in order."""
+        return [reference.name for reference in self.references() if reference.kind == kind]
+
+    def reference(self, position: int) -> Reference:
+        """The argument at `position`, where the op takes a tensor."""
+        value = self.args[position]
+        assert isinstance(value, Reference)
+        return value
+
     def argument(self, position: int, name: str, default: Argument = None) -> Argument:
         """Return the argument at `position`, or by keyword, or its default."""
         if position < len(self.args):
@@ -107,6 +118,37 @@ class Node:
         entries = value if isinstance(value, tuple) else (value,)
         return tuple(entry for entry in entries if isinstance(entry, int))
 
+    def substituted(self, replacements: Mapping[str, Argument]) -> Node:
+        """The node that reads `replacements` in the place of the nodes named there."""
+        args = tuple(_substitute(value, replacements) for value in self.args)
+        kwargs = tuple((key, _substitute(value, replacements)) for key, value in self.kwargs)
+        return replace(self, args=args, kwargs=kwargs)
+
+    def to_json(self) -> dict[str, Any]:
+        """Encode as plain JSON."""
+        return {
+            "name": self.name,
+            "op": self.op,
+            "args": _argument_to_json(self.args),
+            "kwargs": {key: _argument_to_json(value) for key, value in self.kwargs},
+            "shape": list(self.shape),
+            "module": self.module,
+        }
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> Node:
+        """Invert `to_json`."""
+        return Node(
+            name=str(value["name"]),
+            op=str(value["op"]),
+            args=tuple(_argument_from_json(entry) for entry in value["args"]),
+            kwargs=tuple(
+                (key, _argument_from_json(entry)) for key, entry in sorted(value["kwargs"].items())
+            ),
+            shape=tuple(int(size) for size in value["shape"]),
+            module=str(value["module"]),
+        )
+
     def __str__(self) -> str:
         arguments = [_show(value) for value in self.args]
         arguments += [f"{key}={_show(value)}" for key, value in self.kwargs]
@@ -130,11 +172,8 @@ class Constant:
     def tensor(self) -> Tensor:
         """Return the constant as a tensor of its own dtype."""
         dtype = cast(torch.dtype, getattr(torch, self.dtype))
-        return (
-            torch.tensor(self.values, dtype=torch.float64, device="cpu")
-            .reshape(self.shape)
-            .to(dtype)
-        )
+        values = torch.tensor(self.values, dtype=torch.float64, device="cpu")
+        return values.reshape(self.shape).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -154,14 +193,23 @@ class Graph:
         """Name of a node -> those that read its result, once for every time that they do."""
         found: dict[str, list[str]] = {}
         for node in self.nodes:
-            for reference in node.references():
-                if reference.kind == "node":
-                    found.setdefault(reference.name, []).append(node.name)
+            for name in node.names("node"):
+                found.setdefault(name, []).append(node.name)
         return found
 
     def node(self, name: str) -> Node:
         """Return the node of that name."""
-        return next(node for node in self.nodes if node.name == name)
+        return self._by_name[name]
+
+    def defining(self, argument: Argument) -> Node | None:
+        """The node whose result an argument is."""
+        if isinstance(argument, Reference) and argument.kind == "node":
+            return self._by_name.get(argument.name)
+        return None
+
+    @cached_property
+    def _by_name(self) -> dict[str, Node]:
+        return {node.name: node for node in self.nodes}
 
 
 def computed_name(node: str) -> str:
@@ -200,37 +248,40 @@ def is_floating_dtype(argument: Argument) -> bool:
     return bool(getattr(torch, argument.name).is_floating_point)
 
 
-def defining(argument: Argument, nodes: Mapping[str, Node]) -> Node | None:
-    """The node, of those by name, whose result an argument is."""
-    if isinstance(argument, Reference) and argument.kind == "node":
-        return nodes.get(argument.name)
-    return None
+def needed(nodes: Sequence[Node], names: Iterable[str]) -> tuple[Node, ...]:
+    """The nodes with these names and those that they depend on, in order."""
+    wanted, found = set(names), []
+    for node in reversed(nodes):
+        if node.name in wanted:
+            found.append(node)
+            wanted.update(node.names("node"))
+    return tuple(reversed(found))
 
 
-def substitute(value: Argument, replacements: Mapping[str, Argument]) -> Argument:
+def _substitute(value: Argument, replacements: Mapping[str, Argument]) -> Argument:
     """`value` with references to the nodes named in `replacements` replaced."""
     if isinstance(value, Reference) and value.kind == "node":
         return replacements.get(value.name, value)
     if isinstance(value, tuple):
-        return tuple(substitute(entry, replacements) for entry in value)
+        return tuple(_substitute(entry, replacements) for entry in value)
     return value
 
 
-def argument_to_json(value: Argument) -> Any:
+def _argument_to_json(value: Argument) -> Any:
     """Encode as plain JSON: references and non-finite numbers become one-key objects."""
     if isinstance(value, Reference):
         return {value.kind: value.name}
     if isinstance(value, tuple):
-        return [argument_to_json(entry) for entry in value]
+        return [_argument_to_json(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": str(value)}
     return value
 
 
-def argument_from_json(value: Any) -> Argument:
-    """Invert `argument_to_json`."""
+def _argument_from_json(value: Any) -> Argument:
+    """Invert `_argument_to_json`."""
     if isinstance(value, list):
-        return tuple(argument_from_json(entry) for entry in value)
+        return tuple(_argument_from_json(entry) for entry in value)
     if isinstance(value, dict):
         ((kind, name),) = value.items()
         if kind == "float":
@@ -239,29 +290,3 @@ def argument_from_json(value: Any) -> Argument:
             raise ValueError(f"unknown reference kind {kind!r}")
         return Reference(kind, str(name))
     return cast(Argument, value)
-
-
-def node_to_json(node: Node) -> dict[str, Any]:
-    """Encode a node as plain JSON."""
-    return {
-        "name": node.name,
-        "op": node.op,
-        "args": argument_to_json(node.args),
-        "kwargs": {key: argument_to_json(value) for key, value in node.kwargs},
-        "shape": list(node.shape),
-        "module": node.module,
-    }
-
-
-def node_from_json(value: Mapping[str, Any]) -> Node:
-    """Invert `node_to_json`."""
-    return Node(
-        name=str(value["name"]),
-        op=str(value["op"]),
-        args=tuple(argument_from_json(entry) for entry in value["args"]),
-        kwargs=tuple(
-            (key, argument_from_json(entry)) for key, entry in sorted(value["kwargs"].items())
-        ),
-        shape=tuple(int(size) for size in value["shape"]),
-        module=str(value["module"]),
-    )

@@ -17,12 +17,6 @@ from lipfast.ops.sides import is_wide, wide
 PADDING_MODES = ("zeros", "circular", "reflect", "replicate")
 LARGEST_SIZE = 2**31 - 1
 
-_CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
-_TRANSPOSED = {
-    1: functional.conv_transpose1d,
-    2: functional.conv_transpose2d,
-    3: functional.conv_transpose3d,
-}
 Pads = tuple[tuple[int, int], ...]
 
 
@@ -103,21 +97,15 @@ class ConvOperator:
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
         """(1, C_in, *input_size) to (1, C_out, *output_size), by torch, in the type of both."""
-        symmetric = self._symmetric_zeros()
-        image: Tensor = _CONVOLUTIONS[self.axes](
-            x if symmetric is not None else self.pad(x),
-            weight,
-            stride=self.stride,
-            padding=symmetric if symmetric is not None else 0,
-            dilation=self.dilation,
-            groups=self.groups,
-        )
-        return image
+        symmetric, none = self._symmetric_zeros(), (0,) * self.axes
+        x = x if symmetric is not None else self.pad(x)
+        options = (self.stride, symmetric or none, self.dilation, False, none, self.groups)
+        return torch.convolution(x, weight, None, *options)
 
     def adjoint(self, y: Tensor, weight: Tensor) -> Tensor:
         """(1, C_out, *output_size) to (1, C_in, *input_size)."""
-        symmetric = self._symmetric_zeros()
-        padding = symmetric if symmetric is not None else (0,) * self.axes
+        symmetric, none = self._symmetric_zeros(), (0,) * self.axes
+        padding = symmetric or none
         whole = self.input_size if symmetric is not None else self.padded_size
         # Positions at the right end that no window reaches.
         rest = tuple(
@@ -135,15 +123,9 @@ class ConvOperator:
         allowed = all(
             r < max(s, d) for r, s, d in zip(rest, self.stride, self.dilation, strict=True)
         )
-        full = _TRANSPOSED[self.axes](
-            y,
-            weight,
-            stride=self.stride,
-            padding=padding,
-            output_padding=rest if allowed else 0,
-            groups=self.groups,
-            dilation=self.dilation,
-        )
+        more = rest if allowed else none
+        options = (self.stride, padding, self.dilation, True, more, self.groups)
+        full = torch.convolution(y, weight, None, *options)
         if not allowed:
             full = functional.pad(full, _flat(tuple((0, r) for r in rest)))
         return full if symmetric is not None else self.unpad(full)

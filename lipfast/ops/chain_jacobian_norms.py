@@ -14,28 +14,13 @@ from lipfast.ops.chain_stages import (
     AFFINE_KINDS,
     NUMBERS,
     Activation,
-    AveragePool,
-    ConvStage,
     Flatten,
     Linear,
-    MaxPool,
     Stage,
     encode_chain,
     is_affine,
     output_shape,
 )
-
-__all__ = [
-    "Activation",
-    "AveragePool",
-    "ConvStage",
-    "Flatten",
-    "Linear",
-    "MaxPool",
-    "Stage",
-    "chain_jacobian_norms",
-    "has_chain_kernel",
-]
 
 _MOST_LAYERS_ON_CUDA = 64
 MAX_OUTPUTS = 1024
@@ -76,7 +61,7 @@ def chain_jacobian_norms(
 
     Example:
         >>> import torch
-        >>> from lipfast.ops.chain_jacobian_norms import Activation, Linear, chain_jacobian_norms
+        >>> from lipfast.ops.chain_stages import Activation, Linear
         >>> hidden = torch.tensor([[3.0, 0.0], [0.0, 5.0]])
         >>> x = torch.tensor([[1.0, 1.0], [1.0, -1.0]])  # both units active; the first only
         >>> stages = [Linear(), Activation("relu"), Linear()]
@@ -154,7 +139,7 @@ def has_chain_kernel(stages: Sequence[Stage], device: torch.device) -> bool:
     LeakyReLU, up to 64 of them, and Flatten before the first.
 
     Example:
-        >>> from lipfast.ops.chain_jacobian_norms import Activation, Linear, has_chain_kernel
+        >>> from lipfast.ops.chain_stages import Activation, Linear
         >>> has_chain_kernel([Linear(), Activation("tanh")], torch.device("cpu"))
         True
         >>> has_chain_kernel([Linear(), Activation("tanh")], torch.device("cuda"))
@@ -182,11 +167,7 @@ def _as_planes(tensor: Tensor) -> Tensor:
 
 @torch.library.register_fake("lipfast::chain_jacobian_norms")
 def _chain_jacobian_norms_fake(
-    x: Tensor,
-    weights: list[Tensor],
-    biases: list[Tensor],
-    stages: list[int],
-    parameters: list[float],
+    x: Tensor, weights: list[Tensor], biases: list[Tensor], stages: list[int], *_: object
 ) -> tuple[Tensor, Tensor]:
     affine = sum(kind in AFFINE_KINDS for kind in stages[::NUMBERS])
     shape = (len(weights) // affine, x.shape[0])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from lipfast.ops.chain_stages import (
     Activation,
     Flatten,
     Linear,
+    Shape,
     Stage,
     encode_activation,
     output_shape,
@@ -44,14 +44,6 @@ def has_secant_kernel(stages: Sequence[Stage]) -> bool:
         or (isinstance(stage, Activation) and stage.name in PIECEWISE_LINEAR)
         for stage in stages
     )
-
-
-@dataclass(frozen=True)
-class _Shapes:
-    """Shapes of the map at a stage, the same for all networks."""
-
-    stage: int
-    weight: tuple[int, ...]
 
 
 class PiecewiseLinearChains:
@@ -104,38 +96,32 @@ class PiecewiseLinearChains:
             raise ArgumentError(
                 f"{len(weights)} networks' weights and {len(biases)} networks' biases"
             )
-        self._stages = [stage for stage in stages if not isinstance(stage, Flatten)]
-        first = _check_first(self._stages, weights[0], biases[0])
-        self._networks, self._inputs = len(weights), first[0].weight[1]
-        self._numbers, self._parameters = encode_secant_chain(self._stages)
-        self._weights: list[Tensor] = []
-        self._biases: list[Tensor] = []
+        stages = [stage for stage in stages if not isinstance(stage, Flatten)]
+        maps = sum(isinstance(stage, Linear) for stage in stages)
+        for network, (own, shifts) in enumerate(zip(weights, biases, strict=True)):
+            if len(own) != maps or len(shifts) != maps:
+                raise ArgumentError(
+                    f"network {network}: {len(own)} weights, {len(shifts)} biases, {maps} Linear "
+                    "stages"
+                )
+        shapes = _map_shapes(stages, weights[0])
+        self._networks, self._inputs = len(weights), shapes[0][1][1]
+        flat_weights: list[Tensor] = []
+        flat_biases: list[Tensor] = []
         for network, entries in enumerate(zip(weights, biases, strict=True)):
-            self._add(f"network {network}", *entries, first)
-        dtypes = {tensor.dtype for tensor in (*self._weights, *self._biases)}
-        if len(dtypes) > 1:
-            self._weights = [weight.double() for weight in self._weights]
-            self._biases = [bias.double() for bias in self._biases]
-
-    def _add(
-        self,
-        network: str,
-        weights: Sequence[Tensor],
-        biases: Sequence[Tensor | None],
-        like: Sequence[_Shapes],
-    ) -> None:
-        if len(weights) != len(like) or len(biases) != len(like):
-            raise ArgumentError(
-                f"{network}: {len(weights)} weights, {len(biases)} biases, {len(like)} Linear "
-                "stages"
-            )
-        for weight, bias, shapes in zip(weights, biases, like, strict=True):
-            name = f"{network}, stage {shapes.stage}"
-            self._weights.append(_as_kernels_read(weight, shapes.weight, name, "weight"))
-            if bias is None:
-                self._biases.append(self._weights[-1].new_empty(0))
-            else:
-                self._biases.append(_as_kernels_read(bias, shapes.weight[:1], name, "bias"))
+            for (stage, shape), weight, bias in zip(shapes, *entries, strict=True):
+                name = f"network {network}, stage {stage}"
+                flat_weights.append(_as_kernels_read(weight, shape, name, "weight"))
+                flat_biases.append(
+                    flat_weights[-1].new_empty(0)
+                    if bias is None
+                    else _as_kernels_read(bias, shape[:1], name, "bias")
+                )
+        if len({tensor.dtype for tensor in (*flat_weights, *flat_biases)}) > 1:
+            flat_weights = [weight.double() for weight in flat_weights]
+            flat_biases = [bias.double() for bias in flat_biases]
+        # What the native ops are given beside the points.
+        self._chains = (flat_weights, flat_biases, *encode_secant_chain(stages))
 
     def _rows(self, x: Tensor, name: str, *middle: int) -> Tensor:
         """Dense (networks, *middle, inputs) in float64."""
@@ -156,7 +142,7 @@ class PiecewiseLinearChains:
             x: (N, *shape), one sample per network.
         """
         jacobians: Tensor = torch.ops.lipfast.chain_secants_jacobians(
-            self._rows(x, "x"), self._weights, self._biases, self._numbers, self._parameters
+            self._rows(x, "x"), *self._chains
         )
         return jacobians
 
@@ -171,12 +157,7 @@ class PiecewiseLinearChains:
             direction: alike.
         """
         reach = torch.ops.lipfast.chain_secants_kinks(
-            self._rows(x, "x"),
-            self._rows(direction, "direction"),
-            self._weights,
-            self._biases,
-            self._numbers,
-            self._parameters,
+            self._rows(x, "x"), self._rows(direction, "direction"), *self._chains
         )
         return reach[:, 0], reach[:, 1]
 
@@ -194,11 +175,7 @@ class PiecewiseLinearChains:
         """
         count = points.shape[1] if points.dim() > 1 else 0
         values, errors = torch.ops.lipfast.chain_secants_enclosures(
-            self._rows(points, "points", count),
-            self._weights,
-            self._biases,
-            self._numbers,
-            self._parameters,
+            self._rows(points, "points", count), *self._chains
         )
         return values, errors
 
@@ -222,17 +199,11 @@ def encode_secant_chain(stages: Sequence[Stage]) -> tuple[list[int], list[float]
     return numbers, parameters
 
 
-def _check_first(
-    stages: Sequence[Stage], weights: Sequence[Tensor], biases: Sequence[Tensor | None]
-) -> list[_Shapes]:
-    """Shapes of the maps, from the first network's weights."""
-    affine = [index for index, stage in enumerate(stages) if isinstance(stage, Linear)]
-    if len(weights) != len(affine) or len(biases) != len(affine):
-        raise ArgumentError(
-            f"network 0: {len(weights)} weights, {len(biases)} biases, {len(affine)} Linear stages"
-        )
-    first = check_floating(weights[0], f"network 0, stage {affine[0]}", 2)
-    shape: tuple[int, ...] = (first.shape[1],)
+def _map_shapes(stages: Sequence[Stage], weights: Sequence[Tensor]) -> list[tuple[int, Shape]]:
+    """Stages and shapes of the maps, from the first network's weights."""
+    start = next(index for index, stage in enumerate(stages) if isinstance(stage, Linear))
+    first = check_floating(weights[0], f"network 0, stage {start}", 2)
+    shape: Shape = (first.shape[1],)
     shapes = []
     remaining = iter(weights)
     for index, stage in enumerate(stages):
@@ -244,7 +215,7 @@ def _check_first(
         except ArgumentError as error:
             raise ArgumentError(f"{name}: {error}") from None
         if size is not None:
-            shapes.append(_Shapes(index, size))
+            shapes.append((index, size))
     return shapes
 
 
@@ -278,34 +249,19 @@ def _outputs_of(weights: Sequence[Tensor], stages: Sequence[int]) -> int:
 
 @torch.library.register_fake("lipfast::chain_secants_jacobians")
 def _jacobians_fake(
-    x: Tensor,
-    weights: list[Tensor],
-    biases: list[Tensor],
-    stages: list[int],
-    parameters: list[float],
+    x: Tensor, weights: list[Tensor], biases: list[Tensor], stages: list[int], *_: object
 ) -> Tensor:
     return x.new_empty((x.shape[0], _outputs_of(weights, stages), x.shape[1]))
 
 
 @torch.library.register_fake("lipfast::chain_secants_kinks")
-def _kinks_fake(  # noqa: PLR0917 (the schema's order)
-    x: Tensor,
-    direction: Tensor,
-    weights: list[Tensor],
-    biases: list[Tensor],
-    stages: list[int],
-    parameters: list[float],
-) -> Tensor:
+def _kinks_fake(x: Tensor, *_: object) -> Tensor:
     return x.new_empty((x.shape[0], 2))
 
 
 @torch.library.register_fake("lipfast::chain_secants_enclosures")
 def _enclosures_fake(
-    points: Tensor,
-    weights: list[Tensor],
-    biases: list[Tensor],
-    stages: list[int],
-    parameters: list[float],
+    points: Tensor, weights: list[Tensor], biases: list[Tensor], stages: list[int], *_: object
 ) -> tuple[Tensor, Tensor]:
     shape = (*points.shape[:2], _outputs_of(weights, stages))
     return points.new_empty(shape), points.new_empty(shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Generic, NamedTuple
 
 import torch
@@ -264,27 +265,9 @@ def _collect(rows: list[dict[str, Any]], keys: list[Any], *, as_mapping: bool) -
 
 
 @torch.library.register_fake("lipfast::conv_norms")
-def _conv_norms_fake(  # noqa: PLR0917 (the schema's order)
-    taps: list[Tensor],
-    start: list[Tensor],
-    grid: list[int],
-    rtol: float,
-    max_cells: int,
-    seed: int,
-    memory: int,
-) -> tuple[Tensor, ...]:
+def _conv_norms_fake(taps: list[Tensor], *_: object) -> tuple[Tensor, ...]:
     count = len(taps)
-
-    def vector(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return taps[0].new_empty(shape, dtype=dtype)
-
-    return (
-        vector((count,), torch.float64),
-        vector((count,), torch.float64),
-        vector((count, 3), torch.float64),
-        vector((count,), torch.int64),
-        vector((count,), torch.int64),
-        vector((count,), torch.int64),
-        vector((sum(2 * tensor.shape[4] for tensor in taps),), torch.float64),
-        vector((sum(2 * tensor.shape[5] for tensor in taps),), torch.float64),
-    )
+    real = partial(taps[0].new_empty, dtype=torch.float64)
+    whole = [taps[0].new_empty(count, dtype=torch.int64) for _ in range(3)]
+    vectors = [real(sum(2 * tensor.shape[side] for tensor in taps)) for side in (4, 5)]
+    return (real(count), real(count), real(count, 3), *whole, *vectors)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -200,13 +200,10 @@ def tighten(
     tighter shift. Gradients are those of `found`.
     """
     better = _tightened(matrices, found, estimate, rtol, memory)
-    return Brackets(
-        _WithValue.apply(found.lower, better.lower),  # type: ignore[no-untyped-call]
-        _WithValue.apply(found.upper, better.upper),  # type: ignore[no-untyped-call]
-        better.passes,
-        better.codes,
-        better.right,
-        better.left,
+    return replace(
+        better,
+        lower=_WithValue.apply(found.lower, better.lower),  # type: ignore[no-untyped-call]
+        upper=_WithValue.apply(found.upper, better.upper),  # type: ignore[no-untyped-call]
     )
 
 

@@ -39,11 +39,16 @@ def jacobian_reduction(jacobian: Tensor) -> tuple[Tensor, Tensor]:
         >>> spectral, frobenius
         (tensor([4.]), tensor([5.]))
     """
+    spectral, frobenius = torch.ops.lipfast.jacobian_reduction(native_dtype(_nonempty(jacobian)))
+    return spectral, frobenius
+
+
+def _nonempty(jacobian: Tensor) -> Tensor:
+    """Jacobians (B, K, D) that are not empty, detached from the graph of autograd."""
     jacobian = check_floating(jacobian, "jacobian", 3)
     if jacobian.shape[1] == 0 or jacobian.shape[2] == 0:
         raise ArgumentError(f"jacobian: shape {tuple(jacobian.shape)} holds empty Jacobians")
-    spectral, frobenius = torch.ops.lipfast.jacobian_reduction(native_dtype(jacobian.detach()))
-    return spectral, frobenius
+    return jacobian.detach()
 
 
 @torch.library.register_fake("lipfast::jacobian_reduction")
@@ -76,9 +81,7 @@ def operator_norms(jacobian: Tensor, norm: Norm = 2) -> Tensor:
     norm = check_norm(norm)
     if norm == 2:
         return jacobian_reduction(jacobian)[0]
-    jacobian = check_floating(jacobian, "jacobian", 3).detach()
-    if jacobian.shape[1] == 0 or jacobian.shape[2] == 0:
-        raise ArgumentError(f"jacobian: shape {tuple(jacobian.shape)} holds empty Jacobians")
+    jacobian = _nonempty(jacobian)
     sums = torch.linalg.vector_norm(jacobian, 1, dim=1 if norm == 1 else 2, dtype=torch.float64)
     norms: Tensor = sums.amax(1).to(torch.promote_types(jacobian.dtype, torch.float32))
     return norms

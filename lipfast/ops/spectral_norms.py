@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic
 
 import torch
@@ -191,9 +192,7 @@ def spectral_norms(
                 rtol=float(rtol),
                 memory=int(memory),
             )
-        lower, upper, passes, codes = found.lower, found.upper, found.passes, found.codes
-        right, left = found.right, found.left
-        how = [UPPER_METHODS[code] for code in codes.tolist()]
+        how = [UPPER_METHODS[code] for code in found.codes.tolist()]
     else:
         names = [entry_name("matrix", key) for key in keys]
         lower, upper, right, left = sum_norms(matrices, names, norm)
@@ -203,11 +202,12 @@ def spectral_norms(
         # The native op sets the mode of its threads itself; a GPU keeps denormals of float64.
         flushed = device.type == "cpu" and denormals_flushed()
         codes = torch.full((len(matrices),), 0 if flushed else 1, device=device)
-    certified = codes != 0
-    result = SpectralNorms(lower, upper, certified, right, left, passes, how)
+        found = Brackets(lower, upper, passes, codes, right, left)
+    sides = (found.lower, found.upper, found.codes != 0)
+    result = SpectralNorms(*sides, found.right, found.left, found.passes, how)
     if not isinstance(tensors, Mapping):
         return result
-    values: tuple[Any, ...] = (lower, upper, certified, result.right, result.left, passes, how)
+    values: tuple[Any, ...] = (*sides, result.right, result.left, found.passes, how)
     return SpectralNorms(*(keyed(value, keys) for value in values))
 
 
@@ -331,29 +331,12 @@ def _given_vectors(start: object, tensors: object, keys: list[Any]) -> list[Any]
 
 
 @torch.library.register_fake("lipfast::spectral_norms")
-def _spectral_norms_fake(  # noqa: PLR0917 (the schema's order)
-    matrices: list[Tensor],
-    start: list[Tensor],
-    certify: bool,
-    rtol: float,
-    max_passes: int,
-    power: bool,
-    seed: int,
-    memory: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _spectral_norms_fake(matrices: list[Tensor], *_: object) -> tuple[Tensor, ...]:
     count = len(matrices)
-
-    def vector(size: int, dtype: torch.dtype) -> Tensor:
-        return matrices[0].new_empty((size,), dtype=dtype)
-
-    return (
-        vector(count, torch.float64),
-        vector(count, torch.float64),
-        vector(count, torch.int64),
-        vector(count, torch.int64),
-        vector(sum(matrix.shape[1] for matrix in matrices), torch.float64),
-        vector(sum(matrix.shape[0] for matrix in matrices), torch.float64),
-    )
+    real = partial(matrices[0].new_empty, dtype=torch.float64)
+    whole = partial(matrices[0].new_empty, dtype=torch.int64)
+    right, left = (real(sum(matrix.shape[side] for matrix in matrices)) for side in (1, 0))
+    return real(count), real(count), whole(count), whole(count), right, left
 
 
 def _save_vectors(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -40,6 +40,3 @@ class Vectors:
 
     def __getitem__(self, index: int) -> Tensor:
         return self.cut()[index]
-
-    def __len__(self) -> int:
-        return len(self._sizes)

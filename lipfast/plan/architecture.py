@@ -12,15 +12,7 @@ from typing import Any
 
 import torch
 
-from lipfast.graph.nodes import (
-    Constant,
-    Graph,
-    Node,
-    computed_name,
-    error_name,
-    node_from_json,
-    node_to_json,
-)
+from lipfast.graph.nodes import Constant, Graph, Node, computed_name, error_name
 from lipfast.plan.chain import Chain, find_chain, is_piecewise_linear
 from lipfast.plan.computed import rounded
 from lipfast.plan.fold import FoldedGraph, fold_batch_norm, parameter_shapes
@@ -70,11 +62,7 @@ class Architecture:
     @cached_property
     def jacobian_shape(self) -> tuple[int, int]:
         """Numbers of outputs and of inputs for one sample, several of either joined: (K, D)."""
-        outputs, inputs = (
-            sum(math.prod(shape) for shape in shapes)
-            for shapes in (self.output_shapes, self.input_shapes)
-        )
-        return outputs, inputs
+        return _entry_count(self.output_shapes), _entry_count(self.input_shapes)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -156,6 +144,7 @@ class Architecture:
 
     def to_json(self) -> dict[str, Any]:
         """Encode as plain JSON."""
+        computed = {"computed": [node.to_json() for node in self.computed]} if self.computed else {}
         return {
             "lipfast_plan": SCHEMA_VERSION,
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -169,18 +158,14 @@ class Architecture:
                 }
                 for name, value in self.constants.items()
             },
-            "nodes": [node_to_json(node) for node in self.graph.nodes],
+            "nodes": [node.to_json() for node in self.graph.nodes],
             "outputs": list(self.graph.outputs),
             # Left out where there is none, so that fingerprints of such plans stay as they were.
-            **(
-                {"computed": [node_to_json(node) for node in self.computed]}
-                if self.computed
-                else {}
-            ),
+            **computed,
         }
 
     def __repr__(self) -> str:
-        entries = sum(math.prod(shape) for shape in self.parameters.values())
+        entries = _entry_count(self.parameters.values())
         head = (
             f"{type(self).__name__}({_shapes(self.input_shapes)} -> {_shapes(self.output_shapes)}, "
             f"{len(self.layers)} layers, {entries:,} parameters, {self.fingerprint[:8]}"
@@ -203,19 +188,22 @@ def architecture_from_json(value: Mapping[str, Any]) -> Architecture:
         for name, entry in value["constants"].items()
     }
     return Architecture(
-        Graph(tuple(node_from_json(node) for node in value["nodes"]), tuple(value["outputs"])),
+        Graph(tuple(Node.from_json(node) for node in value["nodes"]), tuple(value["outputs"])),
         {name: tuple(shape) for name, shape in value["parameters"].items()},
         {name: tuple(others) for name, others in value["aliases"].items()},
         constants,
         dtype,
-        tuple(node_from_json(node) for node in value.get("computed", ())),
+        tuple(Node.from_json(node) for node in value.get("computed", ())),
     )
 
 
 def _referred(nodes: Iterable[Node]) -> list[str]:
     """Names of the parameters that nodes refer to, in order."""
-    references = [reference for node in nodes for reference in node.references()]
-    return [reference.name for reference in references if reference.kind == "parameter"]
+    return [name for node in nodes for name in node.names("parameter")]
+
+
+def _entry_count(shapes: Iterable[tuple[int, ...]]) -> int:
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:

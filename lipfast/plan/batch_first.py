@@ -6,6 +6,8 @@ torch's own forward function turns the input around and joins samples and heads 
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -42,29 +44,18 @@ def samples_in_front(model: nn.Module) -> Iterator[None]:
 
 def _forward(module: nn.MultiheadAttention) -> Callable[..., Any]:
     original = module.forward
+    signature = inspect.signature(original)
 
-    def forward(  # noqa: PLR0917 (torch's own arguments)
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        key_padding_mask: Tensor | None = None,
-        need_weights: bool = True,
-        attn_mask: Tensor | None = None,
-        average_attn_weights: bool = True,
-        is_causal: bool = False,
-    ) -> Any:
-        masked = key_padding_mask is not None or attn_mask is not None or is_causal
-        if masked or need_weights or query.dim() != 3:
-            return original(
-                query,
-                key,
-                value,
-                key_padding_mask,
-                need_weights,
-                attn_mask,
-                average_attn_weights,
-                is_causal,
-            )
+    @functools.wraps(original)  # export names the inputs after torch's own arguments
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
+        query, key, value = given["query"], given["key"], given["value"]
+        masks = given["key_padding_mask"], given["attn_mask"], given["is_causal"] or None
+        plain = all(mask is None for mask in masks) and not given["need_weights"]
+        if not plain or query.dim() != 3:
+            return original(*args, **kwargs)
         heads = [
             torch.unflatten(tensor, -1, (module.num_heads, module.head_dim)).transpose(1, 2)
             for tensor in _projected(module, query, key, value)

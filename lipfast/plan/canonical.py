@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 from torch.fx import Node as FxNode
 
-from lipfast.graph.nodes import Argument, Reference, is_floating_dtype
+from lipfast.graph.nodes import Argument, Node, is_floating_dtype
 from lipfast.rules.registry import RULES, Dimensions, rule_of
 
 # Ops that have no rule: other spellings of ops that have one, and what is no function of samples.
@@ -67,53 +68,39 @@ _DIMENSIONS = {"aten.glu": Dimensions({1: "dim"})}
 Invocation = tuple[str, tuple[Argument, ...], tuple[tuple[str, Argument], ...]]
 
 
-def from_the_front(
-    op: str,
-    args: tuple[Argument, ...],
-    kwargs: tuple[tuple[str, Argument], ...],
-    rank: int,
-    result_rank: int,
-) -> Invocation:
+def from_the_front(call: Node, rank: int, result_rank: int) -> Node:
     """The call with non-negative dimensions and without casts.
 
     Args:
-        op: ATen op.
-        args: positional arguments.
-        kwargs: keyword arguments.
+        call: of an ATen op.
         rank: of the first tensor operand.
         result_rank: of the result.
-
-    Returns:
-        op, args, kwargs.
     """
+    op, args, kwargs = call.op, call.args, call.kwargs
     if op in _TURNING and rank >= 2:
-        return "aten.transpose", (args[0], rank - 2, rank - 1), ()
+        turned = (args[0], rank - 2, rank - 1)
+        return replace(call, op="aten.transpose", args=turned, kwargs=())
     if op in _MADE_LIKE:
         kept = tuple((key, entry) for key, entry in kwargs if key != "dtype")
-        return _MADE_LIKE[op], args[1:], kept
+        return replace(call, op=_MADE_LIKE[op], args=args[1:], kwargs=kept)
     rule = rule_of(op)
     if rule.casts:
         args = tuple(None if is_floating_dtype(value) else value for value in args)
         kwargs = tuple((key, value) for key, value in kwargs if not is_floating_dtype(value))
-    dimensions = rule.dimensions or _DIMENSIONS.get(op)
-    if dimensions is None:
-        return op, args, kwargs
+    dimensions = rule.dimensions or _DIMENSIONS.get(op) or Dimensions({})
     if dimensions.default is not None and len(args) < 2 and "dim" not in dict(kwargs):
         args = (*args, dimensions.default)
     count = result_rank if dimensions.of_result else rank
-    return op, *_renumbered(args, kwargs, dimensions, lambda value: _positive(value, count))
+    plain = replace(call, args=args, kwargs=kwargs)
+    return _renumbered(plain, dimensions, lambda value: _positive(value, count))
 
 
-def _renumbered(
-    args: tuple[Argument, ...],
-    kwargs: tuple[tuple[str, Argument], ...],
-    dimensions: Dimensions,
-    change: Callable[[Argument], Argument],
-) -> tuple[tuple[Argument, ...], tuple[tuple[str, Argument], ...]]:
-    """The arguments, those that name dimensions changed."""
+def _renumbered(call: Node, dimensions: Dimensions, change: Callable[[Argument], Argument]) -> Node:
+    """The call, the arguments that name dimensions changed."""
     table, names = dimensions.names, set(dimensions.names.values())
-    positional = tuple(change(v) if index in table else v for index, v in enumerate(args))
-    return positional, tuple((key, change(v) if key in names else v) for key, v in kwargs)
+    args = tuple(change(v) if index in table else v for index, v in enumerate(call.args))
+    kwargs = tuple((key, change(v) if key in names else v) for key, v in call.kwargs)
+    return replace(call, args=args, kwargs=kwargs)
 
 
 def _positive(value: Argument, rank: int) -> Argument:
@@ -124,25 +111,23 @@ def _positive(value: Argument, rank: int) -> Argument:
     return value
 
 
-def beside_the_samples(call: Invocation, position: int, parts: int) -> Invocation | None:
+def beside_the_samples(call: Node, position: int) -> Node | None:
     """The call on ``(samples, parts, ...)`` instead of ``(samples * parts, ...)``.
 
     Args:
         call: with non-negative dimensions.
         position: the dimension of the first operand that holds samples and parts.
-        parts: how many each sample has.
 
     Returns:
         The call with the dimensions counted anew; None where the op may mix samples and parts.
     """
-    op, args, kwargs = call
-    rule = rule_of(op)
+    rule = rule_of(call.op)
     if rule.reshapes:
         return call  # what it makes of a sample follows from the shapes alone
     if not rule.leading:
         return None
-    if op == "aten.bmm":  # takes three dimensions only
-        op = "aten.matmul"
+    if call.op == "aten.bmm":  # takes three dimensions only
+        call = replace(call, op="aten.matmul")
     dimensions = rule.dimensions or Dimensions({})
     touched: set[Argument] = set()
 
@@ -150,8 +135,8 @@ def beside_the_samples(call: Invocation, position: int, parts: int) -> Invocatio
         touched.update(value if isinstance(value, tuple) else (value,))
         return _recounted(value, position, whole=dimensions.order)
 
-    moved = _renumbered(args, kwargs, dimensions, recounted)
-    return None if position in touched and not dimensions.order else (op, *moved)
+    moved = _renumbered(call, dimensions, recounted)
+    return None if position in touched and not dimensions.order else moved
 
 
 def _recounted(value: Argument, position: int, *, whole: bool) -> Argument:
@@ -248,14 +233,3 @@ def rank_of_first_tensor(node: FxNode) -> int:
     """Number of dimensions of the first operand that is a tensor."""
     found = first_tensor(node)
     return 0 if found is None else int(found.meta["val"].dim())
-
-
-def only_constants(args: Sequence[Argument], kwargs: Sequence[tuple[str, Argument]]) -> bool:
-    """Whether an op could be evaluated without parameters, inputs and the number of samples."""
-
-    def fixed(value: Argument) -> bool:
-        if isinstance(value, tuple):
-            return all(fixed(entry) for entry in value)
-        return not isinstance(value, Reference) or value.kind in ("constant", "dtype")
-
-    return all(fixed(value) for value in args) and all(fixed(value) for _, value in kwargs)

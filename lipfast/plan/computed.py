@@ -15,15 +15,7 @@ from torch import Tensor
 
 from lipfast.errors import NonFiniteError, TraceError, naming
 from lipfast.graph.apply import call_op
-from lipfast.graph.nodes import (
-    Argument,
-    Constant,
-    Node,
-    Reference,
-    computed_name,
-    error_name,
-    is_floating_dtype,
-)
+from lipfast.graph.nodes import Argument, Constant, Node, Reference, computed_name, error_name
 from lipfast.plan import elementwise_errors, matrix_errors, product_errors  # noqa: F401 (registered)
 from lipfast.plan.canonical import CASTS
 from lipfast.plan.parameter_rules import PARAMETER_RULES, Enclosure, beyond_rule, bind
@@ -64,7 +56,7 @@ def moves(op: str) -> bool:
 
 def refusal(node: Node) -> str | None:
     """Why an op on parameters cannot be evaluated with its rounding errors; None if it can."""
-    if any(reference.kind == "batch" for reference in node.references()):
+    if node.names("batch"):
         return "of parameters and the number of samples"
     if node.op in PARAMETER_RULES:
         return beyond_rule(node)
@@ -78,7 +70,7 @@ def rounded(nodes: Iterable[Node]) -> frozenset[str]:
     """Names of the computed nodes whose values may carry rounding errors."""
     found: set[str] = set()
     for node in nodes:
-        inherited = any(ref.kind == "node" and ref.name in found for ref in node.references())
+        inherited = not found.isdisjoint(node.names("node"))
         exact = node.op in _EXACT_ON_EXACT or node.op in _ON_INTEGERS
         if node.op in PARAMETER_RULES or (inherited and not exact):
             found.add(node.name)
@@ -158,13 +150,8 @@ def evaluate_computed(
             )
         found[name] = value.tensor
         if node.name in inexact:
-            error = value.error
-            found[error_name(name)] = _no_error(value.tensor) if error is None else error
+            found[error_name(name)] = value.radius
     return found
-
-
-def _no_error(tensor: Tensor) -> Tensor:
-    return torch.zeros(tensor.shape, dtype=torch.float64, device=tensor.device)
 
 
 def _sure(value: Enclosure) -> bool:
@@ -188,9 +175,8 @@ def _value_of(node: Node, state: _Evaluation) -> Enclosure:
     if rule is not None:
         bound = bind(node)
         args = [_operand(argument, state) for argument in bound.args]
-        return rule.evaluate(
-            *args, **{key: _operand(entry, state) for key, entry in bound.kwargs.items()}
-        )
+        kwargs = {key: _operand(entry, state) for key, entry in bound.kwargs.items()}
+        return rule.evaluate(*args, **kwargs)
     errors = [value.error for value in _operand_values(node, state)]
     exact = all(error is None or not bool(error.any()) for error in errors)
     if node.op in _CASTS:
@@ -228,36 +214,29 @@ def _error_of(value: Enclosure) -> Tensor:
 
 def _called(node: Node, tensor: Callable[[Reference], Tensor]) -> Tensor:
     """The op in float64: what it makes of numbers of the model's own dtype is not rounded."""
-    kwargs = tuple((key, _in_double(value)) for key, value in node.kwargs if key != "memory_format")
-    wide = replace(node, args=tuple(_in_double(value) for value in node.args), kwargs=kwargs)
-    return call_op(wide, tensor, 1)
-
-
-def _in_double(value: Argument) -> Argument:
-    return Reference("dtype", "float64") if is_floating_dtype(value) else value
+    kwargs = tuple((key, value) for key, value in node.kwargs if key != "memory_format")
+    return call_op(replace(node, kwargs=kwargs), tensor, 1, double=True)
 
 
 def _cast(node: Node, state: _Evaluation, *, exact: bool) -> Enclosure:
     """Between floating dtypes the identity; to integers only what is exact."""
     first = next(ref for ref in node.references() if ref.kind != "dtype")
     value = state.value(first)
-    if value.tensor.is_floating_point():
-        result = _called(node, lambda ref: state.value(ref).tensor)
-        if result.is_floating_point():
-            return value
-        if not exact:
-            raise TraceError(
-                f"{node.op} in module '{node.module}' rounds a computed weight to integers"
-            )
-        return Enclosure(result)
-    return Enclosure(_as_double(_called(node, lambda ref: state.value(ref).tensor)))
+    result = _called(node, lambda ref: state.value(ref).tensor)
+    if not value.tensor.is_floating_point():
+        return Enclosure(_as_double(result))
+    if result.is_floating_point():
+        return value
+    if not exact:
+        raise TraceError(
+            f"{node.op} in module '{node.module}' rounds a computed weight to integers"
+        )
+    return Enclosure(result)
 
 
 def _operand(argument: Argument, state: _Evaluation) -> object:
     if isinstance(argument, Reference):
-        if argument.kind == "dtype":
-            return None
-        return state.value(argument)
+        return None if argument.kind == "dtype" else state.value(argument)
     if isinstance(argument, tuple):
         return tuple(_operand(entry, state) for entry in argument)
     return argument

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,28 +16,11 @@ from torch.fx import Node as FxNode
 
 from lipfast.errors import TraceError, naming
 from lipfast.graph.nodes import Argument, Constant, Graph, Node, Reference, computed_name
+from lipfast.plan import canonical, export
 from lipfast.plan.architecture import Architecture
-from lipfast.plan.canonical import (
-    CHECKS,
-    REPEATING,
-    SIZED,
-    Invocation,
-    beside_the_samples,
-    first_tensor,
-    from_the_front,
-    only_constants,
-    part,
-    rank_of_first_tensor,
-)
+from lipfast.plan.canonical import CHECKS, REPEATING, SIZED, Invocation
 from lipfast.plan.computed import exact_value
-from lipfast.plan.export import (
-    check_floating_input,
-    module_path,
-    op_name,
-    refuse_training,
-    without_in_place_ops,
-)
-from lipfast.plan.modules import aliases_of
+from lipfast.plan.modules import aliases_of, shapes_of
 from lipfast.plan.simplify import join_attention, join_products, simplify
 from lipfast.plan.split import split_computed, without_bound
 from lipfast.rules.registry import require_rules, rule_of
@@ -67,8 +50,8 @@ def convert(program: ExportedProgram, state_dict: Mapping[str, Any]) -> Architec
     Raises:
         TraceError, UnsupportedOpError: see `plan.trace.trace`.
     """
-    refuse_training(program)
-    program = without_in_place_ops(program)
+    export.refuse_training(program)
+    program = export.without_in_place_ops(program)
     state = _Conversion(program)
     specs = {
         spec.arg.name: spec
@@ -86,9 +69,7 @@ def convert(program: ExportedProgram, state_dict: Mapping[str, Any]) -> Architec
         else:
             state.nodes.append(Node(node.name, f"{node.op}.{node.target}"))
             state.values[node] = Reference("node", node.name)
-    shapes = {
-        name: tuple(value.shape) for name, value in state_dict.items() if isinstance(value, Tensor)
-    }
+    shapes = shapes_of(state_dict)
     ranks = {name: len(shape) for name, shape in shapes.items()}
     graph = simplify(Graph(tuple(state.nodes), outputs), state.floating, ranks)
     graph, computed = split_computed(graph, state.whole_shapes)
@@ -98,7 +79,7 @@ def convert(program: ExportedProgram, state_dict: Mapping[str, Any]) -> Architec
     graph = join_attention(graph)
     _validate(graph, computed, state)
     nodes = (*graph.nodes, *computed)
-    used = {ref.name for node in nodes for ref in node.references() if ref.kind == "constant"}
+    used = {name for node in nodes for name in node.names("constant")}
     constants = {name: value for name, value in state.constants.items() if name in used}
     return Architecture(graph, shapes, aliases_of(state_dict), constants, state.dtypes[0], computed)
 
@@ -140,7 +121,7 @@ def _input(state: _Conversion, node: FxNode) -> None:
     if not isinstance(value, Tensor):
         state.values[node] = None
         return
-    check_floating_input(value)
+    export.check_floating_input(value)
     sizes: list[Any] = list(value.shape)
     if not sizes or isinstance(sizes[0], int):
         raise TraceError(
@@ -206,16 +187,17 @@ def _sample_shape(state: _Conversion, name: str, value: Any) -> tuple[int, ...] 
 
 
 def _add_call(state: _Conversion, node: FxNode) -> None:
-    with naming(op_name(node.target), module_path(node)):
+    with naming(export.op_name(node.target), export.module_path(node)):
         _convert_call(state, node)
 
 
 def _convert_call(state: _Conversion, node: FxNode) -> None:
     value = node.meta.get("val")
-    if _multiple(state, value):
-        state.values[node] = Reference("batch", _times(_multiple(state, value)))
+    multiple = _multiple(state, value)
+    if multiple:
+        state.values[node] = Reference("batch", "" if multiple == 1 else str(multiple))
         return
-    op = op_name(node.target)
+    op = export.op_name(node.target)
     if op in CHECKS:
         return
     args = tuple(_argument(state, entry) for entry in node.args)
@@ -226,15 +208,14 @@ def _convert_call(state: _Conversion, node: FxNode) -> None:
         if key not in ("device", "layout", "pin_memory", "memory_format")
     )
     if node.target is operator.getitem:
-        entry = _entry(state, node)
-        if entry is not None:
-            op, args, kwargs = entry
+        op, args, kwargs = _entry(state, node) or (op, args, kwargs)
+    call = Node(node.name, op, args, kwargs, module=export.module_path(node))
     result_rank = value.dim() if isinstance(value, Tensor) else 0
-    op, args, kwargs = from_the_front(op, args, kwargs, rank_of_first_tensor(node), result_rank)
-    position = rule_of(op).dtype_eps
+    call = canonical.from_the_front(call, canonical.rank_of_first_tensor(node), result_rank)
+    position = rule_of(call.op).dtype_eps
     if position is not None and isinstance(value, Tensor):
-        args = _with_default_eps(args, position, value.dtype)
-    if _became_constant(state, node, op, args, kwargs):
+        call = replace(call, args=_with_default_eps(call.args, position, value.dtype))
+    if _became_constant(state, node, call):
         return
     if isinstance(value, Tensor):
         state.floating[node.name] = value.dtype.is_floating_point
@@ -242,28 +223,24 @@ def _convert_call(state: _Conversion, node: FxNode) -> None:
             state.problems[node.name] = f"its result is of dtype {value.dtype}, not floating"
         if all(isinstance(size, int) for size in value.shape):
             state.whole_shapes[node.name] = tuple(value.shape)
-    op, args, kwargs = _beside_the_samples(state, node, (op, args, kwargs))
+    call = _beside_the_samples(state, node, call)
     known = _sample_shape(state, node.name, value) if node.name not in state.problems else None
-    state.nodes.append(Node(node.name, op, args, kwargs, known or (), module_path(node)))
+    state.nodes.append(replace(call, shape=known or ()))
     state.values[node] = Reference("node", node.name)
 
 
-def _beside_the_samples(state: _Conversion, node: FxNode, call: Invocation) -> Invocation:
+def _beside_the_samples(state: _Conversion, node: FxNode, call: Node) -> Node:
     """The call with the samples in a dimension of their own; a noted problem if it has none."""
-    operand = first_tensor(node)
+    operand = canonical.first_tensor(node)
     position, parts = _samples_at(state, None if operand is None else operand.meta.get("val"))
     if parts == 1:
         return call
-    found = beside_the_samples(call, position, parts)
+    found = canonical.beside_the_samples(call, position)
     if found is None:
         state.problems[node.name] = (
             f"the samples and {parts} parts of each are one dimension, which this op may mix"
         )
     return call if found is None else found
-
-
-def _times(multiple: int) -> str:
-    return "" if multiple == 1 else str(multiple)
 
 
 def _with_default_eps(
@@ -282,29 +259,24 @@ def _entry(state: _Conversion, node: FxNode) -> Invocation | None:
     if not isinstance(source, FxNode) or not isinstance(index, int):
         return None
     args = [_argument(state, value) for value in source.args]
-    return part(op_name(source.target), source, args, index)
+    return canonical.part(export.op_name(source.target), source, args, index)
 
 
-def _became_constant(
-    state: _Conversion,
-    node: FxNode,
-    op: str,
-    args: tuple[Argument, ...],
-    kwargs: tuple[tuple[str, Argument], ...],
-) -> bool:
+def _became_constant(state: _Conversion, node: FxNode, call: Node) -> bool:
     """Evaluate what depends on constants only (ranges, masks, indices), if it is small and exact.
 
     Whatever rounds is left to the computed parameters, which carry a bound of their error.
     """
     value = node.meta.get("val")
-    if not isinstance(value, Tensor) or value.is_complex() or not only_constants(args, kwargs):
+    fixed = all(reference.kind in ("constant", "dtype") for reference in call.references())
+    if not isinstance(value, Tensor) or value.is_complex() or not fixed:
         return False
     if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
         return False
     sizes = [size for size in value.shape if isinstance(size, int)]
     if len(sizes) != value.dim() or math.prod(sizes) > MAX_CONSTANT_ENTRIES:
         return False
-    result = exact_value(Node(node.name, op, args, kwargs), state.constants)
+    result = exact_value(call, state.constants)
     if result is None or result.shape != value.shape:
         return False
     narrow = result.to(value.dtype)
@@ -362,8 +334,8 @@ def _validate(graph: Graph, computed: tuple[Node, ...], state: _Conversion) -> N
     for node in graph.nodes:
         if node.name in state.problems:
             raise TraceError(f"{node.op} in module '{node.module}': {state.problems[node.name]}")
-        counts = any(ref.kind == "batch" for ref in node.references())
-        if counts and rule_of(node.op).batch is None and node.op not in SIZED | REPEATING.keys():
+        fixed = rule_of(node.op).batch is None and node.op not in SIZED | REPEATING.keys()
+        if fixed and node.names("batch"):
             raise TraceError(
                 f"{node.op} in module '{node.module or '(root)'}' calculates with the number of "
                 "samples: what a sample gives would depend on how many there are. Keep x.shape[0] "

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from lipfast.plan.parameter_rules import (
-    ROOM,
-    Enclosure,
-    ParameterFunction,
-    enclosed,
-    error_of,
-    parameter_rule,
-    unless_exact,
-    whole,
-    with_error,
-)
+from lipfast.plan.parameter_rules import ROOM, Enclosure, enclosed, parameter_rule, with_error
 from lipfast.rounding import SMALLEST, u, widened
 from lipfast.rules.running_errors import (
     EVALUATION_ROUNDOFFS,
@@ -43,9 +34,9 @@ def plus(x: object, y: object, alpha: float = 1.0) -> Enclosure:
     part = result - first.tensor
     lost = (first.tensor - (result - part)) + (scaled.tensor - part)
     infinite = torch.isinf(first.tensor) | torch.isinf(scaled.tensor)
-    certain = (error_of(first) == 0) & (error_of(scaled) == 0)
-    error = error_of(first) + error_of(scaled) + 2 * u * result.abs()
-    return unless_exact(result, error, certain & ((lost == 0) | infinite))
+    certain = first.exact & scaled.exact
+    error = first.radius + scaled.radius + 2 * u * result.abs()
+    return with_error(result, error).unless(certain & ((lost == 0) | infinite))
 
 
 @parameter_rule("sub")
@@ -65,16 +56,16 @@ def times(x: object, y: object) -> Enclosure:
     """``x y``: ``|x| e_y + |y| e_x + e_x e_y + u |z|``."""
     first, second = enclosed(x), enclosed(y)
     result = first.tensor * second.tensor
-    error = first.tensor.abs() * error_of(second)
-    error = error + (second.tensor.abs() + error_of(second)) * error_of(first)
-    certain = (error_of(first) == 0) & (error_of(second) == 0)
-    small = whole(first) & whole(second) & (result.abs() < 2.0**53)
+    error = first.tensor.abs() * second.radius
+    error = error + (second.tensor.abs() + second.radius) * first.radius
+    certain = first.exact & second.exact
+    small = first.whole & second.whole & (result.abs() < 2.0**53)
     zero = (first.tensor == 0) | (second.tensor == 0)
     normal = (result.abs() > 2.0**-900) & torch.isfinite(result)
     scaled = (_power_of_two(first.tensor) | _power_of_two(second.tensor)) & normal
     infinite = torch.isinf(first.tensor) | torch.isinf(second.tensor)
     exact = certain & (small | zero | scaled | infinite)
-    return unless_exact(result, error + 2 * u * result.abs(), exact)
+    return with_error(result, error + 2 * u * result.abs()).unless(exact)
 
 
 @parameter_rule("div")
@@ -86,17 +77,18 @@ def quotient(x: object, y: object) -> Enclosure:
     """
     first, second = enclosed(x), enclosed(y)
     result = first.tensor / second.tensor
-    least = (second.tensor.abs() - error_of(second)) * (1.0 - 4 * u)
-    error = (error_of(first) + widened(result.abs(), 2) * error_of(second)) / least
+    least = (second.tensor.abs() - second.radius) * (1.0 - 4 * u)
+    error = (first.radius + widened(result.abs(), 2) * second.radius) / least
     error = error + 2 * u * result.abs() + first.tensor.abs() * SMALLEST
     error = torch.where(least > 0, error, math.inf)
-    certain = (error_of(first) == 0) & (error_of(second) == 0)
+    certain = first.exact & second.exact
     # A whole quotient below 2^53 of whole numbers, if it multiplies back to them.
-    wholes = whole(first) & whole(second) & (first.tensor.abs() < 2.0**53)
+    wholes = first.whole & second.whole & (first.tensor.abs() < 2.0**53)
     back = (result == result.round()) & (result * second.tensor == first.tensor)
     normal = (result.abs() > 2.0**-900) & torch.isfinite(result)
     scaled = _power_of_two(second.tensor) & normal
-    return unless_exact(result, error, certain & ((wholes & back) | scaled) & (second.tensor != 0))
+    exact = certain & ((wholes & back) | scaled) & (second.tensor != 0)
+    return with_error(result, error).unless(exact)
 
 
 @parameter_rule("remainder")
@@ -107,10 +99,10 @@ def _remainder(x: object, y: object) -> Enclosure:
     """
     first, second = enclosed(x), enclosed(y)
     result = torch.remainder(first.tensor, second.tensor)
-    certain = (error_of(first) == 0) & (error_of(second) == 0)
+    certain = first.exact & second.exact
     error = torch.where(certain, 2 * u * result.abs(), math.inf)
-    unmoved = (result == torch.fmod(first.tensor, second.tensor)) | (whole(first) & whole(second))
-    return unless_exact(result, error, certain & unmoved)
+    unmoved = (result == torch.fmod(first.tensor, second.tensor)) | (first.whole & second.whole)
+    return with_error(result, error).unless(certain & unmoved)
 
 
 @parameter_rule("reciprocal")
@@ -119,47 +111,32 @@ def _reciprocal(x: object) -> Enclosure:
     return quotient(1.0, x)
 
 
-def _moved_by(result: Tensor, *operands: object) -> Enclosure:
-    """Nothing is rounded, and the result moves by no more than the operands."""
-    errors = [operand.error for operand in operands if isinstance(operand, Enclosure)]
-    return Enclosure(result, error_of_extremum(errors, result))
+def _moved(function: Callable[[Tensor], Tensor]) -> Callable[..., Enclosure]:
+    """Nothing is rounded, and the result moves by no more than the operand."""
+
+    def evaluate(x: object) -> Enclosure:
+        value = enclosed(x)
+        return replace(value, tensor=function(value.tensor))
+
+    return evaluate
 
 
-@parameter_rule("neg")
-def negative(x: object) -> Enclosure:
-    """``-x``."""
-    return _moved_by(-enclosed(x).tensor, x)
+def _extremum(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Enclosure]:
+    """Nothing is rounded, and the result moves by no more than either operand."""
+
+    def evaluate(x: object, other: object) -> Enclosure:
+        first, second = enclosed(x), enclosed(other)
+        result = function(first.tensor, second.tensor)
+        return Enclosure(result, error_of_extremum((first.error, second.error), result))
+
+    return evaluate
 
 
-@parameter_rule("abs")
-def absolute(x: object) -> Enclosure:
-    """``|x|``."""
-    return _moved_by(enclosed(x).tensor.abs(), x)
-
-
-@parameter_rule("relu")
-def _relu_of(x: object) -> Enclosure:
-    return _moved_by(enclosed(x).tensor.relu(), x)
-
-
-@parameter_rule("maximum")
-def _larger(x: object, other: object) -> Enclosure:
-    return _moved_by(torch.maximum(enclosed(x).tensor, enclosed(other).tensor), x, other)
-
-
-@parameter_rule("minimum")
-def _smaller(x: object, other: object) -> Enclosure:
-    return _moved_by(torch.minimum(enclosed(x).tensor, enclosed(other).tensor), x, other)
-
-
-@parameter_rule("clamp_min")
-def _clamp_min(x: object, min: object) -> Enclosure:  # noqa: A002 (the schema's name)
-    return _larger(x, min)
-
-
-@parameter_rule("clamp_max")
-def _clamp_max(x: object, max: object) -> Enclosure:  # noqa: A002 (the schema's name)
-    return _smaller(x, max)
+negative = parameter_rule("neg")(_moved(torch.neg))
+absolute = parameter_rule("abs")(_moved(torch.abs))
+parameter_rule("relu")(_moved(torch.relu))
+_larger = parameter_rule("maximum", "clamp_min")(_extremum(torch.maximum))
+_smaller = parameter_rule("minimum", "clamp_max")(_extremum(torch.minimum))
 
 
 @parameter_rule("clamp")
@@ -180,7 +157,7 @@ def _square(x: object) -> Enclosure:
 def _sqrt(x: object) -> Enclosure:
     """``|sqrt x - sqrt x'| <= e / sqrt x`` and at most sqrt(e); inf where x - e is negative."""
     value = enclosed(x)
-    result, e = value.tensor.sqrt(), error_of(value)
+    result, e = value.tensor.sqrt(), value.radius
     moved = torch.where(result > 0, torch.minimum(e / (result * (1 - 4 * u)), e.sqrt()), e.sqrt())
     error = widened(moved, 4) + 2 * u * result
     return with_error(result, torch.where(value.tensor >= e, error, math.inf))
@@ -197,7 +174,7 @@ def _exp(x: object) -> Enclosure:
     """``(exp(e) - 1) exp(x)``, and the evaluation's own rounding."""
     value = enclosed(x)
     result = value.tensor.exp()
-    error = widened(torch.expm1(error_of(value)) * result, 32)
+    error = widened(torch.expm1(value.radius) * result, 32)
     return with_error(result, error + result * _EVALUATION * (value.tensor.abs() + 2))
 
 
@@ -206,36 +183,30 @@ def _log(x: object) -> Enclosure:
     """``e / (x - e)`` and the evaluation's own rounding; inf where x may be 0."""
     value = enclosed(x)
     result = value.tensor.log()
-    least = (value.tensor - error_of(value)) * (1 - 4 * u)
-    error = widened(error_of(value) / least, 4) + (result.abs() + 1.0) * _EVALUATION
+    least = (value.tensor - value.radius) * (1 - 4 * u)
+    error = widened(value.radius / least, 4) + (result.abs() + 1.0) * _EVALUATION
     return with_error(result, torch.where(least > 0, error, math.inf))
 
 
 def _smooth(
-    function: Callable[[Tensor], Tensor], x: object, *, slope: float, offset: float
-) -> Enclosure:
-    """``sup |f'| e`` and the evaluation's own rounding."""
-    value = enclosed(x)
-    result = function(value.tensor)
-    error = error_of_function(
-        value.tensor, value.error, result, slope=slope, offset=offset, room=ROOM
-    )
-    return Enclosure(result, error)
-
-
-def _smooth_function(
     function: Callable[[Tensor], Tensor], slope: float = 1.0, offset: float = 0.0
-) -> ParameterFunction:
+) -> Callable[..., Enclosure]:
+    """``sup |f'| e`` and the evaluation's own rounding."""
+
     def evaluate(x: object) -> Enclosure:
-        return _smooth(function, x, slope=slope, offset=offset)
+        value = enclosed(x)
+        z, e = function(value.tensor), value.error
+        error = error_of_function(value.tensor, e, z, slope=slope, offset=offset, room=ROOM)
+        return Enclosure(z, error)
 
     return evaluate
 
 
-parameter_rule("tanh")(_smooth_function(torch.tanh))
-parameter_rule("sigmoid")(_smooth_function(torch.sigmoid, 0.25, offset=1.0))
-parameter_rule("sin")(_smooth_function(torch.sin))
-parameter_rule("cos")(_smooth_function(torch.cos, offset=1.0))
+parameter_rule("tanh")(_smooth(torch.tanh))
+parameter_rule("sigmoid")(_smooth(torch.sigmoid, 0.25, offset=1.0))
+parameter_rule("sin")(_smooth(torch.sin))
+parameter_rule("cos")(_smooth(torch.cos, offset=1.0))
+_soft = _smooth(lambda y: torch.logaddexp(y, torch.zeros_like(y)), offset=1.0)
 
 
 @parameter_rule("softplus")
@@ -246,24 +217,18 @@ def _soft_plus(x: object, beta: float = 1.0, threshold: float = 20.0) -> Enclosu
     """
     value, beta = enclosed(x), float(beta)
     scaled = value if beta == 1.0 else times(value, beta)
-    soft = _smooth(lambda y: torch.logaddexp(y, torch.zeros_like(y)), scaled, slope=1.0, offset=1.0)
-    smooth = quotient(soft, beta)
+    smooth = quotient(_soft(scaled), beta)
     linear = scaled.tensor > threshold
-    error = torch.where(linear, error_of(value), error_of(smooth))
+    error = torch.where(linear, value.radius, smooth.radius)
     # The difference of neighbours is exact, others are far from 0; the factor is to spare.
-    near = (scaled.tensor - threshold).abs() <= widened(error_of(scaled), 2)
-    unsure = near & (error_of(scaled) > 0)
+    near = (scaled.tensor - threshold).abs() <= widened(scaled.radius, 2)
+    unsure = near & (scaled.radius > 0)
     return Enclosure(
         torch.where(linear, value.tensor, smooth.tensor), torch.where(unsure, math.inf, error)
     )
 
 
-_POWERS: dict[float, ParameterFunction] = {
-    2: _square,
-    0.5: _sqrt,
-    -1: _reciprocal,
-    -0.5: _rsqrt,
-}
+_POWERS = {2: _square, 0.5: _sqrt, -1: _reciprocal, -0.5: _rsqrt}
 
 
 def _exponent_supported(x: object, exponent: object) -> str | None:
@@ -291,9 +256,13 @@ def _pow(x: object, exponent: object) -> Enclosure:
     power = enclosed(exponent)
     result = float(x) ** power.tensor
     size = widened(abs(math.log(x)), 2)
-    error = widened(torch.expm1(size * error_of(power)) * result, 32)
+    error = widened(torch.expm1(size * power.radius) * result, 32)
     rounding = _EVALUATION * (power.tensor.abs() * size + 2)
     return with_error(result, error + result * rounding)
+
+
+def _counted(count: int) -> Enclosure:
+    return Enclosure(torch.arange(count, dtype=torch.float64, device="cpu"))
 
 
 @parameter_rule("arange")
@@ -302,15 +271,11 @@ def _arange(start: float, end: float | None = None, step: float = 1) -> Enclosur
     if end is None:
         start, end = 0, start
     count = torch.arange(start, end, step, dtype=torch.float64, device="cpu").numel()
-    return plus(
-        start, times(Enclosure(torch.arange(count, dtype=torch.float64, device="cpu")), step)
-    )
+    return plus(start, times(_counted(count), step))
 
 
 @parameter_rule("linspace")
 def _linspace(start: float, end: float, steps: int) -> Enclosure:
     """``start + i (end - start) / (n - 1)``."""
-    places = quotient(
-        Enclosure(torch.arange(steps, dtype=torch.float64, device="cpu")), float(max(1, steps - 1))
-    )
+    places = quotient(_counted(steps), float(max(1, steps - 1)))
     return plus(start, times(places, _sub(end, start)))

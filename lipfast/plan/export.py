@@ -41,8 +41,7 @@ def load_program(path: Path) -> ExportedProgram:
     if not path.is_file():
         raise TraceError(f"{path}: no such file; expected one written by torch.export.save")
     try:
-        program: ExportedProgram = torch.export.load(path)
-        return program
+        return torch.export.load(path)
     except Exception as error:  # a damaged archive fails in many ways
         raise TraceError(
             f"{path}: not a program written by torch.export.save ({_head_line(error)})"

@@ -11,23 +11,14 @@ true one, where the second term is one number per weight (see `_underflow`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from lipfast.errors import NonFiniteError
-from lipfast.graph.nodes import (
-    Argument,
-    Constant,
-    Graph,
-    Node,
-    Reference,
-    defining,
-    error_name,
-    is_computed,
-)
+from lipfast.graph.nodes import Argument, Constant, Graph, Node, Reference, error_name, is_computed
 from lipfast.plan.computed import evaluate_computed
 from lipfast.rounding import SMALLEST, UNIT_ROUNDOFF
 from lipfast.rules.normalization import running_statistics
@@ -152,24 +143,20 @@ def fold_batch_norm(graph: Graph, *, values: bool) -> FoldedGraph:
 def _fold_one(
     graph: Graph, maps: Mapping[str, Folded], values: bool
 ) -> tuple[Graph, dict[str, Folded]] | None:
-    by_name = {node.name: node for node in graph.nodes}
     readers = graph.readers
     for norm in graph.nodes:
         if rule_of(norm.op).affine != "channels":
             continue
-        source = defining(norm.argument(0, "input"), by_name)
+        source = graph.defining(norm.argument(0, "input"))
         alone = source is not None and len(readers[source.name]) == 1
         if source is not None and alone and source.name not in graph.outputs:
             folded = _with_scaling(source, norm, maps, after=True, values=values)
             if folded is not None:
                 return _merge(graph, maps, keep=norm, drop=source, folded=folded)
         following = readers.get(norm.name, [])
-        target = by_name[following[0]] if len(following) == 1 else None
-        if (
-            target is not None
-            and defining(target.argument(0, "input"), by_name) is norm
-            and norm.name not in graph.outputs
-        ):
+        inner = len(following) == 1 and norm.name not in graph.outputs
+        target = graph.node(following[0]) if inner else None
+        if target is not None and graph.defining(target.argument(0, "input")) is norm:
             folded = _with_scaling(target, norm, maps, after=False, values=values)
             if folded is not None:
                 return _merge(graph, maps, keep=target, drop=norm, folded=folded)
@@ -217,18 +204,11 @@ def _merge(
 ) -> tuple[Graph, dict[str, Folded]]:
     """Put one affine node in the place of `keep`, reading what the earlier of the two read."""
     affine = drop if rule_of(keep.op).affine == "channels" else keep
-    earlier = drop
     weight: Argument = Reference("parameter", folded_name(keep.name, "weight"))
     bias: Argument = Reference("parameter", folded_name(keep.name, "bias"))
     kwargs = tuple((key, value) for key, value in affine.kwargs if key != "bias")
-    merged = Node(
-        keep.name,
-        affine.op,
-        (earlier.args[0], weight, bias, *affine.args[3:]),
-        kwargs,
-        keep.shape,
-        affine.module,
-    )
+    args = (drop.args[0], weight, bias, *affine.args[3:])
+    merged = replace(affine, name=keep.name, args=args, kwargs=kwargs, shape=keep.shape)
     nodes = tuple(
         merged if node.name == keep.name else node for node in graph.nodes if node.name != drop.name
     )
@@ -274,9 +254,7 @@ def _compute(
         return parameters[reference.name].detach().double()
 
     weight = parameters[folded.weight].detach().double()
-    bias: Tensor | None = None
-    if folded.bias is not None:
-        bias = parameters[folded.bias].detach().double()
+    bias = None if folded.bias is None else parameters[folded.bias].detach().double()
     underflow = weight.new_zeros(())
     for scaling in folded.scalings:
         scale, shift = _scale_and_shift(scaling, tensor)
@@ -304,9 +282,9 @@ def _underflow(weight: Tensor, scale: Tensor, before: Tensor) -> Tensor:
     return passed_on * (1.0 + 2.0**-40) + (weight.abs().amax() + 1.0) * 4 * SMALLEST
 
 
-def _scale_and_shift(scaling: Scaling, tensor: object) -> tuple[Tensor, Tensor]:
-    read = tensor
-    assert callable(read)
+def _scale_and_shift(
+    scaling: Scaling, read: Callable[[Reference], Tensor]
+) -> tuple[Tensor, Tensor]:
     scale = (read(scaling.variance) + scaling.eps).sqrt()
     scale = scale.reciprocal() if scaling.weight is None else read(scaling.weight) / scale
     shift = -read(scaling.mean) * scale

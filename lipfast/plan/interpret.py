@@ -55,15 +55,9 @@ class NodeArguments:
         self, activations: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
     ) -> Tensor:
         """The result for other operands."""
-        tables = self._tables
-        return _result_of(
-            NodeArguments(
-                self.node,
-                {**tables["node"], **activations},
-                {**tables["parameter"], **parameters},
-                tables["constant"],
-            )
-        )
+        nodes = {**self._tables["node"], **activations}
+        weights = {**self._tables["parameter"], **parameters}
+        return _result_of(NodeArguments(self.node, nodes, weights, self._tables["constant"]))
 
     def apply(self, replaced: Mapping[Reference, Tensor]) -> Tensor:
         """The op itself on the operands, some of them replaced by other tensors alike."""
@@ -160,9 +154,7 @@ def _last_uses(graph: Graph) -> dict[int, list[str]]:
     last: dict[str, int] = {}
     for position, node in enumerate(graph.nodes):
         last[node.name] = position
-        for reference in node.references():
-            if reference.kind == "node":
-                last[reference.name] = position
+        last.update(dict.fromkeys(node.names("node"), position))
     uses: dict[int, list[str]] = {}
     for name, position in last.items():
         if name not in graph.outputs:

@@ -7,7 +7,7 @@ it the weight 0. Everywhere else an infinite parameter is an error.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -24,19 +24,16 @@ from lipfast.rules.registry import rule_of
 def additive_masks(graph: Graph, computed: Sequence[Node]) -> frozenset[str]:
     """Parameters that are only added to activations, or moved (sliced, expanded) before that."""
     added: dict[str, bool] = {}
+
+    def note(names: Iterable[str], *, adds: bool) -> None:
+        added.update({name: added.get(name, True) and adds for name in names})
+
     for node in graph.nodes:
-        for reference in node.references():
-            if reference.kind == "parameter":
-                adds = node.op == "aten.add" and node.argument(2, "alpha", 1) == 1
-                added[reference.name] = added.get(reference.name, True) and adds
+        adds = node.op == "aten.add" and node.argument(2, "alpha", 1) == 1
+        note(node.names("parameter"), adds=adds)
     for node in reversed(computed):
         moved = moves(node.op) and added.get(computed_name(node.name), True)
-        for reference in node.references():
-            if reference.kind == "parameter":
-                added[reference.name] = added.get(reference.name, True) and moved
-            elif reference.kind == "node":
-                name = computed_name(reference.name)
-                added[name] = added.get(name, True) and moved
+        note((*node.names("parameter"), *map(computed_name, node.names("node"))), adds=moved)
     return frozenset(name for name, adds in added.items() if adds)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lipfast.plan.parameter_rules import Enclosure, parameter_rule, rearranged
+from lipfast.plan.parameter_rules import Enclosure, parameter_rule
 from lipfast.rounding import UNDERFLOW, gamma, u, widened
 
 _DEGREE = 18
@@ -39,34 +39,28 @@ def _within(result: Tensor, bound: float) -> Enclosure:
     return Enclosure(result, torch.full_like(result, bound))
 
 
-def _of_each(function: Callable[..., Enclosure], *operands: object) -> Enclosure:
+def _of_each(function: Callable[..., Enclosure], *operands: Enclosure) -> Enclosure:
     """A function of matrices (and of a vector for each), applied along the leading dimensions."""
-    values = [operand for operand in operands if isinstance(operand, Enclosure)]
-    leading = values[0].tensor.shape[:-2]
-    if len(values) != len(operands) or any(
-        value.tensor.shape[: len(leading)] != leading for value in values
-    ):
+    leading = operands[0].tensor.shape[:-2]
+    if any(value.tensor.shape[: len(leading)] != leading for value in operands):
         raise ValueError("expected tensors with the same leading dimensions")
     if not leading:
-        return function(*values)
-    columns = [_unbound(value, len(leading)) for value in values]
+        return function(*operands)
+    columns = [_unbound(value, len(leading)) for value in operands]
     found = [function(*entries) for entries in zip(*columns, strict=True)]
-    errors = [torch.zeros_like(v.tensor) if v.error is None else v.error for v in found]
+    errors = [value.radius for value in found]
     tensor = torch.stack([value.tensor for value in found])
     shape = (*leading, *tensor.shape[1:])
     return Enclosure(tensor.reshape(shape), torch.stack(errors).reshape(shape))
 
 
 def _unbound(value: Enclosure, leading: int) -> list[Enclosure]:
-    tensors = value.tensor.flatten(0, leading - 1).unbind()
-    if value.error is None:
-        return [Enclosure(tensor) for tensor in tensors]
-    errors = value.error.flatten(0, leading - 1).unbind()
-    return [Enclosure(tensor, error) for tensor, error in zip(tensors, errors, strict=True)]
+    both = (tensor.flatten(0, leading - 1).unbind() for tensor in (value.tensor, value.radius))
+    return [Enclosure(tensor, error) for tensor, error in zip(*both, strict=True)]
 
 
 @parameter_rule("matrix_exp", "linalg_matrix_exp")
-def matrix_exponential(matrix: object) -> Enclosure:
+def matrix_exponential(matrix: Enclosure) -> Enclosure:
     """``exp(A)`` of each matrix, see `exponential`."""
     return _of_each(exponential, matrix)
 
@@ -113,29 +107,20 @@ def exponential(value: Enclosure) -> Enclosure:
 
 
 @parameter_rule("linalg_solve")
-def linalg_solve(a: object, b: object, *, left: bool = True) -> Enclosure:
+def linalg_solve(a: Enclosure, b: Enclosure, *, left: bool = True) -> Enclosure:
     """``A^-1 B``, or ``B A^-1 = (A^-T B^T)^T`` for `left` False."""
-    assert isinstance(a, Enclosure)
-    assert isinstance(b, Enclosure)
     if b.tensor.dim() == 1 or b.tensor.dim() == a.tensor.dim() - 1:
         if not left:
             raise ValueError("a vector of right-hand sides with left=False")
-        return rearranged(
-            _of_each(solution, a, rearranged(b, lambda t: t.unsqueeze(-1))), _only_column
-        )
+        columns = b.rearranged(lambda vector: vector.unsqueeze(-1))
+        return _of_each(solution, a, columns).rearranged(lambda matrix: matrix.squeeze(-1))
     if left:
         return _of_each(solution, a, b)
-    return rearranged(
-        _of_each(solution, rearranged(a, _transpose), rearranged(b, _transpose)), _transpose
-    )
+    return _transposed(_of_each(solution, _transposed(a), _transposed(b)))
 
 
-def _transpose(matrix: Tensor) -> Tensor:
-    return matrix.mT
-
-
-def _only_column(matrix: Tensor) -> Tensor:
-    return matrix.squeeze(-1)
+def _transposed(value: Enclosure) -> Enclosure:
+    return value.rearranged(lambda matrix: matrix.mT)
 
 
 def solution(m: Enclosure, b: Enclosure) -> Enclosure:
@@ -165,7 +150,7 @@ def solution(m: Enclosure, b: Enclosure) -> Enclosure:
 
 
 @parameter_rule("linalg_householder_product")
-def householder_product(a: object, tau: object) -> Enclosure:
+def householder_product(a: Enclosure, tau: Enclosure) -> Enclosure:
     """Products of reflections, for each matrix, see `reflections`."""
     return _of_each(reflections, a, tau)
 
@@ -179,8 +164,7 @@ def reflections(value: Enclosure, tau: Enclosure) -> Enclosure:
     """
     rows, columns = value.tensor.shape
     result = torch.eye(rows, columns, dtype=torch.float64, device="cpu")
-    errors = torch.zeros_like(tau.tensor) if tau.error is None else tau.error
-    moved = torch.zeros_like(value.tensor) if value.error is None else value.error
+    errors, moved = tau.radius, value.radius
     error = 0.0
     for index in range(len(tau.tensor) - 1, -1, -1):
         v = value.tensor[:, index].clone()

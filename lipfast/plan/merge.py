@@ -12,14 +12,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lipfast.graph.nodes import (
-    Argument,
-    Graph,
-    Node,
-    Reference,
-    computed_name,
-    defining,
-)
+from lipfast.graph.nodes import Argument, Graph, Node, Reference, computed_name
+from lipfast.rules.convolution import settings
 from lipfast.rules.registry import rule_of
 
 # A merged weight may take this many entries; larger ones stay apart.
@@ -68,21 +62,14 @@ def merge_affine(graph: Graph, shapes: Shapes, *, values: bool) -> Merged:
 
 
 def _next_pair(found: Merged, shapes: Shapes, values: bool) -> tuple[Node, Node] | None:
-    by_name = {node.name: node for node in found.graph.nodes}
     readers = found.graph.readers
     for second in found.graph.nodes:
-        first = defining(second.argument(0, "input"), by_name)
+        first = found.graph.defining(second.argument(0, "input"))
         if first is None or len(readers[first.name]) != 1 or first.name in found.graph.outputs:
             continue
         if _fit(first, second, shapes, values):
             return first, second
     return None
-
-
-def _weight(node: Node) -> str:
-    weight = node.args[1]
-    assert isinstance(weight, Reference)
-    return weight.name
 
 
 def _fit(first: Node, second: Node, shapes: Shapes, values: bool) -> bool:
@@ -92,7 +79,7 @@ def _fit(first: Node, second: Node, shapes: Shapes, values: bool) -> bool:
         return False
     kinds = rule_of(first.op).affine, rule_of(second.op).affine
     if kinds[0] in _MATRICES and kinds[1] in _MATRICES:
-        return _output_count(second, shapes) * _input_count(first, shapes) <= LARGEST
+        return math.prod(_joint_counts(first, second, shapes)) <= LARGEST
     if kinds[0] != "convolution" or first.op != second.op:
         return False
     inner, outer = _Kernel.of(first, shapes), _Kernel.of(second, shapes)
@@ -103,22 +90,18 @@ def _fit(first: Node, second: Node, shapes: Shapes, values: bool) -> bool:
     kept = plain and (not values or first.argument(2, "bias") is None)
     if any(outer.padding) and not kept:
         return False
-    return (
-        math.prod(outer.after(inner).sizes)
-        * _output_count(second, shapes)
-        * _input_count(first, shapes)
-        <= LARGEST
-    )
+    counts = _joint_counts(first, second, shapes)
+    return math.prod((*outer.after(inner).sizes, *counts)) <= LARGEST
 
 
-def _output_count(node: Node, shapes: Shapes) -> int:
-    shape = shapes[_weight(node)]
-    return shape[1] if _is_transposed(node) else shape[0]
+def _counts(node: Node, shapes: Shapes) -> tuple[int, int]:
+    """Numbers of outputs and of inputs (channels of a convolution)."""
+    first, second = shapes[node.reference(1).name][:2]
+    return (second, first) if _is_transposed(node) else (first, second)
 
 
-def _input_count(node: Node, shapes: Shapes) -> int:
-    shape = shapes[_weight(node)]
-    return shape[0] if _is_transposed(node) else shape[1]
+def _joint_counts(first: Node, second: Node, shapes: Shapes) -> tuple[int, int]:
+    return _counts(second, shapes)[0], _counts(first, shapes)[1]
 
 
 def _is_transposed(node: Node) -> bool:
@@ -136,21 +119,11 @@ class _Kernel:
 
     @staticmethod
     def of(node: Node, shapes: Shapes) -> _Kernel | None:
-        sizes = shapes[_weight(node)][2:]
-        axes = len(sizes)
-        padding = node.argument(4, "padding", 0)
-        if padding == "valid":
-            padding = 0
-        if isinstance(padding, str) or node.number(6, "groups", 1) != 1:
+        found = settings(node)
+        if found.padding == "same" or found.groups != 1:
             return None
-        entries = padding if isinstance(padding, tuple) else (padding,)
-        around = tuple(int(entry) for entry in entries if isinstance(entry, int))
-        return _Kernel(
-            tuple(sizes),
-            node.integers(3, "stride", axes, 1),
-            around * axes if len(around) == 1 else around,
-            node.integers(5, "dilation", axes, 1),
-        )
+        sizes = shapes[node.reference(1).name][2:]
+        return _Kernel(sizes, found.stride, found.padding, found.dilation)
 
     def steps(self, inner: _Kernel) -> tuple[list[int], list[int], list[int]]:
         """Per axis: the joint dilation, and in units of it the taps' distances of both kernels."""
@@ -207,7 +180,7 @@ def _with_merged(
 
 
 def _origins(found: Merged, node: Node) -> tuple[str, ...]:
-    return found.origins.get(node.name, (_weight(node),))
+    return found.origins.get(node.name, (node.reference(1).name,))
 
 
 def _merged_matrices(
@@ -217,15 +190,12 @@ def _merged_matrices(
     nodes: list[Node] = []
     sides = []
     for index, node in enumerate((second, first)):
-        side, shape = (
-            reference(node.args[1]),
-            (_output_count(node, shapes), _input_count(node, shapes)),
-        )
+        side, shape = reference(node.args[1]), _counts(node, shapes)
         if _is_transposed(node):
             nodes.append(Node(f"{name} transposed {index}", "aten.mT", (side,), (), shape))
             side = Reference("node", nodes[-1].name)
         sides.append(side)
-    shape = (_output_count(second, shapes), _input_count(first, shapes))
+    shape = _joint_counts(first, second, shapes)
     nodes.append(Node(f"{name} weight", "aten.matmul", tuple(sides), (), shape))
     weight = Reference("parameter", computed_name(nodes[-1].name))
     bias = _bias((first, second), name, reference, nodes, sides[0])
@@ -257,9 +227,9 @@ def _merged_kernels(
     assert outer is not None
     joint = outer.after(inner)
     _, near, far = outer.steps(inner)
-    rows = _output_count(second, shapes)
+    rows, columns = _joint_counts(first, second, shapes)
     kernels = (reference(second.args[1]), reference(first.args[1]))
-    shape = (rows, _input_count(first, shapes), *joint.sizes)
+    shape = (rows, columns, *joint.sizes)
     steps = (tuple(near), tuple(far))
     nodes = [Node(f"{name} weight", "lipfast.composed_kernels", (*kernels, *steps), (), shape)]
     weight = Reference("parameter", computed_name(nodes[0].name))

@@ -76,6 +76,12 @@ def _in_evaluation_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
                 module._compiled_call_impl = implementation
 
 
+def shapes_of(state_dict: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a state dict, which may hold other things."""
+    tensors = ((name, value) for name, value in state_dict.items() if isinstance(value, Tensor))
+    return {name: tuple(tensor.shape) for name, tensor in tensors}
+
+
 def aliases_of(state_dict: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """Name -> other names of the same tensor, from a state dict with `keep_vars=True`."""
     groups: dict[int, list[str]] = {}

@@ -14,7 +14,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -33,6 +32,31 @@ class Enclosure:
     tensor: Tensor
     error: Tensor | None = None
 
+    @property
+    def radius(self) -> Tensor:
+        """The bound of the error in float64; zeros for what is exact."""
+        if self.error is not None:
+            return self.error
+        return torch.zeros_like(self.tensor, dtype=torch.float64)
+
+    @property
+    def exact(self) -> Tensor:
+        """Entries without errors."""
+        return self.radius == 0
+
+    @property
+    def whole(self) -> Tensor:
+        """Integers without errors: sums and products of them below 2^53 are exact."""
+        return (self.tensor == self.tensor.round()) & self.exact
+
+    def unless(self, exact: Tensor) -> Enclosure:
+        """The error is 0 where operands and result say that nothing is rounded."""
+        return Enclosure(self.tensor, torch.where(exact, 0.0, self.radius))
+
+    def rearranged(self, change: Callable[[Tensor], Tensor]) -> Enclosure:
+        """Entries moved, and their errors alike."""
+        return Enclosure(change(self.tensor), None if self.error is None else change(self.error))
+
 
 @dataclass(frozen=True)
 class ParameterRule:
@@ -43,12 +67,11 @@ class ParameterRule:
 
 
 PARAMETER_RULES: dict[str, ParameterRule] = {}
-ParameterFunction: TypeAlias = Callable[..., Enclosure]
 
 
 def parameter_rule(
     *names: str, supports: Callable[..., str | None] | None = None, namespace: str = "aten"
-) -> Callable[[ParameterFunction], ParameterFunction]:
+) -> Callable[[Callable[..., Enclosure]], Callable[..., Enclosure]]:
     """Register a function under names of ops.
 
     Args:
@@ -58,7 +81,7 @@ def parameter_rule(
         namespace: of the names.
     """
 
-    def register(function: ParameterFunction) -> ParameterFunction:
+    def register(function: Callable[..., Enclosure]) -> Callable[..., Enclosure]:
         for name in names:
             PARAMETER_RULES[f"{namespace}.{name}"] = ParameterRule(function, supports)
         return function
@@ -110,32 +133,10 @@ def enclosed(operand: object) -> Enclosure:
     """An operand as float64; numbers of the code are exact."""
     if isinstance(operand, Enclosure):
         tensor = operand.tensor
-        return Enclosure(
-            tensor.double() if not tensor.is_floating_point() else tensor, operand.error
-        )
+        return operand if tensor.is_floating_point() else replace(operand, tensor=tensor.double())
     return Enclosure(torch.as_tensor(operand, dtype=torch.float64, device="cpu"))
-
-
-def error_of(value: Enclosure) -> Tensor:
-    """The bound of the error; zeros for what is exact."""
-    return torch.zeros_like(value.tensor) if value.error is None else value.error
-
-
-def unless_exact(result: Tensor, error: Tensor, exact: Tensor) -> Enclosure:
-    """`error` where the result may be rounded, 0 where operands and result say it is not."""
-    return Enclosure(result, torch.where(exact, torch.zeros_like(error), finished(error, ROOM)))
 
 
 def with_error(result: Tensor, error: Tensor) -> Enclosure:
     """A result with a bound of its error, but for the roundings of the bound itself."""
     return Enclosure(result, finished(error, ROOM))
-
-
-def whole(value: Enclosure) -> Tensor:
-    """Integers without errors: sums and products of them below 2^53 are exact."""
-    return (value.tensor == value.tensor.round()) & (error_of(value) == 0)
-
-
-def rearranged(value: Enclosure, change: Callable[[Tensor], Tensor]) -> Enclosure:
-    """Entries moved, and their errors alike."""
-    return Enclosure(change(value.tensor), None if value.error is None else change(value.error))

@@ -11,54 +11,40 @@ import torch
 from torch import Tensor
 
 from lipfast.plan.elementwise_errors import absolute, negative, plus, quotient, times
-from lipfast.plan.parameter_rules import (
-    Enclosure,
-    enclosed,
-    error_of,
-    parameter_rule,
-    rearranged,
-    unless_exact,
-    whole,
-    with_error,
-)
+from lipfast.plan.parameter_rules import Enclosure, enclosed, parameter_rule, with_error
 from lipfast.rounding import gamma
 from lipfast.rules.running_errors import error_of_bilinear_map, error_of_matmul
 
 
-def _reduced_axes(dim: object) -> list[int] | None:
-    """Dimensions to reduce; None for all of them."""
+def _axes(x: Tensor, dim: object) -> list[int]:
+    """Dimensions to reduce: those given, or all of them."""
     if dim is None or (isinstance(dim, (tuple, list)) and not dim):
-        return None
+        return list(range(x.dim()))
     return [dim] if isinstance(dim, int) else [int(entry) for entry in dim]  # type: ignore[attr-defined]
 
 
-def _term_count(x: Tensor, dims: list[int] | None) -> int:
-    return x.numel() if dims is None else math.prod(x.shape[dim] for dim in dims if x.dim())
-
-
-def _all_axes(x: Tensor, dims: list[int] | None) -> list[int]:
-    return list(range(x.dim())) if dims is None else dims
+def _term_count(x: Tensor, axes: Sequence[int]) -> int:
+    return math.prod(x.shape[axis] for axis in axes if x.dim())
 
 
 @parameter_rule("sum")
 def _sum(x: object, dim: object = None, keepdim: bool = False) -> Enclosure:
     """Over n terms: ``sum e + gamma_n sum |x|``; exact for integers below 2^53."""
-    value, dims = enclosed(x), _reduced_axes(dim)
-    axes = _all_axes(value.tensor, dims)
-    wide = gamma(_term_count(value.tensor, dims) + 2)
+    value = enclosed(x)
+    axes = _axes(value.tensor, dim)
+    wide = gamma(_term_count(value.tensor, axes) + 2)
     result = value.tensor.sum(axes, keepdim=keepdim)
     size = value.tensor.abs().sum(axes, keepdim=keepdim)
-    error = (error_of(value) + value.tensor.abs() * wide).sum(axes, keepdim=keepdim)
-    inexact = (~whole(value)).sum(axes, keepdim=keepdim)
-    return unless_exact(result, error * (1 + 4 * wide), (inexact == 0) & (size < 2.0**53))
+    error = (value.radius + value.tensor.abs() * wide).sum(axes, keepdim=keepdim)
+    inexact = (~value.whole).sum(axes, keepdim=keepdim)
+    return with_error(result, error * (1 + 4 * wide)).unless((inexact == 0) & (size < 2.0**53))
 
 
 @parameter_rule("mean")
 def _mean(x: object, dim: object = None, keepdim: bool = False) -> Enclosure:
     """The sum divided by n."""
-    return quotient(
-        _sum(x, dim, keepdim), float(_term_count(enclosed(x).tensor, _reduced_axes(dim)))
-    )
+    value = enclosed(x).tensor
+    return quotient(_sum(x, dim, keepdim), float(_term_count(value, _axes(value, dim))))
 
 
 @parameter_rule("cumsum")
@@ -67,17 +53,17 @@ def _cumsum(x: object, dim: int) -> Enclosure:
     value = enclosed(x)
     wide = gamma((value.tensor.shape[dim] if value.tensor.dim() else 1) + 2)
     result, size = value.tensor.cumsum(dim), value.tensor.abs().cumsum(dim)
-    error = (error_of(value) + value.tensor.abs() * wide).cumsum(dim)
-    inexact = (~whole(value)).cumsum(dim)
-    return unless_exact(result, error * (1 + 4 * wide), (inexact == 0) & (size < 2.0**53))
+    error = (value.radius + value.tensor.abs() * wide).cumsum(dim)
+    inexact = (~value.whole).cumsum(dim)
+    return with_error(result, error * (1 + 4 * wide)).unless((inexact == 0) & (size < 2.0**53))
 
 
 @parameter_rule("amax")
 def _amax(x: object, dim: object = None, keepdim: bool = False) -> Enclosure:
     """The largest entry moves by no more than the largest error."""
     value = enclosed(x)
-    axes = _all_axes(value.tensor, _reduced_axes(dim))
-    return Enclosure(value.tensor.amax(axes, keepdim), error_of(value).amax(axes, keepdim))
+    axes = _axes(value.tensor, dim)
+    return Enclosure(value.tensor.amax(axes, keepdim), value.radius.amax(axes, keepdim))
 
 
 @parameter_rule("amin")
@@ -85,10 +71,9 @@ def _amin(x: object, dim: object = None, keepdim: bool = False) -> Enclosure:
     return negative(_amax(negative(x), dim, keepdim))
 
 
-def _euclidean(x: Enclosure, dims: list[int] | None, keep: bool) -> Enclosure:
+def _euclidean(x: Enclosure, axes: list[int], keep: bool) -> Enclosure:
     """``| ||x|| - ||x'|| | <= ||e||``, and ``gamma_{n+4} ||x||``; scaled, so nothing overflows."""
-    axes = _all_axes(x.tensor, dims)
-    wide = gamma(_term_count(x.tensor, dims) + 8)
+    wide = gamma(_term_count(x.tensor, axes) + 8)
 
     def length(tensor: Tensor) -> Tensor:
         peak = tensor.abs().max() if tensor.numel() else tensor.sum()
@@ -97,8 +82,8 @@ def _euclidean(x: Enclosure, dims: list[int] | None, keep: bool) -> Enclosure:
 
     result = length(x.tensor)
     # Squares of entries far below the largest underflow: at most 2^-537 of it each.
-    room = 2.0**-500 * (x.tensor.abs() + error_of(x)).amax() if x.tensor.numel() else 0.0
-    return with_error(result, length(error_of(x)) * (1 + 4 * wide) + result * (2 * wide) + room)
+    room = 2.0**-500 * (x.tensor.abs() + x.radius).amax() if x.tensor.numel() else 0.0
+    return with_error(result, length(x.radius) * (1 + 4 * wide) + result * (2 * wide) + room)
 
 
 _ORDERS = (1, 2, math.inf)
@@ -120,7 +105,8 @@ def _vector_norm(
         return _sum(absolute(x), dim, keepdim)
     if ord == math.inf:
         return _amax(absolute(x), dim, keepdim)
-    return _euclidean(enclosed(x), _reduced_axes(dim), keepdim)
+    value = enclosed(x)
+    return _euclidean(value, _axes(value.tensor, dim), keepdim)
 
 
 @parameter_rule("norm", supports=_order_supported)
@@ -155,20 +141,20 @@ def _inner(x: object, y: object) -> Enclosure:
     if 0 in (first.tensor.dim(), second.tensor.dim()):
         return times(first, second)
     width = first.tensor.shape[-1]
-    rows = rearranged(first, lambda tensor: tensor.reshape(-1, width))
-    columns = rearranged(second, lambda tensor: tensor.reshape(-1, width).mT)
+    rows = first.rearranged(lambda tensor: tensor.reshape(-1, width))
+    columns = second.rearranged(lambda tensor: tensor.reshape(-1, width).mT)
     shape = (*first.tensor.shape[:-1], *second.tensor.shape[:-1])
-    return rearranged(_matrix_product(rows, columns), lambda tensor: tensor.reshape(shape))
+    return _matrix_product(rows, columns).rearranged(lambda tensor: tensor.reshape(shape))
 
 
 @parameter_rule("outer", "ger")
 def _outer(x: object, y: object) -> Enclosure:
-    return times(rearranged(enclosed(x), lambda tensor: tensor[:, None]), y)
+    return times(enclosed(x).rearranged(lambda tensor: tensor[:, None]), y)
 
 
 @parameter_rule("linear")
 def _linear(x: object, weight: object, bias: object = None) -> Enclosure:
-    product = _matrix_product(enclosed(x), rearranged(enclosed(weight), _turned))
+    product = _matrix_product(enclosed(x), enclosed(weight).rearranged(_turned))
     return product if bias is None else plus(product, bias)
 
 
@@ -210,13 +196,6 @@ def composed_kernels(
     def composed(first: Tensor, second: Tensor) -> Tensor:
         return _composed(first, second, near, far)
 
-    error = error_of_bilinear_map(
-        composed,
-        outer.tensor,
-        inner.tensor,
-        outer.error,
-        inner.error,
-        roundings=terms,
-        room=terms + 8,
-    )
+    operands = outer.tensor, inner.tensor, outer.error, inner.error
+    error = error_of_bilinear_map(composed, *operands, roundings=terms, room=terms + 8)
     return Enclosure(composed(outer.tensor, inner.tensor), error)

@@ -20,7 +20,7 @@ from lipfast.graph.nodes import Graph
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.convert import MAX_CONSTANT_ENTRIES
 from lipfast.plan.interpret import walk
-from lipfast.plan.modules import aliases_of
+from lipfast.plan.modules import aliases_of, shapes_of
 
 Record = tuple[Any, ...]
 Traced = TypeVar("Traced", bound=Architecture)
@@ -126,11 +126,7 @@ def resized(plan: Traced, module: nn.Module) -> Traced | None:
     """
     if plan.computed:
         return None
-    shapes = {
-        name: tuple(value.shape)
-        for name, value in module.state_dict().items()
-        if isinstance(value, Tensor)
-    }
+    shapes = shapes_of(module.state_dict())
     meta = torch.device("meta")
     parameters = {
         name: torch.empty((1, *shapes[name]), dtype=plan.dtype, device=meta)

@@ -44,13 +44,8 @@ def requirements_of(
     """
     require_numbers(constants)
     found = (default_eps(node) for node in graph.nodes)
-    weights = {
-        reference.name
-        for node in graph.nodes
-        if not rule_of(node.op).integers
-        for reference in node.references()
-        if reference.kind == "parameter"
-    }
+    known = (node for node in graph.nodes if not rule_of(node.op).integers)
+    weights = {name for node in known for name in node.names("parameter")}
     return Requirements(
         masks=additive_masks(graph, computed),
         hides_entries=any(-math.inf in constant.values for constant in constants.values()),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from lipfast.errors import TraceError
-from lipfast.graph.nodes import Argument, Graph, Node, Reference, computed_name, substitute
+from lipfast.graph.nodes import Argument, Graph, Node, Reference, computed_name, needed
 from lipfast.plan.canonical import REPEATING
 from lipfast.plan.computed import refusal, rounded
 from lipfast.rules.registry import rule_of
@@ -43,9 +43,9 @@ def split_computed(
     kept, inverses = _without_quotients(kept, {n.name: n for n in moved if n.name in inexact})
     moved += inverses
     replaced |= {node.name: Reference("parameter", computed_name(node.name)) for node in inverses}
-    nodes = [_with_arguments(node, replaced) for node in kept]
-    used = {ref.name for node in nodes for ref in node.references() if ref.kind == "parameter"}
-    computed = _needed(moved, used)
+    nodes = [node.substituted(replaced) for node in kept]
+    used = {name for node in nodes for name in node.names("parameter")}
+    computed = needed(moved, (node.name for node in moved if computed_name(node.name) in used))
     return Graph(tuple(nodes), graph.outputs), computed
 
 
@@ -73,12 +73,6 @@ def _without_quotients(
     return nodes, list(inverses.values())
 
 
-def _with_arguments(node: Node, replaced: Mapping[str, Argument]) -> Node:
-    args = tuple(substitute(value, replaced) for value in node.args)
-    kwargs = tuple((key, substitute(value, replaced)) for key, value in node.kwargs)
-    return replace(node, args=args, kwargs=kwargs)
-
-
 def _taken_apart(
     graph: Graph, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[list[Node], list[Node]]:
@@ -87,9 +81,7 @@ def _taken_apart(
     kept: list[Node] = []
     dependent: set[str] = set()
     for node in graph.nodes:
-        active = node.op == "input" or any(
-            ref.kind == "node" and ref.name in dependent for ref in node.references()
-        )
+        active = node.op == "input" or not dependent.isdisjoint(node.names("node"))
         repeated = None if active else _repeated(node, graph)
         if repeated is not None:
             moved.append(replace(repeated[0], shape=(1, *node.shape)))
@@ -122,17 +114,6 @@ def _repeated(node: Node, graph: Graph) -> tuple[Node, Node] | None:
         node.module,
     )
     return inner, outer
-
-
-def _needed(moved: list[Node], used: set[str]) -> tuple[Node, ...]:
-    """The nodes that the graph needs, directly or not."""
-    wanted = {node.name for node in moved if computed_name(node.name) in used}
-    found: list[Node] = []
-    for node in reversed(moved):
-        if node.name in wanted:
-            found.append(node)
-            wanted.update(ref.name for ref in node.references() if ref.kind == "node")
-    return tuple(reversed(found))
 
 
 def without_bound(graph: Graph, computed: tuple[Node, ...]) -> list[tuple[str, str]]:

@@ -11,17 +11,6 @@ from torch import Tensor
 
 Pads = Sequence[tuple[int, int]]
 
-_CONVOLUTIONS = {
-    1: torch.nn.functional.conv1d,
-    2: torch.nn.functional.conv2d,
-    3: torch.nn.functional.conv3d,
-}
-_TRANSPOSED = {
-    1: torch.nn.functional.conv_transpose1d,
-    2: torch.nn.functional.conv_transpose2d,
-    3: torch.nn.functional.conv_transpose3d,
-}
-
 
 def conv_matrix(
     kernel: Tensor,
@@ -55,22 +44,19 @@ def conv_matrix(
         tensor([[1., 2., 0.],
                 [0., 1., 2.]], dtype=torch.float64)
     """
-    axes = len(input_size)
-    channels = kernel.shape[1] * groups
-    count = channels * math.prod(input_size)
-    basis = torch.eye(count, dtype=torch.float64).reshape(count, channels, *input_size)
+    basis = _basis(kernel.shape[1] * groups, input_size)
     flat = [side for pair in reversed(padding) for side in pair]
     if any(flat):
         mode = "constant" if padding_mode == "zeros" else padding_mode
         basis = torch.nn.functional.pad(basis, flat, mode=mode)
-    images = _CONVOLUTIONS[axes](
-        basis,
-        kernel.double(),
-        stride=tuple(stride),
-        dilation=tuple(dilation),
-        groups=groups,
-    )
-    return images.flatten(1).T
+    none = (0,) * len(input_size)
+    options = (tuple(stride), none, tuple(dilation), False, none, groups)
+    return torch.convolution(basis, kernel.double(), None, *options).flatten(1).T
+
+
+def _basis(channels: int, input_size: Sequence[int]) -> Tensor:
+    count = channels * math.prod(input_size)
+    return torch.eye(count, dtype=torch.float64).reshape(count, channels, *input_size)
 
 
 def transposed_conv_matrix(
@@ -99,19 +85,9 @@ def transposed_conv_matrix(
                 [2., 1.],
                 [0., 2.]], dtype=torch.float64)
     """
-    axes = len(input_size)
-    count = kernel.shape[0] * math.prod(input_size)
-    basis = torch.eye(count, dtype=torch.float64).reshape(count, kernel.shape[0], *input_size)
-    images = _TRANSPOSED[axes](
-        basis,
-        kernel.double(),
-        stride=tuple(stride),
-        padding=tuple(padding),
-        output_padding=tuple(output_padding),
-        dilation=tuple(dilation),
-        groups=groups,
-    )
-    return images.flatten(1).T
+    basis, more = _basis(kernel.shape[0], input_size), tuple(output_padding)
+    options = (tuple(stride), tuple(padding), tuple(dilation), True, more, groups)
+    return torch.convolution(basis, kernel.double(), None, *options).flatten(1).T
 
 
 def polyphase(kernel: Tensor, stride: Sequence[int], dilation: Sequence[int]) -> Tensor:

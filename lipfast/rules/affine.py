@@ -11,15 +11,13 @@ from torch import Tensor
 from lipfast.graph.nodes import Node, Reference
 from lipfast.ops import chain_stages
 from lipfast.rules.magnitude import Magnitude
-from lipfast.rules.registry import Arguments, Call, LayerRequest, rule
+from lipfast.rules.registry import Arguments, Call, Errors, LayerRequest, rule
 from lipfast.rules.running_errors import error_of_linear_map
 from lipfast.rules.upward import Upward
 
 
 def _affine_layer(node: Node) -> LayerRequest:
-    weight = node.args[1]
-    assert isinstance(weight, Reference)
-    return LayerRequest("linear", weight.name, transposed=node.op == "lipfast.matmul")
+    return LayerRequest("linear", node.reference(1).name, transposed=node.op == "lipfast.matmul")
 
 
 def parameters_supported(node: Node) -> str | None:
@@ -55,7 +53,7 @@ def _evaluate_affine(arguments: Arguments) -> Tensor:
     return _apply(*_affine_operands(arguments))
 
 
-def _affine_error(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
+def _affine_error(arguments: Arguments, errors: Errors, output: Tensor) -> Tensor:
     """``gamma_{n+2} (|W| (|x| + e / gamma_{n+2}) + |b|)``."""
     x, weight, bias = _affine_operands(arguments)
     size, shift = weight.abs(), None if bias is None else bias.abs()
@@ -67,8 +65,7 @@ def _affine_error(arguments: Arguments, errors: Sequence[Tensor | None], output:
 
 def _affine_magnitude(call: Call) -> Magnitude:
     """``||W x + b|| <= ||W||_2 ||x|| + ||b||`` row by row (only for the norm 2)."""
-    weight, bias = call.node.args[1], call.node.argument(2, "bias")
-    assert isinstance(weight, Reference)
+    weight, bias = call.node.reference(1), call.node.argument(2, "bias")
     # Folded tensors carry roundings, which the norm of the layer accounts for and a bias does not.
     if call.norm != 2 or "folded:" in weight.name:
         return Magnitude()

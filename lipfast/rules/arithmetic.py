@@ -13,16 +13,10 @@ from torch import Tensor
 from lipfast.graph.nodes import Argument, Node, Reference
 from lipfast.ops import chain_stages
 from lipfast.rounding import SMALLEST, UNIT_ROUNDOFF, widened
+from lipfast.rules import products
 from lipfast.rules.magnitude import Magnitude
-from lipfast.rules.pooling import error_of_a_mean, power, same_entries
-from lipfast.rules.products import (
-    activations,
-    copy_count,
-    error_of_product,
-    magnitude_of_product,
-    product,
-)
-from lipfast.rules.registry import Arguments, Call, rule
+from lipfast.rules.pooling import error_of_a_mean, power, reduced_count, same_entries
+from lipfast.rules.registry import Arguments, Call, Errors, rule
 from lipfast.rules.running_errors import error_of_extremum, finished
 from lipfast.rules.upward import Upward, p_norm
 
@@ -30,9 +24,8 @@ from lipfast.rules.upward import Upward, p_norm
 def _factors(node: Node) -> tuple[float, float]:
     """What a sum multiplies its operands by: ``x + a y``, ``x - a y``, and ``y - a x`` (rsub)."""
     alpha = node.number(2, "alpha", 1.0)
-    return {"aten.add": (1.0, alpha), "aten.sub": (1.0, -alpha), "aten.rsub": (-alpha, 1.0)}[
-        node.op
-    ]
+    factors = {"aten.add": (1.0, alpha), "aten.sub": (1.0, -alpha), "aten.rsub": (-alpha, 1.0)}
+    return factors[node.op]
 
 
 def _factor_sizes(node: Node) -> tuple[float, float]:
@@ -67,14 +60,13 @@ def _entries(arguments: Arguments, argument: Argument, output: Tensor) -> Tensor
 
 def _evaluate_sum(arguments: Arguments) -> Tensor:
     node = arguments.node
-    first = _aligned(arguments, node.args[0])
-    second = _aligned(arguments, node.args[1])
+    first, second = (_aligned(arguments, value) for value in node.args[:2])
     one, other = _factors(node)
     # In the order that rounds least: a factor of 1 is exact.
     return cast(Tensor, first + other * second if one == 1.0 else second + one * first)
 
 
-def _error_sum(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
+def _error_sum(arguments: Arguments, errors: Errors, output: Tensor) -> Tensor:
     node = arguments.node
     remaining = iter(errors)
     total = output.abs() * UNIT_ROUNDOFF
@@ -90,7 +82,7 @@ def _error_sum(arguments: Arguments, errors: Sequence[Tensor | None], output: Te
 
 
 def _exact_where_masked(
-    arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor, total: Tensor
+    arguments: Arguments, errors: Errors, output: Tensor, total: Tensor
 ) -> Tensor:
     """-inf of a mask and any number give -inf: no error, where that is the result.
 
@@ -116,7 +108,7 @@ def _sum_magnitude(call: Call) -> Magnitude:
     for factor, argument in zip(_factor_sizes(call.node), call.node.args[:2], strict=True):
         if isinstance(argument, Reference):
             size = call.magnitudes[position]
-            if copy_count(call, position) > 1:
+            if products.copy_count(call, position) > 1:
                 size = Magnitude(entry=size.entry)
             position += 1
         else:
@@ -152,17 +144,14 @@ def add(call: Call) -> Upward:
 
 
 def _scale_supported(node: Node) -> str | None:
-    nodes = [
-        value for value in node.args[:2] if isinstance(value, Reference) and value.kind == "node"
-    ]
-    if len(nodes) > 1 and node.op == "aten.div":
+    if node.op != "aten.div":
+        return None
+    if products.activations(node) > 1:
         return "a product or quotient of two activations"
-    if node.op == "aten.div":
-        if not nodes or node.args[0] is not nodes[0]:
-            return "division by an activation"
-        if node.argument(2, "rounding_mode") is not None:
-            return "division that rounds"
-    return None
+    first = node.args[0]
+    if not isinstance(first, Reference) or first.kind != "node":
+        return "division by an activation"
+    return None if node.argument(2, "rounding_mode") is None else "division that rounds"
 
 
 def _other(node: Node) -> Argument:
@@ -176,11 +165,11 @@ def _evaluate_scale(arguments: Arguments) -> Tensor:
     return cast(Tensor, first / second if node.op == "aten.div" else first * second)
 
 
-def _error_scale(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
+def _error_scale(arguments: Arguments, errors: Errors, output: Tensor) -> Tensor:
     node = arguments.node
-    if activations(node) == 2:
+    if products.activations(node) == 2:
         x, y = (_entries(arguments, value, output) for value in node.args[:2])
-        return error_of_product(x, y, _alignments(errors, output), output)
+        return products.error_of_product(x, y, _alignments(errors, output), output)
     factor = _entries(arguments, _other(node), output).abs()
     total = output.abs() * UNIT_ROUNDOFF
     if node.op == "aten.div":
@@ -199,7 +188,7 @@ _scaling_rule = partial(
     evaluate=_evaluate_scale,
     error=_error_scale,
     magnitude=lambda call: _scaled_magnitude(call),  # noqa: PLW0108 (defined below)
-    product=lambda node: activations(node) == 2,
+    product=lambda node: products.activations(node) == 2,
     leading=True,
     integers=True,
 )
@@ -213,8 +202,8 @@ def scale(call: Call) -> Upward:
     Division: the reciprocal of the smallest absolute entry. Two activations: see
     `products.product`.
     """
-    if activations(call.node) == 2:
-        return product(call)
+    if products.activations(call.node) == 2:
+        return products.product(call)
     factor = _largest_factor(call)
     if math.isinf(factor):
         return call.unbounded(f"{call.node} divides by zero")
@@ -245,14 +234,14 @@ def _largest_factor(call: Call) -> float:
 
 
 def _scaled_magnitude(call: Call) -> Magnitude:
-    if activations(call.node) == 2:
-        return magnitude_of_product(call)
+    if products.activations(call.node) == 2:
+        return products.magnitude_of_product(call)
     position = _activation_position(call.node)
     found = call.magnitudes[position].scaled(_largest_factor(call))
-    return Magnitude(entry=found.entry) if copy_count(call, position) > 1 else found
+    return Magnitude(entry=found.entry) if products.copy_count(call, position) > 1 else found
 
 
-def _alignments(errors: Sequence[Tensor | None], output: Tensor) -> list[Tensor | None]:
+def _alignments(errors: Errors, output: Tensor) -> list[Tensor | None]:
     """Errors with as many dimensions as the result, those missing in front of the sample's."""
     return [
         None
@@ -273,9 +262,7 @@ def _evaluate_extremum(arguments: Arguments) -> Tensor:
     return pick(first, second)
 
 
-def _error_extremum(
-    arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
-) -> Tensor:
+def _error_extremum(arguments: Arguments, errors: Errors, output: Tensor) -> Tensor:
     return error_of_extremum(_alignments(errors, output), output)
 
 
@@ -310,7 +297,7 @@ def _keeps_samples(node: Node) -> str | None:
 _reduction_rule = partial(rule, supports=_keeps_samples, dimensions={1: "dim"}, leading=True)
 
 
-def _error_reduced(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
+def _error_reduced(arguments: Arguments, errors: Errors, output: Tensor) -> Tensor:
     """The largest error of the entries; also for a minimum."""
     if errors[0] is None:
         return torch.zeros_like(output)
@@ -318,24 +305,19 @@ def _error_reduced(arguments: Arguments, errors: Sequence[Tensor | None], output
     return errors[0].amax(dimensions, keepdim=True).reshape(output.shape)
 
 
-_EXTREMA = ("aten.amax", "aten.amin", "aten.max", "aten.min")
+_extremum_rule = partial(_reduction_rule, error=_error_reduced, magnitude=same_entries)
 
 
-@_reduction_rule(*_EXTREMA, error=_error_reduced, magnitude=same_entries)
+@_extremum_rule("aten.amax", "aten.amin", "aten.max", "aten.min")
 def reduced_extremum(call: Call) -> Upward:
     """1 in every norm: each entry is in one maximum, which moves by no more than its largest."""
     return call.input
 
 
-def _reduced_count(call: Call) -> int:
-    shape = call.operand_shapes[0]
-    return math.prod(shape[dim - 1] for dim in call.node.dimensions(1, "dim"))
-
-
 @_reduction_rule("aten.sum", error=error_of_a_mean, casts=True)
 def total(call: Call) -> Upward:
     """Over n entries: 1 for p = 1, ``sqrt(n)`` for p = 2, n for p = inf (Cauchy and Schwarz)."""
-    count = _reduced_count(call)
+    count = reduced_count(call.node, call.operand_shapes[0])
     if math.isinf(call.norm):
         return call.input * float(count)
     return call.input * (power(count, 2) if call.norm == 2 else 1.0)
@@ -357,7 +339,7 @@ def _global_mean(node: Node, shape: tuple[int, ...]) -> Sequence[chain_stages.St
 )
 def mean(call: Call) -> Upward:
     """Over n entries: ``1/n`` for p = 1, ``1/sqrt(n)`` for p = 2, 1 for p = inf."""
-    count = max(1, _reduced_count(call))
+    count = max(1, reduced_count(call.node, call.operand_shapes[0]))
     if math.isinf(call.norm):
         return call.input
     factor = math.nextafter(1.0 / (count if call.norm == 1 else math.sqrt(count)), 1.0)
@@ -370,9 +352,7 @@ def _vector_norm_supported(node: Node) -> str | None:
     if order not in (1, 2, math.inf):
         return f"of order {order}"
     dimensions = node.dimensions(2, "dim")
-    if not dimensions or 0 in dimensions:
-        return "over the samples"
-    return None
+    return "over the samples" if not dimensions or 0 in dimensions else None
 
 
 @rule(
@@ -381,8 +361,7 @@ def _vector_norm_supported(node: Node) -> str | None:
 def reduced_norm(call: Call) -> Upward:
     """``| ||x||_q - ||y||_q | <= ||x - y||_q <= n^max(0, 1/q - 1/p) ||x - y||_p``."""
     order = float(call.node.number(1, "ord", 2.0))
-    shape = call.operand_shapes[0]
-    count = math.prod(shape[dim - 1] for dim in call.node.dimensions(2, "dim"))
+    count = reduced_count(call.node, call.operand_shapes[0], position=2)
     if order >= call.norm:
         return call.input
     if order == 1 and math.isinf(call.norm):

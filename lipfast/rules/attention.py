@@ -13,9 +13,9 @@ from torch import Tensor
 from lipfast.graph.nodes import Node, Reference
 from lipfast.rounding import UNIT_ROUNDOFF, widened
 from lipfast.rules.magnitude import Magnitude
-from lipfast.rules.pooling import power
+from lipfast.rules.pooling import power, reduced_count
 from lipfast.rules.products import product_of_matrices
-from lipfast.rules.registry import Arguments, Call, rule
+from lipfast.rules.registry import Arguments, Call, Errors, rule
 from lipfast.rules.running_errors import EVALUATION_ROUNDOFFS, error_of_matmul, finished
 from lipfast.rules.upward import Upward
 
@@ -30,11 +30,6 @@ def _joint_axes(node: Node) -> list[int]:
     return [dim + 1 for dim in node.dimensions(1, "dim")]
 
 
-def _count(call: Call) -> int:
-    shape = call.operand_shapes[0]
-    return math.prod(shape[dim - 1] for dim in call.node.dimensions(1, "dim"))
-
-
 def _roundings(x: Tensor, axes: list[int]) -> Tensor:
     """Unit roundoffs in ``exp(x - max)`` and in sums of them, as torch evaluates them.
 
@@ -47,7 +42,7 @@ def _roundings(x: Tensor, axes: list[int]) -> Tensor:
     return span + (2.0 * EVALUATION_ROUNDOFFS + count + 8)
 
 
-def _error_softmax(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
+def _error_softmax(arguments: Arguments, errors: Errors, output: Tensor) -> Tensor:
     x, axes = arguments.value(arguments.node.args[0]), _joint_axes(arguments.node)
     incoming = torch.zeros_like(x) if errors[0] is None else errors[0]
     rounding = output * (2 * UNIT_ROUNDOFF) * _roundings(x, axes)
@@ -72,12 +67,10 @@ def softmax(call: Call) -> Upward:
     The Jacobian ``diag(s) - s s^T`` is symmetric; its rows sum to ``2 s_i (1 - s_i) <= 1/2`` in
     magnitude, which bounds the norms 1 and inf and, between them, 2. (Over a single entry: 0.)
     """
-    return call.input * (0.0 if _count(call) == 1 else 0.5)
+    return call.input * (0.0 if reduced_count(call.node, call.operand_shapes[0]) == 1 else 0.5)
 
 
-def _error_log_softmax(
-    arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
-) -> Tensor:
+def _error_log_softmax(arguments: Arguments, errors: Errors, output: Tensor) -> Tensor:
     x, axes = arguments.value(arguments.node.args[0]), _joint_axes(arguments.node)
     incoming = torch.zeros_like(x) if errors[0] is None else errors[0]
     size = x.abs().amax(axes, keepdim=True) + output.abs() + 1.0
@@ -94,7 +87,7 @@ def log_softmax(call: Call) -> Upward:
     ``1 + (K - 2) s_j``. As a projection that is neither 0 nor I it has the norm of its complement,
     ``||1 s^T|| = sqrt(K) ||s|| <= sqrt(K)``.
     """
-    count = _count(call)
+    count = reduced_count(call.node, call.operand_shapes[0])
     if count == 1:
         return Upward.of(0.0)
     if math.isinf(call.norm):
@@ -102,9 +95,7 @@ def log_softmax(call: Call) -> Upward:
     return call.input * (power(count, 2) if call.norm == 2 else Upward.of(float(count - 1)))
 
 
-def _error_logsumexp(
-    arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
-) -> Tensor:
+def _error_logsumexp(arguments: Arguments, errors: Errors, output: Tensor) -> Tensor:
     x, axes = arguments.value(arguments.node.args[0]), _joint_axes(arguments.node)
     incoming = torch.zeros_like(x) if errors[0] is None else errors[0]
     size = x.abs().amax(axes, keepdim=True) + 1.0
@@ -167,7 +158,7 @@ def _evaluate_weighted(arguments: Arguments) -> Tensor:
     return weights @ value
 
 
-def _error_weighted(arguments: Arguments, errors: Sequence[Tensor | None]) -> Tensor:
+def _error_weighted(arguments: Arguments, errors: Errors) -> Tensor:
     weights, value = (arguments.value(argument) for argument in arguments.node.args[:2])
     return error_of_matmul(weights, value, errors[0], errors[1])
 
@@ -207,13 +198,9 @@ def _attention_supported(node: Node) -> str | None:
     return None
 
 
-def _grouped(node: Node) -> bool:
-    return node.argument(7, "enable_gqa") is True
-
-
-def _per_query_head(node: Node, query: Tensor, other: Tensor | None) -> Tensor | None:
+def _per_query_head(node: Node, query: Tensor, other: Tensor) -> Tensor:
     """Keys or values (or their errors) for every head of queries: each serves a group of them."""
-    if other is None or not _grouped(node):
+    if node.argument(7, "enable_gqa") is not True:
         return other
     return other.repeat_interleave(query.shape[-3] // other.shape[-3], -3)
 
@@ -234,8 +221,6 @@ def _masked_scores(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor
     node = arguments.node
     query, *others = (arguments.value(argument) for argument in node.args[:3])
     key, value = (_per_query_head(node, query, other) for other in others)
-    assert key is not None
-    assert value is not None
     scores = (query @ key.mT) * _attention_scale(node, query.shape[-1])
     hidden = torch.zeros_like(scores, dtype=torch.bool)
     mask = node.argument(3, "attn_mask")
@@ -257,13 +242,14 @@ def _evaluate_attention(arguments: Arguments) -> Tensor:
     return scores.softmax(-1) @ value
 
 
-def _error_attention(
-    arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
-) -> Tensor:
+def _error_attention(arguments: Arguments, errors: Errors, output: Tensor) -> Tensor:
     """Running errors of the scores, the softmax (half of the largest in a row), the product."""
     query, key, value, scores, visible = _masked_scores(arguments)
     scale = abs(_attention_scale(arguments.node, query.shape[-1]))
-    of_keys, of_values = (_per_query_head(arguments.node, query, e) for e in errors[1:3])
+    of_keys, of_values = (
+        None if error is None else _per_query_head(arguments.node, query, error)
+        for error in errors[1:3]
+    )
     of_key = None if of_keys is None else of_keys.mT
     size = torch.where(visible, scores.abs(), 0.0)
     first = error_of_matmul(query, key.mT, errors[0], of_key) * widened(scale, 4)

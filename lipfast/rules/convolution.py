@@ -8,10 +8,10 @@ from functools import partial
 
 from torch import Tensor
 
-from lipfast.graph.nodes import Node, Reference
+from lipfast.graph.nodes import Node
 from lipfast.ops import chain_stages
 from lipfast.rules.affine import parameters_supported
-from lipfast.rules.registry import Arguments, Call, ConvSettings, LayerRequest, rule
+from lipfast.rules.registry import Arguments, Call, ConvSettings, Errors, LayerRequest, rule
 from lipfast.rules.running_errors import error_of_linear_map
 from lipfast.rules.upward import Upward
 
@@ -51,40 +51,32 @@ def settings(node: Node) -> ConvSettings:
 
 
 def _convolution_layer(node: Node) -> LayerRequest:
-    weight = node.args[1]
-    assert isinstance(weight, Reference)
     found = settings(node)
     kind = f"conv{len(node.shape) - 1}d" + (" transposed" if found.transposed else "")
-    return LayerRequest(kind, weight.name, convolution=found)
+    return LayerRequest(kind, node.reference(1).name, convolution=found)
 
 
-def _convolution_error(
-    arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
-) -> Tensor:
+def _convolution_error(arguments: Arguments, errors: Errors, output: Tensor) -> Tensor:
     """``gamma_{n+2} (|W| * (|x| + e / gamma_{n+2}) + |b|)`` for n terms, as for a matrix.
 
     Algorithms that transform (Fourier, Winograd) are excluded: torch has none for float64 on a
     processor, and `estimators.enclosure` turns cuDNN off.
     """
     node = arguments.node
-    x, weight = node.args[0], node.args[1]
-    bias = node.argument(2, "bias")
-    assert isinstance(x, Reference)
-    assert isinstance(weight, Reference)
+    x, weight, bias = node.reference(0), node.reference(1), node.operand(2, "bias")
     shape = arguments.shape(weight)
     transposed = settings(node).transposed
     # A transposed kernel is (in, out / groups, ...): at most that many terms meet in one output.
     terms = math.prod(shape) // shape[1] if transposed else math.prod(shape[1:])
     sizes = {weight: arguments.value(weight).abs()}
-    if isinstance(bias, Reference):
+    if bias is not None:
         sizes[bias] = arguments.value(bias).abs()
-    return error_of_linear_map(
-        lambda size: arguments.apply({x: size, **sizes}),
-        arguments.value(x),
-        errors[0],
-        roundings=terms + 2,
-        room=terms + 8,
-    )
+
+    def apply(size: Tensor) -> Tensor:
+        return arguments.apply({x: size, **sizes})
+
+    value = arguments.value(x)
+    return error_of_linear_map(apply, value, errors[0], roundings=terms + 2, room=terms + 8)
 
 
 def _convolution_stage(node: Node, shape: tuple[int, ...]) -> Sequence[chain_stages.Stage] | None:

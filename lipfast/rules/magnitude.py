@@ -66,9 +66,7 @@ def _root(count: int) -> Upward:
 def of_tensor(tensor: Tensor) -> Magnitude:
     """The size of a parameter or a constant; unknown of one that is not finite (a mask)."""
     values = tensor.detach().double().abs()
-    if values.numel() == 0:
-        return Magnitude(Upward.of(0.0), Upward.of(0.0), Upward.of(0.0))
-    peak = float(values.max())
+    peak = float(values.max()) if values.numel() else 0.0
     if not math.isfinite(peak):
         return Magnitude()
     if peak == 0.0:

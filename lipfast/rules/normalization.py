@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -13,7 +12,7 @@ from lipfast.graph.apply import named_argument
 from lipfast.graph.nodes import Argument, Node, Reference
 from lipfast.rounding import SMALLEST, UNDERFLOW, UNIT_ROUNDOFF, gamma, widened
 from lipfast.rules.magnitude import Magnitude, of_tensor
-from lipfast.rules.registry import Arguments, Call, rule, rule_of
+from lipfast.rules.registry import Arguments, Call, Errors, rule, rule_of
 from lipfast.rules.running_errors import finished
 from lipfast.rules.upward import Upward
 
@@ -30,10 +29,7 @@ def running_statistics(
 
 
 def _stored_supported(node: Node) -> str | None:
-    stored = all(
-        isinstance(node.argument(position, name), Reference)
-        for position, name in ((3, "running_mean"), (4, "running_var"))
-    )
+    stored = node.operand(3, "running_mean") and node.operand(4, "running_var")
     if node.op == "aten.batch_norm" and not stored:
         return "without running statistics it mixes the samples of a batch"
     if len(node.shape) < 1:
@@ -78,7 +74,7 @@ def _evaluate_stored(arguments: Arguments) -> Tensor:
     return z if bias is None else z + bias
 
 
-def _error_stored(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
+def _error_stored(arguments: Arguments, errors: Errors, output: Tensor) -> Tensor:
     """``|s| (e + 6 u |x - mean|) + u |z|``: s has three roundings, the product and shift three.
 
     A denormal s is off by up to 2^-1075, whatever its size: that times ``|x - mean| + e``.
@@ -162,9 +158,8 @@ class _SampleGroups:
             self.size = math.prod(shape[len(shape) - len(axes) :])
             self.weight_shape = shape[len(shape) - len(axes) :]
         else:
-            groups = (
-                shape[0] if op == "aten.instance_norm" else int(node.number(1, "num_groups", 1))
-            )
+            instances = op == "aten.instance_norm"
+            groups = shape[0] if instances else int(node.number(1, "num_groups", 1))
             self.size = math.prod(shape) // groups
             self.weight_shape = (shape[0], *[1] * (len(shape) - 1))
 
@@ -208,9 +203,7 @@ def _evaluate_by_sample(arguments: Arguments) -> Tensor:
     return z if bias is None else z + bias
 
 
-def _error_by_sample(
-    arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
-) -> Tensor:
+def _error_by_sample(arguments: Arguments, errors: Errors, output: Tensor) -> Tensor:
     """Running errors of the centred entries c, of ``s = mean(c^2) + eps`` and of ``c / sqrt(s)``.
 
     With errors d of c and t of s, and ``s - t`` (at least eps) a lower bound of the true s:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ from lipfast.graph.nodes import Node
 from lipfast.ops.chain_stages import Activation, Stage
 from lipfast.rounding import UNDERFLOW, UNIT_ROUNDOFF, widened
 from lipfast.rules.magnitude import Magnitude
-from lipfast.rules.registry import Arguments, Call, Stages, rule
+from lipfast.rules.registry import Arguments, Call, Errors, Stages, rule
 from lipfast.rules.running_errors import error_of_function, finished
 from lipfast.rules.upward import Upward
 
@@ -67,12 +69,9 @@ def _pointwise(
     *,
     exact: bool = False,
     offset: float | Callable[[Node], float] = 0.0,
-    breakpoints: Callable[[Node], tuple[float, ...]] | None = None,
-    evaluate: Callable[[Arguments], Tensor] | None = None,
     limit: float | None = None,
     through_zero: bool = True,
-    training: int | None = None,
-    stage: Stages | None = None,
+    **facts: Any,
 ) -> None:
     """Register a function whose constant depends on its static arguments only.
 
@@ -81,12 +80,9 @@ def _pointwise(
         constant: sup |f'|, rounded up.
         exact: float64 evaluates the function without any rounding.
         offset: see `EVALUATION_ROUNDOFFS`.
-        breakpoints: the kinks.
-        evaluate: replaces torch's kernel where that is not the ideal function.
         limit: sup |f|, if that is finite.
         through_zero: f(0) = 0.
-        training: position of the flag that says "training".
-        stage: which stage of a chain it is.
+        facts: what `rule` takes besides.
     """
 
     def value(number: float | Callable[[Node], float], node: Node) -> float:
@@ -98,23 +94,17 @@ def _pointwise(
             return call.unbounded(f"{call.node.op} has no finite Lipschitz constant")
         return call.input * supremum
 
-    def error(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
-        total = propagated(arguments, errors, output)
+    def error(arguments: Arguments, errors: Errors, output: Tensor) -> Tensor:
+        x, slope = arguments.value(arguments.node.args[0]), value(constant, arguments.node)
+        if exact:
+            total = torch.zeros_like(x) if errors[0] is None else errors[0] * slope
+        else:
+            shift = value(offset, arguments.node)
+            total = error_of_function(x, errors[0], output, slope=slope, offset=shift, room=_ROOM)
         if limit is None:
             return total
         # Whatever the operand is: |f(x') - z| <= sup |f| + |z|. Errors of gates stay bounded.
         return torch.minimum(total, widened(output.abs() + abs(limit), _ROOM))
-
-    def propagated(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
-        node = arguments.node
-        slope = value(constant, node)
-        x = arguments.value(node.args[0])
-        if exact:
-            incoming = torch.zeros_like(x) if errors[0] is None else errors[0]
-            return incoming * slope if slope != 1.0 else incoming
-        return error_of_function(
-            x, errors[0], output, slope=slope, offset=value(offset, node), room=_ROOM
-        )
 
     def magnitude(call: Call) -> Magnitude:
         size = call.magnitudes[0]
@@ -124,17 +114,9 @@ def _pointwise(
         scaled = size.scaled(slope) if math.isfinite(slope) else Magnitude()
         return scaled.tightened(Magnitude(entry=largest))
 
-    rule(
-        op,
-        supports=_one_activation,
-        evaluate=evaluate,
-        error=error,
-        breakpoints=breakpoints,
-        magnitude=magnitude,
-        training=training,
-        leading=True,
-        stage=stage,
-    )(bound)
+    rule(op, supports=_one_activation, error=error, magnitude=magnitude, leading=True, **facts)(
+        bound
+    )
 
 
 def _one_activation(node: Node) -> str | None:
@@ -189,32 +171,21 @@ def _kinks(*points: float | tuple[int, str, float]) -> Callable[[Node], tuple[fl
 _LIMITS = (1, "min_val", -1.0), (2, "max_val", 1.0)
 
 
-_pointwise("aten.relu", 1.0, exact=True, breakpoints=_kinks(0.0), stage=_activation_stage("relu"))
-_pointwise(
-    "aten.relu6",
-    1.0,
-    exact=True,
-    breakpoints=_kinks(0.0, 6.0),
-    limit=6.0,
-    stage=_activation_stage("relu6"),
-)
-_pointwise(
+# Functions that only move along pieces of slope 1, -1 or 0.
+_piecewise = partial(_pointwise, constant=1.0, exact=True)
+_piecewise("aten.relu", breakpoints=_kinks(0.0), stage=_activation_stage("relu"))
+_piecewise("aten.relu6", breakpoints=_kinks(0.0, 6.0), limit=6.0, stage=_activation_stage("relu6"))
+_piecewise(
     "aten.hardtanh",
-    1.0,
-    exact=True,
     breakpoints=_kinks(*_LIMITS),
     through_zero=False,
     stage=_activation_stage("hardtanh", *_LIMITS),
 )
-_pointwise("aten.clamp", 1.0, exact=True, breakpoints=_clamp_points, through_zero=False)
-_pointwise(
-    "aten.clamp_min", 1.0, exact=True, breakpoints=_kinks((1, "min", 0.0)), through_zero=False
-)
-_pointwise(
-    "aten.clamp_max", 1.0, exact=True, breakpoints=_kinks((1, "max", 0.0)), through_zero=False
-)
-_pointwise("aten.abs", 1.0, exact=True, breakpoints=_kinks(0.0))
-_pointwise("aten.neg", 1.0, exact=True)
+_piecewise("aten.clamp", breakpoints=_clamp_points, through_zero=False)
+_piecewise("aten.clamp_min", breakpoints=_kinks((1, "min", 0.0)), through_zero=False)
+_piecewise("aten.clamp_max", breakpoints=_kinks((1, "max", 0.0)), through_zero=False)
+_piecewise("aten.abs", breakpoints=_kinks(0.0))
+_piecewise("aten.neg")
 _pointwise(
     "aten.leaky_relu",
     _leaky_relu_slope,
@@ -230,22 +201,10 @@ _pointwise(
 _pointwise("aten.selu", SELU, offset=2.0)
 _pointwise("aten.celu", _celu_slope, offset=lambda node: 1.0 + abs(node.number(1, "alpha", 1.0)))
 _pointwise("aten.tanh", 1.0, limit=1.0, stage=_activation_stage("tanh"))
-_pointwise(
-    "aten.sigmoid",
-    SIGMOID,
-    offset=1.0,
-    limit=1.0,
-    through_zero=False,
-    stage=_activation_stage("sigmoid"),
-)
-_pointwise(
-    "aten.hardsigmoid",
-    HARDSIGMOID,
-    offset=1.0,
-    breakpoints=_kinks(-3.0, 3.0),
-    limit=1.0,
-    through_zero=False,
-)
+_within_one = partial(_pointwise, offset=1.0, limit=1.0, through_zero=False)
+_within_one("aten.sigmoid", SIGMOID, stage=_activation_stage("sigmoid"))
+_within_one("aten.hardsigmoid", HARDSIGMOID, breakpoints=_kinks(-3.0, 3.0))
+_within_one("aten.cos", 1.0)
 _pointwise("aten.hardswish", HARDSWISH, breakpoints=_kinks(-3.0, 3.0))
 _pointwise("aten.gelu", _gelu_slope, stage=_gelu_stage)
 _pointwise("aten.silu", SILU, stage=_activation_stage("silu"))
@@ -254,7 +213,6 @@ _pointwise("lipfast.softsign", 1.0, evaluate=_evaluate_softsign, limit=1.0)
 _pointwise("aten.log_sigmoid", 1.0, offset=1.0, through_zero=False)
 _pointwise("aten.softshrink", 1.0, offset=1.0)
 _pointwise("aten.sin", 1.0, limit=1.0)
-_pointwise("aten.cos", 1.0, limit=1.0, offset=1.0, through_zero=False)
 _pointwise("aten.atan", 1.0)
 _pointwise("aten.erf", ERF, limit=1.0)
 _pointwise("aten.rrelu", _rrelu_slope, breakpoints=_kinks(0.0), training=3)
@@ -277,7 +235,7 @@ def _evaluate_prelu(arguments: Arguments) -> Tensor:
     return torch.where(x > 0, x, x * slopes)
 
 
-def _error_prelu(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
+def _error_prelu(arguments: Arguments, errors: Errors, output: Tensor) -> Tensor:
     weight = arguments.value(arguments.node.args[1])
     slope = weight.abs().flatten(1).amax(1).clamp_min(1.0)
     slope = slope.reshape(-1, *[1] * (output.dim() - 1))
@@ -321,9 +279,7 @@ def _evaluate_softplus(arguments: Arguments) -> Tensor:
     return smooth if _ideal_softplus(arguments.node) else torch.where(scaled > threshold, x, smooth)
 
 
-def _error_softplus(
-    arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
-) -> Tensor:
+def _error_softplus(arguments: Arguments, errors: Errors, output: Tensor) -> Tensor:
     """The error of a function of slope 1; inf where rounding may choose the other branch."""
     x = arguments.value(arguments.node.args[0])
     beta, threshold = _softplus_options(arguments.node)

@@ -10,21 +10,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lipfast.graph.nodes import Node, Reference
+from lipfast.graph.nodes import Node
 from lipfast.norms import Norm
 from lipfast.ops.chain_stages import AveragePool, MaxPool
+from lipfast.rules import windows
 from lipfast.rules.magnitude import Magnitude
-from lipfast.rules.registry import Arguments, Call, rule
+from lipfast.rules.registry import Arguments, Call, Errors, rule
 from lipfast.rules.running_errors import error_of_linear_map
 from lipfast.rules.upward import Upward
-from lipfast.rules.windows import (
-    WindowMap,
-    adaptive_windows,
-    average_windows,
-    multiplicity,
-    pool_windows,
-    rounded_up,
-)
+from lipfast.rules.windows import WindowMap, rounded_up
 
 
 def pool_axes(node: Node) -> int:
@@ -44,15 +38,20 @@ def power(count: int, norm: Norm) -> Upward:
     return Upward.of(float(count)) if norm == 1 else Upward.of(float(count)).square_root()
 
 
-def error_of_a_maximum(
-    arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
-) -> Tensor:
-    """A maximum moves by no more than the largest of the errors that it ranges over."""
-    x = arguments.node.args[0]
-    assert isinstance(x, Reference)
+def error_of_moved_entries(arguments: Arguments, errors: Errors, output: Tensor) -> Tensor:
+    """The op itself on the errors: it moves entries, or takes maxima of them.
+
+    A maximum moves by no more than the largest of the errors that it ranges over.
+    """
     if errors[0] is None:
         return torch.zeros_like(output)
-    return arguments.apply({x: errors[0]})
+    return arguments.apply({arguments.node.reference(0): errors[0]})
+
+
+def _sizes_along_axes(node: Node, shape: Sequence[int]) -> list[tuple[int, int]]:
+    """Sizes of the operand and of the result along the axes of a pool."""
+    axes = pool_axes(node)
+    return list(zip(shape[-axes:], node.shape[-axes:], strict=True))
 
 
 def _window_arguments(node: Node) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
@@ -72,7 +71,7 @@ def _max_stage(node: Node, shape: tuple[int, ...]) -> Sequence[MaxPool] | None:
     return [MaxPool(*_window_arguments(node), dilation, node.argument(5, "ceil_mode") is True)]
 
 
-_maximum_rule = partial(rule, error=error_of_a_maximum, magnitude=same_entries)
+_maximum_rule = partial(rule, error=error_of_moved_entries, magnitude=same_entries)
 
 
 @_maximum_rule("aten.max_pool1d", "aten.max_pool2d", stage=_max_stage)
@@ -83,15 +82,13 @@ def max_pool(call: Call) -> Upward:
     ``|max_w x - max_w y| <= max_w |x - y|``, and ``sum_w max_{i in w} |d_i|^p`` counts every
     ``|d_i|^p`` at most m times. Overlap, padding, dilation and ceil mode are counted, axis by axis.
     """
-    node, axes = call.node, pool_axes(call.node)
+    node = call.node
     kernel, stride, padding = _window_arguments(node)
-    dilation = node.integers(4, "dilation", axes, 1)
-    sizes, counts = call.operand_shapes[0][-axes:], node.shape[-axes:]
+    dilation = node.integers(4, "dilation", pool_axes(node), 1)
+    sizes = _sizes_along_axes(node, call.operand_shapes[0])
     largest = math.prod(
-        multiplicity(size, pool_windows(count, *window))
-        for size, count, *window in zip(
-            sizes, counts, kernel, stride, padding, dilation, strict=True
-        )
+        windows.multiplicity(size, windows.pool_windows(count, *window))
+        for (size, count), *window in zip(sizes, kernel, stride, padding, dilation, strict=True)
     )
     return call.input * power(largest, call.norm)
 
@@ -99,41 +96,38 @@ def max_pool(call: Call) -> Upward:
 @_maximum_rule("aten.adaptive_max_pool1d", "aten.adaptive_max_pool2d", "aten.adaptive_max_pool3d")
 def adaptive_max_pool(call: Call) -> Upward:
     """``m^(1/p)`` as for `max_pool`, with windows ``[floor(i n / k), ceil((i + 1) n / k))``."""
-    axes = pool_axes(call.node)
-    sizes, counts = call.operand_shapes[0][-axes:], call.node.shape[-axes:]
     largest = 1
-    for size, count in zip(sizes, counts, strict=True):
-        rows = adaptive_windows(size, count).rows
-        windows = [range(row[0][0], row[-1][0] + 1) for row in rows]
-        largest *= multiplicity(size, windows)
+    for size, count in _sizes_along_axes(call.node, call.operand_shapes[0]):
+        rows = windows.adaptive_windows(size, count).rows
+        ranges = [range(row[0][0], row[-1][0] + 1) for row in rows]
+        largest *= windows.multiplicity(size, ranges)
     return call.input * power(largest, call.norm)
+
+
+def reduced_count(node: Node, shape: Sequence[int], position: int = 1) -> int:
+    """Entries that a reduction takes together; its dimensions are the argument at `position`."""
+    return math.prod(shape[dim - 1] for dim in node.dimensions(position, "dim"))
 
 
 def _terms(node: Node, shape: tuple[int, ...]) -> int:
     """Most entries that one mean or sum takes together."""
     if "pool" not in node.op:
-        return math.prod(shape[dim - 1] for dim in node.dimensions(1, "dim"))
-    axes = pool_axes(node)
+        return reduced_count(node, shape)
     if "adaptive" not in node.op:
-        return math.prod(node.integers(1, "kernel_size", axes))
-    sizes = zip(shape[-axes:], node.shape[-axes:], strict=True)
-    return math.prod(size // max(1, count) + 2 for size, count in sizes)
+        return math.prod(node.integers(1, "kernel_size", pool_axes(node)))
+    return math.prod(size // max(1, count) + 2 for size, count in _sizes_along_axes(node, shape))
 
 
-def error_of_a_mean(
-    arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
-) -> Tensor:
+def error_of_a_mean(arguments: Arguments, errors: Errors, output: Tensor) -> Tensor:
     """``gamma_{n+4} A (|x| + e / gamma_{n+4})``, weights A >= 0 that are themselves rounded."""
-    x = arguments.node.args[0]
-    assert isinstance(x, Reference)
+    x = arguments.node.reference(0)
     terms = _terms(arguments.node, arguments.shape(x)) + 4
-    return error_of_linear_map(
-        lambda size: arguments.apply({x: size}),
-        arguments.value(x),
-        errors[0],
-        roundings=terms,
-        room=terms + 8,
-    )
+
+    def apply(size: Tensor) -> Tensor:
+        return arguments.apply({x: size})
+
+    value = arguments.value(x)
+    return error_of_linear_map(apply, value, errors[0], roundings=terms, room=terms + 8)
 
 
 def _divisor_supported(node: Node) -> str | None:
@@ -145,8 +139,8 @@ def _divisor_supported(node: Node) -> str | None:
 def product_of_norms(maps: Sequence[WindowMap], norm: Norm) -> Upward:
     """Norm of the tensor product of maps along the axes."""
     total = Upward.of(1.0)
-    for windows in maps:
-        total = total * windows.norm(norm)
+    for entry in maps:
+        total = total * windows.norm_of(entry, norm)
     return total
 
 
@@ -168,25 +162,25 @@ def average_pool(call: Call) -> Upward:
     Divisors as torch counts them with ``count_include_pad`` and ``ceil_mode``: both are products
     over the axes. Windows of k entries that do not overlap: ``k^(-1/2)`` for p = 2.
     """
-    node, axes = call.node, pool_axes(call.node)
+    node = call.node
     kernel, stride, padding = _window_arguments(node)
     include = node.argument(5, "count_include_pad", True) is not False
-    divisor = node.argument(6, "divisor_override") if axes > 1 else None
-    sizes, counts = call.operand_shapes[0][-axes:], node.shape[-axes:]
+    divisor = node.argument(6, "divisor_override") if pool_axes(node) > 1 else None
+    sizes = _sizes_along_axes(node, call.operand_shapes[0])
     maps = [
-        average_windows(size, count, (window[0], window[1], window[2]), include)
-        for size, count, *window in zip(sizes, counts, kernel, stride, padding, strict=True)
+        windows.average_windows(size, count, (window[0], window[1], window[2]), include)
+        for (size, count), *window in zip(sizes, kernel, stride, padding, strict=True)
     ]
     scale = Fraction(1)
     if isinstance(divisor, int):
-        maps = [_undivided(windows) for windows in maps]
+        maps = [_undivided(entry) for entry in maps]
         scale = Fraction(1, divisor)
     return call.input * product_of_norms(maps, call.norm) * rounded_up(scale)
 
 
-def _undivided(windows: WindowMap) -> WindowMap:
-    rows = tuple(tuple((column, Fraction(1)) for column, _ in row) for row in windows.rows)
-    return WindowMap(windows.size, rows)
+def _undivided(average: WindowMap) -> WindowMap:
+    rows = tuple(tuple((column, Fraction(1)) for column, _ in row) for row in average.rows)
+    return WindowMap(average.size, rows)
 
 
 def _adaptive_stage(node: Node, shape: tuple[int, ...]) -> Sequence[AveragePool] | None:
@@ -207,7 +201,6 @@ _adaptive_rule = partial(rule, error=error_of_a_mean, magnitude=same_entries)
 @_adaptive_rule("aten.adaptive_avg_pool3d")
 def adaptive_average_pool(call: Call) -> Upward:
     """Linear and separable, with windows ``[floor(i n / k), ceil((i + 1) n / k))`` along axes."""
-    axes = pool_axes(call.node)
-    sizes, counts = call.operand_shapes[0][-axes:], call.node.shape[-axes:]
-    maps = [adaptive_windows(size, count) for size, count in zip(sizes, counts, strict=True)]
+    sizes = _sizes_along_axes(call.node, call.operand_shapes[0])
+    maps = [windows.adaptive_windows(size, count) for size, count in sizes]
     return call.input * product_of_norms(maps, call.norm)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from lipfast.graph.nodes import Node, Reference
 from lipfast.rounding import UNDERFLOW, UNIT_ROUNDOFF, widened
 from lipfast.rules.magnitude import Magnitude
-from lipfast.rules.registry import Arguments, Call, rule
+from lipfast.rules.registry import Arguments, Call, Errors, rule
 from lipfast.rules.running_errors import error_of_matmul, finished
 from lipfast.rules.upward import Upward
 
@@ -30,6 +29,10 @@ def copy_count(call: Call, position: int) -> int:
     """How often an operand is copied to the shape of the result."""
     size = math.prod(call.operand_shapes[position])
     return max(1, math.prod(call.node.shape) // max(1, size))
+
+
+def _finite(call: Call, total: Upward) -> Upward:
+    return total if not total.unbounded else call.unbounded(f"{call.node.op}: {_ADVICE}")
 
 
 def _part(call: Call, size: Magnitude, position: int) -> Upward:
@@ -52,8 +55,7 @@ def product(call: Call) -> Upward:
     copied along (p = 1: the number of copies times sup |x|).
     """
     first, second = call.magnitudes
-    total = _part(call, first, 1) + _part(call, second, 0)
-    return total if not total.unbounded else call.unbounded(f"{call.node.op}: {_ADVICE}")
+    return _finite(call, _part(call, first, 1) + _part(call, second, 0))
 
 
 def magnitude_of_product(call: Call) -> Magnitude:
@@ -67,9 +69,7 @@ def magnitude_of_product(call: Call) -> Magnitude:
     return found
 
 
-def error_of_product(
-    x: Tensor, y: Tensor, errors: Sequence[Tensor | None], output: Tensor
-) -> Tensor:
+def error_of_product(x: Tensor, y: Tensor, errors: Errors, output: Tensor) -> Tensor:
     """``|x| e_y + |y| e_x + e_x e_y + u |z|``."""
     total = output.abs() * UNIT_ROUNDOFF
     first, second = errors
@@ -133,26 +133,25 @@ def matmul(call: Call) -> Upward:
     columns of B: ``n sup |A| L(B) + m sup |B| L(A)``. An operand that is the same for several
     matrices of the other counts once for each: ``sqrt(copies)`` for p = 2, the number for p = 1.
     """
-    total = product_of_matrices(call)
-    return total if not total.unbounded else call.unbounded(f"{call.node.op}: {_ADVICE}")
+    return _finite(call, product_of_matrices(call))
 
 
-def _error_matmul(arguments: Arguments, errors: Sequence[Tensor | None]) -> Tensor:
+def _error_matmul(arguments: Arguments, errors: Errors) -> Tensor:
     """Operands as matrices (networks, samples, ...): parameters in all samples, vectors as one."""
-    values, kinds = [], []
-    for argument in arguments.node.args[:2]:
-        values.append(arguments.value(argument))
-        kinds.append(isinstance(argument, Reference) and argument.kind == "node")
-    vectors = [not active and value.dim() == 2 for value, active in zip(values, kinds, strict=True)]
-    rank = max(value.dim() + (not active) for value, active in zip(values, kinds, strict=True))
-    operands = []
-    for position, (value, active) in enumerate(zip(values, kinds, strict=True)):
-        matrix = value.unsqueeze(-2 if position == 0 else -1) if vectors[position] else value
+    operands = [
+        (arguments.value(argument), isinstance(argument, Reference) and argument.kind == "node")
+        for argument in arguments.node.args[:2]
+    ]
+    vectors = [not active and value.dim() == 2 for value, active in operands]
+    rank = max(value.dim() + (not active) for value, active in operands)
+    matrices = []
+    for axis, (value, active), vector in zip((-2, -1), operands, vectors, strict=True):
+        matrix = value.unsqueeze(axis) if vector else value
         ones = [] if active else [1] * (rank - matrix.dim())
-        operands.append(matrix.reshape(matrix.shape[0], *ones, *matrix.shape[1:]))
-    total = error_of_matmul(operands[0], operands[1], errors[0], errors[1])
-    for position in (0, 1):
-        total = total.squeeze(-2 if position == 0 else -1) if vectors[position] else total
+        matrices.append(matrix.reshape(matrix.shape[0], *ones, *matrix.shape[1:]))
+    total = error_of_matmul(matrices[0], matrices[1], errors[0], errors[1])
+    for axis, vector in zip((-2, -1), vectors, strict=True):
+        total = total.squeeze(axis) if vector else total
     return total
 
 
@@ -162,7 +161,7 @@ def _power_supported(node: Node) -> str | None:
     return None if whole else f"with the exponent {exponent}"
 
 
-def _error_power(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
+def _error_power(arguments: Arguments, errors: Errors, output: Tensor) -> Tensor:
     n = arguments.node.number(1, "exponent", 1.0)
     x = arguments.value(arguments.node.args[0]).abs()
     e = torch.zeros_like(x) if errors[0] is None else errors[0]
@@ -185,9 +184,7 @@ def power_of_activation(call: Call) -> Upward:
     if exponent == 1:
         return call.input
     slope = _raised(call, 1) * float(exponent)
-    return (
-        call.input * slope if not slope.unbounded else call.unbounded(f"{call.node.op}: {_ADVICE}")
-    )
+    return _finite(call, slope) if slope.unbounded else call.input * slope
 
 
 def _raised(call: Call, less: int) -> Upward:

@@ -160,8 +160,10 @@ class Arguments(Protocol):
 Bound: TypeAlias = Callable[[Call], "Upward | float"]
 Size: TypeAlias = Callable[[Call], Magnitude]
 Evaluate: TypeAlias = Callable[[Arguments], Tensor]
-# (arguments, error of each tensor operand or None, output) -> error of the output, elementwise.
-RoundingError: TypeAlias = Callable[[Arguments, "Sequence[Tensor | None]", Tensor], Tensor]
+# The error of each tensor operand, or None where it is exact.
+Errors: TypeAlias = Sequence["Tensor | None"]
+# (arguments, errors, output) -> error of the output, elementwise.
+RoundingError: TypeAlias = Callable[[Arguments, Errors, Tensor], Tensor]
 # (node, shape of a sample that it reads) -> stages of a chain, or None where it holds none.
 Stages: TypeAlias = Callable[[Node, tuple[int, ...]], "Sequence[Stage] | None"]
 # Weights (out, in), (in, out), (out, in / groups, ...), (in, out / groups, ...); one per channel.

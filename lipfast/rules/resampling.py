@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
 from lipfast.graph.nodes import Node
 from lipfast.rules.pooling import product_of_norms
-from lipfast.rules.registry import Arguments, Call, rule
+from lipfast.rules.registry import Arguments, Call, Errors, rule
 from lipfast.rules.running_errors import error_of_linear_map
 from lipfast.rules.upward import Upward
 from lipfast.rules.windows import WindowMap
@@ -115,21 +115,14 @@ def _evaluate_interpolation(arguments: Arguments) -> Tensor:
     return _along_axes(arguments.value(argument), [entry.dense() for entry in maps])
 
 
-def _interpolation_error(
-    arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor
-) -> Tensor:
+def _interpolation_error(arguments: Arguments, errors: Errors, output: Tensor) -> Tensor:
     """``gamma |A| (|x| + e / gamma)``; the entries of A are rounded as well."""
     argument = arguments.node.args[0]
     maps = _maps(arguments.node, arguments.shape(argument))
     terms = sum(entry.size + 4 for entry in maps)
     matrices = [entry.dense().abs() for entry in maps]
-    return error_of_linear_map(
-        lambda size: _along_axes(size, matrices),
-        arguments.value(argument),
-        errors[0],
-        roundings=terms,
-        room=terms + 8,
-    )
+    apply, x = partial(_along_axes, matrices=matrices), arguments.value(argument)
+    return error_of_linear_map(apply, x, errors[0], roundings=terms, room=terms + 8)
 
 
 @rule(

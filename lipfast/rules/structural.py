@@ -9,11 +9,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lipfast.graph.nodes import Argument, Node, Reference
+from lipfast.graph.nodes import Node, Reference
 from lipfast.ops.chain_stages import Flatten
 from lipfast.rules.magnitude import Magnitude
-from lipfast.rules.pooling import power, same_entries
-from lipfast.rules.registry import Arguments, Call, Dimensions, rule
+from lipfast.rules.pooling import error_of_moved_entries, power, same_entries
+from lipfast.rules.registry import Arguments, Call, Dimensions, Errors, rule
 from lipfast.rules.upward import Upward, p_norm
 
 
@@ -43,7 +43,7 @@ def _evaluate_reshape(arguments: Arguments) -> Tensor:
     return x.reshape(*x.shape[:2], *arguments.node.shape)
 
 
-def _error_reshape(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
+def _error_reshape(arguments: Arguments, errors: Errors, output: Tensor) -> Tensor:
     return torch.zeros_like(output) if errors[0] is None else errors[0].reshape(output.shape)
 
 
@@ -81,13 +81,6 @@ def reshape(call: Call) -> Upward:
     return call.input
 
 
-def _moved_error(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
-    """Entries are copied, so their errors are."""
-    x = arguments.node.args[0]
-    assert isinstance(x, Reference)
-    return torch.zeros_like(output) if errors[0] is None else arguments.apply({x: errors[0]})
-
-
 def _permutation_supported(node: Node) -> str | None:
     """The samples stay in front."""
     if node.op == "aten.permute":
@@ -103,7 +96,7 @@ def _permutation_supported(node: Node) -> str | None:
 
 
 _permutation_rule = partial(
-    rule, supports=_permutation_supported, magnitude=_rows_kept, error=_moved_error
+    rule, supports=_permutation_supported, magnitude=_rows_kept, error=error_of_moved_entries
 )
 _named_permutation_rule = partial(_permutation_rule, leading=True, moves=True)
 
@@ -133,7 +126,7 @@ def _selection_supported(node: Node) -> str | None:
 _selection_rule = partial(
     rule,
     supports=_selection_supported,
-    error=_moved_error,
+    error=error_of_moved_entries,
     magnitude=_rows_kept,
     dimensions={1: "dim"},
     leading=True,
@@ -148,14 +141,12 @@ def selection(call: Call) -> Upward:
     return call.input
 
 
-def _padding_error(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
+def _padding_error(arguments: Arguments, errors: Errors, output: Tensor) -> Tensor:
     """Copied entries carry their errors, constants none."""
-    x, node = arguments.node.args[0], arguments.node
-    assert isinstance(x, Reference)
-    if errors[0] is None:
-        return torch.zeros_like(output)
-    moved = arguments.apply({x: errors[0]})
-    if node.op == "aten.im2col" or node.argument(2, "mode", "constant") != "constant":
+    x, node = arguments.node.reference(0), arguments.node
+    moved = error_of_moved_entries(arguments, errors, output)
+    plain = node.op == "aten.im2col" or node.argument(2, "mode", "constant") != "constant"
+    if errors[0] is None or plain:
         return moved
     inside = arguments.apply({x: torch.ones_like(errors[0])}) != arguments.apply(
         {x: torch.zeros_like(errors[0])}
@@ -182,7 +173,11 @@ def _gather_supported(node: Node) -> str | None:
 
 
 _gather_rule = partial(
-    rule, supports=_gather_supported, magnitude=same_entries, error=_moved_error, moves=True
+    rule,
+    supports=_gather_supported,
+    magnitude=same_entries,
+    error=error_of_moved_entries,
+    moves=True,
 )
 
 
@@ -203,7 +198,7 @@ _gather_rule = partial(
     "aten.upsample_nearest1d",
     "aten.upsample_nearest2d",
     "aten.upsample_nearest3d",
-    error=_moved_error,
+    error=error_of_moved_entries,
 )
 def copies(call: Call) -> Upward:
     """``m^(1/p)`` for entries that are read at most m times; 1 for p = inf.
@@ -249,30 +244,24 @@ def _padded_magnitude(call: Call) -> Magnitude:
     return size if value == 0.0 else Magnitude(entry=size.entry.maximum(Upward.of(value)))
 
 
-def _parts(node: Node) -> tuple[Argument, ...]:
-    tensors = node.args[0]
-    assert isinstance(tensors, tuple)
-    return tensors
-
-
 def _join_supported(node: Node) -> str | None:
-    if not isinstance(node.args[0], tuple) or not all(
-        isinstance(value, Reference) for value in node.args[0]
-    ):
+    parts = node.args[0]
+    if not isinstance(parts, tuple) or not all(isinstance(value, Reference) for value in parts):
         return "of other things than tensors"
     if 0 in node.dimensions(1, "dim"):
         return "joins the samples"
-    whole = all(isinstance(v, Reference) and v.kind == "node" for v in node.args[0])
+    whole = all(reference.kind == "node" for reference in node.references())
     return None if whole else "with a tensor that is the same for all samples"
 
 
-def _error_join(arguments: Arguments, errors: Sequence[Tensor | None], output: Tensor) -> Tensor:
-    replaced = {}
-    for argument, error in zip(_parts(arguments.node), errors, strict=True):
-        assert isinstance(argument, Reference)
-        value = arguments.value(argument)
-        replaced[argument] = torch.zeros_like(value) if error is None else error
-    return arguments.apply(replaced)
+def _error_join(arguments: Arguments, errors: Errors, output: Tensor) -> Tensor:
+    parts = zip(arguments.node.references(), errors, strict=True)
+    return arguments.apply(
+        {
+            part: torch.zeros_like(arguments.value(part)) if error is None else error
+            for part, error in parts
+        }
+    )
 
 
 def _join_magnitude(call: Call) -> Magnitude:

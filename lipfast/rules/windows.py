@@ -34,10 +34,6 @@ class WindowMap:
     size: int
     rows: tuple[tuple[tuple[int, Fraction], ...], ...]
 
-    def norm(self, p: float) -> Upward:
-        """Operator norm, rounded up: exact for p = 1, inf and disjoint windows."""
-        return _norm(self, p)
-
     def dense(self) -> torch.Tensor:
         """The matrix with entries rounded to float64."""
         matrix = torch.zeros(len(self.rows), self.size, dtype=torch.float64, device="cpu")
@@ -54,7 +50,8 @@ def rounded_up(value: Fraction) -> float:
 
 
 @lru_cache(maxsize=256)
-def _norm(windows: WindowMap, p: float) -> Upward:
+def norm_of(windows: WindowMap, p: float) -> Upward:
+    """Operator norm, rounded up: exact for p = 1, inf and disjoint windows."""
     columns = [Fraction(0)] * windows.size
     counts = [0] * windows.size
     for pairs in windows.rows:

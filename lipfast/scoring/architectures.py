@@ -57,7 +57,7 @@ class ModelFamily:
         self._make: Callable[..., nn.Module] | nn.Module = (
             nn.Identity() if self._program is not None else _resolve(source)
         )
-        self._parameters = _parameters(self._make)
+        self._parameters, self._takes_others = _keywords(self._make)
         self._overrides = {
             key: parse_value(value) if isinstance(value, str) else value
             for key, value in (overrides or {}).items()
@@ -84,10 +84,9 @@ class ModelFamily:
         """
         chosen = dict(self._overrides)
         for name, (kind, required) in self._parameters.items():
-            if name in chosen:
-                chosen[name] = _as_annotated(chosen[name], kind, name)
-            elif name in metadata:
-                chosen[name] = _as_annotated(metadata[name], kind, name)
+            if name in chosen or name in metadata:
+                value = chosen[name] if name in chosen else metadata[name]
+                chosen[name] = _as_annotated(value, kind, name)
             elif required:
                 raise ArgumentError(
                     f"'{self.name}' needs the keyword '{name}', which is not in the checkpoint's "
@@ -197,7 +196,7 @@ class ModelFamily:
 
     def _check_overrides(self) -> None:
         unknown = sorted(set(self._overrides) - set(self._parameters))
-        if unknown and not _takes_any_keyword(self._make):
+        if unknown and not self._takes_others:
             raise ArgumentError(
                 f"'{self.name}' has no parameter {', '.join(map(repr, unknown))}; it has "
                 f"{', '.join(self._parameters) or 'none'}"
@@ -307,37 +306,26 @@ def _current_folder_importable() -> Iterator[None]:
             sys.path.remove(folder)
 
 
-def _signature_of(make: Callable[..., nn.Module]) -> inspect.Signature | None:
-    """The signature, empty for a module that is made already; None where there is none to see."""
-    if isinstance(make, nn.Module):
-        return inspect.Signature()
+def _keywords(
+    make: Callable[..., nn.Module] | nn.Module,
+) -> tuple[dict[str, tuple[Any, bool]], bool]:
+    """Each keyword's annotation and whether it must be given; whether any other one is taken."""
+    if isinstance(make, nn.Module):  # made already
+        return {}, False
     try:
-        return inspect.signature(make)
-    except (TypeError, ValueError):
-        return None
-
-
-def _parameters(make: Callable[..., nn.Module]) -> dict[str, tuple[Any, bool]]:
-    """Map each keyword to its annotation and whether it must be given."""
-    signature = _signature_of(make) or inspect.Signature()
+        parameters = inspect.signature(make).parameters.values()
+    except (TypeError, ValueError):  # there is none to see
+        return {}, True
     try:
         hints = typing.get_type_hints(make.__init__ if inspect.isclass(make) else make)
     except Exception:  # annotations may name what is not importable at run time
         hints = {}
-    keywords = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {
-        name: (hints.get(name), parameter.default is inspect.Parameter.empty)
-        for name, parameter in signature.parameters.items()
-        if parameter.kind in keywords
-    }
-
-
-def _takes_any_keyword(make: Callable[..., nn.Module]) -> bool:
-    signature = _signature_of(make)
-    return signature is None or any(
-        parameter.kind is inspect.Parameter.VAR_KEYWORD
-        for parameter in signature.parameters.values()
-    )
+        one.name: (hints.get(one.name), one.default is inspect.Parameter.empty)
+        for one in parameters
+        if one.kind in named
+    }, any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters)
 
 
 def _as_annotated(value: Scalar, annotation: Any, name: str) -> Scalar:
@@ -359,7 +347,5 @@ def _as_annotated(value: Scalar, annotation: Any, name: str) -> Scalar:
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
-    for tensor in [*model.parameters(), *model.buffers()]:
-        if tensor.is_floating_point():
-            return tensor.dtype
-    return torch.float32
+    tensors = [*model.parameters(), *model.buffers()]
+    return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)

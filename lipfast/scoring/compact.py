@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -73,11 +74,9 @@ def compact_store(path: str | os.PathLike[str]) -> Compaction:
     return Compaction(len(old), len(starts), table.num_rows, kept.num_rows)
 
 
-def _delete(part: os.PathLike[str]) -> None:
+def _delete(part: Path) -> None:
     try:
-        os.unlink(part)  # noqa: PTH108
-    except FileNotFoundError:
-        pass
+        part.unlink(missing_ok=True)
     except OSError as error:
         raise StoreError(
             f"cannot delete the merged part '{part}': {error.strerror}. Its rows are there twice, "

@@ -56,13 +56,9 @@ def _is_current(attempt: Attempt, file: CheckpointFile, fingerprint: Fingerprint
     metadata: dict[str, Any] = _DECODER.raw_decode(text)[0]
     if file.extra:  # a manifest or a pattern may say something else than it did then
         known = {key: metadata.get(key) for key in file.extra}
-        if known != _as_stored(file.extra):
+        if known != json.loads(Metadata(file.extra).to_json()):
             return False
     return stored == fingerprint(metadata, file.size)
-
-
-def _as_stored(extra: Mapping[str, Scalar]) -> dict[str, Any]:
-    return dict(json.loads(Metadata(extra).to_json()))
 
 
 def completed(path: str | os.PathLike[str]) -> Done:

@@ -15,6 +15,7 @@ from lipfast.errors import ArgumentError
 from lipfast.norms import Norm, check_norm
 from lipfast.scoring.architectures import ArchSource
 from lipfast.scoring.data import DataSource, load_data
+from lipfast.scoring.done import completed
 from lipfast.scoring.engine import Engine
 from lipfast.scoring.engine.local import LocalEngine
 from lipfast.scoring.engine.ray import RayEngine
@@ -149,10 +150,7 @@ def score(
     with _timed(summary, "setup"):
         recipe = Recipe(arch, arch_args, load_data(data), options)
         scorer = recipe.scorer(bounds=not dry_run)
-        run = Run(
-            summary, scorer, selection, limit=limit, progress=progress, retry_failed=retry_failed
-        )
-        run.open(out)
+        run = Run(summary, scorer, selection, completed(out), limit, progress, retry_failed)
     if engine == "ray" and not dry_run:
         work: Engine = RayEngine(recipe, memory, selection.where, workers)
     else:

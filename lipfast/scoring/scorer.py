@@ -14,9 +14,7 @@ from torch import Tensor
 from lipfast._clock import clocked
 from lipfast.checkpoints import Checkpoint
 from lipfast.checkpoints.metadata import Scalar
-from lipfast.errors import (
-    LipfastError,
-)
+from lipfast.errors import LipfastError
 from lipfast.estimators.plan import Plan
 from lipfast.estimators.upper.spectral_product import product_bounds
 from lipfast.estimators.upper.starts import StartVectors
@@ -177,7 +175,12 @@ class Scorer:
             return rows + [self._rows.readable(reading, fingerprint) for reading, _ in good]
         if len(good) < len(members):
             return self._score_batch(plan, arguments, good, rows)
-        return rows + [self._bound_alone(plan, arguments, member) for member in good]
+        for member in good:
+            try:
+                rows += self._bound(plan, arguments, [member])
+            except Exception as error:  # noqa: PERF203 (not foreseen: the row says what)
+                rows.append(self._error_row(member[0], error, arguments))
+        return rows
 
     def _estimate(self, plan: Plan, arguments: ArchArguments, members: Sequence[_Member]) -> None:
         """Add the time that scoring would take, by that of a few checkpoints of each plan."""
@@ -204,47 +207,35 @@ class Scorer:
         self._count("check", started)
         return parted
 
-    def _bound_alone(self, plan: Plan, arguments: ArchArguments, member: _Member) -> Row:
-        try:
-            return self._bound(plan, arguments, [member])[0]
-        except Exception as error:  # not foreseen: the row says what, and the run goes on
-            return self._error_row(member[0], error, arguments)
-
     def _bound(self, plan: Plan, arguments: ArchArguments, members: Sequence[_Member]) -> list[Row]:
-        inside: Counter[str] = Counter()
-        with clocked(inside):
-            rows = self._bound_rows(plan, arguments, members)
-        self.seconds["ops"] += sum(inside.values())
-        return rows
-
-    def _bound_rows(
-        self, plan: Plan, arguments: ArchArguments, members: Sequence[_Member]
-    ) -> list[Row]:
-        options = self.options
+        options, inside = self.options, Counter[str]()
         started = time.perf_counter()
         state_dicts = plan.checked([checkpoint.state_dict for _, checkpoint in members])
         # Batches are in the order of runs and steps: a run that goes on from the batch before
         # starts from its last checkpoint there. Within a batch that would take several calls.
         runs = [checkpoint.metadata.run for _, checkpoint in members]
         known = self._vectors.get(arguments, {})
-        uppers, vectors = product_bounds(
-            plan,
-            state_dicts,
-            norm=options.norm,
-            seed=options.seed,
-            start=[known.get(run) for run in runs],
-        )
+        with clocked(inside):
+            uppers, vectors = product_bounds(
+                plan,
+                state_dicts,
+                norm=options.norm,
+                seed=options.seed,
+                start=[known.get(run) for run in runs],
+            )
         self._vectors[arguments] = dict(zip(runs, vectors, strict=True))
         seconds_upper = self._count("upper", started)
         started = time.perf_counter()
-        lowers = plan.lower(
-            state_dicts,
-            self._x(plan.dtype),
-            norm=options.norm,
-            memory=options.memory,
-            progress=False,
-        )
+        with clocked(inside):
+            lowers = plan.lower(
+                state_dicts,
+                self._x(plan.dtype),
+                norm=options.norm,
+                memory=options.memory,
+                progress=False,
+            )
         seconds_lower = self._count("lower", started)
+        self.seconds["ops"] += sum(inside.values())
         started = time.perf_counter()
         shares = {
             "seconds_upper": seconds_upper / len(members),

@@ -98,11 +98,6 @@ def failures_text(failures: Sequence[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def bounds_text(checkpoint: Checkpoint, found: Bounds | UpperBound) -> str:
-    """Lay out the bounds of one checkpoint and the brackets of its layers."""
-    return f"{checkpoint.file.uri}\n\n{found}"
-
-
 def bounds_json(checkpoint: Checkpoint, found: Bounds | UpperBound) -> dict[str, Any]:
     """Turn the bounds of one checkpoint into JSON values."""
     upper = found.upper if isinstance(found, Bounds) else found

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lipfast.ops.chain_activations import ACTIVATIONS as TABLE
-from lipfast.ops.chain_jacobian_norms import Activation, Linear, Stage, chain_jacobian_norms
+from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms
+from lipfast.ops.chain_stages import Activation, Linear, Stage
 from lipfast.reference.chain_jacobian_norms import chain_jacobian_norms as reference
 from tests.support.chain_cases import ACTIVATIONS
 

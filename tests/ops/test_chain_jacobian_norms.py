@@ -13,15 +13,8 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
-from lipfast.ops.chain_jacobian_norms import (
-    Activation,
-    Flatten,
-    Linear,
-    MaxPool,
-    Stage,
-    chain_jacobian_norms,
-)
-from lipfast.ops.chain_stages import encode_chain
+from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms
+from lipfast.ops.chain_stages import Activation, Flatten, Linear, MaxPool, Stage, encode_chain
 from lipfast.reference.chain_jacobian_norms import chain_jacobian_norms as reference
 from tests.support.chain_cases import (
     ACTIVATIONS,

@@ -8,13 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lipfast.ops.chain_jacobian_norms import (
-    Activation,
-    Flatten,
-    Linear,
-    Stage,
-    chain_jacobian_norms,
-)
+from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms
+from lipfast.ops.chain_stages import Activation, Flatten, Linear, Stage
 from lipfast.reference.chain_jacobian_norms import chain_jacobian_norms as reference
 from tests.support.chain_cases import (
     RELU,

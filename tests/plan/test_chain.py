@@ -7,14 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lipfast.estimators.plan import Plan
-from lipfast.ops.chain_jacobian_norms import (
-    Activation,
-    AveragePool,
-    ConvStage,
-    Flatten,
-    Linear,
-    MaxPool,
-)
+from lipfast.ops.chain_stages import Activation, AveragePool, ConvStage, Flatten, Linear, MaxPool
 from lipfast.plan.chain import Chain
 from lipfast.reference.chain_jacobian_norms import chain_jacobian_norms
 from tests.support.networks import convolutional, randomised

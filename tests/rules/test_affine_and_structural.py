@@ -121,15 +121,18 @@ def test_several_outputs_are_one_vector() -> None:
         assert plan.lower({}, x, norm=norm).value == pytest.approx(expected)
 
 
-def test_several_inputs_have_an_upper_bound_only() -> None:
+def test_several_inputs_have_a_lower_bound_that_is_not_certified() -> None:
     class Sum(nn.Module):
         def forward(self, x: Tensor, y: Tensor) -> Tensor:
             return x + 2 * y
 
     plan = Plan.trace(Sum(), (torch.zeros(2, 3), torch.zeros(2, 3)))
     assert plan.upper({}).value == pytest.approx(3.0)
-    with pytest.raises(ValueError, match="one input"):
+    with pytest.raises(ValueError, match="2 inputs"):
         plan.lower({}, torch.zeros(2, 3))
+    lower = plan.lower({}, (torch.zeros(2, 3), torch.ones(2, 3)))
+    assert lower.jacobian.value == pytest.approx(math.sqrt(5))  # of (x, y) together, as one vector
+    assert not lower.certified
 
 
 def test_division_by_zero_is_unbounded() -> None:

@@ -27,6 +27,7 @@ from lipfast.scoring.engine import local
 from lipfast.scoring.options import Options
 from lipfast.scoring.reading import Reading
 from lipfast.scoring.scorer import Recipe
+from lipfast.scoring.where import Where
 from tests.support.toy_archive import toy_state, write_toy
 
 
@@ -169,7 +170,8 @@ def test_more_threads_read_where_each_file_costs_a_round_trip(toy_models, sample
         found = find_checkpoints("memory://lipfast-slow")
         slow = [replace(file, filesystem=Slow()) for file in found]
         recipe = Recipe(toy_models, None, load_data(samples), Options())
-        rows = [row for batch in local.run(slow, recipe.scorer(), 1 << 30) for row in batch]
+        engine = local.LocalEngine(recipe.scorer(), 1 << 30, Where())
+        rows = [row for batch in engine.run(slow) for row in batch]
     finally:
         memory.rm("/lipfast-slow", recursive=True)
     assert [row["status"] for row in rows] == ["ok"] * len(paths)

@@ -51,11 +51,19 @@ def modules() -> dict[str, Module]:
 @cache
 def public_names() -> Mapping[str, str]:
     """Where the names stand that `lipfast` imports when they are first used."""
+    homes: dict[str, str] = {}
+    seen_by_type_checkers: dict[str, str] = {}
     for node in modules()["lipfast"].tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_HOME":
-            homes: dict[str, str] = ast.literal_eval(node.value)
-            return homes
-    raise AssertionError("lipfast/__init__.py has no _HOME")
+            for home, names in ast.literal_eval(node.value).items():
+                homes |= dict.fromkeys(names.split(), home)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            for line in node.body:
+                assert isinstance(line, ast.ImportFrom)
+                seen_by_type_checkers |= {alias.name: str(line.module) for alias in line.names}
+    assert homes, "lipfast/__init__.py has no _HOME"
+    assert homes == seen_by_type_checkers, "lipfast/__init__.py: _HOME and the imports differ"
+    return homes
 
 
 @cache

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
@@ -30,8 +30,6 @@ REMOTE_READERS = 16
 """Threads that read where each file costs a round trip."""
 
 _NICENESS = 10
-
-Keep = Callable[[Reading], bool]
 
 
 class LocalEngine:
@@ -59,9 +57,31 @@ class LocalEngine:
         return self._scorer.seconds
 
     def run(self, files: Sequence[CheckpointFile]) -> Generator[list[Row], None, None]:
-        """Yield the rows of the files, a batch at a time."""
-        ordered = interleaved(files, self._scorer.options.batch_size)
-        return run(ordered, self._scorer, self._memory, self._keep)
+        """Yield the rows of the files, a batch at a time, while later files are read.
+
+        Two windows of files share the memory. A checkpoint that is larger is still scored, alone.
+        """
+        batch = self._scorer.options.batch_size
+        remote = any(file.filesystem is not None and "::" not in file.uri for file in files)
+        pool = ThreadPoolExecutor(
+            REMOTE_READERS if remote else READERS, "lipfast-read", initializer=step_back
+        )
+        try:
+            ahead: list[Future[Reading]] = []
+            for window in _windows(interleaved(files, batch), self._memory // 2, batch):
+                behind, ahead = ahead, [pool.submit(read, file) for file in window]
+                yield from self._score(behind)
+            yield from self._score(ahead)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _score(self, futures: list[Future[Reading]]) -> Iterator[list[Row]]:
+        started = time.perf_counter()
+        readings = list(filter(self._keep, (future.result() for future in futures)))
+        self._scorer.seconds["wait"] += time.perf_counter() - started
+        futures.clear()  # what was read lives as long as it is needed, no longer
+        if readings:
+            yield from self._scorer.score(readings)
 
     def close(self) -> None:
         """Nothing to release."""
@@ -71,35 +91,6 @@ class LocalEngine:
             return True
         self.left_out += 1
         return False
-
-
-def run(
-    files: Sequence[CheckpointFile], scorer: Scorer, memory: int, keep: Keep = lambda reading: True
-) -> Generator[list[Row], None, None]:
-    """Score files, a window at a time, while the next window is read.
-
-    Args:
-        files: what to score, in the order of work.
-        scorer: how.
-        memory: bytes of checkpoints to hold at most; two windows share them. A checkpoint that is
-            larger is still scored, alone.
-        keep: whether to score what was read.
-
-    Yields:
-        Rows, a batch at a time.
-    """
-    remote = any(file.filesystem is not None and "::" not in file.uri for file in files)
-    pool = ThreadPoolExecutor(
-        REMOTE_READERS if remote else READERS, "lipfast-read", initializer=step_back
-    )
-    try:
-        ahead: list[Future[Reading]] = []
-        for window in _windows(files, memory // 2, scorer.options.batch_size):
-            behind, ahead = ahead, [pool.submit(read, file) for file in window]
-            yield from _score(behind, scorer, keep)
-        yield from _score(ahead, scorer, keep)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def step_back() -> None:
@@ -112,16 +103,6 @@ def step_back() -> None:
             thread = threading.get_native_id()
             own = os.getpriority(os.PRIO_PROCESS, thread)
             os.setpriority(os.PRIO_PROCESS, thread, min(own + _NICENESS, 19))
-
-
-def _score(futures: list[Future[Reading]], scorer: Scorer, keep: Keep) -> Iterator[list[Row]]:
-    started = time.perf_counter()
-    readings = [reading for reading in (future.result() for future in futures) if keep(reading)]
-    waited = time.perf_counter() - started
-    scorer.seconds["wait"] += waited
-    futures.clear()  # what was read lives as long as it is needed, no longer
-    if readings:
-        yield from scorer.score(readings)
 
 
 def _windows(
