@@ -6,8 +6,6 @@
 #include "lanczos-inl.h"
 #include "vector-inl.h"
 
-LIPFAST_BEGIN
-
 constexpr int kBlockVectors = 4;
 constexpr int64_t kBlockBasis = 192;  // vectors kept before a restart: 48 passes
 
@@ -230,5 +228,4 @@ LanczosResult block_lanczos(Operator& apply, int64_t n, int32_t max_passes, doub
   return result;
 }
 
-LIPFAST_END
 #endif

@@ -2,6 +2,7 @@
 // LIPFAST_CPU_CAPABILITY (default, avx2, avx512) and, for tests, by set_capability.
 #pragma once
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -20,13 +21,10 @@ std::vector<Capability> available_capabilities();
 // Throws std::invalid_argument when `name` is unknown or cannot run here.
 void set_capability(const std::string& name);
 
-// One entry per capability; a copy that is not built falls back to the next lower one.
-template <class Function>
-Function dispatch(const Function (&table)[kCapabilities]) {
-  for (int i = static_cast<int>(capability()); i > 0; --i) {
-    if (table[i] != nullptr) return table[i];
-  }
-  return table[0];
+// Of the copies that this build holds, one per capability, the one in use.
+template <class Kernel, size_t kCopies>
+Kernel dispatch(const Kernel (&copies)[kCopies]) {
+  return copies[std::min(static_cast<size_t>(capability()), kCopies - 1)];
 }
 
 }  // namespace lipfast

@@ -5,8 +5,6 @@
 #include "elementary-inl.h"
 #include "vector-inl.h"
 
-LIPFAST_BEGIN
-
 // h = a(h), factors *= a'(h) for n values. body(vector, derivative) returns the values and sets the derivatives.
 template <class T, class Body>
 LIPFAST_INLINE void for_values(T* h, T* factors, int64_t n, const Body& body) {
@@ -176,5 +174,4 @@ LIPFAST_INLINE bool is_selecting(const ChainStage& stage) {
          stage.activation == Activation::kHardtanh;
 }
 
-LIPFAST_END
 #endif

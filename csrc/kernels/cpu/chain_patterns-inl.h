@@ -15,8 +15,6 @@
 #include "panel_product-inl.h"
 #include "vector-inl.h"
 
-LIPFAST_BEGIN
-
 constexpr int64_t kCancellation = 8, kMostSteps = 4;
 
 LIPFAST_INLINE int32_t hamming_distance(const uint64_t* a, const uint64_t* b, int64_t words) {
@@ -122,5 +120,4 @@ void pack_patterns(const T* v, int64_t units, int64_t outputs, const T* w, int64
   }
 }
 
-LIPFAST_END
 #endif

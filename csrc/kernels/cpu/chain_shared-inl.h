@@ -7,8 +7,6 @@
 #include "chain_patterns-inl.h"
 #include "panel_product-inl.h"
 
-LIPFAST_BEGIN
-
 // Bit i of a pattern: unit i has a derivative other than zero.
 template <class T>
 void read_pattern(const T* factors, int64_t units, uint64_t* pattern) {
@@ -171,5 +169,4 @@ void product_shared(const ChainLayer& layer, const T* packed, const T* shared, i
   }
 }
 
-LIPFAST_END
 #endif

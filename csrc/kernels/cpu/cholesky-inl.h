@@ -10,8 +10,6 @@
 #include "gram-inl.h"
 #include "vector-inl.h"
 
-LIPFAST_BEGIN
-
 constexpr int64_t kBlock = 64;  // columns eliminated together; a multiple of kTileRows
 
 inline int64_t cholesky_panels_size(int64_t s) { return (round_up(s, kPanel) + kBlock) * kBlock; }
@@ -171,5 +169,4 @@ inline void solve(const double* a, int64_t s, const double* diagonal, double* x)
   }
 }
 
-LIPFAST_END
 #endif

@@ -11,8 +11,6 @@
 #include "hermitian-inl.h"
 #include "vector-inl.h"
 
-LIPFAST_BEGIN
-
 // a: lanes_size(n) doubles, as from evaluate_lanes. Bit l of the result: lane l's matrix is positive definite in
 // floating point. What is not positive becomes NaN in its lane and stays there.
 inline uint32_t cholesky_lanes(double* a, int64_t n) {
@@ -271,5 +269,4 @@ inline bool complex_cholesky(double* real, double* imaginary, int64_t n, double*
   return true;
 }
 
-LIPFAST_END
 #endif

@@ -9,11 +9,8 @@
 #ifndef LIPFAST_COMPLEX_GRAM_INL_H
 #define LIPFAST_COMPLEX_GRAM_INL_H
 
-#include "taps.h"
 #include "hermitian-inl.h"
 #include "vector-inl.h"
-
-LIPFAST_BEGIN
 
 constexpr int64_t kTapDepth = 256;                               // columns of two taps that meet in L1
 constexpr int kOffsetTile = LIPFAST_VECTOR_BYTES == 64 ? 8 : 4;  // rows of a real register tile
@@ -299,5 +296,4 @@ inline void multiply_hermitian(const double* real, const double* imaginary, int6
   }
 }
 
-LIPFAST_END
 #endif

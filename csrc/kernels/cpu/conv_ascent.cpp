@@ -9,8 +9,8 @@ namespace lipfast {
 namespace {
 
 // False where the vector has no direction.
-bool normalize(std::vector<double>& x) {
-  const double norm = std::sqrt(conv_kernels().dot(x.data(), x.data(), static_cast<int64_t>(x.size())));
+bool normalize(const ConvProblem& problem, std::vector<double>& x) {
+  const double norm = std::sqrt(conv_kernels(problem.dtype).dot(x.data(), x.data(), static_cast<int64_t>(x.size())));
   if (!(norm > 0 && norm < INFINITY)) return false;
   for (double& entry : x) entry /= norm;
   return true;
@@ -53,7 +53,7 @@ std::vector<double> conv_start_vector(const ConvProblem& problem) {
     const double value = static_cast<double>(random_bits(state)) * 0x1p-52 - 1;
     if (i % half < problem.shape.rows) x[static_cast<size_t>(i)] = value;
   }
-  normalize(x);
+  normalize(problem, x);
   return x;
 }
 
@@ -73,11 +73,14 @@ bool find_start(const ConvProblem& problem, SymbolMaximum& known) {
       entry = 1e-4 * entry + problem.start[4 + part * rows + i];
     }
   }
-  return normalize(known.x);
+  return normalize(problem, known.x);
 }
 
 ConvAscent::ConvAscent(const ConvProblem& problem, const ConvGrams& grams)
-    : problem_(problem), grams_(grams), kernels_(conv_kernels()), tops_(kernels_.top_size(problem.shape.rows)) {}
+    : problem_(problem),
+      grams_(grams),
+      kernels_(conv_kernels(problem.dtype)),
+      tops_(kernels_.top_size(problem.shape.rows)) {}
 
 void ConvAscent::find_top(SymbolMaximum& at, int32_t passes) {
   const WorkspacePool::Lease work(tops_);

@@ -23,7 +23,7 @@ std::vector<Cell> left_of(const std::vector<Cell>& cells, const std::vector<bool
 ConvCover::ConvCover(const ConvProblem& problem, const ConvGrams& grams)
     : problem_(problem),
       grams_(grams),
-      kernels_(conv_kernels()),
+      kernels_(conv_kernels(problem.dtype)),
       cells_(problem),
       tests_(kernels_.test_size(problem.shape.rows, grams.count())) {}
 

@@ -4,8 +4,6 @@
 
 #include "vector-inl.h"
 
-LIPFAST_BEGIN
-
 template <class T>
 struct Matrix {
   const T* data;
@@ -425,5 +423,4 @@ void multiply(const Matrix<T>& w, bool transposed, const Parallel* parallel, con
   });
 }
 
-LIPFAST_END
 #endif

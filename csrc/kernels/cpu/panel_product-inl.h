@@ -6,8 +6,6 @@
 
 #include "vector-inl.h"
 
-LIPFAST_BEGIN
-
 constexpr int kRowTile = LIPFAST_VECTOR_BYTES == 64 ? 12 : 5;  // rows x 2 accumulators, 2 + 1 operands in registers
 
 // The terms that every entry of a product sums: g[r][left[a]] times row right[a] of the panel.
@@ -126,5 +124,4 @@ void all_rows_times_panel(const T* g, int64_t rows, int64_t g_stride, const Term
   }
 }
 
-LIPFAST_END
 #endif

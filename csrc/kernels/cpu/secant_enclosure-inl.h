@@ -5,13 +5,8 @@
 #ifndef LIPFAST_SECANT_ENCLOSURE_INL_H
 #define LIPFAST_SECANT_ENCLOSURE_INL_H
 
-#include <cfloat>
-
-#include "../rounding.h"
 #include "secant_activation-inl.h"
 #include "vector-inl.h"
-
-LIPFAST_BEGIN
 
 constexpr double kUnderflow = 0x1p-1000;  // room for all roundings of one entry that underflow
 constexpr int64_t kEvaluationRoundoffs = 32;
@@ -200,5 +195,4 @@ void enclose_of(const SecantChain& chain, int64_t network, const double* points,
   }
 }
 
-LIPFAST_END
 #endif

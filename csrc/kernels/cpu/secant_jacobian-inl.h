@@ -7,8 +7,6 @@
 #include "secant_line-inl.h"
 #include "vector-inl.h"
 
-LIPFAST_BEGIN
-
 constexpr int kJacobianRows = LIPFAST_VECTOR_BYTES == 64 ? 12 : 5;  // rows x 2 accumulators, 2 + 1 operands
 
 // One thread's buffers. factors: derivatives of what follows each map, the inputs' first, one after another.
@@ -181,5 +179,4 @@ void jacobian_of(const SecantChain& chain, int64_t network, const double* x, dou
   }
 }
 
-LIPFAST_END
 #endif

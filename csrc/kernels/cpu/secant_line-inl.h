@@ -6,8 +6,6 @@
 #include "secant_activation-inl.h"
 #include "vector-inl.h"
 
-LIPFAST_BEGIN
-
 constexpr int kLineSums = 8;  // accumulators: rows x sides, whole vectors of sums
 
 // to[side][r] = W[r] . from[side] for kLineSums / kSides rows.
@@ -106,5 +104,4 @@ void kinks_of(const SecantChain& chain, int64_t network, const double* x, const 
   }
 }
 
-LIPFAST_END
 #endif
