@@ -9,7 +9,6 @@
 namespace lipfast {
 
 enum class Capability : int { kDefault = 0, kAvx2 = 1, kAvx512 = 2 };
-constexpr int kCapabilities = 3;
 
 // The copy in use. Throws std::runtime_error when the environment names one that cannot run here.
 Capability capability();

@@ -3,7 +3,6 @@
 #define LIPFAST_CHAIN_ACTIVATIONS_INL_H
 
 #include "elementary-inl.h"
-#include "vector-inl.h"
 
 // h = a(h), factors *= a'(h) for n values. body(vector, derivative) returns the values and sets the derivatives.
 template <class T, class Body>

@@ -13,7 +13,6 @@
 #define LIPFAST_CHAIN_PATTERNS_INL_H
 
 #include "panel_product-inl.h"
-#include "vector-inl.h"
 
 constexpr int64_t kCancellation = 8, kMostSteps = 4;
 

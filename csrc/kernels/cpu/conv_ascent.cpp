@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 
 #include "../random.h"
 
@@ -219,8 +220,7 @@ std::vector<SymbolMaximum> ConvAscent::survey(const std::vector<Frequency>& root
   look(0);
   each_item(problem_.parallel, static_cast<int64_t>(candidates.size()) - 1,
             [&](int64_t i) { look(static_cast<size_t>(i) + 1); });
-  std::stable_sort(maxima.begin(), maxima.end(),
-                   [](const SymbolMaximum& a, const SymbolMaximum& b) { return a.value > b.value; });
+  std::ranges::stable_sort(maxima, std::greater{}, &SymbolMaximum::value);
   maxima.resize(std::min<size_t>(maxima.size(), problem_.on_grid ? 1 : 4));
   std::vector<SymbolMaximum> ascended(maxima.size());
   each_item(problem_.parallel, static_cast<int64_t>(maxima.size()), [&](int64_t i) {

@@ -131,12 +131,6 @@ inline uint32_t conv_test(const GramTable& table, const CellTests& tests, double
   return mask;
 }
 
-struct HermitianOperator {
-  const double *real, *imaginary;
-  int64_t n;
-  void operator()(const double* in, double* out) const { multiply_hermitian(real, imaginary, n, in, out); }
-};
-
 inline int64_t conv_top_size(int64_t rows) {
   return 2 * packed_triangle_size(rows) + lanczos_size(2 * conv_vector_half(rows)) + 2 * conv_vector_half(rows);
 }
@@ -146,7 +140,7 @@ inline double conv_top(const GramTable& table, const double* phases, int32_t pas
                        double* work) {
   const int64_t size = packed_triangle_size(table.rows), dimension = 2 * conv_vector_half(table.rows);
   evaluate_grams(table.even, table.odd, table.rows, table.offsets, phases, 1, work);
-  const HermitianOperator apply{work, work + size, table.rows};
+  const auto apply = [&](const double* in, double* out) { multiply_hermitian(work, work + size, table.rows, in, out); };
   return lanczos(apply, dimension, passes, tolerance, x, work + 2 * size, 4).value;
 }
 
@@ -246,25 +240,15 @@ double conv_lower(const ConvProblem& problem, int exponent, int64_t group, const
   return quotient_below(numerator, size, 2 * rows + 4);
 }
 
-template <class T>
-struct SymbolOperator {
-  const ConvProblem& problem;
-  int exponent;
-  int64_t group;
-  const int64_t* p;
-  double *y, *work;
-  void operator()(const double* in, double* out) const {
-    symbol_adjoint<T>(problem, power_of_two(-exponent), group, p, in, y, nullptr, work);
-    symbol_forward<T>(problem, power_of_two(-exponent), group, p, y, out);
-  }
-};
-
 // The same, from the top vector of What What^* found without forming it. x: start vector, overwritten.
 template <class T>
 double conv_lower_without_gram(const ConvProblem& problem, int exponent, int64_t group, const int64_t* p, double* x,
                                double* y, double* work) {
   const int64_t scratch = 4 * (conv_vector_half(problem.shape.rows) + conv_vector_half(problem.shape.cols));
-  const SymbolOperator<T> apply{problem, exponent, group, p, y, work};
+  const auto apply = [&](const double* in, double* out) {
+    symbol_adjoint<T>(problem, power_of_two(-exponent), group, p, in, y, nullptr, work);
+    symbol_forward<T>(problem, power_of_two(-exponent), group, p, y, out);
+  };
   lanczos(apply, 2 * conv_vector_half(problem.shape.rows), 60, 0.05 * problem.rtol, x, work + scratch);
   return conv_lower<T>(problem, exponent, group, p, x, y, work);
 }

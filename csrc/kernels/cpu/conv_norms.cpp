@@ -67,10 +67,6 @@ const ConvKernels& conv_kernels(Dtype dtype) { return *LIPFAST_DISPATCH(conv_tab
 void conv_norms(const ConvProblem& problem, ConvResult& result) {
   int exponent = 0;
   double largest = 0, lower = 0, square = 0;
-  result.cells = 0;
-  result.group = 0;
-  result.method = ConvUpperMethod::kCholesky;
-  std::fill(result.frequency, result.frequency + 3, 0.0);
   result.finite = conv_kernels(problem.dtype).examine(problem, &exponent, &largest);
   if (!result.finite) return;
   const int64_t rows = problem.shape.rows, left_half = conv_vector_half(rows);

@@ -4,7 +4,6 @@
 #define LIPFAST_LANCZOS_INL_H
 
 #include "tridiagonal-inl.h"
-#include "vector-inl.h"
 
 struct LanczosResult {
   double value;  // Ritz value: a lower estimate of the largest eigenvalue, up to rounding

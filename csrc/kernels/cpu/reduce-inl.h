@@ -5,7 +5,6 @@
 #include "lanczos-inl.h"
 #include "matrix-inl.h"
 #include "symmetric_top-inl.h"
-#include "vector-inl.h"
 
 constexpr int64_t kSmallSide = 64;       // up to here: Gram matrix and a full reduction, in the vector lanes
 constexpr int32_t kReducePasses = 1000;  // beyond: Lanczos; never reached in practice

@@ -4,7 +4,6 @@
 #define LIPFAST_SECANT_LINE_INL_H
 
 #include "secant_activation-inl.h"
-#include "vector-inl.h"
 
 constexpr int kLineSums = 8;  // accumulators: rows x sides, whole vectors of sums
 

@@ -3,7 +3,6 @@
 #define LIPFAST_SYMMETRIC_TOP_INL_H
 
 #include "tridiagonal-inl.h"
-#include "vector-inl.h"
 
 // a: n x n, row-major, both triangles; destroyed. work: 4 n vectors. Householder's reduction to tridiagonal form
 // (Golub and Van Loan 2013, section 8.3), then Laguerre's iteration. NaN in a lane stays in that lane.

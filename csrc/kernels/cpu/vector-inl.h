@@ -1,4 +1,5 @@
-// Vector types of LIPFAST_VECTOR_BYTES and the few operations on them that every body needs.
+// Vector types of LIPFAST_VECTOR_BYTES and the few operations on them that every body needs: it comes with each of
+// them.
 #ifndef LIPFAST_VECTOR_INL_H
 #define LIPFAST_VECTOR_INL_H
 
@@ -60,6 +61,44 @@ LIPFAST_INLINE DoubleVector absolute(DoubleVector v) {
   const IntegerVector bits = reinterpret_cast<IntegerVector>(v) & INT64_MAX;
   return reinterpret_cast<DoubleVector>(bits);
 }
+
+// Tiles of kRows x kVectors vectors in registers, and rows in memory that are `stride` apart.
+template <class T, int kRows, int kVectors>
+LIPFAST_INLINE void load_tile(const T* from, int64_t stride, typename Simd<T>::Vector (&tile)[kRows][kVectors]) {
+  LIPFAST_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    LIPFAST_UNROLL
+    for (int v = 0; v < kVectors; ++v) tile[r][v] = load(from + r * stride + v * Simd<T>::kLanes);
+  }
+}
+template <class T, int kRows, int kVectors>
+LIPFAST_INLINE void store_tile(T* to, int64_t stride, const typename Simd<T>::Vector (&tile)[kRows][kVectors]) {
+  LIPFAST_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    LIPFAST_UNROLL
+    for (int v = 0; v < kVectors; ++v) store(to + r * stride + v * Simd<T>::kLanes, tile[r][v]);
+  }
+}
+
+// A number in [1, kMost] as a constant: body.operator()<count>().
+template <int kMost, class Body>
+LIPFAST_INLINE void with_constant(int64_t count, const Body& body) {
+  if constexpr (kMost > 0) {
+    if (count == kMost) return body.template operator()<kMost>();
+    with_constant<kMost - 1>(count, body);
+  }
+}
+// Rows in tiles of equal height, at most kMost: body.operator()<height>(first row).
+template <int kMost, class Body>
+LIPFAST_INLINE void for_tiles(int64_t rows, const Body& body) {
+  const int64_t tiles = (rows + kMost - 1) / kMost;
+  for (int64_t tile = 0, r = 0; tile < tiles; ++tile) {
+    const int64_t height = (rows - r + tiles - tile - 1) / (tiles - tile);
+    with_constant<kMost>(height, [&]<int kRows>() { body.template operator()<kRows>(r); });
+    r += height;
+  }
+}
+
 // Halves are added until 16 bytes are left: a chain of additions as long as the vector would cost more than a short
 // row.
 template <class T, int kBytes>

@@ -37,12 +37,11 @@ Outputs spectral_norms_cpu(std::vector<Tensor> matrices, std::vector<Tensor> sta
   // The most expensive first, so that no thread is left with a large one at the end.
   std::vector<int64_t> order(count);
   std::iota(order.begin(), order.end(), 0);
-  std::vector<double> cost(count);
-  for (int64_t i = 0; i < count; ++i) {
+  const auto cost = [&](int64_t i) {
     const double rows = static_cast<double>(problems[i].rows), cols = static_cast<double>(problems[i].cols);
-    cost[i] = rows * cols * std::min(rows, cols);
-  }
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return cost[a] > cost[b]; });
+    return rows * cols * std::min(rows, cols);
+  };
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return cost(a) > cost(b); });
 
   const auto solve = [&](int64_t i, const Workspace& workspace) {
     SpectralResult result{};
