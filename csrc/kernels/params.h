@@ -47,6 +47,7 @@ struct SpectralProblem {
   const Parallel* parallel;  // nullptr: this thread does everything
 };
 
+// Zero but for right and left when a kernel begins.
 struct SpectralResult {
   double lower;
   double upper;

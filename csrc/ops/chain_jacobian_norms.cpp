@@ -172,15 +172,11 @@ ChainStages check_chain_jacobian_norms(const Tensor& x, const std::vector<Tensor
   return result;
 }
 
-#if !defined(LIPFAST_CHECKS_ONLY)
-STABLE_TORCH_LIBRARY_FRAGMENT(lipfast, m) {
-  // weights, biases: network by network, affine stage by affine stage, kernels with two axes; an empty bias is none.
-  // stages: 12 numbers each: kind (StageKind; 5: Flatten), activation, kernel, stride, padding, dilation (height and
-  // width), groups, flags (1: count_include_pad, 2: ceil_mode). parameters: 2 each.
-  m.def(
-      "chain_jacobian_norms(Tensor x, Tensor[] weights, Tensor[] biases, int[] stages, float[] parameters) -> (Tensor "
-      "spectral, Tensor frobenius)");
-}
-#endif
+// weights, biases: network by network, affine stage by affine stage, kernels with two axes; an empty bias is none.
+// stages: 12 numbers each: kind (StageKind; 5: Flatten), activation, kernel, stride, padding, dilation (height and
+// width), groups, flags (1: count_include_pad, 2: ceil_mode). parameters: 2 each.
+LIPFAST_SCHEMA(
+    "chain_jacobian_norms(Tensor x, Tensor[] weights, Tensor[] biases, int[] stages, float[] parameters) -> (Tensor "
+    "spectral, Tensor frobenius)")
 
 }  // namespace lipfast

@@ -64,21 +64,17 @@ SecantStages check_chain_secants(const Tensor& x, int64_t dimensions, const std:
   return result;
 }
 
-#if !defined(LIPFAST_CHECKS_ONLY)
-STABLE_TORCH_LIBRARY_FRAGMENT(lipfast, m) {
-  // weights, biases: network by network, map by map; an empty bias is none. x, direction: (networks, inputs); points:
-  // (networks, points, inputs). stages: -1 for a linear map, otherwise an Activation; parameters: 2 each.
-  m.def(
-      "chain_secants_jacobians(Tensor x, Tensor[] weights, Tensor[] biases, int[] stages, float[] parameters) -> "
-      "Tensor");
-  // reach: (networks, 2), backward and forward.
-  m.def(
-      "chain_secants_kinks(Tensor x, Tensor direction, Tensor[] weights, Tensor[] biases, int[] stages, float[] "
-      "parameters) -> Tensor");
-  m.def(
-      "chain_secants_enclosures(Tensor points, Tensor[] weights, Tensor[] biases, int[] stages, float[] parameters) -> "
-      "(Tensor values, Tensor errors)");
-}
-#endif
+// weights, biases: network by network, map by map; an empty bias is none. x, direction: (networks, inputs); points:
+// (networks, points, inputs). stages: -1 for a linear map, otherwise an Activation; parameters: 2 each.
+LIPFAST_SCHEMA(
+    "chain_secants_jacobians(Tensor x, Tensor[] weights, Tensor[] biases, int[] stages, float[] parameters) -> "
+    "Tensor")
+// reach: (networks, 2), backward and forward.
+LIPFAST_SCHEMA(
+    "chain_secants_kinks(Tensor x, Tensor direction, Tensor[] weights, Tensor[] biases, int[] stages, float[] "
+    "parameters) -> Tensor")
+LIPFAST_SCHEMA(
+    "chain_secants_enclosures(Tensor points, Tensor[] weights, Tensor[] biases, int[] stages, float[] parameters) -> "
+    "(Tensor values, Tensor errors)")
 
 }  // namespace lipfast

@@ -41,6 +41,13 @@ T* mutable_values(Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());
 }
 
+// Of what the tensors hold; nullptr for an empty one.
+inline std::vector<const void*> addresses(const std::vector<Tensor>& tensors) {
+  std::vector<const void*> found;
+  for (const Tensor& tensor : tensors) found.push_back(tensor.numel() > 0 ? tensor.data_ptr() : nullptr);
+  return found;
+}
+
 inline std::string text(const Tensor& tensor) {
   std::string sizes;
   for (int64_t i = 0; i < tensor.dim(); ++i) sizes += (i > 0 ? " x " : "") + std::to_string(tensor.size(i));
@@ -67,8 +74,15 @@ inline void check_networks(const std::vector<Tensor>& weights, const std::vector
   }
 }
 
-// The definitions stand beside the schemas; _C_cuda compiles them once more with LIPFAST_CHECKS_ONLY, without the
-// schemas.
+// An op's schema. It stands beside the op's checks, which _C_cuda compiles once more with LIPFAST_CHECKS_ONLY, without
+// the schemas.
+#if defined(LIPFAST_CHECKS_ONLY)
+#define LIPFAST_SCHEMA(...)
+#else
+#define LIPFAST_SCHEMA(...) \
+  STABLE_TORCH_LIBRARY_FRAGMENT(lipfast, m) { m.def(__VA_ARGS__); }
+#endif
+
 void check_spectral_norms(const std::vector<Tensor>& matrices, const std::vector<Tensor>& start);
 void check_conv_norms(const std::vector<Tensor>& taps, const std::vector<Tensor>& start,
                       const std::vector<int64_t>& grid);

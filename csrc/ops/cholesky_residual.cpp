@@ -15,11 +15,7 @@ void check_cholesky_residual(const Tensor& matrices, const Tensor& factors, cons
   STD_TORCH_CHECK(shifts.size(0) == batch, "cholesky_residual: shifts: expected ", batch, " values");
 }
 
-#if !defined(LIPFAST_CHECKS_ONLY)
-STABLE_TORCH_LIBRARY_FRAGMENT(lipfast, m) {
-  // (batch, tiles, 2): sums of squares of t I - B B^T - L L^T, and parts of ||B||_F^2 + ||L||_F^2.
-  m.def("cholesky_residual(Tensor matrices, Tensor factors, Tensor shifts) -> Tensor");
-}
-#endif
+// (batch, tiles, 2): sums of squares of t I - B B^T - L L^T, and parts of ||B||_F^2 + ||L||_F^2.
+LIPFAST_SCHEMA("cholesky_residual(Tensor matrices, Tensor factors, Tensor shifts) -> Tensor")
 
 }  // namespace lipfast

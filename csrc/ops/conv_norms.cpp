@@ -30,18 +30,14 @@ void check_conv_norms(const std::vector<Tensor>& taps, const std::vector<Tensor>
   }
 }
 
-#if !defined(LIPFAST_CHECKS_ONLY)
-STABLE_TORCH_LIBRARY_FRAGMENT(lipfast, m) {
-  // taps: (groups, taps per axis x 3, rows, cols), rows <= cols, axes with one tap last.
-  // start: empty, or group, frequency (3 numbers, cycles per tap) and vector (real parts, imaginary parts).
-  // grid: 3 numbers per kernel; all 0: the supremum over all frequencies.
-  // upper_method: 0 Cholesky, 1 Hoelder; -1: a tap is NaN or infinite.
-  // left, right: real parts, then imaginary parts of each kernel's singular vectors, one after another.
-  m.def(
-      "conv_norms(Tensor[] taps, Tensor[] start, int[] grid, float rtol, int max_cells, int seed, int memory) -> "
-      "(Tensor lower, Tensor upper, Tensor frequency, Tensor group, Tensor cells, Tensor upper_method, Tensor left, "
-      "Tensor right)");
-}
-#endif
+// taps: (groups, taps per axis x 3, rows, cols), rows <= cols, axes with one tap last.
+// start: empty, or group, frequency (3 numbers, cycles per tap) and vector (real parts, imaginary parts).
+// grid: 3 numbers per kernel; all 0: the supremum over all frequencies.
+// upper_method: 0 Cholesky, 1 Hoelder; -1: a tap is NaN or infinite.
+// left, right: real parts, then imaginary parts of each kernel's singular vectors, one after another.
+LIPFAST_SCHEMA(
+    "conv_norms(Tensor[] taps, Tensor[] start, int[] grid, float rtol, int max_cells, int seed, int memory) -> "
+    "(Tensor lower, Tensor upper, Tensor frequency, Tensor group, Tensor cells, Tensor upper_method, Tensor left, "
+    "Tensor right)")
 
 }  // namespace lipfast

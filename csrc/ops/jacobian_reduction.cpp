@@ -10,10 +10,6 @@ Dtype check_jacobian_reduction(const Tensor& jacobian) {
   return dtype;
 }
 
-#if !defined(LIPFAST_CHECKS_ONLY)
-STABLE_TORCH_LIBRARY_FRAGMENT(lipfast, m) {
-  m.def("jacobian_reduction(Tensor jacobian) -> (Tensor spectral, Tensor frobenius)");
-}
-#endif
+LIPFAST_SCHEMA("jacobian_reduction(Tensor jacobian) -> (Tensor spectral, Tensor frobenius)")
 
 }  // namespace lipfast

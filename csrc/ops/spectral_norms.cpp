@@ -18,16 +18,12 @@ void check_spectral_norms(const std::vector<Tensor>& matrices, const std::vector
   }
 }
 
-#if !defined(LIPFAST_CHECKS_ONLY)
-STABLE_TORCH_LIBRARY_FRAGMENT(lipfast, m) {
-  // start: none, or one float64 vector (cols) per matrix, empty for a seeded one.
-  // upper_method: 0 none, 1 Cholesky, 2 Hoelder; -1: an entry of the matrix is NaN or infinite.
-  // right, left: the singular vectors one after another.
-  m.def(
-      "spectral_norms(Tensor[] matrices, Tensor[] start, bool certify, float rtol, int max_passes, bool power, "
-      "int seed, int memory) -> (Tensor lower, Tensor upper, Tensor passes, Tensor upper_method, Tensor right, "
-      "Tensor left)");
-}
-#endif
+// start: none, or one float64 vector (cols) per matrix, empty for a seeded one.
+// upper_method: 0 none, 1 Cholesky, 2 Hoelder; -1: an entry of the matrix is NaN or infinite.
+// right, left: the singular vectors one after another.
+LIPFAST_SCHEMA(
+    "spectral_norms(Tensor[] matrices, Tensor[] start, bool certify, float rtol, int max_passes, bool power, "
+    "int seed, int memory) -> (Tensor lower, Tensor upper, Tensor passes, Tensor upper_method, Tensor right, "
+    "Tensor left)")
 
 }  // namespace lipfast

@@ -4,9 +4,6 @@
 #define LIPFAST_BLOCK_LANCZOS_INL_H
 
 #include "lanczos-inl.h"
-#include "vector-inl.h"
-
-LIPFAST_BEGIN
 
 constexpr int kBlockVectors = 4;
 constexpr int64_t kBlockBasis = 192;  // vectors kept before a restart: 48 passes
@@ -73,27 +70,19 @@ struct Orthogonalization {
     const int64_t begin = piece * kPiece, end = smaller(n, begin + kPiece);
     int64_t j = begin;
     for (; j + 2 * kDoubles <= end; j += 2 * kDoubles) {
-      DoubleVector s[2][kBlockVectors];
-      LIPFAST_UNROLL
-      for (int k = 0; k < kBlockVectors; ++k) {
-        s[0][k] = load(z + k * n + j);
-        s[1][k] = load(z + k * n + j + kDoubles);
-      }
+      DoubleVector s[kBlockVectors][2];
+      load_tile(z + j, n, s);
       for (int64_t i = 0; i < count; ++i) {
         const double* q = basis + (first + i) * n + j;
         const DoubleVector e0 = load(q), e1 = load(q + kDoubles);
         LIPFAST_UNROLL
         for (int k = 0; k < kBlockVectors; ++k) {
           const DoubleVector factor = splat(factors[i * kBlockVectors + k]);
-          s[0][k] -= factor * e0;
-          s[1][k] -= factor * e1;
+          s[k][0] -= factor * e0;
+          s[k][1] -= factor * e1;
         }
       }
-      LIPFAST_UNROLL
-      for (int k = 0; k < kBlockVectors; ++k) {
-        store(z + k * n + j, s[0][k]);
-        store(z + k * n + j + kDoubles, s[1][k]);
-      }
+      store_tile(z + j, n, s);
     }
     for (; j < end; ++j) {
       for (int64_t i = 0; i < count; ++i) {
@@ -230,5 +219,4 @@ LanczosResult block_lanczos(Operator& apply, int64_t n, int32_t max_passes, doub
   return result;
 }
 
-LIPFAST_END
 #endif

@@ -7,7 +7,7 @@
 namespace lipfast {
 namespace {
 
-constexpr const char* kNames[kCapabilities] = {"default", "avx2", "avx512"};
+constexpr const char* kNames[] = {"default", "avx2", "avx512"};
 
 bool runs_here(Capability value) {
   if (value == Capability::kDefault) return true;
@@ -22,20 +22,13 @@ bool runs_here(Capability value) {
 #endif
 }
 
-std::string choices() {
-  std::string text;
-  for (const Capability value : available_capabilities()) {
-    if (!text.empty()) text += ", ";
-    text += capability_name(value);
-  }
-  return text;
-}
-
 Capability parse(const std::string& name) {
+  std::string choices;
   for (const Capability value : available_capabilities()) {
     if (name == capability_name(value)) return value;
+    choices += (choices.empty() ? "" : ", ") + std::string(capability_name(value));
   }
-  throw std::invalid_argument("CPU capability '" + name + "' cannot run here; choose one of: " + choices());
+  throw std::invalid_argument("CPU capability '" + name + "' cannot run here; choose one of: " + choices);
 }
 
 Capability from_environment() {
@@ -56,8 +49,7 @@ const char* capability_name(Capability value) { return kNames[static_cast<int>(v
 
 std::vector<Capability> available_capabilities() {
   std::vector<Capability> found;
-  for (int i = 0; i < kCapabilities; ++i) {
-    const auto value = static_cast<Capability>(i);
+  for (const Capability value : {Capability::kDefault, Capability::kAvx2, Capability::kAvx512}) {
     if (runs_here(value)) found.push_back(value);
   }
   return found;

@@ -2,13 +2,13 @@
 // LIPFAST_CPU_CAPABILITY (default, avx2, avx512) and, for tests, by set_capability.
 #pragma once
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
 namespace lipfast {
 
 enum class Capability : int { kDefault = 0, kAvx2 = 1, kAvx512 = 2 };
-constexpr int kCapabilities = 3;
 
 // The copy in use. Throws std::runtime_error when the environment names one that cannot run here.
 Capability capability();
@@ -20,13 +20,10 @@ std::vector<Capability> available_capabilities();
 // Throws std::invalid_argument when `name` is unknown or cannot run here.
 void set_capability(const std::string& name);
 
-// One entry per capability; a copy that is not built falls back to the next lower one.
-template <class Function>
-Function dispatch(const Function (&table)[kCapabilities]) {
-  for (int i = static_cast<int>(capability()); i > 0; --i) {
-    if (table[i] != nullptr) return table[i];
-  }
-  return table[0];
+// Of the copies that this build holds, one per capability, the one in use.
+template <class Kernel, size_t kCopies>
+Kernel dispatch(const Kernel (&copies)[kCopies]) {
+  return copies[std::min(static_cast<size_t>(capability()), kCopies - 1)];
 }
 
 }  // namespace lipfast

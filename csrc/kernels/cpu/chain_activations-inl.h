@@ -3,9 +3,6 @@
 #define LIPFAST_CHAIN_ACTIVATIONS_INL_H
 
 #include "elementary-inl.h"
-#include "vector-inl.h"
-
-LIPFAST_BEGIN
 
 // h = a(h), factors *= a'(h) for n values. body(vector, derivative) returns the values and sets the derivatives.
 template <class T, class Body>
@@ -176,5 +173,4 @@ LIPFAST_INLINE bool is_selecting(const ChainStage& stage) {
          stage.activation == Activation::kHardtanh;
 }
 
-LIPFAST_END
 #endif

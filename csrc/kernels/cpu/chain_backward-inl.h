@@ -8,8 +8,6 @@
 #include "chain_shared-inl.h"
 #include "panel_product-inl.h"
 
-LIPFAST_BEGIN
-
 // Rows [0, rows) of g times the derivatives, in `out`.
 template <class T>
 void scale_columns(const T* g, int64_t rows, int64_t stride, const T* factors, int64_t count, T* out) {
@@ -255,5 +253,4 @@ const T* chain_products(const ChainParams& p, const T* packed, int64_t samples, 
   return g;
 }
 
-LIPFAST_END
 #endif

@@ -6,8 +6,6 @@
 #include "chain_layers-inl.h"
 #include "panel_product-inl.h"
 
-LIPFAST_BEGIN
-
 // z = W h + b for the samples of the tile, as rows of one product.
 template <class T>
 void forward_linear(const ChainStage& stage, const T* packed, int64_t count, ChainBuffers<T>& buffers) {
@@ -235,5 +233,4 @@ void forward(const ChainParams& p, int64_t network, const T* packed, const int64
   }
 }
 
-LIPFAST_END
 #endif

@@ -2,20 +2,18 @@
 #ifndef LIPFAST_CHAIN_JACOBIAN_NORMS_INL_H
 #define LIPFAST_CHAIN_JACOBIAN_NORMS_INL_H
 
-#include "chain_jacobian_norms.h"
 #include "chain_backward-inl.h"
 #include "chain_forward-inl.h"
 #include "chain_layers-inl.h"
 #include "chain_triangle-inl.h"
 #include "reduce-inl.h"
 
-LIPFAST_BEGIN
-
 template <class T>
-void chain_tile_of(const ChainParams& p, int64_t network, const T* packed, const int64_t* samples, int64_t count,
-                   char* workspace) {
+void chain_tile(const ChainParams& p, int64_t network, const void* weights, const int64_t* samples, int64_t count,
+                void* workspace) {
+  const T* packed = static_cast<const T*>(weights);
   ChainBuffers<T> buffers;
-  buffers.place(p, workspace);
+  buffers.place(p, static_cast<char*>(workspace));
   const int64_t outputs = buffers.outputs, inputs = buffers.inputs;
   forward(p, network, packed, samples, count, buffers);
   const T* jacobians = chain_products(p, packed, count, buffers);
@@ -35,7 +33,7 @@ void chain_tile_of(const ChainParams& p, int64_t network, const T* packed, const
 }
 
 template <class T>
-ChainTiling chain_tiling_of(const ChainParams& p) {
+ChainTiling chain_tiling(const ChainParams& p) {
   LayerReader<T> reader{p};
   int64_t triangle = 0;
   for (ChainLayer layer; reader.next(layer);) {
@@ -46,21 +44,9 @@ ChainTiling chain_tiling_of(const ChainParams& p) {
   return {reader.packed, triangle, buffers.tile, buffers.shares, workspace};
 }
 
-ChainTiling chain_tiling(const ChainParams& p) {
-  return p.dtype == Dtype::kFloat32 ? chain_tiling_of<float>(p) : chain_tiling_of<double>(p);
+ChainKernel chain_kernel(Dtype dtype) {
+  if (dtype == Dtype::kFloat32) return {chain_tiling<float>, pack_chain<float>, chain_tile<float>};
+  return {chain_tiling<double>, pack_chain<double>, chain_tile<double>};
 }
 
-void chain_pack(const ChainParams& p, int64_t network, void* packed, double* workspace, const Parallel* parallel) {
-  if (p.dtype == Dtype::kFloat32) return pack_chain(p, network, static_cast<float*>(packed), workspace, parallel);
-  pack_chain(p, network, static_cast<double*>(packed), workspace, parallel);
-}
-
-void chain_tile(const ChainParams& p, int64_t network, const void* packed, const int64_t* samples, int64_t count,
-                void* workspace) {
-  if (p.dtype == Dtype::kFloat32)
-    return chain_tile_of(p, network, static_cast<const float*>(packed), samples, count, static_cast<char*>(workspace));
-  chain_tile_of(p, network, static_cast<const double*>(packed), samples, count, static_cast<char*>(workspace));
-}
-
-LIPFAST_END
 #endif

@@ -44,6 +44,7 @@ struct ChainKernel {
                void* workspace);
 };
 
-ChainKernel chain_jacobian_norms_kernel();
+// For this type of x, weights and results.
+ChainKernel chain_jacobian_norms_kernel(Dtype dtype);
 
 }  // namespace lipfast

@@ -16,8 +16,6 @@
 #include "panel_product-inl.h"
 #include "reduce-inl.h"
 
-LIPFAST_BEGIN
-
 struct ChainLayer {
   const ChainStage* map;     // nullptr: the identity, in front of a chain that starts with an activation or a max pool
   int64_t first, end;        // stages that follow
@@ -254,9 +252,9 @@ void pack_maps(const ChainParams& p, int64_t network, T* packed, double* work, c
 }
 
 template <class T>
-void pack_chain(const ChainParams& p, int64_t network, T* packed, double* work, const Parallel* parallel) {
-  pack_maps(p, network, packed, work, parallel);
-  if (shares_terms(p)) pack_shared(p, network, packed);
+void pack_chain(const ChainParams& p, int64_t network, void* packed, double* work, const Parallel* parallel) {
+  pack_maps(p, network, static_cast<T*>(packed), work, parallel);
+  if (shares_terms(p)) pack_shared(p, network, static_cast<T*>(packed));
 }
 
 // Samples of one tile: they share the forward pass's reads of the weights, and terms of the first product where a chain
@@ -337,39 +335,29 @@ int64_t ChainBuffers<T>::place(const ChainParams& p, char* base) {
   shares = shares_terms(p) && tile > 1;
 
   int64_t used = 0;
-  const auto take = [&](auto*& pointer, int64_t count) {
+  const auto take_one = [&](int64_t count, auto*& pointer) {
     pointer = reinterpret_cast<decltype(+pointer)>(base + used);
     used += round_up(count * static_cast<int64_t>(sizeof(*pointer)), 64);
   };
-  take(layer, layers);
-  take(activations, tile * width);
-  take(spare, tile * width);
-  take(padded, most_padded);
-  take(factors, tile * kept);
-  take(pooled_factors, pooled ? largest : 0);
-  take(sources, pooled ? tile * kept : 0);
-  take(pooled_sources, pooled ? largest : 0);
-  take(defined, tile);
+  const auto take = [&](int64_t count, auto*&... pointers) { (take_one(count, pointers), ...); };
+  take(layers, layer);
+  take(tile * width, activations, spare);
+  take(most_padded, padded);
+  take(tile * kept, factors);
+  take(pooled ? tile * kept : 0, sources);
+  take(pooled ? largest : 0, pooled_factors, pooled_sources);
+  take(tile, defined);
   // Terms are copied in whole vectors.
-  take(left, most_terms + kIndices);
-  take(right, most_terms + kIndices);
-  take(sorted_left, most_terms + kIndices);
-  take(sorted_right, most_terms + kIndices);
-  take(begin, most_buckets + 1);
-  take(active, tile * most_units);
-  take(actives, 2 * tile);
+  take(most_terms + kIndices, left, right, sorted_left, sorted_right);
+  take(most_buckets + 1, begin);
+  take(tile * most_units, active);
+  take(2 * tile, actives);
   const int64_t sharing = shares ? tile : 0;
-  take(magnitudes, sharing * stride);
-  take(patterns, sharing * ((most_units + 63) / 64));
-  take(changes, sharing);
-  take(order, sharing);
-  take(from, sharing);
-  take(steps, sharing);
-  take(distance, sharing);
-  take(exact, sharing);
-  take(rows, tile * outputs * stride);
-  take(product, tile * outputs * stride);
-  take(reduce, reduce_size(outputs, inputs));
+  take(sharing * stride, magnitudes);
+  take(sharing * ((most_units + 63) / 64), patterns);
+  take(sharing, changes, order, from, steps, distance, exact);
+  take(tile * outputs * stride, rows, product);
+  take(reduce_size(outputs, inputs), reduce);
   if (base != nullptr) {
     LayerReader<T> again{p};
     for (int64_t l = 0; l < layers; ++l) again.next(layer[l]);
@@ -377,5 +365,4 @@ int64_t ChainBuffers<T>::place(const ChainParams& p, char* base) {
   return used;
 }
 
-LIPFAST_END
 #endif

@@ -5,8 +5,6 @@
 #include "chain_layers-inl.h"
 #include "panel_product-inl.h"
 
-LIPFAST_BEGIN
-
 // What layer `l` selects for sample t.
 template <class T>
 struct Selection {
@@ -81,5 +79,4 @@ void product_linear(const ChainLayer& layer, const T* packed, int64_t first, int
   }
 }
 
-LIPFAST_END
 #endif

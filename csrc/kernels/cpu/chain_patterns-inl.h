@@ -13,9 +13,6 @@
 #define LIPFAST_CHAIN_PATTERNS_INL_H
 
 #include "panel_product-inl.h"
-#include "vector-inl.h"
-
-LIPFAST_BEGIN
 
 constexpr int64_t kCancellation = 8, kMostSteps = 4;
 
@@ -122,5 +119,4 @@ void pack_patterns(const T* v, int64_t units, int64_t outputs, const T* w, int64
   }
 }
 
-LIPFAST_END
 #endif

@@ -28,7 +28,6 @@ struct SecantStage {
 
 // Networks of the same stages and shapes; at least one stage is linear.
 struct SecantChain {
-  Dtype dtype;  // of weights and biases
   int64_t count;
   const SecantStage* stages;
   int64_t affine;
@@ -51,6 +50,7 @@ struct ChainSecantsKernel {
                   double* errors, double* workspace);
 };
 
-ChainSecantsKernel chain_secants_kernel();
+// For this type of weights and biases.
+ChainSecantsKernel chain_secants_kernel(Dtype dtype);
 
 }  // namespace lipfast

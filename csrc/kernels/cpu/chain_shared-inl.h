@@ -7,8 +7,6 @@
 #include "chain_patterns-inl.h"
 #include "panel_product-inl.h"
 
-LIPFAST_BEGIN
-
 // Bit i of a pattern: unit i has a derivative other than zero.
 template <class T>
 void read_pattern(const T* factors, int64_t units, uint64_t* pattern) {
@@ -58,6 +56,9 @@ struct SharedRows {
   T *rows, *magnitudes;
   int64_t step;
   LIPFAST_INLINE T* row(int64_t r, bool of_magnitudes) const { return of_magnitudes ? magnitudes : rows + r * step; }
+  LIPFAST_INLINE SharedRows below(int64_t r) const {
+    return {rows == nullptr ? nullptr : rows + r * step, magnitudes, step};
+  }
 };
 
 template <class T, int kRows, int kVectors, bool kMagnitudes>
@@ -83,35 +84,17 @@ void change_panel(const T* v, int64_t v_step, const int32_t* units, Changes chan
   }
 }
 
-template <class T, int kRows, int kVectors, bool kMagnitudes>
-LIPFAST_INLINE void change_some_rows(int64_t rows, const T* v, int64_t v_step, const int32_t* units, Changes changes,
-                                     const T* panel, const SharedRows<T>& from, const SharedRows<T>& to) {
-  if constexpr (kRows > 0) {
-    if (rows == kRows) {
-      change_panel<T, kRows, kVectors, kMagnitudes>(v, v_step, units, changes, panel, from, to);
-    } else {
-      change_some_rows<T, kRows - 1, kVectors, kMagnitudes>(rows, v, v_step, units, changes, panel, from, to);
-    }
-  }
-}
-
 // The rows of M and of its magnitudes, in tiles of equal height, for the columns of one panel.
 template <class T, int kVectors>
 void change_all_rows(int64_t rows, const T* v, const int32_t* units, Changes changes, const T* panel,
-                     SharedRows<T> from, SharedRows<T> to) {
-  const int64_t tiles = (rows + kRowTile - 1) / kRowTile, v_step = rows;
-  for (int64_t tile = 0; tile < tiles; ++tile) {
-    const int64_t height = (rows + tiles - tile - 1) / (tiles - tile);
-    if (tile == tiles - 1) {
-      change_some_rows<T, kRowTile, kVectors, true>(height, v, v_step, units, changes, panel, from, to);
+                     const SharedRows<T>& from, const SharedRows<T>& to) {
+  for_tiles<kRowTile>(rows, [&]<int kRows>(int64_t r) {
+    if (r + kRows == rows) {
+      change_panel<T, kRows, kVectors, true>(v + r, rows, units, changes, panel, from.below(r), to.below(r));
     } else {
-      change_some_rows<T, kRowTile, kVectors, false>(height, v, v_step, units, changes, panel, from, to);
+      change_panel<T, kRows, kVectors, false>(v + r, rows, units, changes, panel, from.below(r), to.below(r));
     }
-    rows -= height;
-    v += height;
-    to.rows += height * to.step;
-    if (from.rows != nullptr) from.rows += height * from.step;
-  }
+  });
 }
 
 // Whether all magnitudes reach their limits, over whole vectors.
@@ -171,5 +154,4 @@ void product_shared(const ChainLayer& layer, const T* packed, const T* shared, i
   }
 }
 
-LIPFAST_END
 #endif

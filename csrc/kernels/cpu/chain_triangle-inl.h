@@ -8,8 +8,6 @@
 #include "gram-inl.h"
 #include "panel_product-inl.h"
 
-LIPFAST_BEGIN
-
 // Worth it when the products saved outweigh the Gram matrix: a multiplication there costs about four of those.
 LIPFAST_INLINE bool triangle_pays(const ChainParams& p, const ChainStage& stage) {
   const double units = static_cast<double>(stage.out.channels), inputs = static_cast<double>(stage.in.channels);
@@ -93,5 +91,4 @@ inline void pack_triangle(int64_t units, float* packed, double* work, const Para
   for (int64_t i = 0; i < packed_size<float>(units, units); ++i) packed[i] = fill;
 }
 
-LIPFAST_END
 #endif

@@ -8,9 +8,6 @@
 #define LIPFAST_CHOLESKY_INL_H
 
 #include "gram-inl.h"
-#include "vector-inl.h"
-
-LIPFAST_BEGIN
 
 constexpr int64_t kBlock = 64;  // columns eliminated together; a multiple of kTileRows
 
@@ -37,11 +34,7 @@ inline bool factor_block(double* u, int64_t n) {
 inline void solve_panel(const double* u, int64_t n, double* x) {
   for (int64_t j = 0; j < n; j += kTileRows) {
     DoubleVector c[kTileRows][2];
-    LIPFAST_UNROLL
-    for (int q = 0; q < kTileRows; ++q) {
-      c[q][0] = load(x + (j + q) * kPanel);
-      c[q][1] = load(x + (j + q) * kPanel + kDoubles);
-    }
+    load_tile(x + j * kPanel, kPanel, c);
     for (int64_t k = 0; k < j; ++k) {
       const DoubleVector x0 = load(x + k * kPanel), x1 = load(x + k * kPanel + kDoubles);
       LIPFAST_UNROLL
@@ -171,5 +164,4 @@ inline void solve(const double* a, int64_t s, const double* diagonal, double* x)
   }
 }
 
-LIPFAST_END
 #endif

@@ -9,9 +9,6 @@
 #define LIPFAST_COMPLEX_CHOLESKY_INL_H
 
 #include "hermitian-inl.h"
-#include "vector-inl.h"
-
-LIPFAST_BEGIN
 
 // a: lanes_size(n) doubles, as from evaluate_lanes. Bit l of the result: lane l's matrix is positive definite in
 // floating point. What is not positive becomes NaN in its lane and stays there.
@@ -141,11 +138,7 @@ inline void solve_complex_panel(const double* u, const double* inverse, double* 
   constexpr int64_t ld = kComplexBlock, step = 2 * kComplexPanel;
   for (int64_t j = 0; j < kComplexBlock; j += kColumns) {
     DoubleVector c[kColumns][4];
-    LIPFAST_UNROLL
-    for (int q = 0; q < kColumns; ++q) {
-      LIPFAST_UNROLL
-      for (int p = 0; p < 4; ++p) c[q][p] = load(x + (j + q) * step + p * kDoubles);
-    }
+    load_tile(x + j * step, step, c);
     for (int64_t k = 0; k < j; ++k) {
       const DoubleVector r0 = load(x + k * step), r1 = load(x + k * step + kDoubles);
       const DoubleVector i0 = load(x + k * step + 2 * kDoubles), i1 = load(x + k * step + 3 * kDoubles);
@@ -271,5 +264,4 @@ inline bool complex_cholesky(double* real, double* imaginary, int64_t n, double*
   return true;
 }
 
-LIPFAST_END
 #endif

@@ -9,11 +9,7 @@
 #ifndef LIPFAST_COMPLEX_GRAM_INL_H
 #define LIPFAST_COMPLEX_GRAM_INL_H
 
-#include "taps.h"
 #include "hermitian-inl.h"
-#include "vector-inl.h"
-
-LIPFAST_BEGIN
 
 constexpr int64_t kTapDepth = 256;                               // columns of two taps that meet in L1
 constexpr int kOffsetTile = LIPFAST_VECTOR_BYTES == 64 ? 8 : 4;  // rows of a real register tile
@@ -24,23 +20,16 @@ LIPFAST_INLINE void unit_circle(double x, double* cosine, double* sine) {
   const double quarters = x * 4;
   const int64_t quadrant = static_cast<int64_t>(quarters + 0.5);
   const double y = (quarters - static_cast<double>(quadrant)) * 0x1.921fb54442d18p+0, z = y * y;
-  double c = -1.0 / 6402373705728000.0, s = 1.0 / 355687428096000.0;
-  c = c * z + 1.0 / 20922789888000.0;
-  c = c * z - 1.0 / 87178291200.0;
-  c = c * z + 1.0 / 479001600.0;
-  c = c * z - 1.0 / 3628800.0;
-  c = c * z + 1.0 / 40320.0;
-  c = c * z - 1.0 / 720.0;
-  c = c * z + 1.0 / 24.0;
-  c = c * z - 0.5;
-  c = c * z + 1.0;
-  s = s * z - 1.0 / 1307674368000.0;
-  s = s * z + 1.0 / 6227020800.0;
-  s = s * z - 1.0 / 39916800.0;
-  s = s * z + 1.0 / 362880.0;
-  s = s * z - 1.0 / 5040.0;
-  s = s * z + 1.0 / 120.0;
-  s = s * z - 1.0 / 6.0;
+  constexpr double kCosine[] = {-1. / 2,       1. / 24,        -1. / 720,         1. / 40320,
+                                -1. / 3628800, 1. / 479001600, -1. / 87178291200, 1. / 20922789888000};
+  constexpr double kSine[] = {-1. / 6,        1. / 120,        -1. / 5040,          1. / 362880,
+                              -1. / 39916800, 1. / 6227020800, -1. / 1307674368000, 1. / 355687428096000};
+  double c = -1. / 6402373705728000, s = kSine[7];
+  LIPFAST_UNROLL
+  for (int i = 7; i >= 0; --i) c = c * z + kCosine[i];
+  LIPFAST_UNROLL
+  for (int i = 6; i >= 0; --i) s = s * z + kSine[i];
+  c = c * z + 1;
   s = s * z * y + y;
   const bool swap = quadrant & 1;
   const double a = swap ? s : c, b = swap ? c : s;
@@ -103,11 +92,7 @@ void pack_taps(const TapShape& shape, const T* taps, PowerOfTwo scaling, double*
 // c += W_a W_b^T for `depth` columns of one tile of rows of a and one panel of rows of b.
 LIPFAST_INLINE void multiply_taps(const double* a, const double* b, int64_t depth, double* c, int64_t ld) {
   DoubleVector sum[kOffsetTile][2];
-  LIPFAST_UNROLL
-  for (int r = 0; r < kOffsetTile; ++r) {
-    sum[r][0] = load(c + r * ld);
-    sum[r][1] = load(c + r * ld + kDoubles);
-  }
+  load_tile(c, ld, sum);
   for (int64_t k = 0; k < depth; ++k) {
     const DoubleVector b0 = load(b), b1 = load(b + kDoubles);
     LIPFAST_UNROLL
@@ -119,11 +104,7 @@ LIPFAST_INLINE void multiply_taps(const double* a, const double* b, int64_t dept
     a += kComplexPanel;
     b += kComplexPanel;
   }
-  LIPFAST_UNROLL
-  for (int r = 0; r < kOffsetTile; ++r) {
-    store(c + r * ld, sum[r][0]);
-    store(c + r * ld + kDoubles, sum[r][1]);
-  }
+  store_tile(c, ld, sum);
 }
 
 // Scratch of one R_j: a square of whole panels.
@@ -299,5 +280,4 @@ inline void multiply_hermitian(const double* real, const double* imaginary, int6
   }
 }
 
-LIPFAST_END
 #endif

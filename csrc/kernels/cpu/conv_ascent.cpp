@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 
 #include "../random.h"
 
@@ -9,8 +10,8 @@ namespace lipfast {
 namespace {
 
 // False where the vector has no direction.
-bool normalize(std::vector<double>& x) {
-  const double norm = std::sqrt(conv_kernels().dot(x.data(), x.data(), static_cast<int64_t>(x.size())));
+bool normalize(const ConvProblem& problem, std::vector<double>& x) {
+  const double norm = std::sqrt(conv_kernels(problem.dtype).dot(x.data(), x.data(), static_cast<int64_t>(x.size())));
   if (!(norm > 0 && norm < INFINITY)) return false;
   for (double& entry : x) entry /= norm;
   return true;
@@ -53,7 +54,7 @@ std::vector<double> conv_start_vector(const ConvProblem& problem) {
     const double value = static_cast<double>(random_bits(state)) * 0x1p-52 - 1;
     if (i % half < problem.shape.rows) x[static_cast<size_t>(i)] = value;
   }
-  normalize(x);
+  normalize(problem, x);
   return x;
 }
 
@@ -73,11 +74,14 @@ bool find_start(const ConvProblem& problem, SymbolMaximum& known) {
       entry = 1e-4 * entry + problem.start[4 + part * rows + i];
     }
   }
-  return normalize(known.x);
+  return normalize(problem, known.x);
 }
 
 ConvAscent::ConvAscent(const ConvProblem& problem, const ConvGrams& grams)
-    : problem_(problem), grams_(grams), kernels_(conv_kernels()), tops_(kernels_.top_size(problem.shape.rows)) {}
+    : problem_(problem),
+      grams_(grams),
+      kernels_(conv_kernels(problem.dtype)),
+      tops_(kernels_.top_size(problem.shape.rows)) {}
 
 void ConvAscent::find_top(SymbolMaximum& at, int32_t passes) {
   const WorkspacePool::Lease work(tops_);
@@ -216,8 +220,7 @@ std::vector<SymbolMaximum> ConvAscent::survey(const std::vector<Frequency>& root
   look(0);
   each_item(problem_.parallel, static_cast<int64_t>(candidates.size()) - 1,
             [&](int64_t i) { look(static_cast<size_t>(i) + 1); });
-  std::stable_sort(maxima.begin(), maxima.end(),
-                   [](const SymbolMaximum& a, const SymbolMaximum& b) { return a.value > b.value; });
+  std::ranges::stable_sort(maxima, std::greater{}, &SymbolMaximum::value);
   maxima.resize(std::min<size_t>(maxima.size(), problem_.on_grid ? 1 : 4));
   std::vector<SymbolMaximum> ascended(maxima.size());
   each_item(problem_.parallel, static_cast<int64_t>(maxima.size()), [&](int64_t i) {

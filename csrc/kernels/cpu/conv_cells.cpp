@@ -1,22 +1,16 @@
 #include "conv_cells.h"
 
+#include <bit>
+
 namespace lipfast {
-namespace {
-
-int64_t power_of_two_above(int64_t value) {
-  int64_t power = 1;
-  while (power < value) power *= 2;
-  return power;
-}
-
-}  // namespace
 
 // Level 0 has 2 D <= pi/2 on one and two axes, 3 pi/4 on three.
 Cells::Cells(const ConvProblem& problem) : problem_(problem) {
   if (problem.on_grid) return;
   for (int64_t a = 0; a < problem.lattice.axes; ++a) {
     const bool interval = problem.lattice.axes == 1 || a == 2;
-    const int64_t count = power_of_two_above((problem.lattice.axes == 1 ? 2 : 4) * (problem.shape.sizes[a] - 1));
+    const auto least = static_cast<uint64_t>((problem.lattice.axes == 1 ? 2 : 4) * (problem.shape.sizes[a] - 1));
+    const auto count = static_cast<int64_t>(std::bit_ceil(least));
     widths_[a] = kCycle / (interval ? 2 * count : count);
   }
 }

@@ -23,7 +23,7 @@ std::vector<Cell> left_of(const std::vector<Cell>& cells, const std::vector<bool
 ConvCover::ConvCover(const ConvProblem& problem, const ConvGrams& grams)
     : problem_(problem),
       grams_(grams),
-      kernels_(conv_kernels()),
+      kernels_(conv_kernels(problem.dtype)),
       cells_(problem),
       tests_(kernels_.test_size(problem.shape.rows, grams.count())) {}
 
@@ -85,11 +85,8 @@ std::vector<bool> ConvCover::prove(const std::vector<Cell>& cells, const std::ve
   std::vector<Batch> batches;
   for (size_t i = 0; i < cells.size(); ++i) {
     const bool fits = !batches.empty() && batches.back().count < width && cells[i].group == cells[i - 1].group;
-    if (fits) {
-      ++batches.back().count;
-    } else {
-      batches.push_back({i, 1, 0});
-    }
+    if (!fits) batches.push_back({i, 0, 0});
+    ++batches.back().count;
   }
   const auto numbers = static_cast<size_t>(2 * grams_.count());
   each_item(problem_.parallel, static_cast<int64_t>(batches.size()), [&](int64_t item) {

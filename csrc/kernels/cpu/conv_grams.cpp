@@ -22,7 +22,7 @@ std::vector<int64_t> positive_offsets(const TapShape& shape) {
 
 ConvGrams::ConvGrams(const ConvProblem& problem)
     : problem_(problem),
-      kernels_(conv_kernels()),
+      kernels_(conv_kernels(problem.dtype)),
       offsets_(positive_offsets(problem.shape)),
       count_(static_cast<int64_t>(offsets_.size()) / 3) {}
 

@@ -31,8 +31,6 @@ class WorkspacePool {
    public:
     explicit Lease(WorkspacePool& pool) : pool_(pool), workspace_(pool.take()) {}
     ~Lease() { pool_.give(std::move(workspace_)); }
-    Lease(const Lease&) = delete;
-    Lease& operator=(const Lease&) = delete;
     double* get() const { return workspace_.as<double>(); }
 
    private:

@@ -47,7 +47,8 @@ struct ConvKernels {
   int64_t (*packed_size)(int64_t rows);
 };
 
-const ConvKernels& conv_kernels();
+// For taps of this type.
+const ConvKernels& conv_kernels(Dtype dtype);
 
 // Doubles of a vector x in the kernels: real parts, then imaginary ones, each filled with zeros to a multiple of 8.
 inline int64_t conv_vector_half(int64_t rows) { return (rows + 7) / 8 * 8; }

@@ -2,14 +2,10 @@
 #ifndef LIPFAST_CONV_NORMS_INL_H
 #define LIPFAST_CONV_NORMS_INL_H
 
-#include "conv_kernels.h"
-#include "../rounding.h"
 #include "complex_cholesky-inl.h"
 #include "complex_gram-inl.h"
 #include "lanczos-inl.h"
 #include "matrix-inl.h"
-
-LIPFAST_BEGIN
 
 template <class T>
 const T* taps_of(const ConvProblem& problem, int64_t group) {
@@ -27,7 +23,7 @@ LIPFAST_INLINE void tap_phase(const ConvProblem& problem, const int64_t* p, int6
 constexpr int64_t kLaneSide = 72;
 
 template <class T>
-bool examine_taps(const ConvProblem& problem, int* exponent, double* largest) {
+bool conv_examine(const ConvProblem& problem, int* exponent, double* largest) {
   const int64_t rows = problem.groups * problem.shape.count() * problem.shape.rows;
   Matrix<T> w{};
   const bool finite = examine(taps_of<T>(problem, 0), rows, problem.shape.cols, problem.parallel, w);
@@ -35,14 +31,11 @@ bool examine_taps(const ConvProblem& problem, int* exponent, double* largest) {
   *largest = w.largest;
   return finite;
 }
-inline bool conv_examine(const ConvProblem& problem, int* exponent, double* largest) {
-  if (problem.dtype == Dtype::kFloat32) return examine_taps<float>(problem, exponent, largest);
-  return examine_taps<double>(problem, exponent, largest);
-}
 
 // out: ||P||_F^2, ||P||_1 and ||P||_inf of P = sum_k |W_k| of one group, scaled. work: 2 cols doubles.
 template <class T>
-void magnitudes_of(const ConvProblem& problem, PowerOfTwo scaling, int64_t group, double* out, double* work) {
+void conv_magnitudes(const ConvProblem& problem, int exponent, int64_t group, double* out, double* work) {
+  const PowerOfTwo scaling = power_of_two(-exponent);
   const int64_t rows = problem.shape.rows, cols = problem.shape.cols, taps = problem.shape.count();
   const T* data = taps_of<T>(problem, group);
   double *row = work, *column = work + cols;
@@ -68,17 +61,10 @@ void magnitudes_of(const ConvProblem& problem, PowerOfTwo scaling, int64_t group
   out[1] = column_sum * widen;
   out[2] = row_sum * widen;
 }
-inline void conv_magnitudes(const ConvProblem& problem, int exponent, int64_t group, double* out, double* work) {
-  const PowerOfTwo scaling = power_of_two(-exponent);
-  if (problem.dtype == Dtype::kFloat32) return magnitudes_of<float>(problem, scaling, group, out, work);
-  return magnitudes_of<double>(problem, scaling, group, out, work);
-}
 
-inline void conv_pack(const ConvProblem& problem, int exponent, int64_t group, double* panels) {
-  const PowerOfTwo scaling = power_of_two(-exponent);
-  if (problem.dtype == Dtype::kFloat32)
-    return pack_taps(problem.shape, taps_of<float>(problem, group), scaling, panels);
-  return pack_taps(problem.shape, taps_of<double>(problem, group), scaling, panels);
+template <class T>
+void conv_pack(const ConvProblem& problem, int exponent, int64_t group, double* panels) {
+  pack_taps(problem.shape, taps_of<T>(problem, group), power_of_two(-exponent), panels);
 }
 
 inline int64_t conv_test_width(int64_t rows) {
@@ -145,12 +131,6 @@ inline uint32_t conv_test(const GramTable& table, const CellTests& tests, double
   return mask;
 }
 
-struct HermitianOperator {
-  const double *real, *imaginary;
-  int64_t n;
-  void operator()(const double* in, double* out) const { multiply_hermitian(real, imaginary, n, in, out); }
-};
-
 inline int64_t conv_top_size(int64_t rows) {
   return 2 * packed_triangle_size(rows) + lanczos_size(2 * conv_vector_half(rows)) + 2 * conv_vector_half(rows);
 }
@@ -160,7 +140,7 @@ inline double conv_top(const GramTable& table, const double* phases, int32_t pas
                        double* work) {
   const int64_t size = packed_triangle_size(table.rows), dimension = 2 * conv_vector_half(table.rows);
   evaluate_grams(table.even, table.odd, table.rows, table.offsets, phases, 1, work);
-  const HermitianOperator apply{work, work + size, table.rows};
+  const auto apply = [&](const double* in, double* out) { multiply_hermitian(work, work + size, table.rows, in, out); };
   return lanczos(apply, dimension, passes, tolerance, x, work + 2 * size, 4).value;
 }
 
@@ -246,8 +226,8 @@ void symbol_forward(const ConvProblem& problem, PowerOfTwo scaling, int64_t grou
 
 // Proved lower bound of the scaled ||What(theta)|| from x; y: the image's direction.
 template <class T>
-double symbol_lower(const ConvProblem& problem, int exponent, int64_t group, const int64_t* p, const double* x,
-                    double* y, double* work) {
+double conv_lower(const ConvProblem& problem, int exponent, int64_t group, const int64_t* p, const double* x, double* y,
+                  double* work) {
   const int64_t rows = problem.shape.rows, cols = problem.shape.cols;
   const int64_t in = 2 * conv_vector_half(rows), out = 2 * conv_vector_half(cols);
   double* bound = work;
@@ -259,49 +239,32 @@ double symbol_lower(const ConvProblem& problem, int exponent, int64_t group, con
   const double numerator = image * (1 - gamma(2 * cols + 4)) - relative * error;
   return quotient_below(numerator, size, 2 * rows + 4);
 }
-inline double conv_lower(const ConvProblem& problem, int exponent, int64_t group, const int64_t* p, const double* x,
-                         double* y, double* work) {
-  if (problem.dtype == Dtype::kFloat32) return symbol_lower<float>(problem, exponent, group, p, x, y, work);
-  return symbol_lower<double>(problem, exponent, group, p, x, y, work);
-}
-
-template <class T>
-struct SymbolOperator {
-  const ConvProblem& problem;
-  int exponent;
-  int64_t group;
-  const int64_t* p;
-  double *y, *work;
-  void operator()(const double* in, double* out) const {
-    symbol_adjoint<T>(problem, power_of_two(-exponent), group, p, in, y, nullptr, work);
-    symbol_forward<T>(problem, power_of_two(-exponent), group, p, y, out);
-  }
-};
 
 // The same, from the top vector of What What^* found without forming it. x: start vector, overwritten.
 template <class T>
-double lower_without_gram_of(const ConvProblem& problem, int exponent, int64_t group, const int64_t* p, double* x,
-                             double* y, double* work) {
+double conv_lower_without_gram(const ConvProblem& problem, int exponent, int64_t group, const int64_t* p, double* x,
+                               double* y, double* work) {
   const int64_t scratch = 4 * (conv_vector_half(problem.shape.rows) + conv_vector_half(problem.shape.cols));
-  const SymbolOperator<T> apply{problem, exponent, group, p, y, work};
+  const auto apply = [&](const double* in, double* out) {
+    symbol_adjoint<T>(problem, power_of_two(-exponent), group, p, in, y, nullptr, work);
+    symbol_forward<T>(problem, power_of_two(-exponent), group, p, y, out);
+  };
   lanczos(apply, 2 * conv_vector_half(problem.shape.rows), 60, 0.05 * problem.rtol, x, work + scratch);
-  return symbol_lower<T>(problem, exponent, group, p, x, y, work);
-}
-inline double conv_lower_without_gram(const ConvProblem& problem, int exponent, int64_t group, const int64_t* p,
-                                      double* x, double* y, double* work) {
-  if (problem.dtype == Dtype::kFloat32) return lower_without_gram_of<float>(problem, exponent, group, p, x, y, work);
-  return lower_without_gram_of<double>(problem, exponent, group, p, x, y, work);
+  return conv_lower<T>(problem, exponent, group, p, x, y, work);
 }
 
-inline const ConvKernels* conv_table() {
-  static constexpr ConvKernels table{conv_examine,    conv_magnitudes,         conv_pack,
-                                     autocorrelate,   offset_phases,           dot,
-                                     conv_test_width, conv_test_size,          conv_test,
-                                     conv_top,        conv_coefficients,       conv_top_size,
-                                     conv_lower,      conv_lower_without_gram, conv_lower_size,
-                                     tap_panels_size, offset_square_size,      packed_triangle_size};
-  return &table;
+template <class T>
+constexpr ConvKernels kConvKernels{conv_examine<T>,    conv_magnitudes<T>,
+                                   conv_pack<T>,       autocorrelate,
+                                   offset_phases,      dot,
+                                   conv_test_width,    conv_test_size,
+                                   conv_test,          conv_top,
+                                   conv_coefficients,  conv_top_size,
+                                   conv_lower<T>,      conv_lower_without_gram<T>,
+                                   conv_lower_size,    tap_panels_size,
+                                   offset_square_size, packed_triangle_size};
+inline const ConvKernels* conv_table(Dtype dtype) {
+  return dtype == Dtype::kFloat32 ? &kConvKernels<float> : &kConvKernels<double>;
 }
 
-LIPFAST_END
 #endif

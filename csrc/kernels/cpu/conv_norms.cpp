@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "capability.h"
 #include "conv_kernels.h"
 #include "conv_search.h"
 
@@ -18,7 +17,7 @@ double holder_square(const ConvProblem& problem, int exponent, double* work, int
   double largest = -1;
   for (int64_t g = 0; g < problem.groups; ++g) {
     double out[3];
-    conv_kernels().magnitudes(problem, exponent, g, out, work);
+    conv_kernels(problem.dtype).magnitudes(problem, exponent, g, out, work);
     const double square = widened(std::min(out[0], out[1] * out[2]), 4) + kTiny;
     if (square > largest) {
       largest = square;
@@ -32,7 +31,7 @@ double holder_square(const ConvProblem& problem, int exponent, double* work, int
 // the lower value `lower` was found; y: its image's direction.
 double bracket_square(const ConvProblem& problem, int exponent, ConvResult& result, SymbolMaximum& best, double* y,
                       double* lower) {
-  const ConvKernels& kernels = conv_kernels();
+  const ConvKernels& kernels = conv_kernels(problem.dtype);
   const Workspace work(std::max(2 * problem.shape.cols, kernels.lower_size(problem)) *
                        static_cast<int64_t>(sizeof(double)));
   const auto without_gram = [&] {
@@ -63,19 +62,12 @@ double bracket_square(const ConvProblem& problem, int exponent, ConvResult& resu
 
 }  // namespace
 
-const ConvKernels& conv_kernels() {
-  static constexpr const ConvKernels* (*table[kCapabilities])() = LIPFAST_TABLE(conv_table);
-  return *dispatch(table)();
-}
+const ConvKernels& conv_kernels(Dtype dtype) { return *LIPFAST_DISPATCH(conv_table)(dtype); }
 
 void conv_norms(const ConvProblem& problem, ConvResult& result) {
   int exponent = 0;
   double largest = 0, lower = 0, square = 0;
-  result.cells = 0;
-  result.group = 0;
-  result.method = ConvUpperMethod::kCholesky;
-  std::fill(result.frequency, result.frequency + 3, 0.0);
-  result.finite = conv_kernels().examine(problem, &exponent, &largest);
+  result.finite = conv_kernels(problem.dtype).examine(problem, &exponent, &largest);
   if (!result.finite) return;
   const int64_t rows = problem.shape.rows, left_half = conv_vector_half(rows);
   const int64_t cols = problem.shape.cols, right_half = conv_vector_half(cols);

@@ -41,6 +41,7 @@ struct ConvProblem {
   const Parallel* parallel;
 };
 
+// Zero but for left and right when a kernel begins.
 struct ConvResult {
   double lower, upper;
   double frequency[3];  // where the lower value is attained, cycles per tap

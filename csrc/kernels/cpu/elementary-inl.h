@@ -4,8 +4,6 @@
 
 #include "vector-inl.h"
 
-LIPFAST_BEGIN
-
 template <class T>
 using VectorOf = typename Simd<T>::Vector;
 
@@ -119,5 +117,4 @@ LIPFAST_INLINE VectorOf<T> scaled_error_complement(VectorOf<T> x) {
   return polynomial(Constants<T>::kErrorComplement, y) / (1 + 2 * x);
 }
 
-LIPFAST_END
 #endif

@@ -10,8 +10,6 @@
 
 #include "vector-inl.h"
 
-LIPFAST_BEGIN
-
 constexpr int kTileRows = LIPFAST_VECTOR_BYTES == 64 ? 8 : 4;  // rows of a register tile, as registers allow
 constexpr int kPanel = 2 * kDoubles;                           // columns of a register tile; a multiple of kTileRows
 constexpr int64_t kGramDepth = 256;  // columns of B per pass: a panel of them (16 KiB with AVX2) stays in L1
@@ -163,5 +161,4 @@ inline void multiply_symmetric(const double* g, int64_t s, const double* v, doub
   }
 }
 
-LIPFAST_END
 #endif

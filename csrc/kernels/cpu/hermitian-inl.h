@@ -4,8 +4,6 @@
 
 #include "vector-inl.h"
 
-LIPFAST_BEGIN
-
 constexpr int kComplexRows = LIPFAST_VECTOR_BYTES == 64 ? 4 : 2;  // rows of a register tile of complex numbers
 constexpr int kComplexPanel = 2 * kDoubles;                       // columns of one
 
@@ -28,5 +26,4 @@ LIPFAST_INLINE int64_t lane_row(int64_t i) {
 // Doubles of the matrices of all lanes.
 LIPFAST_INLINE int64_t lanes_size(int64_t n) { return lane_row(round_up(n, kLaneTile)) * 2 * kDoubles; }
 
-LIPFAST_END
 #endif

@@ -1,6 +1,7 @@
 // Includes LIPFAST_BODY once per instruction set, each in a namespace of its own. One stem includes this once.
 // "default" is what the compiler targets anyway (SSE2 on x86-64, NEON on arm64), through vectors of 16 bytes. It comes
 // first: what a body includes of other headers is compiled then, for every processor.
+#include "capability.h"
 #include "simd.h"
 
 #define LIPFAST_ISA isa_default
@@ -20,7 +21,7 @@ LIPFAST_TARGET_PUSH("avx512f,avx512dq,avx512vl,avx2,fma")
 #include "isa_pass.h"
 LIPFAST_TARGET_POP
 
-#define LIPFAST_TABLE(function) {isa_default::function, isa_avx2::function, isa_avx512::function}
+#define LIPFAST_DISPATCH(function) dispatch({isa_default::function, isa_avx2::function, isa_avx512::function})
 #else
-#define LIPFAST_TABLE(function) {isa_default::function, nullptr, nullptr}
+#define LIPFAST_DISPATCH(function) dispatch({isa_default::function})
 #endif

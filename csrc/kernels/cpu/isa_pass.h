@@ -1,6 +1,10 @@
-// The part of isa.h that one instruction set takes: includes LIPFAST_BODY, then forgets what was included, so that the
-// next instruction set gets copies of its own. Every -inl.h has its guard here.
+// The part of isa.h that one instruction set takes: includes LIPFAST_BODY in its namespace, then forgets what was
+// included, so that the next instruction set gets copies of its own. Every -inl.h has its guard here.
+namespace lipfast::LIPFAST_ISA {
+namespace {
 #include LIPFAST_BODY
+}  // namespace
+}  // namespace lipfast::LIPFAST_ISA
 
 #undef LIPFAST_ISA
 #undef LIPFAST_VECTOR_BYTES

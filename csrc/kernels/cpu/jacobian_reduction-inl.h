@@ -4,8 +4,6 @@
 
 #include "reduce-inl.h"
 
-LIPFAST_BEGIN
-
 template <class T>
 void jacobian_reduction_of(const JacobianReductionParams& p, int64_t begin, int64_t end, double* work) {
   const int64_t size = p.outputs * p.inputs;
@@ -15,10 +13,8 @@ void jacobian_reduction_of(const JacobianReductionParams& p, int64_t begin, int6
   }
 }
 
-void jacobian_reduction(const JacobianReductionParams& p, int64_t begin, int64_t end, double* workspace) {
-  if (p.dtype == Dtype::kFloat32) return jacobian_reduction_of<float>(p, begin, end, workspace);
-  jacobian_reduction_of<double>(p, begin, end, workspace);
+JacobianReductionKernel reduction_kernel(Dtype dtype) {
+  return dtype == Dtype::kFloat32 ? jacobian_reduction_of<float> : jacobian_reduction_of<double>;
 }
 
-LIPFAST_END
 #endif

@@ -20,7 +20,7 @@ using JacobianReductionKernel = void (*)(const JacobianReductionParams&, int64_t
 
 constexpr int64_t kReductionTile = 8;  // a multiple of every capability's number of lanes
 
-JacobianReductionKernel jacobian_reduction_kernel();
+JacobianReductionKernel jacobian_reduction_kernel(Dtype dtype);
 int64_t jacobian_reduction_workspace(int64_t outputs, int64_t inputs);
 
 }  // namespace lipfast

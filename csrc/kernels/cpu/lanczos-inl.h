@@ -3,11 +3,7 @@
 #ifndef LIPFAST_LANCZOS_INL_H
 #define LIPFAST_LANCZOS_INL_H
 
-#include "../random.h"
 #include "tridiagonal-inl.h"
-#include "vector-inl.h"
-
-LIPFAST_BEGIN
 
 struct LanczosResult {
   double value;  // Ritz value: a lower estimate of the largest eigenvalue, up to rounding
@@ -114,5 +110,4 @@ LanczosResult power_iteration(Operator& apply, int64_t n, int32_t passes, double
   return result;
 }
 
-LIPFAST_END
 #endif

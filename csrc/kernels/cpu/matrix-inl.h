@@ -4,8 +4,6 @@
 
 #include "vector-inl.h"
 
-LIPFAST_BEGIN
-
 template <class T>
 struct Matrix {
   const T* data;
@@ -252,11 +250,7 @@ struct MatrixOperator {
     const int64_t cols = matrix.cols;
     const T* last = w - kStripRows * cols;
     Vector local[kRows][kVectors];
-    LIPFAST_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      LIPFAST_UNROLL
-      for (int c = 0; c < kVectors; ++c) local[r][c] = sums[r][c];
-    }
+    copy_tile<kRows>(sums, local);
     for (; j < end; j += kLanes) {
       Vector entry[kRows], before[kRows];
       LIPFAST_UNROLL
@@ -276,10 +270,15 @@ struct MatrixOperator {
         store(sum + at(j, c), total);
       }
     }
+    copy_tile<kRows>(local, sums);
+  }
+
+  template <int kCount>
+  LIPFAST_INLINE static void copy_tile(const Vector (*from)[kVectors], Vector (*to)[kVectors]) {
     LIPFAST_UNROLL
-    for (int r = 0; r < kRows; ++r) {
+    for (int r = 0; r < kCount; ++r) {
       LIPFAST_UNROLL
-      for (int c = 0; c < kVectors; ++c) sums[r][c] = local[r][c];
+      for (int c = 0; c < kVectors; ++c) to[r][c] = from[r][c];
     }
   }
 
@@ -288,11 +287,7 @@ struct MatrixOperator {
   LIPFAST_INLINE void project(const T* w, int64_t j, int64_t end, Vector (*sums)[kVectors]) const {
     const int64_t cols = matrix.cols;
     Vector local[kCount][kVectors];
-    LIPFAST_UNROLL
-    for (int r = 0; r < kCount; ++r) {
-      LIPFAST_UNROLL
-      for (int c = 0; c < kVectors; ++c) local[r][c] = sums[r][c];
-    }
+    copy_tile<kCount>(sums, local);
     for (; j < end; j += kLanes) {
       Vector operand[kVectors];
       LIPFAST_UNROLL
@@ -304,11 +299,7 @@ struct MatrixOperator {
         for (int c = 0; c < kVectors; ++c) local[r][c] += entry * operand[c];
       }
     }
-    LIPFAST_UNROLL
-    for (int r = 0; r < kCount; ++r) {
-      LIPFAST_UNROLL
-      for (int c = 0; c < kVectors; ++c) sums[r][c] = local[r][c];
-    }
+    copy_tile<kCount>(local, sums);
   }
 
   // sum_c += y_rc w_r over columns [j, end).
@@ -329,11 +320,7 @@ struct MatrixOperator {
   LIPFAST_INLINE void expand_vectors(const T* w, int64_t j, const T (*y)[kVectors], T* sum) const {
     const int64_t cols = matrix.cols;
     Vector entry[kCount][kWidth];
-    LIPFAST_UNROLL
-    for (int r = 0; r < kCount; ++r) {
-      LIPFAST_UNROLL
-      for (int k = 0; k < kWidth; ++k) entry[r][k] = load(w + r * cols + j + k * kLanes);
-    }
+    load_tile(w + j, cols, entry);
     LIPFAST_UNROLL
     for (int c = 0; c < kVectors; ++c) {
       Vector total[kWidth];
@@ -425,5 +412,4 @@ void multiply(const Matrix<T>& w, bool transposed, const Parallel* parallel, con
   });
 }
 
-LIPFAST_END
 #endif

@@ -6,8 +6,6 @@
 
 #include "vector-inl.h"
 
-LIPFAST_BEGIN
-
 constexpr int kRowTile = LIPFAST_VECTOR_BYTES == 64 ? 12 : 5;  // rows x 2 accumulators, 2 + 1 operands in registers
 
 // The terms that every entry of a product sums: g[r][left[a]] times row right[a] of the panel.
@@ -90,23 +88,7 @@ void rows_times_panel(const T* g, int64_t g_stride, const Terms& terms, const T*
       for (int v = 0; v < kVectors; ++v) sum[r][v] += factor * w[v];
     }
   }
-  LIPFAST_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    LIPFAST_UNROLL
-    for (int v = 0; v < kVectors; ++v) store(out + r * out_stride + v * kLanes, sum[r][v]);
-  }
-}
-
-template <class T, int kRows, int kVectors>
-LIPFAST_INLINE void some_rows(int64_t rows, const T* g, int64_t g_stride, const Terms& terms, const T* panel, T* out,
-                              int64_t out_stride) {
-  if constexpr (kRows > 0) {
-    if (rows == kRows) {
-      rows_times_panel<T, kRows, kVectors>(g, g_stride, terms, panel, out, out_stride);
-    } else {
-      some_rows<T, kRows - 1, kVectors>(rows, g, g_stride, terms, panel, out, out_stride);
-    }
-  }
+  store_tile(out, out_stride, sum);
 }
 
 // The same for any number of rows, in tiles of equal height. Writes whole panels: up to kColumns - 1 columns more than
@@ -114,17 +96,13 @@ LIPFAST_INLINE void some_rows(int64_t rows, const T* g, int64_t g_stride, const 
 template <class T>
 void all_rows_times_panel(const T* g, int64_t rows, int64_t g_stride, const Terms& terms, const T* panel, int64_t width,
                           T* out, int64_t out_stride) {
-  const int64_t tiles = (rows + kRowTile - 1) / kRowTile;
-  for (int64_t tile = 0, r = 0; tile < tiles; ++tile) {
-    const int64_t height = (rows - r + tiles - tile - 1) / (tiles - tile);
+  for_tiles<kRowTile>(rows, [&]<int kRows>(int64_t r) {
     if (width == kColumns<T>) {
-      some_rows<T, kRowTile, 2>(height, g + r * g_stride, g_stride, terms, panel, out + r * out_stride, out_stride);
+      rows_times_panel<T, kRows, 2>(g + r * g_stride, g_stride, terms, panel, out + r * out_stride, out_stride);
     } else {
-      some_rows<T, kRowTile, 1>(height, g + r * g_stride, g_stride, terms, panel, out + r * out_stride, out_stride);
+      rows_times_panel<T, kRows, 1>(g + r * g_stride, g_stride, terms, panel, out + r * out_stride, out_stride);
     }
-    r += height;
-  }
+  });
 }
 
-LIPFAST_END
 #endif

@@ -5,9 +5,6 @@
 #include "lanczos-inl.h"
 #include "matrix-inl.h"
 #include "symmetric_top-inl.h"
-#include "vector-inl.h"
-
-LIPFAST_BEGIN
 
 constexpr int64_t kSmallSide = 64;       // up to here: Gram matrix and a full reduction, in the vector lanes
 constexpr int32_t kReducePasses = 1000;  // beyond: Lanczos; never reached in practice
@@ -203,5 +200,4 @@ void reduce(const T* jacobian, int64_t row_stride, int64_t count, int64_t output
   }
 }
 
-LIPFAST_END
 #endif

@@ -2,10 +2,7 @@
 #ifndef LIPFAST_SECANT_ACTIVATION_INL_H
 #define LIPFAST_SECANT_ACTIVATION_INL_H
 
-#include "chain_secants.h"
 #include "vector-inl.h"
-
-LIPFAST_BEGIN
 
 // f(v) = min(max(v, low), high), or for LeakyReLU v > 0 ? v : slope v; NaN stays.
 struct PiecewiseLinear {
@@ -50,5 +47,4 @@ LIPFAST_INLINE SecantMap<T> map_of(const SecantChain& chain, int64_t network, co
   return {static_cast<const T*>(chain.weights[at]), static_cast<const T*>(chain.biases[at]), stage.out, stage.in};
 }
 
-LIPFAST_END
 #endif

@@ -5,13 +5,7 @@
 #ifndef LIPFAST_SECANT_ENCLOSURE_INL_H
 #define LIPFAST_SECANT_ENCLOSURE_INL_H
 
-#include <cfloat>
-
-#include "../rounding.h"
 #include "secant_activation-inl.h"
-#include "vector-inl.h"
-
-LIPFAST_BEGIN
 
 constexpr double kUnderflow = 0x1p-1000;  // room for all roundings of one entry that underflow
 constexpr int64_t kEvaluationRoundoffs = 32;
@@ -55,35 +49,17 @@ void rows_of_points(const RowsOfPoints& p, int64_t at) {
       for (int v = 0; v < kVectors; ++v) sum[r][v] += w * x[v];
     }
   }
-  LIPFAST_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    LIPFAST_UNROLL
-    for (int v = 0; v < kVectors; ++v) store(p.out + r * p.stride + at + v * kDoubles, sum[r][v]);
-  }
+  store_tile(p.out + at, p.stride, sum);
 }
 
-template <int kRows, int kVectors>
-LIPFAST_INLINE void some_vectors_of_points(int64_t vectors, const RowsOfPoints& p, int64_t at) {
-  if constexpr (kVectors > 0) {
-    if (vectors >= kVectors) {
-      rows_of_points<kRows, kVectors>(p, at);
-    } else {
-      some_vectors_of_points<kRows, kVectors - 1>(vectors, p, at);
+// Up to kEnclosedRows rows.
+inline void all_rows_of_points(int64_t rows, const RowsOfPoints& p) {
+  with_constant<kEnclosedRows>(rows, [&]<int kRows>() {
+    for (int64_t at = 0; at < p.stride; at += kEnclosedVectors * kDoubles) {
+      with_constant<kEnclosedVectors>(smaller<int64_t>(kEnclosedVectors, (p.stride - at) / kDoubles),
+                                      [&]<int kVectors>() { rows_of_points<kRows, kVectors>(p, at); });
     }
-  }
-}
-
-template <int kRows>
-LIPFAST_INLINE void some_rows_of_points(int64_t rows, const RowsOfPoints& p) {
-  if constexpr (kRows > 0) {
-    if (rows == kRows) {
-      for (int64_t at = 0; at < p.stride; at += kEnclosedVectors * kDoubles) {
-        some_vectors_of_points<kRows, kEnclosedVectors>((p.stride - at) / kDoubles, p, at);
-      }
-    } else {
-      some_rows_of_points<kRows - 1>(rows, p);
-    }
-  }
+  });
 }
 
 // n numbers and their magnitudes, exactly.
@@ -136,10 +112,8 @@ void enclose_map(const SecantMap<T>& map, EnclosureBuffers& b) {
     const int64_t rows = smaller<int64_t>(kEnclosedRows, map.rows - r);
     widen(map.weight + r * map.cols, rows * map.cols, b.weight, b.magnitude);
     if (map.bias != nullptr) widen(map.bias + r, rows, shift, shift_magnitude);
-    some_rows_of_points<kEnclosedRows>(rows,
-                                       {b.weight, shift, map.cols, b.value, b.next_value + r * b.stride, b.stride});
-    some_rows_of_points<kEnclosedRows>(
-        rows, {b.magnitude, shift_magnitude, map.cols, b.error, b.next_error + r * b.stride, b.stride});
+    all_rows_of_points(rows, {b.weight, shift, map.cols, b.value, b.next_value + r * b.stride, b.stride});
+    all_rows_of_points(rows, {b.magnitude, shift_magnitude, map.cols, b.error, b.next_error + r * b.stride, b.stride});
   }
   sums_to_errors(b.next_value, b.next_error, map.rows * b.stride, relative, widening);
   exchange(b.value, b.next_value);
@@ -200,5 +174,4 @@ void enclose_of(const SecantChain& chain, int64_t network, const double* points,
   }
 }
 
-LIPFAST_END
 #endif

@@ -5,9 +5,6 @@
 
 #include "secant_activation-inl.h"
 #include "secant_line-inl.h"
-#include "vector-inl.h"
-
-LIPFAST_BEGIN
 
 constexpr int kJacobianRows = LIPFAST_VECTOR_BYTES == 64 ? 12 : 5;  // rows x 2 accumulators, 2 + 1 operands
 
@@ -87,34 +84,15 @@ void rows_times_weight(const UnitTerms& terms, int64_t first, const T* weight, i
       for (int v = 0; v < kVectors; ++v) sum[r][v] += factor * w[v];
     }
   }
-  LIPFAST_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    LIPFAST_UNROLL
-    for (int v = 0; v < kVectors; ++v) store(out + r * out_stride + v * kDoubles, sum[r][v]);
-  }
-}
-
-template <class T, int kRows, int kVectors>
-LIPFAST_INLINE void some_jacobian_rows(int64_t rows, const UnitTerms& terms, int64_t first, const T* weight,
-                                       int64_t cols, double* out, int64_t out_stride) {
-  if constexpr (kRows > 0) {
-    if (rows == kRows) {
-      rows_times_weight<T, kRows, kVectors>(terms, first, weight, cols, out, out_stride);
-    } else {
-      some_jacobian_rows<T, kRows - 1, kVectors>(rows, terms, first, weight, cols, out, out_stride);
-    }
-  }
+  store_tile(out, out_stride, sum);
 }
 
 // A panel of columns for all rows, in tiles of equal height.
 template <class T, int kVectors>
 void panel_of_jacobian(const UnitTerms& terms, const T* weight, int64_t cols, double* out, int64_t out_stride) {
-  const int64_t tiles = (terms.outputs + kJacobianRows - 1) / kJacobianRows;
-  for (int64_t tile = 0, r = 0; tile < tiles; ++tile) {
-    const int64_t height = (terms.outputs - r + tiles - tile - 1) / (tiles - tile);
-    some_jacobian_rows<T, kJacobianRows, kVectors>(height, terms, r, weight, cols, out + r * out_stride, out_stride);
-    r += height;
-  }
+  for_tiles<kJacobianRows>(terms.outputs, [&]<int kRows>(int64_t r) {
+    rows_times_weight<T, kRows, kVectors>(terms, r, weight, cols, out + r * out_stride, out_stride);
+  });
 }
 
 // out (outputs, cols). The last panel ends where the rows of W end: it computes some columns a second time, alike.
@@ -181,5 +159,4 @@ void jacobian_of(const SecantChain& chain, int64_t network, const double* x, dou
   }
 }
 
-LIPFAST_END
 #endif

@@ -4,9 +4,6 @@
 #define LIPFAST_SECANT_LINE_INL_H
 
 #include "secant_activation-inl.h"
-#include "vector-inl.h"
-
-LIPFAST_BEGIN
 
 constexpr int kLineSums = 8;  // accumulators: rows x sides, whole vectors of sums
 
@@ -106,5 +103,4 @@ void kinks_of(const SecantChain& chain, int64_t network, const double* x, const 
   }
 }
 
-LIPFAST_END
 #endif

@@ -2,15 +2,11 @@
 #ifndef LIPFAST_SPECTRAL_NORMS_INL_H
 #define LIPFAST_SPECTRAL_NORMS_INL_H
 
-#include "../rounding.h"
-#include "spectral_norms.h"
 #include "block_lanczos-inl.h"
 #include "cholesky-inl.h"
 #include "gram-inl.h"
 #include "lanczos-inl.h"
 #include "matrix-inl.h"
-
-LIPFAST_BEGIN
 
 // A start vector from a checkpoint nearby may need no more than a step or two: look after each of the first.
 inline int64_t warm_steps(const SpectralProblem& problem) { return problem.start != nullptr ? 8 : 0; }
@@ -244,9 +240,8 @@ void spectral_norms_of(const SpectralProblem& problem, SpectralResult& result, d
   result.upper = unscale_up(scaled_upper, w.exponent);
 }
 
-void spectral_norms(const SpectralProblem& problem, SpectralResult& result, double* workspace) {
-  if (problem.dtype == Dtype::kFloat32) return spectral_norms_of<float>(problem, result, workspace);
-  spectral_norms_of<double>(problem, result, workspace);
+SpectralNormsKernel spectral_kernel(Dtype dtype) {
+  return dtype == Dtype::kFloat32 ? spectral_norms_of<float> : spectral_norms_of<double>;
 }
 
 inline int64_t estimate_size(const SpectralProblem& problem) {
@@ -264,5 +259,4 @@ inline int64_t spectral_norms_workspace(const SpectralProblem& problem) {
          larger(lanczos_size(s), search);
 }
 
-LIPFAST_END
 #endif

@@ -1,7 +1,5 @@
 #include "spectral_norms.h"
 
-#include "capability.h"
-
 #define LIPFAST_BODY "spectral_norms-inl.h"
 #include "isa.h"
 
@@ -25,13 +23,9 @@ bool spectral_norms_is_large(const SpectralProblem& problem) {
 }
 
 int64_t spectral_norms_workspace(const SpectralProblem& problem) {
-  static constexpr int64_t (*table[kCapabilities])(const SpectralProblem&) = LIPFAST_TABLE(spectral_norms_workspace);
-  return dispatch(table)(problem);
+  return LIPFAST_DISPATCH(spectral_norms_workspace)(problem);
 }
 
-SpectralNormsKernel spectral_norms_kernel() {
-  static constexpr SpectralNormsKernel table[kCapabilities] = LIPFAST_TABLE(spectral_norms);
-  return dispatch(table);
-}
+SpectralNormsKernel spectral_norms_kernel(Dtype dtype) { return LIPFAST_DISPATCH(spectral_kernel)(dtype); }
 
 }  // namespace lipfast

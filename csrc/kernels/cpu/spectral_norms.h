@@ -19,7 +19,7 @@ namespace lipfast {
 
 using SpectralNormsKernel = void (*)(const SpectralProblem&, SpectralResult&, double* workspace);
 
-SpectralNormsKernel spectral_norms_kernel();
+SpectralNormsKernel spectral_norms_kernel(Dtype dtype);
 
 // Doubles of workspace that a problem needs, for every capability.
 int64_t spectral_norms_workspace(const SpectralProblem& problem);

@@ -3,9 +3,6 @@
 #define LIPFAST_SYMMETRIC_TOP_INL_H
 
 #include "tridiagonal-inl.h"
-#include "vector-inl.h"
-
-LIPFAST_BEGIN
 
 // a: n x n, row-major, both triangles; destroyed. work: 4 n vectors. Householder's reduction to tridiagonal form
 // (Golub and Van Loan 2013, section 8.3), then Laguerre's iteration. NaN in a lane stays in that lane.
@@ -46,5 +43,4 @@ inline DoubleVector symmetric_top(DoubleVector* a, int64_t n, DoubleVector* work
   return largest_eigenvalue(diagonal, off, n);
 }
 
-LIPFAST_END
 #endif

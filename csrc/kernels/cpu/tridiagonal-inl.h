@@ -4,8 +4,6 @@
 
 #include "vector-inl.h"
 
-LIPFAST_BEGIN
-
 LIPFAST_INLINE bool any_above(double a, double b) { return a > b; }
 LIPFAST_INLINE bool any_above(DoubleVector a, DoubleVector b) {
   for (int i = 0; i < kDoubles; ++i) {
@@ -103,5 +101,4 @@ inline void top_eigenvector(const double* diagonal, const double* off, int64_t n
   }
 }
 
-LIPFAST_END
 #endif

@@ -1,11 +1,7 @@
-// Vector types of LIPFAST_VECTOR_BYTES and the few operations on them that every body needs.
+// Vector types of LIPFAST_VECTOR_BYTES and the few operations on them that every body needs: it comes with each of
+// them.
 #ifndef LIPFAST_VECTOR_INL_H
 #define LIPFAST_VECTOR_INL_H
-
-#include "../scalar.h"
-#include "simd.h"
-
-LIPFAST_BEGIN
 
 typedef float FloatVector __attribute__((vector_size(LIPFAST_VECTOR_BYTES)));
 typedef double DoubleVector __attribute__((vector_size(LIPFAST_VECTOR_BYTES)));
@@ -65,6 +61,44 @@ LIPFAST_INLINE DoubleVector absolute(DoubleVector v) {
   const IntegerVector bits = reinterpret_cast<IntegerVector>(v) & INT64_MAX;
   return reinterpret_cast<DoubleVector>(bits);
 }
+
+// Tiles of kRows x kVectors vectors in registers, and rows in memory that are `stride` apart.
+template <class T, int kRows, int kVectors>
+LIPFAST_INLINE void load_tile(const T* from, int64_t stride, typename Simd<T>::Vector (&tile)[kRows][kVectors]) {
+  LIPFAST_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    LIPFAST_UNROLL
+    for (int v = 0; v < kVectors; ++v) tile[r][v] = load(from + r * stride + v * Simd<T>::kLanes);
+  }
+}
+template <class T, int kRows, int kVectors>
+LIPFAST_INLINE void store_tile(T* to, int64_t stride, const typename Simd<T>::Vector (&tile)[kRows][kVectors]) {
+  LIPFAST_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    LIPFAST_UNROLL
+    for (int v = 0; v < kVectors; ++v) store(to + r * stride + v * Simd<T>::kLanes, tile[r][v]);
+  }
+}
+
+// A number in [1, kMost] as a constant: body.operator()<count>().
+template <int kMost, class Body>
+LIPFAST_INLINE void with_constant(int64_t count, const Body& body) {
+  if constexpr (kMost > 0) {
+    if (count == kMost) return body.template operator()<kMost>();
+    with_constant<kMost - 1>(count, body);
+  }
+}
+// Rows in tiles of equal height, at most kMost: body.operator()<height>(first row).
+template <int kMost, class Body>
+LIPFAST_INLINE void for_tiles(int64_t rows, const Body& body) {
+  const int64_t tiles = (rows + kMost - 1) / kMost;
+  for (int64_t tile = 0, r = 0; tile < tiles; ++tile) {
+    const int64_t height = (rows - r + tiles - tile - 1) / (tiles - tile);
+    with_constant<kMost>(height, [&]<int kRows>() { body.template operator()<kRows>(r); });
+    r += height;
+  }
+}
+
 // Halves are added until 16 bytes are left: a chain of additions as long as the vector would cost more than a short
 // row.
 template <class T, int kBytes>
@@ -90,35 +124,25 @@ LIPFAST_INLINE T horizontal_sum(typename Simd<T>::Vector v) {
   return HorizontalSum<T, LIPFAST_VECTOR_BYTES>::of(v);
 }
 
-// [a_0 + a_1, a_2 + a_3, ..., b_0 + b_1, ...]
-template <class V, int kLanes>
-struct PairSums;
-template <class V>
-struct PairSums<V, 2> {
-  LIPFAST_INLINE static V of(V a, V b) {
-    return __builtin_shufflevector(a, b, 0, 2) + __builtin_shufflevector(a, b, 1, 3);
+// How the lanes of two vectors are rearranged: kLane numbers those of one.
+template <class Lanes>
+struct Rearranged;
+template <int... kLane>
+struct Rearranged<std::integer_sequence<int, kLane...>> {
+  static constexpr int kCount = sizeof...(kLane);
+  // [a_0 + a_1, a_2 + a_3, ..., b_0 + b_1, ...]
+  template <class V>
+  LIPFAST_INLINE static V pair_sums(V a, V b) {
+    return __builtin_shufflevector(a, b, 2 * kLane...) + __builtin_shufflevector(a, b, (2 * kLane + 1)...);
+  }
+  // [a_0, b_0, a_1, b_1, ...] of the halves that begin at kFirst.
+  template <int kFirst, class V>
+  LIPFAST_INLINE static V interleaved(V a, V b) {
+    return __builtin_shufflevector(a, b, (kFirst + kLane / 2 + kLane % 2 * kCount)...);
   }
 };
-template <class V>
-struct PairSums<V, 4> {
-  LIPFAST_INLINE static V of(V a, V b) {
-    return __builtin_shufflevector(a, b, 0, 2, 4, 6) + __builtin_shufflevector(a, b, 1, 3, 5, 7);
-  }
-};
-template <class V>
-struct PairSums<V, 8> {
-  LIPFAST_INLINE static V of(V a, V b) {
-    return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14) +
-           __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
-  }
-};
-template <class V>
-struct PairSums<V, 16> {
-  LIPFAST_INLINE static V of(V a, V b) {
-    return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
-           __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-  }
-};
+template <class T>
+using LanesOf = Rearranged<std::make_integer_sequence<int, Simd<T>::kLanes>>;
 
 // The horizontal sums of as many vectors as each has lanes, as one vector; `of` is overwritten.
 template <class T>
@@ -128,39 +152,11 @@ LIPFAST_INLINE typename Simd<T>::Vector lane_sums(typename Simd<T>::Vector* of) 
   for (int count = kLanes; count > 1; count /= 2) {
     LIPFAST_UNROLL
     for (int k = 0; k < count / 2; ++k) {
-      of[k] = PairSums<typename Simd<T>::Vector, kLanes>::of(of[2 * k], of[2 * k + 1]);
+      of[k] = LanesOf<T>::pair_sums(of[2 * k], of[2 * k + 1]);
     }
   }
   return of[0];
 }
-
-// low: [a_0, b_0, a_1, b_1, ...] of the lower halves, high: of the upper ones.
-template <class V, int kLanes>
-struct Interleaved;
-template <class V>
-struct Interleaved<V, 2> {
-  LIPFAST_INLINE static V low(V a, V b) { return __builtin_shufflevector(a, b, 0, 2); }
-  LIPFAST_INLINE static V high(V a, V b) { return __builtin_shufflevector(a, b, 1, 3); }
-};
-template <class V>
-struct Interleaved<V, 4> {
-  LIPFAST_INLINE static V low(V a, V b) { return __builtin_shufflevector(a, b, 0, 4, 1, 5); }
-  LIPFAST_INLINE static V high(V a, V b) { return __builtin_shufflevector(a, b, 2, 6, 3, 7); }
-};
-template <class V>
-struct Interleaved<V, 8> {
-  LIPFAST_INLINE static V low(V a, V b) { return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11); }
-  LIPFAST_INLINE static V high(V a, V b) { return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15); }
-};
-template <class V>
-struct Interleaved<V, 16> {
-  LIPFAST_INLINE static V low(V a, V b) {
-    return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-  }
-  LIPFAST_INLINE static V high(V a, V b) {
-    return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-  }
-};
 
 // The transpose of as many vectors as each has lanes, in place: row i and row i + n/2 are interleaved, log2(n) times.
 template <class T>
@@ -172,8 +168,8 @@ LIPFAST_INLINE void transpose(typename Simd<T>::Vector* of) {
     Vector next[kLanes];
     LIPFAST_UNROLL
     for (int i = 0; i < kLanes / 2; ++i) {
-      next[2 * i] = Interleaved<Vector, kLanes>::low(of[i], of[i + kLanes / 2]);
-      next[2 * i + 1] = Interleaved<Vector, kLanes>::high(of[i], of[i + kLanes / 2]);
+      next[2 * i] = LanesOf<T>::template interleaved<0>(of[i], of[i + kLanes / 2]);
+      next[2 * i + 1] = LanesOf<T>::template interleaved<kLanes / 2>(of[i], of[i + kLanes / 2]);
     }
     LIPFAST_UNROLL
     for (int i = 0; i < kLanes; ++i) of[i] = next[i];
@@ -226,5 +222,4 @@ void for_items(const Parallel* parallel, int64_t count, const Body& body) {
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 
-LIPFAST_END
 #endif

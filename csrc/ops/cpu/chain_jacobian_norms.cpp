@@ -15,7 +15,6 @@ namespace {
 // Networks [begin, begin + count): one thread each, or all threads for one after the other where there are few.
 void pack(const ChainKernel& kernel, const ChainTiling& tiling, const ChainParams& params, int64_t begin, int64_t count,
           char* packed, int64_t packed_bytes) {
-  static constexpr Parallel threads{run_items};
   const auto workspace = [&] { return Workspace(tiling.pack_workspace + 64); };
   const auto pack_one = [&](int64_t i, const Workspace& work, const Parallel* parallel) {
     kernel.pack(params, begin + i, packed + i * packed_bytes, work.as<double>(), parallel);
@@ -26,7 +25,7 @@ void pack(const ChainKernel& kernel, const ChainTiling& tiling, const ChainParam
   }
   const StandardArithmetic arithmetic;
   const Workspace work = workspace();
-  for (int64_t i = 0; i < count; ++i) pack_one(i, work, &threads);
+  for (int64_t i = 0; i < count; ++i) pack_one(i, work, &kThreads);
 }
 
 // The order in which tiles take the samples.
@@ -52,11 +51,7 @@ std::tuple<Tensor, Tensor> chain_jacobian_norms_cpu(Tensor x, std::vector<Tensor
   const int64_t batch = x.size(0), networks = static_cast<int64_t>(weights.size()) / chain.affine;
   Tensor spectral = torch::stable::new_empty(x, {networks, batch});
   Tensor frobenius = torch::stable::new_empty(x, {networks, batch});
-  std::vector<const void*> weight_data, bias_data;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    weight_data.push_back(weights[i].data_ptr());
-    bias_data.push_back(biases[i].numel() > 0 ? biases[i].data_ptr() : nullptr);
-  }
+  const std::vector<const void*> weight_data = addresses(weights), bias_data = addresses(biases);
   const ChainParams params{x.data_ptr(),
                            dtype_of(x),
                            batch,
@@ -70,7 +65,7 @@ std::tuple<Tensor, Tensor> chain_jacobian_norms_cpu(Tensor x, std::vector<Tensor
                            bias_data.data(),
                            spectral.data_ptr(),
                            frobenius.data_ptr()};
-  const ChainKernel kernel = chain_jacobian_norms_kernel();
+  const ChainKernel kernel = chain_jacobian_norms_kernel(params.dtype);
   const ChainTiling tiling = kernel.tiling(params);
   const int64_t packed_bytes = tiling.packed * (params.dtype == Dtype::kFloat32 ? 4 : 8);
   // Networks are packed in groups, so that the packed copies stay small however many networks there are.

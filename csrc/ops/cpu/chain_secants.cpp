@@ -11,17 +11,19 @@ namespace {
 // A checked chain with the addresses of its weights.
 struct Networks {
   Networks(SecantStages checked, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases)
-      : stages(std::move(checked)) {
-    for (size_t i = 0; i < weights.size(); ++i) {
-      weight_data.push_back(weights[i].data_ptr());
-      bias_data.push_back(biases[i].numel() > 0 ? biases[i].data_ptr() : nullptr);
-    }
-    chain = {dtype_of(weights[0]), static_cast<int64_t>(stages.stages.size()),
-             stages.stages.data(), stages.affine,
-             stages.inputs,        stages.outputs,
-             stages.widest,        weight_data.data(),
+      : kernel(chain_secants_kernel(dtype_of(weights[0]))),
+        stages(std::move(checked)),
+        weight_data(addresses(weights)),
+        bias_data(addresses(biases)),
+        count(static_cast<int64_t>(weights.size()) / stages.affine) {
+    chain = {static_cast<int64_t>(stages.stages.size()),
+             stages.stages.data(),
+             stages.affine,
+             stages.inputs,
+             stages.outputs,
+             stages.widest,
+             weight_data.data(),
              bias_data.data()};
-    count = static_cast<int64_t>(weights.size()) / stages.affine;
   }
   Networks(const Networks&) = delete;
   Networks& operator=(const Networks&) = delete;
@@ -35,11 +37,11 @@ struct Networks {
         [&](int64_t network, const Workspace& workspace) { body(network, workspace.as<double>()); });
   }
 
-  const ChainSecantsKernel kernel = chain_secants_kernel();
-  SecantStages stages;
-  std::vector<const void*> weight_data, bias_data;
+  const ChainSecantsKernel kernel;
+  const SecantStages stages;
+  const std::vector<const void*> weight_data, bias_data;
+  const int64_t count;
   SecantChain chain;
-  int64_t count;
 };
 
 Tensor jacobians_cpu(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> biases, std::vector<int64_t> stages,

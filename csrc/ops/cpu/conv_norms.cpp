@@ -69,14 +69,13 @@ Outputs conv_norms_cpu(std::vector<Tensor> taps, std::vector<Tensor> start, std:
     mutable_values<int64_t>(method)[i] = result.finite ? static_cast<int64_t>(result.method) : -1;
   };
   // Large kernels one by one, each with all threads; then the others, each on one.
-  static constexpr Parallel threads{run_items};
   std::vector<int64_t> small;
   for (int64_t i = 0; i < count; ++i) {
     if (count > 1 && !is_large(problems[i])) {
       small.push_back(i);
       continue;
     }
-    problems[i].parallel = &threads;
+    problems[i].parallel = &kThreads;
     const StandardArithmetic arithmetic;
     solve(i);
   }

@@ -16,7 +16,7 @@ std::tuple<Tensor, Tensor> jacobian_reduction_cpu(Tensor jacobian) {
   Tensor frobenius = torch::stable::new_empty(jacobian, {batch});
   const JacobianReductionParams params{jacobian.data_ptr(), dtype, batch, outputs, inputs, spectral.data_ptr(),
                                        frobenius.data_ptr()};
-  const JacobianReductionKernel kernel = jacobian_reduction_kernel();
+  const JacobianReductionKernel kernel = jacobian_reduction_kernel(dtype);
   for_each_item(
       (batch + kReductionTile - 1) / kReductionTile,
       [&] { return Workspace(jacobian_reduction_workspace(outputs, inputs) * static_cast<int64_t>(sizeof(double))); },

@@ -37,39 +37,30 @@ Outputs spectral_norms_cpu(std::vector<Tensor> matrices, std::vector<Tensor> sta
   // The most expensive first, so that no thread is left with a large one at the end.
   std::vector<int64_t> order(count);
   std::iota(order.begin(), order.end(), 0);
-  std::vector<double> cost(count);
-  for (int64_t i = 0; i < count; ++i) {
+  const auto cost = [&](int64_t i) {
     const double rows = static_cast<double>(problems[i].rows), cols = static_cast<double>(problems[i].cols);
-    cost[i] = rows * cols * std::min(rows, cols);
-  }
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return cost[a] > cost[b]; });
+    return rows * cols * std::min(rows, cols);
+  };
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return cost(a) > cost(b); });
 
-  const SpectralNormsKernel kernel = spectral_norms_kernel();
-  auto* lower_values = mutable_values<double>(lower);
-  auto* upper_values = mutable_values<double>(upper);
-  auto* passes_values = mutable_values<int64_t>(passes);
-  auto* method_values = mutable_values<int64_t>(method);
-  auto* right_values = mutable_values<double>(right);
-  auto* left_values = mutable_values<double>(left);
   const auto solve = [&](int64_t i, const Workspace& workspace) {
     SpectralResult result{};
-    result.right = right_values + right_offset[i];
-    result.left = left_values + left_offset[i];
-    kernel(problems[i], result, workspace.as<double>());
-    lower_values[i] = result.lower;
-    upper_values[i] = result.upper;
-    passes_values[i] = result.passes;
-    method_values[i] = result.finite ? static_cast<int64_t>(result.upper_method) : -1;
+    result.right = mutable_values<double>(right) + right_offset[i];
+    result.left = mutable_values<double>(left) + left_offset[i];
+    spectral_norms_kernel(problems[i].dtype)(problems[i], result, workspace.as<double>());
+    mutable_values<double>(lower)[i] = result.lower;
+    mutable_values<double>(upper)[i] = result.upper;
+    mutable_values<int64_t>(passes)[i] = result.passes;
+    mutable_values<int64_t>(method)[i] = result.finite ? static_cast<int64_t>(result.upper_method) : -1;
   };
   const auto workspace_for = [&](int64_t i) {
     return spectral_norms_workspace(problems[i]) * static_cast<int64_t>(sizeof(double));
   };
   // Large matrices one by one, each with all threads; then the others, each on one.
-  static constexpr Parallel threads{run_items};
   const auto middle = std::stable_partition(order.begin(), order.end(),
                                             [&](int64_t i) { return spectral_norms_is_large(problems[i]); });
   for (auto i = order.begin(); i != middle; ++i) {
-    problems[*i].parallel = &threads;
+    problems[*i].parallel = &kThreads;
     const StandardArithmetic arithmetic;
     solve(*i, Workspace(workspace_for(*i)));
   }

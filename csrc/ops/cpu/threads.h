@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "../../kernels/cpu/workspace.h"
+#include "../../kernels/params.h"
 
 namespace lipfast {
 
@@ -43,14 +44,9 @@ void for_each_item(int64_t count, const MakeWorkspace& make_workspace, const Bod
   });
 }
 
-// The same for one large matrix's kernel: torch's threads, each in standard arithmetic.
-inline void run_items(int64_t count, void (*body)(void*, int64_t), void* argument) {
-  std::atomic<int64_t> next{0};
-  const int64_t threads = std::min<int64_t>(count, torch::stable::get_num_threads());
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    const StandardArithmetic arithmetic;
-    for (int64_t item = next.fetch_add(1); item < count; item = next.fetch_add(1)) body(argument, item);
-  });
-}
+// The same for one large matrix's kernel.
+inline constexpr Parallel kThreads{[](int64_t count, void (*body)(void*, int64_t), void* argument) {
+  for_each_item(count, [] { return Workspace(0); }, [&](int64_t item, const Workspace&) { body(argument, item); });
+}};
 
 }  // namespace lipfast
