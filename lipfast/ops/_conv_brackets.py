@@ -29,6 +29,7 @@ from lipfast.ops._conv_upper import (
     native_brackets,
     proof_of,
 )
+from lipfast.ops.scaling import scaled
 from lipfast.ops.spectral_norms import SpectralNorms, spectral_norms
 
 
@@ -174,12 +175,14 @@ def lower_at_true_size(
     conv: ConvOperator, symbol: SymbolBracket, begin: ConvStart | None, budget: Budget
 ) -> tuple[float, Tensor, Tensor, int]:
     """Proved lower bound, its unit right vector, the image's direction, and the passes."""
+    weights, exponents = scaled(conv.weight[None])
     vector, passes = top_vector(
         conv,
+        weights[0],
         first_vector(conv, symbol.maximum, begin, budget.seed),
         tolerance=0.2 * budget.rtol,
         max_passes=budget.max_passes,
         memory=budget.memory,
     )
-    lower, image = certified_lower(conv, vector, budget.memory)
+    lower, image = certified_lower(conv, weights[0], exponents[0], vector, budget.memory)
     return lower, vector / vector.norm(), image, passes

@@ -7,11 +7,13 @@ import math
 from torch import Tensor
 
 from lipfast.ops._conv_operator import ConvOperator
-from lipfast.ops.scaling import scaled, unscaled_down
+from lipfast.ops.scaling import unscaled_down
 from lipfast.rounding import UNIT_ROUNDOFF, WIDE, wide_gamma
 
 
-def certified_lower(conv: ConvOperator, vector: Tensor, memory: int) -> tuple[float, Tensor]:
+def certified_lower(
+    conv: ConvOperator, weight: Tensor, exponent: int, vector: Tensor, memory: int
+) -> tuple[float, Tensor]:
     r"""Proved lower bound of the operator's norm from any vector x, and the image's direction.
 
     $\frac{\|y\| (1 - \gamma_{n+4}) - \gamma_{kc+2} \|P\| \phi \|x\|}{\|x\| (1 + \gamma_{m+4})}$
@@ -20,14 +22,14 @@ def certified_lower(conv: ConvOperator, vector: Tensor, memory: int) -> tuple[fl
 
     Args:
         conv: A.
+        weight: that of A times 2^-`exponent`, exactly, float64 (`scaling.scaled`).
+        exponent: of the scaling.
         vector: x, (C_in, *input_size), float64.
         memory: bytes for what the taps read.
 
     Returns:
         The bound, and y / ||y|| as (C_out, *output_size), zero if y is.
     """
-    weights, exponents = scaled(conv.weight[None])
-    weight = weights[0]
     y = conv.exact_taps_image(vector, weight, memory)
     shape = (conv.channels[0], *conv.output_size)
     size, image = float((vector * vector).sum().sqrt()), float((y * y).sum().sqrt())
@@ -43,4 +45,4 @@ def certified_lower(conv: ConvOperator, vector: Tensor, memory: int) -> tuple[fl
     numerator = image * (1 - own) - error - 2.0**-900
     denominator = size * (1 + wide_gamma(vector.numel() + 4))
     value = numerator / denominator * (1 - 8 * UNIT_ROUNDOFF)
-    return unscaled_down(max(value, 0.0), exponents[0]), (y / image).reshape(shape)
+    return unscaled_down(max(value, 0.0), exponent), (y / image).reshape(shape)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from lipfast.ops._conv_operator import ConvOperator
 from lipfast.ops._conv_upper import SymbolProof
-from lipfast.ops.scaling import scaled
 
 _BASIS = 64
 # Passes before the gap to the second Ritz value is believed.
@@ -132,12 +131,19 @@ def first_vector(
 
 
 def top_vector(
-    conv: ConvOperator, start: Tensor, *, tolerance: float, max_passes: int, memory: int
+    conv: ConvOperator,
+    weight: Tensor,
+    start: Tensor,
+    *,
+    tolerance: float,
+    max_passes: int,
+    memory: int,
 ) -> tuple[Tensor, int]:
     """A right singular vector of the largest singular value, by Lanczos on A^T A.
 
     Args:
         conv: A.
+        weight: that of A, scaled, float64.
         start: (C_in, *input_size), float64, not zero.
         tolerance: on the relative error that the residual promises for the singular value's square.
         max_passes: products with A^T A.
@@ -149,7 +155,7 @@ def top_vector(
     # Single precision leaves about 1e-6 of the value.
     single = conv.weight.dtype == torch.float32 and tolerance > 2e-5
     dtype = torch.float32 if single else torch.float64
-    weight = scaled(conv.weight[None])[0][0].to(dtype)
+    weight = weight.to(dtype)
     shape, size = start.shape, start.numel()
     limit = max(3, min(_BASIS, size, memory // (size * weight.element_size() + 1)))
     vector, passes = start.reshape(-1).to(dtype), 0

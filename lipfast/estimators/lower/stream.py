@@ -105,7 +105,7 @@ def lower_bounds(
 
     ``jacobian = max_b ||J(x_b)||`` (Khromov and Singh, 2024) is a lower bound wherever the network
     is differentiable, up to rounding; the bound's `value` is the certified difference quotient
-    ``||f(a) - f(b)|| / ||a - b||`` near the arg-max sample (see `estimators.lower.certificate`).
+    ``||f(a) - f(b)|| / ||a - b||`` near the arg-max sample (see `estimators.lower.secants`).
 
     Args:
         plan: the architecture.
