@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, get_args
 
 from torch import Tensor
 
@@ -166,6 +166,8 @@ Errors: TypeAlias = Sequence["Tensor | None"]
 RoundingError: TypeAlias = Callable[[Arguments, Errors, Tensor], Tensor]
 # (node, shape of a sample that it reads) -> stages of a chain, or None where it holds none.
 Stages: TypeAlias = Callable[[Node, tuple[int, ...]], "Sequence[Stage] | None"]
+Batch: TypeAlias = Literal["size", "repeat"]
+ParameterErrors: TypeAlias = Literal["added", "multiplied", "read"]
 # Weights (out, in), (in, out), (out, in / groups, ...), (in, out / groups, ...); one per channel.
 Affine: TypeAlias = Literal[
     "matrix", "transposed matrix", "convolution", "transposed convolution", "channels"
@@ -213,17 +215,20 @@ class Rule:
     casts: bool | None = None
     training: int | None = None
     dtype_eps: int | None = None
-    batch: Literal["size", "repeat"] | None = None
+    batch: Batch | None = None
     leading: bool = False
     reshapes: bool = False
     moves: bool = False
     integers: bool = False
-    parameter_errors: Literal["added", "multiplied", "read"] | None = None
+    parameter_errors: ParameterErrors | None = None
     maskable: bool = False
     affine: Affine | None = None
     stage: Stages | None = None
 
 
+# Arguments of `rule` that are one of a few words.
+_WORDS = {"batch": get_args(Batch), "parameter_errors": get_args(ParameterErrors)}
+_WORDS["affine"] = get_args(Affine)
 RULES: dict[str, Rule] = {}
 # What an op without a rule is taken for.
 _NO_RULE = Rule("", lambda call: call.unbounded("it has no rule"))
@@ -244,12 +249,12 @@ def rule(
     casts: bool | None = None,
     training: int | None = None,
     dtype_eps: int | None = None,
-    batch: Literal["size", "repeat"] | None = None,
+    batch: Batch | None = None,
     leading: bool = False,
     reshapes: bool = False,
     moves: bool = False,
     integers: bool = False,
-    parameter_errors: Literal["added", "multiplied", "read"] | None = None,
+    parameter_errors: ParameterErrors | None = None,
     maskable: bool = False,
     affine: Affine | None = None,
     stage: Stages | None = None,
@@ -300,7 +305,8 @@ def rule(
         The decorator; it returns the function unchanged.
 
     Raises:
-        ArgumentError: a name is not of the form ``namespace.name``.
+        ArgumentError: a name is not of the form ``namespace.name``, or an argument is none of its
+            words.
 
     Examples:
         >>> import torch, lipfast
@@ -317,9 +323,14 @@ def rule(
     # The keyword arguments, which are the fields of a `Rule`.
     facts = {name: value for name, value in locals().items() if name != "ops"}
     for op in ops:
-        if not isinstance(op, str) or op.count(".") != 1:
+        if not isinstance(op, str) or op.count(".") != 1 or "" in op.split("."):
             raise ArgumentError(f"op must look like 'aten.sin' (no overload), not {op!r}")
-    if dimensions is not None and not isinstance(dimensions, Dimensions):
+    for name, allowed in _WORDS.items():
+        if facts[name] is not None and facts[name] not in allowed:
+            raise ArgumentError(f"{name} must be one of {', '.join(allowed)}, not {facts[name]!r}")
+    if dimensions is not None and not isinstance(dimensions, (Mapping, Dimensions)):
+        raise ArgumentError(f"dimensions must be like {{1: 'dim'}}, not {dimensions!r}")
+    if isinstance(dimensions, Mapping):
         facts["dimensions"] = Dimensions(dict(dimensions))
 
     def register(bound: Bound) -> Bound:

@@ -60,10 +60,20 @@ def test_rule_may_answer_unbounded() -> None:
     assert "sines frighten me" in (bound.reason or "")
 
 
-@pytest.mark.parametrize("name", ["sin", "aten.sin.default"])
+@pytest.mark.parametrize("name", ["sin", "aten.sin.default", "aten.", ".sin"])
 def test_names_of_ops(name: str) -> None:
     with pytest.raises(ArgumentError, match="no overload"):
         rule(name)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"batch": "samples"}, {"parameter_errors": "often"}, {"affine": 3}, {"dimensions": 1}],
+    ids=str,
+)
+def test_arguments_that_are_none_of_the_words(wrong: dict[str, object]) -> None:
+    with pytest.raises(ArgumentError, match=f"{next(iter(wrong))} must be"):
+        rule("aten.sin", **wrong)  # type: ignore[arg-type]
 
 
 def test_lookup_of_an_unknown_op() -> None:
