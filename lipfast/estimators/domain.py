@@ -16,9 +16,16 @@ from lipfast.rounding import UNIT_ROUNDOFF, gamma
 
 def _float64(value: float | Tensor) -> Tensor:
     """In float64; a number lies on the CPU, whatever torch's default device is."""
-    if isinstance(value, Tensor):
-        return value.to(torch.float64)
-    return torch.tensor(value, dtype=torch.float64, device="cpu")
+    try:
+        if isinstance(value, Tensor):
+            if value.is_meta or value.is_complex():
+                raise TypeError("no real numbers")
+            return value.to(torch.float64)
+        return torch.tensor(value, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArgumentError(
+            f"the limits or the middle of a domain are numbers or tensors of them, not {value!r}"
+        ) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +48,14 @@ class Box:
         low, high = self._limits(())
         if not (bool(torch.isfinite(low).all()) and bool(torch.isfinite(high).all())):
             raise ArgumentError("the limits of a Box must be finite")
-        if bool((low > high).any()):
+        try:
+            crossed = bool((low > high).any())
+        except RuntimeError as error:
+            raise ArgumentError(
+                f"the limits of a Box have shapes {tuple(low.shape)} and {tuple(high.shape)}, "
+                "which do not broadcast"
+            ) from error
+        if crossed:
             raise ArgumentError("the lower limit of a Box exceeds the upper one")
 
     def _limits(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -116,7 +130,11 @@ class Ball:
     centre: float | Tensor = 0.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.radius) and self.radius >= 0):
+        try:
+            valid = math.isfinite(self.radius) and self.radius >= 0
+        except (TypeError, ValueError):
+            valid = False
+        if not valid:
             raise ArgumentError(f"the radius of a Ball must be a number >= 0, not {self.radius}")
         if not bool(torch.isfinite(_float64(self.centre)).all()):
             raise ArgumentError("the middle of a Ball must be finite")

@@ -7,6 +7,7 @@ meaning in a call is an error that says where it has one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import TypedDict
 
 from lipfast.errors import ArgumentError
@@ -86,7 +87,8 @@ def check_options(
     Raises:
         ArgumentError: one of them is not what it may be.
     """
-    if isinstance(memory, bool) or not isinstance(memory, (int, float)) or not memory > 0:
+    number = isinstance(memory, Real) and not isinstance(memory, bool)
+    if not number or not 0 < memory < 2**63:  # type: ignore[operator]
         raise ArgumentError(f"memory must be a positive number of bytes, got {memory!r}")
     if progress is not None and not isinstance(progress, bool):
         raise ArgumentError(f"progress must be True, False or None, got {progress!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import lipfast
+from lipfast.errors import ArgumentError
 from lipfast.estimators.domain import Ball, Box
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -89,3 +91,22 @@ def test_several_inputs_flattened() -> None:
     assert torch.equal(box.middle((7,)), torch.full((7,), 0.5, dtype=torch.float64))
     ball = Ball(3.0, 1.0).flattened(shapes)
     assert torch.equal(ball.middle((7,)), torch.ones(7, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Box("a", 1),  # type: ignore[arg-type]
+        lambda: Box(None, 1),  # type: ignore[arg-type]
+        lambda: Box(0, 1j),  # type: ignore[arg-type]
+        lambda: Box(torch.zeros(3), torch.ones(4)),
+        lambda: Box(torch.zeros(4, device="meta"), 1),
+        lambda: Ball("a"),  # type: ignore[arg-type]
+        lambda: Ball(None),  # type: ignore[arg-type]
+        lambda: Ball(torch.ones(2)),  # type: ignore[arg-type]
+        lambda: Ball(1, "a"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_no_domain_is_refused_at_once(make: Callable[[], object]) -> None:
+    with pytest.raises(ArgumentError):
+        make()

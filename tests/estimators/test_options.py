@@ -59,6 +59,8 @@ def test_shared_options(call: str) -> None:
     for options, message in (
         ({"norm": 3}, "1, 2 or inf"),
         ({"memory": 0}, "positive number of bytes"),
+        ({"memory": math.inf}, "positive number of bytes"),
+        ({"memory": 10**30}, "positive number of bytes"),
         ({"memory": True}, "positive number of bytes"),
         ({"progress": "yes"}, "progress must be True, False or None"),
         ({"domain": (0, 1)}, "domain"),
