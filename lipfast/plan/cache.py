@@ -1,9 +1,9 @@
 """Plans of modules that were seen before: tracing takes tens of milliseconds, checking under one.
 
 A plan is used again only if the module, evaluated once more on two samples, makes the same ATen
-calls with the same scalar arguments on the same parameters (`plan.record`), and nothing of the
-plan is a value that the record does not show. Weights are not part of a plan, so new weights need
-nothing. Entries vanish with their modules.
+calls with the same scalar arguments on the same parameters (`plan.record`), no rule was registered
+or taken away, and nothing of the plan is a value that the record does not show. Weights are not
+part of a plan, so new weights need nothing. Entries vanish with their modules.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from lipfast.plan.architecture import Architecture
 from lipfast.plan.modules import evaluation_mode
 from lipfast.plan.record import Record, record
 from lipfast.plan.trace import trace
+from lipfast.rules.registry import RULES
 
 # id of the module -> the module (an id may be given again), its record and its plan, if it has one.
 _PLANS: dict[int, tuple[weakref.ref[nn.Module], Record, Architecture | None]] = {}
@@ -98,4 +99,4 @@ def _signature(module: nn.Module, example: Tensor) -> Record | None:
     if calls is None:
         return None
     shapes = tuple((name, tuple(v.shape), v.dtype) for name, v in module.state_dict().items())
-    return (calls, shapes)
+    return (calls, shapes, tuple(RULES.items()))

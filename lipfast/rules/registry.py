@@ -267,9 +267,10 @@ def rule(
     result is certified if the constants are at least the true ones.
 
     Args:
-        ops: names such as ``"aten.sin"`` (no overload). A later registration replaces an earlier
-            one. Only what the op's arguments mean (`dimensions` to `dtype_eps`) stays as it was
-            where it is left out: a bound of -1 in the place of 1 would be of other entries.
+        ops: names such as ``"aten.sin"`` (no overload). Register rules before plans are made: what
+            a plan has derived from its graph stays as it is. A later registration replaces an
+            earlier one. Only what the op's arguments mean (`dimensions` to `dtype_eps`) stays as it
+            was where it is left out: a bound of -1 in the place of 1 would be of other entries.
         layer: for an op with a weight matrix: which operator norm the rule needs.
         supports: why a particular node is beyond this rule (a string), or None if it is not.
         evaluate: evaluates many networks at once (default: the op itself).
@@ -328,7 +329,7 @@ def rule(
     for name, allowed in _WORDS.items():
         if facts[name] is not None and facts[name] not in allowed:
             raise ArgumentError(f"{name} must be one of {', '.join(allowed)}, not {facts[name]!r}")
-    if dimensions is not None and not isinstance(dimensions, (Mapping, Dimensions)):
+    if not _names_dimensions(dimensions):
         raise ArgumentError(f"dimensions must be like {{1: 'dim'}}, not {dimensions!r}")
     if isinstance(dimensions, Mapping):
         facts["dimensions"] = Dimensions(dict(dimensions))
@@ -346,6 +347,15 @@ def rule(
 def rule_of(op: str) -> Rule:
     """The entry of an op; one that says nothing where there is none."""
     return RULES.get(op, _NO_RULE)
+
+
+def _names_dimensions(dimensions: object) -> bool:
+    if not isinstance(dimensions, Mapping):
+        return dimensions is None or isinstance(dimensions, Dimensions)
+    return all(
+        isinstance(position, int) and position >= 0 and isinstance(name, str)
+        for position, name in dimensions.items()
+    )
 
 
 def lookup(op: str) -> Rule:

@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import lipfast
 from lipfast.estimators.jacobian.norms import jacobian_norms
 from lipfast.plan import cache
 from lipfast.plan.cache import cached_plan
+from lipfast.rules.pointwise import _pointwise
+from lipfast.rules.registry import RULES
 
 
 @pytest.fixture
@@ -176,3 +179,19 @@ def test_entries_vanish_with_their_modules(x: Tensor) -> None:
     del model
     gc.collect()
     assert key not in cache._PLANS
+
+
+def test_a_rule_that_comes_later_counts(x: Tensor) -> None:
+    class Inverse(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.asinh(x)
+
+    model = Inverse()
+    before = dict(RULES)
+    assert not lipfast.lower_bound(model, x).certified
+    _pointwise("aten.asinh", 1.0)
+    try:
+        assert lipfast.lower_bound(model, x).certified
+    finally:
+        RULES.clear()
+        RULES.update(before)

@@ -68,7 +68,13 @@ def test_names_of_ops(name: str) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"batch": "samples"}, {"parameter_errors": "often"}, {"affine": 3}, {"dimensions": 1}],
+    [
+        {"batch": "samples"},
+        {"parameter_errors": "often"},
+        {"affine": 3},
+        {"dimensions": 1},
+        {"dimensions": {"dim": 1}},
+    ],
     ids=str,
 )
 def test_arguments_that_are_none_of_the_words(wrong: dict[str, object]) -> None:

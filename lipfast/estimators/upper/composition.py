@@ -147,7 +147,9 @@ class Composition:
         known = {}
         for node in self.operations:
             live = tuple(name for name in node.operands if self.constants[name].mantissa)
-            several = self.contributions.get(node.name, {}) if len(live) > 1 else {}
+            known_here = len(live) > 1 and node.name in self.contributions
+            # Not `get`, which would take a KeyError inside of a rule for a missing entry.
+            several = self.contributions[node.name] if known_here else {}
             known[node.name] = Part(
                 node.name,
                 node.op,

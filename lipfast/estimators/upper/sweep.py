@@ -146,7 +146,9 @@ def _step(
     references = tuple(ref for ref in node.references() if ref.kind in kinds)
     names = tuple(ref.name if ref.kind == "node" else None for ref in references)
     operands = tuple(dict.fromkeys(name for name in names if name is not None))
-    own = str(getattr(rule.bound, "__module__", "")).startswith("lipfast.rules.")
+    # Where it was written: `__module__` is copied by functools.wraps.
+    home = getattr(rule.bound, "__globals__", {}).get("__name__", "")
+    own = str(home).startswith("lipfast.rules.")
     return Step(
         node,
         rule,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import pickle
+import types
 import weakref
 from dataclasses import replace
+from typing import cast
 
 import pytest
 import torch
@@ -14,9 +17,9 @@ from torch import Tensor
 
 import lipfast
 from lipfast.estimators.upper.sweep import sweep_of
-from lipfast.rules.registry import RULES, Call
+from lipfast.rules.registry import RULES, Call, rule
 from lipfast.rules.upward import Upward
-from tests.support.two_layers import MODELS, TwoLayers
+from tests.support.two_layers import MODELS, TwoLayers, bound
 
 
 def traced(name: str) -> tuple[lipfast.Plan, dict[str, Tensor]]:
@@ -63,8 +66,11 @@ def test_contributions_are_found_when_asked_for(monkeypatch: pytest.MonkeyPatch)
         calls.append(call.node.name)
         return rule.bound(call)
 
-    counted.__module__ = rule.bound.__module__
-    monkeypatch.setitem(RULES, "aten.add", replace(rule, bound=counted))
+    # As if it were written beside lipfast's own.
+    there = types.FunctionType(
+        counted.__code__, rule.bound.__globals__, closure=counted.__closure__
+    )
+    monkeypatch.setitem(RULES, "aten.add", replace(rule, bound=there))
     upper = plan.upper(state)
     assert len(calls) == 2
     upper.explain()
@@ -85,3 +91,22 @@ def test_a_rule_that_is_registered_later_counts(monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(lipfast.LipfastError, match=r"aten\.maximum"):
             plan.upper(state)
     assert plan.upper(state) == before
+
+
+def test_a_rule_in_lipfasts_clothes_is_asked_at_once() -> None:
+    """functools.wraps copies the module's name, not where a function was written."""
+    before = RULES["aten.add"]
+    factor = [2.0]
+
+    @functools.wraps(before.bound)
+    def mine(call: Call) -> Upward:
+        return cast(Upward, before.bound(call)) * factor[0]
+
+    rule("aten.add")(mine)
+    try:
+        upper = bound((3.0, 4.0), lambda x, a, b: a(x) + b(x))
+    finally:
+        RULES["aten.add"] = before
+    factor[0] = 0.0
+    assert sum(share or 0.0 for share in upper.log_shares) < 1.0
+    assert len(upper.explain().steps) > 0
