@@ -236,11 +236,13 @@ def _evaluate_prelu(arguments: Arguments) -> Tensor:
 
 
 def _error_prelu(arguments: Arguments, errors: Errors, output: Tensor) -> Tensor:
-    weight = arguments.value(arguments.node.args[1])
-    slope = weight.abs().flatten(1).amax(1).clamp_min(1.0)
-    slope = slope.reshape(-1, *[1] * (output.dim() - 1))
+    x, weight = (arguments.value(argument) for argument in arguments.node.args[:2])
+    off = torch.zeros_like(weight) if errors[1] is None else errors[1]
+    ones = [1] * (output.dim() - 1)
+    slope = (weight.abs() + off).reshape(len(weight), -1).amax(1).clamp_min(1.0).reshape(-1, *ones)
+    moved = off.reshape(len(off), -1).amax(1).reshape(-1, *ones)
     incoming = torch.zeros_like(output) if errors[0] is None else errors[0]
-    total = incoming * slope + output.abs() * UNIT_ROUNDOFF
+    total = incoming * slope + moved * x.abs() + output.abs() * UNIT_ROUNDOFF
     return finished(total, _ROOM)
 
 
@@ -255,11 +257,15 @@ def _prelu_supported(node: Node) -> str | None:
     evaluate=_evaluate_prelu,
     error=_error_prelu,
     breakpoints=_kinks(0.0),
+    parameter_errors="read",
 )
 def prelu(call: Call) -> Upward:
     """PReLU: ``max(1, max |slope|)``."""
-    slopes = call.tensor(call.node.args[1]).detach()
-    return call.input * max(1.0, float(slopes.abs().max()))
+    slopes = call.tensor(call.node.args[1]).detach().double().abs()
+    rounding = call.rounding(call.node.args[1])
+    if rounding is not None:
+        slopes = widened(slopes + rounding, 4)
+    return call.input * max(1.0, float(slopes.max()))
 
 
 def _softplus_options(node: Node) -> tuple[float, float]:
