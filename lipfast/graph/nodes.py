@@ -170,7 +170,11 @@ class Constant:
         return Constant(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), values)
 
     def tensor(self) -> Tensor:
-        """Return the constant as a tensor of its own dtype."""
+        """Return the constant as a tensor of its own dtype, which is not to be changed."""
+        return self._tensor
+
+    @cached_property
+    def _tensor(self) -> Tensor:
         dtype = cast(torch.dtype, getattr(torch, self.dtype))
         values = torch.tensor(self.values, dtype=torch.float64, device="cpu")
         return values.reshape(self.shape).to(dtype)

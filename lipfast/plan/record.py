@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lipfast.graph.nodes import Graph
 from lipfast.plan.architecture import Architecture
-from lipfast.plan.convert import MAX_CONSTANT_ENTRIES
+from lipfast.plan.convert import MAX_FOLDED_ENTRIES
 from lipfast.plan.interpret import walk
 from lipfast.plan.modules import aliases_of, shapes_of
 
@@ -67,7 +67,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _name_constant(self, value: Tensor) -> None:
         """A tensor that is neither in the state dict nor a result is known by its content."""
         self.alive.append(value)
-        if value.numel() > MAX_CONSTANT_ENTRIES:
+        if value.numel() > MAX_FOLDED_ENTRIES:
             self.comparable = False
             self.names[id(value)] = ("constant",)
         else:

@@ -18,7 +18,7 @@ class Requirements:
 
     Attributes:
         masks: parameters, computed ones included, that may hold -inf.
-        hides_entries: whether a constant holds -inf.
+        hides_entries: whether a constant holds -inf, or a mask puts it in.
         default_eps: the eps of normalisations that have none of their own: that of the trace's
             dtype.
         integers: parameters that may hold integers or truth values: factors, masks, tables of
@@ -48,7 +48,8 @@ def requirements_of(
     weights = {name for node in known for name in node.names("parameter")}
     return Requirements(
         masks=additive_masks(graph, computed),
-        hides_entries=any(-math.inf in constant.values for constant in constants.values()),
+        hides_entries=any(-math.inf in constant.values for constant in constants.values())
+        or any(-math.inf in node.args for node in (*graph.nodes, *computed)),
         default_eps=frozenset(eps for eps in found if eps is not None),
         integers=frozenset(parameters) - weights,
     )

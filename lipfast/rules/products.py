@@ -122,7 +122,7 @@ def product_of_matrices(call: Call) -> Upward:
     "aten.bmm",
     supports=_matmul_supported,
     product=lambda node: True,
-    error=lambda arguments, errors, output: _error_matmul(arguments, errors, output),
+    error=lambda *operands: _error_matmul(*operands),  # noqa: PLW0108 (defined below)
     magnitude=lambda call: Magnitude(entry=call.magnitudes[0].row * _matrix(call, 1)),
     leading=True,
 )
