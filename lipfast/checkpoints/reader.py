@@ -16,7 +16,8 @@ from lipfast.checkpoints.pattern import customary, customary_folder, run_folder
 from lipfast.checkpoints.safetensors_file import read_safetensors
 from lipfast.checkpoints.sharded import read_sharded
 from lipfast.checkpoints.sidecar import sidecar_metadata
-from lipfast.checkpoints.torch_file import WRAPPERS, read_torch
+from lipfast.checkpoints.stand_ins import UnsafePickleError
+from lipfast.checkpoints.torch_file import WRAPPERS, out_of_proportion, read_torch
 from lipfast.errors import CheckpointError, UnreachableError
 
 _COMPILED = re.compile(r"(?<![^.])_orig_mod\.")  # at the start, or after a dot
@@ -71,6 +72,8 @@ def read_checkpoint(file: CheckpointFile) -> Checkpoint:
     try:
         tensors, raw = _read_by_suffix(file)
         beside = sidecar_metadata(file)
+    except UnsafePickleError as error:
+        raise out_of_proportion(file, error) from error
     except FileNotFoundError as error:
         raise UnreachableError(f"{file.uri}: no such file: it was moved or deleted") from error
     except OSError as error:
