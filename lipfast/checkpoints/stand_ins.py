@@ -20,6 +20,10 @@ class MoreThanWeightsError(Exception):
     """A pickle that was made to run code, or that holds no weights: says what it names."""
 
 
+class NotWeightsError(Exception):
+    """A file of another kind: says which, and what to do."""
+
+
 class Global:
     """A name that a pickle would import: it never is."""
 

@@ -6,10 +6,15 @@ import io
 import zipfile
 from typing import IO, Any
 
+from lipfast.checkpoints.content import foreign_zip
 from lipfast.checkpoints.pickled_tensors import TENSORS, Buffer, Storage, storage_type
 from lipfast.checkpoints.pickled_values import VALUES
 from lipfast.checkpoints.pickles import Allowance, PickleReader
-from lipfast.checkpoints.stand_ins import MoreThanWeightsError, UnsafePickleError
+from lipfast.checkpoints.stand_ins import (
+    MoreThanWeightsError,
+    NotWeightsError,
+    UnsafePickleError,
+)
 
 ZIP = b"PK\x03\x04"
 
@@ -25,6 +30,7 @@ def read_container(stream: IO[bytes], buffer: Buffer) -> Any:
         buffer: the same bytes, which tensors are views of.
 
     Raises:
+        NotWeightsError: it is an archive of another kind.
         UnsafePickleError: it would take memory or time out of proportion.
         MoreThanWeightsError: it was made to run code, or is a plain pickle without tensors.
         Exception: it is damaged.
@@ -46,6 +52,9 @@ def _read_zip(stream: IO[bytes], buffer: Buffer) -> Any:
             for entry in entries
             if entry.filename.startswith((f"{root}data", f"{root}byteorder"))
         }
+        what = None if root else foreign_zip(entry.filename for entry in entries)
+        if what is not None:
+            raise NotWeightsError(what)
         total = sum(entry.file_size for entry in wanted.values())
         if total > len(buffer) or any(entry.compress_type for entry in wanted.values()):
             raise UnsafePickleError(

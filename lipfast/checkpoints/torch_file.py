@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import mmap
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,12 @@ from lipfast.checkpoints.file import CheckpointFile
 from lipfast.checkpoints.metadata import Scalar
 from lipfast.checkpoints.safetensors_file import SMALL
 from lipfast.checkpoints.scalars import scalars
-from lipfast.checkpoints.stand_ins import MoreThanWeightsError, StandIn, UnsafePickleError
+from lipfast.checkpoints.stand_ins import (
+    MoreThanWeightsError,
+    NotWeightsError,
+    StandIn,
+    UnsafePickleError,
+)
 from lipfast.checkpoints.torch_container import read_container
 from lipfast.errors import CheckpointError
 from lipfast.text import printable
@@ -107,6 +113,8 @@ def load_harmless(file: CheckpointFile, path: str, size: int) -> Any:
         return read_container(io.BytesIO(data), bytearray(data))
     except OSError:
         raise
+    except NotWeightsError as error:
+        raise CheckpointError(f"{file.uri}: {error}") from error
     except UnsafePickleError as error:
         raise out_of_proportion(file, error) from error
     except MoreThanWeightsError as error:
@@ -130,6 +138,10 @@ def out_of_proportion(file: CheckpointFile, error: Exception) -> CheckpointError
 def _no_weights(file: CheckpointFile, error: Exception) -> CheckpointError:
     lines = str(error).strip().splitlines() or [""]
     reason = printable(f"{type(error).__name__}: {lines[0]}"[:200])
+    if isinstance(error, zipfile.BadZipFile):
+        reason = "it begins as such files do, but its end is missing or damaged"
+    elif isinstance(error, EOFError):
+        reason = "it ends too early"
     return CheckpointError(
         f"{file.uri}: truncated, or not weights saved by torch.save: {reason}. Copy it "
         "again, or save the weights alone: torch.save(model.state_dict(), ...)"
