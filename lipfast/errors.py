@@ -27,12 +27,13 @@ class TraceError(LipfastError):
 
 
 @contextlib.contextmanager
-def naming(op: str, module: str) -> Iterator[None]:
+def naming(op: str, module: str, within: str = "") -> Iterator[None]:
     """Errors inside that are not lipfast's own become a `TraceError` that names an operation.
 
     Args:
         op: the ATen op.
         module: path of the module that it came from.
+        within: what failed, where that is known.
     """
     try:
         yield
@@ -43,8 +44,9 @@ def naming(op: str, module: str) -> Iterator[None]:
             raise
         lines = str(error).strip().splitlines()
         first = f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+        raised = f"{first}, in {within}" if within else first
         raise TraceError(
-            f"{op} in module '{module or '(root)'}' cannot be bounded as it is used here ({first})"
+            f"{op} in module '{module or '(root)'}' cannot be bounded as it is used here ({raised})"
         ) from error
 
 

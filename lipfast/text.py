@@ -60,6 +60,18 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def given_rules(ops: Sequence[str]) -> str:
+    """Say that something is proved given rules that users wrote.
+
+    Example:
+        >>> given_rules(["aten.asinh"]), given_rules(["aten.asinh", "aten.erf"])
+        ('given the rule of aten.asinh', 'given the rules of aten.asinh and aten.erf')
+    """
+    if len(ops) == 1:
+        return f"given the rule of {ops[0]}"
+    return f"given the rules of {', '.join(ops[:-1])} and {ops[-1]}"
+
+
 def strict_json(value: Any) -> Any:
     """Replace NaN and infinities, which JSON does not have, by their names."""
     if isinstance(value, dict):

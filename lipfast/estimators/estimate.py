@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from lipfast.norms import Norm
+from lipfast.text import given_rules
 
 Side = Literal["lower", "upper"]
 
@@ -23,6 +24,8 @@ class Estimate:
         method: how it was got.
         certified: true in real arithmetic, with every rounding accounted for.
         reason: why it is inf, or not certified.
+        given: ops whose rules a user wrote (`lipfast.rule`): the proof takes what they say for
+            granted. Empty where lipfast's own rules are all that it rests on.
 
     Examples:
         >>> estimate = Estimate(2.5, 0.9163, "upper", 2, "spectral product", True)
@@ -39,6 +42,13 @@ class Estimate:
     method: str
     certified: bool
     reason: str | None = None
+    given: tuple[str, ...] = field(default=(), kw_only=True)
+
+    @property
+    def trust(self) -> str:
+        """Whether it is certified, and given which rules, in words."""
+        trust = "certified" if self.certified else "not certified"
+        return f"{trust} {given_rules(self.given)}" if self.given else trust
 
     def __float__(self) -> float:
         return self.value
@@ -48,8 +58,7 @@ class Estimate:
 
     def _summary(self) -> str:
         value = format_value(self.value, self.log_value)
-        trust = "certified" if self.certified else "not certified"
-        parts = [f"{self.side} {value}", norm_name(self.norm), trust, self.method]
+        parts = [f"{self.side} {value}", norm_name(self.norm), self.trust, self.method]
         return ", ".join(parts) + (f": {self.reason}" if self.reason else "")
 
 

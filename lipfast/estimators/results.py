@@ -15,10 +15,11 @@ from lipfast.estimators.upper.composition import Composition, Sources
 from lipfast.estimators.upper.explanation import Explanation, explanation
 from lipfast.estimators.upper.layer_bracket import LayerBracket
 from lipfast.estimators.upper.table import WIDTH, layer_frame, layer_html, layer_table, shares_of
+from lipfast.text import given_rules
 
 
 class BoundOrderError(LipfastError, AssertionError):
-    """A certified lower bound exceeds a certified upper bound: a defect of lipfast."""
+    """A certified lower bound exceeds a certified upper bound: a wrong rule, or a defect."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -164,6 +165,11 @@ class Bounds:
         return self.lower.rms
 
     @property
+    def given(self) -> tuple[str, ...]:
+        """Ops whose rules a user wrote: what either bound is proved given."""
+        return tuple(sorted({*self.lower.given, *self.upper.given}))
+
+    @property
     def layers(self) -> tuple[LayerBracket, ...]:
         """Brackets of the layers' operator norms."""
         return self.upper.layers
@@ -207,10 +213,9 @@ class Bounds:
 
 
 def _bound_line(label: str, estimate: Estimate) -> str:
-    trust = "certified" if estimate.certified else "not certified"
     line = (
         f"{label:<9}{format_value(estimate.value, estimate.log_value):<14}"
-        f"{norm_name(estimate.norm)}, {trust}, {estimate.method}"
+        f"{norm_name(estimate.norm)}, {estimate.trust}, {estimate.method}"
     )
     if not estimate.reason:
         return line
@@ -229,9 +234,13 @@ def check_order(lower: Estimate, upper: Estimate) -> None:
         return
     # Where values are finite they are compared as they are; logarithms carry roundings.
     if lower.value > upper.value:
+        given = tuple(dict.fromkeys((*lower.given, *upper.given)))
+        cause = "a defect of lipfast, please report it with the model"
+        if given:
+            cause = f"they are proved {given_rules(given)}, which cannot be right: mend it"
         raise BoundOrderError(
             f"certified lower bound {lower.value!r} exceeds certified upper bound {upper.value!r} "
-            f"({norm_name(lower.norm)}): a defect of lipfast, please report it with the model"
+            f"({norm_name(lower.norm)}): {cause}"
         )
 
 

@@ -15,10 +15,13 @@ import torch
 from lipfast.graph.nodes import Constant, Graph, Node, computed_name, error_name
 from lipfast.plan.chain import Chain, find_chain, is_piecewise_linear
 from lipfast.plan.computed import rounded
+from lipfast.plan.derived import derived, underived
 from lipfast.plan.fold import FoldedGraph, fold_batch_norm, parameter_shapes
 from lipfast.plan.layers import Layer, layers_of
 from lipfast.plan.merge import merge_affine
 from lipfast.plan.requirements import Requirements, requirements_of
+from lipfast.rules.registry import users_rules
+from lipfast.text import given_rules
 
 SCHEMA_VERSION = 1
 
@@ -37,6 +40,7 @@ class Architecture:
         dtype: floating dtype of the input that it was traced with.
         computed: nodes on parameters and constants only (weight norm, masks, class tokens): their
             results are computed once per state dict and count as parameters.
+        given: ops whose rules were a user's when it was traced; see `rules_given`.
     """
 
     graph: Graph
@@ -45,9 +49,13 @@ class Architecture:
     constants: Mapping[str, Constant]
     dtype: torch.dtype
     computed: tuple[Node, ...] = ()
+    given: tuple[str, ...] = ()
 
     def __hash__(self) -> int:
         return hash(self.fingerprint)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return underived(vars(self))
 
     @property
     def input_shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -73,7 +81,7 @@ class Architecture:
             found[name] = found[error_name(name)] = node.shape
         return found
 
-    @cached_property
+    @derived
     def used_parameters(self) -> tuple[str, ...]:
         """Names of the parameters that the graph refers to, and of the errors of computed ones."""
         names = dict.fromkeys(_referred(self.graph.nodes))
@@ -87,12 +95,12 @@ class Architecture:
         names = dict.fromkeys([*_referred(self.graph.nodes), *_referred(self.computed)])
         return tuple(name for name in names if name in self.parameters)
 
-    @cached_property
+    @derived
     def requirements(self) -> Requirements:
         """What the tensors of a state dict must be."""
         return requirements_of(self.graph, self.computed, self.constants, self.parameters)
 
-    @cached_property
+    @derived
     def layers(self) -> tuple[Layer, ...]:
         """The layers whose operator norms the bound needs, in the order of evaluation."""
         return self.layers_of(self.folded)
@@ -106,12 +114,12 @@ class Architecture:
         """The graph as it was traced."""
         return FoldedGraph(self.graph, {})
 
-    @cached_property
+    @derived
     def unmerged(self) -> FoldedGraph:
         """The graph with BatchNorm folded and affine maps as they are."""
         return fold_batch_norm(self.graph, values=False)
 
-    @cached_property
+    @derived
     def folded(self) -> FoldedGraph:
         """The graph that upper bounds are computed on: BatchNorm folded, affine maps merged."""
         folded = self.unmerged
@@ -119,12 +127,12 @@ class Architecture:
         merged = merge_affine(folded.graph, shapes, values=False)
         return replace(folded, graph=merged.graph, merged=merged.nodes, origins=merged.origins)
 
-    @cached_property
+    @derived
     def chain(self) -> Chain | None:
         """What the fused Jacobian op takes, if the architecture is a chain."""
         return find_chain(self.graph)
 
-    @cached_property
+    @derived
     def piecewise_linear_chain(self) -> Chain | None:
         """The chain, if `PiecewiseLinearChains` takes it and it is the architecture itself.
 
@@ -136,6 +144,11 @@ class Architecture:
         exact = not any(error_name(name) in names for name in names)
         return self.chain if exact and is_piecewise_linear(self.chain) else None
 
+    @derived
+    def rules_given(self) -> tuple[str, ...]:
+        """Ops whose rules are a user's, now or when it was traced: what bounds are proved given."""
+        return tuple(sorted({*self.given, *users_rules((*self.graph.nodes, *self.computed))}))
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the graph, the shapes and the schema; the same for the same architecture."""
@@ -145,6 +158,7 @@ class Architecture:
     def to_json(self) -> dict[str, Any]:
         """Encode as plain JSON."""
         computed = {"computed": [node.to_json() for node in self.computed]} if self.computed else {}
+        given = {"given": list(self.given)} if self.given else {}
         return {
             "lipfast_plan": SCHEMA_VERSION,
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -162,6 +176,7 @@ class Architecture:
             "outputs": list(self.graph.outputs),
             # Left out where there is none, so that fingerprints of such plans stay as they were.
             **computed,
+            **given,
         }
 
     def __repr__(self) -> str:
@@ -171,7 +186,8 @@ class Architecture:
             f"{len(self.layers)} layers, {entries:,} parameters, {self.fingerprint[:8]}"
         )
         nodes = (*self.computed, *self.graph.nodes)
-        return "\n".join([head, *(f"  {node}" for node in nodes), ")"])
+        given = [f"  {given_rules(self.rules_given)}"] if self.rules_given else []
+        return "\n".join([head, *(f"  {node}" for node in nodes), *given, ")"])
 
 
 def architecture_from_json(value: Mapping[str, Any]) -> Architecture:
@@ -194,6 +210,7 @@ def architecture_from_json(value: Mapping[str, Any]) -> Architecture:
         constants,
         dtype,
         tuple(Node.from_json(node) for node in value.get("computed", ())),
+        tuple(str(op) for op in value.get("given", ())),
     )
 
 

@@ -25,7 +25,7 @@ from lipfast.plan.contractions import with_layers
 from lipfast.plan.modules import aliases_of, shapes_of
 from lipfast.plan.simplify import join_attention, join_products, simplify
 from lipfast.plan.split import split_computed, without_bound
-from lipfast.rules.registry import require_rules, rule_of
+from lipfast.rules.registry import require_rules, rule_of, users_rules
 
 # A tensor that is not in the state dict is kept in the plan up to this many entries.
 MAX_CONSTANT_ENTRIES = 1 << 16
@@ -91,7 +91,15 @@ def convert(program: ExportedProgram, state_dict: Mapping[str, Any]) -> Architec
     nodes = (*graph.nodes, *computed)
     used = {name for node in nodes for name in node.names("constant")}
     constants = {name: value for name, value in state.constants.items() if name in used}
-    return Architecture(graph, shapes, aliases_of(state_dict), constants, state.dtypes[0], computed)
+    return Architecture(
+        graph,
+        shapes,
+        aliases_of(state_dict),
+        constants,
+        state.dtypes[0],
+        computed,
+        tuple(sorted(users_rules(nodes))),
+    )
 
 
 def _static_shapes(

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from lipfast.errors import NonFiniteError
+from lipfast.errors import ArgumentError, NonFiniteError
 from lipfast.graph.nodes import Argument, Constant, Graph, Node, Reference, error_name, is_computed
 from lipfast.plan.computed import evaluate_computed
 from lipfast.rounding import SMALLEST, UNIT_ROUNDOFF
@@ -165,8 +165,11 @@ def _fold_one(
 
 def _scaling_of(norm: Node, after: bool) -> Scaling:
     weight, bias, mean, variance, eps = running_statistics(norm)
-    assert mean is not None
-    assert variance is not None
+    if mean is None or variance is None:
+        raise ArgumentError(
+            f"{norm.op} in module '{norm.module or '(root)'}': affine='channels' is for ops with "
+            "the arguments of aten.batch_norm: a running mean and a running variance"
+        )
     return Scaling(weight, bias, mean, variance, eps, after)
 
 

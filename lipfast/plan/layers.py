@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from lipfast.errors import naming
 from lipfast.graph.nodes import Node, computed_name, is_computed
 from lipfast.plan.fold import FoldedGraph
 from lipfast.plan.merge import merged_layers
@@ -55,7 +56,8 @@ def layers_of(folded: FoldedGraph, shapes: Mapping[str, tuple[int, ...]]) -> tup
     for node in folded.graph.nodes:
         layer = None if node.op == "input" else lookup(node.op).layer
         if layer is not None:
-            found.append(_layer_of(len(found), node, layer(node), folded, shapes))
+            with naming(node.op, node.module):
+                found.append(_layer_of(len(found), node, layer(node), folded, shapes))
     return tuple(found)
 
 

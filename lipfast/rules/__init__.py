@@ -17,6 +17,8 @@ from lipfast.rules import (  # noqa: F401 (they register themselves)
     resampling,
     structural,
 )
-from lipfast.rules.registry import RULES, Call, Dimensions, LayerRequest, Rule, rule
+from lipfast.rules.registry import RULES, Call, Dimensions, LayerRequest, Rule, rule, ship
 
 __all__ = ["RULES", "Call", "Dimensions", "LayerRequest", "Rule", "rule"]
+
+ship()

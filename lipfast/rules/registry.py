@@ -16,6 +16,7 @@ from lipfast.graph.apply import call_op
 from lipfast.graph.nodes import Argument, Constant, Node, Reference, error_name
 from lipfast.norms import Norm
 from lipfast.ops.chain_stages import Stage
+from lipfast.rules.guard import PARTS, Guarded, check_facts
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.upward import Upward
 
@@ -230,10 +231,12 @@ class Rule:
 _WORDS = {"batch": get_args(Batch), "parameter_errors": get_args(ParameterErrors)}
 _WORDS["affine"] = get_args(Affine)
 RULES: dict[str, Rule] = {}
+# The entries that lipfast ships; empty while they are being registered.
+_SHIPPED: dict[str, Rule] = {}
 # What an op without a rule is taken for.
 _NO_RULE = Rule("", lambda call: call.unbounded("it has no rule"))
-# What the arguments of an op mean, whatever its bound.
-_WRITTEN = ("dimensions", "casts", "training", "dtype_eps")
+# What the arguments of an op mean, whatever its bound, and which of its calls are refused.
+_KEPT = ("dimensions", "casts", "training", "dtype_eps", "supports")
 
 
 def rule(
@@ -264,15 +267,18 @@ def rule(
     The function gets a `Call` and returns ``L(node)``, the Lipschitz constant of the op's result
     with respect to the model's inputs, for ``call.norm``: for an op with constant c this is
     ``call.input * c``. Side: upper. Products and sums of `Upward` numbers are rounded up, so the
-    result is certified if the constants are at least the true ones.
+    result is certified if the constants are at least the true ones. lipfast cannot know whether
+    they are: bounds that rest on the rule say "given the rule of" the op (`Estimate.given`).
 
     Args:
-        ops: names such as ``"aten.sin"`` (no overload). Register rules before plans are made: what
-            a plan has derived from its graph stays as it is. A later registration replaces an
-            earlier one. Only what the op's arguments mean (`dimensions` to `dtype_eps`) stays as it
-            was where it is left out: a bound of -1 in the place of 1 would be of other entries.
+        ops: names such as ``"aten.sin"`` (no overload). A later registration replaces an earlier
+            one, also for plans that were made before: they are derived anew. Only what the op's
+            arguments mean (`dimensions` to `dtype_eps`) and `supports` stay as they were where they
+            are left out: a bound of -1 in the place of 1 would be of other entries, and what mixes
+            samples would do so still.
         layer: for an op with a weight matrix: which operator norm the rule needs.
-        supports: why a particular node is beyond this rule (a string), or None if it is not.
+        supports: why a particular node is beyond this rule (a string), or None if it is not;
+            ``lambda node: None`` lifts what the rule before refused.
         evaluate: evaluates many networks at once (default: the op itself).
         error: elementwise rounding error in float64, for the certified lower bound; without it
             a model with this op gets an uncertified lower bound.
@@ -307,7 +313,8 @@ def rule(
 
     Raises:
         ArgumentError: a name is not of the form ``namespace.name``, or an argument is none of its
-            words.
+            words or of another kind. What a part of the rule raises later, or returns amiss, is a
+            `TraceError` that names the op, the module and the part.
 
     Examples:
         >>> import torch, lipfast
@@ -323,39 +330,42 @@ def rule(
     """
     # The keyword arguments, which are the fields of a `Rule`.
     facts = {name: value for name, value in locals().items() if name != "ops"}
-    for op in ops:
-        if not isinstance(op, str) or op.count(".") != 1 or "" in op.split("."):
-            raise ArgumentError(f"op must look like 'aten.sin' (no overload), not {op!r}")
-    for name, allowed in _WORDS.items():
-        if facts[name] is not None and facts[name] not in allowed:
-            raise ArgumentError(f"{name} must be one of {', '.join(allowed)}, not {facts[name]!r}")
-    if not _names_dimensions(dimensions):
-        raise ArgumentError(f"dimensions must be like {{1: 'dim'}}, not {dimensions!r}")
     if isinstance(dimensions, Mapping):
         facts["dimensions"] = Dimensions(dict(dimensions))
+    check_facts(ops, facts, _WORDS)
 
     def register(bound: Bound) -> Bound:
+        if not callable(bound):
+            raise ArgumentError(f"a rule must be a function of a Call, not {bound!r}")
         for op in ops:
+            parts = {
+                name: part for name, part in facts.items() if name in PARTS and part is not None
+            }
+            parts["bound"] = bound
+            if _SHIPPED:
+                parts = {name: Guarded(op, name, part) for name, part in parts.items()}
             before = rule_of(op)
-            kept = {name: getattr(before, name) for name in _WRITTEN if facts[name] is None}
-            RULES[op] = Rule(op, bound, **{**facts, **kept})
+            kept = {name: getattr(before, name) for name in _KEPT if facts[name] is None}
+            RULES[op] = Rule(op, **{**facts, **kept, **parts})
         return bound
 
     return register
 
 
+def ship() -> None:
+    """Take all rules that are registered for lipfast's own; every later one is a user's."""
+    _SHIPPED.update(RULES)
+
+
+def users_rules(nodes: Iterable[Node]) -> set[str]:
+    """Ops of nodes whose rules are not lipfast's own: what is proved of them is given them."""
+    ops = {node.op for node in nodes}
+    return {op for op in ops if op in RULES and RULES[op] is not _SHIPPED.get(op)}
+
+
 def rule_of(op: str) -> Rule:
     """The entry of an op; one that says nothing where there is none."""
     return RULES.get(op, _NO_RULE)
-
-
-def _names_dimensions(dimensions: object) -> bool:
-    if not isinstance(dimensions, Mapping):
-        return dimensions is None or isinstance(dimensions, Dimensions)
-    return all(
-        isinstance(position, int) and position >= 0 and isinstance(name, str)
-        for position, name in dimensions.items()
-    )
 
 
 def lookup(op: str) -> Rule:

@@ -87,6 +87,7 @@ class RowMaker:
             rms=lower.rms,
             samples=lower.samples,
             layers=[_layer_values(layer) for layer in upper.layers],
+            given=", ".join(sorted({*lower.given, *upper.given})) or None,
             **seconds,
         )
 

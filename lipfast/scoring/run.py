@@ -113,6 +113,8 @@ class Run:
             if row["status"] == "ok":
                 summary.scored += 1
                 self._plans.add(row["fingerprint"])
+                if row.get("given"):
+                    summary.given[row["given"]] = summary.given.get(row["given"], 0) + 1
                 continue
             summary.failed += 1
             self._reasons[row["kind"]] += 1

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 
 FORMAT = "lipfast scores"
-VERSION = 2
+VERSION = 3
 
 Row: TypeAlias = "dict[str, Any]"
 
@@ -60,11 +60,16 @@ SCHEMA = pa.schema(
         pa.field("capability", pa.string(), nullable=False),
         pa.field("metadata", pa.string()),
         pa.field("layers", pa.list_(LAYER)),
+        pa.field("given", pa.string()),
     ],
 )
-"""One row per checkpoint. `norm` is 1, 2 or inf; times are seconds; `metadata` is a JSON object."""
+"""One row per checkpoint.
 
-ADDED = {2: ("kind",)}
+`norm` is 1, 2 or inf; times are seconds; `metadata` is a JSON object; `given` names the ops whose
+rules a user wrote (null: none), which a certified bound is proved given.
+"""
+
+ADDED = {2: ("kind",), 3: ("given",)}
 """Version -> the columns that it added. A version only ever adds columns that may be null."""
 
 

@@ -12,7 +12,7 @@ from lipfast.estimators.estimate import Estimate
 from lipfast.estimators.results import Bounds, UpperBound
 from lipfast.estimators.upper.table import layer_records, shares_of
 from lipfast.scoring.scores import read_scores
-from lipfast.text import counted, printable
+from lipfast.text import counted, given_rules, printable
 
 MAX_RUNS = 40
 _MAX_REASONS = 5
@@ -24,7 +24,7 @@ def store_overview(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         StoreError: the store cannot be read.
     """
-    names = ["run", "step", "status", "error", "uri", "upper", "lower", "mean", "norm"]
+    names = ["run", "step", "status", "error", "uri", "upper", "lower", "mean", "norm", "given"]
     rows = read_scores(path).select([*names, "fingerprint", "lipfast_version"]).to_pylist()
     failed = [row for row in rows if row["status"] == "error"]
     latest: dict[tuple[str, str], dict[str, Any]] = {}
@@ -39,6 +39,7 @@ def store_overview(path: str | os.PathLike[str]) -> dict[str, Any]:
         "scored": len(rows) - len(failed),
         "failed": len(failed),
         "versions": sorted({row["lipfast_version"] for row in rows}),
+        "given": dict(Counter(row["given"] for row in rows if row["given"])),
         "errors": [
             {"reason": reason, "count": count, "uri": _first_uri(failed, reason)}
             for reason, count in Counter(_reason(row) for row in failed).most_common(_MAX_REASONS)
@@ -52,6 +53,10 @@ def overview_text(overview: dict[str, Any]) -> str:
     lines = [
         f"{counted(overview['checkpoints'], 'checkpoint')}: {overview['scored']} scored, "
         f"{overview['failed']} failed; written by lipfast {', '.join(overview['versions']) or '-'}"
+    ]
+    lines += [
+        f"  {count} bounded {given_rules(ops.split(', '))}"
+        for ops, count in overview["given"].items()
     ]
     lines += [
         f"  {error['count']} failed: {printable(error['reason'])} ({error['uri']})"
@@ -150,7 +155,7 @@ def _cell(value: Any) -> str:
 
 def _estimate_json(estimate: Estimate) -> dict[str, Any]:
     names = ("value", "log_value", "norm", "method", "certified", "reason")
-    return {name: getattr(estimate, name) for name in names}
+    return {name: getattr(estimate, name) for name in names} | {"given": list(estimate.given)}
 
 
 def _reason(row: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from lipfast.text import counted
+from lipfast.text import counted, given_rules
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Summary:
         left_out: of these, how many `where` and `every` leave out.
         reasons: kind of failure to how often it occurred, the most frequent first.
         examples: kind of failure to its first occurrence, as `uri: reason`.
+        given: ops whose rules a user wrote to how many bounds were proved given them.
         plans: architectures, or sizes of one, among the checkpoints of this run.
         seconds: time by stage; `read` (summed over threads) and `write` overlap with the others,
             `wait` is how long scoring waited for reading, `ops` is the part of `upper` and `lower`
@@ -60,6 +61,7 @@ class Summary:
     left_out: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
+    given: dict[str, int] = field(default_factory=dict, kw_only=True)
     plans: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     estimate: float | None = None
@@ -93,6 +95,8 @@ class Summary:
             f"the store, {self.failed} failed",
             *self._left(),
         ]
+        for ops, count in self.given.items():
+            lines.append(f"  {count} bounded {given_rules(ops.split(', '))}")
         for kind, count in self.reasons.items():
             lines.append(f"  {count} failed: {kind}")
             if kind in self.examples:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lipfast.errors import ArgumentError, StateDictError, TraceError, UnsupportedOpError
+from lipfast.estimators.domain import Box
 from lipfast.estimators.plan import Plan
 from lipfast.ops.chain_stages import Activation
 from lipfast.plan import canonical, computed
@@ -200,3 +201,91 @@ def test_tables_of_ops_hold_none_that_has_a_rule() -> None:
     assert len(tables) > 10
     for table in tables:
         assert set(table) & set(RULES) == set()
+
+
+class PlainSine(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(x)
+
+
+def zero_error(arguments: object, errors: object, output: Tensor) -> Tensor:
+    return torch.zeros_like(output)
+
+
+@pytest.mark.parametrize("answer", [ZeroDivisionError, "rubbish", 3, object()], ids=str)
+@pytest.mark.parametrize(
+    "part",
+    ["bound", "error", "evaluate", "stage", "layer", "breakpoints", "magnitude", "supports"],
+)
+def test_what_a_part_of_a_rule_does_wrong_names_it(part: str, answer: object) -> None:
+    """Of the kinds that a part may answer, some are right."""
+    right = {("bound", 3), ("supports", "rubbish")}
+
+    def wrong(*arguments: object) -> object:
+        if answer is ZeroDivisionError:
+            raise ZeroDivisionError("division by zero")
+        return answer
+
+    parts = {"error": zero_error, "product": lambda node: True, part: wrong}
+    bound = parts.pop("bound", lambda call: call.input * 3.0)
+    rule("aten.sin", **parts)(bound)  # type: ignore[arg-type]
+    x, model = torch.ones(2, 3), nn.Sequential(nn.Linear(3, 3), PlainSine())
+
+    def bounds() -> None:
+        plan = Plan.trace(model, x)
+        plan.bounds(model.state_dict(), x, domain=Box(-1, 1))
+
+    if (part, answer) == ("bound", 3):
+        bounds()
+    elif (part, answer) in right:
+        with pytest.raises(UnsupportedOpError, match=r"aten\.sin \(rubbish\)"):
+            bounds()
+    else:
+        with pytest.raises(TraceError, match=rf"aten\.sin in module.*the '{part}' of its rule"):
+            bounds()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "name"),
+    [
+        ({"training": "x"}, "training"),
+        ({"dtype_eps": -1}, "dtype_eps"),
+        ({"training": True}, "training"),
+        ({"stage": 3}, "stage"),
+        ({"leading": 1}, "leading"),
+        ({"casts": "no"}, "casts"),
+    ],
+    ids=str,
+)
+def test_arguments_of_another_kind(wrong: dict[str, object], name: str) -> None:
+    with pytest.raises(ArgumentError, match=f"{name} must be"):
+        rule("aten.sin", **wrong)  # type: ignore[arg-type]
+
+
+def test_a_rule_is_a_function_of_ops() -> None:
+    with pytest.raises(ArgumentError, match="name of an op"):
+        rule()
+    with pytest.raises(ArgumentError, match="must be a function of a Call"):
+        rule("aten.sin")(3)  # type: ignore[arg-type]
+
+
+def test_channels_are_for_ops_like_batch_norm() -> None:
+    rule("aten.sin", affine="channels")(lambda call: call.input)
+    model = nn.Sequential(nn.Linear(3, 3), PlainSine())
+    plan = Plan.trace(model, torch.zeros(2, 3))
+    with pytest.raises(ArgumentError, match=r"aten\.sin in module.*arguments of aten\.batch_norm"):
+        plan.upper(model.state_dict())
+
+
+class MaximumOfAll(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - torch.max(x)
+
+
+def test_what_mixes_samples_is_refused_by_a_rule_that_replaces_another() -> None:
+    rule("aten.max")(lambda call: call.input)
+    with pytest.raises(UnsupportedOpError, match=r"aten\.max \(over all dimensions"):
+        Plan.trace(MaximumOfAll(), torch.zeros(2, 3))
+    rule("aten.max", supports=lambda node: None)(lambda call: call.input)
+    with pytest.raises(TraceError, match=r"aten\.max"):
+        Plan.trace(MaximumOfAll(), torch.zeros(2, 3))

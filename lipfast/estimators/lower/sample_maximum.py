@@ -102,6 +102,7 @@ def assembled(
         method=method,
         certified=secant is not None and not flushed,
         reason=reason,
+        given=() if plan is None or secant is None else plan.rules_given,
         jacobian=jacobian,
         sample=position,
         points=points,

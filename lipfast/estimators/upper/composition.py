@@ -21,6 +21,7 @@ class Operation:
         module: path of the module that it came from.
         operands: the nodes that it reads, each once.
         layer: index of the layer whose norm is in it.
+        given: whether its rule is a user's.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Operation:
     module: str
     operands: tuple[str, ...]
     layer: int | None = None
+    given: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +158,7 @@ class Composition:
                 node.module,
                 live,
                 node.layer,
+                node.given,
                 contributions=tuple(several[name] for name in live if several),
                 value=self.constants[node.name],
             )

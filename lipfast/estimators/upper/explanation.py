@@ -24,6 +24,7 @@ class Factor:
         log_factor: natural logarithm of what the bound is multiplied by.
         log_value: of the bound behind it, with respect to the model's inputs.
         layer: index of the layer, if it is one.
+        given: whether the op's rule is a user's.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Factor:
     log_factor: float
     log_value: float
     layer: int | None = None
+    given: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Join:
         branches: in the order of the operands.
         log_factor: natural logarithm of what the bound is multiplied by since they parted.
         log_value: of the bound behind it, with respect to the model's inputs.
+        given: whether the op's rule is a user's.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Join:
     branches: tuple[Branch, ...]
     log_factor: float
     log_value: float
+    given: bool = False
 
     @property
     def dominant(self) -> Branch:
@@ -147,7 +151,7 @@ class _Builder:
         if part.layer is not None:
             name, kind = self._layers[part.layer].name, self._layers[part.layer].kind
         before = self._log(part.operands[0]) if part.operands else 0.0
-        return Factor(name, kind, _difference(log, before), log, part.layer)
+        return Factor(name, kind, _difference(log, before), log, part.layer, part.given)
 
     def _join(self, part: Part) -> Join:
         if part.name in self._joins:
@@ -164,7 +168,8 @@ class _Builder:
         )
         log = part.value.log
         name, kind = part.module or part.name, part.op.rpartition(".")[2]
-        self._joins[part.name] = Join(name, kind, branches, _difference(log, before), log)
+        factor = _difference(log, before)
+        self._joins[part.name] = Join(name, kind, branches, factor, log, part.given)
         return self._joins[part.name]
 
 
@@ -219,13 +224,14 @@ def _add_rows(
     shown = [
         step
         for step in steps
-        if isinstance(step, Join) or step.layer is not None or step.log_factor
+        if isinstance(step, Join) or step.layer is not None or step.log_factor or step.given
     ]
     for position, step in enumerate(shown):
         last = position == len(shown) - 1
         guide, inner = ("└─ ", "   ") if last else ("├─ ", "│  ")
         again = id(step) in seen
-        label = f"{step.name} ({step.kind}{', as above' if again else ''})"
+        notes = ", a user's rule" * step.given + ", as above" * again
+        label = f"{step.name} ({step.kind}{notes})"
         room = max(20, _WIDTH - 24 - len(indent) - len(guide))
         rows.append(
             (

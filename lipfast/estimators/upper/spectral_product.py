@@ -99,7 +99,7 @@ def product_bounds(
             sizes = Sizes(plan, entry, norm, domain) if sweep.needs_sizes else None
             uppers = [layer.upper for layer in layers]
             composition, reasons = composed(plan, sweep, entry, uppers, norm=norm, sizes=sizes)
-            found[index] = _result(composition, layers, norm, reasons)
+            found[index] = _result(composition, layers, norm, reasons, plan.rules_given)
     results = [found[index] for index in range(len(tensors))]
     if denormals_flushed():
         notes = [f"{entry.reason}; {FLUSHED}" if entry.reason else FLUSHED for entry in results]
@@ -136,7 +136,11 @@ def _accurate(parameters: Mapping[str, Tensor], name: str) -> bool:
 
 
 def _result(
-    composition: Composition, layers: tuple[LayerBracket, ...], norm: Norm, reasons: list[str]
+    composition: Composition,
+    layers: tuple[LayerBracket, ...],
+    norm: Norm,
+    reasons: list[str],
+    given: tuple[str, ...],
 ) -> UpperBound:
     total = composition.total
     doubtful = [str(layer.index) for layer in layers if not layer.certified]
@@ -159,4 +163,5 @@ def _result(
         reason=reason,
         layers=layers,
         composition=composition,
+        given=given,
     )

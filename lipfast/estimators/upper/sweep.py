@@ -22,7 +22,7 @@ from lipfast.plan.architecture import Architecture
 from lipfast.plan.fold import FoldedGraph
 from lipfast.plan.layers import Layer
 from lipfast.rules.magnitude import Magnitude
-from lipfast.rules.registry import RULES, Call, Rule, lookup
+from lipfast.rules.registry import RULES, Call, Rule, lookup, users_rules
 from lipfast.rules.upward import Upward, p_norm
 
 ZERO = Upward.of(0.0)
@@ -155,7 +155,7 @@ def _step(
         references,
         names,
         tuple(shape(reference) for reference in references),
-        Operation(node.name, node.op, node.module, operands, layer),
+        Operation(node.name, node.op, node.module, operands, layer, bool(users_rules([node]))),
         own and None not in names,
     )
 
