@@ -231,6 +231,11 @@ def error_name(name: str) -> str:
     return f"error of {name}"
 
 
+def value_name(name: str) -> str:
+    """Name of the constant that an entry of the state dict must equal."""
+    return f"value of {name}"
+
+
 def _references(value: Argument) -> Iterator[Reference]:
     if isinstance(value, Reference):
         yield value

@@ -44,9 +44,9 @@ def cached_plan(module: nn.Module, example: Tensor) -> Architecture | None:
         plan: Architecture | None = trace(module, example)
     except (TraceError, UnsupportedOpError):
         plan = None
-    if plan is None or not plan.constants:
-        key = id(module)
-        _PLANS[key] = (weakref.ref(module, lambda _: _PLANS.pop(key, None)), signature, plan)
+    # The signature holds the values of constants: with others it is another one.
+    key = id(module)
+    _PLANS[key] = (weakref.ref(module, lambda _: _PLANS.pop(key, None)), signature, plan)
     return plan
 
 

@@ -21,7 +21,7 @@ from lipfast.graph.nodes import Argument, Graph, Node, Reference
 from lipfast.plan.canonical import CASTS, IDENTITIES
 
 REPEATED = "lipfast.repeated"
-_ATTENTION = "aten.scaled_dot_product_attention"
+ATTENTION = "aten.scaled_dot_product_attention"
 _BATCH = Reference("batch")
 
 
@@ -258,6 +258,12 @@ def _is_whole(call: Node) -> bool:
     return call.argument(2, "start") in (None, 0) and whole and call.argument(4, "step", 1) == 1
 
 
+def _padded_behind(seen: _Seen) -> bool:
+    """Only dimensions behind that of the samples grow."""
+    pads, place = seen.call.argument(1, "pad"), seen.first[1]
+    return isinstance(pads, tuple) and 0 <= place == seen.axis < seen.result.dim() - len(pads) // 2
+
+
 def _looked_up(seen: _Seen) -> bool:
     """Rows of a table at indices: either the table or the indices have samples."""
     if len(seen.operands) != 2:
@@ -281,6 +287,7 @@ _APART: dict[str, Callable[[_Seen], bool]] = {
     **dict.fromkeys(_aten("permute", "transpose", "t"), _moved_about),
     **dict.fromkeys(_aten("cat", "stack"), _joined),
     **dict.fromkeys(_ALONG, _along),
+    **dict.fromkeys(_aten("pad", "constant_pad_nd"), _padded_behind),
     **dict.fromkeys(_aten("embedding", "index"), _looked_up),
     "aten.linear": _rows,
 }
@@ -323,7 +330,7 @@ def with_repetitions(
 
 def _needs_all_samples(node: Node) -> list[str]:
     """What a node on activations does not read for one sample alone."""
-    if node.op == _ATTENTION:
+    if node.op == ATTENTION:
         return replace(node, args=node.args[:3], kwargs=()).names("node")
     return [] if node.op in _BROADCASTING else node.names("node")
 
@@ -337,7 +344,7 @@ def _repeated(
         changed = node
         if node.name in known or node.op in _BROADCASTING:
             changed = node.substituted(once)
-        elif node.op == _ATTENTION:
+        elif node.op == ATTENTION:
             mask = node.substituted(once)
             changed = replace(mask, args=(*node.args[:3], *mask.args[3:]))
         if node.name not in repeated:

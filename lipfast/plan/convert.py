@@ -15,7 +15,15 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.fx import Node as FxNode
 
 from lipfast.errors import TraceError, naming
-from lipfast.graph.nodes import Argument, Constant, Graph, Node, Reference, computed_name
+from lipfast.graph.nodes import (
+    Argument,
+    Constant,
+    Graph,
+    Node,
+    Reference,
+    computed_name,
+    value_name,
+)
 from lipfast.plan import canonical, export
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.canonical import CHECKS, REPEATING, SIZED, Invocation
@@ -52,8 +60,17 @@ class _Conversion:
         self.folding = Folding(lambda value: _samples_at(self, value))
 
 
-def convert(program: ExportedProgram, state_dict: Mapping[str, Any]) -> Architecture:
+def convert(
+    program: ExportedProgram,
+    state_dict: Mapping[str, Any],
+    read: Mapping[str, Tensor] | None = None,
+) -> Architecture:
     """The simplified graph of a program, with the names and shapes of a state dict.
+
+    Args:
+        program: in eval mode.
+        state_dict: of the module that it is of.
+        read: entries of it that conditions of the module rest on.
 
     Raises:
         TraceError, UnsupportedOpError: see `plan.trace.trace`.
@@ -91,6 +108,11 @@ def convert(program: ExportedProgram, state_dict: Mapping[str, Any]) -> Architec
     nodes = (*graph.nodes, *computed)
     used = {name for node in nodes for name in node.names("constant")}
     constants = {name: value for name, value in state.constants.items() if name in used}
+    constants |= {
+        value_name(name): Constant.from_tensor(value)
+        for name, value in (read or {}).items()
+        if name in shapes
+    }
     return Architecture(
         graph,
         shapes,

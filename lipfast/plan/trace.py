@@ -9,8 +9,9 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from lipfast.errors import ArgumentError
+from lipfast.errors import ArgumentError, TraceError
 from lipfast.plan.architecture import Architecture
+from lipfast.plan.conditions import buffers_known
 from lipfast.plan.convert import convert
 from lipfast.plan.export import example_inputs, exported, load_program
 from lipfast.plan.modules import unwrap
@@ -28,7 +29,8 @@ def trace(model: Source, example_input: Tensor | Sequence[Tensor] | None = None)
             a model with several inputs; not needed for an exported program.
 
     Returns:
-        The simplified graph, in which every node has a rule.
+        The simplified graph, in which every node has a rule. Where the model decides by the values
+        of buffers, they are among the constants, and every state dict must hold the same.
 
     Raises:
         ArgumentError: the example input is missing, not floating, or has no sample dimension.
@@ -46,5 +48,13 @@ def trace(model: Source, example_input: Tensor | Sequence[Tensor] | None = None)
             f"not {type(model).__name__}"
         )
     module = unwrap(model)
-    program = exported(module, example_inputs(example_input))
-    return convert(program, module.state_dict(keep_vars=True))
+    inputs = example_inputs(example_input)
+    read: dict[str, Tensor] = {}
+    try:
+        program = exported(module, inputs)
+    except TraceError as error:
+        if "DataDependent" not in type(error.__cause__).__name__:
+            raise
+        with buffers_known(module) as read:
+            program = exported(module, inputs)
+    return convert(program, module.state_dict(keep_vars=True), read)
