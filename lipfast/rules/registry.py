@@ -398,7 +398,11 @@ def require_rules(nodes: Iterable[Node], others: Sequence[tuple[str, str]] = ())
         if known is None:
             missing.append((node.op, node.module))
             # Control flow and attributes are no ops that a rule could be registered for.
-            if node.op.count(".") == 1 and not node.op.startswith(("_", "get_attr.")):
+            if (
+                node.op.count(".") == 1
+                and "[" not in node.op
+                and not node.op.startswith(("_", "get_attr.", "torch."))
+            ):
                 example = example or node.op
         elif known.supports is not None:
             with naming(node.op, node.module):
