@@ -185,6 +185,31 @@ def test_token_ids_that_are_cast_inside(call: str, create_graph: bool) -> None:
         CALLS[call](Tokens(), torch.tensor([[4.0, 1.0], [2.0, 0.0]]), **options)
 
 
+class Scales(nn.Module):
+    """Linear with a weight of another dtype or layout."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight.to(x.dtype))
+
+
+def test_weights_that_torch_stores_in_eight_bits() -> None:
+    weight = torch.tensor([[3.0, 0.0, 0.0], [0.0, 4.0, 0.0]])
+    model = Scales(weight.to(torch.float8_e4m3fn))
+    found = lipfast.bounds(model, X)
+    assert 3.99999 < found.lower.value <= 4 <= found.upper.value < 4.0001
+    assert lipfast.jacobian_norms(model, X).tolist() == pytest.approx([4.0] * 4)
+
+
+def test_nested_weights_are_refused() -> None:
+    model = Scales(torch.nested.nested_tensor([torch.ones(3), torch.ones(3)]))
+    with pytest.raises(LipfastError, match=r"weight.*nested"):
+        lipfast.jacobian_norms(model, X)
+
+
 class Unique(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.unique(x).sum()

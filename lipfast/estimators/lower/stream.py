@@ -171,7 +171,12 @@ def _why_not(plan: Architecture | str, inputs: int) -> str | None:
     if isinstance(plan, str):
         return f"the certificate needs a model that lipfast.compile can trace: {plan}"
     missing = missing_error_rules(plan)
-    return f"no rule for the rounding errors of {', '.join(missing)}" if missing else None
+    if not missing:
+        return None
+    return (
+        f"no rule for the rounding errors of {', '.join(missing)}: give its @lipfast.rule an "
+        "`error`, which bounds them"
+    )
 
 
 def lower_bound(
