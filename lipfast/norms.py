@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from numbers import Real
 from typing import Literal, TypeAlias
 
 from lipfast.errors import ArgumentError
 
 Norm: TypeAlias = Literal[1, 2] | float
 
-_NORMS: dict[Hashable, Norm] = {1: 1, 2: 2, math.inf: math.inf, "inf": math.inf}
+AnyNorm: TypeAlias = Norm | Literal["inf"]
+"""What public calls take for a norm."""
+
+_NORMS: dict[object, Norm] = {1: 1, 2: 2, math.inf: math.inf, "inf": math.inf}
 
 
 def check_norm(norm: object) -> Norm:
@@ -22,7 +25,8 @@ def check_norm(norm: object) -> Norm:
     Raises:
         ArgumentError: it is something else.
     """
-    if isinstance(norm, Hashable) and norm in _NORMS:
+    number = isinstance(norm, (Real, str)) and not isinstance(norm, bool)
+    if number and norm in _NORMS:
         return _NORMS[norm]
     raise ArgumentError(f"norm must be 1, 2 or inf, not {norm!r}")
 

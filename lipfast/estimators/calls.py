@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from lipfast.errors import ArgumentError
 from lipfast.estimators.domain import Domain
@@ -16,9 +18,9 @@ from lipfast.estimators.options import check_options, refuse
 from lipfast.estimators.plan import Plan, bounds_from
 from lipfast.estimators.results import Bounds, UpperBound
 from lipfast.estimators.samples import Data, example_of, read_samples
-from lipfast.norms import Norm
+from lipfast.norms import AnyNorm
 from lipfast.plan.modules import unwrap
-from lipfast.plan.trace import Source
+from lipfast.plan.trace import Source, require_module
 
 __all__ = [
     "bounds",
@@ -68,7 +70,7 @@ def upper_bound(
     model: nn.Module,
     example_input: Data | Sequence[Tensor],
     *,
-    norm: Norm = 2,
+    norm: AnyNorm = 2,
     domain: Domain | None = None,
     rtol: float = 1e-6,
     memory: int = 1 << 30,
@@ -124,7 +126,7 @@ def bounds(
     model: nn.Module,
     data: Data,
     *,
-    norm: Norm = 2,
+    norm: AnyNorm = 2,
     per_sample: bool = False,
     memory: int = 1 << 30,
     domain: Domain | None = None,
@@ -190,9 +192,9 @@ def bounds(
 
 
 def _state_dict(model: nn.Module) -> Mapping[str, Tensor]:
-    if not isinstance(model, nn.Module):
+    if isinstance(model, (str, os.PathLike, ExportedProgram)):
         raise ArgumentError(
             f"model must be an nn.Module, not {type(model).__name__}; for an exported program use "
             "lipfast.compile and give the state dict to the plan"
         )
-    return unwrap(model).state_dict()
+    return unwrap(require_module(model)).state_dict()

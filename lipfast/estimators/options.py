@@ -12,7 +12,7 @@ from typing import TypedDict
 
 from lipfast.errors import ArgumentError
 from lipfast.estimators.domain import Domain, check_domain
-from lipfast.norms import Norm, check_norm
+from lipfast.norms import AnyNorm, Norm, check_norm
 
 _SIDES = ("bounds", "lower_bound", "upper_bound")
 _UPPER = ("Plan.bounds", "Plan.tracker", "Plan.upper")
@@ -42,7 +42,7 @@ HOMES: dict[str, tuple[str, ...]] = {
 class SharedOptions(TypedDict, total=False):
     """What every call takes."""
 
-    norm: Norm
+    norm: AnyNorm
     domain: Domain | None
     memory: int
     progress: bool | None

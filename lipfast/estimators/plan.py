@@ -28,7 +28,7 @@ from lipfast.estimators.samples import Data, SampleStream, read_samples
 from lipfast.estimators.upper.spectral_product import product_bounds
 from lipfast.estimators.upper.starts import Starts, StartVectors
 from lipfast.estimators.upper.tracker import Tracker
-from lipfast.norms import Norm
+from lipfast.norms import AnyNorm
 from lipfast.plan.architecture import SCHEMA_VERSION, Architecture, architecture_from_json
 from lipfast.plan.checked import CheckedStateDict, StateDict, resolve, resolve_all
 from lipfast.plan.trace import Source, trace
@@ -117,7 +117,7 @@ class Plan(Architecture):
         self,
         state_dicts: StateDict | Sequence[StateDict],
         *,
-        norm: Norm = 2,
+        norm: AnyNorm = 2,
         rtol: float = 1e-6,
         seed: int = 0,
         start: Starts = None,
@@ -180,7 +180,7 @@ class Plan(Architecture):
     def tracker(
         self,
         *,
-        norm: Norm = 2,
+        norm: AnyNorm = 2,
         rtol: float = 1e-6,
         seed: int = 0,
         domain: Domain | None = None,
@@ -218,7 +218,7 @@ class Plan(Architecture):
         state_dicts: StateDict | Sequence[StateDict],
         x: Data,
         *,
-        norm: Norm = 2,
+        norm: AnyNorm = 2,
         per_sample: bool = False,
         memory: int = 1 << 30,
         domain: Domain | None = None,
@@ -284,7 +284,7 @@ class Plan(Architecture):
         state_dicts: StateDict | Sequence[StateDict],
         x: Data,
         *,
-        norm: Norm = 2,
+        norm: AnyNorm = 2,
         rtol: float = 1e-6,
         seed: int = 0,
         per_sample: bool = False,

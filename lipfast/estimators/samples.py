@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lipfast.errors import ArgumentError, NonFiniteError
+from lipfast.errors import ArgumentError, LipfastError, NonFiniteError
 from lipfast.plan.export import check_floating_input
+from lipfast.text import kind_and_first_line
 
 Data = Tensor | tuple[Tensor, ...] | list[Tensor] | Dataset[object] | DataLoader[object]
 BATCH = 1024
@@ -71,7 +72,7 @@ def _sample_count(data: Data) -> int | None:
         counted = data.dataset
     try:
         return len(counted)  # type: ignore[arg-type]
-    except (TypeError, NotImplementedError, AttributeError):
+    except (TypeError, RuntimeError, AttributeError):
         return None
 
 
@@ -110,6 +111,7 @@ def sample_batches(
 
 def _batches(data: Data, *, whole: bool) -> Iterator[Tensor | tuple[Tensor, ...]]:
     if isinstance(data, Tensor):
+        check_floating_input(data)
         yield from (data,) if whole or not data.dim() else torch.split(data, BATCH)
     elif isinstance(data, (tuple, list)):
         if whole:
@@ -119,12 +121,29 @@ def _batches(data: Data, *, whole: bool) -> Iterator[Tensor | tuple[Tensor, ...]
             yield from zip(*(torch.split(value, BATCH) for value in data), strict=True)
     elif isinstance(data, (DataLoader, Dataset)):
         loader = data if isinstance(data, DataLoader) else DataLoader(data, batch_size=BATCH)
-        yield from map(_samples_of, loader)
+        yield from map(_samples_of, _read(loader))
     else:
         raise ArgumentError(
             "data must be a tensor of samples, a tuple of tensors (one per input of the model), a "
             f"Dataset or a DataLoader, not {type(data).__name__} (torch.from_numpy for an array)"
         )
+
+
+def _read(loader: DataLoader[object]) -> Iterator[object]:
+    """What a loader gives.
+
+    Raises:
+        ArgumentError: it fails, or its samples cannot be put together.
+    """
+    try:
+        yield from loader
+    except (LipfastError, MemoryError):
+        raise
+    except Exception as error:  # user code runs here: anything may come out
+        raise ArgumentError(
+            f"the data cannot be read ({kind_and_first_line(error)}): mend the Dataset; samples of "
+            "several shapes need a collate_fn that brings them to one"
+        ) from error
 
 
 def _samples_of(batch: object) -> Tensor | tuple[Tensor, ...]:
@@ -206,8 +225,6 @@ def check_samples(x: object, shape: tuple[int, ...] | None, first: int = 0) -> T
         raise ArgumentError("there are no samples: the first dimension of the data is 0")
     if x.is_meta:
         raise ArgumentError("the samples hold no data (device meta): give real ones")
-    if x.layout != torch.strided:
-        raise ArgumentError(f"the samples are {x.layout}: pass a dense tensor (x.to_dense())")
     if x.numel() == 0:
         raise ArgumentError(f"samples of shape {tuple(x.shape)} hold no numbers")
     # One cheap reduction; a sum of finite numbers may overflow, so only then look closely.

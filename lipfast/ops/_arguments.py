@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -43,13 +44,13 @@ def check_floating(tensor: object, name: str, dimensions: int | None = None) -> 
 
 def check_rtol(rtol: object) -> None:
     """Raise an error unless 0 < rtol < 1."""
-    if not isinstance(rtol, (int, float)) or not 0 < rtol < 1:
+    if not isinstance(rtol, Real) or not 0 < rtol < 1:  # type: ignore[operator]
         raise ArgumentError(f"rtol must be a number between 0 and 1, got {rtol!r}")
 
 
 def check_integer(name: str, value: object, least: int, bits: int = 64) -> None:
     """Raise an error unless a value is an integer that kernels can count with."""
-    in_range = isinstance(value, int) and least <= value < 2 ** (bits - 1)
+    in_range = isinstance(value, Integral) and least <= int(value) < 2 ** (bits - 1)
     if isinstance(value, bool) or not in_range:
         raise ArgumentError(
             f"{name} must be a {bits}-bit integer of at least {least}, got {value!r}"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lipfast._clock import running
 from lipfast.errors import ArgumentError, NonFiniteError
-from lipfast.norms import Norm, check_norm
+from lipfast.norms import AnyNorm, check_norm
 from lipfast.ops._arguments import (
     FLOATING,
     check_floating,
@@ -86,7 +86,7 @@ class SpectralNorms(Generic[Values]):
 def spectral_norms(
     tensors: Sequence[Tensor] | Mapping[str, Tensor] | Tensor,
     *,
-    norm: Norm = 2,
+    norm: AnyNorm = 2,
     rtol: float = 1e-6,
     certify: bool = True,
     method: str = "lanczos",

@@ -15,15 +15,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lipfast.errors import TraceError, UnsupportedOpError
+from lipfast.errors import ArgumentError, TraceError, UnsupportedOpError
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.modules import evaluation_mode
 from lipfast.plan.record import Record, record
 from lipfast.plan.trace import trace
 from lipfast.rules.registry import RULES
 
-# id of the module -> the module (an id may be given again), its record and its plan, if it has one.
-_PLANS: dict[int, tuple[weakref.ref[nn.Module], Record, Architecture | None]] = {}
+# id of the module -> the module (an id may be given again), its record, and its plan or why none.
+_PLANS: dict[int, tuple[weakref.ref[nn.Module], Record, Architecture | str]] = {}
 
 
 def cached_plan(module: nn.Module, example: Tensor) -> Architecture | None:
@@ -35,25 +35,42 @@ def cached_plan(module: nn.Module, example: Tensor) -> Architecture | None:
     """
     example = _two_samples(example)
     signature = _signature(module, example)
-    if signature is None:
-        return None
+    plan = None if signature is None else _planned(module, example, signature)
+    return plan if isinstance(plan, Architecture) else None
+
+
+def plan_or_reason(module: nn.Module, example: Tensor) -> Architecture | str:
+    """`cached_plan`, or why there is none; a module whose calls do not tell is traced every time.
+
+    Args:
+        module: left as it is found.
+        example: samples (B, D...), at least one.
+    """
+    example = _two_samples(example)
+    return _planned(module, example, _signature(module, example))
+
+
+def _planned(module: nn.Module, example: Tensor, signature: Record | None) -> Architecture | str:
     found = _PLANS.get(id(module))
-    if found is not None and found[0]() is module and found[1] == signature:
+    known = signature is not None and found is not None and found[0]() is module
+    if known and found is not None and found[1] == signature:
         return found[2]
+    plan: Architecture | str
     try:
-        plan: Architecture | None = trace(module, example)
-    except (TraceError, UnsupportedOpError):
-        plan = None
-    # The signature holds the values of constants: with others it is another one.
-    key = id(module)
-    _PLANS[key] = (weakref.ref(module, lambda _: _PLANS.pop(key, None)), signature, plan)
+        plan = trace(module, example)
+    except (ArgumentError, TraceError, UnsupportedOpError) as error:
+        plan = str(error)
+    if signature is not None:
+        # The signature holds the values of constants: with others it is another one.
+        key = id(module)
+        _PLANS[key] = (weakref.ref(module, lambda _: _PLANS.pop(key, None)), signature, plan)
     return plan
 
 
 def is_known(module: nn.Module) -> bool:
     """Whether `known_plan` may find one."""
     found = _PLANS.get(id(module))
-    return found is not None and found[0]() is module and found[2] is not None
+    return found is not None and found[0]() is module and isinstance(found[2], Architecture)
 
 
 def known_plan(module: nn.Module, example: Tensor) -> Architecture | None:
@@ -61,7 +78,9 @@ def known_plan(module: nn.Module, example: Tensor) -> Architecture | None:
     if not is_known(module):
         return None
     _, signature, plan = _PLANS[id(module)]
-    return plan if _signature(module, _two_samples(example)) == signature else None
+    if isinstance(plan, str) or _signature(module, _two_samples(example)) != signature:
+        return None
+    return plan
 
 
 def _two_samples(example: Tensor) -> Tensor:

@@ -262,7 +262,7 @@ def _convert_call(state: _Conversion, node: FxNode) -> None:
         if key not in ("device", "layout", "pin_memory", "memory_format")
     )
     if node.target is operator.getitem:
-        op, args, kwargs = _entry(state, node) or (op, args, kwargs)
+        op, args, kwargs = _entry(state, node) or (_entry_name(node), args, kwargs)
     call = Node(node.name, op, args, kwargs, module=export.module_path(node))
     result_rank = value.dim() if isinstance(value, Tensor) else 0
     call = canonical.from_the_front(call, canonical.rank_of_first_tensor(node), result_rank)
@@ -321,6 +321,13 @@ def _entry(state: _Conversion, node: FxNode) -> Invocation | None:
     return canonical.part(export.op_name(source.target), source, args, index)
 
 
+def _entry_name(node: FxNode) -> str:
+    """What an entry of a tuple of results is called, such as ``aten.max[1]``."""
+    source, index = node.args
+    made = export.op_name(source.target) if isinstance(source, FxNode) else "tuple"
+    return f"{made}[{index}]"
+
+
 def _became_constant(state: _Conversion, node: FxNode, call: Node) -> bool:
     """Evaluate what depends on constants only (ranges, masks, indices), if it is small and exact.
 
@@ -369,8 +376,8 @@ def _output_names(state: _Conversion, node: FxNode) -> tuple[str, ...]:
             continue  # what the model leaves in its argument is no result of it
         if spec.kind is not OutputKind.USER_OUTPUT:
             raise TraceError(f"the model has a side effect that is not supported: {spec.kind.name}")
-        if result is None or isinstance(spec.arg, ConstantArgument):
-            continue
+        if result is None or not isinstance(spec.arg, TensorArgument):
+            continue  # a number: of samples, of entries
         if not isinstance(value, Reference) or value.kind != "node":
             raise TraceError("an output of the model does not depend on its input")
         _, parts = _samples_at(state, result.meta.get("val"))

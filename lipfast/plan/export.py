@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +22,19 @@ from lipfast.errors import ArgumentError, TraceError
 from lipfast.plan.batch_first import samples_in_front
 from lipfast.plan.canonical import TRAINING_FLAGS
 from lipfast.plan.modules import evaluation_mode
+from lipfast.plan.outputs import is_known_to_torch, returning_tensors, tensors_of
+from lipfast.plan.untraceable import SizesFixed, head_line, reason, require_any_number, where
 from lipfast.rules.registry import rule_of
 
-_EXPORT_ADVICE = (
-    "Export the model yourself (torch.export.export(model, args, strict=False or strict=True, "
-    "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))), save it with torch.export.save, and pass "
-    "the ExportedProgram or the path of the .pt2 file instead of the model."
+# What of torch reports on a trace, the first of them on sizes.
+_LOUD = (
+    "fx.experimental.symbolic_shapes",
+    "_subclasses.fake_tensor",
+    "_export.non_strict_utils",
+    "export",
 )
+# Floating dtypes beside these are for storage.
+_CALCULATED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # torch.export changes the process's state (modules' calls, flags that say "exporting").
 _EXPORTING = threading.RLock()
 
@@ -44,13 +51,8 @@ def load_program(path: Path) -> ExportedProgram:
         return torch.export.load(path)
     except Exception as error:  # a damaged archive fails in many ways
         raise TraceError(
-            f"{path}: not a program written by torch.export.save ({_head_line(error)})"
+            f"{path}: not a program written by torch.export.save ({head_line(error)})"
         ) from error
-
-
-def _head_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
 
 
 def example_inputs(example: Tensor | Sequence[Tensor] | None) -> tuple[Tensor, ...]:
@@ -61,7 +63,8 @@ def example_inputs(example: Tensor | Sequence[Tensor] | None) -> tuple[Tensor, .
     """
     if example is None:
         raise ArgumentError("a module needs an example input: a tensor of samples")
-    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+    several = isinstance(example, (tuple, list))
+    inputs: tuple[Any, ...] = tuple(example) if several else (example,)
     if not inputs:
         raise ArgumentError("the example input is empty: give at least one tensor")
     for value in inputs:
@@ -85,11 +88,29 @@ def example_inputs(example: Tensor | Sequence[Tensor] | None) -> tuple[Tensor, .
 
 
 def check_floating_input(value: Tensor) -> None:
-    """Refuse integer inputs, with the reason.
+    """Refuse integer, complex and sparse inputs, with the reason.
 
     Raises:
-        ArgumentError: `value` is not a tensor of a floating dtype.
+        ArgumentError: `value` is not a dense tensor of a floating dtype that torch calculates in.
     """
+    if value.is_nested:
+        raise ArgumentError(
+            "the samples are a nested tensor: give dense ones of one shape (torch.stack, or "
+            "x.to_padded_tensor(0.0) where padding does not matter)"
+        )
+    if value.layout != torch.strided:
+        raise ArgumentError(f"the samples are {value.layout}: pass a dense tensor (x.to_dense())")
+    if value.is_complex():
+        raise ArgumentError(
+            f"inputs of dtype {value.dtype}: complex numbers are not supported. Give the real and "
+            "imaginary parts (torch.view_as_real) to a module that puts them together again "
+            "(torch.view_as_complex)."
+        )
+    if value.dtype.is_floating_point and value.dtype not in _CALCULATED:
+        raise ArgumentError(
+            f"inputs of dtype {value.dtype}: torch does not calculate in it. Convert them with "
+            ".float()."
+        )
     if not value.dtype.is_floating_point:
         raise ArgumentError(
             f"inputs of dtype {value.dtype}: a Lipschitz constant is a ratio of distances and "
@@ -106,31 +127,40 @@ def exported(module: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
     """
     if isinstance(module, torch.jit.ScriptModule):
         raise TraceError("TorchScript modules cannot be traced: give the original nn.Module")
-    shapes = tuple({0: Dim.DYNAMIC} for _ in inputs)
+    sizes = SizesFixed()
     try:
-        # Without gradients a model's own no_grad blocks leave no trace in the graph.
-        with (
-            _EXPORTING,
-            evaluation_mode(module),
-            samples_in_front(module),
-            torch.no_grad(),
-            warnings.catch_warnings(),
-            _quiet_export(),
-        ):
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.simplefilter("ignore", UserWarning)
-            return torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
+        program = _exported(module, inputs, sizes)
     except Exception as error:  # user code runs here: anything may come out
-        _require_evaluates(module, inputs)
-        where = _where(error)
-        raise TraceError(
-            f"torch.export could not trace {type(module).__name__}{where}: "
-            f"{_head_line(error)}. {_EXPORT_ADVICE}"
-        ) from error
+        outputs = _require_evaluates(module, inputs)
+        found = tuple(tensors_of(outputs))  # or what it returns holds none that can be seen
+        if found and not is_known_to_torch(outputs):
+            with evaluation_mode(module):
+                return exported(returning_tensors(module), inputs)
+        raise TraceError(reason(type(module).__name__, error, sizes.at)) from error
+    require_any_number(type(module).__name__, program)
+    return program
 
 
-def _require_evaluates(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """Evaluate a module that could not be traced: its own error says more than torch.export's.
+def _exported(
+    module: nn.Module, inputs: tuple[Tensor, ...], sizes: logging.Handler
+) -> ExportedProgram:
+    shapes = tuple({0: Dim.DYNAMIC} for _ in inputs)
+    # Without gradients a model's own no_grad blocks leave no trace in the graph.
+    with (
+        _EXPORTING,
+        evaluation_mode(module),
+        samples_in_front(module),
+        torch.no_grad(),
+        warnings.catch_warnings(),
+        _quiet_export(sizes),
+    ):
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
+
+
+def _require_evaluates(module: nn.Module, inputs: tuple[Tensor, ...]) -> object:
+    """What a module that could not be traced returns; its own error says more than torch.export's.
 
     Raises:
         TraceError: the module cannot be evaluated on the inputs either.
@@ -138,48 +168,34 @@ def _require_evaluates(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     try:
         with evaluation_mode(module), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            module(*(value.clone() for value in inputs))
+            return module(*(value.clone() for value in inputs))
     except Exception as error:  # user code runs here: anything may come out
         shapes = ", ".join(str(tuple(value.shape[1:])) for value in inputs)
         raise TraceError(
             f"{type(module).__name__} cannot be evaluated on samples of shape {shapes}"
-            f"{_where(error)}: {_head_line(error)}. Check the data: its first dimension is the "
+            f"{where(error)}: {head_line(error)}. Check the data: its first dimension is the "
             "sample, the others are what the model takes."
         ) from error
 
 
 @contextlib.contextmanager
-def _quiet_export() -> Iterator[None]:
-    """Keep torch's own reports off the log: our error says what they say."""
-    names = (
-        "torch.fx.experimental.symbolic_shapes",
-        "torch._subclasses.fake_tensor",
-        "torch._export.non_strict_utils",
-        "torch.export",
-    )
-    levels = {logging.getLogger(name): logging.getLogger(name).level for name in names}
+def _quiet_export(sizes: logging.Handler) -> Iterator[None]:
+    """Keep torch's own reports off the log: our error says what they say, of sizes by a handler."""
+    loggers = [logging.getLogger(f"torch.{name}") for name in _LOUD]
+    found = [(logger, logger.level) for logger in loggers]
+    heard = loggers[0]
+    handlers, propagate = heard.handlers, heard.propagate
     try:
-        for logger in levels:
+        for logger in loggers:
             logger.setLevel(logging.CRITICAL)
+        heard.setLevel(logging.INFO)
+        heard.handlers, heard.propagate = [sizes], False
         with contextlib.redirect_stderr(io.StringIO()):  # a failed trace prints its graph
             yield
     finally:
-        for logger, level in levels.items():
+        heard.handlers, heard.propagate = handlers, propagate
+        for logger, level in found:
             logger.setLevel(level)
-
-
-def _where(error: BaseException) -> str:
-    """File and line of the last frame outside torch and lipfast."""
-    frames = []
-    traceback = error.__traceback__
-    torch_root = str(Path(torch.__file__).parent)
-    library = str(Path(contextlib.__file__).parent)
-    while traceback is not None:
-        name = traceback.tb_frame.f_code.co_filename
-        if not name.startswith((torch_root, library, str(Path(__file__).parent), "<")):
-            frames.append(f"{name}:{traceback.tb_lineno}")
-        traceback = traceback.tb_next
-    return f" (at {frames[-1]})" if frames else ""
 
 
 def op_name(target: object) -> str:
@@ -242,7 +258,7 @@ def _without_mutations(program: ExportedProgram) -> ExportedProgram:
     except Exception as error:  # torch's passes fail in many ways
         raise TraceError(
             "torch.export could not replace the in-place operations of the model, for instance "
-            f"what it writes to a buffer ({_head_line(error)}). Keep results in local variables "
+            f"what it writes to a buffer ({head_line(error)}). Keep results in local variables "
             "instead of buffers, or register the cache as a plain attribute."
         ) from error
 

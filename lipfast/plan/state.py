@@ -143,9 +143,10 @@ def require_finite(
             raise StateDictError(
                 f"{where}parameter '{name}' has no data (device meta): load the weights first"
             )
-        if tensor.layout != torch.strided:
+        if tensor.layout != torch.strided or tensor.is_nested:
+            layout = "nested" if tensor.is_nested else tensor.layout
             raise StateDictError(
-                f"{where}parameter '{name}' has layout {tensor.layout}; expected a dense tensor "
+                f"{where}parameter '{name}' has layout {layout}; expected a dense tensor "
                 "(tensor.to_dense())"
             )
         if not tensor.dtype.is_floating_point:
@@ -153,6 +154,8 @@ def require_finite(
                 f"{where}parameter '{name}' has dtype {tensor.dtype}; expected a floating dtype"
             )
         # One cheap reduction; a sum of finite entries may overflow, so only then look closely.
+        if tensor.element_size() == 1:  # float8: torch does not add it
+            tensor = tensor.float()
         if math.isfinite(tensor.detach().sum().item()):
             continue
         finite = torch.isfinite(tensor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -42,12 +42,7 @@ def trace(model: Source, example_input: Tensor | Sequence[Tensor] | None = None)
         return convert(program, program.state_dict)
     if isinstance(model, ExportedProgram):
         return convert(model, model.state_dict)
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(
-            "model must be an nn.Module, an ExportedProgram or the path of a .pt2 file, "
-            f"not {type(model).__name__}"
-        )
-    module = unwrap(model)
+    module = unwrap(require_module(model))
     inputs = example_inputs(example_input)
     read: dict[str, Tensor] = {}
     try:
@@ -58,3 +53,31 @@ def trace(model: Source, example_input: Tensor | Sequence[Tensor] | None = None)
         with buffers_known(module) as read:
             program = exported(module, inputs)
     return convert(program, module.state_dict(keep_vars=True), read)
+
+
+def require_module(model: object) -> nn.Module:
+    """The model itself, if it is a module.
+
+    Raises:
+        ArgumentError: it is something else; says what to give instead.
+    """
+    if isinstance(model, nn.Module):
+        return model
+    what, advice = type(model).__name__, ""
+    if isinstance(model, type):
+        what, advice = f"the class {model.__name__}", ": give an instance of it"
+    elif isinstance(model, Mapping):
+        advice = ": give its architecture to lipfast.compile and the state dict to the plan"
+    elif isinstance(model, Architecture):
+        advice = ": its own methods take state dicts (plan.upper(state_dict))"
+    elif isinstance(model, Tensor):
+        advice = ": lipfast.spectral_norms takes matrices"
+    elif callable(model):
+        advice = (
+            ": wrap it, as in class Model(nn.Module) with def forward(self, x): return f(x); "
+            "what it learns must be parameters of the module"
+        )
+    raise ArgumentError(
+        f"model must be an nn.Module, an ExportedProgram or the path of a .pt2 file, not {what}"
+        f"{advice}"
+    )

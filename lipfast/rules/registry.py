@@ -16,18 +16,10 @@ from lipfast.graph.apply import call_op
 from lipfast.graph.nodes import Argument, Constant, Node, Reference, error_name
 from lipfast.norms import Norm
 from lipfast.ops.chain_stages import Stage
+from lipfast.rules.advice import advice
 from lipfast.rules.guard import PARTS, Guarded, check_facts
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.upward import Upward
-
-_HINT = (
-    "Write one with @lipfast.rule({example!r}); its function gets a lipfast.rules.Call and returns "
-    "call.input times a Lipschitz constant of the op."
-)
-_BAKE = (
-    "Bake what is computed from parameters into the state dict (for parametrizations: "
-    "torch.nn.utils.parametrize.remove_parametrizations)."
-)
 
 
 @dataclass(frozen=True)
@@ -375,7 +367,7 @@ def lookup(op: str) -> Rule:
         UnsupportedOpError: there is none.
     """
     if op not in RULES:
-        raise UnsupportedOpError([(op, "")], _HINT.format(example=op))
+        raise UnsupportedOpError([(op, "")], advice([op]))
     return RULES[op]
 
 
@@ -390,22 +382,16 @@ def require_rules(nodes: Iterable[Node], others: Sequence[tuple[str, str]] = ())
         UnsupportedOpError: lists every node that has none, with its module, and the others.
     """
     missing: list[tuple[str, str]] = []
-    example = ""
     for node in nodes:
         if node.op == "input":
             continue
         known = RULES.get(node.op)
         if known is None:
             missing.append((node.op, node.module))
-            # Control flow and attributes are no ops that a rule could be registered for.
-            if node.op.count(".") == 1 and not node.op.startswith(("_", "get_attr.")):
-                example = example or node.op
         elif known.supports is not None:
             with naming(node.op, node.module):
                 problem = known.supports(node)
             if problem is not None:
                 missing.append((f"{node.op} ({problem})", node.module))
-    hints = [_HINT.format(example=example)] if example else []
-    hints += [_BAKE] if others else []
     if missing or others:
-        raise UnsupportedOpError([*missing, *others], " ".join(hints))
+        raise UnsupportedOpError([*missing, *others], advice([op for op, _ in missing], others))

@@ -12,7 +12,7 @@ from lipfast.checkpoints import CheckpointFile, find_checkpoints
 from lipfast.checkpoints.metadata import Scalar
 from lipfast.checkpoints.source import Archive
 from lipfast.errors import ArgumentError
-from lipfast.norms import Norm, check_norm
+from lipfast.norms import AnyNorm, check_norm
 from lipfast.scoring.architectures import ArchSource
 from lipfast.scoring.data import DataSource, load_data
 from lipfast.scoring.done import completed
@@ -51,7 +51,7 @@ def score(
     data: DataSource,
     out: str | os.PathLike[str],
     engine: str = "local",
-    norm: Norm = 2,
+    norm: AnyNorm = 2,
     batch_size: int = 64,
     seed: int = 0,
     progress: Callable[[Progress], None] | None = None,

@@ -13,7 +13,7 @@ from lipfast.checkpoints.metadata import Scalar
 from lipfast.checkpoints.source import Archive
 from lipfast.errors import ArgumentError, NonFiniteError, StateDictError
 from lipfast.estimators.results import Bounds, UpperBound
-from lipfast.norms import Norm
+from lipfast.norms import AnyNorm
 from lipfast.scoring.architectures import ArchArguments, ArchSource, ModelFamily
 from lipfast.scoring.data import DataSource, load_data
 
@@ -25,7 +25,7 @@ def bound_checkpoint(
     data: DataSource | None = None,
     arch_args: Mapping[str, Scalar] | None = None,
     input_shape: Sequence[int] | None = None,
-    norm: Norm = 2,
+    norm: AnyNorm = 2,
     seed: int = 0,
 ) -> tuple[Checkpoint, Bounds | UpperBound]:
     """Bound the Lipschitz constant of one checkpoint.

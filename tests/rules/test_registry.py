@@ -46,7 +46,7 @@ def test_rule_of_a_user_makes_an_op_known() -> None:
     lower = plan.lower({}, torch.zeros(2, 3))
     assert lower.value == pytest.approx(3.0)
     assert not lower.certified
-    assert "aten.sin" in (lower.reason or "")
+    assert "aten.sin: give its @lipfast.rule an `error`" in (lower.reason or "")
 
 
 def test_rule_may_return_a_plain_number() -> None:

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
-from torch.utils import _pytree as pytree
 
 from lipfast.errors import ArgumentError, LipfastError
 from lipfast.plan.export import exported_module
 from lipfast.plan.modules import evaluation_mode, unwrap
+from lipfast.plan.outputs import tensors_of
 from lipfast.plan.state import require_finite
-from lipfast.plan.trace import Source
+from lipfast.plan.trace import Source, require_module
+from lipfast.text import kind_and_first_line
 
 Function = Callable[[Tensor], Tensor]
 
@@ -47,15 +48,27 @@ def differentiating() -> Iterator[None]:
 
     Attention runs in torch's plain kernel, because the fused ones have no second derivative, and
     autocast is off.
+
+    Raises:
+        ArgumentError: torch cannot evaluate or differentiate what runs inside.
     """
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.autocast("cpu", enabled=False),
-        torch.autocast("cuda", enabled=False),
-        sdpa_kernel(SDPBackend.MATH),
-    ):
-        yield
+    try:
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+            sdpa_kernel(SDPBackend.MATH),
+        ):
+            yield
+    except LipfastError:
+        raise
+    except RuntimeError as error:  # NotImplementedError among them
+        if "allocate" in str(error) or "out of memory" in str(error):
+            raise
+        raise ArgumentError(
+            f"the model cannot be differentiated on these samples: {kind_and_first_line(error)}"
+        ) from error
 
 
 def module_of(model: Source) -> nn.Module:
@@ -67,12 +80,7 @@ def module_of(model: Source) -> nn.Module:
     """
     if isinstance(model, (str, os.PathLike, ExportedProgram)):
         return exported_module(model)
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(
-            "model must be an nn.Module, an ExportedProgram or the path of a .pt2 file, not "
-            f"{type(model).__name__}"
-        )
-    return unwrap(model)
+    return unwrap(require_module(model))
 
 
 @contextlib.contextmanager
@@ -131,7 +139,7 @@ def model_function(
 def joined_inputs(inputs: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """One input as it is, several flattened per sample and joined."""
     values = [value.to(dtype) for value in inputs]
-    return values[0] if len(values) == 1 else torch.cat([v.flatten(1) for v in values], 1)
+    return values[0] if len(values) == 1 else torch.cat([v.reshape(len(v), -1) for v in values], 1)
 
 
 def separate_inputs(samples: Tensor, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
@@ -189,11 +197,12 @@ def _count_outputs(
         raise
     except Exception as error:  # user code runs here: anything may come out
         lines = str(error).strip().splitlines() or [""]
-        shown = ", ".join(str(shape) for shape in shapes)
+        shown, several = ", ".join(str(shape) for shape in shapes), len(shapes) > 1
         raise ArgumentError(
             f"{type(module).__name__} cannot be evaluated on samples of shape {shown} in "
             f"{x.dtype}: {type(error).__name__}: {lines[0]}. The first dimension of the data is "
-            "the sample, the others are what the model takes; several inputs go in a tuple."
+            "the sample, the others are what the model takes; several inputs go in a tuple"
+            + (f", as these {len(shapes)} do (torch.stack for a list of samples)." * several or ".")
         ) from error
 
 
@@ -203,13 +212,15 @@ def flat_outputs(outputs: Any, samples: Tensor) -> Tensor:
     Raises:
         ArgumentError: there is none, one is not floating, or its first dimension is not B.
     """
-    leaves = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    leaves = list(tensors_of(outputs))
     if not leaves:
         raise ArgumentError("the model returns no tensor")
     for leaf in leaves:
         if not leaf.dtype.is_floating_point:
+            what = "torch.view_as_real of them" if leaf.is_complex() else "the others"
             raise ArgumentError(
-                f"the model returns dtype {leaf.dtype}: only floating outputs have a Jacobian"
+                f"the model returns dtype {leaf.dtype}: only floating outputs have a Jacobian; "
+                f"wrap it in a module that returns {what} alone"
             )
         if leaf.dim() == 0 or leaf.shape[0] != samples.shape[0]:
             raise ArgumentError(

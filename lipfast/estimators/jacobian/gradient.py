@@ -14,9 +14,11 @@ from lipfast.estimators.jacobian.function import SampleFunction, differentiating
 from lipfast.estimators.jacobian.lanczos import lanczos_triplets
 from lipfast.estimators.jacobian.linearization import (
     DerivativeError,
+    Footprint,
     Linearization,
     footprint,
     prefers_lanczos,
+    require_constant,
 )
 from lipfast.estimators.jacobian.rows import explicit_jacobians
 from lipfast.norms import Norm
@@ -33,14 +35,33 @@ def differentiable_values(problem: SampleFunction, norm: Norm, method: str, memo
         ArgumentError: the model has no second derivatives.
     """
     with differentiating():
+        size = footprint(replace(problem, x=problem.x.detach()))
+        if _is_constant(problem):
+            return problem.x.new_zeros(len(problem.x))
         _require_second_derivatives(problem)
-        left, right = _maximisers(problem, norm, method, memory)
+        left, right = _maximisers(problem, size, norm, method, memory)
         x = problem.x if problem.x.requires_grad else problem.x.detach().requires_grad_()
         output = problem.function(x)
         if not output.requires_grad:
             return x.new_zeros(len(x))
         (pulled,) = torch.autograd.grad(output, x, left, create_graph=True)
         return (pulled.reshape(len(x), -1) * right).sum(1)
+
+
+def _is_constant(problem: SampleFunction) -> bool:
+    """Whether the outputs do not depend on x, but perhaps on parameters.
+
+    Raises:
+        ArgumentError: they do depend on it, and autograd does not see it.
+    """
+    x = problem.x[:2].detach().requires_grad_()
+    output = problem.function(x)
+    if output.requires_grad:
+        (gradient,) = torch.autograd.grad(output.sum(), x, allow_unused=True)
+        if gradient is not None:
+            return False
+    require_constant(problem.function, x.detach(), output.detach())
+    return True
 
 
 def _require_second_derivatives(problem: SampleFunction) -> None:
@@ -52,11 +73,10 @@ def _require_second_derivatives(problem: SampleFunction) -> None:
 
 
 def _maximisers(
-    problem: SampleFunction, norm: Norm, method: str, memory: int
+    problem: SampleFunction, size: Footprint, norm: Norm, method: str, memory: int
 ) -> tuple[Tensor, Tensor]:
     """Constants u (B, K) and v (B, D) with ``u^T J v = ||J||``."""
     detached = replace(problem, x=problem.x.detach())
-    size = footprint(detached)
     if prefers_lanczos(size, norm, method):
         try:
             found = lanczos_triplets(detached, size, memory=memory)

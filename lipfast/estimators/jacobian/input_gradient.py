@@ -15,7 +15,7 @@ from lipfast.estimators.jacobian.function import (
     ordinary,
 )
 from lipfast.estimators.samples import check_inputs
-from lipfast.norms import Norm, check_norm, dual_norm
+from lipfast.norms import AnyNorm, Norm, check_norm, dual_norm
 from lipfast.ops.jacobian_reduction import operator_norms
 
 _DETACHED = (
@@ -28,7 +28,7 @@ def input_gradient_norms(
     function: Callable[[Tensor], Tensor],
     x: Tensor,
     *,
-    norm: Norm = 2,
+    norm: AnyNorm = 2,
     create_graph: bool = False,
 ) -> Tensor:
     r"""Norm of the gradient of a scalar function at every sample.

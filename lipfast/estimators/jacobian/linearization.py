@@ -179,6 +179,24 @@ class Footprint:
     largest: int
 
 
+def require_constant(function: Function, x: Tensor, output: Tensor) -> None:
+    """Check that a function of which autograd sees no derivative has none.
+
+    Raises:
+        ArgumentError: it has other values elsewhere, or none (an index outside of a table).
+    """
+    try:
+        constant = torch.equal(output, function(2 * x + 1))
+    except Exception:  # user code runs here: anything may come out
+        constant = False
+    if not constant:
+        raise ArgumentError(
+            "the model's outputs depend on its inputs, but not through autograd: is a result "
+            "detached, cast to integers (token ids: give the model from the embeddings on), or "
+            "computed under torch.no_grad or by another library?"
+        )
+
+
 def prefers_lanczos(size: Footprint, norm: Norm, method: str) -> bool:
     """Whether norms are found by products with the Jacobian instead of its rows."""
     large = not is_small(size.outputs, size.inputs)
@@ -203,11 +221,8 @@ def footprint(problem: SampleFunction) -> Footprint:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         output = problem.function(x.clone().requires_grad_())
-    if not output.requires_grad and not torch.equal(output, problem.function(2 * x + 1)):
-        raise ArgumentError(
-            "the model's outputs depend on its inputs, but not through autograd: is a result "
-            "detached, or computed under torch.no_grad or by another library?"
-        )
+    if not output.requires_grad:
+        require_constant(problem.function, x, output)
     samples, item = x.shape[0], x.element_size()
     inputs, outputs = x[0].numel(), problem.outputs
     edges = (inputs + outputs) * item

@@ -35,7 +35,7 @@ from lipfast.estimators.jacobian.rows import row_norms
 from lipfast.estimators.options import check_options, refuse
 from lipfast.estimators.progress import shown_progress
 from lipfast.estimators.samples import Data, check_inputs, read_samples
-from lipfast.norms import Norm
+from lipfast.norms import AnyNorm, Norm
 from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms, has_chain_kernel
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.cache import cached_plan, is_known, known_plan
@@ -186,7 +186,7 @@ def function_jacobian_norms(
 class _NormOptions(TypedDict, total=False):
     """Of `jacobian_norms`, but for `details`, which decides what is returned."""
 
-    norm: Norm
+    norm: AnyNorm
     method: Method
     memory: int
     progress: bool | None
@@ -214,7 +214,7 @@ def jacobian_norms(
     model: Source,
     x: Data | Sequence[Tensor],
     *,
-    norm: Norm = 2,
+    norm: AnyNorm = 2,
     method: Method = "auto",
     memory: int = 1 << 30,
     progress: bool | None = None,

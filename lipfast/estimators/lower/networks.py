@@ -51,7 +51,7 @@ class TracedNetworks:
                 copies = x.unsqueeze(1).expand(-1, count, *x.shape[1:]).clone().requires_grad_()
                 outputs = evaluate(plan.graph, parameters, plan.constants, [copies])
                 own = outputs[:, :, start : start + count].diagonal(dim1=1, dim2=2)
-                (gradients,) = torch.autograd.grad(own.sum(), copies)
+                gradients = _gradients_of(own, copies)
             parts.append(gradients.reshape(*gradients.shape[:2], -1))
         return torch.cat(parts, 1)
 
@@ -159,6 +159,14 @@ def bytes_per_network(plan: Architecture, points: int) -> int:
 
 def _rows_at_once(activations: int) -> int:
     return max(1, _LARGEST_ACTIVATIONS // max(1, activations))
+
+
+def _gradients_of(outputs: Tensor, inputs: Tensor) -> Tensor:
+    """Gradients of the sum; zeros where the outputs are constant."""
+    if not outputs.requires_grad:
+        return torch.zeros_like(inputs)
+    (gradients,) = torch.autograd.grad(outputs.sum(), inputs, materialize_grads=True)
+    return gradients
 
 
 def _source(node: Node) -> str:

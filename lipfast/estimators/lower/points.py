@@ -64,10 +64,14 @@ def _power_direction(networks: TracedNetworks, x: Tensor) -> Tensor:
     with torch.enable_grad():
         point = x.clone().requires_grad_()
         outputs = function(point)
+    if not outputs.requires_grad:  # a constant function stretches no direction
+        return direction
     with forward_mode():
         for _ in range(_POWER_ITERATIONS):
             image = torch.func.jvp(function, (x,), (direction,))[1]
-            (back,) = torch.autograd.grad(outputs, point, image, retain_graph=True)
+            (back,) = torch.autograd.grad(
+                outputs, point, image, retain_graph=True, materialize_grads=True
+            )
             direction = unit(back, direction)
     return direction
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Protocol
 
 import torch
@@ -119,14 +122,16 @@ def search_result(points: Tensor, values: Tensor, method: str, norm: Norm, reaso
     return Search(estimate, points, values)
 
 
-def check_count(value: object, name: str) -> None:
+def check_count(value: object, name: str, most: float = math.inf) -> None:
     """An option that counts something.
 
     Raises:
-        ArgumentError: it is not a positive integer.
+        ArgumentError: it is not a positive integer, or more than `most`.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ArgumentError(f"{name} must be a positive integer, got {value!r}")
+    if int(value) > most:
+        raise ArgumentError(f"{name} must be at most {most:g}, which is more than anyone waits for")
 
 
 def check_positive(value: object, name: str) -> None:
@@ -135,8 +140,8 @@ def check_positive(value: object, name: str) -> None:
     Raises:
         ArgumentError: it is not a positive finite number.
     """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 < float(value) < float("inf"):  # type: ignore[arg-type]
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not 0 < value <= sys.float_info.max:  # type: ignore[operator]
         raise ArgumentError(f"{name} must be a positive number, got {value!r}")
 
 

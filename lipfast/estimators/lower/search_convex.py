@@ -34,7 +34,7 @@ class Convex:
     _pool: Reservoir = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_count(self.draws, "draws")
+        check_count(self.draws, "draws", most=2**31)
         check_count(self.limit, "limit")
         self._best = Best(KEPT)
         self._pool = Reservoir(self.limit, self.seed)

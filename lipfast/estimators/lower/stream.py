@@ -32,10 +32,11 @@ from lipfast.estimators.options import check_options, home_of
 from lipfast.estimators.progress import shown_progress
 from lipfast.estimators.results import LowerBound, Search
 from lipfast.estimators.samples import Data, SampleStream, read_samples
-from lipfast.norms import Norm
+from lipfast.norms import AnyNorm, Norm, check_norm
+from lipfast.ops._arguments import check_integer
 from lipfast.ops.denormals import denormals_flushed
 from lipfast.plan.architecture import Architecture
-from lipfast.plan.cache import cached_plan
+from lipfast.plan.cache import plan_or_reason
 from lipfast.plan.checked import StateDict, resolve, resolve_all
 from lipfast.plan.trace import Source
 
@@ -95,7 +96,7 @@ def lower_bounds(
     state_dicts: StateDict | Sequence[StateDict],
     samples: SampleStream,
     *,
-    norm: Norm,
+    norm: AnyNorm,
     per_sample: bool,
     memory: int,
     domain: Domain | None,
@@ -124,7 +125,7 @@ def lower_bounds(
         ArgumentError, NonFiniteError: the samples do not fit, or hold NaN or Inf.
         StateDictError, NonFiniteError: a state dict does not fit the architecture.
     """
-    tensors = resolve_all(plan, state_dicts)
+    tensors, norm = resolve_all(plan, state_dicts), check_norm(norm)
     if not tensors:
         return []
     largest = _Largest()
@@ -158,21 +159,31 @@ def lower_bounds(
     ]
 
 
-def _why_not(plan: Architecture | None, inputs: int) -> str | None:
-    """Why nothing can be certified; None where something can."""
+def _why_not(plan: Architecture | str, inputs: int) -> str | None:
+    """Why nothing can be certified; None where something can.
+
+    Args:
+        plan: of the model, or why it has none.
+        inputs: how many it has.
+    """
     if inputs > 1:
         return "the certificate needs a model with one input"
-    if plan is None:
-        return "the certificate needs a model with one input that lipfast.compile can trace"
+    if isinstance(plan, str):
+        return f"the certificate needs a model that lipfast.compile can trace: {plan}"
     missing = missing_error_rules(plan)
-    return f"no rule for the rounding errors of {', '.join(missing)}" if missing else None
+    if not missing:
+        return None
+    return (
+        f"no rule for the rounding errors of {', '.join(missing)}: give its @lipfast.rule an "
+        "`error`, which bounds them"
+    )
 
 
 def lower_bound(
     model: Source,
     data: Data,
     *,
-    norm: Norm = 2,
+    norm: AnyNorm = 2,
     search: SearchName = "data",
     per_sample: bool = False,
     memory: int = 1 << 30,
@@ -235,8 +246,9 @@ def lower_bound(
         (True, True)
     """
     norm = check_options(norm, domain, memory, progress)
+    check_integer("seed", seed, 0)
     if search != "data":
-        options = {"seed": seed, **options}
+        options = {"seed": int(seed), **options}
     method, region = search_method(search, options, domain)
     module = module_of(model)
     with read_samples(data) as samples, contextlib.ExitStack() as stack:
@@ -246,7 +258,8 @@ def lower_bound(
         if region is not None and len(shapes) > 1:
             region = region.flattened(shapes)
         problem = stack.enter_context(model_function(module, example))
-        plan = cached_plan(module, problem.x[:2]) if len(shapes) == 1 else None
+        traced = plan_or_reason(module, problem.x[:2]) if len(shapes) == 1 else ""
+        plan = None if isinstance(traced, str) else traced
         tensors = {} if plan is None else resolve(plan, module.state_dict())
 
         def norms(x: Tensor) -> Tensor:
@@ -272,7 +285,7 @@ def lower_bound(
                 one = tuple(value[:1] for value in example)
                 where = Landscape(norms, problem, module, one, norm, region, memory, advance)
                 found = method.run(where)
-        why_not, secant = _why_not(plan, len(shapes)), None
+        why_not, secant = _why_not(traced, len(shapes)), None
         with shown_progress("certified secants", None, progress):
             if plan is not None and why_not is None:
                 secant = _best_secant(

@@ -23,7 +23,7 @@ from lipfast.estimators.upper.sizes import Sizes
 from lipfast.estimators.upper.starts import Starts, StartVectors, checked_starts
 from lipfast.estimators.upper.sweep import composed, sweep_of
 from lipfast.graph.nodes import computed_name, error_name
-from lipfast.norms import Norm, check_norm
+from lipfast.norms import AnyNorm, Norm, check_norm
 from lipfast.ops.denormals import FLUSHED, denormals_flushed
 from lipfast.ops.modes import plain_arithmetic
 from lipfast.plan.architecture import Architecture
@@ -42,7 +42,7 @@ def product_bounds(
     plan: Architecture,
     state_dicts: StateDict | Sequence[StateDict],
     *,
-    norm: Norm = 2,
+    norm: AnyNorm = 2,
     rtol: float = 1e-6,
     seed: int = 0,
     start: Starts = None,

@@ -27,7 +27,14 @@ def checked_starts(plan: Architecture, start: Starts, count: int) -> list[StartV
     if start is None or isinstance(start, Mapping):
         starts: list[StartVectors] = [start or {}] * count
     else:
-        starts = [entry or {} for entry in start]
+        entries = start if isinstance(start, Sequence) else [start]
+        wrong = [entry for entry in entries if not isinstance(entry, (Mapping, type(None)))]
+        if wrong:
+            raise ArgumentError(
+                "start must be a mapping from names of weights to vectors (Tracker.vectors), or a "
+                f"list of them, not of {type(wrong[0]).__name__}"
+            )
+        starts = [entry or {} for entry in entries]
     if len(starts) != count:
         raise ArgumentError(f"start: {len(starts)} mappings for {count} state dicts")
     if not any(starts):

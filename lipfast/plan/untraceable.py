@@ -1,0 +1,120 @@
+"""Why `torch.export` cannot trace a model, in the words of somebody who wrote the model."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from lipfast.errors import TraceError
+
+_HOMES = (
+    str(Path(torch.__file__).parent),
+    str(Path(contextlib.__file__).parent),
+    str(Path(__file__).parent.parent),
+    "<",
+)
+_EXPORT_ADVICE = (
+    "Export the model yourself (torch.export.export(model, args, strict=False or strict=True, "
+    "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))), save it with torch.export.save, and pass "
+    "the ExportedProgram or the path of the .pt2 file instead of the model."
+)
+
+
+def head_line(error: BaseException) -> str:
+    """The kind of an error and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+
+
+def where(error: BaseException) -> str:
+    """File and line of the last frame outside torch and lipfast, as the end of a phrase."""
+    frames = []
+    traceback = error.__traceback__
+    while traceback is not None:
+        if is_users(traceback.tb_frame.f_code.co_filename):
+            frames.append(f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}")
+        traceback = traceback.tb_next
+    return f" (at {frames[-1]})" if frames else ""
+
+
+def is_users(file: str) -> bool:
+    """Whether a file belongs neither to torch, nor to Python, nor to lipfast."""
+    return not file.startswith(_HOMES)
+
+
+def reason(name: str, error: BaseException, fixed_at: str) -> str:
+    """Why a model could not be traced, and what to do.
+
+    Args:
+        name: of the model.
+        error: of `torch.export`.
+        fixed_at: the line that fixed a size, if one did.
+    """
+    text = str(error)
+    if "Constraints violated" in text and ".size()[0]" in text:
+        return (
+            f"{name} fixes the number of samples{fixed_at}, and lipfast traces it for any number. "
+            "Keep x.shape[0] as it is, as in x.reshape(x.shape[0], -1): len(x), "
+            "int(x.shape[0]), loops over the samples and a number in its place fix it."
+        )
+    if "data-dependent" in text:
+        return (
+            f"{name} decides by the values of a tensor{where(error)}, as in if, while, float(x) or "
+            f"x.item(), and has no graph then ({head_line(error)}). Use torch.where and keep "
+            f"numbers as tensors. {_EXPORT_ADVICE}"
+        )
+    if ".numpy()" in text:
+        return f"{name} leaves torch for numpy{where(error)}: use torch's functions instead."
+    return (
+        f"torch.export could not trace {name}{where(error)}: {head_line(error)}. {_EXPORT_ADVICE}"
+    )
+
+
+def require_any_number(name: str, program: ExportedProgram) -> None:
+    """Check that no line of the model decides by the number of samples.
+
+    Raises:
+        TraceError: one does; says which.
+    """
+    inputs = (node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder")
+    sizes = [value.shape[0] for value in inputs if isinstance(value, Tensor) and value.dim()]
+    symbols: list[Any] = [size for size in sizes if not isinstance(size, int)]
+    for guard in symbols[0].node.shape_env.guards if symbols else ():
+        frame = guard.sloc.framework_loc
+        line = (getattr(frame, "line", None) or "").strip()
+        if is_users(getattr(frame, "filename", "<")) and not line.startswith("assert"):
+            raise TraceError(
+                f"{name} decides by the number of samples (at {frame.filename}:{frame.lineno}): "
+                "what a sample gives would depend on how many there are"
+            )
+
+
+class SizesFixed(logging.Handler):
+    """Hears of the sizes that torch fixes, and keeps which line of the user's fixed the first.
+
+    Attributes:
+        at: file and line, as the end of a phrase.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.at = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Look at who calls."""
+        message = record.getMessage()
+        if self.at or "[guard added]" not in message or not message.startswith("eval Eq"):
+            return
+        frame: FrameType | None = sys._getframe()
+        while frame is not None and not is_users(frame.f_code.co_filename):
+            frame = frame.f_back
+        if frame is not None:
+            self.at = f" (at {frame.f_code.co_filename}:{frame.f_lineno})"
