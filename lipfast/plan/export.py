@@ -20,7 +20,7 @@ from torch.fx import Node as FxNode
 from lipfast.errors import ArgumentError, TraceError
 from lipfast.plan.batch_first import samples_in_front
 from lipfast.plan.canonical import TRAINING_FLAGS
-from lipfast.plan.modules import evaluation_mode
+from lipfast.plan.modules import evaluation_mode, require_floating_modules
 from lipfast.rules.registry import rule_of
 
 _EXPORT_ADVICE = (
@@ -102,16 +102,19 @@ def exported(module: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
     """The program of a module in eval mode, for any number of samples.
 
     Raises:
+        ArgumentError: a parameter is not initialised, or weights are quantised.
         TraceError: `torch.export` or the module itself fails on the inputs.
     """
     if isinstance(module, torch.jit.ScriptModule):
         raise TraceError("TorchScript modules cannot be traced: give the original nn.Module")
+    require_floating_modules(module)
     shapes = tuple({0: Dim.DYNAMIC} for _ in inputs)
     try:
-        # Without gradients a model's own no_grad blocks leave no trace in the graph.
+        # Without gradients a model's own no_grad blocks leave no trace in the graph. The module
+        # comes before the lock: who evaluates it may wait for that to trace it.
         with (
-            _EXPORTING,
             evaluation_mode(module),
+            _EXPORTING,
             samples_in_front(module),
             torch.no_grad(),
             warnings.catch_warnings(),
@@ -136,9 +139,10 @@ def _require_evaluates(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         TraceError: the module cannot be evaluated on the inputs either.
     """
     try:
-        with evaluation_mode(module), torch.no_grad(), warnings.catch_warnings():
+        with evaluation_mode(module) as kept, torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             module(*(value.clone() for value in inputs))
+            written = [name for name in kept.written() if not name.startswith("attribute")]
     except Exception as error:  # user code runs here: anything may come out
         shapes = ", ".join(str(tuple(value.shape[1:])) for value in inputs)
         raise TraceError(
@@ -146,6 +150,13 @@ def _require_evaluates(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             f"{_where(error)}: {_head_line(error)}. Check the data: its first dimension is the "
             "sample, the others are what the model takes."
         ) from error
+    if written:
+        raise TraceError(
+            f"{type(module).__name__} writes its {', '.join(written)} in forward, even in eval "
+            "mode: then its outputs are no function of parameters and inputs that can be traced. "
+            "Evaluate the model once, if this initialises it, or write in training mode only "
+            "(if self.training)"
+        )
 
 
 @contextlib.contextmanager
