@@ -17,7 +17,7 @@ from lipfast.estimators.plan import Plan, bounds_from
 from lipfast.estimators.results import Bounds, UpperBound
 from lipfast.estimators.samples import Data, example_of, read_samples
 from lipfast.norms import Norm
-from lipfast.plan.modules import unwrap
+from lipfast.plan.modules import lock_of, unwrap
 from lipfast.plan.trace import Source
 
 __all__ = [
@@ -195,4 +195,7 @@ def _state_dict(model: nn.Module) -> Mapping[str, Tensor]:
             f"model must be an nn.Module, not {type(model).__name__}; for an exported program use "
             "lipfast.compile and give the state dict to the plan"
         )
-    return unwrap(model).state_dict()
+    module = unwrap(model)
+    with lock_of(module):
+        found: Mapping[str, Tensor] = module.state_dict()
+    return found

@@ -122,7 +122,7 @@ def exported(module: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
         ):
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", UserWarning)
-            return torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # user code runs here: anything may come out
         _require_evaluates(module, inputs)
         where = _where(error)
@@ -130,19 +130,24 @@ def exported(module: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
             f"torch.export could not trace {type(module).__name__}{where}: "
             f"{_head_line(error)}. {_EXPORT_ADVICE}"
         ) from error
+    # What goes through Tensor.data leaves no trace in the graph: only an evaluation shows it.
+    state = (*module.parameters(), *module.buffers())
+    if not any(value.is_meta for value in state):
+        _require_evaluates(module, inputs)
+    return program
 
 
 def _require_evaluates(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """Evaluate a module that could not be traced: its own error says more than torch.export's.
+    """Evaluate a module: if torch.export failed, its own error says more than torch.export's.
 
     Raises:
-        TraceError: the module cannot be evaluated on the inputs either.
+        TraceError: the module cannot be evaluated on the inputs, or writes to its tensors.
     """
     try:
         with evaluation_mode(module) as kept, torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             module(*(value.clone() for value in inputs))
-            written = [name for name in kept.written() if not name.startswith("attribute")]
+            written = kept.rewritten()
     except Exception as error:  # user code runs here: anything may come out
         shapes = ", ".join(str(tuple(value.shape[1:])) for value in inputs)
         raise TraceError(

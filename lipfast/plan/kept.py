@@ -139,6 +139,8 @@ class Kept:
         table = getattr(tensor, "__dict__", None)
         if table:
             inside.append(table)
+        elif table is not None:
+            self._empty.append(table)
         if inside:
             self._push(inside, owner, depth)
 
@@ -199,17 +201,30 @@ class Kept:
         filled = list(filter(None, self._empty))
         if not changed and not filled:
             return {}
-        paths = {id(module): name for name, module in self._root.named_modules()}
+        paths = self._paths()
         found = {self._name_of(value, paths): snapshot(value) for value in filled}
+        tensors = self._rewritten()
         for kept in changed:
-            if isinstance(kept, KeptGenerator):
-                continue
             if isinstance(kept, KeptTable) and kept.owner[1] in ("", "_parameters", "_buffers"):
                 for name in kept.names():
                     found[_name_in(kept.owner, name, paths)] = snapshot(kept.value.get(name))
-            else:
+            elif kept in tensors or not isinstance(kept, (KeptTensor, KeptGenerator)):
                 found[_name_in(kept.owner, "", paths)] = snapshot(kept.value)
         return found
+
+    def rewritten(self) -> list[str]:
+        """What the tensors are called that hold other numbers than they did."""
+        found = self._rewritten()
+        paths = self._paths() if found else {}
+        return [_name_in(kept.owner, "", paths) for kept in found]
+
+    def _rewritten(self) -> list[KeptTensor]:
+        tensors = [kept for kept in self._kept if isinstance(kept, KeptTensor)]
+        gradients = {id(kept.grad) for kept in tensors}
+        return [kept for kept in tensors if kept.rewritten() and id(kept.value) not in gradients]
+
+    def _paths(self) -> dict[int, str]:
+        return {id(module): name for name, module in self._root.named_modules()}
 
     def _name_of(self, container: object, paths: Mapping[int, str]) -> str:
         for module in self._root.modules():

@@ -69,6 +69,12 @@ class KeptTensor:
         """Whether it is not what it was."""
         return self.moved() or self.overwritten()
 
+    def rewritten(self) -> bool:
+        """Whether its numbers are others, or elsewhere: not only its gradient or flags."""
+        if self.bits is None:
+            return False
+        return self.overwritten() or not self.value.is_set_to(self.alias)
+
     def restore(self) -> None:
         """Make it what it was; nothing is written where nothing was."""
         tensor, bits = self.value, self.bits
@@ -211,10 +217,23 @@ def alike(first: Any, second: Any) -> bool:
 def _same_bits(first: Tensor, second: Tensor) -> bool:
     if (first.shape, first.dtype, first.layout) != (second.shape, second.dtype, second.layout):
         return False
+    if not (_has_memory(first) and _has_memory(second)):
+        return False
     if first.layout is not torch.strided:
         return all(map(_same_bits, strided_parts(first), strided_parts(second)))
     bits = [_bits(value.detach().contiguous()) for value in (first, second)]
     return bits[0] is not None and bits[1] is not None and torch.equal(bits[0], bits[1])
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    """Whether there is something to read: not after its storage was resized to nothing."""
+    with suppress(RuntimeError, NotImplementedError):
+        needed = tensor.numel() and 1 + sum(
+            (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+        )
+        end = (needed + tensor.storage_offset()) * tensor.element_size() if needed else 0
+        return tensor.untyped_storage().nbytes() >= end
+    return True  # without a storage
 
 
 def strided_parts(tensor: Tensor) -> tuple[Tensor, ...]:
@@ -233,7 +252,7 @@ def strided_parts(tensor: Tensor) -> tuple[Tensor, ...]:
 def snapshot(value: Any) -> Any:
     """A copy that later writes do not reach, to compare with another."""
     if isinstance(value, Tensor):
-        return value.detach().clone()
+        return value.detach().clone() if _has_memory(value) else None
     if isinstance(value, Mapping):
         return {key: snapshot(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple, deque)):

@@ -78,15 +78,25 @@ def evaluation_mode(model: nn.Module) -> Iterator[Kept]:
             evaluated = True
         finally:
             visits.kept = outer
-            if kept is not None:
-                kept.restore()
-                drew = kept.restore_generators()
-                visits.draws = drew or (visits.draws and not evaluated)
-            for module, flag, implementation in zip(modules, flags, compiled, strict=True):
-                if module.training is not flag:
-                    _set_training(module, flag)
-                if implementation is not None:
-                    module._compiled_call_impl = implementation
+            try:
+                if kept is not None:
+                    kept.restore()
+                    drew = kept.restore_generators()
+                    visits.draws = drew or (visits.draws and not evaluated)
+            finally:
+                for module, flag, implementation in zip(modules, flags, compiled, strict=True):
+                    if module.training is not flag:
+                        _set_training(module, flag)
+                    if implementation is not None:
+                        module._compiled_call_impl = implementation
+
+
+def lock_of(model: nn.Module) -> threading.RLock:
+    """What to hold while a module's state is read: an evaluation puts other tensors in its place.
+
+    Inside `evaluation_mode` it is held.
+    """
+    return _visits_of(model).lock
 
 
 def copied(model: nn.Module) -> nn.Module:

@@ -13,7 +13,7 @@ from lipfast.errors import ArgumentError
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.convert import convert
 from lipfast.plan.export import example_inputs, exported, load_program
-from lipfast.plan.modules import unwrap
+from lipfast.plan.modules import lock_of, unwrap
 
 Source = nn.Module | ExportedProgram | str | os.PathLike[str]
 
@@ -47,4 +47,6 @@ def trace(model: Source, example_input: Tensor | Sequence[Tensor] | None = None)
         )
     module = unwrap(model)
     program = exported(module, example_inputs(example_input))
-    return convert(program, module.state_dict(keep_vars=True))
+    with lock_of(module):
+        state_dict = module.state_dict(keep_vars=True)
+    return convert(program, state_dict)

@@ -19,7 +19,7 @@ from lipfast.errors import ArgumentError, LipfastError
 from lipfast.estimators.jacobian.held import HeldState
 from lipfast.plan.export import exported_module
 from lipfast.plan.kept_values import strided_parts
-from lipfast.plan.modules import evaluation_mode, require_floating_modules, unwrap
+from lipfast.plan.modules import evaluation_mode, lock_of, require_floating_modules, unwrap
 from lipfast.plan.state import require_finite
 from lipfast.plan.trace import Source
 
@@ -103,8 +103,9 @@ def model_function(
     """
     if isinstance(module, torch.jit.ScriptModule):
         raise ArgumentError("TorchScript modules are not supported: give the original nn.Module")
-    parameters = dict(module.named_parameters())
-    buffers = dict(module.named_buffers())
+    with lock_of(module):
+        parameters = dict(module.named_parameters())
+        buffers = dict(module.named_buffers())
     require_floating_modules(module)
     check_state({**parameters, **buffers}, inputs[0], masks=buffers.keys())
     dtype = dtype or state_dtype([*parameters.values(), *buffers.values()], inputs)

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipfast.errors import ArgumentError
+from lipfast.errors import ArgumentError, LipfastError
 from lipfast.plan.kept import Kept
 from lipfast.plan.kept_values import alike, snapshot
+from lipfast.text import kind_and_first_line
 
 State = dict[str, Tensor]
 
@@ -60,19 +61,39 @@ class HeldState:
         if not self._written(self._shared):
             return
         self._writes = True
-        with torch.no_grad():
-            # Different samples: what is written from equal ones may be no number at all.
-            first = torch.cat([x[:2], 2 * x[:1] + 1])
-            second = torch.cat([3 * x[:2] - 1, x[:1] / 2])
-            plain, written = self._evaluated(evaluate, first, self())
-            state = self()
-            _, other = self._evaluated(evaluate, second, state)
-            after, _ = self._evaluated(evaluate, first, state)
+        # Different samples: what is written from equal ones may be no number at all.
+        first = torch.cat([x[:2], 2 * x[:1] + 1])
+        second = torch.cat([3 * x[:2] - 1, x[:1] / 2])
+        try:
+            with torch.enable_grad():
+                plain, written = self._evaluated(evaluate, first, self())
+                self._kept.restore()
+                direct = self._evaluated(evaluate, first, self._make(False))[0]
+                state = self()
+                other = self._evaluated(evaluate, second, state)[1]
+        except LipfastError:
+            raise
+        except Exception as error:  # user code runs here: anything may come out
+            raise ArgumentError(
+                "the model writes to what it holds, and cannot be evaluated again from where it "
+                f"was: {kind_and_first_line(error)}"
+            ) from error
+        try:
+            with torch.enable_grad():
+                after = self._evaluated(evaluate, first, state)[0]
+        except Exception:  # user code, which does not expect what it wrote itself
+            after = None
         self._kept.restore()
         self._shared = self._make(False)
         from_samples = [
             name for name, value in written.items() if not alike(value, other.get(name))
         ]
+        if not alike(plain, direct):
+            raise ArgumentError(
+                f"forward writes its {', '.join(written)}, and not only as attributes of the "
+                "modules that own them: so its outputs cannot be followed. Write in training mode "
+                "only (if self.training)"
+            )
         if from_samples and not alike(plain, after):
             raise ArgumentError(
                 f"forward writes its {', '.join(from_samples)} from the samples that it sees, and "
@@ -83,7 +104,7 @@ class HeldState:
     def _evaluated(
         self, evaluate: Callable[[Tensor, State], Tensor], x: Tensor, state: State
     ) -> tuple[Tensor, dict[str, Any]]:
-        result = evaluate(x, state).clone()
+        result = evaluate(x, state).detach().clone()
         return result, self._written(state)
 
     def _written(self, state: State) -> dict[str, Any]:
