@@ -375,6 +375,13 @@ def _output_names(state: _Conversion, node: FxNode) -> tuple[str, ...]:
         if spec.kind is OutputKind.USER_INPUT_MUTATION and spec.target in inputs:
             continue  # what the model leaves in its argument is no result of it
         if spec.kind is not OutputKind.USER_OUTPUT:
+            if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION):
+                kind = spec.kind.name.partition("_")[0].lower()
+                raise TraceError(
+                    f"the model writes its {kind} '{spec.target}' in forward, even in eval mode: "
+                    "then its outputs are no function of parameters and inputs that can be traced. "
+                    "Write in training mode only (if self.training)"
+                )
             raise TraceError(f"the model has a side effect that is not supported: {spec.kind.name}")
         if result is None or not isinstance(spec.arg, TensorArgument):
             continue  # a number: of samples, of entries

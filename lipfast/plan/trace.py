@@ -14,7 +14,7 @@ from lipfast.plan.architecture import Architecture
 from lipfast.plan.conditions import buffers_known
 from lipfast.plan.convert import convert
 from lipfast.plan.export import example_inputs, exported, load_program
-from lipfast.plan.modules import unwrap
+from lipfast.plan.modules import lock_of, unwrap
 
 Source = nn.Module | ExportedProgram | str | os.PathLike[str]
 
@@ -52,7 +52,9 @@ def trace(model: Source, example_input: Tensor | Sequence[Tensor] | None = None)
             raise
         with buffers_known(module) as read:
             program = exported(module, inputs)
-    return convert(program, module.state_dict(keep_vars=True), read)
+    with lock_of(module):
+        state_dict = module.state_dict(keep_vars=True)
+    return convert(program, state_dict, read)
 
 
 def require_module(model: object) -> nn.Module:
