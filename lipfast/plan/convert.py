@@ -19,6 +19,7 @@ from lipfast.graph.nodes import Argument, Constant, Graph, Node, Reference, comp
 from lipfast.plan import canonical, export
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.canonical import CHECKS, REPEATING, SIZED, Invocation
+from lipfast.plan.compositions import by_their_rules
 from lipfast.plan.computed import exact_value
 from lipfast.plan.modules import aliases_of, shapes_of
 from lipfast.plan.simplify import join_attention, join_products, simplify
@@ -330,7 +331,7 @@ def _validate(graph: Graph, computed: tuple[Node, ...], state: _Conversion) -> N
     """Every node has a rule, depends on the input, and keeps the samples apart."""
     if not graph.inputs:
         raise TraceError("the model has no tensor input")
-    require_rules(graph.nodes, without_bound(graph, computed))
+    require_rules(by_their_rules(graph), without_bound(graph, computed))
     for node in graph.nodes:
         if node.name in state.problems:
             raise TraceError(f"{node.op} in module '{node.module}': {state.problems[node.name]}")
