@@ -14,6 +14,7 @@ from lipfast.estimators.jacobian.function import (
     module_of,
     ordinary,
 )
+from lipfast.estimators.jacobian.trust import require_autograd
 from lipfast.estimators.samples import check_inputs
 from lipfast.norms import Norm, check_norm, dual_norm
 from lipfast.ops.jacobian_reduction import operator_norms
@@ -64,6 +65,7 @@ def input_gradient_norms(
     if isinstance(function, nn.Module):
         module = module_of(function)
         with model_function(module, (samples,), create_graph=create_graph) as problem:
+            require_autograd(problem, module, (samples,))
             return _gradient_norms(problem.function, problem.x, norm, create_graph)
     if not callable(function):
         raise ArgumentError(

@@ -21,6 +21,7 @@ from lipfast.estimators.jacobian.function import (
     module_of,
 )
 from lipfast.estimators.jacobian.norms import compute_dtype, function_jacobian_norms
+from lipfast.estimators.jacobian.trust import require_autograd
 from lipfast.estimators.lower.sample_maximum import assembled, finite_norms
 from lipfast.estimators.lower.search import Landscape, SearchMethod, box_of, require_inside
 from lipfast.estimators.lower.search_ascent import Ascent
@@ -247,6 +248,8 @@ def lower_bound(
             region = region.flattened(shapes)
         problem = stack.enter_context(model_function(module, example))
         plan = cached_plan(module, problem.x[:2]) if len(shapes) == 1 else None
+        if plan is None:  # autograd differentiates the module itself
+            require_autograd(problem, module, example)
         tensors = {} if plan is None else resolve(plan, module.state_dict())
 
         def norms(x: Tensor) -> Tensor:
