@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lipfast.errors import ArgumentError
 from lipfast.estimators.jacobian.function import Function, SampleFunction
-from lipfast.estimators.jacobian.precision import Other, Roundings
+from lipfast.estimators.jacobian.precision import Other, Roundings, values_of
 
 # Units in the last place of the largest output within which two evaluations are the same.
 _ALIKE = 8
@@ -35,6 +35,8 @@ Measure = Callable[[Function, Tensor], Gaps]
 def require_apart(problem: SampleFunction, name: str, other: Other) -> None:
     """Compare up to four samples alone and together, each evaluated once if all is well.
 
+    To be used inside `function.differentiating`.
+
     Args:
         problem: the model and all samples.
         name: of the model, for messages.
@@ -44,23 +46,22 @@ def require_apart(problem: SampleFunction, name: str, other: Other) -> None:
         ArgumentError: the samples are mixed, the model cannot be evaluated on one of them alone, or
             it gives other outputs each time.
     """
-    with torch.no_grad():
-        generator = _generator_state(problem.x)
-        x, rows = _company(problem)
+    generator = _generator_state(problem.x)
+    x, rows = _company(problem)
 
-        def alone(function: Function, x: Tensor) -> Gaps:
-            together = _outputs(function, x, name)[rows]
-            one_by_one = [_outputs(function, x[row : row + 1], name) for row in rows]
-            return _gaps(torch.cat(one_by_one), together)
+    def alone(function: Function, x: Tensor) -> Gaps:
+        together = _outputs(function, x, name)[rows]
+        one_by_one = [_outputs(function, x[row : row + 1], name) for row in rows]
+        return _gaps(torch.cat(one_by_one), together)
 
-        gaps = alone(problem.function, x)
-        suspect = not _are_alike(gaps, x.dtype)
-        drawn = not torch.equal(generator, _generator_state(x))
-        for _ in range(_REPEATS if drawn else int(suspect)):
-            _require_repeatable(problem, x, name)
-        if not suspect:
-            return
-        mixed = _unexplained(alone, gaps, problem, x, other)
+    gaps = alone(problem.function, x)
+    suspect = not _are_alike(gaps, x.dtype)
+    drawn = not torch.equal(generator, _generator_state(x))
+    for _ in range(_REPEATS if drawn else int(suspect)):
+        _require_repeatable(problem, x, name)
+    if not suspect:
+        return
+    mixed = _unexplained(alone, gaps, problem, x, other)
     if mixed is not None:
         raise ArgumentError(
             f"{name} mixes the samples of a batch: an output of a sample alone and together with "
@@ -70,7 +71,7 @@ def require_apart(problem: SampleFunction, name: str, other: Other) -> None:
 
 
 def _require_repeatable(problem: SampleFunction, x: Tensor, name: str) -> None:
-    gaps, sizes = _gaps(problem.function(x), problem.function(x))
+    gaps, sizes = _gaps(values_of(problem.function, x), values_of(problem.function, x))
     # Sums of a device's atomic additions change from time to time, in their last digits.
     changed = _worst(gaps, math.sqrt(torch.finfo(x.dtype).eps) * sizes)
     if changed is not None:
@@ -98,7 +99,7 @@ def _company(problem: SampleFunction) -> tuple[Tensor, list[int]]:
     for neighbour in (-4 * x, flipped):
         company = torch.cat([neighbour, x, flipped, flipped])  # x is not in the middle
         try:
-            problem.function(company)
+            values_of(problem.function, company)
         except Exception:  # user code, on a point that nobody gave: nothing follows from an error
             continue
         return company, [1]
@@ -107,7 +108,7 @@ def _company(problem: SampleFunction) -> tuple[Tensor, list[int]]:
 
 def _outputs(function: Function, x: Tensor, name: str) -> Tensor:
     try:
-        return function(x)
+        return values_of(function, x)
     except MemoryError:
         raise
     except Exception as error:  # user code runs here: anything may come out
@@ -155,7 +156,7 @@ def _unexplained(
         x_again = x.to(again.x.dtype)
         wide, samples = (problem, x) if x.dtype == torch.float64 else (again, x_again)
         with Roundings(torch.float64) as roundings:
-            wide.function(samples)
+            values_of(wide.function, samples)
         if roundings.eps == torch.finfo(torch.float64).eps:
             others = measure(again.function, x_again)
             single, double = (gaps, others) if wide is again else (others, gaps)
@@ -163,7 +164,7 @@ def _unexplained(
             return _worst(double[0], _SHRINKS * torch.maximum(_magnitudes(single[0]), least))
     # Nothing tells rounding to short numbers from a small mixture: half of the digits must differ.
     with Roundings(x.dtype) as roundings:
-        problem.function(x)
+        values_of(problem.function, x)
     return _worst(gaps[0], math.sqrt(roundings.eps) * gaps[1])
 
 

@@ -16,14 +16,15 @@ from torch.utils import _pytree as pytree
 
 from lipfast.errors import ArgumentError
 from lipfast.estimators.jacobian.function import Function, SampleFunction
-from lipfast.estimators.jacobian.precision import Roundings
+from lipfast.estimators.jacobian.precision import Roundings, values_of
 
 # Relative difference of a derivative and a quotient: some backward passes, of solvers for instance,
 # are approximate on purpose.
 _TOLERANCE = 2.0**-9
 # Exponents of eps: how far from the sample derivatives are taken, so that no activation lies on its
 # kink as those of a black image do; and the steps of quotients, each far below the one before.
-_SHIFT, _STEPS = 0.19, (0.29, 0.38, 0.48)
+MIDDLE = 0.38
+_SHIFT, _STEPS = 0.19, (0.29, MIDDLE, 0.48)
 # Units in the last place that a difference of outputs may be wrong by: of the outputs, and of the
 # largest number on the way to them, which they may be small differences of.
 _NOISE, _INNER_NOISE = 64, 4
@@ -51,10 +52,10 @@ def derivative_fault(problem: SampleFunction, module: nn.Module) -> str | None:
     """
     name = type(module).__name__
     try:
-        probe = _probe(problem.function, problem.x)
-        wrong = probe.disagreement()
-        jumps = wrong is None and probe.jumps()
-        culprits = "" if wrong is None else _culprits(problem.function, module, probe.x)
+        found = probe(problem.function, problem.x)
+        wrong = found.disagreement()
+        jumps = wrong is None and found.jumps()
+        culprits = "" if wrong is None else _culprits(problem.function, module, found.x)
     except MemoryError:
         raise
     except Exception:  # user code, on points that nobody gave: nothing follows from an error
@@ -77,8 +78,8 @@ def derivative_fault(problem: SampleFunction, module: nn.Module) -> str | None:
     )
 
 
-class _Quotients(NamedTuple):
-    """Difference quotients (B,) with one step, and what rounding may do to them."""
+class Quotients(NamedTuple):
+    """Difference quotients (B,) to both sides with one step, and what rounding may do to them."""
 
     forward: Tensor
     backward: Tensor
@@ -86,11 +87,12 @@ class _Quotients(NamedTuple):
 
     @property
     def central(self) -> Tensor:
+        """With a step to both sides."""
         return (self.forward + self.backward) / 2
 
 
 @dataclass(frozen=True)
-class _Probe:
+class Probe:
     """A weighted sum of a function's outputs along a line, for each of some samples.
 
     Attributes:
@@ -113,27 +115,30 @@ class _Probe:
 
     def at(self, step: float) -> Tensor:
         """The function's values (B, K) on the line."""
-        with torch.no_grad():
-            return self.function(self.x + step * self.directions)
+        return values_of(self.function, self.x + step * self.directions)
 
-    def quotients(self, exponent: float) -> _Quotients:
+    def quotients(self, exponent: float) -> Quotients:
         """Difference quotients of the weighted sums, with the step eps^exponent."""
         step = self.eps**exponent
         here, after, before = self.values, self.at(step), self.at(-step)
         size = (self.weights * here).abs().double().sum(1)
-        return _Quotients(
+        return Quotients(
             (self.weights * (after - here)).double().sum(1) / step,
             (self.weights * (here - before)).double().sum(1) / step,
             _NOISE * self.eps * size / step,
         )
 
+    def agrees(self, quotients: Tensor, noise: Tensor) -> bool:
+        """Whether nothing speaks against the derivative; what is not finite does not."""
+        errors = (quotients - self.derivative).abs()
+        scale = torch.maximum(self.derivative.abs(), quotients.abs()).max()
+        return bool(((errors <= _TOLERANCE * scale + noise) | ~torch.isfinite(errors)).all())
+
     def disagreement(self) -> tuple[float, float] | None:
         """A derivative and the quotient that it differs from, if that is beyond doubt."""
-        middle = self.quotients(_STEPS[1])
+        middle = self.quotients(MIDDLE)
         scale = float(torch.maximum(self.derivative.abs(), middle.central.abs()).max())
-        # Where anything is not finite, nothing is compared.
-        near = (middle.central - self.derivative).abs() <= _TOLERANCE * scale + middle.noise
-        if bool((near | ~torch.isfinite(middle.central - self.derivative)).all()):
+        if self.agrees(middle.central, middle.noise):
             return None
         inner = self.inner_noise() * self.weights.double().norm(dim=1)
         steps = [self.quotients(exponent) for exponent in _STEPS]
@@ -183,33 +188,38 @@ class _Probe:
         return bool(change.abs().max() > _JUMP * changed + self.inner_noise())
 
 
-def _probe(function: Function, samples: Tensor, eps: float | None = None) -> _Probe:
+def probe(function: Function, samples: Tensor, eps: float | None = None) -> Probe:
     """Random points near the samples, directions and weights; the same ones every time."""
     generator = torch.Generator(device="cpu").manual_seed(0)
-
-    def draw(like: Tensor) -> Tensor:
-        values = torch.randn(like.shape, generator=generator, dtype=torch.float64, device="cpu")
-        return values.to(like)
-
     eps = eps or torch.finfo(samples.dtype).eps
-    flat = samples.flatten(1)
-    size = flat.norm(dim=1, keepdim=True) / flat.shape[1] ** 0.5
-    size = torch.where(size > 0, size, 1)
-    # Entry by entry: the inputs of a model may be of very different sizes.
-    sizes = torch.maximum(flat.abs(), size / 64).reshape(samples.shape)
-    points = samples + eps**_SHIFT * sizes * draw(samples)
+    points = samples + eps**_SHIFT * random_directions(samples, generator)
     leaf = points.clone().requires_grad_()
     with Roundings(samples.dtype) as roundings:
         values = function(leaf)
     if roundings.eps > eps:  # the model rounds to shorter numbers inside
-        return _probe(function, samples, roundings.eps)
-    weights, directions = draw(values), sizes * draw(samples)
+        return probe(function, samples, roundings.eps)
+    weights, directions = _drawn(values, generator), random_directions(samples, generator)
     gradient = None
     if values.requires_grad:
         (gradient,) = torch.autograd.grad((weights * values).sum(), leaf, allow_unused=True)
     gradient = torch.zeros_like(samples) if gradient is None else gradient
     derivative = (gradient * directions).flatten(1).double().sum(1)
-    return _Probe(function, points, directions, weights, eps, derivative, values.detach())
+    return Probe(function, points, directions, weights, eps, derivative, values.detach())
+
+
+def random_directions(samples: Tensor, generator: torch.Generator) -> Tensor:
+    """Directions (B, D...) about as long as the samples, and in each entry about as large."""
+    flat = samples.flatten(1)
+    size = flat.norm(dim=1, keepdim=True) / flat.shape[1] ** 0.5
+    size = torch.where(size > 0, size, 1)
+    # Entry by entry: the inputs of a model may be of very different sizes.
+    sizes = torch.maximum(flat.abs(), size / 64).reshape(samples.shape)
+    return sizes * _drawn(samples, generator)
+
+
+def _drawn(like: Tensor, generator: torch.Generator) -> Tensor:
+    values = torch.randn(like.shape, generator=generator, dtype=torch.float64, device="cpu")
+    return values.to(like)
 
 
 def _culprits(function: Function, module: nn.Module, x: Tensor) -> str:

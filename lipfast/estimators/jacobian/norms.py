@@ -258,7 +258,9 @@ def jacobian_norms(
     Raises:
         ArgumentError: the samples have the wrong shape, dtype or device, the output is not
             floating, `method` does not fit, or an option has no meaning here; says where it has
-            one.
+            one. Or the model mixes the samples of a batch, is random, jumps, or alters its
+            gradients (docs/bounds.md): that is looked for wherever autograd differentiates the
+            module itself.
         NonFiniteError: a sample or a parameter holds NaN or Inf.
         TraceError: an exported program was exported in training mode.
 

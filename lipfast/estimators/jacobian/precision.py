@@ -11,12 +11,20 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from lipfast.estimators.jacobian.function import SampleFunction, model_function
+from lipfast.estimators.jacobian.function import Function, SampleFunction, model_function
 
 # Parameters that are copied to another precision: a check should not take more than its model.
 _LARGEST_COPY = 1 << 26
 _MASK = 1e8
 Other = Callable[[], SampleFunction | None]
+
+
+def values_of(function: Function, x: Tensor) -> Tensor:
+    """Values of a function that is evaluated as it will be differentiated.
+
+    To be used inside `differentiating`.
+    """
+    return function(x.detach().clone().requires_grad_()).detach()
 
 
 @contextlib.contextmanager

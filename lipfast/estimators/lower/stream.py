@@ -216,7 +216,8 @@ def lower_bound(
         A `LowerBound`.
 
     Raises:
-        ArgumentError: data, search or options do not fit; the message says which.
+        ArgumentError: data, search or options do not fit; the message says which. Or lipfast cannot
+            trace the model, and it mixes samples, is random, jumps or alters its gradients.
         NonFiniteError: a weight or a sample is NaN or infinite.
         TraceError: an exported program was exported in training mode.
 
