@@ -227,7 +227,7 @@ def _moved_about(seen: _Seen) -> bool:
     return seen.first[1] >= 0
 
 
-def _joined(seen: _Seen) -> bool:
+def _is_joined(seen: _Seen) -> bool:
     stacked = seen.call.op == "aten.stack"
     dim = seen.call.argument(1, "dim", 0)
     assert isinstance(dim, int)
@@ -285,7 +285,7 @@ _APART: dict[str, Callable[[_Seen], bool]] = {
     **dict.fromkeys(_aten("matmul", "bmm", "tril", "triu", "mT"), _matrices_in_front),
     **dict.fromkeys(_RESHAPES, _reshaped),
     **dict.fromkeys(_aten("permute", "transpose", "t"), _moved_about),
-    **dict.fromkeys(_aten("cat", "stack"), _joined),
+    **dict.fromkeys(_aten("cat", "stack"), _is_joined),
     **dict.fromkeys(_ALONG, _along),
     **dict.fromkeys(_aten("pad", "constant_pad_nd"), _padded_behind),
     **dict.fromkeys(_aten("embedding", "index"), _looked_up),

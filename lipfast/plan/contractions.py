@@ -156,10 +156,10 @@ def _product(left: Argument, right: Argument, *, node: Node, state: _Rewriting) 
         shape = (*shape, 1) if first.active else (1, *shape)
     matrix = state.reshaped(weight, shape)
     if first.active:
-        result = _applied(x, matrix, "lipfast.matmul", shape[1], state)
+        result = _times(x, matrix, "lipfast.matmul", shape[1], state)
     else:
         turned = _last_two_swapped(x, state)
-        result = _last_two_swapped(_applied(turned, matrix, "aten.linear", shape[0], state), state)
+        result = _last_two_swapped(_times(turned, matrix, "aten.linear", shape[0], state), state)
     return state.reshaped(result, node.shape)
 
 
@@ -173,7 +173,7 @@ def _of_two_activations(
     return state.add("aten.matmul", args, node.shape, active=True)
 
 
-def _applied(x: _Operand, matrix: _Operand, op: str, outputs: int, state: _Rewriting) -> _Operand:
+def _times(x: _Operand, matrix: _Operand, op: str, outputs: int, state: _Rewriting) -> _Operand:
     args = (x.reference, state.weight(matrix))
     return state.add(op, args, (*x.shape[:-1], outputs), active=True)
 
@@ -191,10 +191,10 @@ def _vector_layer(node: Node, state: _Rewriting) -> _Operand | None:
         return None
     result = _product(node.args[0], weight.reference, node=node, state=state)
     bias = node.argument(2, "bias")
-    return result if result is None or bias is None else _plus(result, bias, 1, state)
+    return result if result is None or bias is None else _with_addend(result, bias, 1, state)
 
 
-def _plus(x: _Operand, other: Argument, factor: Argument, state: _Rewriting) -> _Operand:
+def _with_addend(x: _Operand, other: Argument, factor: Argument, state: _Rewriting) -> _Operand:
     args: tuple[Argument, ...] = (x.reference, other)
     return state.add("aten.add", args if factor == 1 else (*args, factor), x.shape, active=True)
 
@@ -213,7 +213,7 @@ def _added_product(node: Node, state: _Rewriting) -> _Operand | None:
         return state.add(last.op, args, node.shape, active=True)
     if alpha != 1:
         result = state.add("aten.mul", (result.reference, alpha), result.shape, active=True)
-    return result if beta == 0 else _plus(result, node.args[0], beta, state)
+    return result if beta == 0 else _with_addend(result, node.args[0], beta, state)
 
 
 def _is_bias(bias: _Operand | None, node: Node) -> bool:
@@ -288,7 +288,7 @@ def _bilinear(node: Node, state: _Rewriting) -> _Operand | None:
     sides = [f"{more}kj", f"{more}j"]
     result = None if turned is None else _contracted([turned, y], sides, f"{more}k", state)
     bias = node.argument(3, "bias")
-    return result if result is None or bias is None else _plus(result, bias, 1, state)
+    return result if result is None or bias is None else _with_addend(result, bias, 1, state)
 
 
 def _contracted(
@@ -381,7 +381,7 @@ def _one_layer(x: _Operand, y: _Operand, counts: tuple[int, int], state: _Rewrit
     terms, outputs = math.prod(y.shape[:inner]), math.prod(y.shape[inner:])
     flat = state.reshaped(x, (*x.shape[: len(x.shape) - inner], terms))
     matrix = state.reshaped(y, (terms, outputs))
-    return _applied(flat, matrix, "lipfast.matmul", outputs, state)
+    return _times(flat, matrix, "lipfast.matmul", outputs, state)
 
 
 def _batched_product(

@@ -167,7 +167,14 @@ def _keep_constant(state: _Conversion, name: str) -> None:
         )
     if tensor.is_complex():
         raise TraceError(f"constant '{name}' is complex: only real networks are supported")
-    state.constants[name] = Constant.from_tensor(tensor)
+    try:
+        state.constants[name] = Constant.from_tensor(tensor)
+    except RuntimeError as error:  # of the kind that tensors of a trace raise when they are read
+        raise TraceError(
+            f"constant '{name}' of shape {tuple(tensor.shape)} has no value in the exported "
+            "program: torch.export does not follow what it is made with (a derivative of "
+            "torch.func or autograd inside forward?). Write the derivative out as a formula"
+        ) from error
 
 
 def _input(state: _Conversion, node: FxNode) -> None:
