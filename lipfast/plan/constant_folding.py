@@ -42,7 +42,7 @@ _COPIED = _aten("expand", "broadcast_to", "repeat")
 # Entry by entry, operands broadcast from the right.
 _POINTWISE = (
     _aten(
-        *("abs", "add", "ceil", "clamp", "clamp_max", "clamp_min", "clip", "cos", "div", "exp"),
+        *("abs", "add", "ceil", "clamp", "clamp_max", "clamp_min", "cos", "div", "exp"),
         *("expm1", "fill", "floor", "floor_divide", "log", "masked_fill", "maximum", "minimum"),
         *("mul", "neg", "pow", "reciprocal", "relu", "remainder", "rsqrt", "rsub", "sigmoid"),
         *("sign", "sin", "softplus", "sqrt", "square", "sub", "tanh", "where"),
