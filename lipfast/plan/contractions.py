@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from lipfast.errors import naming
 from lipfast.graph.nodes import Argument, Graph, Node, Reference, needed
-from lipfast.rules.registry import rule_of
+from lipfast.rules.registry import RULES, rule_of
 
 _Shape = tuple[int, ...]
 
@@ -103,7 +103,7 @@ def with_layers(graph: Graph, shapes: Mapping[Reference, _Shape]) -> Graph:
     state = _Rewriting(dict(shapes))
     for node in graph.nodes:
         state.source = node
-        rewrite = _REWRITES.get(node.op)
+        rewrite = None if _has_a_rule_of_its_own(node.op) else _REWRITES.get(node.op)
         with naming(node.op, node.module):
             active = any(name in state.active for name in node.names("node"))
             found = rewrite(node, state) if rewrite is not None and active else None
@@ -116,6 +116,11 @@ def with_layers(graph: Graph, shapes: Mapping[Reference, _Shape]) -> Graph:
         state.keep(replace(last, name=node.name, shape=node.shape))
     read = {*graph.outputs, *(node.name for node in graph.inputs)}
     return Graph(needed(state.nodes, read), graph.outputs)
+
+
+def _has_a_rule_of_its_own(op: str) -> bool:
+    """Whether a rule was written for an op that is rewritten otherwise: then that one counts."""
+    return op in RULES and op not in ("aten.matmul", "aten.bmm", "aten.linear")
 
 
 def _with_weights(node: Node, state: _Rewriting) -> Node:
