@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import lipfast
 from lipfast.errors import TraceError, UnsupportedOpError
+from lipfast.plan import cache
 
 Function = Callable[[Tensor], Tensor]
 
@@ -174,3 +175,17 @@ def test_a_model_without_calls_has_a_certificate() -> None:
     lower = lipfast.lower_bound(nn.Sequential(), X)
     assert lower.certified
     assert 0.999 < lower.value <= 1
+
+
+def test_what_cannot_be_traced_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Applies(by_branch)
+    before = lipfast.lower_bound(model, X)
+
+    def traced(*arguments: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(cache, "trace", traced)
+    assert lipfast.lower_bound(model, X) == before
+    model.function = torch.tanh
+    monkeypatch.undo()
+    assert lipfast.lower_bound(model, X).certified
