@@ -70,6 +70,18 @@ def read_bytes(file: CheckpointFile, path: str | None = None, limit: int | None 
     return data
 
 
+def read_head(file: CheckpointFile, count: int) -> bytes:
+    """Read the first bytes of a checkpoint, or as many as there are.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if file.filesystem is None:
+        with open(file.path, "rb") as stream:  # noqa: PTH123 (fast)
+            return stream.read(count)
+    return _read_remote(file.filesystem, file.path, count, shared="::" in file.uri)
+
+
 def read_json(file: CheckpointFile, path: str, limit: int, name: str) -> Any:
     """Read a JSON file, which messages call by a name.
 

@@ -9,14 +9,16 @@ from pathlib import PurePosixPath
 
 from torch import Tensor
 
-from lipfast.checkpoints.access import require_no_bomb, require_regular
+from lipfast.checkpoints.access import read_head, require_no_bomb, require_regular
+from lipfast.checkpoints.content import HEAD, foreign, is_safetensors, is_torch
 from lipfast.checkpoints.file import CheckpointFile
 from lipfast.checkpoints.metadata import Metadata, Scalar
 from lipfast.checkpoints.pattern import customary, customary_folder, run_folder
 from lipfast.checkpoints.safetensors_file import read_safetensors
 from lipfast.checkpoints.sharded import read_sharded
 from lipfast.checkpoints.sidecar import sidecar_metadata
-from lipfast.checkpoints.torch_file import WRAPPERS, read_torch
+from lipfast.checkpoints.stand_ins import MoreThanWeightsError, UnsafePickleError
+from lipfast.checkpoints.torch_file import WRAPPERS, out_of_proportion, read_torch
 from lipfast.errors import CheckpointError, UnreachableError
 
 _COMPILED = re.compile(r"(?<![^.])_orig_mod\.")  # at the start, or after a dot
@@ -71,6 +73,8 @@ def read_checkpoint(file: CheckpointFile) -> Checkpoint:
     try:
         tensors, raw = _read_by_suffix(file)
         beside = sidecar_metadata(file)
+    except UnsafePickleError as error:
+        raise out_of_proportion(file, error) from error
     except FileNotFoundError as error:
         raise UnreachableError(f"{file.uri}: no such file: it was moved or deleted") from error
     except OSError as error:
@@ -97,9 +101,20 @@ def _read_by_suffix(file: CheckpointFile) -> tuple[dict[str, Tensor], dict[str, 
         )
     if file.sharded:
         return read_sharded(file)
+    readers = [read_torch, read_safetensors]
     if file.suffix == ".safetensors":
-        return read_safetensors(file, file.path, file.size)
-    return read_torch(file, file.path, file.size)
+        readers.reverse()
+    try:
+        return readers[0](file, file.path, file.size)
+    except CheckpointError as error:
+        head = read_head(file, HEAD)
+        if is_safetensors(head) if readers[0] is read_torch else is_torch(head):
+            return readers[1](file, file.path, file.size)  # the other kind, misnamed
+        told = isinstance(error.__cause__, (UnsafePickleError, MoreThanWeightsError))
+        what = None if told else foreign(head, file.size)
+        if what is None:
+            raise
+        raise CheckpointError(f"{file.uri}: {what}") from error
 
 
 def without_compiled(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

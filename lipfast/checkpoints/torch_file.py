@@ -1,29 +1,35 @@
-"""Read what `torch.save` writes, with `weights_only=True`: no code inside is ever run."""
+"""Read what `torch.save` writes; no code inside is ever run."""
 
 from __future__ import annotations
 
 import io
-import re
+import mmap
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from lipfast.checkpoints import pickle_guard
 from lipfast.checkpoints.access import read_bytes
 from lipfast.checkpoints.file import CheckpointFile
 from lipfast.checkpoints.metadata import Scalar
 from lipfast.checkpoints.safetensors_file import SMALL
 from lipfast.checkpoints.scalars import scalars
+from lipfast.checkpoints.stand_ins import (
+    MoreThanWeightsError,
+    NotWeightsError,
+    StandIn,
+    UnsafePickleError,
+)
+from lipfast.checkpoints.torch_container import read_container
 from lipfast.errors import CheckpointError
+from lipfast.text import printable
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "network", "net", "weights")
 """Keys under which training scripts keep the weights inside a larger dict, perhaps nested."""
 
 _MAX_DEPTH = 4
-_GLOBAL = re.compile(r"\bGLOBAL ([\w.]+)")
-_UNPICKLER = re.compile(r"WeightsUnpickler error:\s*([^\n]+)")
+_MAX_PACKED = 64
 
 
 def read_torch(
@@ -40,10 +46,12 @@ def read_torch(
         CheckpointError: it is truncated, or holds something else than weights.
         OSError: it cannot be read.
     """
-    content = _load_harmless(file, path, size)
-    if isinstance(content, Tensor) or not isinstance(content, Mapping):
+    content = load_harmless(file, path, size)
+    is_object = isinstance(content, StandIn) and content.items_set is None and not content.is_module
+    if is_object or not isinstance(content, Mapping):
+        kind = content.name if isinstance(content, StandIn) else f"a {type(content).__name__}"
         raise CheckpointError(
-            f"{file.uri}: holds a {type(content).__name__}; expected a state dict, as "
+            f"{file.uri}: holds {printable(kind[:200])}; expected a state dict, as "
             "torch.save(model.state_dict(), ...) writes it"
         )
     raw: dict[str, Scalar] = {}
@@ -54,6 +62,7 @@ def read_torch(
         if inner is None:
             break
         weights = inner
+    require_tensors(file, weights)
     tensors = {
         name: value.detach()
         for name, value in weights.items()
@@ -69,53 +78,71 @@ def _is_dict(value: object) -> bool:
     )
 
 
-def _load_harmless(file: CheckpointFile, path: str, size: int) -> Any:
+def require_tensors(file: CheckpointFile, weights: Mapping[Any, Any]) -> None:
+    """Refuse weights some of which are tensors of a kind that is not read.
+
+    Raises:
+        CheckpointError: says which, and of what kind.
+    """
+    for name, value in weights.items():
+        parts = value if isinstance(value, tuple) else (value,)  # packed parameters are tuples
+        for part in parts[:_MAX_PACKED]:
+            if isinstance(part, StandIn) and part.is_tensor:
+                raise CheckpointError(
+                    f"{file.uri}: '{printable(str(name)[:200])}' is {printable(part.name[:200])}, "
+                    "which lipfast does not read. Save plain tensors (.dequantize(), .to_dense(), "
+                    ".full_tensor()), or the weights of the model before it was converted"
+                )
+
+
+def load_harmless(file: CheckpointFile, path: str, size: int) -> Any:
+    """Load what `torch.save` wrote, whatever it is; nothing in it is run.
+
+    What is neither a plain value nor a tensor is a `StandIn`.
+
+    Raises:
+        CheckpointError: it is truncated, or no file of torch's.
+        OSError: it cannot be read.
+    """
     try:
         if file.filesystem is None and size > SMALL:
             with open(path, "rb") as stream:  # noqa: PTH123
-                pickle_guard.require_harmless(stream, size)
-                stream.seek(0)
-                start = stream.read(len(pickle_guard.ZIP))
-            mapped = start == pickle_guard.ZIP  # only this format can be
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+                mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+                return read_container(stream, mapped)
         data = read_bytes(file, path)
-        pickle_guard.require_harmless(io.BytesIO(data), len(data))
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        return read_container(io.BytesIO(data), bytearray(data))
     except OSError:
         raise
-    except pickle_guard.UnsafePickleError as error:
+    except NotWeightsError as error:
+        raise CheckpointError(f"{file.uri}: {error}") from error
+    except UnsafePickleError as error:
+        raise out_of_proportion(file, error) from error
+    except MoreThanWeightsError as error:
         raise CheckpointError(
-            f"{file.uri}: {error}; nothing in it was loaded. Save the weights alone: "
-            "torch.save(model.state_dict(), ...), or safetensors"
+            f"{file.uri}: a pickle that holds more than weights ({printable(str(error)[:200])}); "
+            "nothing in it was run. Save the weights alone: torch.save(model.state_dict(), ...), "
+            "or safetensors"
         ) from error
-    except pickle_guard.PlainPickleError as error:
-        raise _more_than_weights(file, str(error)) from error
     except Exception as error:  # a damaged pickle can fail in any way
-        raise _refused(file, error) from error
+        raise _no_weights(file, error) from error
 
 
-def _more_than_weights(file: CheckpointFile, what: str) -> CheckpointError:
+def out_of_proportion(file: CheckpointFile, error: Exception) -> CheckpointError:
+    """The error of a file whose content would take memory or time out of proportion."""
     return CheckpointError(
-        f"{file.uri}: a pickle that holds more than weights ({what[:200]}); nothing in it was run. "
-        "Save the weights alone: torch.save(model.state_dict(), ...), or safetensors"
+        f"{file.uri}: {error}; nothing in it was loaded. Save the weights alone: "
+        "torch.save(model.state_dict(), ...), or safetensors"
     )
 
 
-def _refused(file: CheckpointFile, error: Exception) -> CheckpointError:
-    text = str(error).strip()
-    refused = _GLOBAL.search(text)
-    if refused:
-        return _more_than_weights(file, refused.group(1))
-    # torch's advice, to load without weights_only, is no advice for untrusted files.
-    detail = _UNPICKLER.search(text)
-    if isinstance(error, EOFError):
+def _no_weights(file: CheckpointFile, error: Exception) -> CheckpointError:
+    lines = str(error).strip().splitlines() or [""]
+    reason = printable(f"{type(error).__name__}: {lines[0]}"[:200])
+    if isinstance(error, zipfile.BadZipFile):
+        reason = "it begins as such files do, but its end is missing or damaged"
+    elif isinstance(error, EOFError):
         reason = "it ends too early"
-    elif text.startswith("Weights only load failed"):
-        reason = detail.group(1) if detail else "its pickle holds something else"
-    else:
-        first = text.splitlines()[0].partition(". ")[0] if text else ""
-        reason = f"{type(error).__name__}: {first}"
     return CheckpointError(
-        f"{file.uri}: truncated, or not weights saved by torch.save: {reason[:200]}. Copy it "
+        f"{file.uri}: truncated, or not weights saved by torch.save: {reason}. Copy it "
         "again, or save the weights alone: torch.save(model.state_dict(), ...)"
     )

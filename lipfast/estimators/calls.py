@@ -19,7 +19,7 @@ from lipfast.estimators.plan import Plan, bounds_from
 from lipfast.estimators.results import Bounds, UpperBound
 from lipfast.estimators.samples import Data, example_of, read_samples
 from lipfast.norms import AnyNorm
-from lipfast.plan.modules import unwrap
+from lipfast.plan.modules import lock_of, unwrap
 from lipfast.plan.trace import Source, require_module
 
 __all__ = [
@@ -197,4 +197,7 @@ def _state_dict(model: nn.Module) -> Mapping[str, Tensor]:
             f"model must be an nn.Module, not {type(model).__name__}; for an exported program use "
             "lipfast.compile and give the state dict to the plan"
         )
-    return unwrap(require_module(model)).state_dict()
+    module = unwrap(require_module(model))
+    with lock_of(module):
+        found: Mapping[str, Tensor] = module.state_dict()
+    return found

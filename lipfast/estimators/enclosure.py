@@ -111,6 +111,8 @@ def node_error(
 
 def _holds_a_mask(arguments: NodeArguments, errors: Sequence[Tensor | None]) -> bool:
     """Whether an operand is -inf without an error: a constant, or what one was added to."""
+    if -math.inf in arguments.node.args:
+        return True
     tensors = [ref for ref in arguments.node.references() if ref.kind not in ("batch", "dtype")]
     for reference, error in zip(tensors, errors, strict=True):
         hidden = arguments.value(reference) == -math.inf

@@ -170,7 +170,11 @@ class Constant:
         return Constant(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), values)
 
     def tensor(self) -> Tensor:
-        """Return the constant as a tensor of its own dtype."""
+        """Return the constant as a tensor of its own dtype, which is not to be changed."""
+        return self._tensor
+
+    @cached_property
+    def _tensor(self) -> Tensor:
         dtype = cast(torch.dtype, getattr(torch, self.dtype))
         values = torch.tensor(self.values, dtype=torch.float64, device="cpu")
         return values.reshape(self.shape).to(dtype)
@@ -225,6 +229,11 @@ def is_computed(name: str) -> bool:
 def error_name(name: str) -> str:
     """Name of the tensor that bounds the rounding errors of a computed parameter."""
     return f"error of {name}"
+
+
+def value_name(name: str) -> str:
+    """Name of the constant that an entry of the state dict must equal."""
+    return f"value of {name}"
 
 
 def _references(value: Argument) -> Iterator[Reference]:

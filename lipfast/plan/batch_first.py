@@ -8,38 +8,60 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+# Whether a mask is causal, they find out from its entries, which a trace does not have. It is a
+# hint that changes no value: the argument that says that it is not.
+_HINTS: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.TransformerEncoder: ("is_causal",),
+    nn.TransformerDecoder: ("tgt_is_causal", "memory_is_causal"),
+}
+
 
 @contextlib.contextmanager
 def samples_in_front(model: nn.Module) -> Iterator[None]:
     """Attention modules of `model` that have the samples in front compute the same that way.
 
-    Only calls without masks and without attention weights as a result are replaced; all others run
-    torch's own code. The modules are as before afterwards.
+    Calls without samples, and with masks that differ between heads, run torch's own code. The
+    modules are as before afterwards.
     """
-    changed = [
-        module
-        for module in model.modules()
-        if type(module) is nn.MultiheadAttention
-        and module.batch_first
-        and module.bias_k is None
-        and module.bias_v is None
-        and not module.add_zero_attn
-        and "forward" not in vars(module)
-    ]
+    changed: list[nn.Module] = []
     try:
-        for module in changed:
-            vars(module)["forward"] = _forward(module)
+        for module in model.modules():
+            if "forward" in vars(module):
+                continue
+            if type(module) is nn.MultiheadAttention and module.batch_first:
+                vars(module)["forward"] = _forward(module)
+            elif type(module) in _HINTS:
+                vars(module)["forward"] = _without_hint(module)
+            else:
+                continue
+            changed.append(module)
         yield
     finally:
         for module in changed:
             vars(module).pop("forward", None)
+
+
+def _without_hint(module: nn.Module) -> Callable[..., Any]:
+    original, names = module.forward, _HINTS[type(module)]
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        for name in names:
+            if bound.arguments.get(name) is None:
+                bound.arguments[name] = False
+        return original(*bound.args, **bound.kwargs)
+
+    return forward
 
 
 def _forward(module: nn.MultiheadAttention) -> Callable[..., Any]:
@@ -51,19 +73,66 @@ def _forward(module: nn.MultiheadAttention) -> Callable[..., Any]:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         given = bound.arguments
-        query, key, value = given["query"], given["key"], given["value"]
-        masks = given["key_padding_mask"], given["attn_mask"], given["is_causal"] or None
-        plain = all(mask is None for mask in masks) and not given["need_weights"]
-        if not plain or query.dim() != 3:
+        mask = given["attn_mask"]
+        if given["query"].dim() != 3 or (mask is not None and mask.dim() != 2):
             return original(*args, **kwargs)
-        heads = [
-            torch.unflatten(tensor, -1, (module.num_heads, module.head_dim)).transpose(1, 2)
-            for tensor in _projected(module, query, key, value)
-        ]
-        mixed = functional.scaled_dot_product_attention(heads[0], heads[1], heads[2])
-        return module.out_proj(mixed.transpose(1, 2).flatten(2)), None
+        return _attended(module, given)
 
     return forward
+
+
+def _attended(
+    module: nn.MultiheadAttention, given: Mapping[str, Any]
+) -> tuple[Tensor, Tensor | None]:
+    """What the module computes of the arguments of its `forward`."""
+    query, key, value = (given[name] for name in ("query", "key", "value"))
+    queries, keys, values = _projected(module, query, key, value)
+    padding, table = given["key_padding_mask"], given["attn_mask"]
+    if module.bias_k is not None and module.bias_v is not None:
+        keys, values = (
+            torch.cat([tensor, bias.expand(tensor.shape[0], -1, -1)], 1)
+            for tensor, bias in ((keys, module.bias_k), (values, module.bias_v))
+        )
+    heads = [
+        torch.unflatten(tensor, -1, (module.num_heads, module.head_dim)).transpose(1, 2)
+        for tensor in (queries, keys, values)
+    ]
+    if module.add_zero_attn:  # one more key and value, of zeros
+        heads[1:] = [functional.pad(tensor, (0, 0, 0, 1)) for tensor in heads[1:]]
+    # torch takes the word for the mask only where nothing else needs it.
+    causal = given["is_causal"] and padding is None and not given["need_weights"]
+    mask = None if causal else _mask(table, padding, heads[0], heads[1].shape[2])
+    query, key, value = heads
+    mixed = functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=bool(causal)
+    )
+    result = module.out_proj(mixed.transpose(1, 2).flatten(2))
+    if not given["need_weights"]:
+        return result, None
+    scores = (query @ key.transpose(-1, -2)) / math.sqrt(module.head_dim)
+    weights = (scores if mask is None else scores + mask).softmax(-1)
+    return result, weights.mean(1) if given["average_attn_weights"] else weights
+
+
+def _mask(table: Tensor | None, padding: Tensor | None, query: Tensor, keys: int) -> Tensor | None:
+    """Both masks as one that is added to the scores: of all samples, and of all queries."""
+    found = None
+    for mask, places in ((table, (None, None)), (padding, (slice(None), None, None))):
+        if mask is None:
+            continue
+        additive = _additive(mask, query)
+        if keys > mask.shape[-1]:  # what the module adds (`add_bias_kv`, `add_zero_attn`), all see
+            additive = functional.pad(additive, (0, keys - mask.shape[-1]))
+        found = additive[places] if found is None else found + additive[places]
+    return found
+
+
+def _additive(mask: Tensor, like: Tensor) -> Tensor:
+    """-inf where a mask of truth values hides; masks of numbers as they are."""
+    if mask.dtype != torch.bool:
+        return mask.to(like.dtype)
+    zeros = torch.zeros_like(mask, dtype=like.dtype)
+    return zeros.masked_fill(mask, -math.inf)
 
 
 def _projected(

@@ -9,15 +9,13 @@ part of a plan, so new weights need nothing. Entries vanish with their modules.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from lipfast.errors import ArgumentError, TraceError, UnsupportedOpError
 from lipfast.plan.architecture import Architecture
-from lipfast.plan.modules import evaluation_mode
+from lipfast.plan.modules import evaluation_mode, tensors_of
 from lipfast.plan.record import Record, record
 from lipfast.plan.trace import trace
 from lipfast.rules.registry import RULES
@@ -61,7 +59,8 @@ def _planned(module: nn.Module, example: Tensor, signature: Record | None) -> Ar
         plan = trace(module, example)
     except (ArgumentError, TraceError, UnsupportedOpError) as error:
         plan = str(error)
-    if isinstance(plan, str) or (signature is not None and not plan.constants):
+    if isinstance(plan, str) or signature is not None:
+        # The signature holds the values of constants: with others it is another one.
         key = id(module)
         _PLANS[key] = (weakref.ref(module, lambda _: _PLANS.pop(key, None)), known, plan)
     return plan
@@ -87,35 +86,15 @@ def _two_samples(example: Tensor) -> Tensor:
     return torch.cat([example[:2], example[:2]])[:2].detach()
 
 
-@contextmanager
-def _buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Undo what a module writes to its buffers, or puts in their place."""
-    found = [(child, dict(child._buffers)) for child in module.modules()]
-    values = {
-        id(buffer): (buffer, buffer.detach().clone())
-        for _, buffers in found
-        for buffer in buffers.values()
-        if buffer is not None
-    }
-    try:
-        yield
-    finally:
-        for child, buffers in found:
-            child._buffers.update(buffers)
-        with torch.no_grad():
-            for buffer, value in values.values():
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
-
-
 def _signature(module: nn.Module, example: Tensor) -> Record | None:
     """What the module calls, and the shapes; None where calls do not tell."""
     try:
-        with evaluation_mode(module), _buffers_kept(module):
-            calls = record(module, (example,))
+        with evaluation_mode(module):
+            state = module.state_dict(keep_vars=True)
+            calls = record(module, (example,), state)
     except Exception:  # user code runs here; tracing would fail alike
         return None
     if calls is None:
         return None
-    shapes = tuple((name, tuple(v.shape), v.dtype) for name, v in module.state_dict().items())
+    shapes = tuple((name, tuple(v.shape), v.dtype) for name, v in tensors_of(state).items())
     return (calls, shapes, tuple(RULES.items()))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError, StateDictError
+from lipfast.graph.nodes import Constant
 from lipfast.ops.threads import one_thread
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.computed import evaluate_computed
@@ -55,6 +56,8 @@ def resolve(
     with one_thread() if small else nullcontext():
         require_finite(tensors, numbers, where, required.masks)
     _require_dtype(architecture, tensors, where)
+    if required.values:
+        _require_values(required.values, tensors, where)
     constants = architecture.constants
     if architecture.computed:
         found = evaluate_computed(architecture.computed, tensors, constants, where)
@@ -63,6 +66,24 @@ def resolve(
     if hidden or any(holds_minus_infinity(tensors[name]) for name in required.masks):
         require_visible_entries(architecture.graph, tensors, constants, where)
     return tensors
+
+
+def _require_values(
+    values: Mapping[str, Constant], tensors: Mapping[str, Tensor], where: str
+) -> None:
+    """Conditions of the model are decided as in the state dict that it was traced with.
+
+    Raises:
+        StateDictError: an entry that one rests on has another value.
+    """
+    for name, constant in values.items():
+        found, traced = tensors[name].detach().cpu(), constant.tensor()
+        if not torch.equal(found.double(), traced.double()):
+            raise StateDictError(
+                f"{where}buffer '{name}' is {found.tolist()}, and the plan was traced with "
+                f"{traced.tolist()}: the model decides by it what it computes. Trace the model "
+                "with this state dict"
+            )
 
 
 def _require_dtype(architecture: Architecture, tensors: Mapping[str, Tensor], where: str) -> None:

@@ -30,18 +30,19 @@ _MOVES = frozenset(
     for name in (
         *("alias", "as_strided", "broadcast_to", "chunk", "clone", "contiguous", "detach"),
         *("detach_", "diag", "diagonal", "lift_fresh", "mH", "mT", "movedim", "narrow", "numpy_T"),
-        *("positive", "swapaxes", "t", "tril", "triu"),
+        *("positive", "swapaxes", "t", "tril", "triu", "embedding"),
+        *("gather", "take_along_dim"),
     )
 )
 # Exact, if the operands are: comparisons, integers, and what overwrites entries.
 _EXACT_ON_EXACT = frozenset(
     f"aten.{name}"
     for name in (
-        *("bitwise_and", "bitwise_not", "bitwise_or", "diag_embed", "empty", "eq", "eye"),
-        *("fill", "full", "full_like", "ge", "gt", "le", "logical_and"),
-        *("logical_not", "logical_or", "lt", "masked_fill", "meshgrid", "ne", "new_full"),
+        *("bitwise_and", "bitwise_not", "bitwise_or", "ceil", "diag_embed", "empty", "eq", "eye"),
+        *("fill", "floor", "full", "full_like", "ge", "gt", "le", "logical_and"),
+        *("logical_not", "logical_or", "lt", "meshgrid", "ne", "new_full"),
         *("new_ones", "new_zeros", "ones", "ones_like", "scalar_tensor", "sign"),
-        *("slice_scatter", "select_scatter", "where", "zeros", "zeros_like", "copy", "index_put"),
+        *("slice_scatter", "select_scatter", "zeros", "zeros_like", "copy", "index_put"),
     )
 )
 # Of integers, and with integers as a result; of other numbers they round or jump.
@@ -190,6 +191,8 @@ def _value_of(node: Node, state: _Evaluation) -> Enclosure:
             "parameters with rounding errors, or to one that is not of integers: there is no bound "
             "of its error"
         )
+    if node.op == "aten.masked_fill":  # what is filled in has no error
+        node = replace(node, args=(*node.args[:2], 0.0))
     return Enclosure(value, _called(node, lambda ref: _error_of(state.value(ref))).abs())
 
 

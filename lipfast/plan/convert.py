@@ -15,18 +15,30 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.fx import Node as FxNode
 
 from lipfast.errors import TraceError, naming
-from lipfast.graph.nodes import Argument, Constant, Graph, Node, Reference, computed_name
+from lipfast.graph.nodes import (
+    Argument,
+    Constant,
+    Graph,
+    Node,
+    Reference,
+    computed_name,
+    value_name,
+)
 from lipfast.plan import canonical, export
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.canonical import CHECKS, REPEATING, SIZED, Invocation
 from lipfast.plan.computed import exact_value
+from lipfast.plan.constant_folding import Folding, with_repetitions
+from lipfast.plan.contractions import with_layers
 from lipfast.plan.modules import aliases_of, shapes_of
 from lipfast.plan.simplify import join_attention, join_products, simplify
 from lipfast.plan.split import split_computed, without_bound
 from lipfast.rules.registry import require_rules, rule_of, users_rules
 
 # A tensor that is not in the state dict is kept in the plan up to this many entries.
-MAX_CONSTANT_ENTRIES = 4096
+MAX_CONSTANT_ENTRIES = 1 << 16
+# What is calculated from such tensors is kept in their place up to this many.
+MAX_FOLDED_ENTRIES = 4096
 
 
 @dataclass
@@ -40,12 +52,25 @@ class _Conversion:
     floating: dict[str, bool] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     whole_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    folding: Folding = field(init=False)
     batch: Any = None
     dtypes: list[torch.dtype] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.folding = Folding(lambda value: _samples_at(self, value))
 
-def convert(program: ExportedProgram, state_dict: Mapping[str, Any]) -> Architecture:
+
+def convert(
+    program: ExportedProgram,
+    state_dict: Mapping[str, Any],
+    read: Mapping[str, Tensor] | None = None,
+) -> Architecture:
     """The simplified graph of a program, with the names and shapes of a state dict.
+
+    Args:
+        program: in eval mode.
+        state_dict: of the module that it is of.
+        read: entries of it that conditions of the module rest on.
 
     Raises:
         TraceError, UnsupportedOpError: see `plan.trace.trace`.
@@ -72,6 +97,8 @@ def convert(program: ExportedProgram, state_dict: Mapping[str, Any]) -> Architec
     shapes = shapes_of(state_dict)
     ranks = {name: len(shape) for name, shape in shapes.items()}
     graph = simplify(Graph(tuple(state.nodes), outputs), state.floating, ranks)
+    graph = with_repetitions(graph, state.folding.axes, state.whole_shapes)
+    graph = with_layers(graph, _static_shapes(state, shapes, graph))
     graph, computed = split_computed(graph, state.whole_shapes)
     if computed:
         ranks |= {computed_name(node.name): len(node.shape) for node in computed}
@@ -81,6 +108,11 @@ def convert(program: ExportedProgram, state_dict: Mapping[str, Any]) -> Architec
     nodes = (*graph.nodes, *computed)
     used = {name for node in nodes for name in node.names("constant")}
     constants = {name: value for name, value in state.constants.items() if name in used}
+    constants |= {
+        value_name(name): Constant.from_tensor(value)
+        for name, value in (read or {}).items()
+        if name in shapes
+    }
     return Architecture(
         graph,
         shapes,
@@ -90,6 +122,19 @@ def convert(program: ExportedProgram, state_dict: Mapping[str, Any]) -> Architec
         computed,
         tuple(sorted(users_rules(nodes))),
     )
+
+
+def _static_shapes(
+    state: _Conversion, parameters: Mapping[str, tuple[int, ...]], graph: Graph
+) -> dict[Reference, tuple[int, ...]]:
+    """Shapes of what does not depend on the input; what is the same for all samples for one."""
+    found = {Reference("parameter", name): shape for name, shape in parameters.items()}
+    found |= {Reference("constant", name): c.shape for name, c in state.constants.items()}
+    for node in graph.nodes:
+        shape = state.whole_shapes.get(node.name.removesuffix("_once"))
+        if shape is not None:
+            found[Reference("node", node.name)] = shape
+    return found
 
 
 def _placeholder(state: _Conversion, node: FxNode, spec: Any) -> None:
@@ -116,8 +161,8 @@ def _keep_constant(state: _Conversion, name: str) -> None:
     if tensor.numel() > MAX_CONSTANT_ENTRIES:
         raise TraceError(
             f"constant '{name}' of shape {tuple(tensor.shape)} is not in the state dict and too "
-            f"large for a plan (more than {MAX_CONSTANT_ENTRIES} entries): make it a parameter or "
-            "a persistent buffer (register_buffer)"
+            f"large for a plan (more than {MAX_CONSTANT_ENTRIES} entries): make it a persistent "
+            "buffer, self.register_buffer(name, tensor), which the state dict holds"
         )
     if tensor.is_complex():
         raise TraceError(f"constant '{name}' is complex: only real networks are supported")
@@ -144,6 +189,7 @@ def _input(state: _Conversion, node: FxNode) -> None:
     if shape is None:
         raise TraceError(f"input '{node.name}': {state.problems[node.name]}")
     state.nodes.append(Node(node.name, "input", shape=shape))
+    state.folding.active.add(node.name)
     state.values[node] = Reference("node", node.name)
 
 
@@ -223,15 +269,20 @@ def _convert_call(state: _Conversion, node: FxNode) -> None:
     position = rule_of(call.op).dtype_eps
     if position is not None and isinstance(value, Tensor):
         call = replace(call, args=_with_default_eps(call.args, position, value.dtype))
+    call = state.folding.without_reading(call, node)
     if _became_constant(state, node, call):
         return
+    folded = state.folding.folded(call, node)
     if isinstance(value, Tensor):
         state.floating[node.name] = value.dtype.is_floating_point
         if not value.dtype.is_floating_point:
             state.problems[node.name] = f"its result is of dtype {value.dtype}, not floating"
         if all(isinstance(size, int) for size in value.shape):
             state.whole_shapes[node.name] = tuple(value.shape)
-    call = _beside_the_samples(state, node, call)
+        elif folded is not None:
+            sizes = [size if isinstance(size, int) else 1 for size in value.shape]
+            state.whole_shapes[node.name] = tuple(sizes)
+    call = _beside_the_samples(state, node, call) if folded is None else folded
     known = _sample_shape(state, node.name, value) if node.name not in state.problems else None
     state.nodes.append(replace(call, shape=known or ()))
     state.values[node] = Reference("node", node.name)
@@ -289,7 +340,7 @@ def _became_constant(state: _Conversion, node: FxNode, call: Node) -> bool:
     if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
         return False
     sizes = [size for size in value.shape if isinstance(size, int)]
-    if len(sizes) != value.dim() or math.prod(sizes) > MAX_CONSTANT_ENTRIES:
+    if len(sizes) != value.dim() or math.prod(sizes) > MAX_FOLDED_ENTRIES:
         return False
     result = exact_value(call, state.constants)
     if result is None or result.shape != value.shape:
@@ -324,6 +375,13 @@ def _output_names(state: _Conversion, node: FxNode) -> tuple[str, ...]:
         if spec.kind is OutputKind.USER_INPUT_MUTATION and spec.target in inputs:
             continue  # what the model leaves in its argument is no result of it
         if spec.kind is not OutputKind.USER_OUTPUT:
+            if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION):
+                kind = spec.kind.name.partition("_")[0].lower()
+                raise TraceError(
+                    f"the model writes its {kind} '{spec.target}' in forward, even in eval mode: "
+                    "then its outputs are no function of parameters and inputs that can be traced. "
+                    "Write in training mode only (if self.training)"
+                )
             raise TraceError(f"the model has a side effect that is not supported: {spec.kind.name}")
         if result is None or not isinstance(spec.arg, TensorArgument):
             continue  # a number: of samples, of entries

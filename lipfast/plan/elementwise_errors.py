@@ -135,15 +135,15 @@ def _extremum(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Enc
 negative = parameter_rule("neg")(_moved(torch.neg))
 absolute = parameter_rule("abs")(_moved(torch.abs))
 parameter_rule("relu")(_moved(torch.relu))
-_larger = parameter_rule("maximum", "clamp_min")(_extremum(torch.maximum))
+largest_of_two = parameter_rule("maximum", "clamp_min")(_extremum(torch.maximum))
 _smaller = parameter_rule("minimum", "clamp_max")(_extremum(torch.minimum))
 
 
-@parameter_rule("clamp")
+@parameter_rule("clamp", "clip")
 def _clamp(x: object, min: object = None, max: object = None) -> Enclosure:  # noqa: A002
     """``min(max(x, least), most)``, in this order."""
     found = enclosed(x)
-    found = found if min is None else _larger(found, min)
+    found = found if min is None else largest_of_two(found, min)
     return found if max is None else _smaller(found, max)
 
 
@@ -154,7 +154,7 @@ def _square(x: object) -> Enclosure:
 
 
 @parameter_rule("sqrt")
-def _sqrt(x: object) -> Enclosure:
+def square_root(x: object) -> Enclosure:
     """``|sqrt x - sqrt x'| <= e / sqrt x`` and at most sqrt(e); inf where x - e is negative."""
     value = enclosed(x)
     result, e = value.tensor.sqrt(), value.radius
@@ -166,7 +166,7 @@ def _sqrt(x: object) -> Enclosure:
 @parameter_rule("rsqrt")
 def _rsqrt(x: object) -> Enclosure:
     """``1 / sqrt(x)``."""
-    return _reciprocal(_sqrt(x))
+    return _reciprocal(square_root(x))
 
 
 @parameter_rule("exp")
@@ -176,6 +176,25 @@ def _exp(x: object) -> Enclosure:
     result = value.tensor.exp()
     error = widened(torch.expm1(value.radius) * result, 32)
     return with_error(result, error + result * _EVALUATION * (value.tensor.abs() + 2))
+
+
+@parameter_rule("expm1")
+def _expm1(x: object) -> Enclosure:
+    """``exp(x) - 1``: the exponential moves as much; the evaluation's own rounding."""
+    value = enclosed(x)
+    result = value.tensor.expm1()
+    error = widened(torch.expm1(value.radius) * value.tensor.exp(), 32)
+    return with_error(result, error + _EVALUATION * (result.abs() + value.tensor.abs()))
+
+
+@parameter_rule("log1p")
+def _log1p(x: object) -> Enclosure:
+    """``e / (1 + x - e)`` and the evaluation's own rounding; inf where 1 + x may be 0."""
+    value = enclosed(x)
+    result = value.tensor.log1p()
+    least = (1.0 + value.tensor) * (1 - 4 * u) - widened(value.radius, 4)
+    error = widened(value.radius / least, 4) + (result.abs() + value.tensor.abs()) * _EVALUATION
+    return with_error(result, torch.where(least > 0, error, math.inf))
 
 
 @parameter_rule("log")
@@ -203,6 +222,8 @@ def _smooth(
 
 
 parameter_rule("tanh")(_smooth(torch.tanh))
+parameter_rule("erf")(_smooth(torch.erf, 1.1283791670955128))  # 2 / sqrt(pi)
+parameter_rule("atan")(_smooth(torch.atan))
 parameter_rule("sigmoid")(_smooth(torch.sigmoid, 0.25, offset=1.0))
 parameter_rule("sin")(_smooth(torch.sin))
 parameter_rule("cos")(_smooth(torch.cos, offset=1.0))
@@ -228,7 +249,7 @@ def _soft_plus(x: object, beta: float = 1.0, threshold: float = 20.0) -> Enclosu
     )
 
 
-_POWERS = {2: _square, 0.5: _sqrt, -1: _reciprocal, -0.5: _rsqrt}
+_POWERS = {2: _square, 0.5: square_root, -1: _reciprocal, -0.5: _rsqrt}
 
 
 def _exponent_supported(x: object, exponent: object) -> str | None:

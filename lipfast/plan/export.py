@@ -21,8 +21,8 @@ from torch.fx import Node as FxNode
 from lipfast.errors import ArgumentError, TraceError
 from lipfast.plan.batch_first import samples_in_front
 from lipfast.plan.canonical import TRAINING_FLAGS
-from lipfast.plan.modules import evaluation_mode
-from lipfast.plan.outputs import is_known_to_torch, returning_tensors, tensors_of
+from lipfast.plan.modules import evaluation_mode, require_floating_modules
+from lipfast.plan.outputs import is_known_to_torch, returned_tensors, returning_tensors
 from lipfast.plan.untraceable import SizesFixed, head_line, reason, require_any_number, where
 from lipfast.rules.registry import rule_of
 
@@ -123,21 +123,26 @@ def exported(module: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
     """The program of a module in eval mode, for any number of samples.
 
     Raises:
+        ArgumentError: a parameter is not initialised, or weights are quantised.
         TraceError: `torch.export` or the module itself fails on the inputs.
     """
     if isinstance(module, torch.jit.ScriptModule):
         raise TraceError("TorchScript modules cannot be traced: give the original nn.Module")
+    require_floating_modules(module)
     sizes = SizesFixed()
     try:
         program = _exported(module, inputs, sizes)
     except Exception as error:  # user code runs here: anything may come out
         outputs = _require_evaluates(module, inputs)
-        found = tuple(tensors_of(outputs))  # or what it returns holds none that can be seen
+        found = tuple(returned_tensors(outputs))  # or what it returns holds none that can be seen
         if found and not is_known_to_torch(outputs):
             with evaluation_mode(module):
                 return exported(returning_tensors(module), inputs)
         raise TraceError(reason(type(module).__name__, error, sizes.at)) from error
     require_any_number(type(module).__name__, program)
+    # What goes through Tensor.data leaves no trace in the graph: only an evaluation shows it.
+    if not any(value.is_meta for value in (*module.parameters(), *module.buffers())):
+        _require_evaluates(module, inputs)
     return program
 
 
@@ -145,10 +150,11 @@ def _exported(
     module: nn.Module, inputs: tuple[Tensor, ...], sizes: logging.Handler
 ) -> ExportedProgram:
     shapes = tuple({0: Dim.DYNAMIC} for _ in inputs)
-    # Without gradients a model's own no_grad blocks leave no trace in the graph.
+    # Without gradients a model's own no_grad blocks leave no trace in the graph. The module comes
+    # before the lock: who evaluates it may wait for that to trace it.
     with (
-        _EXPORTING,
         evaluation_mode(module),
+        _EXPORTING,
         samples_in_front(module),
         torch.no_grad(),
         warnings.catch_warnings(),
@@ -160,15 +166,16 @@ def _exported(
 
 
 def _require_evaluates(module: nn.Module, inputs: tuple[Tensor, ...]) -> object:
-    """What a module that could not be traced returns; its own error says more than torch.export's.
+    """What a module returns; where it could not be traced, its own error says more.
 
     Raises:
-        TraceError: the module cannot be evaluated on the inputs either.
+        TraceError: the module cannot be evaluated on the inputs, or writes to its tensors.
     """
     try:
-        with evaluation_mode(module), torch.no_grad(), warnings.catch_warnings():
+        with evaluation_mode(module) as kept, torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return module(*(value.clone() for value in inputs))
+            outputs: object = module(*(value.clone() for value in inputs))
+            written = kept.rewritten()
     except Exception as error:  # user code runs here: anything may come out
         shapes = ", ".join(str(tuple(value.shape[1:])) for value in inputs)
         raise TraceError(
@@ -176,6 +183,14 @@ def _require_evaluates(module: nn.Module, inputs: tuple[Tensor, ...]) -> object:
             f"{where(error)}: {head_line(error)}. Check the data: its first dimension is the "
             "sample, the others are what the model takes."
         ) from error
+    if written:
+        raise TraceError(
+            f"{type(module).__name__} writes its {', '.join(written)} in forward, even in eval "
+            "mode: then its outputs are no function of parameters and inputs that can be traced. "
+            "Evaluate the model once, if this initialises it, or write in training mode only "
+            "(if self.training)"
+        )
+    return outputs
 
 
 @contextlib.contextmanager

@@ -13,16 +13,20 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import NonFiniteError
-from lipfast.graph.nodes import Constant, Graph, Node, computed_name
+from lipfast.graph.nodes import Constant, Graph, Node, Reference, computed_name
 from lipfast.ops.modes import plain_arithmetic
 from lipfast.plan.computed import moves
+from lipfast.plan.constant_folding import ATTENTION
 from lipfast.plan.interpret import NodeArguments, walk
 from lipfast.plan.state import stack
 from lipfast.rules.registry import rule_of
 
 
 def additive_masks(graph: Graph, computed: Sequence[Node]) -> frozenset[str]:
-    """Parameters that are only added to activations, or moved (sliced, expanded) before that."""
+    """Parameters that are only added to activations, or moved (sliced, expanded) before that.
+
+    The mask of an attention is added to its scores.
+    """
     added: dict[str, bool] = {}
 
     def note(names: Iterable[str], *, adds: bool) -> None:
@@ -30,7 +34,11 @@ def additive_masks(graph: Graph, computed: Sequence[Node]) -> frozenset[str]:
 
     for node in graph.nodes:
         adds = node.op == "aten.add" and node.argument(2, "alpha", 1) == 1
-        note(node.names("parameter"), adds=adds)
+        mask = node.argument(3, "attn_mask") if node.op == ATTENTION else None
+        if isinstance(mask, Reference) and mask.kind == "parameter":
+            note([mask.name], adds=True)
+        else:
+            note(node.names("parameter"), adds=adds)
     for node in reversed(computed):
         moved = moves(node.op) and added.get(computed_name(node.name), True)
         note((*node.names("parameter"), *map(computed_name, node.names("node"))), adds=moved)

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from lipfast.errors import ArgumentError
+from lipfast.plan.kept import Kept
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -20,74 +27,159 @@ def unwrap(model: nn.Module) -> nn.Module:
         model = inner
 
 
+@dataclass
+class _Visits:
+    """Who may evaluate a module, and whether that moves the generators of Python and numpy.
+
+    Reading these takes longer than evaluating a small model, so it is found out once.
+    """
+
+    module: weakref.ref[nn.Module]
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    draws: bool = True
+    kept: Kept | None = None  # of the evaluation around this one
+
+
+_VISITS: dict[int, _Visits] = {}  # by the id of the module, which may be given again
+_NEW_VISITS = threading.Lock()
+
+
 @contextlib.contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[Kept]:
     """Every submodule in eval mode and uncompiled inside, exactly as it was afterwards.
 
-    Flags are set directly: `Module.train` may be overridden to do more. The random number
-    generators are restored as well, and what forward puts in the place of buffers and other
-    attributes (a cache would keep a tensor of the trace, without data).
+    Afterwards holds after errors and Ctrl-C, too, and for all that the module holds: see `Kept`.
+    Flags are set directly: `Module.train` may be overridden to do more. Random number generators
+    are put back as well. Of several threads with the same module, one is inside at a time; one
+    evaluation inside another finds the module as the outer one did.
+
+    Returns:
+        What is kept, with the module in eval mode: it can be put back and asked in between.
     """
-    modules = list(model.modules())
-    with contextlib.ExitStack() as stack:
-        for module in modules:
-            stack.enter_context(_attributes_kept(module))
-        with _in_evaluation_mode(modules):
-            yield
+    visits = _visits_of(model)
+    with visits.lock:
+        outer = visits.kept
+        if outer is not None:
+            outer.restore()
+        modules = _modules_of(model)
+        flags = [module.training for module in modules]
+        compiled = [vars(module).get("_compiled_call_impl") for module in modules]
+        kept, evaluated = None, False
+        try:
+            for module, flag, implementation in zip(modules, flags, compiled, strict=True):
+                if flag:
+                    _set_training(module, False)
+                if implementation is not None:
+                    module._compiled_call_impl = None
+            visits.kept = kept = Kept(model, modules)
+            if visits.draws:
+                kept.keep_generators()
+            yield kept
+            evaluated = True
+        finally:
+            visits.kept = outer
+            try:
+                if kept is not None:
+                    kept.restore()
+                    drew = kept.restore_generators()
+                    visits.draws = drew or (visits.draws and not evaluated)
+            finally:
+                for module, flag, implementation in zip(modules, flags, compiled, strict=True):
+                    if module.training is not flag:
+                        _set_training(module, flag)
+                    if implementation is not None:
+                        module._compiled_call_impl = implementation
 
 
-@contextlib.contextmanager
-def _attributes_kept(module: nn.Module) -> Iterator[None]:
-    attributes = vars(module)
-    tables = [attributes, module._buffers]
-    tables += [value for value in attributes.values() if type(value) is dict]
-    copies = [dict(table) for table in tables]
-    lists = [value for value in attributes.values() if type(value) is list]
-    entries = [list(value) for value in lists]
-    try:
-        yield
-    finally:
-        for table, copy in zip(tables, copies, strict=True):
-            for name in table.keys() - copy.keys():
-                del table[name]
-            for name, value in copy.items():
-                if name not in table or table[name] is not value:
-                    table[name] = value
-        for found, copied in zip(lists, entries, strict=True):
-            if list(map(id, found)) != list(map(id, copied)):
-                found[:] = copied
+def lock_of(model: nn.Module) -> threading.RLock:
+    """What to hold while a module's state is read: an evaluation puts other tensors in its place.
+
+    Inside `evaluation_mode` it is held.
+    """
+    return _visits_of(model).lock
 
 
-@contextlib.contextmanager
-def _in_evaluation_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
-    flags = [module.training for module in modules]
-    compiled = [getattr(module, "_compiled_call_impl", None) for module in modules]
-    try:
-        for module in modules:
-            module.training = False
-            if getattr(module, "_compiled_call_impl", None) is not None:
-                module._compiled_call_impl = None
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        for module, flag, implementation in zip(modules, flags, compiled, strict=True):
-            module.training = flag
-            if implementation is not None:
-                module._compiled_call_impl = implementation
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy, also of a module that holds results of autograd: those without their graph."""
+    computed = Kept(model, _modules_of(model)).computed()
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
+
+
+def _set_training(module: nn.Module, flag: bool) -> None:
+    if "training" in vars(module):
+        vars(module)["training"] = flag
+    else:  # of a script module, for instance
+        module.training = flag
+
+
+def _modules_of(model: nn.Module) -> list[nn.Module]:
+    """`list(model.modules())`, in a fraction of the time."""
+    found = {id(model): model}
+    pending = [model]
+    while pending:
+        for child in pending.pop()._modules.values():
+            if child is not None and id(child) not in found:
+                found[id(child)] = child
+                pending.append(child)
+    return list(found.values())
+
+
+def _visits_of(model: nn.Module) -> _Visits:
+    with _NEW_VISITS:
+        found = _VISITS.get(id(model))
+        if found is None or found.module() is not model:
+            key = id(model)
+            found = _Visits(weakref.ref(model, lambda reference: _forget(key, reference)))
+            _VISITS[key] = found
+        return found
+
+
+def _forget(key: int, reference: weakref.ref[nn.Module]) -> None:
+    if key in _VISITS and _VISITS[key].module is reference:
+        del _VISITS[key]
+
+
+_QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
+
+
+def require_floating_modules(model: nn.Module) -> None:
+    """Check that a model computes with floating numbers that are there.
+
+    Raises:
+        ArgumentError: a module has quantised weights, or parameters that take shape later; says
+            which.
+    """
+    for name, module in model.named_modules():
+        kind = f"{type(module).__module__}.{type(module).__qualname__}"
+        if kind.startswith(_QUANTIZED):
+            raise ArgumentError(
+                f"module '{name}' ({kind}) computes with quantised weights, a step function of its "
+                "inputs that has no Jacobian and no useful Lipschitz constant: give the model from "
+                "before quantisation, or one with the dequantised weights in floating layers"
+            )
+        for own, value in (*module._parameters.items(), *module._buffers.items()):
+            if isinstance(value, (UninitializedParameter, UninitializedBuffer)):
+                path = f"{name}.{own}" if name else own
+                raise ArgumentError(
+                    f"parameter '{path}' is not initialised: call the model once first"
+                )
+
+
+def tensors_of(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a state dict, which may hold other things (extra state, packed weights)."""
+    return {name: value for name, value in state_dict.items() if isinstance(value, Tensor)}
 
 
 def shapes_of(state_dict: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors of a state dict, which may hold other things."""
-    tensors = ((name, value) for name, value in state_dict.items() if isinstance(value, Tensor))
-    return {name: tuple(tensor.shape) for name, tensor in tensors}
+    """Shapes of the tensors of a state dict."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors_of(state_dict).items()}
 
 
 def aliases_of(state_dict: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """Name -> other names of the same tensor, from a state dict with `keep_vars=True`."""
     groups: dict[int, list[str]] = {}
-    for name, value in state_dict.items():
-        if isinstance(value, Tensor):
-            groups.setdefault(id(value), []).append(name)
+    for name, value in tensors_of(state_dict).items():
+        groups.setdefault(id(value), []).append(name)
     return {
         name: tuple(other for other in names if other != name)
         for names in groups.values()

@@ -10,10 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipfast.plan.elementwise_errors import absolute, negative, plus, quotient, times
+from lipfast.plan.elementwise_errors import (
+    absolute,
+    largest_of_two,
+    negative,
+    plus,
+    quotient,
+    square_root,
+    times,
+)
 from lipfast.plan.parameter_rules import Enclosure, enclosed, parameter_rule, with_error
-from lipfast.rounding import gamma
-from lipfast.rules.running_errors import error_of_bilinear_map, error_of_matmul
+from lipfast.rounding import gamma, u
+from lipfast.rules.running_errors import (
+    EVALUATION_ROUNDOFFS,
+    error_of_bilinear_map,
+    error_of_matmul,
+)
 
 
 def _axes(x: Tensor, dim: object) -> list[int]:
@@ -69,6 +81,65 @@ def _amax(x: object, dim: object = None, keepdim: bool = False) -> Enclosure:
 @parameter_rule("amin")
 def _amin(x: object, dim: object = None, keepdim: bool = False) -> Enclosure:
     return negative(_amax(negative(x), dim, keepdim))
+
+
+@parameter_rule("max")
+def _maximum(x: object, dim: object = None, keepdim: bool = False) -> Enclosure:
+    """Of all entries or along a dimension, as `amax`; of two tensors, entry by entry."""
+    if isinstance(dim, Enclosure):
+        return largest_of_two(x, dim)
+    return _amax(x, dim, keepdim)
+
+
+@parameter_rule("min")
+def _minimum(x: object, dim: object = None, keepdim: bool = False) -> Enclosure:
+    if isinstance(dim, Enclosure):
+        return negative(largest_of_two(negative(x), negative(dim)))
+    return _amin(x, dim, keepdim)
+
+
+@parameter_rule("var")
+def _variance(
+    x: object,
+    dim: object = None,
+    unbiased: bool = True,
+    keepdim: bool = False,
+    *,
+    correction: float | None = None,
+) -> Enclosure:
+    """``sum (x - mean)^2 / (n - correction)``."""
+    value = enclosed(x)
+    axes = _axes(value.tensor, dim)
+    away = plus(value, negative(_mean(value, axes, True)))
+    less = float(unbiased) if correction is None else float(correction)
+    count = max(0.0, _term_count(value.tensor, axes) - less)
+    return quotient(_sum(times(away, away), axes, keepdim), count)
+
+
+@parameter_rule("std")
+def _deviation(
+    x: object,
+    dim: object = None,
+    unbiased: bool = True,
+    keepdim: bool = False,
+    *,
+    correction: float | None = None,
+) -> Enclosure:
+    """The root of the variance."""
+    return square_root(_variance(x, dim, unbiased, keepdim, correction=correction))
+
+
+@parameter_rule("softmax")
+def _softmax(x: object, dim: int) -> Enclosure:
+    """Half of the largest error of a row, and its own roundings, as `rules.attention` has them."""
+    value = enclosed(x)
+    result = value.tensor.softmax(dim)
+    count = value.tensor.shape[dim] if value.tensor.dim() else 1
+    least = value.tensor.amin(dim, keepdim=True)
+    span = (value.tensor.amax(dim, keepdim=True) - least).clamp_max(800.0)
+    roundings = span + (2.0 * EVALUATION_ROUNDOFFS + count + 8)
+    moved = 0.5 * value.radius.amax(dim, keepdim=True)
+    return with_error(result, moved + result * roundings * 2 * u)
 
 
 def _euclidean(x: Enclosure, axes: list[int], keep: bool) -> Enclosure:

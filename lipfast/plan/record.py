@@ -18,9 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lipfast.graph.nodes import Graph
 from lipfast.plan.architecture import Architecture
-from lipfast.plan.convert import MAX_CONSTANT_ENTRIES
+from lipfast.plan.convert import MAX_FOLDED_ENTRIES
 from lipfast.plan.interpret import walk
-from lipfast.plan.modules import aliases_of, shapes_of
+from lipfast.plan.modules import aliases_of, shapes_of, tensors_of
 
 Record = tuple[Any, ...]
 Traced = TypeVar("Traced", bound=Architecture)
@@ -67,7 +67,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _name_constant(self, value: Tensor) -> None:
         """A tensor that is neither in the state dict nor a result is known by its content."""
         self.alive.append(value)
-        if value.numel() > MAX_CONSTANT_ENTRIES:
+        if value.numel() > MAX_FOLDED_ENTRIES:
             self.comparable = False
             self.names[id(value)] = ("constant",)
         else:
@@ -75,7 +75,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.names[id(value)] = ("constant", str(value.dtype), tuple(value.shape), content)
 
 
-def record(module: nn.Module, inputs: Sequence[Tensor]) -> Record | None:
+def record(
+    module: nn.Module, inputs: Sequence[Tensor], state_dict: Mapping[str, Any] | None = None
+) -> Record | None:
     """Evaluate a module once and list what it called.
 
     Two modules with equal records apply the same ATen ops with the same scalar arguments to the
@@ -85,16 +87,18 @@ def record(module: nn.Module, inputs: Sequence[Tensor]) -> Record | None:
     Args:
         module: in eval mode.
         inputs: example inputs.
+        state_dict: ``module.state_dict(keep_vars=True)``, if it is there already.
 
     Returns:
         A hashable record, or None where calls do not tell (data-dependent control flow, large
         constants, no calls at all).
     """
-    state_dict = module.state_dict(keep_vars=True)
+    if state_dict is None:
+        state_dict = module.state_dict(keep_vars=True)
     # Only these go by name: a plan holds the values of all other tensors (of buffers that are not
     # persistent, for instance), so two modules that differ in one of those need a plan each.
     names: dict[int, Any] = {}
-    for name, value in state_dict.items():
+    for name, value in tensors_of(state_dict).items():
         names.setdefault(id(value), ("parameter", name))
     names.update({id(value): ("input", index) for index, value in enumerate(inputs)})
     recorder = _Recorder(names)

@@ -217,8 +217,8 @@ def _attention_scores(node: Node | None, graph: Graph) -> tuple[float, Node | No
 
 def _multiplier(node: Node, *, first: bool) -> float | None:
     """What a node multiplies an activation by, which may stand `first`; None if it does more."""
-    if rule_of(node.op).reshapes:
-        return 1.0
+    if rule_of(node.op).reshapes or node.op in ("aten.where", "aten.masked_fill"):
+        return 1.0  # entries that a mask hides do not depend on the query and the key
     if node.op == "aten.add" or (node.op == "aten.sub" and first):
         return 1.0 if node.argument(2, "alpha", 1) == 1 else None
     number = node.args[1] if first and len(node.args) == 2 else None

@@ -7,11 +7,8 @@ from dataclasses import replace
 
 from lipfast.errors import TraceError
 from lipfast.graph.nodes import Argument, Graph, Node, Reference, computed_name, needed
-from lipfast.plan.canonical import REPEATING
 from lipfast.plan.computed import refusal, rounded
 from lipfast.rules.registry import rule_of
-
-REPEATED = "lipfast.repeated"
 
 
 def split_computed(
@@ -19,12 +16,9 @@ def split_computed(
 ) -> tuple[Graph, tuple[Node, ...]]:
     """Move nodes that depend on parameters and constants only out of the graph.
 
-    A tensor that is expanded over the samples (a class token) becomes ``lipfast.repeated`` of the
-    tensor for one sample.
-
     Args:
         graph: simplified, as traced.
-        shapes: of the nodes that do not depend on the number of samples.
+        shapes: of nodes that do not depend on the input.
 
     Returns:
         The graph, which refers to the others as computed parameters, and those, in order.
@@ -81,39 +75,12 @@ def _taken_apart(
     kept: list[Node] = []
     dependent: set[str] = set()
     for node in graph.nodes:
-        active = node.op == "input" or not dependent.isdisjoint(node.names("node"))
-        repeated = None if active else _repeated(node, graph)
-        if repeated is not None:
-            moved.append(replace(repeated[0], shape=(1, *node.shape)))
-            kept.append(repeated[1])
-            dependent.add(node.name)
-        elif active:
+        if node.op == "input" or not dependent.isdisjoint(node.names("node")):
             kept.append(node)
             dependent.add(node.name)
         else:
-            moved.append(replace(node, shape=shapes.get(node.name, ())))
+            moved.append(replace(node, shape=shapes.get(node.name, node.shape)))
     return moved, kept
-
-
-def _repeated(node: Node, graph: Graph) -> tuple[Node, Node] | None:
-    """What is the same for every sample, and its repetition, if the node is one."""
-    position = 1 if rule_of(node.op).batch == "repeat" else REPEATING.get(node.op)
-    if position is None or not graph.inputs:
-        return None
-    sizes = node.args[position] if len(node.args) > position else None
-    if not isinstance(sizes, tuple) or not sizes or sizes[0] != Reference("batch"):
-        return None
-    one = (*node.args[:position], (1, *sizes[1:]), *node.args[position + 1 :])
-    inner = replace(node, name=f"{node.name}_once", args=one, shape=(1, *node.shape))
-    outer = Node(
-        node.name,
-        REPEATED,
-        (Reference("node", graph.inputs[0].name), Reference("node", inner.name)),
-        (),
-        node.shape,
-        node.module,
-    )
-    return inner, outer
 
 
 def without_bound(graph: Graph, computed: tuple[Node, ...]) -> list[tuple[str, str]]:

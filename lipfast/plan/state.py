@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +14,8 @@ from lipfast.errors import NonFiniteError, StateDictError
 
 # What DataParallel and torch.compile put in front of every name.
 _PREFIXES = ("module.", "_orig_mod.")
+# BatchNorm's counter, which torch does not miss either: state dicts were written without.
+_COUNTER = "num_batches_tracked"
 
 
 def without_wrapper_prefix(
@@ -45,7 +49,8 @@ def entries_of(
         where: prefix for messages (which entry of a list).
 
     Returns:
-        name -> tensor, for every name in `parameters`.
+        name -> tensor, for every name in `parameters` but extra state and counters that are not
+        there. Arrays of numpy are tensors then.
 
     Raises:
         StateDictError: names are missing or unexpected, or a tensor has the wrong shape or dtype.
@@ -59,13 +64,18 @@ def entries_of(
     resolved: dict[str, Tensor] = {}
     missing: list[str] = []
     for name, shape in parameters.items():
+        if _is_set_aside(name):
+            continue
         tensor = state_dict.get(name)
+        if tensor is None and name.endswith(_COUNTER):
+            continue
         if tensor is None:
             other = next((alias for alias in aliases.get(name, ()) if alias in state_dict), None)
             if other is None:
                 missing.append(name)
                 continue
             tensor = state_dict[other]
+        tensor = _as_tensor(tensor)
         if not isinstance(tensor, Tensor):
             raise StateDictError(f"{where}'{name}' is a {type(tensor).__name__}, not a tensor")
         if tuple(tensor.shape) != shape:
@@ -74,12 +84,24 @@ def entries_of(
                 f"has {shape}"
             )
         resolved[name] = tensor
-    unexpected = [name for name in state_dict if name not in parameters]
+    unexpected = [name for name in state_dict if name not in parameters and not _is_set_aside(name)]
     if missing or unexpected:
         raise StateDictError(where + _mismatch(missing, unexpected, parameters, state_dict))
     if aliases:
         _check_tied(state_dict, aliases, where)
     return resolved
+
+
+def _as_tensor(value: Any) -> Any:
+    """A tensor for an array or scalar of numpy; anything else as it is."""
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "fiub":
+        return torch.from_numpy(np.array(value))
+    return value
+
+
+def _is_set_aside(name: str) -> bool:
+    """Whether an entry is what `Module.get_extra_state` gave: of any kind, and no operand."""
+    return name.rpartition(".")[2] == "_extra_state"
 
 
 def _mismatch(
@@ -150,8 +172,10 @@ def require_finite(
                 "(tensor.to_dense())"
             )
         if not tensor.dtype.is_floating_point:
+            advice = " (tensor.dequantize())" if tensor.is_quantized else ""
             raise StateDictError(
-                f"{where}parameter '{name}' has dtype {tensor.dtype}; expected a floating dtype"
+                f"{where}parameter '{name}' has dtype {tensor.dtype}; expected a floating "
+                f"dtype{advice}"
             )
         # One cheap reduction; a sum of finite entries may overflow, so only then look closely.
         if tensor.element_size() == 1:  # float8: torch does not add it

@@ -9,11 +9,12 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from lipfast.errors import ArgumentError
+from lipfast.errors import ArgumentError, TraceError
 from lipfast.plan.architecture import Architecture
+from lipfast.plan.conditions import buffers_known
 from lipfast.plan.convert import convert
 from lipfast.plan.export import example_inputs, exported, load_program
-from lipfast.plan.modules import unwrap
+from lipfast.plan.modules import lock_of, unwrap
 
 Source = nn.Module | ExportedProgram | str | os.PathLike[str]
 
@@ -28,7 +29,8 @@ def trace(model: Source, example_input: Tensor | Sequence[Tensor] | None = None)
             a model with several inputs; not needed for an exported program.
 
     Returns:
-        The simplified graph, in which every node has a rule.
+        The simplified graph, in which every node has a rule. Where the model decides by the values
+        of buffers, they are among the constants, and every state dict must hold the same.
 
     Raises:
         ArgumentError: the example input is missing, not floating, or has no sample dimension.
@@ -41,8 +43,18 @@ def trace(model: Source, example_input: Tensor | Sequence[Tensor] | None = None)
     if isinstance(model, ExportedProgram):
         return convert(model, model.state_dict)
     module = unwrap(require_module(model))
-    program = exported(module, example_inputs(example_input))
-    return convert(program, module.state_dict(keep_vars=True))
+    inputs = example_inputs(example_input)
+    read: dict[str, Tensor] = {}
+    try:
+        program = exported(module, inputs)
+    except TraceError as error:
+        if "DataDependent" not in type(error.__cause__).__name__:
+            raise
+        with buffers_known(module) as read:
+            program = exported(module, inputs)
+    with lock_of(module):
+        state_dict = module.state_dict(keep_vars=True)
+    return convert(program, state_dict, read)
 
 
 def require_module(model: object) -> nn.Module:

@@ -286,6 +286,7 @@ def _for_all_heads(call: Call, position: int) -> Upward:
     leading=True,
     integers=True,
     parameter_errors="read",
+    maskable=True,
 )
 def attention(call: Call) -> Upward:
     r"""``softmax(c Q K^T) V``, p = 2: ``c R_v R_k L(Q) + c R_v R_q sqrt(n/2) L(K) + sqrt(n) L(V)``.

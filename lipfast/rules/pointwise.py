@@ -71,6 +71,7 @@ def _pointwise(
     offset: float | Callable[[Node], float] = 0.0,
     limit: float | None = None,
     through_zero: bool = True,
+    jump: str = "",
     **facts: Any,
 ) -> None:
     """Register a function whose constant depends on its static arguments only.
@@ -82,6 +83,7 @@ def _pointwise(
         offset: see `EVALUATION_ROUNDOFFS`.
         limit: sup |f|, if that is finite.
         through_zero: f(0) = 0.
+        jump: why there is no constant, where there is none.
         facts: what `rule` takes besides.
     """
 
@@ -91,7 +93,8 @@ def _pointwise(
     def bound(call: Call) -> Upward:
         supremum = value(constant, call.node)
         if math.isinf(supremum):
-            return call.unbounded(f"{call.node.op} has no finite Lipschitz constant")
+            why = f"{call.node.op} has no finite Lipschitz constant"
+            return call.unbounded(f"{why}: {jump}" if jump else why)
         return call.input * supremum
 
     def error(arguments: Arguments, errors: Errors, output: Tensor) -> Tensor:
@@ -217,7 +220,18 @@ _pointwise("aten.atan", 1.0)
 _pointwise("aten.erf", ERF, limit=1.0)
 _pointwise("aten.rrelu", _rrelu_slope, breakpoints=_kinks(0.0), training=3)
 _pointwise("aten.hardshrink", math.inf, through_zero=False)
-_pointwise("aten.threshold", math.inf, through_zero=False)
+_pointwise(
+    "aten.threshold",
+    lambda node: 1.0 if _fills_the_threshold(node) else math.inf,
+    exact=True,
+    through_zero=False,
+    jump="it jumps at the threshold, where its value is another: nn.Threshold(t, t) does not",
+)
+
+
+def _fills_the_threshold(node: Node) -> bool:
+    """Whether ``x if x > t else v`` is ``max(x, t)``."""
+    return node.number(1, "threshold", 0.0) == node.number(2, "value", 0.0)
 
 
 def _prelu_weight(arguments: Arguments) -> Tensor:
@@ -236,11 +250,13 @@ def _evaluate_prelu(arguments: Arguments) -> Tensor:
 
 
 def _error_prelu(arguments: Arguments, errors: Errors, output: Tensor) -> Tensor:
-    weight = arguments.value(arguments.node.args[1])
-    slope = weight.abs().flatten(1).amax(1).clamp_min(1.0)
-    slope = slope.reshape(-1, *[1] * (output.dim() - 1))
+    x, weight = (arguments.value(argument) for argument in arguments.node.args[:2])
+    off = torch.zeros_like(weight) if errors[1] is None else errors[1]
+    ones = [1] * (output.dim() - 1)
+    slope = (weight.abs() + off).reshape(len(weight), -1).amax(1).clamp_min(1.0).reshape(-1, *ones)
+    moved = off.reshape(len(off), -1).amax(1).reshape(-1, *ones)
     incoming = torch.zeros_like(output) if errors[0] is None else errors[0]
-    total = incoming * slope + output.abs() * UNIT_ROUNDOFF
+    total = incoming * slope + moved * x.abs() + output.abs() * UNIT_ROUNDOFF
     return finished(total, _ROOM)
 
 
@@ -255,11 +271,15 @@ def _prelu_supported(node: Node) -> str | None:
     evaluate=_evaluate_prelu,
     error=_error_prelu,
     breakpoints=_kinks(0.0),
+    parameter_errors="read",
 )
 def prelu(call: Call) -> Upward:
     """PReLU: ``max(1, max |slope|)``."""
-    slopes = call.tensor(call.node.args[1]).detach()
-    return call.input * max(1.0, float(slopes.abs().max()))
+    slopes = call.tensor(call.node.args[1]).detach().double().abs()
+    rounding = call.rounding(call.node.args[1])
+    if rounding is not None:
+        slopes = widened(slopes + rounding, 4)
+    return call.input * max(1.0, float(slopes.max()))
 
 
 def _softplus_options(node: Node) -> tuple[float, float]:

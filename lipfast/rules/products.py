@@ -122,7 +122,7 @@ def product_of_matrices(call: Call) -> Upward:
     "aten.bmm",
     supports=_matmul_supported,
     product=lambda node: True,
-    error=lambda arguments, errors, output: _error_matmul(arguments, errors),
+    error=lambda *operands: _error_matmul(*operands),  # noqa: PLW0108 (defined below)
     magnitude=lambda call: Magnitude(entry=call.magnitudes[0].row * _matrix(call, 1)),
     leading=True,
 )
@@ -136,14 +136,17 @@ def matmul(call: Call) -> Upward:
     return _finite(call, product_of_matrices(call))
 
 
-def _error_matmul(arguments: Arguments, errors: Errors) -> Tensor:
-    """Operands as matrices (networks, samples, ...): parameters in all samples, vectors as one."""
+def _error_matmul(arguments: Arguments, errors: Errors, output: Tensor) -> Tensor:
+    """Operands as matrices (networks, samples, ...): parameters in all samples, vectors as one.
+
+    A parameter may have a dimension of one where the samples stand.
+    """
     operands = [
         (arguments.value(argument), isinstance(argument, Reference) and argument.kind == "node")
         for argument in arguments.node.args[:2]
     ]
     vectors = [not active and value.dim() == 2 for value, active in operands]
-    rank = max(value.dim() + (not active) for value, active in operands)
+    rank = output.dim() + sum(vectors)
     matrices = []
     for axis, (value, active), vector in zip((-2, -1), operands, vectors, strict=True):
         matrix = value.unsqueeze(axis) if vector else value

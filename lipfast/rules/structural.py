@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from lipfast.graph.nodes import Node, Reference
+from lipfast.graph.nodes import Argument, Node, Reference
 from lipfast.ops.chain_stages import Flatten
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.pooling import error_of_moved_entries, power, same_entries
@@ -156,7 +157,7 @@ def _padding_error(arguments: Arguments, errors: Errors, output: Tensor) -> Tens
 
 def _gather_supported(node: Node) -> str | None:
     kinds = [ref.kind for ref in node.references() if ref.kind not in ("batch", "dtype")]
-    if kinds.count("node") != 1 or not set(kinds) <= {"node", "constant"}:
+    if kinds.count("node") != 1:
         return "with computed indices"
     if not isinstance(node.args[0], Reference) or node.args[0].kind != "node":
         return "of a parameter"
@@ -178,6 +179,7 @@ _gather_rule = partial(
     magnitude=same_entries,
     error=error_of_moved_entries,
     moves=True,
+    integers=True,
 )
 
 
@@ -290,3 +292,95 @@ def join(call: Call) -> Upward:
     An operand that occurs twice counts twice.
     """
     return p_norm(call.operands, call.norm)
+
+
+def _choice_supported(node: Node) -> str | None:
+    """The mask is fixed; what it chooses from is of activations, at least one."""
+    mask, others = (node.args[0], node.args[1:3]) if node.op == "aten.where" else (node.args[1], ())
+    if not isinstance(mask, Reference) or mask.kind == "node":
+        return "with a mask that depends on the input"
+    active = [v for v in (node.args[0], *others) if isinstance(v, Reference) and v.kind == "node"]
+    filled = node.op == "aten.where" or not _is_active(node.args[2])
+    return None if active and filled else "of other things than activations"
+
+
+def _is_active(argument: Argument) -> bool:
+    return isinstance(argument, Reference) and argument.kind == "node"
+
+
+def _choices(node: Node) -> tuple[Reference, tuple[Argument, Argument]]:
+    """The mask, what is chosen where it is true, and where it is not."""
+    if node.op == "aten.where":
+        return node.reference(0), (node.args[1], node.args[2])
+    return node.reference(1), (node.args[2], node.args[0])
+
+
+def _error_choice(arguments: Arguments, errors: Errors, output: Tensor) -> Tensor:
+    """The errors of what is chosen; numbers have none."""
+    node = arguments.node
+    mask, choices = _choices(node)
+    known = dict(zip([r for r in node.references() if r.kind != "dtype"], errors, strict=True))
+    table = _beside_samples(arguments.value(mask), output).bool()
+    parts = []
+    for choice in choices:
+        error = known.get(choice) if isinstance(choice, Reference) else None
+        zero = error is None or not isinstance(choice, Reference)
+        parts.append(output.new_zeros(()) if zero else _aligned_error(choice, error, output))
+    chosen: Tensor = torch.where(table, parts[0], parts[1])
+    return chosen.expand_as(output)
+
+
+def _aligned_error(choice: Argument, error: Tensor | None, output: Tensor) -> Tensor:
+    assert error is not None
+    leading = 2 if _is_active(choice) else 1
+    ones = [1] * (output.dim() - error.dim())
+    return error.reshape(*error.shape[:leading], *ones, *error.shape[leading:])
+
+
+def _beside_samples(table: Tensor, output: Tensor) -> Tensor:
+    """(networks, 1..., *shape), to meet an activation (networks, samples, ...)."""
+    ones = [1] * (output.dim() - table.dim())
+    return table.reshape(table.shape[0], *ones, *table.shape[1:])
+
+
+def _choice_magnitude(call: Call) -> Magnitude:
+    _, choices = _choices(call.node)
+    references = [ref for ref in call.node.references() if ref.kind != "dtype"]
+    entry = Upward.of(0.0)
+    for choice in choices:
+        if isinstance(choice, Reference):
+            entry = entry.maximum(call.magnitudes[references.index(choice)].entry)
+        else:
+            entry = entry.maximum(Upward.of(abs(float(cast(float, choice)))))
+    return Magnitude(entry=entry)
+
+
+@rule(
+    "aten.where",
+    "aten.masked_fill",
+    supports=_choice_supported,
+    error=_error_choice,
+    magnitude=_choice_magnitude,
+    leading=True,
+    moves=True,
+    integers=True,
+    parameter_errors="read",
+)
+def choice(call: Call) -> Upward:
+    """Entries of one operand or the other, by a fixed mask: the p-norm of their constants.
+
+    What the mask never chooses adds nothing; an operand that is broadcast counts as often as it is
+    copied.
+    """
+    mask, choices = _choices(call.node)
+    table = call.tensor(mask).bool()
+    chosen = bool(table.any()), not bool(table.all())
+    references = [ref for ref in call.node.references() if ref.kind != "dtype"]
+    parts = []
+    for argument, wanted in zip(choices, chosen, strict=True):
+        if wanted and isinstance(argument, Reference):
+            index = references.index(argument)
+            size = math.prod(call.operand_shapes[index])
+            copied = max(1, math.prod(call.node.shape) // max(1, size))
+            parts.append(call.operands[index] * power(copied, call.norm))
+    return p_norm(parts, call.norm)

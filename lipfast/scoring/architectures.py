@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import inspect
 import os
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from lipfast.checkpoints.metadata import Scalar, parse_value
 from lipfast.errors import ArgumentError, LipfastError
 from lipfast.estimators.plan import Plan
+from lipfast.plan.modules import copied, evaluation_mode
 from lipfast.plan.record import Record, record, resized
 from lipfast.scoring.budget import BudgetError, ElementBudget
 from lipfast.text import first_line, kind_and_first_line
@@ -158,7 +158,7 @@ class ModelFamily:
         model = self.model(arguments, elements)
         example = x[:2].to(_dtype(model))
         try:
-            with torch.random.fork_rng(devices=[]):
+            with evaluation_mode(model):  # a cached weight would be a constant of the trace
                 calls = record(model, (example,))
         except Exception as error:  # shapes that do not fit show in many ways
             raise ArgumentError(
@@ -171,9 +171,23 @@ class ModelFamily:
             if other is not None:
                 return other
         plan = Plan.trace(model, example)
+        self._require_fresh(model, plan)
         if calls is not None:
             self._traced[calls] = plan
         return plan
+
+    def _require_fresh(self, model: nn.Module, plan: Plan) -> None:
+        """Refuse numbers that stand in the place of parameters: all checkpoints would be alike."""
+        read = {name for node in plan.computed for name in node.names("parameter")}
+        read.update(plan.used_parameters)
+        idle = [name for name, p in model.named_parameters() if p.dim() > 1 and name not in read]
+        kept = [name for name, c in plan.constants.items() if c.tensor().is_floating_point()]
+        if idle and kept:
+            raise ArgumentError(
+                f"'{self.name}' does not use its parameter '{idle[0]}', and computes with numbers "
+                f"that are not in the state dict ('{kept[0]}'): a weight that was computed before "
+                "and kept? Give a function that returns a model which was not evaluated yet"
+            )
 
     def _require_moderate(self, arguments: ArchArguments, elements: int | None) -> None:
         """Refuse integers that no size of the checkpoint's model can be: lists of that length."""
@@ -249,7 +263,7 @@ def _load_program(source: ArchSource) -> torch.export.ExportedProgram | None:
 
 def _resolve(source: ArchSource) -> Callable[..., nn.Module] | nn.Module:
     if isinstance(source, nn.Module):
-        return copy.deepcopy(source)  # the user's stays as it is: in its mode, with its statistics
+        return copied(source)  # the user's stays as it is: in its mode, with its statistics
     if not isinstance(source, (str, os.PathLike)):
         if not callable(source):
             raise ArgumentError(f"architecture {source!r}: {_FORMS}")

@@ -193,12 +193,6 @@ def test_plain_pickles_are_called_so(tmp_path, protocol):
     assert not proof.exists()
 
 
-def test_pickled_modules_are_refused(tmp_path):
-    torch.save(nn.Linear(2, 2), tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match=r"more than weights \(torch\.nn\.\S*Linear\)"):
-        read(tmp_path / "a.pt")
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -195,3 +195,23 @@ def test_a_rule_that_comes_later_counts(x: Tensor) -> None:
     finally:
         RULES.clear()
         RULES.update(before)
+
+
+def test_a_plan_holds_as_long_as_the_constants_do() -> None:
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.eye(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(x, self.weight).tanh()
+
+    model, x = Constant(), torch.zeros(2, 3)
+    first = cached_plan(model, x)
+    assert first is not None
+    assert cached_plan(model, x) is first
+    model.weight *= 2
+    second = cached_plan(model, x)
+    assert second is not None
+    assert second.constants != first.constants
+    assert lipfast.jacobian_norms(model, x).tolist() == pytest.approx([2.0, 2.0])

@@ -352,6 +352,17 @@ EFFECTIVE = {
     "columns of norm 1": lambda s, x: x @ (s.a / s.a.norm(1, 0)),
     "rows chosen by integers": lambda s, x: x @ s.a[(s.index + 1) % 3],
     "beside numbers": lambda s, x: torch.cat([x @ s.a, (s.b[:1] / 3).expand(x.shape[0], -1)], 1),
+    "normalised": lambda s, x: nn.functional.linear(x, nn.functional.normalize(s.a)),
+    "clipped": lambda s, x: nn.functional.linear(x, s.a.clip(-0.9, 0.9)),
+    "at most 1": lambda s, x: x @ (s.a / s.a.norm(dim=1, keepdim=True).clamp_min(1.0)),
+    "standardised": lambda s, x: x @ ((s.a - s.a.mean(1, True)) / (s.a.std(1, keepdim=True) + 0.1)),
+    "by the root of a variance": lambda s, x: x @ (s.a * torch.rsqrt(s.a.var(1, False) + 0.1)),
+    "averages": lambda s, x: nn.functional.linear(x, s.a.softmax(-1)),
+    "over the largest": lambda s, x: x @ (s.a / s.a.abs().max(1, keepdim=True).values),
+    "chosen": lambda s, x: x @ torch.where(s.index > 0, s.a.exp(), s.b),
+    "hidden": lambda s, x: x @ s.a.exp().masked_fill(s.index > 1, -2.0),
+    "looked up": lambda s, x: x @ nn.functional.embedding(s.index, s.a.exp()),
+    "slopes": lambda s, x: nn.functional.prelu(x.abs() * -1.0, s.b.exp()[0]) + x,
     "a grid": lambda s, x: (x + torch.linspace(-1, 1, 3)) @ s.a,
 }
 

@@ -261,7 +261,7 @@ def test_large_constants_are_refused_and_small_ones_kept() -> None:
     assert torch.equal(constant.tensor(), torch.full((3,), 0.1))
     assert plan.parameters == {}
     with pytest.raises(TraceError, match="register_buffer"):
-        Plan.trace(Shifted(5000), torch.zeros(2, 5000))
+        Plan.trace(Shifted(70000), torch.zeros(2, 70000))
 
 
 def test_tied_weights_keep_all_their_names() -> None:
@@ -339,13 +339,13 @@ def test_ops_that_depend_on_data_are_named(function, ops):
 
 def test_ops_on_inputs_and_on_parameters_are_listed_together():
     model = OfInput(
-        lambda x, w: torch.maximum(torch.lgamma(x) @ w.softmax(0), w.exp()[0]), torch.ones(3, 3)
+        lambda x, w: torch.maximum(torch.lgamma(x) @ w.log_softmax(0), w.exp()[0]), torch.ones(3, 3)
     )
     with pytest.raises(UnsupportedOpError) as raised:
         Plan.trace(model, torch.zeros(2, 3))
     assert [op.split()[0] for op, _ in raised.value.ops] == [
         "aten.lgamma",
-        "aten.softmax",
+        "aten.log_softmax",
         "aten.maximum",
     ]
     assert "@lipfast.rule('aten.lgamma')" in str(raised.value)

@@ -153,6 +153,8 @@ CASES: dict[str, Case] = {
 # These stand for several ops: modules whose graphs hold them.
 MODULES = {
     "lipfast.softsign": (torch.nn.functional.softsign, ROW),
+    "aten.where": (lambda x: torch.where(torch.arange(4) > 1, x, -2 * x), (3, 4)),
+    "aten.masked_fill": (lambda x: x.masked_fill(torch.arange(4) > 1, -0.7), (3, 4)),
     "lipfast.weighted_rows": (lambda x: (3 * x @ x.mT).softmax(-1) @ x, (3, 4)),
 }
 # Rules of doctests and of other tests, which share the registry.

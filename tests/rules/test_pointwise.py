@@ -16,7 +16,7 @@ from lipfast.estimators.plan import Plan
 from lipfast.graph.nodes import Node, Reference
 from lipfast.ops.chain_stages import ACTIVATIONS, Activation, output_shape
 from lipfast.rules import RULES, pointwise
-from tests.support.explicit import Function
+from tests.support.explicit import Function, check_enclosure, traced
 
 mp.dps = 40
 
@@ -234,6 +234,16 @@ def test_functions_without_a_constant_are_unbounded_with_a_reason(module: nn.Mod
     assert bound.value == math.inf
     assert bound.log_value == math.inf
     assert "no finite Lipschitz constant" in (bound.reason or "")
+
+
+@pytest.mark.parametrize("value", [0.0, 0.7, -1.5])
+def test_a_threshold_that_is_its_own_value_is_a_maximum(value: float) -> None:
+    model = nn.Threshold(value, value)
+    plan = traced(model, (3,))
+    assert plan.upper({}).value == 1.0
+    check_enclosure(plan, model, (3,), 1e-14)
+    jump = Plan.trace(nn.Threshold(value, value + 1.0), torch.zeros(2, 3)).upper({})
+    assert "it jumps at the threshold" in (jump.reason or "")
 
 
 def test_clamp_with_tensor_limits_is_refused() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,6 +16,8 @@ from lipfast.estimators.domain import Ball, Box, Domain
 from lipfast.estimators.plan import Plan
 from tests.support.explicit import NORMS, Function, check_enclosure, check_quotients, traced
 from tests.support.networks import randomised
+
+Combination = Callable[[Tensor, Tensor], Tensor]
 
 
 class Gate(nn.Module):
@@ -322,3 +326,72 @@ def test_bad_domains(bad: tuple[float, float]) -> None:
         Ball(-1.0)
     with pytest.raises(lipfast.LipfastError, match="do not fit"):
         Box(torch.zeros(3), torch.ones(3)).middle((2,))
+
+
+def _table(*shape: int) -> Tensor:
+    count = math.prod(shape)
+    return torch.sin(torch.arange(float(count)) + 1.0).reshape(shape)
+
+
+class Weighted(nn.Module):
+    """A function of a tensor and the input, the tensor kept in one of the ways there are."""
+
+    def __init__(self, kind: str, shape: tuple[int, ...], function: Combination) -> None:
+        super().__init__()
+        self.kind, self.function = kind, function
+        if kind == "parameter":
+            self.table = nn.Parameter(_table(*shape))
+        else:
+            self.values = _table(*shape).tolist()
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = self.kind == "parameter"
+        table = self.table if kept else torch.tensor(self.values, dtype=x.dtype)
+        return self.function(table, x)
+
+
+# The tensor has a dimension of one where the samples stand, or more dimensions than a sample.
+WITH_A_TABLE: dict[str, tuple[tuple[int, ...], tuple[int, ...], Combination]] = {
+    "(1, 3, 2) behind": ((1, 3, 2), (2, 3), lambda w, x: x @ w),
+    "(1, 3, 2) behind a turned one": ((1, 1, 2), (1, 3), lambda w, x: x.mT @ w),
+    "(1, 1, 3, 2) behind": ((1, 1, 3, 2), (2, 3), lambda w, x: x[:, None] @ w),
+    "(1, 5, 3, 2) behind": ((1, 5, 3, 2), (2, 3), lambda w, x: x[:, None] @ w),
+    "(5, 3, 2) behind": ((5, 3, 2), (2, 3), lambda w, x: x[:, None] @ w),
+    "(1, 1, 1, 3, 2) behind": ((1, 1, 1, 3, 2), (2, 3), lambda w, x: x[:, None, None] @ w),
+    "(1, 2, 3) in front": ((1, 2, 3), (3, 4), lambda w, x: w @ x),
+    "(2, 3) in front": ((2, 3), (3, 4), lambda w, x: w @ x),
+    "(1, 1, 2, 3) in front": ((1, 1, 2, 3), (3, 4), lambda w, x: w @ x[:, None]),
+    "outer product": ((1, 1, 4), (3,), lambda w, x: x[..., None] @ w),
+    "product": ((1, 1, 2), (3,), lambda w, x: x[..., None] * w),
+    "sum": ((1, 2, 3), (3,), lambda w, x: w + x[:, None]),
+    "difference": ((1, 3), (3,), lambda w, x: w - 2 * x),
+    "slopes": ((1,), (3,), lambda w, x: functional.prelu(x, w)),
+    "a slope": ((), (3,), lambda w, x: functional.prelu(x, w)),
+}
+
+
+@pytest.mark.parametrize("kind", ["parameter", "constant"])
+@pytest.mark.parametrize("name", WITH_A_TABLE)
+def test_tensors_with_leading_dimensions_of_one(name: str, kind: str) -> None:
+    shape, sample, function = WITH_A_TABLE[name]
+    model = Weighted(kind, shape, function)
+    for count, norm in ((1, 2), (4, 1), (4, math.inf)):
+        x = torch.randn(count, *sample, generator=torch.Generator().manual_seed(count))
+        bounds = lipfast.bounds(model, x, norm=norm)
+        truth = _largest_norm(model, x, norm)
+        assert bounds.lower.certified
+        assert bounds.upper.certified
+        assert truth * (1 - 1e-6) <= bounds.lower.value <= bounds.upper.value <= 4 * truth
+        assert bounds.upper.value >= truth * (1 - 1e-12)
+        found = lipfast.jacobian_norms(model, x, norm=norm).max()
+        assert float(found) == pytest.approx(truth, rel=1e-5)
+
+
+def _largest_norm(model: nn.Module, x: Tensor, norm: float) -> float:
+    """Of the Jacobians at the samples, by float64 autograd."""
+    double = copy.deepcopy(model).double()
+    norms = []
+    for sample in x.double():
+        matrix = torch.autograd.functional.jacobian(double, sample[None])
+        norms.append(float(torch.linalg.matrix_norm(matrix.reshape(-1, sample.numel()), norm)))
+    return max(norms)

@@ -15,9 +15,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from lipfast.errors import ArgumentError, LipfastError
+from lipfast.estimators.jacobian.held import HeldState
 from lipfast.plan.export import exported_module
-from lipfast.plan.modules import evaluation_mode, unwrap
-from lipfast.plan.outputs import tensors_of
+from lipfast.plan.kept_values import strided_parts
+from lipfast.plan.modules import evaluation_mode, lock_of, require_floating_modules, unwrap
+from lipfast.plan.outputs import returned_tensors
 from lipfast.plan.state import require_finite
 from lipfast.plan.trace import Source, require_module
 from lipfast.text import kind_and_first_line
@@ -109,8 +111,10 @@ def model_function(
     """
     if isinstance(module, torch.jit.ScriptModule):
         raise ArgumentError("TorchScript modules are not supported: give the original nn.Module")
-    parameters = dict(module.named_parameters())
-    buffers = dict(module.named_buffers())
+    with lock_of(module):
+        parameters = dict(module.named_parameters())
+        buffers = dict(module.named_buffers())
+    require_floating_modules(module)
     check_state({**parameters, **buffers}, inputs[0], masks=buffers.keys())
     dtype = dtype or state_dtype([*parameters.values(), *buffers.values()], inputs)
     shapes = [tuple(value.shape[1:]) for value in inputs]
@@ -118,22 +122,30 @@ def model_function(
     def typed(value: Tensor) -> Tensor:
         return value.to(dtype) if value.dtype.is_floating_point else value
 
-    with torch.inference_mode(False), evaluation_mode(module):
-        state = {
+    def state(copies: bool) -> dict[str, Tensor]:
+        found = {
             name: typed(value if create_graph else ordinary(value))
             for name, value in parameters.items()
         }
-        state |= {name: typed(value.detach().clone()) for name, value in buffers.items()}
+        if copies:
+            found = {name: value.clone() for name, value in found.items()}
+        return found | {name: typed(value.detach().clone()) for name, value in buffers.items()}
+
+    def evaluate(samples: Tensor, state: dict[str, Tensor]) -> Tensor:
+        samples = samples.clone()  # a module may write into its input
+        outputs = torch.func.functional_call(module, state, separate_inputs(samples, shapes))
+        return flat_outputs(outputs, samples)
+
+    with torch.inference_mode(False), evaluation_mode(module) as kept:
+        held = HeldState(kept, state, parameters)
 
         def function(samples: Tensor) -> Tensor:
-            samples = samples.clone()  # a module may write into its input
-            values = separate_inputs(samples, shapes)
-            outputs = torch.func.functional_call(module, state, values)
-            return flat_outputs(outputs, samples)
+            return evaluate(samples, held())
 
         x = joined_inputs([value if create_graph else ordinary(value) for value in inputs], dtype)
         outputs = _count_outputs(function, x, module, shapes)
-        yield SampleFunction(function, x, outputs, tuple(state.values()))
+        held.settle(evaluate, x.detach())
+        yield SampleFunction(function, x, outputs, held.constants)
 
 
 def joined_inputs(inputs: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
@@ -175,8 +187,12 @@ def check_state(state: Mapping[str, Tensor], x: Tensor, masks: Collection[str] =
                 f"parameter '{name}' is on {value.device} and the samples are on {x.device}: move "
                 f"the samples (x.to({str(value.device)!r})) or the model"
             )
-    floating = [name for name, value in state.items() if value.is_floating_point()]
-    require_finite(state, floating, masks=masks)
+    floating = {
+        name: value if value.layout is torch.strided else strided_parts(value)[-1]
+        for name, value in state.items()
+        if value.is_floating_point()
+    }
+    require_finite(floating, floating, masks=masks)
 
 
 def state_dtype(state: Sequence[Tensor], inputs: Sequence[Tensor]) -> torch.dtype:
@@ -212,7 +228,7 @@ def flat_outputs(outputs: Any, samples: Tensor) -> Tensor:
     Raises:
         ArgumentError: there is none, one is not floating, or its first dimension is not B.
     """
-    leaves = list(tensors_of(outputs))
+    leaves = list(returned_tensors(outputs))
     if not leaves:
         raise ArgumentError("the model returns no tensor")
     for leaf in leaves:

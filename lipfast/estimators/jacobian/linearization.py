@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from lipfast.errors import ArgumentError, LipfastError
 from lipfast.estimators.jacobian.function import Function, SampleFunction
 from lipfast.norms import Norm
 from lipfast.ops.modes import forward_mode
+from lipfast.plan.kept_values import strided_parts
 
 # Up to here all min(K, D) rows or columns are formed; beyond, Lanczos needs fewer products.
 _SMALL_SIDE = 64
@@ -210,21 +212,61 @@ def footprint(problem: SampleFunction) -> Footprint:
         ArgumentError: autograd does not see how the outputs depend on the inputs.
     """
     x = problem.x[:2].detach()
-    held = {value.untyped_storage().data_ptr() for value in problem.constants}
-    sizes: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in held:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    sizes = _Saved(problem.constants)
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(sizes.keep, lambda tensor: tensor):
+            output = problem.function(x.clone().requires_grad_())
+    except RuntimeError:
+        # Inside torch.func.grad and its kin there are no hooks. What else fails does so again.
         output = problem.function(x.clone().requires_grad_())
+        sizes.keep_graph(output)
     if not output.requires_grad:
         require_constant(problem.function, x, output)
     samples, item = x.shape[0], x.element_size()
     inputs, outputs = x[0].numel(), problem.outputs
     edges = (inputs + outputs) * item
-    largest = max([*sizes.values(), samples * max(inputs, outputs) * item]) // samples
-    return Footprint(inputs, outputs, item, sum(sizes.values()) // samples + edges, largest)
+    saved = list(sizes.of.values())
+    largest = max([*saved, samples * max(inputs, outputs) * item]) // samples
+    return Footprint(inputs, outputs, item, sum(saved) // samples + edges, largest)
+
+
+class _Saved:
+    """Bytes of what a graph saves, by where it lies.
+
+    Attributes:
+        of: bytes of each storage.
+    """
+
+    def __init__(self, constants: Iterable[Tensor]) -> None:
+        self.of: dict[int, int] = {}
+        self._held: set[int] = set()
+        for value in constants:
+            self.keep(value)
+        self._held, self.of = set(self.of), {}
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """See a tensor, and return it."""
+        for part in strided_parts(tensor):
+            try:
+                storage = part.untyped_storage()
+                place, size = storage.data_ptr(), storage.nbytes()
+            except (RuntimeError, NotImplementedError):  # inside torch.func: a wrapper without one
+                place, size = id(part), part.numel() * part.element_size()
+            if place not in self._held:
+                self.of[place] = size
+        return tensor
+
+    def keep_graph(self, output: Tensor) -> None:
+        """See what the nodes of a graph have saved."""
+        pending, seen = [output.grad_fn], set()
+        while pending:
+            node = pending.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            pending += [following for following, _ in node.next_functions]
+            names = [name for name in dir(node) if name.startswith("_saved_")]
+            for value in (getattr(node, name) for name in names):
+                for tensor in value if isinstance(value, (tuple, list)) else (value,):
+                    if isinstance(tensor, Tensor):
+                        self.keep(tensor)

@@ -42,6 +42,7 @@ from lipfast.plan.cache import cached_plan, is_known, known_plan
 from lipfast.plan.chain import Chain
 from lipfast.plan.checked import resolve
 from lipfast.plan.interpret import evaluate
+from lipfast.plan.modules import lock_of
 from lipfast.plan.state import entries_of, floating_as
 from lipfast.plan.trace import Source, trace
 
@@ -362,14 +363,15 @@ def _known_chain_norms(module: nn.Module, x: Tensor) -> Tensor | None:
     """
     if not is_known(module):
         return None
-    buffers = dict(module.named_buffers())
-    state = {**dict(module.named_parameters()), **buffers}
-    check_state(state, x, masks=buffers.keys())
-    with torch.inference_mode(False):
-        samples = ordinary(x).to(state_dtype(list(state.values()), [x]))
-        plan = known_plan(module, samples)
-        chain = None if plan is None or plan.computed else fused_chain(plan, 2, x.device)
-        if plan is None or chain is None:
-            return None
-        tensors = entries_of(module.state_dict(), plan.parameters, plan.aliases)
-        return _chain_norms(plan, chain, [tensors], samples)[0]
+    with lock_of(module):
+        buffers = dict(module.named_buffers())
+        state = {**dict(module.named_parameters()), **buffers}
+        check_state(state, x, masks=buffers.keys())
+        with torch.inference_mode(False):
+            samples = ordinary(x).to(state_dtype(list(state.values()), [x]))
+            plan = known_plan(module, samples)
+            chain = None if plan is None or plan.computed else fused_chain(plan, 2, x.device)
+            if plan is None or chain is None:
+                return None
+            tensors = entries_of(module.state_dict(), plan.parameters, plan.aliases)
+            return _chain_norms(plan, chain, [tensors], samples)[0]

@@ -1,0 +1,260 @@
+"""Values of each kind, as they were: where they lie, what they hold, and how to put it back."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from operator import is_not
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_SIZES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_BITS = {
+    dtype: _SIZES[dtype.itemsize]
+    for dtype in (
+        *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+        *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64),
+    )
+}
+# The module that leads to a value, and under which attribute.
+Owner = tuple[nn.Module, str]
+
+
+class KeptTensor:
+    """A tensor: where it lies, its bits, its gradient and its flags."""
+
+    __slots__ = (
+        "alias",
+        "bits",
+        "copy",
+        "grad",
+        "leaf",
+        "owner",
+        "pointer",
+        "requires_grad",
+        "value",
+    )
+
+    def __init__(self, tensor: Tensor, owner: Owner) -> None:
+        self.value, self.owner = tensor, owner
+        self.alias = tensor.data  # with a version counter of its own
+        self.leaf, self.requires_grad = tensor.is_leaf, tensor.requires_grad
+        self.grad = tensor.grad if self.leaf else None
+        self.bits = _bits(self.alias)
+        self.copy = None if self.bits is None else self.bits.clone()
+        self.pointer = 0 if self.bits is None else self.bits.data_ptr()
+
+    def moved(self) -> bool:
+        """Whether it lies elsewhere, or has other flags or another gradient."""
+        tensor = self.value
+        if tensor.is_leaf is not self.leaf or tensor.requires_grad is not self.requires_grad:
+            return True
+        if self.leaf and tensor.grad is not self.grad:
+            return True
+        return self.bits is not None and not (
+            tensor.dtype is self.alias.dtype and tensor.is_set_to(self.alias)
+        )
+
+    def overwritten(self) -> bool:
+        """Whether there are other bits where it lay."""
+        if self.bits is None or self.copy is None:
+            return False
+        return self.bits.data_ptr() != self.pointer or not torch.equal(self.bits, self.copy)
+
+    def differs(self) -> bool:
+        """Whether it is not what it was."""
+        return self.moved() or self.overwritten()
+
+    def rewritten(self) -> bool:
+        """Whether its numbers are others, or elsewhere: not only its gradient or flags."""
+        if self.bits is None:
+            return False
+        return self.overwritten() or not self.value.is_set_to(self.alias)
+
+    def restore(self) -> None:
+        """Make it what it was; nothing is written where nothing was."""
+        tensor, bits = self.value, self.bits
+        if bits is not None and self.copy is not None and self.overwritten():
+            if bits.data_ptr() != self.pointer:  # the storage was resized
+                bits.untyped_storage().resize_(self.copy.nbytes)
+                self.pointer = bits.data_ptr()
+            with torch.inference_mode(bits.is_inference()):
+                bits.copy_(self.copy)
+        if not self.moved():
+            return
+        if self.leaf and not tensor.is_leaf:
+            tensor.detach_()
+        if bits is not None:
+            tensor.data = self.alias
+        if self.leaf:
+            tensor.requires_grad_(self.requires_grad)
+            tensor.grad = self.grad
+
+
+def _bits(tensor: Tensor) -> Tensor | None:
+    """The memory of a tensor as integers; None where it has none that can be written to."""
+    if tensor.is_meta or tensor.layout is not torch.strided:
+        return None
+    with suppress(RuntimeError, NotImplementedError, AttributeError):  # without a storage
+        kind = _BITS.get(tensor.dtype)
+        if kind is not None and tensor.is_contiguous():
+            return tensor.view(kind)
+        storage = tensor.untyped_storage()
+        return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
+    return None
+
+
+class KeptTable:
+    """A dict, and which objects it holds under which names."""
+
+    __slots__ = ("keys", "owner", "value", "values")
+
+    def __init__(self, table: dict[Any, Any], owner: Owner) -> None:
+        self.value, self.owner = table, owner
+        self.keys, self.values = tuple(table), tuple(table.values())
+
+    def differs(self) -> bool:
+        """Whether it is not what it was."""
+        table = self.value
+        return (
+            len(table) != len(self.keys)
+            or any(map(is_not, table.values(), self.values))
+            or tuple(table) != self.keys
+        )
+
+    def restore(self) -> None:
+        """Make it what it was."""
+        self.value.clear()
+        self.value.update(zip(self.keys, self.values, strict=True))
+
+    def names(self) -> list[str]:
+        """Keys whose values are others now."""
+        before, now = dict(zip(self.keys, self.values, strict=True)), self.value
+        missing = object()
+        every = [*before, *(key for key in now if key not in before)]
+        return [str(k) for k in every if before.get(k, missing) is not now.get(k, missing)]
+
+
+class KeptSequence:
+    """A list, deque or set."""
+
+    def __init__(self, values: Any, owner: Owner) -> None:
+        self.value, self.owner, self.copy = values, owner, tuple(values)
+
+    def differs(self) -> bool:
+        """Whether it is not what it was."""
+        return len(self.value) != len(self.copy) or any(map(is_not, self.value, self.copy))
+
+    def restore(self) -> None:
+        """Make it what it was."""
+        self.value.clear()
+        (self.value.update if isinstance(self.value, set) else self.value.extend)(self.copy)
+
+
+class KeptGenerator:
+    """A generator of torch."""
+
+    __slots__ = ("owner", "state", "value")
+
+    def __init__(self, generator: torch.Generator, owner: Owner) -> None:
+        self.value, self.owner, self.state = generator, owner, generator.get_state()
+
+    def differs(self) -> bool:
+        """Whether it is not what it was."""
+        return not torch.equal(self.value.get_state(), self.state)
+
+    def restore(self) -> None:
+        """Make it what it was."""
+        self.value.set_state(self.state)
+
+
+class KeptState:
+    """What has a state that is read and set as one: arrays, generators."""
+
+    def __init__(
+        self, value: Any, owner: Owner, read: Callable[[], Any], write: Callable[[Any], object]
+    ) -> None:
+        self.value, self.owner = value, owner
+        self._read, self._write, self._state = read, write, read()
+
+    def differs(self) -> bool:
+        """Whether it is not what it was."""
+        return not alike(self._read(), self._state)
+
+    def restore(self) -> None:
+        """Make it what it was."""
+        self._write(self._state)
+
+
+class KeptSlot(KeptState):
+    """An attribute of an object without a dict."""
+
+    def differs(self) -> bool:
+        """Whether it is not what it was."""
+        return self._read() is not self._state
+
+
+def alike(first: Any, second: Any) -> bool:
+    """Equal, tensors and arrays by their bits."""
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        return first.keys() == second.keys() and all(alike(v, second[k]) for k, v in first.items())
+    both = (first, second)
+    # The tuple of Python's generator holds 625 numbers.
+    if all(isinstance(value, (list, tuple)) for value in both) and len(first) != 625:
+        return len(first) == len(second) and all(map(alike, first, second))
+    if all(isinstance(value, Tensor) for value in both):
+        return _same_bits(first, second)
+    if any(isinstance(value, (Tensor, np.ndarray)) for value in both):
+        same = type(first) is type(second) and first.shape == second.shape
+        return same and first.dtype == second.dtype and first.tobytes() == second.tobytes()
+    return first is second or bool(first == second)
+
+
+def _same_bits(first: Tensor, second: Tensor) -> bool:
+    if (first.shape, first.dtype, first.layout) != (second.shape, second.dtype, second.layout):
+        return False
+    if not (_has_memory(first) and _has_memory(second)):
+        return False
+    if first.layout is not torch.strided:
+        return all(map(_same_bits, strided_parts(first), strided_parts(second)))
+    bits = [_bits(value.detach().contiguous()) for value in (first, second)]
+    return bits[0] is not None and bits[1] is not None and torch.equal(bits[0], bits[1])
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    """Whether there is something to read: not after its storage was resized to nothing."""
+    with suppress(RuntimeError, NotImplementedError):
+        needed = tensor.numel() and 1 + sum(
+            (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+        )
+        end = (needed + tensor.storage_offset()) * tensor.element_size() if needed else 0
+        return tensor.untyped_storage().nbytes() >= end
+    return True  # without a storage
+
+
+def strided_parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Where the numbers of a tensor lie: indices and values of a sparse one."""
+    if tensor.layout is torch.strided:
+        return (tensor,)
+    if tensor.layout is torch.sparse_coo:
+        return (tensor._indices(), tensor._values())
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return (tensor.crow_indices(), tensor.col_indices(), tensor.values())
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return (tensor.ccol_indices(), tensor.row_indices(), tensor.values())
+    return ()  # of another library
+
+
+def snapshot(value: Any) -> Any:
+    """A copy that later writes do not reach, to compare with another."""
+    if isinstance(value, Tensor):
+        return value.detach().clone() if _has_memory(value) else None
+    if isinstance(value, Mapping):
+        return {key: snapshot(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple, deque)):
+        return tuple(map(snapshot, value))
+    return value.copy() if isinstance(value, (np.ndarray, set)) else value
