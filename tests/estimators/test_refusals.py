@@ -219,3 +219,9 @@ class Unique(nn.Module):
 def test_what_torch_cannot_differentiate(method: Any) -> None:
     with pytest.raises(LipfastError, match="_unique2"):
         lipfast.jacobian_norms(Unique(), X, method=method)
+
+
+@pytest.mark.parametrize("function", [nn.Linear, X, None, "model"], ids=str)
+def test_what_is_no_function(function: Any) -> None:
+    with pytest.raises(ArgumentError, match="function must be callable"):
+        lipfast.input_gradient_norms(function, X)
