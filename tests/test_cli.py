@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 from typer.testing import CliRunner
 
 import lipfast
@@ -115,6 +114,16 @@ def test_several_archives(project):
     code, out, _ = run("score", "runs/w4", "runs/w6/step1.safetensors", *SCORE[2:])
     assert code == 0
     assert out.startswith("3 checkpoints: 3 scored")
+
+
+def test_files_that_are_not_looked_at_are_counted(project):
+    for name in ("a.h5", "b.h5", "c.onnx"):
+        (project / "runs" / name).write_bytes(b"x")
+    code, out, _ = run(*SCORE, "--dry-run")
+    assert code == 0
+    assert "  3 files not looked at, by the endings of their names: .h5 2, .onnx 1\n" in out
+    code, out, _ = run(*SCORE, "--json")
+    assert json.loads(out)["not_looked_at"] == {".h5": 2, ".onnx": 1}
 
 
 def test_failed_checkpoints_are_counted_and_change_the_exit_status(project):
@@ -243,11 +252,11 @@ def test_bounds_of_an_architecture_that_does_not_begin_with_a_linear_layer(proje
     [
         (lambda path: None, "no such file or folder"),
         (lambda path: path.write_bytes(b""), "truncated"),
-        (lambda path: torch.save(nn.Linear(4, 4), path), "more than weights"),
+        (lambda path: torch.save(torch.device("cpu"), path), "expected a state dict"),
         (lambda path: torch.save({"width": 4, "state_dict": {"a": torch.ones(1)}}, path), "weight"),
         (lambda path: torch.save({"state_dict": {"a": torch.ones(1)}}, path), "--arch-arg width"),
     ],
-    ids=["missing", "truncated", "module", "mismatch", "metadata"],
+    ids=["missing", "truncated", "device", "mismatch", "metadata"],
 )
 def test_bounds_of_bad_checkpoints(project, write, message):
     write(project / "a.pt")

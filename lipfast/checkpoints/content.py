@@ -14,17 +14,15 @@ HEAD = 4096
 
 _ZIP = b"PK\x03\x04"
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number of torch.save, pickled
-_FIRST_ENTRY = re.compile(
-    rb"[^/]{1,255}/(data\.pkl|\.format_version|version|byteorder|constants\.pkl)"
-)
-_LOCAL_HEADER = 30  # bytes before the name of a zip's entry
+_FIRST_ENTRY = re.compile(rb"[^/]{1,255}/(data\.pkl|\.format_version|constants\.pkl)")
+_HEADER_OF_ENTRY = 30  # bytes before the name of a zip's entry
 _TAR = (257, b"ustar")
 _MAX_SAFE_HEADER = 100 << 20
 
 _WEIGHTS_OF_OTHERS = "Convert it in its own framework, and save the weights with safetensors"
 _AGAIN = "Download it again, from the address of the file itself, logged in where that is needed"
 
-_MAGIC: dict[bytes, tuple[str, str]] = {
+_SIGNATURES: dict[bytes, tuple[str, str]] = {
     b"version https://git-lfs.github.com/spec/": (
         "a pointer of Git LFS, not the file it stands for",
         "Fetch it with 'git lfs install' and 'git lfs pull'",
@@ -46,7 +44,7 @@ _MAGIC: dict[bytes, tuple[str, str]] = {
     b"ARROW1": ("a table (Arrow)", "Check its name"),
     b"SQLite format 3": ("a database (SQLite)", "Check its name"),
 }
-_TEXTS: tuple[tuple[str, str, str], ...] = (
+_KINDS_OF_TEXT: tuple[tuple[str, str, str], ...] = (
     (r"<!doctype html|<html|<head|<body", "a web page (HTML) saved under this name", _AGAIN),
     (r"<\?xml|<error", "an XML text, as servers answer instead of a file", _AGAIN),
     (r"[{\[]", "a JSON text", _AGAIN),
@@ -74,7 +72,7 @@ def is_torch(head: bytes) -> bool:
     """
     if head.startswith(_LEGACY):
         return True
-    return head.startswith(_ZIP) and _FIRST_ENTRY.match(head, _LOCAL_HEADER) is not None
+    return head.startswith(_ZIP) and _FIRST_ENTRY.match(head, _HEADER_OF_ENTRY) is not None
 
 
 def is_pickle(head: bytes) -> bool:
@@ -127,7 +125,7 @@ def _by_magic(head: bytes, size: int) -> str | None:
     if inside and (packed := foreign(inside, size)):
         return f"compressed with gzip, and inside {packed}"
     magic = {
-        **_MAGIC,
+        **_SIGNATURES,
         head[:4] + b"TFL3": ("a model of TensorFlow Lite", _WEIGHTS_OF_OTHERS),
     }
     if re.match(rb"\x08[\x01-\x1f][\x12\x1a]", head):
@@ -159,11 +157,14 @@ def _by_text(head: bytes) -> str | None:
         return None
     if not all(sign.isprintable() or sign.isspace() for sign in text):
         return None
-    for pattern, what, advice in _TEXTS:
+    for pattern, what, advice in _KINDS_OF_TEXT:
         if re.match(pattern, text.lstrip(), re.IGNORECASE):
             return f"{what}. {advice}"
     first = printable(text.strip().split("\n", 1)[0][:40])
-    return f"a text that begins with '{first}', not weights. Check its name, or download it again"
+    return (
+        f"truncated, or not weights: a text that begins with '{first}'. Check its name, or "
+        "download it again"
+    )
 
 
 def _unzipped(head: bytes) -> bytes:

@@ -15,9 +15,16 @@ from lipfast.checkpoints.names import (
     MAGIC,
     checkpoints_of,
     is_checkpoint,
-    require_suffix,
     shards_of,
     sidecars_of,
+)
+from lipfast.checkpoints.unnamed import (
+    holds_weights,
+    is_open,
+    local_head,
+    not_looked_at,
+    require_weights,
+    taken_by_content,
 )
 from lipfast.errors import ArchiveError
 from lipfast.text import printable
@@ -25,12 +32,13 @@ from lipfast.text import printable
 NamesIn: TypeAlias = "Callable[[str], set[str]]"
 
 
-def find_local(archive: str, names_in: NamesIn) -> Iterator[CheckpointFile]:
+def find_local(archive: str, names_in: NamesIn, aside: set[str]) -> Iterator[CheckpointFile]:
     """List the checkpoints at a path.
 
     Args:
         archive: a file, a folder or a glob.
         names_in: names of the files in a folder.
+        aside: takes the paths of files that are not looked at.
 
     Raises:
         ArchiveError: there is no such file or folder, or it cannot be searched.
@@ -38,20 +46,22 @@ def find_local(archive: str, names_in: NamesIn) -> Iterator[CheckpointFile]:
     path = Path(archive)
     try:
         if path.is_dir():
-            yield from _walk_folder(str(path.absolute()), str(path.absolute()))
+            yield from _walk_folder(str(path.absolute()), str(path.absolute()), aside)
         elif path.exists():
-            require_suffix(path.name, archive)
+            require_weights(path.name, archive, lambda: local_head(archive))
             folder = str(path.absolute().parent)
             yield local_file(str(path.absolute()), folder, names_in(folder))
         elif glob.has_magic(archive):
-            yield from _expand(str(path.absolute()), archive, names_in)
+            yield from _expand(str(path.absolute()), archive, names_in, aside)
         else:
             raise ArchiveError(f"no such file or folder: '{archive}'")
     except OSError as error:
         raise ArchiveError(f"cannot search '{archive}': {error}") from error
 
 
-def _expand(pattern: str, archive: str, names_in: NamesIn) -> Iterator[CheckpointFile]:
+def _expand(
+    pattern: str, archive: str, names_in: NamesIn, aside: set[str]
+) -> Iterator[CheckpointFile]:
     parts = Path(pattern).parts
     fixed = next(i for i, part in enumerate(parts) if any(c in part for c in MAGIC))
     root = str(Path(*parts[:fixed]))
@@ -60,12 +70,16 @@ def _expand(pattern: str, archive: str, names_in: NamesIn) -> Iterator[Checkpoin
         raise ArchiveError(f"nothing matches '{archive}': check the pattern, and quote it")
     for match in matches:
         if Path(match).is_dir():
-            yield from _walk_folder(match, root)
-        elif is_checkpoint(match.rpartition("/")[2]):
+            yield from _walk_folder(match, root, aside)
+            continue
+        name = match.rpartition("/")[2]
+        if is_checkpoint(name) or (is_open(name) and holds_weights(match)):
             yield local_file(match, root, names_in(str(Path(match).parent)))
+        else:
+            aside.add(match)
 
 
-def _walk_folder(top: str, root: str) -> Iterator[CheckpointFile]:
+def _walk_folder(top: str, root: str, aside: set[str]) -> Iterator[CheckpointFile]:
     def fail(error: OSError) -> None:
         raise ArchiveError(f"cannot search '{error.filename}': {error.strerror}") from error
 
@@ -78,7 +92,10 @@ def _walk_folder(top: str, root: str) -> Iterator[CheckpointFile]:
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         beside = set(names)
-        for name in checkpoints_of(beside):
+        found = [*checkpoints_of(beside), *taken_by_content(folder, beside)]
+        shards = (shard for name in found for shard in shards_of(name, beside))
+        aside.update(f"{folder}/{name}" for name in not_looked_at(beside, {*found, *shards}))
+        for name in found:
             # Files may vanish during the search: training prunes old checkpoints.
             with suppress(FileNotFoundError):
                 yield local_file(os.path.join(folder, name), root, beside)  # noqa: PTH118 (fast)

@@ -5,10 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 
-from lipfast.errors import ArchiveError
-from lipfast.text import alternatives
-
-SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".pyth", ".th", ".pth.tar", ".pt.tar")
 """File name endings that mark a checkpoint."""
 
 INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
@@ -52,19 +49,6 @@ def is_checkpoint(name: str) -> bool:
     """
     lower = name.lower()
     return lower.endswith((*SUFFIXES, *INDEX_SUFFIXES)) or _BIN.fullmatch(name) is not None
-
-
-def require_suffix(name: str, archive: str) -> None:
-    """Refuse a file that was asked for by name and is no checkpoint.
-
-    Raises:
-        ArchiveError: says which endings are.
-    """
-    if not is_checkpoint(name.rpartition("/")[2]):
-        raise ArchiveError(
-            f"'{archive}' is not a checkpoint: its name must end in {alternatives(SUFFIXES)}. "
-            "Rename it, or save the weights with safetensors.torch.save_file"
-        )
 
 
 def is_index(name: str) -> bool:

@@ -11,15 +11,16 @@ from typing import Any
 import fsspec
 from fsspec import AbstractFileSystem
 
+from lipfast.checkpoints.content import HEAD
 from lipfast.checkpoints.file import CheckpointFile, folder_of
 from lipfast.checkpoints.metadata import Scalar
 from lipfast.checkpoints.names import (
     MAGIC,
     checkpoints_of,
-    require_suffix,
     shards_of,
     sidecars_of,
 )
+from lipfast.checkpoints.unnamed import not_looked_at, require_weights
 from lipfast.errors import ArchiveError
 from lipfast.text import printable
 
@@ -56,8 +57,12 @@ class _Place:
         return printable(f"{inner}::{self.container}" if self.container else inner)
 
 
-def find_remote(archive: str) -> Iterator[CheckpointFile]:
+def find_remote(archive: str, aside: set[str]) -> Iterator[CheckpointFile]:
     """List the checkpoints at a URL.
+
+    Args:
+        archive: a URL that fsspec knows.
+        aside: takes the paths of files that are not looked at.
 
     Raises:
         ArchiveError: it cannot be searched: unknown protocol, missing package, no access.
@@ -72,7 +77,8 @@ def find_remote(archive: str) -> Iterator[CheckpointFile]:
             root = head.rpartition("/")[0]
             matches = filesystem.glob(path, detail=True)
         elif path and filesystem.isfile(path):
-            require_suffix(path, archive)
+            name = path.rpartition("/")[2]
+            require_weights(name, archive, lambda: filesystem.cat_file(path, end=HEAD))
             root = path.rpartition("/")[0]
             yield _file(place, path, filesystem.info(path), root, beside(filesystem, root))
             return
@@ -84,7 +90,7 @@ def find_remote(archive: str) -> Iterator[CheckpointFile]:
                 f"no such file or folder: '{archive}', or it cannot be reached: check the URL, the "
                 "network and the credentials"
             )
-        yield from _files(place, matches, root)
+        yield from _files(place, matches, root, aside)
     except ArchiveError:
         raise
     except ImportError as error:
@@ -96,6 +102,15 @@ def find_remote(archive: str) -> Iterator[CheckpointFile]:
             f"cannot search '{archive}': {type(error).__name__}: {error}. Check the URL, the "
             "network and the credentials"
         ) from error
+
+
+def remote_head(url: str) -> bytes:
+    """The first bytes at a URL; none where they cannot be read."""
+    try:
+        filesystem, path = fsspec.url_to_fs(url)
+        return bytes(filesystem.cat_file(path, end=HEAD))
+    except Exception:  # each file system has errors of its own, which a search will meet again
+        return b""
 
 
 def locate(
@@ -140,16 +155,19 @@ def _by_name(infos: Infos) -> Folder:
     return {full.rpartition("/")[2]: (full, info) for full, info in infos.items()}
 
 
-def _files(place: _Place, matches: Infos, root: str) -> Iterator[CheckpointFile]:
+def _files(place: _Place, matches: Infos, root: str, aside: set[str]) -> Iterator[CheckpointFile]:
     folders: dict[str, Infos] = defaultdict(dict)
     for name, info in matches.items():
         if info.get("type") == "directory":
-            yield from _files(place, place.filesystem.find(name, detail=True), root)
+            yield from _files(place, place.filesystem.find(name, detail=True), root, aside)
         elif not any(part.startswith(".") for part in name.removeprefix(root).split("/")):
             folders[name.rpartition("/")[0]][name] = info
     for folder in sorted(folders):
         others = _by_name(folders[folder])
-        for name in checkpoints_of(others):
+        found = list(checkpoints_of(others))
+        shards = (shard for name in found for shard in shards_of(name, others))
+        aside.update(f"{folder}/{name}" for name in not_looked_at(others, {*found, *shards}))
+        for name in found:
             yield _file(place, *others[name], root, others)
 
 

@@ -20,7 +20,7 @@ class MoreThanWeightsError(Exception):
     """A pickle that was made to run code, or that holds no weights: says what it names."""
 
 
-class NotWeightsError(Exception):
+class OtherFormatError(Exception):
     """A file of another kind: says which, and what to do."""
 
 

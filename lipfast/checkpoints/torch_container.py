@@ -12,7 +12,7 @@ from lipfast.checkpoints.pickled_values import VALUES
 from lipfast.checkpoints.pickles import Allowance, PickleReader
 from lipfast.checkpoints.stand_ins import (
     MoreThanWeightsError,
-    NotWeightsError,
+    OtherFormatError,
     UnsafePickleError,
 )
 
@@ -30,7 +30,7 @@ def read_container(stream: IO[bytes], buffer: Buffer) -> Any:
         buffer: the same bytes, which tensors are views of.
 
     Raises:
-        NotWeightsError: it is an archive of another kind.
+        OtherFormatError: it is an archive of another kind.
         UnsafePickleError: it would take memory or time out of proportion.
         MoreThanWeightsError: it was made to run code, or is a plain pickle without tensors.
         Exception: it is damaged.
@@ -54,7 +54,7 @@ def _read_zip(stream: IO[bytes], buffer: Buffer) -> Any:
         }
         what = None if root else foreign_zip(entry.filename for entry in entries)
         if what is not None:
-            raise NotWeightsError(what)
+            raise OtherFormatError(what)
         total = sum(entry.file_size for entry in wanted.values())
         if total > len(buffer) or any(entry.compress_type for entry in wanted.values()):
             raise UnsafePickleError(

@@ -17,7 +17,7 @@ from lipfast.checkpoints.safetensors_file import SMALL
 from lipfast.checkpoints.scalars import scalars
 from lipfast.checkpoints.stand_ins import (
     MoreThanWeightsError,
-    NotWeightsError,
+    OtherFormatError,
     StandIn,
     UnsafePickleError,
 )
@@ -95,25 +95,31 @@ def require_tensors(file: CheckpointFile, weights: Mapping[Any, Any]) -> None:
                 )
 
 
-def load_harmless(file: CheckpointFile, path: str, size: int) -> Any:
+def load_harmless(file: CheckpointFile, path: str, size: int, data: bytes | None = None) -> Any:
     """Load what `torch.save` wrote, whatever it is; nothing in it is run.
 
     What is neither a plain value nor a tensor is a `StandIn`.
+
+    Args:
+        file: the checkpoint, for messages and access.
+        path: the file itself, or one of its parts.
+        size: of `path`, as far as it is known.
+        data: of a part of a file, which is loaded instead.
 
     Raises:
         CheckpointError: it is truncated, or no file of torch's.
         OSError: it cannot be read.
     """
     try:
-        if file.filesystem is None and size > SMALL:
+        if data is None and file.filesystem is None and size > SMALL:
             with open(path, "rb") as stream:  # noqa: PTH123
                 mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
                 return read_container(stream, mapped)
-        data = read_bytes(file, path)
+        data = read_bytes(file, path) if data is None else data
         return read_container(io.BytesIO(data), bytearray(data))
     except OSError:
         raise
-    except NotWeightsError as error:
+    except OtherFormatError as error:
         raise CheckpointError(f"{file.uri}: {error}") from error
     except UnsafePickleError as error:
         raise out_of_proportion(file, error) from error

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lipfast.ops._conv_lanczos import top_vector
 from lipfast.ops._conv_lower import certified_lower
 from lipfast.ops._conv_operator import ConvOperator
 from lipfast.ops._conv_search import (
@@ -17,7 +18,6 @@ from lipfast.ops._conv_search import (
     SymbolMaximum,
     first_vector,
     symbol_maximum,
-    top_vector,
 )
 from lipfast.ops._conv_upper import (
     Budget,
@@ -29,7 +29,7 @@ from lipfast.ops._conv_upper import (
     native_brackets,
     proof_of,
 )
-from lipfast.ops.scaling import scaled
+from lipfast.ops.scaling import scaled, unscaled_down
 from lipfast.ops.spectral_norms import SpectralNorms, spectral_norms
 
 
@@ -176,11 +176,13 @@ def lower_at_true_size(
 ) -> tuple[float, Tensor, Tensor, int]:
     """Proved lower bound, its unit right vector, the image's direction, and the passes."""
     weights, exponents = scaled(conv.weight[None])
+    enough = unscaled_down(symbol.at_true_size * (1 - 0.5 * budget.rtol), -exponents[0])
     vector, passes = top_vector(
         conv,
         weights[0],
         first_vector(conv, symbol.maximum, begin, budget.seed),
-        tolerance=0.2 * budget.rtol,
+        rtol=budget.rtol,
+        enough=enough * enough,
         max_passes=budget.max_passes,
         memory=budget.memory,
     )

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lipfast.ops._conv_lanczos import Start
 from lipfast.ops._conv_operator import ConvOperator
 from lipfast.ops._conv_upper import SymbolProof
 
-_BASIS = 64
-# Passes before the gap to the second Ritz value is believed.
-_TRUSTED = 8
+# Lengths of the random part of a start, beside a vector found earlier, and beside a wave.
+_BESIDE_EARLIER, _BESIDE_WAVE = 0.1, 1.0
 # Numbers in front of the vector of `ConvStart.maximum`: group, frequency on three axes.
 HEADER = 4
 
@@ -112,8 +112,11 @@ def _plane_wave(conv: ConvOperator, maximum: SymbolMaximum) -> Tensor:
 
 def first_vector(
     conv: ConvOperator, maximum: SymbolMaximum, begin: ConvStart | None, seed: int
-) -> Tensor:
-    """What `top_vector` starts from: an earlier vector, or the symbol's wave, and some noise."""
+) -> Start:
+    """What `top_vector` starts from: an earlier vector, or the symbol's wave, and noise.
+
+    Either may be orthogonal to the first singular vector, for symmetric kernels exactly.
+    """
     _, channels = conv.channels
     generator = torch.Generator(device="cpu").manual_seed(seed)
     noise = torch.randn(
@@ -123,77 +126,15 @@ def first_vector(
     # A transposed convolution is kept as its adjoint.
     earlier = None if begin is None else begin.left if conv.transposed else begin.right
     if earlier is not None and bool(earlier.any()):
-        first, share = earlier.double(), 1e-2
+        first, length = earlier.double(), _BESIDE_EARLIER
     else:
-        first, share = _plane_wave(conv, maximum), 0.1
+        first, length = _plane_wave(conv, maximum), _BESIDE_WAVE
     size = float(first.norm())
-    return first / size + share * noise if size > 0 else noise
-
-
-def top_vector(
-    conv: ConvOperator,
-    weight: Tensor,
-    start: Tensor,
-    *,
-    tolerance: float,
-    max_passes: int,
-    memory: int,
-) -> tuple[Tensor, int]:
-    """A right singular vector of the largest singular value, by Lanczos on A^T A.
-
-    Args:
-        conv: A.
-        weight: that of A, scaled, float64.
-        start: (C_in, *input_size), float64, not zero.
-        tolerance: on the relative error that the residual promises for the singular value's square.
-        max_passes: products with A^T A.
-        memory: bytes that the basis may take.
-
-    Returns:
-        The vector, float64, and the number of passes.
-    """
-    # Single precision leaves about 1e-6 of the value.
-    single = conv.weight.dtype == torch.float32 and tolerance > 2e-5
-    dtype = torch.float32 if single else torch.float64
-    weight = weight.to(dtype)
-    shape, size = start.shape, start.numel()
-    limit = max(3, min(_BASIS, size, memory // (size * weight.element_size() + 1)))
-    vector, passes = start.reshape(-1).to(dtype), 0
-    basis = torch.empty(limit, size, dtype=dtype, device="cpu")
-    while True:
-        basis[0] = vector / vector.norm()
-        diagonal: list[float] = []
-        off: list[float] = []
-        while True:
-            count = len(diagonal) + 1
-            q = basis[count - 1].reshape(1, *shape)
-            image = conv.adjoint(conv.forward(q, weight), weight).reshape(-1)
-            passes += 1
-            diagonal.append(float(torch.dot(basis[count - 1], image)))
-            for _ in range(2):
-                image = image - basis[:count].T @ (basis[:count] @ image)
-            following = float(image.norm())
-            value, ritz, error = _ritz(diagonal, off, following)
-            done = error <= tolerance * value or passes >= max_passes or not following > 0
-            if done or count == limit:
-                break
-            off.append(following)
-            basis[count] = image / following
-        vector = ritz.to(dtype) @ basis[: len(diagonal)]
-        if done:
-            return vector.double().reshape(shape), passes
-
-
-def _ritz(diagonal: list[float], off: list[float], following: float) -> tuple[float, Tensor, float]:
-    """Largest Ritz value, its vector, and an estimate of what is missing."""
-    matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64, device="cpu"))
-    if off:
-        side = torch.tensor(off, dtype=torch.float64, device="cpu")
-        matrix += torch.diag(side, 1) + torch.diag(side, -1)
-    values, vectors = torch.linalg.eigh(matrix)
-    residual = following * abs(float(vectors[-1, -1]))
-    # A start close to another singular vector shows a small residual at first.
-    if len(diagonal) < _TRUSTED:
-        return float(values[-1]), vectors[:, -1], residual
-    gap = float(values[-1] - values[-2])
-    return float(values[-1]), vectors[:, -1], min(residual, residual**2 / max(gap, 1e-300))
+    if not size > 0:
+        return Start(noise, 1.0)
+    first = first / size
+    # Of few entries the two might cancel.
+    if float((first * noise).sum()) < 0:
+        noise = -noise
+    start = first + length * noise
+    return Start(start, length**2 / float((start * start).sum()))

@@ -14,11 +14,15 @@ import torch
 
 from lipfast.graph.nodes import Constant, Graph, Node, computed_name, error_name
 from lipfast.plan.chain import Chain, find_chain, is_piecewise_linear
+from lipfast.plan.compositions import join_compositions
 from lipfast.plan.computed import rounded
 from lipfast.plan.derived import derived, underived
+from lipfast.plan.extrema import join_extrema
 from lipfast.plan.fold import FoldedGraph, fold_batch_norm, parameter_shapes
 from lipfast.plan.layers import Layer, layers_of
 from lipfast.plan.merge import merge_affine
+from lipfast.plan.parts import join_parts
+from lipfast.plan.repeated import join_repeated
 from lipfast.plan.requirements import Requirements, requirements_of
 from lipfast.rules.registry import users_rules
 from lipfast.text import given_rules
@@ -115,9 +119,16 @@ class Architecture:
         return FoldedGraph(self.graph, {})
 
     @derived
+    def joined(self) -> FoldedGraph:
+        """The graph in which ops that are bounded together are one node, for upper bounds."""
+        graph = join_extrema(join_repeated(self.graph))
+        graph = join_compositions(join_parts(graph, self.constants))
+        return self.unfolded if graph is self.graph else FoldedGraph(graph, {})
+
+    @derived
     def unmerged(self) -> FoldedGraph:
         """The graph with BatchNorm folded and affine maps as they are."""
-        return fold_batch_norm(self.graph, values=False)
+        return fold_batch_norm(self.joined.graph, values=False)
 
     @derived
     def folded(self) -> FoldedGraph:

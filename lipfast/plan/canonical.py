@@ -61,8 +61,6 @@ TRANSPOSES = frozenset({"aten.t", "aten.numpy_T"})
 # The last two dimensions change places (all numbers here are real).
 _TURNING = frozenset({"aten.mH", "aten.mT"})
 _PARTS = frozenset({"aten.chunk", "aten.split", "aten.split_with_sizes", "aten.unbind"})
-# Counted from the front, too, for rules that users write.
-_DIMENSIONS = {"aten.glu": Dimensions({1: "dim"})}
 
 # Name, positional and keyword arguments of an op.
 Invocation = tuple[str, tuple[Argument, ...], tuple[tuple[str, Argument], ...]]
@@ -87,7 +85,7 @@ def from_the_front(call: Node, rank: int, result_rank: int) -> Node:
     if rule.casts:
         args = tuple(None if is_floating_dtype(value) else value for value in args)
         kwargs = tuple((key, value) for key, value in kwargs if not is_floating_dtype(value))
-    dimensions = rule.dimensions or _DIMENSIONS.get(op) or Dimensions({})
+    dimensions = rule.dimensions or Dimensions({})
     if dimensions.default is not None and len(args) < 2 and "dim" not in dict(kwargs):
         args = (*args, dimensions.default)
     count = result_rank if dimensions.of_result else rank

@@ -27,6 +27,7 @@ from lipfast.graph.nodes import (
 from lipfast.plan import canonical, export
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.canonical import CHECKS, REPEATING, SIZED, Invocation
+from lipfast.plan.compositions import by_their_rules
 from lipfast.plan.computed import exact_value
 from lipfast.plan.constant_folding import Folding, with_repetitions
 from lipfast.plan.contractions import with_layers
@@ -403,7 +404,7 @@ def _validate(graph: Graph, computed: tuple[Node, ...], state: _Conversion) -> N
     """Every node has a rule, depends on the input, and keeps the samples apart."""
     if not graph.inputs:
         raise TraceError("the model has no tensor input")
-    require_rules(graph.nodes, without_bound(graph, computed))
+    require_rules(by_their_rules(graph), without_bound(graph, computed))
     for node in graph.nodes:
         if node.name in state.problems:
             raise TraceError(f"{node.op} in module '{node.module}': {state.problems[node.name]}")

@@ -14,6 +14,16 @@ from lipfast.plan.canonical import CASTS, IDENTITIES, TRANSPOSES
 from lipfast.rules.registry import rule_of
 
 _PRODUCTS = frozenset({"aten.matmul", "aten.mm"})
+# NaN apart, of which no bound says anything, these are the same.
+_EXTREMA = {
+    "aten.max": "aten.maximum",
+    "aten.fmax": "aten.maximum",
+    "aten.min": "aten.minimum",
+    "aten.fmin": "aten.minimum",
+}
+_ROOTS = {0.5: "aten.sqrt", -0.5: "aten.rsqrt", -1: "aten.reciprocal"}
+# Whether a comparison holds for the larger operand in front.
+_COMPARISONS = {"aten.gt": True, "aten.ge": True, "aten.lt": False, "aten.le": False}
 
 
 def simplify(graph: Graph, floating: Mapping[str, bool], ranks: Mapping[str, int]) -> Graph:
@@ -26,10 +36,12 @@ def simplify(graph: Graph, floating: Mapping[str, bool], ranks: Mapping[str, int
         ranks: number of dimensions of each parameter.
 
     Returns:
-        The graph without identities and unused nodes, with softsign and products with a
-        (transposed) parameter recognised.
+        The graph without identities and unused nodes, with softsign, maxima of two tensors and
+        products with a (transposed) parameter recognised.
     """
-    graph = _drop_identities(graph, floating)
+    graph = _join_choices(_drop_identities(graph, floating))
+    graph = _each(graph, lambda node: _as_slice(node, graph))
+    graph = _without_roots_as_powers(graph)
     graph = _select_before_permuting(graph)
     graph = _join_softsign(graph)
     graph = join_products(graph, ranks)
@@ -89,6 +101,115 @@ def _floating(source: Argument, floating: Mapping[str, bool]) -> bool:
         return True
     name = source.name if source.kind == "node" else f"{source.kind}:{source.name}"
     return floating.get(name, True)
+
+
+def _join_choices(graph: Graph) -> Graph:
+    """``torch.max(a, b)`` and ``where(a > b, a, b)`` become `aten.maximum`, and their like."""
+    graph = _each(graph, _as_extremum)
+    graph = _each(graph, lambda node: _as_choice(node, graph))
+    return _each(graph, lambda node: _as_mask(node, graph))
+
+
+def _as_slice(node: Node, graph: Graph) -> Node:
+    """``narrow(x, dim, start, length)`` is a slice."""
+    source = graph.defining(node.args[0]) if node.op == "aten.narrow" else None
+    if source is None or len(node.args) != 4:
+        return node
+    dim, start, length = node.args[1:]
+    if not (isinstance(dim, int) and isinstance(start, int) and isinstance(length, int)):
+        return node
+    dim %= len(source.shape) + 1
+    start += source.shape[dim - 1] if start < 0 and dim else 0
+    return replace(node, op="aten.slice", args=(node.args[0], dim, start, start + length))
+
+
+def _without_roots_as_powers(graph: Graph) -> Graph:
+    """``x ** 0.5`` of an activation and its like as roots and reciprocals, which have rules."""
+    active = {node.name for node in graph.inputs}
+    nodes = []
+    for node in graph.nodes:
+        if not active.isdisjoint(node.names("node")):
+            active.add(node.name)
+            nodes.append(_as_root(node))
+        else:
+            nodes.append(node)
+    return Graph(tuple(nodes), graph.outputs)
+
+
+def _as_root(node: Node) -> Node:
+    exponent = node.argument(1, "exponent") if node.op == "aten.pow" else None
+    if not isinstance(exponent, (int, float)) or exponent not in _ROOTS:
+        return node
+    return replace(node, op=_ROOTS[exponent], args=node.args[:1], kwargs=())
+
+
+def _as_extremum(node: Node) -> Node:
+    two = len(node.args) == 2 and all(isinstance(value, Reference) for value in node.args)
+    if node.op not in _EXTREMA or not two or node.kwargs:
+        return node
+    return replace(node, op=_EXTREMA[node.op])
+
+
+def _compared(argument: Argument, graph: Graph) -> tuple[Argument, Argument] | None:
+    """Operands of a comparison, so ordered that it holds where the first is the larger."""
+    node = graph.defining(argument)
+    if node is None or node.op not in _COMPARISONS or len(node.args) != 2 or node.kwargs:
+        return None
+    first, second = node.args
+    return (first, second) if _COMPARISONS[node.op] else (second, first)
+
+
+def _as_choice(node: Node, graph: Graph) -> Node:
+    """``where(a > b, a, b)`` is a maximum; see `_two_slopes` for ``where(x > 0, x, c x)``."""
+    if node.op != "aten.where" or len(node.args) != 3 or node.kwargs:
+        return node
+    pair = _compared(node.args[0], graph)
+    if pair is None:
+        return node
+    chosen, other = node.args[1:]
+    if {chosen, other} == {*pair}:
+        return _extremum_of(node, chosen, other, largest=pair == (chosen, other))
+    if pair[1] == 0 and chosen == pair[0]:
+        return _two_slopes(node, chosen, graph.defining(other))
+    if pair[0] == 0 and other == pair[1]:
+        return _two_slopes(node, other, graph.defining(chosen))
+    return node
+
+
+def _two_slopes(node: Node, x: Argument, scaled: Node | None) -> Node:
+    """What is x where x > 0, and -x or c x for a number c elsewhere: abs, or a LeakyReLU."""
+    if scaled is not None and scaled.op == "aten.neg" and scaled.args == (x,):
+        return replace(node, op="aten.abs", args=(x,))
+    if scaled is None or scaled.op != "aten.mul" or len(scaled.args) != 2:
+        return node
+    numbers = [value for value in scaled.args if isinstance(value, (int, float))]
+    if len(numbers) != 1 or x not in scaled.args:
+        return node
+    return replace(node, op="aten.leaky_relu", args=(x, float(numbers[0])))
+
+
+def _extremum_of(node: Node, first: Argument, second: Argument, *, largest: bool) -> Node:
+    """The maximum (minimum) of two operands, one of which may be a number."""
+    numbers = [value for value in (first, second) if not isinstance(value, Reference)]
+    if not numbers:
+        return replace(node, op="aten.maximum" if largest else "aten.minimum", args=(first, second))
+    tensor = second if first is numbers[0] else first
+    op = "aten.clamp_min" if largest else "aten.clamp_max"
+    return replace(node, op=op, args=(tensor, *numbers))
+
+
+def _as_mask(node: Node, graph: Graph) -> Node:
+    """``x * (x > 0)`` is a ReLU, ``x * (x < 0)`` the smaller of x and 0."""
+    if node.op != "aten.mul" or len(node.args) != 2 or node.kwargs:
+        return node
+    for x, mask in (node.args, node.args[::-1]):
+        holder = graph.defining(mask)
+        cast = holder is not None and holder.op in CASTS
+        pair = _compared(holder.args[0] if holder is not None and cast else mask, graph)
+        if pair is not None and isinstance(x, Reference) and {x, 0} == {*pair}:
+            op = "aten.clamp_min" if pair[0] == x else "aten.clamp_max"
+            return replace(node, op=op, args=(x, 0.0))
+    return node
 
 
 def _join_softsign(graph: Graph) -> Graph:

@@ -9,12 +9,17 @@ from lipfast.rules import (  # noqa: F401 (they register themselves)
     affine,
     arithmetic,
     attention,
+    compositions,
     convolution,
+    gates,
     normalization,
+    order,
+    parts,
     pointwise,
     pooling,
     products,
     resampling,
+    steep,
     structural,
 )
 from lipfast.rules.registry import RULES, Call, Dimensions, LayerRequest, Rule, rule, ship

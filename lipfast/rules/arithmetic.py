@@ -167,6 +167,11 @@ def _evaluate_scale(arguments: Arguments) -> Tensor:
 
 def _error_scale(arguments: Arguments, errors: Errors, output: Tensor) -> Tensor:
     node = arguments.node
+    if products.divides(node):
+        x, y = (_entries(arguments, value, output) for value in node.args[:2])
+        found = iter(_alignments(errors, output))
+        both = [next(found) if isinstance(value, Reference) else None for value in node.args[:2]]
+        return products.error_of_quotient(y, both, output)
     if products.activations(node) == 2:
         x, y = (_entries(arguments, value, output) for value in node.args[:2])
         return products.error_of_product(x, y, _alignments(errors, output), output)
@@ -188,7 +193,7 @@ _scaling_rule = partial(
     evaluate=_evaluate_scale,
     error=_error_scale,
     magnitude=lambda call: _scaled_magnitude(call),  # noqa: PLW0108 (defined below)
-    product=lambda node: products.activations(node) == 2,
+    product=lambda node: products.activations(node) == 2 or products.divides(node),
     leading=True,
     integers=True,
 )
@@ -202,6 +207,8 @@ def scale(call: Call) -> Upward:
     Division: the reciprocal of the smallest absolute entry. Two activations: see
     `products.product`.
     """
+    if products.divides(call.node):
+        return call.unbounded(f"{call.node} divides by an activation")
     if products.activations(call.node) == 2:
         return products.product(call)
     factor = _largest_factor(call)
@@ -234,6 +241,8 @@ def _largest_factor(call: Call) -> float:
 
 
 def _scaled_magnitude(call: Call) -> Magnitude:
+    if products.divides(call.node):
+        return Magnitude()
     if products.activations(call.node) == 2:
         return products.magnitude_of_product(call)
     position = _activation_position(call.node)

@@ -117,12 +117,12 @@ def _pointwise(
         scaled = size.scaled(slope) if math.isfinite(slope) else Magnitude()
         return scaled.tightened(Magnitude(entry=largest))
 
-    rule(op, supports=_one_activation, error=error, magnitude=magnitude, leading=True, **facts)(
+    rule(op, supports=one_activation, error=error, magnitude=magnitude, leading=True, **facts)(
         bound
     )
 
 
-def _one_activation(node: Node) -> str | None:
+def one_activation(node: Node) -> str | None:
     """Only the first argument may be a tensor, and it must be an activation."""
     tensors = [ref.kind for ref in node.references() if ref.kind != "dtype"]
     return None if tensors == ["node"] else "with more than one tensor argument"
@@ -316,7 +316,7 @@ def _error_softplus(arguments: Arguments, errors: Errors, output: Tensor) -> Ten
 
 @rule(
     "aten.softplus",
-    supports=_one_activation,
+    supports=one_activation,
     evaluate=_evaluate_softplus,
     error=_error_softplus,
     leading=True,

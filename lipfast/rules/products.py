@@ -14,7 +14,7 @@ from lipfast.rules.registry import Arguments, Call, Errors, rule
 from lipfast.rules.running_errors import error_of_matmul, finished
 from lipfast.rules.upward import Upward
 
-_ADVICE = (
+ADVICE = (
     "a product of activations has a finite constant only where their size is bounded: by a "
     "normalisation before it, a bounded activation, or an input domain (domain=lipfast.Box(0, 1))"
 )
@@ -32,7 +32,7 @@ def copy_count(call: Call, position: int) -> int:
 
 
 def _finite(call: Call, total: Upward) -> Upward:
-    return total if not total.unbounded else call.unbounded(f"{call.node.op}: {_ADVICE}")
+    return total if not total.unbounded else call.unbounded(f"{call.node.op}: {ADVICE}")
 
 
 def _part(call: Call, size: Magnitude, position: int) -> Upward:
@@ -80,6 +80,23 @@ def error_of_product(x: Tensor, y: Tensor, errors: Errors, output: Tensor) -> Te
     if first is not None and second is not None:
         total = total + first * second
     return finished(total, 8)
+
+
+def divides(node: Node) -> bool:
+    """Whether a node divides by an activation."""
+    divisor = node.args[1] if node.op == "aten.div" else None
+    return isinstance(divisor, Reference) and divisor.kind == "node"
+
+
+def error_of_quotient(y: Tensor, errors: Errors, output: Tensor) -> Tensor:
+    """``(e_x + |z| e_y) / (|y| - e_y)`` and the rounding; inf where y may be 0."""
+    first, second = errors
+    least = y.abs() if second is None else (y.abs() - widened(second, 2)) * (1 - 4 * UNIT_ROUNDOFF)
+    total = torch.zeros_like(output) if first is None else first + torch.zeros_like(output)
+    if second is not None:
+        total = total + output.abs() * second
+    total = torch.where(total > 0, total / least, 0.0) + output.abs() * (2 * UNIT_ROUNDOFF)
+    return torch.where(least > 0, finished(total, 8), math.inf)
 
 
 def _matmul_supported(node: Node) -> str | None:

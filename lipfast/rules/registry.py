@@ -360,6 +360,13 @@ def rule_of(op: str) -> Rule:
     return RULES.get(op, _NO_RULE)
 
 
+def written_here(entry: Rule) -> bool:
+    """Whether a rule is lipfast's own, not a user's."""
+    # Where it was written: `__module__` is copied by functools.wraps.
+    home = getattr(entry.bound, "__globals__", {}).get("__name__", "")
+    return str(home).startswith("lipfast.rules.")
+
+
 def lookup(op: str) -> Rule:
     """Return the rule of an op.
 

@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager, nullcontext
 from lipfast.checkpoints import CheckpointFile, find_checkpoints
 from lipfast.checkpoints.metadata import Scalar
 from lipfast.checkpoints.source import Archive
+from lipfast.checkpoints.unnamed import by_ending
 from lipfast.errors import ArgumentError
 from lipfast.norms import AnyNorm, check_norm
 from lipfast.scoring.architectures import ArchSource
@@ -145,7 +146,10 @@ def score(
 
     def find() -> list[CheckpointFile]:
         with _timed(summary, "find"):
-            return selection.described(find_checkpoints(archive, may_be_empty=watch is not None))
+            aside: set[str] = set()
+            files = find_checkpoints(archive, may_be_empty=watch is not None, aside=aside)
+            summary.not_looked_at = by_ending(aside)
+            return selection.described(files)
 
     with _timed(summary, "setup"):
         recipe = Recipe(arch, arch_args, load_data(data), options)

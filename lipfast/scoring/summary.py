@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from lipfast.checkpoints.unnamed import listed
 from lipfast.text import counted, given_rules
 
 
@@ -39,6 +40,9 @@ class Summary:
         failed: of these, how many failed in this run.
         failed_before: of these, how many failed in an earlier run and are not tried again.
         left_out: of these, how many `where` and `every` leave out.
+        not_looked_at: ending of names to how many files of the archive have it and were not read:
+            they are not called checkpoints, and hold none that torch or safetensors wrote, or
+            states of optimizers and the like.
         reasons: kind of failure to how often it occurred, the most frequent first.
         examples: kind of failure to its first occurrence, as `uri: reason`.
         given: ops whose rules a user wrote to how many bounds were proved given them.
@@ -59,6 +63,7 @@ class Summary:
     failed: int = 0
     failed_before: int = 0
     left_out: int = 0
+    not_looked_at: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
     given: dict[str, int] = field(default_factory=dict, kw_only=True)
@@ -126,6 +131,11 @@ class Summary:
         lines = []
         if self.failed_before:
             lines.append(f"  {self.failed_before} failed before: --retry-failed tries them again")
+        if self.not_looked_at:
+            lines.append(
+                f"  {counted(sum(self.not_looked_at.values()), 'file')} not looked at, by the "
+                f"endings of their names: {listed(self.not_looked_at)}"
+            )
         if self.left_out:
             lines.append(f"  {self.left_out} left out by --where or --every")
         if self.found > known:

@@ -62,7 +62,7 @@ def test_softsign_is_recognised() -> None:
 
 def test_other_quotients_are_not_softsign() -> None:
     with pytest.raises(UnsupportedOpError, match="quotient of two activations"):
-        Plan.trace(Custom(lambda x: x / (2 + x.abs())), torch.zeros(2, 3))
+        Plan.trace(Custom(lambda x: x / (1 + x.abs().flip(1))), torch.zeros(2, 3))
 
 
 @pytest.mark.parametrize(
@@ -102,3 +102,50 @@ def test_in_place_operations_are_made_functional() -> None:
     x = torch.tensor([[[-1.0, 0.5, 2.0]]])
     result = evaluate(plan.graph, {}, plan.constants, [x])
     assert torch.equal(result, torch.tensor([[[0.0, 2.0, 8.0]]]))
+
+
+CHOICES = {
+    "max": (lambda x: torch.max(x, x.flip(1)), "aten.maximum"),
+    "min": (lambda x: torch.min(x, x.flip(1)), "aten.minimum"),
+    "fmax": (lambda x: torch.fmax(x, x.flip(1)), "aten.maximum"),
+    "fmin": (lambda x: torch.fmin(x, x.flip(1)), "aten.minimum"),
+    "relu": (lambda x: torch.where(x > 0, x, 0.0), "aten.clamp_min"),
+    "relu, the other way round": (lambda x: torch.where(x <= 0, 0.0, x), "aten.clamp_min"),
+    "relu by a mask": (lambda x: x * (x > 0), "aten.clamp_min"),
+    "relu by a cast mask": (lambda x: (x >= 0).float() * x, "aten.clamp_min"),
+    "negative part": (lambda x: x * (x < 0).to(x.dtype), "aten.clamp_max"),
+    "leaky relu": (lambda x: torch.where(x > 0, x, 0.2 * x), "aten.leaky_relu"),
+    "leaky relu, swapped": (lambda x: torch.where(x < 0, x * 0.2, x), "aten.leaky_relu"),
+    "abs": (lambda x: torch.where(x > 0, x, -x), "aten.abs"),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_choices_are_recognised(name: str) -> None:
+    function, op = CHOICES[name]
+    model = Custom(function)
+    plan = Plan.trace(model, torch.zeros(2, 4))
+    assert plan.graph.nodes[-1].op == op
+    x = torch.randn(1, 9, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(evaluate(plan.graph, {}, plan.constants, [x])[0], model(x[0]))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.where(x > 1, x, 0.0),
+        lambda x: torch.where(x > 0, x, 0.2 * x.flip(1)),
+        lambda x: torch.where(x > x.flip(1), x, 2.0),
+        lambda x: x * (x > 1),
+        lambda x: x * (x.flip(1) > 0),
+    ],
+)
+def test_choices_that_jump_are_refused(function: object) -> None:
+    with pytest.raises(UnsupportedOpError, match=r"aten\.gt"):
+        Plan.trace(Custom(function), torch.zeros(2, 4))
+
+
+def test_narrow_is_a_slice() -> None:
+    plan = Plan.trace(Custom(lambda x: x.narrow(-1, -2, 2)), torch.zeros(2, 4))
+    assert [node.args[1:] for node in plan.graph.nodes[1:]] == [(1, 2, 4)]
+    assert plan.upper({}).value == 1.0

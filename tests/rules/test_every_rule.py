@@ -76,6 +76,12 @@ CASES: dict[str, Case] = {
     "aten.max": other(LINE, 2),
     "aten.min": other(LINE, 2),
     "aten.linalg_vector_norm": other(LINE, 2, (2,)),
+    "aten.sort": other(LINE, 2),
+    "aten.topk": other(LINE, 3, 2),
+    "aten.glu": Case((4, 3), (X, 1), on_a_box=True),
+    "aten.exp": Case(ROW, on_a_box=True),
+    "aten.expm1": Case(ROW, on_a_box=True),
+    "aten.square": Case(ROW, on_a_box=True),
     "aten.maximum": Case(IMAGE, (X, W), parameters={"w": (2, 5, 4)}),
     "aten.minimum": Case(IMAGE, (X, X)),
     "aten.layer_norm": other((3, 4), (4,), W, B, 0.1, w=(4,), b=(4,)),
@@ -156,6 +162,14 @@ MODULES = {
     "aten.where": (lambda x: torch.where(torch.arange(4) > 1, x, -2 * x), (3, 4)),
     "aten.masked_fill": (lambda x: x.masked_fill(torch.arange(4) > 1, -0.7), (3, 4)),
     "lipfast.weighted_rows": (lambda x: (3 * x @ x.mT).softmax(-1) @ x, (3, 4)),
+    "lipfast.composition": (lambda x: x * x.sigmoid(), ROW),
+    "lipfast.parts": (lambda x: torch.cat([2 * x[:, :1], x[:, 2:]], 1), ROW),
+    # Alone these have no bound; see `lipfast.rules.steep`.
+    "aten.log": (lambda x: torch.log(1 + x * x), ROW),
+    "aten.log1p": (lambda x: torch.log1p(x * x), ROW),
+    "aten.sqrt": (lambda x: torch.sqrt(1 + x * x), ROW),
+    "aten.rsqrt": (lambda x: torch.rsqrt(1 + x * x), ROW),
+    "aten.reciprocal": (lambda x: 1 / (1 + x * x), ROW),
 }
 # Rules of doctests and of other tests, which share the registry.
 _ELSEWHERE = ("lipfast.rules.registry", "test_registry", "tests.rules.test_registry")
@@ -272,5 +286,5 @@ def check(
 def test_rules_of_joined_ops_bound_sampled_quotients(op: str) -> None:
     function, shape = MODULES[op]
     plan = traced(Function(function), shape)
-    assert op in [node.op for node in plan.graph.nodes]
+    assert op in [node.op for node in (*plan.graph.nodes, *plan.joined.graph.nodes)]
     check(plan, {}, shape, on_a_box=op == "lipfast.weighted_rows")

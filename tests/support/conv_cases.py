@@ -32,7 +32,9 @@ def _axes(low: int, high: int, count: int, generator: torch.Generator) -> tuple[
 
 
 def entries(shape: tuple[int, ...], family: str, generator: torch.Generator) -> Tensor:
-    """Taps: Gaussian, low-pass (positive), small integers, a few large ones among zeros."""
+    """Taps: Gaussian, low-pass (positive), small integers, a few large ones among zeros, filters."""
+    if family in STRUCTURED:
+        return structured(shape, family, generator)
     values = torch.randn(shape, generator=generator)
     if family == "low-pass":
         return values.abs()
@@ -44,6 +46,70 @@ def entries(shape: tuple[int, ...], family: str, generator: torch.Generator) -> 
 
 
 FAMILIES = ("gaussian", "low-pass", "integers", "sparse")
+
+
+def _separable(profiles: list[Tensor]) -> Tensor:
+    product = torch.ones(())
+    for profile in profiles:
+        product = product[..., None] * profile
+    return product
+
+
+def _profile(family: str, taps: int, generator: torch.Generator) -> Tensor:
+    """Of one axis, symmetric or antisymmetric but for rank one."""
+    place = torch.arange(taps) - (taps - 1) / 2
+    if family == "blur":
+        return torch.exp(-0.5 * (place / (0.2 + taps * torch.rand((), generator=generator))) ** 2)
+    if family == "box":
+        return torch.ones(taps)
+    if family == "difference":  # Haar's for two taps, Sobel's for three
+        return place if taps > 1 else torch.ones(1)
+    if family == "alternating":
+        return (-1.0) ** torch.arange(taps)
+    return torch.randn(taps, generator=generator)
+
+
+def structured(shape: tuple[int, ...], family: str, generator: torch.Generator) -> Tensor:
+    """Taps of filters, whose singular vectors are symmetric, antisymmetric, or of few channels.
+
+    A filter in all channels, mixed by ones or by a random matrix, or (decoupled) a wide one in one
+    channel and a narrow one in another: the symbol is largest in the wide one's, which loses more
+    at the border, so that the norm at the true size may be the other's.
+    """
+    out, inputs, *taps = shape
+    mixing = (
+        torch.ones(out, inputs)
+        if _integer(0, 2, generator)
+        else torch.randn(out, inputs, generator=generator)
+    )
+    if family == "laplacian":
+        kernel = torch.zeros(taps)
+        middle = tuple((n - 1) // 2 for n in taps)
+        for axis, n in enumerate(taps):
+            if n >= 3:
+                for side in (-1, 1):
+                    at = list(middle)
+                    at[axis] += side
+                    kernel[tuple(at)] += 1.0
+                kernel[middle] -= 2.0
+        kernel = kernel if bool(kernel.any()) else torch.ones(taps)
+    elif family == "mixed":
+        kinds = [SEPARABLE[_integer(0, len(SEPARABLE), generator)] for _ in taps]
+        kernel = _separable([_profile(k, n, generator) for k, n in zip(kinds, taps, strict=True)])
+    elif family == "decoupled":
+        wide = _separable([_profile("blur", n, generator) for n in taps])
+        kernel = torch.zeros(shape)
+        kernel[0, 0] = wide / wide.sum()
+        share = 0.8 + 0.2 * torch.rand((), generator=generator)
+        kernel[(-1, -1, *((n - 1) // 2 for n in taps))] = share
+        return kernel
+    else:
+        kernel = _separable([_profile(family, n, generator) for n in taps])
+    return mixing.reshape(out, inputs, *[1] * len(taps)) * kernel
+
+
+SEPARABLE = ("blur", "box", "difference", "alternating", "rank one")
+STRUCTURED = (*SEPARABLE, "laplacian", "mixed", "decoupled")
 
 
 def padding_of(
@@ -83,17 +149,28 @@ def pads_of(
     return [side if isinstance(side, tuple) else (side, side) for side in padding]
 
 
-def draw(generator: torch.Generator, largest: int = 220) -> Case:
-    """A valid case whose matrix has at most `largest` rows and columns."""
+def draw(
+    generator: torch.Generator,
+    largest: int = 220,
+    *,
+    families: tuple[str, ...] = FAMILIES,
+    more: int = 0,
+) -> Case:
+    """A valid case whose matrix has at most `largest` rows and columns.
+
+    Args:
+        families: of the taps, one of which is drawn.
+        more: by how much kernels are longer at most than without it, and inputs twice as much.
+    """
     while True:
         axes = _integer(1, 4, generator)
-        kernel_size = _axes(1, 6 - axes, axes, generator)
-        size = _axes(1, 9 - 2 * axes, axes, generator)
+        kernel_size = _axes(1, 6 - axes + more, axes, generator)
+        size = _axes(1, 9 - 2 * axes + 2 * more, axes, generator)
         stride = _axes(1, 4, axes, generator) if _integer(0, 2, generator) else (1,) * axes
         dilation = _axes(1, 4, axes, generator) if _integer(0, 2, generator) else (1,) * axes
         groups = _integer(1, 4, generator)
         out, inputs = _integer(1, 4, generator), _integer(1, 4, generator)
-        family = FAMILIES[_integer(0, len(FAMILIES), generator)]
+        family = families[_integer(0, len(families), generator)]
         options = {"stride": stride, "dilation": dilation, "groups": groups, "input_sizes": size}
         if _integer(0, 4, generator) == 0:
             case = _transposed(kernel_size, (inputs, out), options, family, generator)

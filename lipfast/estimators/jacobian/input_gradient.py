@@ -14,6 +14,8 @@ from lipfast.estimators.jacobian.function import (
     module_of,
     ordinary,
 )
+from lipfast.estimators.jacobian.scalar_functions import require_gradient
+from lipfast.estimators.jacobian.trust import require_autograd
 from lipfast.estimators.samples import check_inputs
 from lipfast.norms import AnyNorm, Norm, check_norm, dual_norm
 from lipfast.ops.jacobian_reduction import operator_norms
@@ -40,7 +42,8 @@ def input_gradient_norms(
     Args:
         function: (B, D...) -> (B,) or (B, 1); sample b of the result must depend on sample b only:
             a loss with ``reduction="none"``, the margin between two logits. A module is evaluated
-            in eval mode and its parameters get no gradients; any other function is called as it is.
+            in eval mode and its parameters get no gradients; any other function is called as it is,
+            four times or more.
         x: samples (B, D...), floating.
         norm: 1, 2 or inf, of the inputs.
         create_graph: the norms can be differentiated with respect to x and the parameters.
@@ -49,8 +52,8 @@ def input_gradient_norms(
         (B,), of the dtype of the gradient (float32 for the half types).
 
     Raises:
-        ArgumentError: wrong samples, or the function is not scalar per sample, not floating, or
-            does not depend on x through autograd.
+        ArgumentError: wrong samples, or the function is not scalar per sample, not floating, does
+            not depend on x through autograd, mixes samples, is random or alters its gradients.
         NonFiniteError: a sample holds NaN or Inf.
 
     Examples:
@@ -64,15 +67,21 @@ def input_gradient_norms(
     if isinstance(function, nn.Module):
         module = module_of(function)
         with model_function(module, (samples,), create_graph=create_graph) as problem:
+            require_autograd(problem, module, (samples,))
             return _gradient_norms(problem.function, problem.x, norm, create_graph)
     if not callable(function) or isinstance(function, type):
         what = function if isinstance(function, type) else type(function)
         raise ArgumentError(f"function must be callable, (B, D...) -> (B,), not {what.__name__}")
-    return _gradient_norms(function, samples, norm, create_graph)
+    return _gradient_norms(function, samples, norm, create_graph, check=True)
 
 
 def _gradient_norms(
-    function: Callable[[Tensor], Tensor], x: Tensor, norm: Norm, create_graph: bool
+    function: Callable[[Tensor], Tensor],
+    x: Tensor,
+    norm: Norm,
+    create_graph: bool,
+    *,
+    check: bool = False,
 ) -> Tensor:
     with differentiating():
         if not (create_graph and x.requires_grad):
@@ -84,6 +93,8 @@ def _gradient_norms(
         )
         if gradient is None:
             raise ArgumentError(_DETACHED)
+        if check:
+            require_gradient(function, x, values, gradient)
         if not create_graph:
             return operator_norms(gradient.reshape(len(x), 1, -1), norm)
         # A zero gradient has a zero subgradient; vector_norm's own is that.

@@ -32,6 +32,7 @@ from lipfast.estimators.jacobian.linearization import (
     prefers_lanczos,
 )
 from lipfast.estimators.jacobian.rows import row_norms
+from lipfast.estimators.jacobian.trust import require_autograd
 from lipfast.estimators.options import check_options, refuse
 from lipfast.estimators.progress import shown_progress
 from lipfast.estimators.samples import Data, check_inputs, read_samples
@@ -258,7 +259,9 @@ def jacobian_norms(
     Raises:
         ArgumentError: the samples have the wrong shape, dtype or device, the output is not
             floating, `method` does not fit, or an option has no meaning here; says where it has
-            one.
+            one. Or the model mixes the samples of a batch, is random, jumps, or alters its
+            gradients (docs/bounds.md): that is looked for wherever autograd differentiates the
+            module itself.
         NonFiniteError: a sample or a parameter holds NaN or Inf.
         TraceError: an exported program was exported in training mode.
 
@@ -297,19 +300,19 @@ def jacobian_norms(
                 "create_graph needs tensors, which can be differentiated: a Dataset or DataLoader "
                 "is read batch by batch"
             )
-        parts = []
+        parts: list[JacobianNorms] = []
         with (
             read_samples(x) as samples,
             shown_progress("Jacobian norms", samples.count, progress) as advance,
         ):
             for batch in samples:
-                parts.append(of_inputs(batch))
+                parts.append(of_inputs(batch, check=not parts))
                 advance(len(batch[0]))
         found = _concatenated(parts)
     else:
         inputs = check_inputs(x)
         with shown_progress("Jacobian norms", len(inputs[0]), progress):
-            found = of_inputs(inputs)
+            found = of_inputs(inputs, check=True)
     return found if details else found.values
 
 
@@ -321,8 +324,9 @@ def _input_norms(
     method: Method,
     memory: int,
     create_graph: bool,
+    check: bool,
 ) -> JacobianNorms:
-    """`jacobian_norms` of checked tensors."""
+    """`jacobian_norms` of checked tensors; `check` that autograd's derivatives are the model's."""
     fusable = method == "auto" and norm == 2 and len(inputs) == 1
     if fusable and not create_graph:
         known = _known_chain_norms(module, inputs[0])
@@ -330,18 +334,23 @@ def _input_norms(
             return JacobianNorms(known, "fused")
     with model_function(module, inputs, create_graph=create_graph) as problem:
         if create_graph:
+            if check:
+                require_autograd(problem, module, inputs)
             return JacobianNorms(differentiable_values(problem, norm, method, memory), method)
-        x, plan = problem.x, None
+        x, plan, traced = problem.x, None, False
         if method == "fused":
             plan = trace(module, x[:2])
         elif fusable and is_small(problem.outputs, x[0].numel()):
             plan = cached_plan(module, x[:2])
+            traced = plan is not None
             if plan is not None and fused_chain(plan, 2, x.device) is None:
                 plan = None
         if plan is not None:
             entry = resolve(plan, module.state_dict())
             values = plan_jacobian_norms(plan, [entry], x, norm=norm, method="fused")[0]
             return JacobianNorms(values, "fused")
+        if check:
+            require_autograd(problem, module, inputs, traced=traced)
         return function_jacobian_norms(problem, norm=norm, method=method, memory=memory)
 
 

@@ -21,6 +21,7 @@ from lipfast.estimators.jacobian.function import (
     module_of,
 )
 from lipfast.estimators.jacobian.norms import compute_dtype, function_jacobian_norms
+from lipfast.estimators.jacobian.trust import require_autograd
 from lipfast.estimators.lower.sample_maximum import assembled, finite_norms
 from lipfast.estimators.lower.search import Landscape, SearchMethod, box_of, require_inside
 from lipfast.estimators.lower.search_ascent import Ascent
@@ -226,7 +227,8 @@ def lower_bound(
         A `LowerBound`.
 
     Raises:
-        ArgumentError: data, search or options do not fit; the message says which.
+        ArgumentError: data, search or options do not fit; the message says which. Or lipfast cannot
+            trace the model, and it mixes samples, is random, jumps or alters its gradients.
         NonFiniteError: a weight or a sample is NaN or infinite.
         TraceError: an exported program was exported in training mode.
 
@@ -260,6 +262,8 @@ def lower_bound(
         problem = stack.enter_context(model_function(module, example))
         traced = plan_or_reason(module, problem.x[:2]) if len(shapes) == 1 else ""
         plan = None if isinstance(traced, str) else traced
+        if plan is None:  # autograd differentiates the module itself
+            require_autograd(problem, module, example)
         tensors = {} if plan is None else resolve(plan, module.state_dict())
 
         def norms(x: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ def _prepared(
 
     Affine maps whose product leaves the range of float64, or is mostly rounding, are not merged.
     """
-    folded = plan.folded if simplify else plan.unfolded
+    folded = plan.folded if simplify else plan.joined
     if folded.merged:
         with suppress(NonFiniteError):
             parameters = {**entry, **folded.parameters(entry, plan.constants, where)}

@@ -22,7 +22,7 @@ from lipfast.plan.architecture import Architecture
 from lipfast.plan.fold import FoldedGraph
 from lipfast.plan.layers import Layer
 from lipfast.rules.magnitude import Magnitude
-from lipfast.rules.registry import RULES, Call, Rule, lookup, users_rules
+from lipfast.rules.registry import RULES, Call, Rule, lookup, users_rules, written_here
 from lipfast.rules.upward import Upward, p_norm
 
 ZERO = Upward.of(0.0)
@@ -146,9 +146,6 @@ def _step(
     references = tuple(ref for ref in node.references() if ref.kind in kinds)
     names = tuple(ref.name if ref.kind == "node" else None for ref in references)
     operands = tuple(dict.fromkeys(name for name in names if name is not None))
-    # Where it was written: `__module__` is copied by functools.wraps.
-    home = getattr(rule.bound, "__globals__", {}).get("__name__", "")
-    own = str(home).startswith("lipfast.rules.")
     return Step(
         node,
         rule,
@@ -156,7 +153,7 @@ def _step(
         names,
         tuple(shape(reference) for reference in references),
         Operation(node.name, node.op, node.module, operands, layer, bool(users_rules([node]))),
-        own and None not in names,
+        written_here(rule) and None not in names,
     )
 
 

@@ -1,0 +1,213 @@
+"""The rule of several pointwise ops that are together a function of one variable.
+
+``x sigmoid(x)`` is a product of two activations, of which one has no bound; as a function of x its
+slope is at most 1.0999. The supremum of the slope is found by branch and bound: the line is cut
+into cells, on each of which the slope is enclosed in interval arithmetic, and two half-lines
+(see `growth`). Cells that may hold more than the best slope that was found are halved.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipfast.graph.nodes import Node, Reference
+from lipfast.rules.formulas import Instruction, result
+from lipfast.rules.growth import Growth, Tail
+from lipfast.rules.intervals import Array, Interval, down, up
+from lipfast.rules.magnitude import Magnitude
+from lipfast.rules.products import ADVICE
+from lipfast.rules.registry import Call, rule
+from lipfast.rules.scalar_functions import ONE, Jet, about
+from lipfast.rules.upward import Upward
+
+# Cells whose slope may exceed the best one by less than this are not halved.
+RTOL = 1e-9
+_MOST_CELLS = 1 << 15
+_MOST_ROUNDS = 100
+# Functions that differ in their parameters: more are taken together.
+_MOST_ROWS = 256
+# Half-lines begin at one of these.
+_STARTS = tuple(4.0**power for power in range(1, 24))
+_GRID = np.concatenate([-(2.0 ** np.arange(-8, 40, 0.5)), 2.0 ** np.arange(-8, 40, 0.5)])
+
+Program: TypeAlias = tuple[Instruction, ...]
+Indices: TypeAlias = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How steep and how large a function of one variable is: bounds of |g'| and |g|."""
+
+    slope: float
+    size: float
+
+
+@dataclass(frozen=True)
+class _Functions:
+    """One program with several rows of numbers in the place of its tensors."""
+
+    program: Program
+    low: Array
+    high: Array
+
+    @property
+    def tensors(self) -> list[Reference]:
+        return tensors_of(self.program)
+
+    def rows(self, chosen: Array | slice) -> _Functions:
+        return _Functions(self.program, self.low[chosen], self.high[chosen])
+
+    def on(self, x: Interval, row: Indices) -> Jet:
+        """The functions on cells, each with the row that belongs to it."""
+        tensors = {
+            reference: Interval(self.low[row, index], self.high[row, index])
+            for index, reference in enumerate(self.tensors)
+        }
+        variable = Jet(x, ONE, Interval.of(0.0))
+        return result(self.program, variable, Jet.constant, tensors)
+
+    def beyond(self, start: float, sign: float) -> Tail:
+        """All rows together, for ``x = sign y`` and y >= start."""
+        tensors = {
+            reference: Interval.of(self.low[:, index].min(), self.high[:, index].max())
+            for index, reference in enumerate(self.tensors)
+        }
+        one = Growth(Interval.of(sign), 0.0, 0.0, start)
+        zero = one.at(Interval.of(0.0))
+        variable = Tail(one.at(Interval.of(sign), 1.0), one)
+        return result(self.program, variable, lambda v: Tail(one.at(v), zero), tensors)
+
+    def by_sign(self) -> list[_Functions]:
+        """The rows apart by the signs of their numbers, which decide what they do far away."""
+        if not self.tensors:
+            return [self]
+        signs = np.stack([np.sign(self.low), np.sign(self.high)], 1).reshape(len(self.low), -1)
+        kinds, own = np.unique(signs, axis=0, return_inverse=True)
+        return [self.rows(own.reshape(-1) == kind) for kind in range(len(kinds))]
+
+
+def tensors_of(program: Program) -> list[Reference]:
+    """The parameters and constants in a program, in order."""
+    return [cast(Reference, op[1]) for op in program if op[0] == "tensor"]
+
+
+@lru_cache(maxsize=1024)
+def _extent(program: Program, numbers: bytes, rows: int, reach: float) -> Extent:
+    low, high = np.frombuffer(numbers).reshape(2, rows, -1)
+    functions = _Functions(program, low, high)
+    with np.errstate(all="ignore"):
+        tail, start = Extent(0.0, 0.0), reach
+        if math.isinf(reach):
+            start, tail = _tails(functions)
+            if math.isinf(tail.slope):
+                return tail
+        inside = _inside(functions, start)
+    return Extent(max(inside.slope, tail.slope), max(inside.size, tail.size))
+
+
+def _tails(functions: _Functions) -> tuple[float, Extent]:
+    """A start of the half-lines, and bounds on them: as small as the slopes elsewhere, if any."""
+    rows = np.repeat(np.arange(len(functions.low)), len(_GRID))
+    grid = np.tile(_GRID, len(functions.low))
+    reached = float(functions.on(Interval.of(grid), rows).slope.least.max())
+    groups = functions.by_sign()
+    best = _STARTS[0], Extent(math.inf, math.inf)
+    for start in _STARTS:
+        tails = [group.beyond(start, sign) for group in groups for sign in (1.0, -1.0)]
+        slope = max(float(tail.slope.range.size) for tail in tails)
+        if slope < best[1].slope:
+            best = start, Extent(slope, max(float(tail.value.range.size) for tail in tails))
+        if slope <= reached * (1.0 + RTOL):
+            break
+    return best
+
+
+def _inside(functions: _Functions, reach: float) -> Extent:
+    """Bounds between -reach and reach."""
+    points = reach * 2.0 ** -np.arange(0.0, 6.0 + max(0.0, math.log2(max(reach, 1.0))))
+    ends = np.concatenate([-points, [0.0], points[::-1]])
+    count = len(functions.low)
+    row = np.repeat(np.arange(count), len(ends) - 1)
+    low, high = np.tile(ends[:-1], count), np.tile(ends[1:], count)
+    best = bound = size = 0.0
+    for turn in range(_MOST_ROUNDS):
+        middle = low + (high - low) / 2
+        radius = up(np.maximum(high - middle, middle - low))
+        own = functions.on(Interval.of(middle), row)
+        jet = functions.on(Interval(low, high), row)
+        slopes = about(own, jet, radius).size
+        if turn == 0:
+            size = float(jet.value.size.max())
+        best = max(best, float(own.slope.least.max()))
+        narrow = (middle <= low) | (middle >= high)
+        last = turn == _MOST_ROUNDS - 1 or len(low) > _MOST_CELLS
+        open_ = (slopes > best * (1.0 + RTOL)) & ~narrow & (not last)
+        bound = max(bound, float(slopes[~open_].max(initial=0.0)))
+        if not open_.any():
+            break
+        low, high, middle, row = (part[open_] for part in (low, high, middle, row))
+        low, high = np.concatenate([low, middle]), np.concatenate([middle, high])
+        row = np.concatenate([row, row])
+    return Extent(bound, size)
+
+
+def _numbers(call: Call, program: Program) -> tuple[bytes, int]:
+    """The numbers in a program's tensors: lower and upper ends, a row for each function."""
+    references = tensors_of(program)
+    if not references:
+        return b"", 1
+    ends = []
+    for reference in references:
+        value = call.tensor(reference).detach().double().cpu().numpy()
+        room = call.rounding(reference)
+        if room is None:
+            ends += [value, value]
+        else:
+            radius = room.detach().double().cpu().numpy()
+            ends += [down(value - radius), up(value + radius)]
+    rows = np.stack([end.reshape(-1) for end in np.broadcast_arrays(*ends)], 1)
+    rows = np.unique(rows, axis=0)
+    low, high = rows[:, 0::2], rows[:, 1::2]
+    if len(rows) > _MOST_ROWS:  # neighbours together
+        starts = np.arange(_MOST_ROWS) * len(rows) // _MOST_ROWS
+        low, high = np.minimum.reduceat(low, starts), np.maximum.reduceat(high, starts)
+    return np.stack([low, high]).astype(np.float64).tobytes(), len(low)
+
+
+def _extent_of(call: Call) -> Extent:
+    program = cast(Program, call.node.args[2])
+    size = call.magnitudes[0].entry if call.magnitudes else Upward(math.inf)
+    return _extent(program, *_numbers(call, program), size.value)
+
+
+def _magnitude_of_composition(call: Call) -> Magnitude:
+    return Magnitude(entry=Upward.of(_extent_of(call).size))
+
+
+def composition(source: Reference, node: Node, program: Program) -> Node:
+    """A node that does what `node` does, as a function of one that comes before it."""
+    args = (source, node.op, program)
+    return Node(node.name, "lipfast.composition", args, (), node.shape, node.module)
+
+
+@rule(
+    "lipfast.composition",
+    product=lambda node: True,
+    magnitude=_magnitude_of_composition,
+    parameter_errors="read",
+)
+def function_of_one_variable(call: Call) -> Upward:
+    """``sup |g'|`` for a composition g of pointwise ops: over all numbers, or those of the domain.
+
+    Stands for a node in graphs that bounds are computed on; it is never evaluated.
+    """
+    slope = _extent_of(call).slope
+    if math.isinf(slope):
+        return call.unbounded(f"{call.node.args[1]}: {ADVICE}")
+    return call.input * slope
