@@ -38,7 +38,7 @@ def cached_plan(module: nn.Module, example: Tensor) -> Architecture | None:
 
 
 def plan_or_reason(module: nn.Module, example: Tensor) -> Architecture | str:
-    """`cached_plan`, or why there is none; a module whose calls do not tell is traced every time.
+    """`cached_plan`, or why there is none; a module whose calls do not tell is traced, too.
 
     Args:
         module: left as it is found.
@@ -50,18 +50,19 @@ def plan_or_reason(module: nn.Module, example: Tensor) -> Architecture | str:
 
 def _planned(module: nn.Module, example: Tensor, signature: Record | None) -> Architecture | str:
     found = _PLANS.get(id(module))
-    known = signature is not None and found is not None and found[0]() is module
-    if known and found is not None and found[1] == signature:
+    # Where calls do not tell, a reason is kept all the same: if it is stale, a plan is missed.
+    known = signature or (tuple(example.shape), example.dtype, tuple(RULES.items()))
+    if found is not None and found[0]() is module and found[1] == known:
         return found[2]
     plan: Architecture | str
     try:
         plan = trace(module, example)
     except (ArgumentError, TraceError, UnsupportedOpError) as error:
         plan = str(error)
-    if signature is not None:
+    if isinstance(plan, str) or signature is not None:
         # The signature holds the values of constants: with others it is another one.
         key = id(module)
-        _PLANS[key] = (weakref.ref(module, lambda _: _PLANS.pop(key, None)), signature, plan)
+        _PLANS[key] = (weakref.ref(module, lambda _: _PLANS.pop(key, None)), known, plan)
     return plan
 
 

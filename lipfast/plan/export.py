@@ -22,7 +22,7 @@ from lipfast.errors import ArgumentError, TraceError
 from lipfast.plan.batch_first import samples_in_front
 from lipfast.plan.canonical import TRAINING_FLAGS
 from lipfast.plan.modules import evaluation_mode, require_floating_modules
-from lipfast.plan.outputs import is_known_to_torch, output_tensors, returning_tensors
+from lipfast.plan.outputs import is_known_to_torch, returned_tensors, returning_tensors
 from lipfast.plan.untraceable import SizesFixed, head_line, reason, require_any_number, where
 from lipfast.rules.registry import rule_of
 
@@ -134,7 +134,7 @@ def exported(module: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
         program = _exported(module, inputs, sizes)
     except Exception as error:  # user code runs here: anything may come out
         outputs = _require_evaluates(module, inputs)
-        found = tuple(output_tensors(outputs))  # or what it returns holds none that can be seen
+        found = tuple(returned_tensors(outputs))  # or what it returns holds none that can be seen
         if found and not is_known_to_torch(outputs):
             with evaluation_mode(module):
                 return exported(returning_tensors(module), inputs)

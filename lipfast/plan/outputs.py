@@ -17,25 +17,25 @@ from torch.utils import _pytree as pytree
 from lipfast.errors import ArgumentError
 
 # What no tensor can be in.
-_SCALARS = (bool, int, float, complex, torch.SymInt, torch.SymFloat, torch.SymBool)
-_PLAIN = (*_SCALARS, type(None), str, bytes, torch.dtype, torch.device, enum.Enum)
+_NUMERIC = (bool, int, float, complex, torch.SymInt, torch.SymFloat, torch.SymBool)
+_WITHOUT_TENSORS = (*_NUMERIC, type(None), str, bytes, torch.dtype, torch.device, enum.Enum)
 
 
-def output_tensors(outputs: Any) -> Iterator[Tensor]:
+def returned_tensors(outputs: Any) -> Iterator[Tensor]:
     """All tensors in what a model returns, in order; numbers, words and None beside them are none.
 
     Raises:
         ArgumentError: something in it may hold tensors that cannot be seen.
 
     Examples:
-        >>> [tensor.item() for tensor in output_tensors({"a": torch.ones(()), "b": [None, 3]})]
+        >>> [tensor.item() for tensor in returned_tensors({"a": torch.ones(()), "b": [None, 3]})]
         [1.0]
     """
     if isinstance(outputs, Tensor):
         yield outputs
-    elif not isinstance(outputs, _PLAIN):
+    elif not isinstance(outputs, _WITHOUT_TENSORS):
         for entry in _values_in(outputs):
-            yield from output_tensors(entry)
+            yield from returned_tensors(entry)
 
 
 def _values_in(outputs: Any) -> Iterable[Any]:
@@ -68,7 +68,7 @@ def returning_tensors(module: nn.Module) -> nn.Module:
 
     @functools.wraps(own)
     def forward(*inputs: Any, **named: Any) -> tuple[Tensor, ...]:
-        return tuple(output_tensors(own(*inputs, **named)))
+        return tuple(returned_tensors(own(*inputs, **named)))
 
     vars(alike)["forward"] = forward
     return alike

@@ -42,7 +42,7 @@ def _bound(answer: Any, node: Node, arguments: Any) -> Upward:
     return answer if isinstance(answer, Upward) else Upward.of(float(answer))
 
 
-def _answered_numbers(answer: Any, node: Node, arguments: Any) -> tuple[float, ...]:
+def _as_numbers(answer: Any, node: Node, arguments: Any) -> tuple[float, ...]:
     return tuple(float(number) for number in answer)
 
 
@@ -102,7 +102,7 @@ _CHECKS: dict[str, Callable[[Any, Node, Any], Any]] = {
     "supports": _text,
     "evaluate": _value,
     "error": _error,
-    "breakpoints": _answered_numbers,
+    "breakpoints": _as_numbers,
     "magnitude": _size,
     "product": _truth,
     "stage": _some_stages,

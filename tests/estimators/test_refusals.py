@@ -210,12 +210,20 @@ def test_nested_weights_are_refused() -> None:
         lipfast.jacobian_norms(model, X)
 
 
-class Unique(nn.Module):
+class Gamma(nn.Module):
+    """Has no derivative by its first argument in torch."""
+
     def forward(self, x: Tensor) -> Tensor:
-        return x + torch.unique(x).sum()
+        return torch.special.gammainc(x + 3.0, torch.ones_like(x))
 
 
 @pytest.mark.parametrize("method", ["rows", "lanczos", "auto"])
 def test_what_torch_cannot_differentiate(method: Any) -> None:
-    with pytest.raises(LipfastError, match="_unique2"):
-        lipfast.jacobian_norms(Unique(), X, method=method)
+    with pytest.raises(LipfastError, match="igamma"):
+        lipfast.jacobian_norms(Gamma(), X, method=method)
+
+
+@pytest.mark.parametrize("function", [nn.Linear, X, None, "model"], ids=str)
+def test_what_is_no_function(function: Any) -> None:
+    with pytest.raises(ArgumentError, match="function must be callable"):
+        lipfast.input_gradient_norms(function, X)

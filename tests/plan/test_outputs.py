@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 import lipfast
 from lipfast.errors import ArgumentError, LipfastError
-from lipfast.plan.outputs import output_tensors
+from lipfast.plan.outputs import returned_tensors
 
 
 @dataclasses.dataclass
@@ -165,7 +165,7 @@ def test_no_tensor(outputs: object) -> None:
 
 def test_tensors_come_in_order() -> None:
     first, second = torch.zeros(1), torch.ones(1)
-    found = list(output_tensors({"b": [first, Answer(second, "x")], "a": first}))
+    found = list(returned_tensors({"b": [first, Answer(second, "x")], "a": first}))
     assert [id(tensor) for tensor in found] == [id(first), id(second), id(first)]
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import lipfast
-from lipfast.errors import TraceError, UnsupportedOpError
+from lipfast.errors import ArgumentError, TraceError, UnsupportedOpError
+from lipfast.plan import cache
 
 Function = Callable[[Tensor], Tensor]
 
@@ -73,6 +74,12 @@ def by_truth(x: Tensor) -> Tensor:
     return x * bool((x > 0).all())
 
 
+def by_check(x: Tensor) -> Tensor:
+    if (x > 100).any():
+        raise ValueError
+    return 2.0 * x
+
+
 def by_numpy(x: Tensor) -> Tensor:
     return x + torch.from_numpy(x.detach().numpy())
 
@@ -115,9 +122,9 @@ def test_a_fixed_number_of_samples(function: Function) -> None:
         lipfast.compile(Applies(function), X)
 
 
-@pytest.mark.parametrize("function", [by_branch, by_loop_on_values, by_truth])
+@pytest.mark.parametrize("function", [by_branch, by_loop_on_values, by_truth, by_check])
 def test_decisions_by_values(function: Function) -> None:
-    where = line_of(function, "x")
+    where = line_of(function, "x") if function is not by_check else line_of(function, "if")
     with pytest.raises(TraceError, match=rf"decides by the values of a tensor {where}"):
         lipfast.compile(Applies(function), X)
 
@@ -133,7 +140,10 @@ def test_decisions_by_the_number_of_samples(function: Function) -> None:
     where = line_of(function, "if")
     with pytest.raises(TraceError, match=rf"decides by the number of samples {where}"):
         lipfast.upper_bound(Applies(function), X)
-    assert not lipfast.lower_bound(Applies(function), X).certified
+    try:
+        assert not lipfast.lower_bound(Applies(function), X).certified
+    except ArgumentError as error:
+        assert "mixes the samples" in str(error)
 
 
 def test_an_assertion_on_the_number_of_samples_is_no_decision() -> None:
@@ -157,9 +167,9 @@ def test_an_unknown_part_of_a_result_is_named() -> None:
 @pytest.mark.parametrize(
     ("function", "named"),
     [
-        (torch.round, r"aten\.round in module '\(root\)'.*@lipfast\.rule"),
+        (torch.asinh, r"aten\.asinh in module '\(root\)'.*@lipfast\.rule"),
         (by_length, "Applies fixes the number of samples"),
-        (by_branch, "decides by the values of a tensor"),
+        (by_check, "decides by the values of a tensor"),
     ],
 )
 def test_a_lower_bound_says_what_its_certificate_lacks(function: Function, named: str) -> None:
@@ -174,3 +184,17 @@ def test_a_model_without_calls_has_a_certificate() -> None:
     lower = lipfast.lower_bound(nn.Sequential(), X)
     assert lower.certified
     assert 0.999 < lower.value <= 1
+
+
+def test_what_cannot_be_traced_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Applies(by_check)
+    before = lipfast.lower_bound(model, X)
+
+    def traced(*arguments: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(cache, "trace", traced)
+    assert lipfast.lower_bound(model, X) == before
+    model.function = torch.tanh
+    monkeypatch.undo()
+    assert lipfast.lower_bound(model, X).certified

@@ -62,10 +62,10 @@ def derivative_fault(problem: SampleFunction, module: nn.Module) -> str | None:
         return None
     if jumps:
         raise ArgumentError(
-            f"{name} jumps (rounding, sign, argmax or a comparison?): it is constant around the "
-            "samples and takes other values further away without any between, so that its "
-            "derivative is 0 where it has one and its Lipschitz constant is infinite. Give the "
-            "part of the model before the jump."
+            f"{name} jumps (rounding, a cast to integers, sign, argmax or a comparison?): it is "
+            "constant around the samples and takes other values further away without any between, "
+            "so that its derivative is 0 where it has one and its Lipschitz constant is infinite. "
+            "Give the part of the model before the jump."
         )
     if wrong is None:
         return None

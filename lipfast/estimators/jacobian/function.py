@@ -19,7 +19,7 @@ from lipfast.estimators.jacobian.held import HeldState
 from lipfast.plan.export import exported_module
 from lipfast.plan.kept_values import strided_parts
 from lipfast.plan.modules import evaluation_mode, lock_of, require_floating_modules, unwrap
-from lipfast.plan.outputs import output_tensors
+from lipfast.plan.outputs import returned_tensors
 from lipfast.plan.state import require_finite
 from lipfast.plan.trace import Source, require_module
 from lipfast.text import kind_and_first_line
@@ -228,7 +228,7 @@ def flat_outputs(outputs: Any, samples: Tensor) -> Tensor:
     Raises:
         ArgumentError: there is none, one is not floating, or its first dimension is not B.
     """
-    leaves = list(output_tensors(outputs))
+    leaves = list(returned_tensors(outputs))
     if not leaves:
         raise ArgumentError("the model returns no tensor")
     for leaf in leaves:

@@ -69,10 +69,9 @@ def input_gradient_norms(
         with model_function(module, (samples,), create_graph=create_graph) as problem:
             require_autograd(problem, module, (samples,))
             return _gradient_norms(problem.function, problem.x, norm, create_graph)
-    if not callable(function):
-        raise ArgumentError(
-            f"function must be callable, (B, D...) -> (B,), not {type(function).__name__}"
-        )
+    if not callable(function) or isinstance(function, type):
+        what = function if isinstance(function, type) else type(function)
+        raise ArgumentError(f"function must be callable, (B, D...) -> (B,), not {what.__name__}")
     return _gradient_norms(function, samples, norm, create_graph, check=True)
 
 
