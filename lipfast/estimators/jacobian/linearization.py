@@ -13,7 +13,6 @@ from lipfast.estimators.jacobian.function import Function, SampleFunction
 from lipfast.norms import Norm
 from lipfast.ops.modes import forward_mode
 from lipfast.plan.kept_values import strided_parts
-from lipfast.text import first_line
 
 # Up to here all min(K, D) rows or columns are formed; beyond, Lanczos needs fewer products.
 _SMALL_SIDE = 64
@@ -164,7 +163,7 @@ def _pulled(output: Tensor, wanted: Tensor, cotangent: Tensor) -> Tensor:
     except RuntimeError as error:
         if "allocate" in str(error) or isinstance(error, torch.OutOfMemoryError):
             raise
-        reason = first_line(error)
+        reason = str(error).strip().partition("\n")[0]
         raise DerivativeError(
             f"the model's backward pass fails: {reason}. Checkpointing of activations must be off "
             "in eval mode, and outputs must depend on the inputs through autograd"
