@@ -159,6 +159,11 @@ def _keep_constant(state: _Conversion, name: str) -> None:
     tensor = state.program.constants.get(name)
     if not isinstance(tensor, Tensor):
         raise TraceError(f"the value of constant '{name}' is not in the exported program")
+    if tensor.layout is not torch.strided:
+        raise TraceError(
+            f"constant '{name}' has layout {tensor.layout}: upper bounds take dense tensors only "
+            "(tensor.to_dense()); jacobian_norms takes sparse ones, too"
+        )
     if tensor.numel() > MAX_CONSTANT_ENTRIES:
         raise TraceError(
             f"constant '{name}' of shape {tuple(tensor.shape)} is not in the state dict and too "
