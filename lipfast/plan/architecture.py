@@ -24,6 +24,7 @@ from lipfast.plan.merge import merge_affine
 from lipfast.plan.parts import join_parts
 from lipfast.plan.repeated import join_repeated
 from lipfast.plan.requirements import Requirements, requirements_of
+from lipfast.plan.residual import join_residuals
 from lipfast.rules.registry import users_rules
 from lipfast.text import given_rules
 
@@ -121,7 +122,7 @@ class Architecture:
     @derived
     def joined(self) -> FoldedGraph:
         """The graph in which ops that are bounded together are one node, for upper bounds."""
-        graph = join_extrema(join_repeated(self.graph))
+        graph = join_residuals(join_extrema(join_repeated(self.graph)))
         graph = join_compositions(join_parts(graph, self.constants))
         return self.unfolded if graph is self.graph else FoldedGraph(graph, {})
 
