@@ -14,6 +14,7 @@ import torch
 
 from lipfast.graph.nodes import Constant, Graph, Node, computed_name, error_name
 from lipfast.plan.chain import Chain, find_chain, is_piecewise_linear
+from lipfast.plan.circular import join_circular_padding
 from lipfast.plan.compositions import join_compositions
 from lipfast.plan.computed import rounded
 from lipfast.plan.derived import derived, underived
@@ -129,15 +130,20 @@ class Architecture:
     @derived
     def unmerged(self) -> FoldedGraph:
         """The graph with BatchNorm folded and affine maps as they are."""
+        return join_circular_padding(self._scaled)
+
+    @derived
+    def _scaled(self) -> FoldedGraph:
         return fold_batch_norm(self.joined.graph, values=False)
 
     @derived
     def folded(self) -> FoldedGraph:
         """The graph that upper bounds are computed on: BatchNorm folded, affine maps merged."""
-        folded = self.unmerged
+        folded = self._scaled
         shapes = {**self.shapes, **parameter_shapes(folded.maps, self.shapes)}
         merged = merge_affine(folded.graph, shapes, values=False)
-        return replace(folded, graph=merged.graph, merged=merged.nodes, origins=merged.origins)
+        whole = replace(folded, graph=merged.graph, merged=merged.nodes, origins=merged.origins)
+        return join_circular_padding(whole)
 
     @derived
     def chain(self) -> Chain | None:
