@@ -22,14 +22,14 @@ def join_circular_padding(folded: FoldedGraph) -> FoldedGraph:
     Torch's op has no such padding: the graph is for bounds, and cannot be evaluated.
     """
     graph = folded.graph
-    nodes = tuple(_joined(node, graph) for node in graph.nodes)
+    nodes = tuple(_padding_itself(node, graph) for node in graph.nodes)
     if nodes == graph.nodes:
         return folded
     read = {*graph.outputs, *(node.name for node in graph.inputs)}
     return replace(folded, graph=Graph(needed(nodes, read), graph.outputs))
 
 
-def _joined(node: Node, graph: Graph) -> Node:
+def _padding_itself(node: Node, graph: Graph) -> Node:
     pad = graph.defining(node.args[0]) if node.op in _CONVOLUTIONS else None
     if pad is None or pad.op != "aten.pad" or pad.argument(2, "mode") != "circular":
         return node
