@@ -42,8 +42,9 @@ class Checkpoint:
 def read_checkpoint(file: CheckpointFile) -> Checkpoint:
     """Read one checkpoint.
 
-    `.safetensors` files go through safetensors, `.pt`, `.pth`, `.ckpt` and `.bin` files through
-    `torch.load(weights_only=True)`: code inside a file is never run. The weights may lie in a
+    `.safetensors` files go through safetensors, `.pt`, `.pth`, `.ckpt`, `.bin` and other files
+    through a reader of pickles that imports and calls nothing: what lies beside the weights may be
+    of any class. Of a pickled module the parameters and buffers are read. The weights may lie in a
     larger dict under one of `WRAPPERS`. Metadata comes, the first that knows a key, from a
     manifest or a pattern, from the file (the header of a safetensors file, or whatever numbers,
     texts and booleans a `.pt` file holds beside the weights), from JSON files beside it, and from

@@ -73,7 +73,7 @@ def entries_of(
                 f"{where}parameter '{name}' has shape {tuple(tensor.shape)}, but the architecture "
                 f"has {shape}"
             )
-        resolved[name] = tensor
+        resolved[name] = _widened(tensor)
     unexpected = [name for name in state_dict if name not in parameters]
     if missing or unexpected:
         raise StateDictError(where + _mismatch(missing, unexpected, parameters, state_dict))
@@ -148,7 +148,7 @@ def require_finite(
                 f"{where}parameter '{name}' has layout {tensor.layout}; expected a dense tensor "
                 "(tensor.to_dense())"
             )
-        if not tensor.dtype.is_floating_point:
+        if not tensor.dtype.is_floating_point or "float4" in str(tensor.dtype):
             raise StateDictError(
                 f"{where}parameter '{name}' has dtype {tensor.dtype}; expected a floating dtype"
             )
@@ -165,6 +165,12 @@ def require_finite(
                 f"{where}parameter '{name}' of shape {tuple(tensor.shape)} holds {bad} "
                 f"non-finite {'entry' if bad == 1 else 'entries'} ({nan} NaN, {bad - nan} Inf)"
             )
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    """Floating numbers of eight bits as float32, which holds them exactly and computes."""
+    eight_bits = tensor.dtype.is_floating_point and tensor.dtype.itemsize == 1
+    return tensor.float() if eight_bits and "float4" not in str(tensor.dtype) else tensor
 
 
 def stack(

@@ -125,3 +125,21 @@ def test_stack() -> None:
 def test_tensors_without_dense_data_are_named(change, message):
     with pytest.raises(StateDictError, match=message):
         require_finite({"w": change(torch.ones(2, 2))}, ["w"])
+
+
+EIGHT_BITS = [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e8m0fnu]
+
+
+@pytest.mark.parametrize("dtype", EIGHT_BITS)
+def test_numbers_of_eight_bits_are_bounded_as_they_are(
+    plan: Plan, model: nn.Module, dtype: torch.dtype
+) -> None:
+    state = {name: value.to(dtype) for name, value in model.state_dict().items()}
+    wide = {name: value.float() for name, value in state.items()}
+    assert plan.upper(state).value == plan.upper(wide).value
+    state["0.weight"].view(torch.uint8)[0, 0] = 0xFF if dtype != torch.float8_e4m3fnuz else 0x80
+    with pytest.raises(NonFiniteError, match=r"parameter '0\.weight' .* holds 1 non-finite"):
+        plan.upper(state)
+    packed = torch.zeros(5, 4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    with pytest.raises(StateDictError, match="float4_e2m1fn_x2; expected a floating dtype"):
+        plan.upper({**wide, "0.weight": packed})
