@@ -8,27 +8,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lipfast.checkpoints import pickle_guard
 from lipfast.checkpoints.access import read_bytes
 from lipfast.checkpoints.file import CheckpointFile
-from lipfast.checkpoints.metadata import Scalar
 from lipfast.checkpoints.safetensors_file import SMALL
-from lipfast.checkpoints.scalars import scalars
+from lipfast.checkpoints.wrapped import Content, TooManyValuesError, unwrapped
 from lipfast.errors import CheckpointError
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "network", "net", "weights")
-"""Keys under which training scripts keep the weights inside a larger dict, perhaps nested."""
-
-_MAX_DEPTH = 4
 _GLOBAL = re.compile(r"\bGLOBAL ([\w.]+)")
 _UNPICKLER = re.compile(r"WeightsUnpickler error:\s*([^\n]+)")
 
 
-def read_torch(
-    file: CheckpointFile, path: str, size: int
-) -> tuple[dict[str, Tensor], dict[str, Scalar]]:
+def read_torch(file: CheckpointFile, path: str, size: int) -> Content:
     """Read the weights, and the scalars beside them as metadata.
 
     Args:
@@ -40,36 +32,29 @@ def read_torch(
         CheckpointError: it is truncated, or holds something else than weights.
         OSError: it cannot be read.
     """
-    content = _load_harmless(file, path, size)
-    if isinstance(content, Tensor) or not isinstance(content, Mapping):
+    content = load_harmless(file, path, size)
+    try:
+        found = unwrapped(content)
+    except TooManyValuesError as error:
+        raise CheckpointError(
+            f"{file.uri}: nested beyond what weights are; nothing was taken. Save the weights "
+            "alone: torch.save(model.state_dict(), ...), or safetensors"
+        ) from error
+    if not found.tensors and not isinstance(content, Mapping):
         raise CheckpointError(
             f"{file.uri}: holds a {type(content).__name__}; expected a state dict, as "
             "torch.save(model.state_dict(), ...) writes it"
         )
-    raw: dict[str, Scalar] = {}
-    weights = content
-    for _ in range(_MAX_DEPTH):
-        inner = next((weights[key] for key in WRAPPERS if _is_dict(weights.get(key))), None)
-        raw = {**scalars(weights.items(), tensors=inner is not None), **raw}
-        if inner is None:
-            break
-        weights = inner
-    tensors = {
-        name: value.detach()
-        for name, value in weights.items()
-        if isinstance(name, str) and isinstance(value, Tensor)
-    }
-    return tensors, raw
+    return found
 
 
-def _is_dict(value: object) -> bool:
-    """Whether a value may hold the weights: a dict with tensors or with dicts in it."""
-    return isinstance(value, Mapping) and any(
-        isinstance(entry, (Tensor, Mapping)) for entry in value.values()
-    )
+def load_harmless(file: CheckpointFile, path: str, size: int) -> Any:
+    """Load what `torch.save` wrote, whatever it is; nothing in it is run.
 
-
-def _load_harmless(file: CheckpointFile, path: str, size: int) -> Any:
+    Raises:
+        CheckpointError: it is truncated, or holds what is not loaded.
+        OSError: it cannot be read.
+    """
     try:
         if file.filesystem is None and size > SMALL:
             with open(path, "rb") as stream:  # noqa: PTH123

@@ -98,8 +98,10 @@ def score(
         pattern: metadata from paths, such as `{run}/step_{step:d}.pt`.
         where: conditions on the metadata, such as `step >= 1000`, that must all hold.
         every: of each run, only the first checkpoint and every so many after it.
-        prefix: of those names in the state dicts that belong to the architecture; found out
-            where only one fits.
+        prefix: of those names in the files that belong to the architecture, such as `ema` or
+            `state_dict.teacher`. Where several networks of a file fit, raw weights go before their
+            averages, a student before its teacher, a generator before a discriminator, else the
+            first does; the row's `note` and the summary say which, and what was not used.
         retry_failed: try those again whose failure would repeat itself.
         watch: look for new checkpoints again and again, every so many seconds, until interrupted.
         workers: of the Ray engine; as many as the cluster has CPUs by default.

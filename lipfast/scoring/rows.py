@@ -117,6 +117,7 @@ class RowMaker:
             "scored_at": datetime.now(timezone.utc),
             "fingerprint": fingerprint,
             "metadata": metadata.to_json() if checkpoint else None,
+            "note": (to_utf8(checkpoint.note) or None) if checkpoint else None,
             **self._constants,
             **values,
         }

@@ -16,6 +16,8 @@ from lipfast.scoring.selection import Selection
 from lipfast.scoring.summary import Progress, Summary
 from lipfast.scoring.write_behind import WriteBehind
 
+_NOTES = 5  # that a summary lists
+
 
 @dataclass
 class Run:
@@ -42,6 +44,7 @@ class Run:
     def __post_init__(self) -> None:
         self._settled: set[FileKey] = set()
         self._reasons: Counter[str] = Counter()
+        self._notes: Counter[str] = Counter()
         self._plans: set[str] = set()
         self._total = 0
 
@@ -101,6 +104,8 @@ class Run:
         summary.left_out += engine.left_out
         summary.reasons = dict(self._reasons.most_common())
         summary.examples = {kind: summary.examples[kind] for kind in summary.reasons}
+        summary.noted = self._notes.total()
+        summary.notes = dict(self._notes.most_common(_NOTES))
         summary.plans = len(self._plans)
         summary.workers = engine.workers
         summary.seconds.update(engine.seconds)
@@ -113,6 +118,8 @@ class Run:
             if row["status"] == "ok":
                 summary.scored += 1
                 self._plans.add(row["fingerprint"])
+                if row["note"]:
+                    self._notes[row["note"]] += 1
                 continue
             summary.failed += 1
             self._reasons[row["kind"]] += 1

@@ -41,6 +41,9 @@ class Summary:
         left_out: of these, how many `where` and `every` leave out.
         reasons: kind of failure to how often it occurred, the most frequent first.
         examples: kind of failure to its first occurrence, as `uri: reason`.
+        noted: of those scored, how many have a note: which of several networks in a file was taken,
+            what was renamed, what was not used.
+        notes: note to how often it occurred, the most frequent ones.
         plans: architectures, or sizes of one, among the checkpoints of this run.
         seconds: time by stage; `read` (summed over threads) and `write` overlap with the others,
             `wait` is how long scoring waited for reading, `ops` is the part of `upper` and `lower`
@@ -60,6 +63,8 @@ class Summary:
     left_out: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
+    noted: int = 0
+    notes: dict[str, int] = field(default_factory=dict)
     plans: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     estimate: float | None = None
@@ -97,6 +102,9 @@ class Summary:
             lines.append(f"  {count} failed: {kind}")
             if kind in self.examples:
                 lines.append(f"    for instance {self.examples[kind]}")
+        lines += [f"  {count} scored with a note: {note}" for note, count in self.notes.items()]
+        if self.noted > sum(self.notes.values()):
+            lines.append(f"  {self.noted} have a note in all: the store's column 'note'")
         if self.scored + self.failed:
             rate = f"{self.rate:.0f}" if self.rate >= 10 else f"{self.rate:.1f}"
             lines.append(

@@ -81,28 +81,6 @@ def test_a_network_inside_a_module_that_trained_it(arguments, tmp_path):
     assert len(set(column(arguments["out"], "upper"))) == 1
 
 
-def test_two_networks_in_one_file(arguments, tmp_path):
-    root = tmp_path / "a"
-    root.mkdir()
-    pair = [("student", 0), ("teacher", 1)]
-    state = {f"{p}.{k}": v for p, seed in pair for k, v in toy_state(4, seed).items()}
-    torch.save({"state_dict": state, "width": 4}, root / "a.pt")
-    summary = score(root, **arguments)
-    assert (summary.scored, summary.failed) == (0, 1)
-    (reason,) = summary.examples.values()
-    assert all(word in reason for word in ("'student.'", "'teacher.'", "--prefix"))
-    values = {}
-    for prefix, seed in pair:
-        out = tmp_path / prefix
-        assert score(root, **{**arguments, "out": out}, prefix=prefix).scored == 1
-        save_file(toy_state(4, seed), tmp_path / "x.safetensors", {"width": "4"})
-        plain = score(tmp_path / "x.safetensors", **{**arguments, "out": tmp_path / f"x{seed}"})
-        assert plain.scored == 1
-        assert column(out, "upper") == pytest.approx(column(tmp_path / f"x{seed}", "upper"))
-        values[prefix] = column(out, "upper")
-    assert values["student"] != values["teacher"]
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_bounded_as_what_it_is(arguments, tmp_path, dtype):
     root = tmp_path / "a"
