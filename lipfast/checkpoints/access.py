@@ -70,6 +70,25 @@ def read_bytes(file: CheckpointFile, path: str | None = None, limit: int | None 
     return data
 
 
+def names_beside(file: CheckpointFile, levels: int = 1) -> list[str]:
+    """List the names in the folder of a checkpoint, or further up; none where that is not possible.
+
+    Args:
+        file: the checkpoint.
+        levels: 1 for its folder, 2 for the one above.
+    """
+    folder = file.path
+    for _ in range(levels):
+        folder = folder.rpartition("/")[0]
+    try:
+        if file.filesystem is None:
+            return sorted(os.listdir(folder or "/"))  # noqa: PTH208 (fast)
+        found = file.filesystem.ls(folder, detail=False)
+    except Exception:  # each file system has errors of its own
+        return []
+    return sorted(str(name).rstrip("/").rpartition("/")[2] for name in found)
+
+
 def read_json(file: CheckpointFile, path: str, limit: int, name: str) -> Any:
     """Read a JSON file, which messages call by a name.
 

@@ -15,9 +15,11 @@ from lipfast.checkpoints.names import (
     MAGIC,
     checkpoints_of,
     is_checkpoint,
+    is_state_file,
     require_suffix,
     shards_of,
     sidecars_of,
+    stands_for,
 )
 from lipfast.errors import ArchiveError
 from lipfast.text import printable
@@ -25,12 +27,13 @@ from lipfast.text import printable
 NamesIn: TypeAlias = "Callable[[str], set[str]]"
 
 
-def find_local(archive: str, names_in: NamesIn) -> Iterator[CheckpointFile]:
+def find_local(archive: str, names_in: NamesIn, aside: set[str]) -> Iterator[CheckpointFile]:
     """List the checkpoints at a path.
 
     Args:
         archive: a file, a folder or a glob.
         names_in: names of the files in a folder.
+        aside: takes the paths of files that hold states of optimizers and the like.
 
     Raises:
         ArchiveError: there is no such file or folder, or it cannot be searched.
@@ -38,20 +41,22 @@ def find_local(archive: str, names_in: NamesIn) -> Iterator[CheckpointFile]:
     path = Path(archive)
     try:
         if path.is_dir():
-            yield from _walk_folder(str(path.absolute()), str(path.absolute()))
+            yield from _walk_folder(str(path.absolute()), str(path.absolute()), aside)
         elif path.exists():
             require_suffix(path.name, archive)
             folder = str(path.absolute().parent)
             yield local_file(str(path.absolute()), folder, names_in(folder))
         elif glob.has_magic(archive):
-            yield from _expand(str(path.absolute()), archive, names_in)
+            yield from _expand(str(path.absolute()), archive, names_in, aside)
         else:
             raise ArchiveError(f"no such file or folder: '{archive}'")
     except OSError as error:
         raise ArchiveError(f"cannot search '{archive}': {error}") from error
 
 
-def _expand(pattern: str, archive: str, names_in: NamesIn) -> Iterator[CheckpointFile]:
+def _expand(
+    pattern: str, archive: str, names_in: NamesIn, aside: set[str]
+) -> Iterator[CheckpointFile]:
     parts = Path(pattern).parts
     fixed = next(i for i, part in enumerate(parts) if any(c in part for c in MAGIC))
     root = str(Path(*parts[:fixed]))
@@ -60,12 +65,12 @@ def _expand(pattern: str, archive: str, names_in: NamesIn) -> Iterator[Checkpoin
         raise ArchiveError(f"nothing matches '{archive}': check the pattern, and quote it")
     for match in matches:
         if Path(match).is_dir():
-            yield from _walk_folder(match, root)
+            yield from _walk_folder(match, root, aside)
         elif is_checkpoint(match.rpartition("/")[2]):
             yield local_file(match, root, names_in(str(Path(match).parent)))
 
 
-def _walk_folder(top: str, root: str) -> Iterator[CheckpointFile]:
+def _walk_folder(top: str, root: str, aside: set[str]) -> Iterator[CheckpointFile]:
     def fail(error: OSError) -> None:
         raise ArchiveError(f"cannot search '{error.filename}': {error.strerror}") from error
 
@@ -78,6 +83,7 @@ def _walk_folder(top: str, root: str) -> Iterator[CheckpointFile]:
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         beside = set(names)
+        aside.update(f"{folder}/{name}" for name in names if is_state_file(name))
         for name in checkpoints_of(beside):
             # Files may vanish during the search: training prunes old checkpoints.
             with suppress(FileNotFoundError):
@@ -102,6 +108,8 @@ def local_file(
         FileNotFoundError: it is gone.
     """
     parent, _, name = path.rpartition("/")
+    name = stands_for(name, beside)
+    path = f"{parent}/{name}"
     paths = [path, *(f"{parent}/{shard}" for shard in shards_of(name, beside))]
     statuses = [_status(one) for one in paths]
     return CheckpointFile(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 
 from torch import Tensor
 
-from lipfast.checkpoints.access import require_no_bomb, require_regular
+from lipfast.checkpoints.access import names_beside, require_no_bomb, require_regular
+from lipfast.checkpoints.deepspeed import read_deepspeed, require_one_piece
+from lipfast.checkpoints.distributed import read_distributed
 from lipfast.checkpoints.file import CheckpointFile
 from lipfast.checkpoints.metadata import Metadata
-from lipfast.checkpoints.pattern import customary, customary_folder, run_folder
+from lipfast.checkpoints.names import DISTRIBUTED, MODEL_STATES, SLICES
+from lipfast.checkpoints.pattern import customary_path, run_folder
 from lipfast.checkpoints.safetensors_file import read_safetensors
 from lipfast.checkpoints.sharded import read_sharded
 from lipfast.checkpoints.sidecar import sidecar_metadata
@@ -46,10 +48,11 @@ def read_checkpoint(file: CheckpointFile, *, prefix: str | None = None) -> Check
     `.safetensors` files go through safetensors, `.pt`, `.pth`, `.ckpt` and `.bin` files through
     `torch.load(weights_only=True)`: code inside a file is never run. The weights may lie
     anywhere in larger dicts and lists; of several networks the one below the first of `WRAPPERS`
-    is taken, raw weights before averages, a student before its teacher. Metadata comes, the first that knows a key, from a
-    manifest or a pattern, from the file (the header of a safetensors file, or whatever numbers,
-    texts and booleans a `.pt` file holds beside the weights), from JSON files beside it, and from
-    names such as `epoch=3-step=100.ckpt`.
+    is taken, raw weights before averages, a student before its teacher. Shards, and the slices of
+    `torch.distributed.checkpoint` and ZeRO-3, are put together. Metadata comes, the first that
+    knows a key, from a manifest or a pattern, from the file (the header of a safetensors file, or
+    whatever numbers, texts and booleans a `.pt` file holds beside the weights), from JSON files
+    beside it, and from names such as `epoch=3-step=100.ckpt`.
 
     Args:
         file: as `find_checkpoints` lists it.
@@ -87,8 +90,7 @@ def read_checkpoint(file: CheckpointFile, *, prefix: str | None = None) -> Check
             "torch.save(model.state_dict(), ...) writes it, or one under keys such as "
             f"{', '.join(repr(key) for key in WRAPPERS[:3])}"
         )
-    path = PurePosixPath(file.path)
-    named = {**customary_folder(path.parent.name), **customary(path.stem)}
+    named = customary_path(file.path)
     known = {**named, **beside, **raw, **file.extra}
     if prefix is not None:
         taken = _chosen(file, tensors, prefix)
@@ -112,10 +114,21 @@ def _read_by_suffix(file: CheckpointFile) -> Content:
         raise CheckpointError(
             f"{file.uri}: truncated, or not yet written: it is empty. Copy or save it again"
         )
+    if file.distributed:
+        return read_distributed(file)
     if file.sharded:
         return Content(*read_sharded(file))
     if file.suffix == ".safetensors":
         tensors, raw = read_safetensors(file, file.path, file.size)
         # safetensors gives entries in an order that differs from one reading to the next
         return Content(dict(sorted(tensors.items())), raw)
+    name = file.path.rpartition("/")[2]
+    if name.endswith(SLICES):
+        raise CheckpointError(
+            f"{file.uri}: the index '{DISTRIBUTED}' of its folder is missing. Copy the whole folder"
+        )
+    if name.endswith(MODEL_STATES):
+        return read_deepspeed(file)
+    if file.path.rpartition("/")[0].rpartition("/")[2].startswith("mp_rank_"):  # Megatron
+        require_one_piece(file, names_beside(file, 2))
     return read_torch(file, file.path, file.size)

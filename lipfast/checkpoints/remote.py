@@ -14,11 +14,14 @@ from fsspec import AbstractFileSystem
 from lipfast.checkpoints.file import CheckpointFile, folder_of
 from lipfast.checkpoints.metadata import Scalar
 from lipfast.checkpoints.names import (
+    DISTRIBUTED,
     MAGIC,
     checkpoints_of,
+    is_state_file,
     require_suffix,
     shards_of,
     sidecars_of,
+    stands_for,
 )
 from lipfast.errors import ArchiveError
 from lipfast.text import printable
@@ -56,8 +59,12 @@ class _Place:
         return printable(f"{inner}::{self.container}" if self.container else inner)
 
 
-def find_remote(archive: str) -> Iterator[CheckpointFile]:
+def find_remote(archive: str, aside: set[str]) -> Iterator[CheckpointFile]:
     """List the checkpoints at a URL.
+
+    Args:
+        archive: a URL that fsspec knows.
+        aside: takes the paths of files that hold states of optimizers and the like.
 
     Raises:
         ArchiveError: it cannot be searched: unknown protocol, missing package, no access.
@@ -84,7 +91,7 @@ def find_remote(archive: str) -> Iterator[CheckpointFile]:
                 f"no such file or folder: '{archive}', or it cannot be reached: check the URL, the "
                 "network and the credentials"
             )
-        yield from _files(place, matches, root)
+        yield from _files(place, matches, root, aside)
     except ArchiveError:
         raise
     except ImportError as error:
@@ -140,17 +147,22 @@ def _by_name(infos: Infos) -> Folder:
     return {full.rpartition("/")[2]: (full, info) for full, info in infos.items()}
 
 
-def _files(place: _Place, matches: Infos, root: str) -> Iterator[CheckpointFile]:
+def _files(place: _Place, matches: Infos, root: str, aside: set[str]) -> Iterator[CheckpointFile]:
     folders: dict[str, Infos] = defaultdict(dict)
     for name, info in matches.items():
         if info.get("type") == "directory":
-            yield from _files(place, place.filesystem.find(name, detail=True), root)
-        elif not any(part.startswith(".") for part in name.removeprefix(root).split("/")):
+            yield from _files(place, place.filesystem.find(name, detail=True), root, aside)
+        elif not _hidden(name.removeprefix(root)):
             folders[name.rpartition("/")[0]][name] = info
     for folder in sorted(folders):
         others = _by_name(folders[folder])
+        aside.update(f"{folder}/{name}" for name in others if is_state_file(name))
         for name in checkpoints_of(others):
             yield _file(place, *others[name], root, others)
+
+
+def _hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in path.removesuffix(f"/{DISTRIBUTED}").split("/"))
 
 
 def _file(
@@ -162,7 +174,9 @@ def _file(
     *,
     extra: Mapping[str, Scalar] | None = None,
 ) -> CheckpointFile:
-    name = path.rpartition("/")[2]
+    name = stands_for(path.rpartition("/")[2], others)
+    if name in others:
+        path, info = others[name]
     infos = [info, *(others[shard][1] for shard in shards_of(name, others))]
     compressed = info.get("compress_size", place.size or None)
     return CheckpointFile(

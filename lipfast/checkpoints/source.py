@@ -20,20 +20,25 @@ Archive: TypeAlias = "str | os.PathLike[str]"
 
 
 def find_checkpoints(
-    archive: Archive | Sequence[Archive], *, may_be_empty: bool = False
+    archive: Archive | Sequence[Archive],
+    *,
+    may_be_empty: bool = False,
+    aside: set[str] | None = None,
 ) -> list[CheckpointFile]:
     """List the checkpoints of an archive, sorted by URI, each file once.
 
     Folders are searched recursively, through links too; names that begin with a dot are skipped
     (temporary and version-control files), unless asked for by name. A glob may match files and
-    folders, `**` any depth. A sharded checkpoint is its index file. Optimizer, scheduler and
-    generator states that trainers keep beside the weights are left out.
+    folders, `**` any depth. A sharded checkpoint is its index file, a folder of
+    `torch.distributed.checkpoint` its `.metadata`. Optimizer, scheduler and generator states that
+    trainers keep beside the weights are left out.
 
     Args:
         archive: a file, a folder, a glob, a `.zip` or `.tar` file, a manifest (`.csv`, `.jsonl`),
             an fsspec URL (`file://`, `memory://`, `s3://`, `zip://...::...`) of any of these, or
             several.
         may_be_empty: an archive without checkpoints, or whose folder is not there yet, is no error.
+        aside: takes the paths of the files that are left out because they hold such states.
 
     Returns:
         The files that end in one of `SUFFIXES`, and indexes of sharded checkpoints.
@@ -62,7 +67,7 @@ def find_checkpoints(
         name = os.fspath(one)
         if may_be_empty and _is_local(name) and not Path(_without_scheme(name)).exists():
             continue
-        files = list(_find(name, known_names))
+        files = list(_find(name, known_names, set() if aside is None else aside))
         found.update((file.uri, file) for file in files)
         if not files and not may_be_empty:
             raise ArchiveError(
@@ -81,17 +86,17 @@ def _is_local(archive: str) -> bool:
     return "://" not in path and "::" not in path
 
 
-def _find(archive: str, names: NamesIn) -> Iterator[CheckpointFile]:
+def _find(archive: str, names: NamesIn, aside: set[str]) -> Iterator[CheckpointFile]:
     if archive.lower().endswith(MANIFEST_SUFFIXES):
         return _listed(read_manifest(_without_scheme(archive)), names)
     if not _is_local(archive):
         protocol = None if "::" in archive else container_protocol(archive)
-        return find_remote(f"{protocol}://::{archive}" if protocol else archive)
+        return find_remote(f"{protocol}://::{archive}" if protocol else archive, aside)
     path = expanded(_without_scheme(archive))
     protocol = container_protocol(path.name)
     if protocol and path.is_file():
-        return find_remote(f"{protocol}://::file://{path.absolute()}")
-    return find_local(str(path), names)
+        return find_remote(f"{protocol}://::file://{path.absolute()}", aside)
+    return find_local(str(path), names, aside)
 
 
 def _listed(entries: Iterable[Entry], names: NamesIn) -> Iterator[CheckpointFile]:

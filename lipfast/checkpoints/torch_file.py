@@ -13,8 +13,8 @@ from lipfast.checkpoints import pickle_guard
 from lipfast.checkpoints.access import read_bytes
 from lipfast.checkpoints.file import CheckpointFile
 from lipfast.checkpoints.safetensors_file import SMALL
-from lipfast.checkpoints.wrapped import Content, TooManyValuesError, unwrapped
-from lipfast.errors import CheckpointError
+from lipfast.checkpoints.wrapped import Content, TooManyValuesError, holds_states, unwrapped
+from lipfast.errors import CheckpointError, NotWeightsError
 
 _GLOBAL = re.compile(r"\bGLOBAL ([\w.]+)")
 _UNPICKLER = re.compile(r"WeightsUnpickler error:\s*([^\n]+)")
@@ -32,7 +32,16 @@ def read_torch(file: CheckpointFile, path: str, size: int) -> Content:
         CheckpointError: it is truncated, or holds something else than weights.
         OSError: it cannot be read.
     """
-    content = load_harmless(file, path, size)
+    return collected(file, load_harmless(file, path, size))
+
+
+def collected(file: CheckpointFile, content: object) -> Content:
+    """The weights inside what was loaded.
+
+    Raises:
+        NotWeightsError: it is the state of an optimizer or the like.
+        CheckpointError: it is no dict, or nested beyond what weights are.
+    """
     try:
         found = unwrapped(content)
     except TooManyValuesError as error:
@@ -40,6 +49,10 @@ def read_torch(file: CheckpointFile, path: str, size: int) -> Content:
             f"{file.uri}: nested beyond what weights are; nothing was taken. Save the weights "
             "alone: torch.save(model.state_dict(), ...), or safetensors"
         ) from error
+    if not found.tensors and holds_states(content):
+        raise NotWeightsError(
+            f"{file.uri}: holds the state of an optimizer, a scheduler or the like, no weights"
+        )
     if not found.tensors and not isinstance(content, Mapping):
         raise CheckpointError(
             f"{file.uri}: holds a {type(content).__name__}; expected a state dict, as "
@@ -48,22 +61,28 @@ def read_torch(file: CheckpointFile, path: str, size: int) -> Content:
     return found
 
 
-def load_harmless(file: CheckpointFile, path: str, size: int) -> Any:
+def load_harmless(file: CheckpointFile, path: str, size: int, data: bytes | None = None) -> Any:
     """Load what `torch.save` wrote, whatever it is; nothing in it is run.
+
+    Args:
+        file: the checkpoint, for messages and access.
+        path: the file itself, or one of its parts.
+        size: of `path`, as far as it is known.
+        data: of a part of a file, which is loaded instead.
 
     Raises:
         CheckpointError: it is truncated, or holds what is not loaded.
         OSError: it cannot be read.
     """
     try:
-        if file.filesystem is None and size > SMALL:
+        if data is None and file.filesystem is None and size > SMALL:
             with open(path, "rb") as stream:  # noqa: PTH123
                 pickle_guard.require_harmless(stream, size)
                 stream.seek(0)
                 start = stream.read(len(pickle_guard.ZIP))
             mapped = start == pickle_guard.ZIP  # only this format can be
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        data = read_bytes(file, path)
+        data = read_bytes(file, path) if data is None else data
         pickle_guard.require_harmless(io.BytesIO(data), len(data))
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except OSError:

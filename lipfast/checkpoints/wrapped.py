@@ -119,7 +119,7 @@ def below(names: Iterable[str], prefix: str) -> list[str]:
         ['state_dict.ema.']
     """
     wanted = f".{prefix.strip('.')}."
-    found = {}
+    found: dict[str, None] = {}
     for name in names:
         at = f".{name}".find(wanted)
         if at >= 0:
@@ -145,6 +145,25 @@ def standing(prefix: str) -> tuple[int, int]:
 def is_state(key: str) -> bool:
     """Whether a key names the state of an optimizer, a scheduler or a generator."""
     return _STATE_KEYS.fullmatch(key) is not None
+
+
+def holds_states(content: object) -> bool:
+    """Whether something is the state of an optimizer, a scheduler or a generator, or has one.
+
+    Example:
+        >>> holds_states({"state": {}, "param_groups": []}), holds_states({"epoch": 3})
+        (True, False)
+    """
+    if isinstance(content, (list, tuple)):
+        return any(map(holds_states, content[:_MAX_DEPTH]))
+    if not isinstance(content, Mapping):
+        return False
+    state = content.get("state")
+    numbered = isinstance(state, Mapping) and any(isinstance(key, int) for key in state)
+    return numbered or any(
+        key in ("param_groups", "last_epoch") or (isinstance(key, str) and is_state(key))
+        for key in content
+    )
 
 
 def _first(level: _Level) -> str | None:

@@ -15,7 +15,7 @@ _SPELLINGS = (
 _NOW = re.compile(r"(?P<module>(?:.*\.)?)parametrizations\.(?P<name>\w+)\.(?P<part>.+)\Z")
 _BEFORE = re.compile(r"(?P<module>(?:.*\.)?)(?P<name>\w+?)_(?P<part>g|v|u|orig)\Z")
 _LAYER_NORM = {"weight": "gamma", "bias": "beta"}
-_COUNTER = "num_batches_tracked"
+_COUNT_OF_BATCHES = "num_batches_tracked"
 
 
 def loaded_names(name: str) -> tuple[str, ...]:
@@ -58,7 +58,7 @@ def equivalent_names(name: str) -> tuple[str, ...]:
 
 def is_counter(name: str) -> bool:
     """Whether it counts the batches of a BatchNorm: old files lack it, and eval never reads it."""
-    return name.rpartition(".")[2] == _COUNTER
+    return name.rpartition(".")[2] == _COUNT_OF_BATCHES
 
 
 def _before(found: re.Match[str]) -> tuple[str, ...]:

@@ -147,7 +147,10 @@ def score(
 
     def find() -> list[CheckpointFile]:
         with _timed(summary, "find"):
-            return selection.described(find_checkpoints(archive, may_be_empty=watch is not None))
+            aside: set[str] = set()
+            files = find_checkpoints(archive, may_be_empty=watch is not None, aside=aside)
+            summary.aside = len(aside)
+            return selection.described(files)
 
     with _timed(summary, "setup"):
         recipe = Recipe(arch, arch_args, load_data(data), options)

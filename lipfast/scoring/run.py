@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from lipfast.checkpoints import CheckpointFile
-from lipfast.scoring.done import Done, FileKey
+from lipfast.scoring.done import NOT_WEIGHTS, Done, FileKey
 from lipfast.scoring.engine import Engine
 from lipfast.scoring.schema import Row
 from lipfast.scoring.scorer import Scorer
@@ -47,6 +47,7 @@ class Run:
         self._notes: Counter[str] = Counter()
         self._plans: set[str] = set()
         self._total = 0
+        self._aside = 0
 
     @property
     def finished(self) -> bool:
@@ -88,7 +89,8 @@ class Run:
         self._total = self._finished + len(files)
         with closing(engine.run(files)) as batches:
             for batch in batches:
-                rows = batch
+                rows = [row for row in batch if row.get("kind") != NOT_WEIGHTS]
+                self._aside += len(batch) - len(rows)
                 if self.limit is not None:
                     rows = rows[: self.limit - self._finished]
                 if store is not None:
@@ -102,6 +104,8 @@ class Run:
         """Complete the summary."""
         summary = self.summary
         summary.left_out += engine.left_out
+        summary.found -= self._aside
+        summary.aside += self._aside
         summary.reasons = dict(self._reasons.most_common())
         summary.examples = {kind: summary.examples[kind] for kind in summary.reasons}
         summary.noted = self._notes.total()

@@ -39,6 +39,7 @@ class Summary:
         failed: of these, how many failed in this run.
         failed_before: of these, how many failed in an earlier run and are not tried again.
         left_out: of these, how many `where` and `every` leave out.
+        aside: files that hold states of optimizers, schedulers and the like: no checkpoints.
         reasons: kind of failure to how often it occurred, the most frequent first.
         examples: kind of failure to its first occurrence, as `uri: reason`.
         noted: of those scored, how many have a note: which of several networks in a file was taken,
@@ -61,6 +62,7 @@ class Summary:
     failed: int = 0
     failed_before: int = 0
     left_out: int = 0
+    aside: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
     noted: int = 0
@@ -132,6 +134,9 @@ class Summary:
             lines.append(f"  {self.failed_before} failed before: --retry-failed tries them again")
         if self.left_out:
             lines.append(f"  {self.left_out} left out by --where or --every")
+        if self.aside:
+            files = counted(self.aside, "file")
+            lines.append(f"  {files} left aside: states of optimizers and the like, no weights")
         if self.found > known:
             lines.append(f"  {self.found - known} left: the same command goes on")
         return lines

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint
 from safetensors.torch import save_file
 
 from lipfast.errors import ArgumentError
@@ -79,6 +80,41 @@ def test_a_network_inside_a_module_that_trained_it(arguments, tmp_path):
     save_file(toy_state(4), root / "plain.safetensors", {"width": "4"})
     assert score(root, **arguments).scored == 2
     assert len(set(column(arguments["out"], "upper"))) == 1
+
+
+def test_states_of_optimizers_are_counted_not_scored(arguments, tmp_path):
+    root = tmp_path / "a"
+    for step in (5, 10):
+        folder = root / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        torch.save({"model": toy_state(4), "width": 4}, folder / "model.pt")
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+            torch.save({"state": {}}, folder / name)
+        torch.save({"state": {0: {"m": torch.ones(2)}}, "param_groups": []}, folder / "adam.pt")
+    summary = score(root, **arguments)
+    assert (summary.found, summary.scored, summary.failed, summary.aside) == (2, 2, 0, 8)
+    assert "  8 files left aside: states of optimizers and the like, no weights" in str(summary)
+    assert column(arguments["out"], "run") == ["a", "a"]
+    assert column(arguments["out"], "step") == [5, 10]
+    again = score(root, **arguments)
+    assert (again.found, again.skipped, again.failed, again.aside) == (2, 2, 0, 8)
+    assert score(root, **arguments, dry_run=True).aside == 8
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_folder_of_torch_distributed(arguments, tmp_path):
+    folder = tmp_path / "a" / "step_3"
+    folder.mkdir(parents=True)
+    content = {"model": toy_state(4), "ema": toy_state(4, 1), "width": 4}
+    torch.distributed.checkpoint.save(content, checkpoint_id=str(folder))
+    torch.save({"model": toy_state(4), "width": 4}, tmp_path / "a" / "b.pt")
+    assert score(tmp_path / "a", **arguments).scored == 2
+    assert len(set(column(arguments["out"], "upper"))) == 1
+    assert column(arguments["out"], "step") == [3, None]
+    assert column(arguments["out"], "note")[1] is None
+    assert "'ema' fits, too" in column(arguments["out"], "note")[0]
+    again = score(tmp_path / "a", **arguments)
+    assert (again.scored, again.skipped) == (0, 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
