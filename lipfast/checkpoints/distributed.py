@@ -17,13 +17,13 @@ from typing import Any
 
 from torch import Tensor
 
-from lipfast.checkpoints.access import read_bytes
+from lipfast.checkpoints.access import read_bytes, read_range
 from lipfast.checkpoints.file import CheckpointFile
 from lipfast.checkpoints.names import COMPANIONS, SLICES
 from lipfast.checkpoints.scalars import scalars
 from lipfast.checkpoints.torch_file import collected, load_harmless
 from lipfast.checkpoints.wrapped import Content, is_state
-from lipfast.errors import CheckpointError
+from lipfast.errors import CheckpointError, NotWeightsError
 
 _MAX_PICKLED_INDEX = 16 << 20  # bytes
 _MAX_OPERATIONS = 2_000_000
@@ -83,6 +83,7 @@ def read_distributed(file: CheckpointFile) -> Content:
     Slices of all ranks are put together; states of optimizers are not read.
 
     Raises:
+        NotWeightsError: it is the state of an optimizer.
         CheckpointError: the index is malformed, or a slice is missing or not what the index says.
         OSError: a file cannot be read.
     """
@@ -91,6 +92,8 @@ def read_distributed(file: CheckpointFile) -> Content:
         entries = dict(_described(file, index))
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise _malformed(file, f"{type(error).__name__}: {error}") from error
+    if not entries and index["state_dict_metadata"]:
+        raise NotWeightsError(f"{file.uri}: holds the state of an optimizer, no weights")
     folder = _Folder(file)
     content: dict[str, Any] = {}
     for path, (size, slices) in entries.items():
@@ -160,7 +163,6 @@ class _Folder:
 
     def __init__(self, file: CheckpointFile) -> None:
         self._file = file
-        self._at: tuple[str, bytes] = ("", b"")  # of a remote file, which is read as a whole
         self._left = 2 * file.size + _MAX_SCALAR  # bytes; an index may refer to one slice often
 
     def tensor(self, path: tuple[str, ...], size: tuple[int, ...], slices: list[_Slice]) -> Tensor:
@@ -206,7 +208,7 @@ class _Folder:
         if self._left < 0:
             raise _malformed(file, f"its slices are longer than its {file.size} bytes")
         try:
-            data = self._bytes(path, one)
+            data = read_range(file, path, one.start, one.length)
         except FileNotFoundError as error:
             raise CheckpointError(f"{file.uri}: its file '{one.file}' is missing") from error
         if len(data) < one.length:
@@ -214,15 +216,6 @@ class _Folder:
                 f"{file.uri}: its file '{one.file}' is truncated. Copy or save it again"
             )
         return load_harmless(file, path, len(data), data)
-
-    def _bytes(self, path: str, one: _Slice) -> bytes:
-        if self._file.filesystem is None:
-            with open(path, "rb") as stream:  # noqa: PTH123 (fast)
-                stream.seek(one.start)
-                return stream.read(one.length)
-        if self._at[0] != path:
-            self._at = (path, read_bytes(self._file, path))
-        return self._at[1][one.start : one.start + one.length]
 
 
 def _beside(file: CheckpointFile) -> Mapping[str, Any]:

@@ -100,7 +100,7 @@ def read_checkpoint(file: CheckpointFile, *, prefix: str | None = None) -> Check
 
 
 def _chosen(file: CheckpointFile, tensors: Mapping[str, Tensor], prefix: str) -> str:
-    found = below(tensors, prefix)
+    found = below(tensors, prefix) if prefix.strip(".") else [""]
     if not found:
         shown = ", ".join(repr(name) for name in list(tensors)[:3])
         raise CheckpointError(f"{file.uri}: no name begins with '{prefix}.'; there are {shown} ...")

@@ -178,7 +178,8 @@ def _file(
     if name in others:
         path, info = others[name]
     infos = [info, *(others[shard][1] for shard in shards_of(name, others))]
-    compressed = info.get("compress_size", place.size or None)
+    packed = [one.get("compress_size") for one in infos]
+    compressed = (place.size or None) if None in packed else sum(map(int, packed))
     return CheckpointFile(
         uri=place.uri(path),
         path=path,

@@ -20,7 +20,9 @@ _HARMLESS = re.compile(
     r"num_batches_tracked|n_averaged|position_ids|token_type_ids|inv_freq|masked_bias|mask_token"
     r"|relative_position_index|relative_coords_table|attn_mask|total_ops|total_params|_extra_state"
 )
+_FLAT = re.compile(r"(?:.*\.)?_?flat_param(?:_\d+)?")
 _FIRST_FEW = 5
+_LONGEST_NAME = 200  # characters of a name; the file is untrusted
 
 
 @dataclass(frozen=True)
@@ -52,29 +54,38 @@ def fitted(checkpoint: Checkpoint, plan: Plan, prefix: str | None = None) -> Che
         checkpoint: as read.
         plan: what names are wanted.
         prefix: of the network, with or without its final dot, where the user says it: all parts
-            before the names, or some of them, such as `ema` for `state_dict.ema.0.weight`.
+            before the names, or some of them, such as `ema` for `state_dict.ema.0.weight`;
+            empty for the one whose names begin with nothing.
 
     Raises:
         StateDictError: no name has the given prefix; or unused tensors belong to layers of the
             architecture or continue them, so that the file's network is another.
     """
     tensors = checkpoint.tensors or checkpoint.state_dict
-    if not plan.parameters:
+    own = checkpoint.state_dict
+    alone = prefix is None and len(tensors) == len(own)
+    if not plan.parameters or (alone and own.keys() == plan.parameters.keys()):
         return checkpoint
     found = _networks(tensors, plan)
     if not found:  # perhaps every block was wrapped in DistributedDataParallel
         shorter = {_without_module(name): tensor for name, tensor in tensors.items()}
         if len(shorter) == len(tensors):
             tensors, found = shorter, _networks(shorter, plan)
-    wanted = "." if prefix is None else f".{prefix.strip('.')}."
-    taken = next((network for network in found if wanted in f".{network.prefix}"), None)
+    taken = next((network for network in found if _is_wanted(network.prefix, prefix)), None)
     if taken is None:
         return _mismatching(checkpoint, prefix)
-    state_dict = {own: tensors[name] for own, name in taken.names.items() if name is not None}
+    state_dict = {name: tensors[at] for name, at in taken.names.items() if at is not None}
     others = [other for other in found if other is not taken and other.fits]
     unused = _unused(tensors, taken, others)
     _require_harmless(unused, taken.prefix, plan)
     return replace(checkpoint, state_dict=state_dict, note=_note(taken, others, unused))
+
+
+def _is_wanted(prefix: str, chosen: str | None) -> bool:
+    """Whether what stands before a network's names is, or holds, what the user says."""
+    if chosen is None or not chosen.strip("."):
+        return chosen is None or not prefix
+    return f".{chosen.strip('.')}." in f".{prefix}"
 
 
 def _networks(tensors: Mapping[str, Tensor], plan: Plan) -> list[_Network]:
@@ -120,6 +131,12 @@ def _without_module(name: str) -> str:
 
 def _mismatching(checkpoint: Checkpoint, prefix: str | None) -> Checkpoint:
     """What the plan is compared with where nothing fits, so that the error says what is wrong."""
+    flat = next((name for name in checkpoint.state_dict if _FLAT.fullmatch(name)), None)
+    if flat is not None:
+        raise StateDictError(
+            f"'{flat}' holds the parameters of many layers that FSDP joined into one: save with "
+            "StateDictType.FULL_STATE_DICT, or with torch.distributed.checkpoint"
+        )
     if prefix is None:
         return checkpoint
     wanted = f".{prefix.strip('.')}."
@@ -225,4 +242,6 @@ def _below(network: _Network) -> str:
 
 def _shortened(texts: Sequence[str]) -> str:
     more = len(texts) - _FIRST_FEW
-    return ", ".join(texts[:_FIRST_FEW]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(text[:_LONGEST_NAME] for text in texts[:_FIRST_FEW]) + (
+        f" and {more} more" if more > 0 else ""
+    )

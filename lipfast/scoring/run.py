@@ -91,6 +91,7 @@ class Run:
             for batch in batches:
                 rows = [row for row in batch if row.get("kind") != NOT_WEIGHTS]
                 self._aside += len(batch) - len(rows)
+                self._total -= len(batch) - len(rows)
                 if self.limit is not None:
                     rows = rows[: self.limit - self._finished]
                 if store is not None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import pytest
@@ -25,6 +27,11 @@ def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
 
 
+@cache
+def plan_of_mlp() -> Plan:
+    return lipfast.compile(mlp(), X)
+
+
 def states(count: int, make: Callable[[], nn.Module] = mlp) -> list[dict[str, Tensor]]:
     torch.manual_seed(0)
     return [dict(make().state_dict()) for _ in range(count)]
@@ -37,7 +44,7 @@ def below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def taken(tmp_path, content: Any, plan: Plan | None = None, prefix: str | None = None):
     torch.save(content, tmp_path / "a.pt")
     checkpoint = read_checkpoint(*find_checkpoints(tmp_path / "a.pt"))
-    return fitted(checkpoint, plan or lipfast.compile(mlp(), X), prefix)
+    return fitted(checkpoint, plan or plan_of_mlp(), prefix)
 
 
 def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
@@ -116,6 +123,37 @@ def test_averages_and_teachers_are_said_even_where_they_are_alone(tmp_path, pref
     assert found.note == f"weights below 'state_dict.{prefix}' taken"
 
 
+LEVELS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module")
+
+
+def wrapped_at_random(net: dict[str, Tensor], chance: random.Random) -> Any:
+    """A network below up to three random keys, its names wrapped, beside what a trainer keeps."""
+    for level in chance.sample(LEVELS, chance.randint(0, 3)):
+        net = below(level, net)
+    if chance.random() < 0.3:
+        net = {name.replace(".", f".{chance.choice(LEVELS[:3])}.", 1): v for name, v in net.items()}
+    content: Any = {**net, **({"n_averaged": torch.tensor(2)} if chance.random() < 0.3 else {})}
+    for key in chance.sample(("model", "net", "state_dict", "x", "weights"), chance.randint(0, 3)):
+        content = [content] if chance.random() < 0.2 else {key: content}
+        beside: dict[str, Any] = {
+            "optimizer": {"state": {0: {"m": torch.ones(6, 4)}}, "param_groups": []},
+            "epoch": 3,
+            "best": torch.tensor(0.5),
+            "ema_optimizer": {"0.weight": torch.ones(6, 4)},
+        }
+        if isinstance(content, dict):
+            names = chance.sample(sorted(beside), chance.randint(0, 4))
+            content = {**content, **{name: beside[name] for name in names}}
+    return content
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_networks_below_random_keys_and_wrappers(tmp_path, seed):
+    (net,) = states(1)
+    found = taken(tmp_path, wrapped_at_random(net, random.Random(seed)))
+    assert same(found.state_dict, net)
+
+
 def test_parts_in_separate_dicts_make_one_network(tmp_path):
     class Pair(nn.Module):
         def __init__(self) -> None:
@@ -144,6 +182,26 @@ def test_a_prefix_is_all_that_stands_before_the_names_or_parts_of_it(tmp_path, p
     torch.save(content, tmp_path / "a.pt")
     read = read_checkpoint(*find_checkpoints(tmp_path / "a.pt"), prefix="ema.module")
     assert same(read.state_dict, ema)
+
+
+def test_an_empty_prefix_is_that_of_names_that_nothing_precedes(tmp_path):
+    raw, ema = states(2)
+    for content in ({**raw, **below("ema", ema)}, {**below("ema", ema), **raw}):
+        assert same(taken(tmp_path, content).state_dict, raw)
+        assert same(taken(tmp_path, content, prefix="").state_dict, raw)
+        assert same(taken(tmp_path, content, prefix="ema").state_dict, ema)
+        plan = plan_of_mlp()
+        with pytest.raises(StateDictError, match="does not match the architecture"):
+            plan.check(taken(tmp_path, content, plan, prefix="0").state_dict)
+
+
+def test_a_network_that_is_asked_for_is_never_another(tmp_path):
+    (net,) = states(1)
+    (wide,) = states(1, lambda: nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 3)))
+    plan = plan_of_mlp()
+    found = taken(tmp_path, {"model": wide, "ema": net}, plan, prefix="model")
+    with pytest.raises(StateDictError, match=r"'0\.weight' has shape \(9, 4\)"):
+        plan.check(found.state_dict)
 
 
 def test_an_unknown_prefix_is_refused(tmp_path):
@@ -187,7 +245,7 @@ def test_what_the_architecture_does_not_use_is_said(tmp_path, extra):
     assert f"{len(extra)} tensor" in found.note
     assert all(f"'{name}'" in found.note for name in extra)
     with pytest.raises(StateDictError, match="the architecture does not have"):
-        lipfast.compile(mlp(), X).upper({**net, **extra})
+        plan_of_mlp().upper({**net, **extra})
 
 
 @pytest.mark.parametrize(
@@ -209,11 +267,19 @@ def test_what_makes_it_another_function_is_refused(tmp_path, extra, message, pre
         taken(tmp_path, below(prefix, content) if prefix else content)
 
 
+@pytest.mark.parametrize(
+    "name", ["_flat_param", "model._fsdp_wrapped_module._flat_param", "flat_param_0"]
+)
+def test_weights_that_fsdp_joined_are_refused_with_what_to_do(tmp_path, name):
+    with pytest.raises(StateDictError, match=r"that FSDP joined into one: save with"):
+        taken(tmp_path, {name: torch.ones(51)})
+
+
 @pytest.mark.parametrize("name", ["0.weight", "2.bias"])
 def test_what_is_missing_is_never_passed(tmp_path, name):
     (net,) = states(1)
     del net[name]
-    plan = lipfast.compile(mlp(), X)
+    plan = plan_of_mlp()
     for content in (net, {"model": net, "loss.weight": torch.ones(3)}, below("module", net)):
         found = taken(tmp_path, content, plan)
         with pytest.raises(StateDictError, match=f"lacks .*'{name}'"):
@@ -313,7 +379,7 @@ def test_notes_are_in_the_store_and_the_summary(tmp_path):
     assert rows["upper"][0] == rows["upper"][1]
     other = score(tmp_path, arch=mlp, data=torch.ones(3, 4), out=tmp_path / "s2", prefix="ema")
     assert (other.scored, other.failed) == (1, 1)
-    expected = lipfast.compile(mlp(), X).upper(ema).value
+    expected = plan_of_mlp().upper(ema).value
     ok = [r for r in read_scores(tmp_path / "s2").to_pylist() if r["status"] == "ok"]
     assert math.isclose(ok[0]["upper"], expected, rel_tol=1e-5)
 
@@ -322,4 +388,4 @@ def test_a_checkpoint_that_was_made_by_hand_is_taken_as_it_is():
     (net,) = states(1)
     file = CheckpointFile("file:///a.pt", "/a.pt", 1, 0.0, "a")
     checkpoint = Checkpoint(file, net, Metadata({}))
-    assert same(fitted(checkpoint, lipfast.compile(mlp(), X)).state_dict, net)
+    assert same(fitted(checkpoint, plan_of_mlp()).state_dict, net)
