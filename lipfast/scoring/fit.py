@@ -20,6 +20,12 @@ _HARMLESS = re.compile(
     r"num_batches_tracked|n_averaged|position_ids|token_type_ids|inv_freq|masked_bias|mask_token"
     r"|relative_position_index|relative_coords_table|attn_mask|total_ops|total_params|_extra_state"
 )
+# Names of layers that are counted, and of normalisations between layers.
+_LIST = re.compile(
+    r"(?P<stem>|fc|lin|linear|dense|conv|deconv|layers?|blocks?|stages?|res|h|l)_?\d+",
+    re.IGNORECASE,
+)
+_NORM = re.compile(r"(?:.*_)?(?:bn|ln|(?:batch|layer|group|rms)?_?norm)_?\d*", re.IGNORECASE)
 _FLAT = re.compile(r"(?:.*\.)?_?flat_param(?:_\d+)?")
 _FIRST_FEW = 5
 _LONGEST_NAME = 200  # characters of a name; the file is untrusted
@@ -174,6 +180,7 @@ def _require_harmless(unused: Sequence[str], prefix: str, plan: Plan) -> None:
     """
     owners = {name.rpartition(".")[0] for name in plan.parameters}
     modules = {""} | {part for name in plan.parameters for part in _above(name)}
+    numbered = {kind for kind in map(_numbered, modules) if kind is not None}
     for name in unused:
         own = name.removeprefix(prefix)
         if not name.startswith(prefix) or any(map(_HARMLESS.fullmatch, own.split("."))):
@@ -187,22 +194,21 @@ def _require_harmless(unused: Sequence[str], prefix: str, plan: Plan) -> None:
                 f"the file has '{own}', which belongs to the architecture's layer '{layer}' and "
                 "which the architecture lacks: another function. Build it as it was trained"
             )
-        nearest = max((part for part in above if part in modules), key=len, default="")
-        rest = own.removeprefix(f"{nearest}.") if nearest else own
-        if rest.partition(".")[0].isdecimal() and _is_list(nearest, modules):
+        first = next((part for part in reversed(above) if part not in modules), "")
+        if _numbered(first) in numbered or (
+            _NORM.fullmatch(first.rpartition(".")[2]) and first.rpartition(".")[0] in modules
+        ):
             raise StateDictError(
-                f"the file has '{own}' and {counted(len(unused) - 1, 'further tensor')} that the "
-                f"architecture lacks, in the list of layers that it has: the network of the file "
-                "is deeper. Give the architecture its depth (--arch-arg)"
+                f"the file has '{own}', a layer beside those of the architecture that the "
+                "architecture lacks: another function. Build it as it was trained (--arch-arg)"
             )
 
 
-def _is_list(module: str, modules: set[str]) -> bool:
-    """Whether children of a module are numbered."""
-    start = f"{module}." if module else ""
-    return any(
-        part.startswith(start) and part.removeprefix(start).isdecimal() for part in modules if part
-    )
+def _numbered(module: str) -> tuple[str, str] | None:
+    """What a module is one of several of: `a.blocks.3` and `a.blocks.4`, `fc1` and `fc2`."""
+    parent, _, name = module.rpartition(".")
+    found = _LIST.fullmatch(name)
+    return None if found is None else (parent, found["stem"])
 
 
 def _above(name: str) -> list[str]:

@@ -255,8 +255,10 @@ def test_what_the_architecture_does_not_use_is_said(tmp_path, extra):
         ("0.running_mean", "belongs to the architecture's layer '0'"),
         ("2.lora_A.weight", "belongs to the architecture's layer '2'"),
         ("0.parametrizations.bias.original", "belongs to the architecture's layer '0'"),
-        ("4.weight", "the network of the file is deeper"),
-        ("1.weight", "the network of the file is deeper"),
+        ("4.weight", "a layer beside those of the architecture"),
+        ("1.weight", "a layer beside those of the architecture"),
+        ("bn.weight", "a layer beside those of the architecture"),
+        ("layer_norm1.weight", "a layer beside those of the architecture"),
     ],
 )
 @pytest.mark.parametrize("prefix", ["", "model"])
