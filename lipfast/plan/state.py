@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import NonFiniteError, StateDictError
+from lipfast.plan.renamed import is_counter, loaded_names
 
 # What DataParallel and torch.compile put in front of every name.
 _PREFIXES = ("module.", "_orig_mod.")
@@ -45,7 +46,8 @@ def entries_of(
         where: prefix for messages (which entry of a list).
 
     Returns:
-        name -> tensor, for every name in `parameters`.
+        name -> tensor, for every name in `parameters`. As in torch, `weight_g` and `weight_v` count
+        for a parametrization of weight norm, and a BatchNorm's count of batches may be absent.
 
     Raises:
         StateDictError: names are missing or unexpected, or a tensor has the wrong shape or dtype.
@@ -58,14 +60,20 @@ def entries_of(
     state_dict = without_wrapper_prefix(state_dict, parameters)
     resolved: dict[str, Tensor] = {}
     missing: list[str] = []
+    renamed: set[str] = set()
     for name, shape in parameters.items():
         tensor = state_dict.get(name)
         if tensor is None:
-            other = next((alias for alias in aliases.get(name, ()) if alias in state_dict), None)
-            if other is None:
+            others = (*aliases.get(name, ()), *loaded_names(name))
+            other = next((other for other in others if other in state_dict), None)
+            if other is not None:
+                renamed.add(other)
+                tensor = state_dict[other]
+            elif is_counter(name):
+                tensor = torch.zeros(shape, dtype=torch.long)
+            else:
                 missing.append(name)
                 continue
-            tensor = state_dict[other]
         if not isinstance(tensor, Tensor):
             raise StateDictError(f"{where}'{name}' is a {type(tensor).__name__}, not a tensor")
         if tuple(tensor.shape) != shape:
@@ -74,7 +82,7 @@ def entries_of(
                 f"has {shape}"
             )
         resolved[name] = _widened(tensor)
-    unexpected = [name for name in state_dict if name not in parameters]
+    unexpected = [name for name in state_dict if name not in parameters and name not in renamed]
     if missing or unexpected:
         raise StateDictError(where + _mismatch(missing, unexpected, parameters, state_dict))
     if aliases:

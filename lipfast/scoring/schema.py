@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 
 FORMAT = "lipfast scores"
-VERSION = 2
+VERSION = 3
 
 Row: TypeAlias = "dict[str, Any]"
 
@@ -36,6 +36,7 @@ SCHEMA = pa.schema(
         pa.field("status", pa.string(), nullable=False),
         pa.field("error", pa.string()),
         pa.field("kind", pa.string()),
+        pa.field("note", pa.string()),
         pa.field("upper", pa.float64()),
         pa.field("log_upper", pa.float64()),
         pa.field("upper_certified", pa.bool_()),
@@ -64,7 +65,7 @@ SCHEMA = pa.schema(
 )
 """One row per checkpoint. `norm` is 1, 2 or inf; times are seconds; `metadata` is a JSON object."""
 
-ADDED = {2: ("kind",)}
+ADDED = {2: ("kind",), 3: ("note",)}
 """Version -> the columns that it added. A version only ever adds columns that may be null."""
 
 

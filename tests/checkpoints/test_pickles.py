@@ -347,9 +347,10 @@ def test_torchscript_gives_its_weights(tmp_path):
 
 
 def test_an_object_that_is_no_module_is_named(tmp_path):
-    for content, name in ((OPTIMIZER, "Adam"), (Settings(weight=torch.ones(1)), "Settings")):
-        with pytest.raises(CheckpointError, match=rf"a\.pt: holds \S*{name}; expected a state"):
-            read(tmp_path / "a.pt", content=content)
+    with pytest.raises(CheckpointError, match=r"a\.pt: holds \S*Settings; expected a state"):
+        read(tmp_path / "a.pt", content=Settings(weight=torch.ones(1)))
+    with pytest.raises(CheckpointError, match=r"a\.pt: holds the state of an optimizer"):
+        read(tmp_path / "a.pt", content=OPTIMIZER)
     with pytest.raises(CheckpointError, match="holds no tensors"):
         read(tmp_path / "a.pt", content=nn.MSELoss())
 
