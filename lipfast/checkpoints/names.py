@@ -45,7 +45,7 @@ _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}\.(safetensors|bin)", re.IGNORE
 _STATE_WORDS = "optimi[sz]er|optim|(lr_)?scheduler|(grad_)?scaler|rng_state|random_states?|sampler"
 _STATES = re.compile(
     rf"(.*[-_.])?({_STATE_WORDS})s?(_states?)?([-_.](\d+[km]?|last|latest|best|final))*"
-    r"\.(pt|pth|bin|ckpt|safetensors)"
+    r"\.(pt|pth|bin|safetensors)"
     r"|.*_optim_states\.pt|opt\.(pt|pth)|(training_args|distrib_optim|trainer_state)\.(pt|bin)"
     # pieces of one checkpoint of DeepSpeed, which its first piece stands for
     r"|(bf16_|fp16_)?zero_pp_rank_0*[1-9]\d*_mp_rank_\d+_model_states\.pt"
