@@ -224,6 +224,7 @@ TENSORS: Mapping[str, Maker] = {
     f"{_UTILS}parameter_with_state": _data_of,
     "torch.nn.parameter.Parameter": _data_of,
     "torch.storage.TypedStorage": _data_of,
+    "torch._dynamo.eval_frame.OptimizedModule": _data_of,  # of torch.compile: the module in it
     f"{_UTILS}device_tensor_from_numpy": _of_device,
     f"{_UTILS}device_tensor_from_cpu_tensor": _of_device,
     f"{_UTILS}xla_tensor": _of_device,

@@ -333,6 +333,11 @@ def test_whole_modules_give_their_state_dict(tmp_path, name, wrapped):
     assert checkpoint.metadata.values == ({"epoch": 3} if wrapped else {})
 
 
+def test_a_whole_compiled_module_is_the_module_in_it(tmp_path):
+    checkpoint = read(tmp_path / "a.pt", content={"net": torch.compile(LAYERS), "epoch": 3})
+    assert_same(checkpoint.state_dict, {k: v.detach() for k, v in LAYERS.state_dict().items()})
+
+
 def test_torchscript_gives_its_weights(tmp_path):
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Sequential(nn.Linear(6, 3))).eval()
     with warnings.catch_warnings():
