@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
-import pickletools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -20,51 +18,16 @@ from torch import Tensor
 from lipfast.checkpoints.access import read_bytes, read_range
 from lipfast.checkpoints.file import CheckpointFile
 from lipfast.checkpoints.names import COMPANIONS, SLICES
+from lipfast.checkpoints.pickles import Allowance, PickleReader
 from lipfast.checkpoints.scalars import scalars
+from lipfast.checkpoints.stand_ins import StandIn
 from lipfast.checkpoints.torch_file import collected, load_harmless
 from lipfast.checkpoints.wrapped import Content, is_state
 from lipfast.errors import CheckpointError, NotWeightsError
 
 _MAX_PICKLED_INDEX = 16 << 20  # bytes
-_MAX_INDEX_OPERATIONS = 2_000_000
 _MAX_SCALAR = 1 << 16  # bytes of a pickled number
 _MAX_SPARE = 64  # a tensor takes its bytes once; hostile sizes are refused far above that
-
-
-class _Record:
-    """Whatever an index names: keeps what it was made from and what was set, and does nothing."""
-
-    arguments: tuple[Any, ...] = ()
-    state: Any = None
-
-    def __new__(cls, *arguments: Any) -> _Record:
-        record = super().__new__(cls)
-        record.arguments = arguments
-        return record
-
-    def __init__(self, *arguments: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def __getitem__(self, name: str) -> Any:
-        return self.state[name]
-
-
-class _IndexUnpickler(pickle.Unpickler):
-    """Makes a kind of record for every name; nothing is imported."""
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__(BytesIO(data))
-        self._kinds: dict[str, type[_Record]] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        full = f"{module}.{name}"
-        return self._kinds.setdefault(full, type(name.rpartition(".")[2], (_Record,), {}))
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise ValueError("an index refers to nothing outside")
 
 
 @dataclass(frozen=True)
@@ -92,7 +55,7 @@ def read_distributed(file: CheckpointFile) -> Content:
         entries = dict(_described(file, index))
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise _malformed(file, f"{type(error).__name__}: {error}") from error
-    if not entries and index["state_dict_metadata"]:
+    if not entries and index.attributes["state_dict_metadata"]:
         raise NotWeightsError(f"{file.uri}: holds the state of an optimizer, no weights")
     folder = _Folder(file)
     content: dict[str, Any] = {}
@@ -108,43 +71,51 @@ def read_distributed(file: CheckpointFile) -> Content:
     return found._replace(raw={**_beside(file), **found.raw})
 
 
-def _unpickled(file: CheckpointFile) -> _Record:
+def _unpickled(file: CheckpointFile) -> StandIn:
     data = read_bytes(file, file.path, _MAX_PICKLED_INDEX)
     try:
-        for count, _ in enumerate(pickletools.genops(data)):
-            if count > _MAX_INDEX_OPERATIONS:
-                raise ValueError(f"more than {_MAX_INDEX_OPERATIONS} operations")
-        index = _IndexUnpickler(data).load()
+        index = PickleReader({}, _nothing_outside, Allowance(len(data))).read(BytesIO(data))
     except Exception as error:  # a damaged pickle can fail in any way
         raise _malformed(file, f"{type(error).__name__}: {error}") from error
-    if not isinstance(index, _Record) or not isinstance(index.state, dict):
+    if not isinstance(index, StandIn) or not index.attributes:
         raise _malformed(file, "it holds something else")
     return index
+
+
+def _nothing_outside(identity: Any) -> Any:
+    raise ValueError("an index refers to nothing outside")
 
 
 _Entry = tuple["tuple[int, ...] | None", list[_Slice]]
 
 
-def _described(file: CheckpointFile, index: _Record) -> Iterator[tuple[tuple[str, ...], _Entry]]:
+def _described(file: CheckpointFile, index: StandIn) -> Iterator[tuple[tuple[str, ...], _Entry]]:
     """Path in the state dict -> size of the tensor (None for other values) and its slices."""
-    described, paths = index["state_dict_metadata"], index.state.get("planner_data") or {}
+    described = index.attributes["state_dict_metadata"]
+    paths = index.attributes.get("planner_data") or {}
     slices: dict[str, list[_Slice]] = {}
-    for key, place in index["storage_data"].items():
-        if place.state.get("transform_descriptors"):
+    for key, place in index.attributes["storage_data"].items():
+        name = key.attributes["fqn"]
+        if not isinstance(name, str):  # others may take for ever to hash or to print
+            raise ValueError("a slice without a name")
+        if place.attributes.get("transform_descriptors"):
             raise CheckpointError(
-                f"{file.uri}: '{key['fqn']}' was transformed before it was stored, which lipfast "
+                f"{file.uri}: '{name}' was transformed before it was stored, which lipfast "
                 "does not undo. Save it with torch.distributed.checkpoint's defaults"
             )
-        offset = _sizes(key.state.get("offset"))
-        where = (place["relative_path"], place["offset"], place["length"])
+        offset = _sizes(key.attributes.get("offset"))
+        where = tuple(place.attributes[key] for key in ("relative_path", "offset", "length"))
         if not (isinstance(where[0], str) and all(type(n) is int and n >= 0 for n in where[1:])):
-            raise ValueError(f"no place of a slice: {where!r:.100}")
-        slices.setdefault(key["fqn"], []).append(_Slice(*where, offset))
+            raise ValueError(f"no place of a slice of '{name}'")
+        slices.setdefault(name, []).append(_Slice(*where, offset))
     for name, entry in described.items():
-        path = tuple(str(key) for key in paths.get(name, (name,)))
+        keys = paths.get(name, (name,))
+        if not all(type(key) in {str, int} for key in keys):
+            raise ValueError("a path of no names")
+        path = tuple(map(str, keys))
         if any(map(is_state, path[:-1])) or path[0].startswith("optimizer."):
             continue
-        size = _sizes(entry["size"]) if isinstance(entry.state, dict) and entry.state else None
+        size = _sizes(entry.attributes["size"]) if entry.attributes else None
         yield path, (size, slices.get(name, []))
 
 
@@ -152,9 +123,9 @@ def _sizes(value: Any) -> tuple[int, ...] | None:
     """The numbers of a `torch.Size`."""
     if value is None:
         return None
-    sizes = tuple(value.arguments[0] if isinstance(value, _Record) and value.arguments else ())
+    sizes = tuple(value.args[0] if isinstance(value, StandIn) and value.args else ())
     if not all(type(size) is int and size >= 0 for size in sizes):
-        raise ValueError(f"no sizes: {sizes!r:.100}")
+        raise ValueError("no sizes")
     return sizes
 
 

@@ -422,3 +422,30 @@ def test_shards_with_an_index_of_either_kind(tmp_path):
         checkpoint = read(tmp_path / ending)
         assert same(checkpoint.state_dict)
         assert (checkpoint.metadata.run, checkpoint.metadata.step) == (ending, 5)
+
+
+DEEP = b")" + b"\x85" * 200_000
+TWICE = b")" + b"q\1h\1\x86" * 80
+
+
+@pytest.mark.parametrize("tuples", [DEEP, TWICE], ids=["deep", "twice"])
+@pytest.mark.parametrize("where", ["key", "name", "path", "place", "size"])
+def test_an_index_of_tuples_that_never_end(tmp_path, tuples, where):
+    def thing(**fields: bytes) -> bytes:
+        pairs = (b"V%b\n%b" % (name.encode(), value) for name, value in fields.items())
+        return b"ca\nb\n)R}(" + b"".join(pairs) + b"ub"
+
+    def at(name: str, usual: bytes) -> bytes:
+        return tuples if where == name else usual
+
+    size = b"ctorch\nSize\n" + at("size", b"K\1\x85") + b"\x85R"
+    place = thing(relative_path=at("place", b"Vx.distcp\n"), offset=b"K\0", length=b"K\1")
+    index = thing(
+        state_dict_metadata=b"}" + at("key", b"Vw\n") + thing(size=size) + b"s",
+        planner_data=b"}Vw\n" + at("path", b"Vw\n\x85") + b"s",
+        storage_data=b"}" + thing(fqn=at("name", b"Vw\n")) + place + b"s",
+    )
+    (tmp_path / ".metadata").write_bytes(b"\x80\x02" + index + b".")
+    (tmp_path / "x.distcp").write_bytes(b"x")
+    with pytest.raises(CheckpointError):
+        read_checkpoint(*find_checkpoints(tmp_path))
