@@ -104,7 +104,8 @@ def _described(file: CheckpointFile, index: StandIn) -> Iterator[tuple[tuple[str
                 "does not undo. Save it with torch.distributed.checkpoint's defaults"
             )
         offset = _sizes(key.attributes.get("offset"))
-        where = tuple(place.attributes[key] for key in ("relative_path", "offset", "length"))
+        held = place.attributes
+        where = (held["relative_path"], held["offset"], held["length"])
         if not (isinstance(where[0], str) and all(type(n) is int and n >= 0 for n in where[1:])):
             raise ValueError(f"no place of a slice of '{name}'")
         slices.setdefault(name, []).append(_Slice(*where, offset))
