@@ -76,6 +76,10 @@ class CheckpointError(LipfastError):
     """A checkpoint file is missing, truncated, or is not plain weights."""
 
 
+class NotWeightsError(CheckpointError):
+    """A file holds what trainers keep beside the weights, such as the state of an optimizer."""
+
+
 class UnreachableError(CheckpointError):
     """A checkpoint cannot be reached now: it is missing, forbidden, or the network is down."""
 

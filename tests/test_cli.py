@@ -433,9 +433,12 @@ def test_two_networks_in_one_file(project):
     both = {f"{name}.{key}": value.clone() for name in ("a", "b") for key, value in weights.items()}
     save_file(both, "both.safetensors", {"width": "4"})
     code, out, _ = run("score", "both.safetensors", *SCORE[2:])
-    assert (code, "choose with --prefix" in out) == (1, True)
+    note = "weights below 'a' taken; 'b' fits, too: --prefix chooses"
+    assert (code, f"1 scored with a note: {note}" in out) == (0, True)
     code, out, _ = run("score", "both.safetensors", *SCORE[2:], "--prefix", "b")
-    assert (code, "1 scored" in out) == (0, True)
+    assert (code, "weights below 'b' taken" in out) == (0, True)
+    code, out, _ = run("bounds", "both.safetensors", *SCORE[2:4])
+    assert (code, note in out) == (0, True)
 
 
 def test_failed_checkpoints_are_left_alone_until_asked_for(project):

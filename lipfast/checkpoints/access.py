@@ -63,23 +63,44 @@ def read_bytes(file: CheckpointFile, path: str | None = None, limit: int | None 
         with open(path, "rb") as stream:  # noqa: PTH123 (fast)
             data = stream.read() if count is None else stream.read(count)
     else:
-        data = _read_remote(file.filesystem, path, count, shared="::" in file.uri)
+        data = _read_remote(file.filesystem, path, count, "::" in file.uri)
     if limit is not None and len(data) > limit:
         name = path.rpartition("/")[2]
         raise CheckpointError(f"{file.uri}: '{name}' is longer than {limit} bytes")
     return data
 
 
-def read_head(file: CheckpointFile, count: int) -> bytes:
-    """Read the first bytes of a checkpoint, or as many as there are.
+def read_range(file: CheckpointFile, path: str, start: int, length: int) -> bytes:
+    """Read some bytes of a file; fewer where it ends before.
 
     Raises:
         OSError: it cannot be read.
     """
-    if file.filesystem is None:
-        with open(file.path, "rb") as stream:  # noqa: PTH123 (fast)
-            return stream.read(count)
-    return _read_remote(file.filesystem, file.path, count, shared="::" in file.uri)
+    if file.filesystem is not None:
+        return _read_remote(file.filesystem, path, start + length, "::" in file.uri, start)
+    require_regular(file, path)
+    with open(path, "rb") as stream:  # noqa: PTH123 (fast)
+        stream.seek(start)
+        return stream.read(length)
+
+
+def names_beside(file: CheckpointFile, levels: int = 1) -> list[str]:
+    """List the names in the folder of a checkpoint, or further up; none where that is not possible.
+
+    Args:
+        file: the checkpoint.
+        levels: 1 for its folder, 2 for the one above.
+    """
+    folder = file.path
+    for _ in range(levels):
+        folder = folder.rpartition("/")[0]
+    try:
+        if file.filesystem is None:
+            return sorted(os.listdir(folder or "/"))  # noqa: PTH208 (fast)
+        found = file.filesystem.ls(folder, detail=False)
+    except Exception:  # each file system has errors of its own
+        return []
+    return sorted(str(name).rstrip("/").rpartition("/")[2] for name in found)
 
 
 def read_json(file: CheckpointFile, path: str, limit: int, name: str) -> Any:
@@ -97,11 +118,15 @@ def read_json(file: CheckpointFile, path: str, limit: int, name: str) -> Any:
 
 
 def _read_remote(
-    filesystem: AbstractFileSystem, path: str, count: int | None, *, shared: bool
+    filesystem: AbstractFileSystem,
+    path: str,
+    end: int | None,
+    shared: bool,
+    start: int | None = None,
 ) -> bytes:
     try:
         with _CONTAINERS if shared else nullcontext():
-            return bytes(filesystem.cat_file(path, end=count))
+            return bytes(filesystem.cat_file(path, start=start, end=end))
     except OSError:
         raise
     except Exception as error:  # each file system has errors of its own

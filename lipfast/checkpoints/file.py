@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 from fsspec import AbstractFileSystem
 
 from lipfast.checkpoints.metadata import Scalar
-from lipfast.checkpoints.names import is_index
-from lipfast.checkpoints.pattern import run_folder
+from lipfast.checkpoints.names import DISTRIBUTED, is_index
+from lipfast.checkpoints.pattern import is_level, run_folder
 
 
 @dataclass(frozen=True)
@@ -55,21 +55,39 @@ class CheckpointFile:
         return is_index(self.path)
 
     @property
+    def distributed(self) -> bool:
+        """Whether `path` is the index of a folder that `torch.distributed.checkpoint` wrote."""
+        return self.path.rpartition("/")[2] == DISTRIBUTED
+
+    @property
     def run(self) -> str:
         """The run's name, as far as it is known without reading the file."""
         return str(self.extra.get("run", run_folder(self.folder)))
 
 
 def folder_of(path: str, root: str) -> str:
-    """Return the parent folder relative to the root, or its own name directly below the root."""
+    """Return the parent folder relative to the root, or its own name directly below the root.
+
+    Where all of this are levels that trainers add (`checkpoint-500`), it begins further up: with
+    the name of the run, of which the root is but a part.
+
+    Example:
+        >>> folder_of("/a/bert/checkpoint-5/model.pt", "/a/bert"), folder_of("/a/w4/x.pt", "/a")
+        ('bert/checkpoint-5', 'w4')
+    """
     return _relative_folder(path[: path.rfind("/") + 1], root)
 
 
 @lru_cache(maxsize=1024)  # an archive has many files in a folder
 def _relative_folder(folder: str, root: str) -> str:
     parent = PurePosixPath(folder)
+    top = PurePosixPath(Path(root).as_posix())
     try:
-        relative = parent.relative_to(PurePosixPath(Path(root).as_posix()))
+        relative = str(parent.relative_to(top))
     except ValueError:
         return parent.name
-    return parent.name if str(relative) == "." else str(relative)
+    found = parent.name if relative == "." else relative
+    if not all(map(is_level, found.split("/"))):
+        return found
+    named = next((above for above in (parent, *parent.parents) if not is_level(above.name)), top)
+    return str(parent.relative_to(named.parent)) if named.name else found

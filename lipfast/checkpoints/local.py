@@ -17,6 +17,7 @@ from lipfast.checkpoints.names import (
     is_checkpoint,
     shards_of,
     sidecars_of,
+    stands_for,
 )
 from lipfast.checkpoints.unnamed import (
     holds_weights,
@@ -119,6 +120,8 @@ def local_file(
         FileNotFoundError: it is gone.
     """
     parent, _, name = path.rpartition("/")
+    name = stands_for(name, beside)
+    path = f"{parent}/{name}"
     paths = [path, *(f"{parent}/{shard}" for shard in shards_of(name, beside))]
     statuses = [_status(one) for one in paths]
     return CheckpointFile(

@@ -19,7 +19,7 @@ _NON_FINITE = re.compile(r"[+-]?(nan|inf|infinity)\Z", re.IGNORECASE)
 _BOOLEANS = {"true": True, "True": True, "false": False, "False": False}
 _MAX_INTEGER_DIGITS = 4000  # int() refuses longer ones, and takes quadratic time
 
-STEP_KEYS = ("step", "global_step", "iteration")
+STEP_KEYS = ("step", "global_step", "global_steps", "iteration")
 INT64_MAX = 2**63 - 1
 
 

@@ -27,10 +27,31 @@ CONTAINERS = {
 }
 """Endings of files that hold a folder, and the fsspec protocol that looks inside."""
 
+DISTRIBUTED = ".metadata"
+"""Name of the index of a folder that `torch.distributed.checkpoint` wrote."""
+
+SLICES = ".distcp"
+"""Ending of its other files."""
+
+MODEL_STATES = "_model_states.pt"
+"""Ending of the files in which DeepSpeed keeps weights."""
+
+COMPANIONS = ("meta.pt", "common.pt")
+"""What trainers write beside its slices: epoch, step and settings."""
+
 _BIN = re.compile(r"pytorch_model[^/]*\.bin")
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}\.(safetensors|bin)", re.IGNORECASE)
-# What trainers keep beside the weights: optimizer, scheduler and generator states.
-_STATES = re.compile(r"(optimizer|scheduler|scaler|rng_state(_\d+)?)\.(pt|pth|bin)")
+# What trainers keep beside the weights: states of optimizers, schedulers, generators and samplers.
+_STATE_WORDS = "optimi[sz]er|optim|(lr_)?scheduler|(grad_)?scaler|rng_state|random_states?|sampler"
+_STATES = re.compile(
+    rf"(.*[-_.])?({_STATE_WORDS})s?(_states?)?([-_.](\d+[km]?|last|latest|best|final))*"
+    r"\.(pt|pth|bin|safetensors)"
+    r"|.*_optim_states\.pt|opt\.(pt|pth)|(training_args|distrib_optim|trainer_state)\.(pt|bin)"
+    # pieces of one checkpoint of DeepSpeed, which its first piece stands for
+    r"|(bf16_|fp16_)?zero_pp_rank_0*[1-9]\d*_mp_rank_\d+_model_states\.pt"
+    r"|mp_rank_0*[1-9]\d*_model_states\.pt|layer_\d+-model_\d+-model_states\.pt",
+    re.IGNORECASE,
+)
 _FOLDER_SIDECARS = (
     "metadata.json",
     "trainer_state.json",
@@ -48,18 +69,31 @@ def is_checkpoint(name: str) -> bool:
         [True, True, False]
     """
     lower = name.lower()
-    return lower.endswith((*SUFFIXES, *INDEX_SUFFIXES)) or _BIN.fullmatch(name) is not None
+    named = name == DISTRIBUTED or lower.endswith((*SUFFIXES, *INDEX_SUFFIXES, SLICES))
+    return named or _BIN.fullmatch(name) is not None
+
+
+def is_state_file(name: str) -> bool:
+    """Say whether a file holds what trainers keep beside the weights, by its name.
+
+    Example:
+        >>> names = ("optimizer.pt", "best_optim_100.pth", "zero_pp_rank_0_optim_states.pt", "a.pt")
+        >>> [is_state_file(name) for name in names]
+        [True, True, True, False]
+    """
+    return _STATES.fullmatch(name) is not None
 
 
 def is_index(name: str) -> bool:
-    """Say whether the file lists the shards of a checkpoint."""
+    """Say whether the file lists the shards of a checkpoint, in a JSON file."""
     return name.lower().endswith(INDEX_SUFFIXES)
 
 
 def checkpoints_of(names: Collection[str]) -> Iterator[str]:
     """Pick the checkpoints of a folder, given the names of all its files, sorted.
 
-    Shards whose index is there, states of optimizers and hidden files are no checkpoints.
+    Shards whose index is there, states of optimizers and hidden files are no checkpoints. The index
+    of `torch.distributed.checkpoint` stands for its folder.
 
     Example:
         >>> shards = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
@@ -67,16 +101,35 @@ def checkpoints_of(names: Collection[str]) -> Iterator[str]:
         ['model.safetensors.index.json']
     """
     indexed = {_index_stem(name) for name in names if is_index(name)}
+    distributed = is_distributed(names)
+    if distributed:
+        yield DISTRIBUTED
     for name in sorted(names):
-        if name.startswith(".") or not is_checkpoint(name) or _STATES.fullmatch(name):
+        if name.startswith(".") or not is_checkpoint(name) or is_state_file(name):
+            continue
+        if distributed and (name.endswith(SLICES) or name in COMPANIONS):
             continue
         shard = _SHARD.fullmatch(name)
         if shard is None or shard["stem"] not in indexed:
             yield name
 
 
+def stands_for(name: str, names: Collection[str]) -> str:
+    """Return the file that is read for a file: the index, for slices of one checkpoint."""
+    return DISTRIBUTED if name.endswith(SLICES) and DISTRIBUTED in names else name
+
+
+def is_distributed(names: Collection[str]) -> bool:
+    """Say whether the files of a folder are one checkpoint of `torch.distributed.checkpoint`."""
+    return DISTRIBUTED in names and any(name.endswith(SLICES) for name in names)
+
+
 def shards_of(index: str, names: Collection[str]) -> list[str]:
     """Pick the shards that belong to an index file by their names; no other file has any."""
+    if index == DISTRIBUTED:
+        return sorted(name for name in names if name.endswith(SLICES))
+    if index.startswith("zero_pp_rank_0_") and index.endswith(MODEL_STATES):
+        return sorted(name for name in names if "zero_pp_rank_" in name and name != index)
     if not is_index(index):
         return []
     stem = _index_stem(index)

@@ -17,13 +17,36 @@ _TYPES = {
 }
 _TOKEN = re.compile(r"\{(?P<name>\w*)(?::(?P<type>\w*))?\}|(?P<any>\*\*/?)|(?P<some>\*)")
 _MAX_DIGITS = 18  # of a number in a path: fits into 64 bits
-# epoch=3-step=100.ckpt, step_000100.pt, checkpoint-500/, ckpt100.pth
+_STEPS = "steps?|iters?|iterations?|checkpoint|ckpt"
+_EPOCHS = "epochs?|ep"
+_NUMBER = rf"(?:{_STEPS}|{_EPOCHS})[-_=]?\d+[kKM]?"
+# epoch=3-step=100.ckpt, step_000100.pt, checkpoint-500/, ckpt100k.pth, epoch_3_step_100.pt
 _CUSTOM = re.compile(
-    r"(?<![A-Za-z])(?P<key>step|epoch|iter|iteration|checkpoint|ckpt)[-_=]?(?P<number>\d+)(?!\w)",
+    rf"(?<![A-Za-z])(?P<key>{_STEPS}|{_EPOCHS})[-_=]?(?P<number>\d+)(?P<unit>[kKM]?)"
+    rf"(?:(?!\w)|(?=_{_NUMBER}))"
+    # ... or at the end: net_e10.pt
+    r"|(?<=[-_.])(?P<last>e)(?P<last_number>\d+)\Z",
     re.IGNORECASE,
 )
-_MEANING = {"checkpoint": "step", "ckpt": "step", "iter": "step", "iteration": "step"}
-_STEP_FOLDER = re.compile(r"(checkpoint|ckpt|step|epoch|iter)[-_=]?\d+", re.IGNORECASE)
+# model_0004999.pth, 0050000.pt: zeros in front make it a counter
+_COUNTER = re.compile(
+    r"(?:(?:.*[-_.])?(?:model|net|network|weights|state|snapshot|ckpt|checkpoint|iter)[-_])?"
+    r"(?P<number>0\d{4,})",
+    re.IGNORECASE,
+)
+# rl_model_1000_steps.pt, net_10epochs.pt; of pix2pix 10_net_G.pth
+_BEHIND = re.compile(
+    rf"(?<![A-Za-z\d.])(?P<number>\d+)(?P<unit>[kKM]?)[-_]?(?P<key>steps|iters|iterations|{_EPOCHS})"
+    r"(?!\w)|\A(?P<epoch>\d+)_net_",
+    re.IGNORECASE,
+)
+_UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
+# What trainers call the folders of one run's checkpoints, and those of one checkpoint.
+_LEVEL = re.compile(
+    rf"checkpoints?|ckpts?|(?:(?:checkpoint|ckpt|global)[-_]?)?{_NUMBER}(?:[-_,]{_NUMBER})*(?:\.ckpt)?"
+    r"|[^/]*\.ckpt|mp_rank_\d+(?:_\d+)?|pytorch_model_fsdp_\d+",
+    re.IGNORECASE,
+)
 
 
 class Pattern:
@@ -94,9 +117,22 @@ def _field_value(text: str, kind: str) -> Scalar:
     return parse_value(text) if kind == "" else text
 
 
-def customary_folder(name: str) -> dict[str, Scalar]:
-    """Step and epoch where a folder's name says nothing else, such as `checkpoint-500`."""
-    return customary(name) if _STEP_FOLDER.fullmatch(name) else {}
+def customary_path(path: str) -> dict[str, Scalar]:
+    """Step and epoch as a path spells them; the file's name goes before the folders'.
+
+    Folders count as long as their names say nothing else, such as `checkpoint-500`.
+
+    Example:
+        >>> customary_path("/runs/epoch=1-step=20.ckpt/checkpoint/mp_rank_00_model_states.pt")
+        {'epoch': 1, 'step': 20}
+    """
+    *folders, name = path.split("/")
+    found = customary(name[: name.rfind(".")] if "." in name[1:] else name)
+    for folder in reversed(folders):
+        if not is_level(folder):
+            break
+        found = {**customary(folder), **found}
+    return found
 
 
 @lru_cache(maxsize=1 << 12)
@@ -104,20 +140,45 @@ def customary(name: str) -> dict[str, Scalar]:
     """Step and epoch as common file and folder names spell them.
 
     Args:
-        name: of a file or a folder.
+        name: of a file, without its ending, or of a folder.
 
     Example:
-        >>> customary("epoch=3-step=100.ckpt"), customary("checkpoint-500")
-        ({'epoch': 3, 'step': 100}, {'step': 500})
+        >>> customary("epoch=3-step=100.ckpt"), customary("checkpoint-500"), customary("ckpt_20k")
+        ({'epoch': 3, 'step': 100}, {'step': 500}, {'step': 20000})
         >>> customary("resnet50.pt")
         {}
     """
     found: dict[str, Scalar] = {}
     for match in _CUSTOM.finditer(name):
-        key = match["key"].lower()
-        if len(match["number"]) <= _MAX_DIGITS:
-            found[_MEANING.get(key, key)] = int(match["number"])
+        _add(
+            found,
+            match["key"] or match["last"],
+            match["number"] or match["last_number"],
+            match["unit"],
+        )
+    for match in _BEHIND.finditer(name) if not found else ():
+        _add(found, match["key"] or "epoch", match["number"] or match["epoch"], match["unit"])
+    counter = _COUNTER.fullmatch(name) if not found else None
+    if counter is not None:
+        _add(found, "step", counter["number"], None)
     return found
+
+
+def _add(found: dict[str, Scalar], key: str, number: str, unit: str | None) -> None:
+    if len(number) <= _MAX_DIGITS:
+        word = "epoch" if key.lower().startswith("e") else "step"
+        found[word] = int(number) * _UNITS[(unit or "").lower()]
+
+
+@lru_cache(maxsize=1 << 12)
+def is_level(folder: str) -> bool:
+    """Whether a folder's name is none of a run: that of one checkpoint, or where a run has them.
+
+    Example:
+        >>> [is_level(name) for name in ("checkpoint-500", "global_step100", "checkpoints", "w64")]
+        [True, True, True, False]
+    """
+    return _LEVEL.fullmatch(folder) is not None
 
 
 def run_folder(folder: str) -> str:
@@ -128,6 +189,6 @@ def run_folder(folder: str) -> str:
         ('bert', 'logs/version_0')
     """
     parts = folder.split("/")
-    while len(parts) > 1 and (parts[-1] == "checkpoints" or _STEP_FOLDER.fullmatch(parts[-1])):
+    while len(parts) > 1 and is_level(parts[-1]):
         parts.pop()
     return "/".join(parts)

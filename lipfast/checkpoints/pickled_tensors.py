@@ -193,7 +193,7 @@ def _of_type(reader: PickleReader, function: Any, kind: Any, args: Any, *_: Any)
     plain: dict[str, Maker] = {
         "torch._utils._rebuild_tensor_v2": _tensor,
         "torch._utils._rebuild_tensor_v3": _tensor_with_dtype,
-        "torch._utils._rebuild_parameter": _first,
+        "torch._utils._rebuild_parameter": _data_of,
     }
     make = plain.get(function.name) if isinstance(function, Global) else None
     if make is None or "distributed" in kind.name:
@@ -201,7 +201,7 @@ def _of_type(reader: PickleReader, function: Any, kind: Any, args: Any, *_: Any)
     return make(reader, *args)
 
 
-def _first(reader: PickleReader, data: Any, *_: Any) -> Any:
+def _data_of(reader: PickleReader, data: Any, *_: Any) -> Any:
     return data
 
 
@@ -220,10 +220,11 @@ TENSORS: Mapping[str, Maker] = {
     f"{_UTILS}tensor": _tensor,
     f"{_UTILS}tensor_v2": _tensor,
     f"{_UTILS}tensor_v3": _tensor_with_dtype,
-    f"{_UTILS}parameter": _first,
-    f"{_UTILS}parameter_with_state": _first,
-    "torch.nn.parameter.Parameter": _first,
-    "torch.storage.TypedStorage": _first,
+    f"{_UTILS}parameter": _data_of,
+    f"{_UTILS}parameter_with_state": _data_of,
+    "torch.nn.parameter.Parameter": _data_of,
+    "torch.storage.TypedStorage": _data_of,
+    "torch._dynamo.eval_frame.OptimizedModule": _data_of,  # of torch.compile: the module in it
     f"{_UTILS}device_tensor_from_numpy": _of_device,
     f"{_UTILS}device_tensor_from_cpu_tensor": _of_device,
     f"{_UTILS}xla_tensor": _of_device,

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import PurePosixPath
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from lipfast.checkpoints.access import read_head, require_no_bomb, require_regular
+from lipfast.checkpoints.access import names_beside, read_range, require_no_bomb, require_regular
 from lipfast.checkpoints.content import HEAD, foreign, is_safetensors, is_torch
+from lipfast.checkpoints.deepspeed import read_deepspeed, require_one_piece
+from lipfast.checkpoints.distributed import read_distributed
 from lipfast.checkpoints.file import CheckpointFile
-from lipfast.checkpoints.metadata import Metadata, Scalar
-from lipfast.checkpoints.pattern import customary, customary_folder, run_folder
+from lipfast.checkpoints.metadata import Metadata
+from lipfast.checkpoints.names import DISTRIBUTED, MODEL_STATES, SLICES
+from lipfast.checkpoints.pattern import customary_path, run_folder
 from lipfast.checkpoints.safetensors_file import read_safetensors
 from lipfast.checkpoints.sharded import read_sharded
 from lipfast.checkpoints.sidecar import sidecar_metadata
 from lipfast.checkpoints.stand_ins import MoreThanWeightsError, UnsafePickleError
-from lipfast.checkpoints.torch_file import WRAPPERS, out_of_proportion, read_torch
+from lipfast.checkpoints.torch_file import out_of_proportion, read_torch
+from lipfast.checkpoints.wrapped import WRAPPERS, Content, below, without_levels
 from lipfast.errors import CheckpointError, UnreachableError
-
-_COMPILED = re.compile(r"(?<![^.])_orig_mod\.")  # at the start, or after a dot
 
 
 @dataclass(frozen=True)
@@ -30,34 +30,43 @@ class Checkpoint:
 
     Attributes:
         file: where it came from.
-        state_dict: parameter name to tensor, on the CPU; names as without `torch.compile`.
+        state_dict: parameter name to tensor, on the CPU; names as without `torch.compile` and FSDP.
         metadata: run, step, epoch, hyper-parameters and metrics.
+        tensors: all of the file, other networks included, under their full names: the keys on the
+            way to a network, then its own, with dots between them.
+        note: what was done so that the weights fit an architecture; empty where nothing was.
     """
 
     file: CheckpointFile
     state_dict: dict[str, Tensor]
     metadata: Metadata
+    tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    note: str = ""
 
 
-def read_checkpoint(file: CheckpointFile) -> Checkpoint:
+def read_checkpoint(file: CheckpointFile, *, prefix: str | None = None) -> Checkpoint:
     """Read one checkpoint.
 
-    `.safetensors` files go through safetensors, `.pt`, `.pth`, `.ckpt` and `.bin` files through
-    `torch.load(weights_only=True)`: code inside a file is never run. The weights may lie in a
-    larger dict under one of `WRAPPERS`. Metadata comes, the first that knows a key, from a
-    manifest or a pattern, from the file (the header of a safetensors file, or whatever numbers,
-    texts and booleans a `.pt` file holds beside the weights), from JSON files beside it, and from
-    names such as `epoch=3-step=100.ckpt`.
+    `.safetensors` files go through safetensors, `.pt`, `.pth`, `.ckpt`, `.bin` and other files
+    through a reader of pickles that imports and calls nothing: what lies beside the weights may be
+    of any class. Of a pickled module the parameters and buffers are read. The weights may lie
+    anywhere in larger dicts and lists; of several networks the one below the first of `WRAPPERS`
+    is taken, raw weights before averages, a student before its teacher. Shards, and the slices of
+    `torch.distributed.checkpoint` and ZeRO-3, are put together. Metadata comes, the first that
+    knows a key, from a manifest or a pattern, from the file (the header of a safetensors file, or
+    whatever numbers, texts and booleans a `.pt` file holds beside the weights), from JSON files
+    beside it, and from names such as `epoch=3-step=100.ckpt`.
 
     Args:
         file: as `find_checkpoints` lists it.
+        prefix: of the names of the network that is taken, such as `ema` or `state_dict.teacher`.
 
     Returns:
         The checkpoint, on the CPU.
 
     Raises:
         CheckpointError: the file is missing, truncated, or not plain weights; names the file, the
-            reason, and what to do.
+            reason, and what to do. No name has the prefix.
         UnreachableError: the same, where another try may succeed.
 
     Example:
@@ -71,7 +80,7 @@ def read_checkpoint(file: CheckpointFile) -> Checkpoint:
         (['weight'], 7)
     """
     try:
-        tensors, raw = _read_by_suffix(file)
+        tensors, raw, taken, _unread = _read_by_suffix(file)
         beside = sidecar_metadata(file)
     except UnsafePickleError as error:
         raise out_of_proportion(file, error) from error
@@ -83,31 +92,58 @@ def read_checkpoint(file: CheckpointFile) -> Checkpoint:
     if not tensors:
         raise CheckpointError(
             f"{file.uri}: holds no tensors; expected a state dict, as "
-            f"torch.save(model.state_dict(), ...) writes it, or one under "
-            f"{', '.join(repr(key) for key in WRAPPERS)}"
+            "torch.save(model.state_dict(), ...) writes it, or one under keys such as "
+            f"{', '.join(repr(key) for key in WRAPPERS[:3])}"
         )
-    path = PurePosixPath(file.path)
-    named = {**customary_folder(path.parent.name), **customary(path.stem)}
+    named = customary_path(file.path)
     known = {**named, **beside, **raw, **file.extra}
-    return Checkpoint(file, without_compiled(tensors), Metadata(known, run_folder(file.folder)))
+    if prefix is not None:
+        taken = _chosen(file, tensors, prefix)
+    own = {name.removeprefix(taken): one for name, one in tensors.items() if name.startswith(taken)}
+    metadata = Metadata(known, run_folder(file.folder))
+    return Checkpoint(file, without_levels(own), metadata, without_levels(tensors))
 
 
-def _read_by_suffix(file: CheckpointFile) -> tuple[dict[str, Tensor], dict[str, Scalar]]:
+def _chosen(file: CheckpointFile, tensors: Mapping[str, Tensor], prefix: str) -> str:
+    found = below(tensors, prefix) if prefix.strip(".") else [""]
+    if not found:
+        shown = ", ".join(repr(name) for name in list(tensors)[:3])
+        raise CheckpointError(f"{file.uri}: no name begins with '{prefix}.'; there are {shown} ...")
+    return found[0]
+
+
+def _read_by_suffix(file: CheckpointFile) -> Content:
     require_regular(file, file.path)
     require_no_bomb(file)
     if file.size == 0 and file.filesystem is None:
         raise CheckpointError(
             f"{file.uri}: truncated, or not yet written: it is empty. Copy or save it again"
         )
+    if file.distributed:
+        return read_distributed(file)
     if file.sharded:
-        return read_sharded(file)
-    readers = [read_torch, read_safetensors]
+        return Content(*read_sharded(file))
+    name = file.path.rpartition("/")[2]
+    if name.endswith(SLICES):
+        raise CheckpointError(
+            f"{file.uri}: the index '{DISTRIBUTED}' of its folder is missing. Copy the whole folder"
+        )
+    if name.endswith(MODEL_STATES):
+        return read_deepspeed(file)
+    if file.path.rpartition("/")[0].rpartition("/")[2].startswith("mp_rank_"):  # Megatron
+        require_one_piece(file, names_beside(file, 2))
+    return _read_by_content(file)
+
+
+def _read_by_content(file: CheckpointFile) -> Content:
+    """Read it as its name says, or as its content does; say what it is where it is neither."""
+    readers = [read_torch, _read_sorted]
     if file.suffix == ".safetensors":
         readers.reverse()
     try:
         return readers[0](file, file.path, file.size)
     except CheckpointError as error:
-        head = read_head(file, HEAD)
+        head = read_range(file, file.path, 0, HEAD)
         if is_safetensors(head) if readers[0] is read_torch else is_torch(head):
             return readers[1](file, file.path, file.size)  # the other kind, misnamed
         told = isinstance(error.__cause__, (UnsafePickleError, MoreThanWeightsError))
@@ -117,15 +153,7 @@ def _read_by_suffix(file: CheckpointFile) -> tuple[dict[str, Tensor], dict[str, 
         raise CheckpointError(f"{file.uri}: {what}") from error
 
 
-def without_compiled(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the level that `torch.compile` adds to parameter names, wherever it is.
-
-    The prefix `module.` of `DataParallel` stays: a model may well have a child of that name, so
-    only a plan can tell, and does.
-
-    Example:
-        >>> import torch
-        >>> list(without_compiled({"_orig_mod.encoder._orig_mod.weight": torch.zeros(1)}))
-        ['encoder.weight']
-    """
-    return {_COMPILED.sub("", name): tensor for name, tensor in state_dict.items()}
+def _read_sorted(file: CheckpointFile, path: str, size: int) -> Content:
+    tensors, raw = read_safetensors(file, path, size)
+    # safetensors gives entries in an order that differs from one reading to the next
+    return Content(dict(sorted(tensors.items())), raw)

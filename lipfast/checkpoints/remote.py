@@ -15,10 +15,12 @@ from lipfast.checkpoints.content import HEAD
 from lipfast.checkpoints.file import CheckpointFile, folder_of
 from lipfast.checkpoints.metadata import Scalar
 from lipfast.checkpoints.names import (
+    DISTRIBUTED,
     MAGIC,
     checkpoints_of,
     shards_of,
     sidecars_of,
+    stands_for,
 )
 from lipfast.checkpoints.unnamed import not_looked_at, require_weights
 from lipfast.errors import ArchiveError
@@ -160,7 +162,7 @@ def _files(place: _Place, matches: Infos, root: str, aside: set[str]) -> Iterato
     for name, info in matches.items():
         if info.get("type") == "directory":
             yield from _files(place, place.filesystem.find(name, detail=True), root, aside)
-        elif not any(part.startswith(".") for part in name.removeprefix(root).split("/")):
+        elif not _hidden(name.removeprefix(root)):
             folders[name.rpartition("/")[0]][name] = info
     for folder in sorted(folders):
         others = _by_name(folders[folder])
@@ -169,6 +171,10 @@ def _files(place: _Place, matches: Infos, root: str, aside: set[str]) -> Iterato
         aside.update(f"{folder}/{name}" for name in not_looked_at(others, {*found, *shards}))
         for name in found:
             yield _file(place, *others[name], root, others)
+
+
+def _hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in path.removesuffix(f"/{DISTRIBUTED}").split("/"))
 
 
 def _file(
@@ -180,9 +186,12 @@ def _file(
     *,
     extra: Mapping[str, Scalar] | None = None,
 ) -> CheckpointFile:
-    name = path.rpartition("/")[2]
+    name = stands_for(path.rpartition("/")[2], others)
+    if name in others:
+        path, info = others[name]
     infos = [info, *(others[shard][1] for shard in shards_of(name, others))]
-    compressed = info.get("compress_size", place.size or None)
+    packed = [one.get("compress_size") for one in infos]
+    compressed = (place.size or None) if None in packed else sum(int(n or 0) for n in packed)
     return CheckpointFile(
         uri=place.uri(path),
         path=path,

@@ -38,7 +38,7 @@ def read_sharded(file: CheckpointFile) -> tuple[dict[str, Tensor], dict[str, Sca
         path = f"{folder}/{shard}" if folder else shard
         read = read_safetensors if shard.lower().endswith(".safetensors") else read_torch
         try:
-            found, header = read(file, path, _size_of(file, path))
+            found, header = read(file, path, _size_of(file, path))[:2]
         except FileNotFoundError as error:
             raise CheckpointError(f"{file.uri}: its shard '{shard}' is missing") from error
         except CheckpointError as error:

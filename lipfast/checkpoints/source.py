@@ -36,8 +36,9 @@ def find_checkpoints(
 
     Folders are searched recursively, through links too; names that begin with a dot are skipped
     (temporary and version-control files), unless asked for by name. A glob may match files and
-    folders, `**` any depth. A sharded checkpoint is its index file. Optimizer, scheduler and
-    generator states that trainers keep beside the weights are left out. Local files whose endings
+    folders, `**` any depth. A sharded checkpoint is its index file, a folder of
+    `torch.distributed.checkpoint` its `.metadata`. Optimizer, scheduler and generator states that
+    trainers keep beside the weights are left out. Local files whose endings
     say nothing (`.bin`, `.pkl`, `.model`, numbers, none ...) are taken where their content is that
     of torch.save or safetensors; at a URL only where they are asked for by name.
 

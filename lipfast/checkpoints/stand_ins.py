@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-_MAX_PARTS = 1_000_000  # of all modules, those counted twice that are there twice
+_MAX_PARTS = 200_000  # of all modules, those counted twice that are there twice
 _MAX_MODULE_DEPTH = 64  # of modules in modules
 _MAX_NAME = 1024  # characters
 

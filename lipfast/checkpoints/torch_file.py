@@ -8,13 +8,9 @@ import zipfile
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
 from lipfast.checkpoints.access import read_bytes
 from lipfast.checkpoints.file import CheckpointFile
-from lipfast.checkpoints.metadata import Scalar
 from lipfast.checkpoints.safetensors_file import SMALL
-from lipfast.checkpoints.scalars import scalars
 from lipfast.checkpoints.stand_ins import (
     MoreThanWeightsError,
     OtherFormatError,
@@ -22,19 +18,12 @@ from lipfast.checkpoints.stand_ins import (
     UnsafePickleError,
 )
 from lipfast.checkpoints.torch_container import read_container
-from lipfast.errors import CheckpointError
+from lipfast.checkpoints.wrapped import Content, TooManyValuesError, holds_states, unwrapped
+from lipfast.errors import CheckpointError, NotWeightsError
 from lipfast.text import printable
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "network", "net", "weights")
-"""Keys under which training scripts keep the weights inside a larger dict, perhaps nested."""
 
-_MAX_DEPTH = 4
-_MAX_PACKED = 64
-
-
-def read_torch(
-    file: CheckpointFile, path: str, size: int
-) -> tuple[dict[str, Tensor], dict[str, Scalar]]:
+def read_torch(file: CheckpointFile, path: str, size: int) -> Content:
     """Read the weights, and the scalars beside them as metadata.
 
     Args:
@@ -46,53 +35,42 @@ def read_torch(
         CheckpointError: it is truncated, or holds something else than weights.
         OSError: it cannot be read.
     """
-    content = load_harmless(file, path, size)
+    return collected(file, load_harmless(file, path, size))
+
+
+def collected(file: CheckpointFile, content: object) -> Content:
+    """The weights inside what was loaded.
+
+    Raises:
+        NotWeightsError: it is the state of an optimizer or the like.
+        CheckpointError: it is no dict, nested beyond what weights are, or holds tensors of a kind
+            that is not read.
+    """
+    try:
+        found = unwrapped(content)
+    except TooManyValuesError as error:
+        raise CheckpointError(
+            f"{file.uri}: nested beyond what weights are; nothing was taken. Save the weights "
+            "alone: torch.save(model.state_dict(), ...), or safetensors"
+        ) from error
+    for name, kind in found.unread.items():
+        raise CheckpointError(
+            f"{file.uri}: '{printable(name[:200])}' is {printable(kind[:200])}, which lipfast does "
+            "not read. Save plain tensors (.dequantize(), .to_dense(), .full_tensor()), or the "
+            "weights of the model before it was converted"
+        )
+    if not found.tensors and holds_states(content):
+        raise NotWeightsError(
+            f"{file.uri}: holds the state of an optimizer, a scheduler or the like, no weights"
+        )
     is_object = isinstance(content, StandIn) and content.items_set is None and not content.is_module
-    if is_object or not isinstance(content, Mapping):
+    if not found.tensors and (is_object or not isinstance(content, Mapping)):
         kind = content.name if isinstance(content, StandIn) else f"a {type(content).__name__}"
         raise CheckpointError(
             f"{file.uri}: holds {printable(kind[:200])}; expected a state dict, as "
             "torch.save(model.state_dict(), ...) writes it"
         )
-    raw: dict[str, Scalar] = {}
-    weights = content
-    for _ in range(_MAX_DEPTH):
-        inner = next((weights[key] for key in WRAPPERS if _is_dict(weights.get(key))), None)
-        raw = {**scalars(weights.items(), tensors=inner is not None), **raw}
-        if inner is None:
-            break
-        weights = inner
-    require_tensors(file, weights)
-    tensors = {
-        name: value.detach()
-        for name, value in weights.items()
-        if isinstance(name, str) and isinstance(value, Tensor)
-    }
-    return tensors, raw
-
-
-def _is_dict(value: object) -> bool:
-    """Whether a value may hold the weights: a dict with tensors or with dicts in it."""
-    return isinstance(value, Mapping) and any(
-        isinstance(entry, (Tensor, Mapping)) for entry in value.values()
-    )
-
-
-def require_tensors(file: CheckpointFile, weights: Mapping[Any, Any]) -> None:
-    """Refuse weights some of which are tensors of a kind that is not read.
-
-    Raises:
-        CheckpointError: says which, and of what kind.
-    """
-    for name, value in weights.items():
-        parts = value if isinstance(value, tuple) else (value,)  # packed parameters are tuples
-        for part in parts[:_MAX_PACKED]:
-            if isinstance(part, StandIn) and part.is_tensor:
-                raise CheckpointError(
-                    f"{file.uri}: '{printable(str(name)[:200])}' is {printable(part.name[:200])}, "
-                    "which lipfast does not read. Save plain tensors (.dequantize(), .to_dense(), "
-                    ".full_tensor()), or the weights of the model before it was converted"
-                )
+    return found
 
 
 def load_harmless(file: CheckpointFile, path: str, size: int, data: bytes | None = None) -> Any:

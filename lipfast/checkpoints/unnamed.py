@@ -18,7 +18,13 @@ from lipfast.checkpoints.content import (
     is_safetensors,
     is_torch,
 )
-from lipfast.checkpoints.names import SUFFIXES, is_checkpoint
+from lipfast.checkpoints.names import (
+    COMPANIONS,
+    DISTRIBUTED,
+    SUFFIXES,
+    is_checkpoint,
+    is_state_file,
+)
 from lipfast.errors import ArchiveError
 from lipfast.text import alternatives, printable
 
@@ -55,7 +61,8 @@ def is_open(name: str) -> bool:
         >>> [is_open(name) for name in ("model.bin", "last", "ckpt.1000", "a.png", "optimizer.bin")]
         [True, True, True, False, False]
     """
-    if name.startswith(".") or _NO_WEIGHTS.fullmatch(name) or _HASH.fullmatch(name):
+    no_weights = _NO_WEIGHTS.fullmatch(name) or is_state_file(name)
+    if name.startswith(".") or no_weights or _HASH.fullmatch(name):
         return False
     end = ending(name)
     return not end or end in _OPEN or end[1:].isdigit()
@@ -87,10 +94,12 @@ def taken_by_content(folder: str, names: Collection[str]) -> Iterator[str]:
 
 
 def not_looked_at(names: Iterable[str], taken: Collection[str]) -> Iterator[str]:
-    """Pick the files of a folder that nothing is read of: no checkpoints, settings or notes."""
-    known = {*taken}
+    """Pick the files of a folder that are no checkpoints, settings or notes; states are none."""
+    known = {*taken, *(COMPANIONS if DISTRIBUTED in taken else ())}
     for name in names:
-        if not (name in known or name.startswith(".") or ending(name) in _METADATA):
+        if is_state_file(name) or not (
+            name in known or name.startswith(".") or ending(name) in _METADATA
+        ):
             yield name
 
 

@@ -25,6 +25,7 @@ def bounds(
     input_shape: Annotated[
         str | None, typer.Option(help="Shape of one sample, without --data.", metavar="N,N,...")
     ] = None,
+    prefix: options.PrefixOption = None,
     norm: options.NormOption = "2",
     seed: options.SeedOption = 0,
     threads: options.ThreadsOption = None,
@@ -42,6 +43,7 @@ def bounds(
     Examples:
       lipfast bounds run/last.safetensors --arch models:mlp --data mnist1d:train
       lipfast bounds run/last.pt --arch models:cnn --arch-arg width=16 --input-shape 3,32,32 --json
+      lipfast bounds run/last.ckpt --arch models:mlp --data mnist1d:train --prefix ema
 
     \b
     Exit codes:
@@ -60,8 +62,10 @@ def bounds(
             data=data,
             arch_args=parse_arguments(arch_arg or []),
             input_shape=None if input_shape is None else options.parse_shape(input_shape),
+            prefix=prefix,
             norm=options.parse_norm(norm),
             seed=seed,
         )
-    text = f"{read.file.uri}\n\n{found}" + (f"\n\n{found.explain()}" if explain else "")
+    note = f"\n{read.note}" if read.note else ""
+    text = f"{read.file.uri}{note}\n\n{found}" + (f"\n\n{found.explain()}" if explain else "")
     answer(as_json, show.bounds_json(read, found), text)

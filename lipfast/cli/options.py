@@ -28,6 +28,13 @@ NormOption = Annotated[
     str, typer.Option(help="Norm of inputs and outputs: 1, 2 or inf.", metavar="NORM")
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of the start vectors.", metavar="N", min=0)]
+PrefixOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Which of several networks in a file: what its names begin with, such as ema.",
+        metavar="NAME",
+    ),
+]
 ThreadsOption = Annotated[
     int | None,
     typer.Option(help="CPU threads; by default as torch has it.", min=1, metavar="N"),

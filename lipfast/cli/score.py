@@ -52,10 +52,7 @@ def score(
         str | None,
         typer.Option(help="Metadata from paths: '{run}/step_{step:d}.pt'.", metavar="PATTERN"),
     ] = None,
-    prefix: Annotated[
-        str | None,
-        typer.Option(help="Of the names of the weights that are scored.", metavar="NAME"),
-    ] = None,
+    prefix: options.PrefixOption = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try failed checkpoints again.")
     ] = False,
@@ -103,6 +100,7 @@ def score(
       lipfast score 'runs/seed*/last.pt' --arch model.pt2 --data x.npy --out scores/ --json
       lipfast score runs/ --arch models:mlp --data x.npy --out s/ --pattern '{run}/step_{step:d}.pt'
       lipfast score runs/ --arch models:mlp --data x.npy --out s/ --where 'step >= 1000' --every 10
+      lipfast score runs/ --arch models:mlp --data x.npy --out s/ --prefix ema
       lipfast score runs/ --arch models:mlp --data x.npy --out s/ --watch
 
     \b

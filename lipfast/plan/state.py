@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import NonFiniteError, StateDictError
+from lipfast.plan.renamed import loaded_names
 
 # What DataParallel and torch.compile put in front of every name.
 _PREFIXES = ("module.", "_orig_mod.")
 # BatchNorm's counter, which torch does not miss either: state dicts were written without.
-_COUNTER = "num_batches_tracked"
 
 
 def without_wrapper_prefix(
@@ -50,7 +50,8 @@ def entries_of(
 
     Returns:
         name -> tensor, for every name in `parameters` but extra state and counters that are not
-        there. Arrays of numpy are tensors then.
+        there. Arrays of numpy are tensors then. As in torch, `weight_g` and `weight_v` count for a
+        parametrization of weight norm.
 
     Raises:
         StateDictError: names are missing or unexpected, or a tensor has the wrong shape or dtype.
@@ -63,18 +64,22 @@ def entries_of(
     state_dict = without_wrapper_prefix(state_dict, parameters)
     resolved: dict[str, Tensor] = {}
     missing: list[str] = []
+    renamed: set[str] = set()
     for name, shape in parameters.items():
         if _is_set_aside(name):
             continue
         tensor = state_dict.get(name)
-        if tensor is None and name.endswith(_COUNTER):
+        if tensor is None and is_counter(name):
             continue
         if tensor is None:
-            other = next((alias for alias in aliases.get(name, ()) if alias in state_dict), None)
-            if other is None:
+            others = (*aliases.get(name, ()), *loaded_names(name))
+            other = next((other for other in others if other in state_dict), None)
+            if other is not None:
+                renamed.add(other)
+                tensor = state_dict[other]
+            else:
                 missing.append(name)
                 continue
-            tensor = state_dict[other]
         tensor = _as_tensor(tensor)
         if not isinstance(tensor, Tensor):
             raise StateDictError(f"{where}'{name}' is a {type(tensor).__name__}, not a tensor")
@@ -83,8 +88,12 @@ def entries_of(
                 f"{where}parameter '{name}' has shape {tuple(tensor.shape)}, but the architecture "
                 f"has {shape}"
             )
-        resolved[name] = tensor
-    unexpected = [name for name in state_dict if name not in parameters and not _is_set_aside(name)]
+        resolved[name] = _widened(tensor)
+    unexpected = [
+        name
+        for name in state_dict
+        if name not in parameters and name not in renamed and not _is_set_aside(name)
+    ]
     if missing or unexpected:
         raise StateDictError(where + _mismatch(missing, unexpected, parameters, state_dict))
     if aliases:
@@ -171,7 +180,7 @@ def require_finite(
                 f"{where}parameter '{name}' has layout {layout}; expected a dense tensor "
                 "(tensor.to_dense())"
             )
-        if not tensor.dtype.is_floating_point:
+        if not tensor.dtype.is_floating_point or "float4" in str(tensor.dtype):
             advice = " (tensor.dequantize())" if tensor.is_quantized else ""
             raise StateDictError(
                 f"{where}parameter '{name}' has dtype {tensor.dtype}; expected a floating "
@@ -192,6 +201,12 @@ def require_finite(
                 f"{where}parameter '{name}' of shape {tuple(tensor.shape)} holds {bad} "
                 f"non-finite {'entry' if bad == 1 else 'entries'} ({nan} NaN, {bad - nan} Inf)"
             )
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    """Floating numbers of eight bits as float32, which holds them exactly and computes."""
+    eight_bits = tensor.dtype.is_floating_point and tensor.dtype.itemsize == 1
+    return tensor.float() if eight_bits and "float4" not in str(tensor.dtype) else tensor
 
 
 def stack(

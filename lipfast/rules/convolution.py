@@ -54,7 +54,7 @@ def settings(node: Node) -> ConvSettings:
 
 def _pairs(padding: Argument) -> tuple[tuple[int, int], ...]:
     assert isinstance(padding, tuple)
-    sides = [tuple(int(side) for side in pair) for pair in padding if isinstance(pair, tuple)]
+    sides = [tuple(map(_side, pair)) for pair in padding if isinstance(pair, tuple)]
     return tuple((left, right) for left, right in sides)
 
 

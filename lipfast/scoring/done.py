@@ -23,6 +23,9 @@ UNREADABLE = "cannot be read"
 
 NON_FINITE = "NaN or infinite weights"
 MISMATCH = "state dict does not match the architecture"
+NOT_WEIGHTS = "states of optimizers and the like, no weights"
+"""What is left out, and counted: no row of the store."""
+
 _DECODER = json.JSONDecoder()  # its `raw_decode` takes half as long as `json.loads`
 _WILL_REPEAT = (UNREADABLE, NON_FINITE, MISMATCH)
 

@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager, nullcontext
 
 from lipfast.checkpoints import CheckpointFile, find_checkpoints
 from lipfast.checkpoints.metadata import Scalar
+from lipfast.checkpoints.names import is_state_file
 from lipfast.checkpoints.source import Archive
 from lipfast.checkpoints.unnamed import by_ending
 from lipfast.errors import ArgumentError
@@ -99,8 +100,10 @@ def score(
         pattern: metadata from paths, such as `{run}/step_{step:d}.pt`.
         where: conditions on the metadata, such as `step >= 1000`, that must all hold.
         every: of each run, only the first checkpoint and every so many after it.
-        prefix: of those names in the state dicts that belong to the architecture; found out
-            where only one fits.
+        prefix: of those names in the files that belong to the architecture, such as `ema` or
+            `state_dict.teacher`. Where several networks of a file fit, raw weights go before their
+            averages, a student before its teacher, a generator before a discriminator, else the
+            first does; the row's `note` and the summary say which, and what was not used.
         retry_failed: try those again whose failure would repeat itself.
         watch: look for new checkpoints again and again, every so many seconds, until interrupted.
         workers: of the Ray engine; as many as the cluster has CPUs by default.
@@ -148,7 +151,8 @@ def score(
         with _timed(summary, "find"):
             aside: set[str] = set()
             files = find_checkpoints(archive, may_be_empty=watch is not None, aside=aside)
-            summary.not_looked_at = by_ending(aside)
+            states = {path for path in aside if is_state_file(path.rpartition("/")[2])}
+            summary.aside, summary.not_looked_at = len(states), by_ending(aside - states)
             return selection.described(files)
 
     with _timed(summary, "setup"):

@@ -14,7 +14,7 @@ from lipfast._version import __version__
 from lipfast.checkpoints import Metadata
 from lipfast.estimators.results import LowerBound, UpperBound, check_order
 from lipfast.scoring.budget import BudgetError
-from lipfast.scoring.done import MISMATCH, NON_FINITE, UNREADABLE
+from lipfast.scoring.done import MISMATCH, NON_FINITE, NOT_WEIGHTS, UNREADABLE
 from lipfast.scoring.options import Options
 from lipfast.scoring.reading import Reading
 from lipfast.scoring.schema import LAYER, Row
@@ -24,6 +24,7 @@ _FAILURES: dict[type[Exception], str] = {
     errors.ArgumentError: "architecture or data does not fit",
     BudgetError: "metadata asks for a far larger model",
     errors.CheckpointError: UNREADABLE,
+    errors.NotWeightsError: NOT_WEIGHTS,
     errors.UnreachableError: "cannot be reached",
     errors.NonFiniteError: NON_FINITE,
     errors.StateDictError: MISMATCH,
@@ -118,6 +119,7 @@ class RowMaker:
             "scored_at": datetime.now(timezone.utc),
             "fingerprint": fingerprint,
             "metadata": metadata.to_json() if checkpoint else None,
+            "note": (to_utf8(checkpoint.note) or None) if checkpoint else None,
             **self._constants,
             **values,
         }

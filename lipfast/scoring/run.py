@@ -8,13 +8,15 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from lipfast.checkpoints import CheckpointFile
-from lipfast.scoring.done import Done, FileKey
+from lipfast.scoring.done import NOT_WEIGHTS, Done, FileKey
 from lipfast.scoring.engine import Engine
 from lipfast.scoring.schema import Row
 from lipfast.scoring.scorer import Scorer
 from lipfast.scoring.selection import Selection
 from lipfast.scoring.summary import Progress, Summary
 from lipfast.scoring.write_behind import WriteBehind
+
+_NOTES = 5  # that a summary lists
 
 
 @dataclass
@@ -42,8 +44,10 @@ class Run:
     def __post_init__(self) -> None:
         self._settled: set[FileKey] = set()
         self._reasons: Counter[str] = Counter()
+        self._notes: Counter[str] = Counter()
         self._plans: set[str] = set()
         self._total = 0
+        self._aside = 0
 
     @property
     def finished(self) -> bool:
@@ -85,7 +89,9 @@ class Run:
         self._total = self._finished + len(files)
         with closing(engine.run(files)) as batches:
             for batch in batches:
-                rows = batch
+                rows = [row for row in batch if row.get("kind") != NOT_WEIGHTS]
+                self._aside += len(batch) - len(rows)
+                self._total -= len(batch) - len(rows)
                 if self.limit is not None:
                     rows = rows[: self.limit - self._finished]
                 if store is not None:
@@ -99,8 +105,12 @@ class Run:
         """Complete the summary."""
         summary = self.summary
         summary.left_out += engine.left_out
+        summary.found -= self._aside
+        summary.aside += self._aside
         summary.reasons = dict(self._reasons.most_common())
         summary.examples = {kind: summary.examples[kind] for kind in summary.reasons}
+        summary.noted = self._notes.total()
+        summary.notes = dict(self._notes.most_common(_NOTES))
         summary.plans = len(self._plans)
         summary.workers = engine.workers
         summary.seconds.update(engine.seconds)
@@ -115,6 +125,8 @@ class Run:
                 self._plans.add(row["fingerprint"])
                 if row.get("given"):
                     summary.given[row["given"]] = summary.given.get(row["given"], 0) + 1
+                if row["note"]:
+                    self._notes[row["note"]] += 1
                 continue
             summary.failed += 1
             self._reasons[row["kind"]] += 1

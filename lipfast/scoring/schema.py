@@ -36,6 +36,7 @@ SCHEMA = pa.schema(
         pa.field("status", pa.string(), nullable=False),
         pa.field("error", pa.string()),
         pa.field("kind", pa.string()),
+        pa.field("note", pa.string()),
         pa.field("upper", pa.float64()),
         pa.field("log_upper", pa.float64()),
         pa.field("upper_certified", pa.bool_()),
@@ -69,7 +70,7 @@ SCHEMA = pa.schema(
 rules a user wrote (null: none), which a certified bound is proved given.
 """
 
-ADDED = {2: ("kind",), 3: ("given",)}
+ADDED = {2: ("kind",), 3: ("given", "note")}
 """Version -> the columns that it added. A version only ever adds columns that may be null."""
 
 

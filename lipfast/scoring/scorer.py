@@ -137,8 +137,7 @@ class Scorer:
         """Take the names that belong to the plan; rows for checkpoints where that is unclear."""
 
         def named(checkpoint: Checkpoint) -> Checkpoint:
-            state_dict = dict(fitted(checkpoint.state_dict, plan, self.options.prefix))
-            return replace(checkpoint, state_dict=state_dict)
+            return fitted(checkpoint, plan, self.options.prefix)
 
         return self._parted(arguments, members, named)
 
@@ -153,7 +152,8 @@ class Scorer:
         rows: list[Row] = []
         for reading, checkpoint in members:
             try:
-                good.append((reading, work(checkpoint)))
+                done = work(checkpoint)
+                good.append((replace(reading, checkpoint=done), done))
             except Exception as error:  # noqa: PERF203 (one bad one must not end the run)
                 rows.append(self._error_row(reading, error, arguments))
         return good, rows

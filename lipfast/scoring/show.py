@@ -110,6 +110,7 @@ def bounds_json(checkpoint: Checkpoint, found: Bounds | UpperBound) -> dict[str,
     _, other, branches = shares_of(upper.layers, sources)
     result: dict[str, Any] = {
         "uri": checkpoint.file.uri,
+        "note": checkpoint.note,
         "metadata": checkpoint.metadata.values,
         "upper": _estimate_json(upper),
         "layers": layer_records(upper.layers, sources),

@@ -16,6 +16,7 @@ from lipfast.estimators.results import Bounds, UpperBound
 from lipfast.norms import AnyNorm
 from lipfast.scoring.architectures import ArchArguments, ArchSource, ModelFamily
 from lipfast.scoring.data import DataSource, load_data
+from lipfast.scoring.fit import fitted
 
 
 def bound_checkpoint(
@@ -25,6 +26,7 @@ def bound_checkpoint(
     data: DataSource | None = None,
     arch_args: Mapping[str, Scalar] | None = None,
     input_shape: Sequence[int] | None = None,
+    prefix: str | None = None,
     norm: AnyNorm = 2,
     seed: int = 0,
 ) -> tuple[Checkpoint, Bounds | UpperBound]:
@@ -37,11 +39,12 @@ def bound_checkpoint(
         arch_args: keyword arguments that go before the checkpoint's metadata.
         input_shape: shape of one sample, where there is no data; by default that of the first
             layer when it is linear.
+        prefix: of the network in the file, as for `score`.
         norm: 1, 2 or inf.
         seed: seed of the start vectors.
 
     Returns:
-        The checkpoint, and its bounds; an `UpperBound` alone without data.
+        The checkpoint with its note, and its bounds; an `UpperBound` alone without data.
 
     Raises:
         LipfastError: as `score` raises, and where `score` makes a row with an error.
@@ -56,6 +59,7 @@ def bound_checkpoint(
     x = _blank_samples(architecture, arguments, input_shape) if data is None else load_data(data).x
     plan = architecture.plan(arguments, x)
     with _naming(files[0].uri):
+        checkpoint = fitted(checkpoint, plan, prefix)
         plan.check(checkpoint.state_dict)
     if data is None:
         return checkpoint, plan.upper(checkpoint.state_dict, norm=norm, seed=seed)

@@ -40,12 +40,15 @@ class Summary:
         failed: of these, how many failed in this run.
         failed_before: of these, how many failed in an earlier run and are not tried again.
         left_out: of these, how many `where` and `every` leave out.
-        not_looked_at: ending of names to how many files of the archive have it and were not read:
-            they are not called checkpoints, and hold none that torch or safetensors wrote, or
-            states of optimizers and the like.
+        aside: files that hold states of optimizers, schedulers and the like: no checkpoints.
+        not_looked_at: ending of names to how many further files of the archive have it: they are
+            not called checkpoints, and hold none that torch or safetensors wrote.
         reasons: kind of failure to how often it occurred, the most frequent first.
         examples: kind of failure to its first occurrence, as `uri: reason`.
         given: ops whose rules a user wrote to how many bounds were proved given them.
+        noted: of those scored, how many have a note: which of several networks in a file was taken,
+            what was renamed, what was not used.
+        notes: note to how often it occurred, the most frequent ones.
         plans: architectures, or sizes of one, among the checkpoints of this run.
         seconds: time by stage; `read` (summed over threads) and `write` overlap with the others,
             `wait` is how long scoring waited for reading, `ops` is the part of `upper` and `lower`
@@ -63,9 +66,12 @@ class Summary:
     failed: int = 0
     failed_before: int = 0
     left_out: int = 0
+    aside: int = 0
     not_looked_at: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
+    noted: int = field(default=0, kw_only=True)
+    notes: dict[str, int] = field(default_factory=dict, kw_only=True)
     given: dict[str, int] = field(default_factory=dict, kw_only=True)
     plans: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
@@ -106,6 +112,9 @@ class Summary:
             lines.append(f"  {count} failed: {kind}")
             if kind in self.examples:
                 lines.append(f"    for instance {self.examples[kind]}")
+        lines += [f"  {count} scored with a note: {note}" for note, count in self.notes.items()]
+        if self.noted > sum(self.notes.values()):
+            lines.append(f"  {self.noted} have a note in all: the store's column 'note'")
         if self.scored + self.failed:
             rate = f"{self.rate:.0f}" if self.rate >= 10 else f"{self.rate:.1f}"
             lines.append(
@@ -138,6 +147,9 @@ class Summary:
             )
         if self.left_out:
             lines.append(f"  {self.left_out} left out by --where or --every")
+        if self.aside:
+            files = counted(self.aside, "file")
+            lines.append(f"  {files} left aside: states of optimizers and the like, no weights")
         if self.found > known:
             lines.append(f"  {self.found - known} left: the same command goes on")
         return lines

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from lipfast.checkpoints import Pattern
-from lipfast.checkpoints.pattern import customary, run_folder
+from lipfast.checkpoints.pattern import customary, customary_path, run_folder
 from lipfast.errors import ArgumentError
 
 
@@ -52,6 +52,36 @@ def test_malformed(pattern, message):
         ("model_step_000100_ema", {}),
         ("ckpt12", {"step": 12}),
         ("Epoch-2", {"epoch": 2}),
+        ("global_step100", {"step": 100}),
+        ("iter_0000500", {"step": 500}),
+        ("step=100", {"step": 100}),
+        ("steps_100", {"step": 100}),
+        ("iteration-7", {"step": 7}),
+        ("ckpt_100k", {"step": 100_000}),
+        ("iter_2M", {"step": 2_000_000}),
+        ("epoch_10", {"epoch": 10}),
+        ("epoch=3-step=1000-v1", {"epoch": 3, "step": 1000}),
+        ("epoch=03-val_loss=0.12", {"epoch": 3}),
+        ("epoch_3_step_100", {"epoch": 3, "step": 100}),
+        ("net_e10", {"epoch": 10}),
+        ("net_ep10", {"epoch": 10}),
+        ("net_epoch_10", {"epoch": 10}),
+        ("10_net_G", {"epoch": 10}),
+        ("rl_model_1000_steps", {"step": 1000}),
+        ("model_10epochs", {"epoch": 10}),
+        ("model_0004999", {"step": 4999}),
+        ("model_000100", {"step": 100}),
+        ("0050000", {"step": 50000}),
+        ("network-snapshot-000200", {"step": 200}),
+        ("latest_net_G", {}),
+        ("run_000100", {}),
+        ("resnet50", {}),
+        ("e5-large", {}),
+        ("it5-base", {}),
+        ("gpt2", {}),
+        ("lr1e-3", {}),
+        ("w64", {}),
+        ("20240101", {}),
         ("timestep5", {}),
         ("step" + "9" * 30, {}),
     ],
@@ -64,3 +94,23 @@ def test_levels_that_trainers_add_are_not_the_run():
     assert run_folder("exp/lightning_logs/version_3/checkpoints") == "exp/lightning_logs/version_3"
     assert run_folder("bert/checkpoint-500") == "bert"
     assert run_folder("checkpoint-500") == "checkpoint-500"
+    assert run_folder("a/global_step100/checkpoint") == "a"
+    assert run_folder("a/iter_0000500/mp_rank_00") == "a"
+    assert run_folder("a/epoch=3-step=7.ckpt") == "a"
+    assert run_folder("a/ckpt-w64") == "a/ckpt-w64"
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/r/global_step100/mp_rank_00_model_states.pt", {"step": 100}),
+        ("/r/epoch=3-step=7.ckpt/checkpoint/m.pt", {"epoch": 3, "step": 7}),
+        ("/r/step_7/step_9.pt", {"step": 9}),
+        ("/r/epoch_3/step_9.pt", {"epoch": 3, "step": 9}),
+        ("/step_7/w64/m.pt", {}),
+        ("/r/step10/.metadata", {"step": 10}),
+        ("m.pt", {}),
+    ],
+)
+def test_customary_paths(path, expected):
+    assert customary_path(path) == expected

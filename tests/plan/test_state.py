@@ -217,3 +217,21 @@ def test_modules_without_shapes_stay_without(call: Callable[..., object]) -> Non
     with pytest.raises(ArgumentError, match=r"parameter '0\.weight' is not initialised"):
         call(model, torch.randn(3, 4))
     assert isinstance(model[0], nn.LazyLinear)
+
+
+EIGHT_BITS = [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e8m0fnu]
+
+
+@pytest.mark.parametrize("dtype", EIGHT_BITS)
+def test_numbers_of_eight_bits_are_bounded_as_they_are(
+    plan: Plan, model: nn.Module, dtype: torch.dtype
+) -> None:
+    state = {name: value.to(dtype) for name, value in model.state_dict().items()}
+    wide = {name: value.float() for name, value in state.items()}
+    assert plan.upper(state).value == plan.upper(wide).value
+    state["0.weight"].view(torch.uint8)[0, 0] = 0xFF if dtype != torch.float8_e4m3fnuz else 0x80
+    with pytest.raises(NonFiniteError, match=r"parameter '0\.weight' .* holds 1 non-finite"):
+        plan.upper(state)
+    packed = torch.zeros(5, 4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    with pytest.raises(StateDictError, match="float4_e2m1fn_x2; expected a floating dtype"):
+        plan.upper({**wide, "0.weight": packed})

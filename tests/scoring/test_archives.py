@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint
 from safetensors.torch import save_file
 
 from lipfast.errors import ArgumentError
@@ -81,26 +82,39 @@ def test_a_network_inside_a_module_that_trained_it(arguments, tmp_path):
     assert len(set(column(arguments["out"], "upper"))) == 1
 
 
-def test_two_networks_in_one_file(arguments, tmp_path):
+def test_states_of_optimizers_are_counted_not_scored(arguments, tmp_path):
     root = tmp_path / "a"
-    root.mkdir()
-    pair = [("student", 0), ("teacher", 1)]
-    state = {f"{p}.{k}": v for p, seed in pair for k, v in toy_state(4, seed).items()}
-    torch.save({"state_dict": state, "width": 4}, root / "a.pt")
+    for step in (5, 10):
+        folder = root / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        torch.save({"model": toy_state(4), "width": 4}, folder / "model.pt")
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+            torch.save({"state": {}}, folder / name)
+        torch.save({"state": {0: {"m": torch.ones(2)}}, "param_groups": []}, folder / "adam.pt")
     summary = score(root, **arguments)
-    assert (summary.scored, summary.failed) == (0, 1)
-    (reason,) = summary.examples.values()
-    assert all(word in reason for word in ("'student.'", "'teacher.'", "--prefix"))
-    values = {}
-    for prefix, seed in pair:
-        out = tmp_path / prefix
-        assert score(root, **{**arguments, "out": out}, prefix=prefix).scored == 1
-        save_file(toy_state(4, seed), tmp_path / "x.safetensors", {"width": "4"})
-        plain = score(tmp_path / "x.safetensors", **{**arguments, "out": tmp_path / f"x{seed}"})
-        assert plain.scored == 1
-        assert column(out, "upper") == pytest.approx(column(tmp_path / f"x{seed}", "upper"))
-        values[prefix] = column(out, "upper")
-    assert values["student"] != values["teacher"]
+    assert (summary.found, summary.scored, summary.failed, summary.aside) == (2, 2, 0, 8)
+    assert "  8 files left aside: states of optimizers and the like, no weights" in str(summary)
+    assert column(arguments["out"], "run") == ["a", "a"]
+    assert column(arguments["out"], "step") == [5, 10]
+    again = score(root, **arguments)
+    assert (again.found, again.skipped, again.failed, again.aside) == (2, 2, 0, 8)
+    assert score(root, **arguments, dry_run=True).aside == 8
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_folder_of_torch_distributed(arguments, tmp_path):
+    folder = tmp_path / "a" / "step_3"
+    folder.mkdir(parents=True)
+    content = {"model": toy_state(4), "ema": toy_state(4, 1), "width": 4}
+    torch.distributed.checkpoint.save(content, checkpoint_id=str(folder))
+    torch.save({"model": toy_state(4), "width": 4}, tmp_path / "a" / "b.pt")
+    assert score(tmp_path / "a", **arguments).scored == 2
+    assert len(set(column(arguments["out"], "upper"))) == 1
+    assert column(arguments["out"], "step") == [3, None]
+    assert column(arguments["out"], "note")[1] is None
+    assert "'ema' fits, too" in column(arguments["out"], "note")[0]
+    again = score(tmp_path / "a", **arguments)
+    assert (again.scored, again.skipped) == (0, 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -27,6 +27,7 @@ def test_round_trip(tmp_path):
         "error": None,
         "kind": None,
         "given": None,
+        "note": None,
         "arch": None,
         "data": None,
         "meta.width": 4,
