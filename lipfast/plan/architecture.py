@@ -123,7 +123,7 @@ class Architecture:
     @derived
     def joined(self) -> FoldedGraph:
         """The graph in which ops that are bounded together are one node, for upper bounds."""
-        graph = join_residuals(join_extrema(join_repeated(self.graph)))
+        graph = join_residuals(join_extrema(join_repeated(self.graph)), self.computed)
         graph = join_compositions(join_parts(graph, self.constants))
         return self.unfolded if graph is self.graph else FoldedGraph(graph, {})
 

@@ -1,21 +1,35 @@
-"""Recognise residual layers of one hidden layer, ``x + A s(B x + c)``: bounds take them as one."""
+"""Recognise residual layers ``x + A s(B x + c)`` whose A is made of the transpose of B.
+
+Such layers may be 1-Lipschitz by construction. Of others the bound seldom says more than the sum of
+the branches, and to find that out costs time.
+"""
 
 from __future__ import annotations
 
-from lipfast.graph.nodes import Argument, Graph, Node, Reference
+from collections.abc import Mapping, Sequence
+
+from lipfast.graph.nodes import Argument, Graph, Node, Reference, computed_name
+from lipfast.plan.canonical import TRANSPOSES
 from lipfast.rules.registry import rule_of, written_here
 from lipfast.rules.residual import has_slopes_below_one, residual_layer
 
 _LAYOUTS = ("matrix", "transposed matrix")
+_TURNS = TRANSPOSES | {"aten.transpose", "aten.permute"}
 
 
-def join_residuals(graph: Graph) -> Graph:
-    """The graph in which such sums are ``lipfast.residual``, which knows the matrices A and B."""
-    nodes = tuple(_residual(node, graph) for node in graph.nodes)
+def join_residuals(graph: Graph, computed: Sequence[Node]) -> Graph:
+    """The graph in which such sums are ``lipfast.residual``, which knows the matrices A and B.
+
+    Args:
+        graph: any graph.
+        computed: how parameters that it refers to are computed.
+    """
+    turned = {computed_name(node.name): node.args[0] for node in computed if node.op in _TURNS}
+    nodes = tuple(_residual(node, graph, turned) for node in graph.nodes)
     return graph if nodes == graph.nodes else Graph(nodes, graph.outputs)
 
 
-def _residual(node: Node, graph: Graph) -> Node:
+def _residual(node: Node, graph: Graph, turned: Mapping[str, Argument]) -> Node:
     alpha = node.argument(2, "alpha", 1)
     known = node.op in ("aten.add", "aten.sub") and written_here(rule_of(node.op))
     if not known or alpha != 1 or len(node.names("node")) != 2:
@@ -26,7 +40,7 @@ def _residual(node: Node, graph: Graph) -> Node:
         if start is not None and start.shape == node.shape:
             # y - x is -(x - y): only the relative sign matters.
             layer = _hidden_layer(start, node.args[position], graph, sign)
-            if layer is not None:
+            if layer is not None and _unturned(layer[0], turned) == _unturned(layer[-1], turned):
                 return residual_layer(node, (position, *layer))
     return node
 
@@ -47,6 +61,17 @@ def _hidden_layer(
     if first is None or weight is None or first.args[0] != x:
         return None
     return weight, before, (*after, sign), second
+
+
+def _unturned(stored: Argument, turned: Mapping[str, Argument]) -> Argument:
+    """The tensor that a matrix is, or whose transpose it is."""
+    weight = stored[0] if isinstance(stored, tuple) else stored
+    while isinstance(weight, Reference) and weight.name in turned:
+        source = turned[weight.name]
+        inner = isinstance(source, Reference) and source.kind == "node"
+        name = computed_name(source.name) if isinstance(source, Reference) and inner else ""
+        weight = Reference("parameter", name) if inner else source
+    return weight
 
 
 def _weight(node: Node | None) -> tuple[Argument, ...] | None:

@@ -118,9 +118,11 @@ def _as_slice(node: Node, graph: Graph) -> Node:
     dim, start, length = node.args[1:]
     if not (isinstance(dim, int) and isinstance(start, int) and isinstance(length, int)):
         return node
-    dim %= len(source.shape) + 1
-    start += source.shape[dim - 1] if start < 0 and dim else 0
-    return replace(node, op="aten.slice", args=(node.args[0], dim, start, start + length))
+    # Counted from the end it stays so, also where the graph is used for another width.
+    end = start + length if start + length or start >= 0 else 2**63 - 1
+    return replace(
+        node, op="aten.slice", args=(node.args[0], dim % (len(source.shape) + 1), start, end)
+    )
 
 
 def _without_roots_as_powers(graph: Graph) -> Graph:

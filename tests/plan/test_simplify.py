@@ -145,7 +145,10 @@ def test_choices_that_jump_are_refused(function: object) -> None:
         Plan.trace(Custom(function), torch.zeros(2, 4))
 
 
-def test_narrow_is_a_slice() -> None:
-    plan = Plan.trace(Custom(lambda x: x.narrow(-1, -2, 2)), torch.zeros(2, 4))
-    assert [node.args[1:] for node in plan.graph.nodes[1:]] == [(1, 2, 4)]
-    assert plan.upper({}).value == 1.0
+@pytest.mark.parametrize(("start", "length"), [(-2, 2), (-3, 2), (0, 2), (1, 3), (-1, 0), (0, 0)])
+def test_narrow_is_a_slice(start: int, length: int) -> None:
+    model = Custom(lambda x: x.narrow(-1, start, length))
+    plan = Plan.trace(model, torch.zeros(2, 4))
+    assert [node.op for node in plan.graph.nodes[1:]] == ["aten.slice"]
+    x = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(evaluate(plan.graph, {}, plan.constants, [x])[0], model(x[0]))

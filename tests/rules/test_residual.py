@@ -12,6 +12,11 @@ from torch.nn import functional
 
 from lipfast.estimators.plan import Plan
 from lipfast.estimators.results import UpperBound
+from lipfast.graph.nodes import Node, Reference
+from lipfast.ops.spectral_norms import spectral_norms
+from lipfast.rules.registry import Call
+from lipfast.rules.residual import residual, residual_layer
+from lipfast.rules.upward import Upward
 
 
 class Layer(nn.Module):
@@ -70,22 +75,23 @@ def test_deep_networks_of_them() -> None:
     assert upper(nn.Sequential(*layers)).value <= 1.0 + 1e-5
 
 
-class Plain(nn.Module):
-    """``x + A relu(B x)`` for any A and B."""
-
-    def __init__(self, a: Tensor, b: Tensor) -> None:
-        super().__init__()
-        self.a, self.b = nn.Parameter(a), nn.Parameter(b)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + functional.linear(functional.relu(functional.linear(x, self.b)), self.a)
-
-
 def largest_norm(a: Tensor, b: Tensor) -> float:
     """The norm of I + A D B over all patterns D of zeros and ones."""
     patterns = torch.tensor(list(itertools.product((0.0, 1.0), repeat=len(b)))).double()
     maps = torch.eye(len(a)).double() + torch.einsum("ik,pk,kj->pij", a, patterns, b)
     return float(torch.linalg.matrix_norm(maps, 2).max())
+
+
+def layer_of(a: Tensor, b: Tensor) -> Call:
+    """``x + A relu(B x)`` as the rule sees it, for a constant of x that is 1."""
+    x, branch = Reference("node", "x"), Reference("node", "branch")
+    total = Node("y", "aten.add", (x, branch), shape=(len(a),))
+    first, second = Reference("parameter", "b"), Reference("parameter", "a")
+    node = residual_layer(total, (0, (first, False), (), (1.0,), (second, False)))
+    norms = [Upward.of(float(spectral_norms([value]).upper[0])) for value in (a, b)]
+    operands = [Upward.of(1.0), norms[0] * norms[1]]
+    shapes = [(len(a),), (len(a),)]
+    return Call(node, 2, operands, shapes, 0.0, {"a": a, "b": b})
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -97,9 +103,9 @@ def test_never_below_the_norms_of_all_patterns(seed: int) -> None:
     scale = [0.3, 1.0, 2.0, 2.02, 2.5, 4.0][seed % 6] / size
     noise = [0.0, 1e-3][seed // 6] * torch.randn(4, 6, generator=generator).double()
     a = -scale * b.T + noise / size
-    plan = Plan.trace(Plain(a, b), torch.zeros(2, 4).double())
     truth = largest_norm(a, b)
-    bound = plan.upper({"a": a, "b": b}).value
+    call = layer_of(a, b)
+    bound = residual(call).value
     plain = 1 + float(torch.linalg.matrix_norm(a, 2) * torch.linalg.matrix_norm(b, 2))
     assert truth * (1 - 1e-12) <= bound <= plain * (1 + 1e-5)
     if seed % 6 < 3:
@@ -134,3 +140,16 @@ def test_rows_that_are_scaled_are_not_taken_for_units() -> None:
     truth = largest_norm(-(t[:, None] * w.T * t), w)
     assert truth > 1.5
     assert upper(model).value >= truth
+
+
+def test_other_residual_layers_are_left_alone() -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 5), nn.Linear(5, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.a(torch.relu(self.b(x)))
+
+    plan = Plan.trace(Plain(), torch.zeros(2, 5))
+    assert plan.joined is plan.unfolded

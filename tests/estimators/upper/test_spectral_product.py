@@ -142,3 +142,16 @@ def test_errors_whose_squares_underflow_count(scale: float, norm: float) -> None
         assert 0 < longest <= Fraction(bound.value) ** 2
     else:
         assert 0 < (column if norm == 1 else row) <= Fraction(bound.value)
+
+
+def test_a_network_whose_constant_is_known() -> None:
+    """``I + d d^T`` twice, for a unit vector d of dyadic numbers: 2 along d, where ReLU is open."""
+    d = torch.full((4,), 0.5)
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 4, bias=False))
+    for layer in (model[0], model[2]):
+        layer.weight.data.copy_(torch.eye(4) + torch.outer(d, d))
+    plan = Plan.trace(model, torch.zeros(2, 4))
+    upper = plan.upper(model.state_dict())
+    lower = plan.lower(model.state_dict(), torch.stack([d, -d, 2 * d]))
+    assert lower.certified
+    assert 4.0 * (1 - 1e-6) <= lower.value <= 4.0 <= upper.value <= 4.0 * (1 + 3e-6)
