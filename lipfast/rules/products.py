@@ -142,6 +142,7 @@ def product_of_matrices(call: Call) -> Upward:
     error=lambda *operands: _error_matmul(*operands),  # noqa: PLW0108 (defined below)
     magnitude=lambda call: Magnitude(entry=call.magnitudes[0].row * _matrix(call, 1)),
     leading=True,
+    parameter_errors="read",
 )
 def matmul(call: Call) -> Upward:
     """``||A B||: L <= ||A||_F L(B) + ||B||_F L(A)`` for p = 2, the largest matrix of each operand.
@@ -164,12 +165,16 @@ def _error_matmul(arguments: Arguments, errors: Errors, output: Tensor) -> Tenso
     ]
     vectors = [not active and value.dim() == 2 for value, active in operands]
     rank = output.dim() + sum(vectors)
-    matrices = []
-    for axis, (value, active), vector in zip((-2, -1), operands, vectors, strict=True):
+    matrices, known = [], []
+    for axis, (value, active), vector, error in zip(
+        (-2, -1), operands, vectors, errors, strict=True
+    ):
         matrix = value.unsqueeze(axis) if vector else value
         ones = [] if active else [1] * (rank - matrix.dim())
-        matrices.append(matrix.reshape(matrix.shape[0], *ones, *matrix.shape[1:]))
-    total = error_of_matmul(matrices[0], matrices[1], errors[0], errors[1])
+        shape = (matrix.shape[0], *ones, *matrix.shape[1:])
+        matrices.append(matrix.reshape(shape))
+        known.append(None if error is None else error.reshape(shape))
+    total = error_of_matmul(matrices[0], matrices[1], known[0], known[1])
     for axis, vector in zip((-2, -1), vectors, strict=True):
         total = total.squeeze(axis) if vector else total
     return total

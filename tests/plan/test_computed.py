@@ -389,6 +389,20 @@ def test_the_effective_map_is_bounded_from_both_sides(name: str) -> None:
     check_enclosure(plan, model, (3,), 1e-11)
 
 
+def test_several_rounded_weights_are_bounded_from_both_sides() -> None:
+    model = OfTensors(
+        lambda s, x: x[:, None, None] @ torch.stack([s.a.exp(), s.b.sin()]), a=A3, b=B3
+    )
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    plan = Plan.trace(model, x)
+    found = plan.bounds(model.state_dict(), x)
+    truth = norms_of_the_jacobian(model.double(), x)[2]
+    assert found.lower.certified
+    assert truth * (1 - 1e-6) <= found.lower.value <= truth * (1 + 1e-13)
+    assert truth <= found.upper.value <= 3 * truth
+    check_enclosure(plan, model, (3,), 1e-11)
+
+
 def test_constants_are_folded_only_where_nothing_is_rounded() -> None:
     """sqrt(3) in float32 is below the root; a mask and a table of indices stay constants."""
     root = OfTensors(lambda s, x: x * s.constant.sqrt(), constant=torch.tensor(3.0))
