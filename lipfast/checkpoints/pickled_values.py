@@ -99,7 +99,7 @@ def dtype_of(stand_in: Any) -> np.dtype[Any]:
     return np.dtype(text).newbyteorder(">" if order == ">" else "<")
 
 
-def _number(reader: PickleReader, dtype: Any, data: Any) -> Any:
+def _scalar_of_numpy(reader: PickleReader, dtype: Any, data: Any) -> Any:
     kind = dtype_of(dtype)
     raw = _raw(data)
     if len(raw) != kind.itemsize:
@@ -164,7 +164,7 @@ _PLAIN_CALLS: Mapping[str, Maker] = {
     "datetime.datetime": _moment(datetime),
     "datetime.date": _moment(date),
     "datetime.time": _moment(time),
-    "numpy.core.multiarray.scalar": _number,
+    "numpy.core.multiarray.scalar": _scalar_of_numpy,
     "numpy.core.numeric._frombuffer": _array_of_buffer,
 }
 

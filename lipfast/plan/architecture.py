@@ -14,6 +14,7 @@ import torch
 
 from lipfast.graph.nodes import Constant, Graph, Node, computed_name, error_name
 from lipfast.plan.chain import Chain, find_chain, is_piecewise_linear
+from lipfast.plan.circular import join_circular_padding
 from lipfast.plan.compositions import join_compositions
 from lipfast.plan.computed import rounded
 from lipfast.plan.derived import derived, underived
@@ -24,6 +25,7 @@ from lipfast.plan.merge import merge_affine
 from lipfast.plan.parts import join_parts
 from lipfast.plan.repeated import join_repeated
 from lipfast.plan.requirements import Requirements, requirements_of
+from lipfast.plan.residual import join_residuals
 from lipfast.rules.registry import users_rules
 from lipfast.text import given_rules
 
@@ -121,22 +123,27 @@ class Architecture:
     @derived
     def joined(self) -> FoldedGraph:
         """The graph in which ops that are bounded together are one node, for upper bounds."""
-        graph = join_extrema(join_repeated(self.graph))
+        graph = join_residuals(join_extrema(join_repeated(self.graph)))
         graph = join_compositions(join_parts(graph, self.constants))
         return self.unfolded if graph is self.graph else FoldedGraph(graph, {})
 
     @derived
     def unmerged(self) -> FoldedGraph:
         """The graph with BatchNorm folded and affine maps as they are."""
+        return join_circular_padding(self._scaled)
+
+    @derived
+    def _scaled(self) -> FoldedGraph:
         return fold_batch_norm(self.joined.graph, values=False)
 
     @derived
     def folded(self) -> FoldedGraph:
         """The graph that upper bounds are computed on: BatchNorm folded, affine maps merged."""
-        folded = self.unmerged
+        folded = self._scaled
         shapes = {**self.shapes, **parameter_shapes(folded.maps, self.shapes)}
         merged = merge_affine(folded.graph, shapes, values=False)
-        return replace(folded, graph=merged.graph, merged=merged.nodes, origins=merged.origins)
+        whole = replace(folded, graph=merged.graph, merged=merged.nodes, origins=merged.origins)
+        return join_circular_padding(whole)
 
     @derived
     def chain(self) -> Chain | None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lipfast.errors import ArgumentError, TraceError, UnsupportedOpError
 from lipfast.plan.architecture import Architecture
-from lipfast.plan.modules import evaluation_mode, tensors_of
+from lipfast.plan.modules import evaluation_mode, named_tensors
 from lipfast.plan.record import Record, record
 from lipfast.plan.trace import trace
 from lipfast.rules.registry import RULES
@@ -96,5 +96,5 @@ def _signature(module: nn.Module, example: Tensor) -> Record | None:
         return None
     if calls is None:
         return None
-    shapes = tuple((name, tuple(v.shape), v.dtype) for name, v in tensors_of(state).items())
+    shapes = tuple((name, tuple(v.shape), v.dtype) for name, v in named_tensors(state).items())
     return (calls, shapes, tuple(RULES.items()))

@@ -47,6 +47,8 @@ CHECKS = frozenset(
         *("sym_constrain_range", "sym_constrain_range_for_size"),
     )
 )
+# Other names of ops.
+_SYNONYMS = {"aten.clip": "aten.clamp"}
 # Constants that take nothing but their dtype from the first operand.
 _MADE_LIKE = {
     "aten.new_zeros": "aten.zeros",
@@ -74,6 +76,7 @@ def from_the_front(call: Node, rank: int, result_rank: int) -> Node:
         rank: of the first tensor operand.
         result_rank: of the result.
     """
+    call = replace(call, op=_SYNONYMS.get(call.op, call.op))
     op, args, kwargs = call.op, call.args, call.kwargs
     if op in _TURNING and rank >= 2:
         turned = (args[0], rank - 2, rank - 1)

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 # Buffers with more entries are weights or statistics, which no condition should rest on.
-_MOST_ENTRIES = 64
+_MOST_READ = 64
 _ASKED: tuple[Any, ...] = (
     *(Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__),
     *(Tensor.item, Tensor.tolist, Tensor.is_nonzero),
@@ -87,7 +87,7 @@ def buffers_known(module: nn.Module) -> Iterator[dict[str, Tensor]]:
     buffers = {
         name: buffer.detach().clone()
         for name, buffer in module.named_buffers()
-        if buffer.numel() <= _MOST_ENTRIES
+        if buffer.numel() <= _MOST_READ
     }
     original, had = module.forward, "forward" in vars(module)
 

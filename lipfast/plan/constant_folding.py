@@ -42,7 +42,7 @@ _COPIED = _aten("expand", "broadcast_to", "repeat")
 # Entry by entry, operands broadcast from the right.
 _POINTWISE = (
     _aten(
-        *("abs", "add", "ceil", "clamp", "clamp_max", "clamp_min", "clip", "cos", "div", "exp"),
+        *("abs", "add", "ceil", "clamp", "clamp_max", "clamp_min", "cos", "div", "exp"),
         *("expm1", "fill", "floor", "floor_divide", "log", "masked_fill", "maximum", "minimum"),
         *("mul", "neg", "pow", "reciprocal", "relu", "remainder", "rsqrt", "rsub", "sigmoid"),
         *("sign", "sin", "softplus", "sqrt", "square", "sub", "tanh", "where"),
@@ -67,7 +67,7 @@ _SIZED = _COPIED | _RESHAPES | _aten("slice", "full", "ones", "zeros", "empty")
 # They read what is the same for all samples as a parameter with a dimension of one for the samples.
 _BROADCASTING = _aten(
     *("add", "sub", "rsub", "mul", "div", "maximum", "minimum", "where", "masked_fill"),
-    *("matmul", "bmm", "mm", "baddbmm", "addmm", "einsum"),
+    *("matmul", "bmm", "mm", "baddbmm", "addmm"),
 )
 
 
@@ -227,7 +227,7 @@ def _moved_about(seen: _Seen) -> bool:
     return seen.first[1] >= 0
 
 
-def _joined(seen: _Seen) -> bool:
+def _is_joined(seen: _Seen) -> bool:
     stacked = seen.call.op == "aten.stack"
     dim = seen.call.argument(1, "dim", 0)
     assert isinstance(dim, int)
@@ -285,7 +285,7 @@ _APART: dict[str, Callable[[_Seen], bool]] = {
     **dict.fromkeys(_aten("matmul", "bmm", "tril", "triu", "mT"), _matrices_in_front),
     **dict.fromkeys(_RESHAPES, _reshaped),
     **dict.fromkeys(_aten("permute", "transpose", "t"), _moved_about),
-    **dict.fromkeys(_aten("cat", "stack"), _joined),
+    **dict.fromkeys(_aten("cat", "stack"), _is_joined),
     **dict.fromkeys(_ALONG, _along),
     **dict.fromkeys(_aten("pad", "constant_pad_nd"), _padded_behind),
     **dict.fromkeys(_aten("embedding", "index"), _looked_up),
@@ -323,26 +323,44 @@ def with_repetitions(
     repeated = known & set(graph.outputs)
     for node in graph.nodes:
         if node.name not in known:
-            repeated |= known.intersection(_needs_all_samples(node))
+            repeated |= known.intersection(_needs_all_samples(node, axes))
     repeated = {name for name in repeated if axes[name] >= 0}
-    return Graph(tuple(_repeated(graph, known, repeated, shapes)), graph.outputs)
+    direct = {n.name for n in graph.nodes if n.name in known or _reads_one_sample(n, axes)}
+    return Graph(tuple(_repeated(graph, direct, repeated, shapes)), graph.outputs)
 
 
-def _needs_all_samples(node: Node) -> list[str]:
+def _reads_one_sample(node: Node, axes: Mapping[str, int]) -> bool:
+    return node.op in _BROADCASTING or (node.op == "aten.einsum" and _meet(node, axes))
+
+
+def _meet(node: Node, axes: Mapping[str, int]) -> bool:
+    """Whether the letter of the samples is that of the result's, which none is summed over."""
+    equation, operands = node.args[:2]
+    assert isinstance(equation, str)
+    assert isinstance(operands, tuple)
+    inputs, arrow, output = equation.replace(" ", "").partition("->")
+    places = [axes.get(v.name, -1) if isinstance(v, Reference) else -1 for v in operands]
+    parts = zip(inputs.split(","), places, strict=True)
+    same = all(place < 0 or part[place] == output[:1] for part, place in parts)
+    return bool(arrow) and "." not in equation and same
+
+
+def _needs_all_samples(node: Node, axes: Mapping[str, int]) -> list[str]:
     """What a node on activations does not read for one sample alone."""
     if node.op == ATTENTION:
         return replace(node, args=node.args[:3], kwargs=()).names("node")
-    return [] if node.op in _BROADCASTING else node.names("node")
+    return [] if _reads_one_sample(node, axes) else node.names("node")
 
 
 def _repeated(
-    graph: Graph, known: set[str], repeated: set[str], shapes: Mapping[str, tuple[int, ...]]
+    graph: Graph, direct: set[str], repeated: set[str], shapes: Mapping[str, tuple[int, ...]]
 ) -> Iterator[Node]:
+    """The nodes; those in `direct` read what is `repeated` for one sample."""
     once: dict[str, Argument] = {name: Reference("node", f"{name}_once") for name in repeated}
     source = Reference("node", graph.inputs[0].name)
     for node in graph.nodes:
         changed = node
-        if node.name in known or node.op in _BROADCASTING:
+        if node.name in direct:
             changed = node.substituted(once)
         elif node.op == ATTENTION:
             mask = node.substituted(once)

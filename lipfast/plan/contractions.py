@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from lipfast.errors import naming
 from lipfast.graph.nodes import Argument, Graph, Node, Reference, needed
-from lipfast.rules.registry import rule_of
+from lipfast.rules.registry import RULES, rule_of
 
 _Shape = tuple[int, ...]
 
@@ -103,7 +103,7 @@ def with_layers(graph: Graph, shapes: Mapping[Reference, _Shape]) -> Graph:
     state = _Rewriting(dict(shapes))
     for node in graph.nodes:
         state.source = node
-        rewrite = _REWRITES.get(node.op)
+        rewrite = None if _has_a_rule_of_its_own(node.op) else _REWRITES.get(node.op)
         with naming(node.op, node.module):
             active = any(name in state.active for name in node.names("node"))
             found = rewrite(node, state) if rewrite is not None and active else None
@@ -116,6 +116,11 @@ def with_layers(graph: Graph, shapes: Mapping[Reference, _Shape]) -> Graph:
         state.keep(replace(last, name=node.name, shape=node.shape))
     read = {*graph.outputs, *(node.name for node in graph.inputs)}
     return Graph(needed(state.nodes, read), graph.outputs)
+
+
+def _has_a_rule_of_its_own(op: str) -> bool:
+    """Whether a rule was written for an op that is rewritten otherwise: then that one counts."""
+    return op in RULES and op not in ("aten.matmul", "aten.bmm", "aten.linear")
 
 
 def _with_weights(node: Node, state: _Rewriting) -> Node:
@@ -156,10 +161,10 @@ def _product(left: Argument, right: Argument, *, node: Node, state: _Rewriting) 
         shape = (*shape, 1) if first.active else (1, *shape)
     matrix = state.reshaped(weight, shape)
     if first.active:
-        result = _applied(x, matrix, "lipfast.matmul", shape[1], state)
+        result = _times(x, matrix, "lipfast.matmul", shape[1], state)
     else:
         turned = _last_two_swapped(x, state)
-        result = _last_two_swapped(_applied(turned, matrix, "aten.linear", shape[0], state), state)
+        result = _last_two_swapped(_times(turned, matrix, "aten.linear", shape[0], state), state)
     return state.reshaped(result, node.shape)
 
 
@@ -173,7 +178,7 @@ def _of_two_activations(
     return state.add("aten.matmul", args, node.shape, active=True)
 
 
-def _applied(x: _Operand, matrix: _Operand, op: str, outputs: int, state: _Rewriting) -> _Operand:
+def _times(x: _Operand, matrix: _Operand, op: str, outputs: int, state: _Rewriting) -> _Operand:
     args = (x.reference, state.weight(matrix))
     return state.add(op, args, (*x.shape[:-1], outputs), active=True)
 
@@ -191,10 +196,10 @@ def _vector_layer(node: Node, state: _Rewriting) -> _Operand | None:
         return None
     result = _product(node.args[0], weight.reference, node=node, state=state)
     bias = node.argument(2, "bias")
-    return result if result is None or bias is None else _plus(result, bias, 1, state)
+    return result if result is None or bias is None else _with_addend(result, bias, 1, state)
 
 
-def _plus(x: _Operand, other: Argument, factor: Argument, state: _Rewriting) -> _Operand:
+def _with_addend(x: _Operand, other: Argument, factor: Argument, state: _Rewriting) -> _Operand:
     args: tuple[Argument, ...] = (x.reference, other)
     return state.add("aten.add", args if factor == 1 else (*args, factor), x.shape, active=True)
 
@@ -213,7 +218,7 @@ def _added_product(node: Node, state: _Rewriting) -> _Operand | None:
         return state.add(last.op, args, node.shape, active=True)
     if alpha != 1:
         result = state.add("aten.mul", (result.reference, alpha), result.shape, active=True)
-    return result if beta == 0 else _plus(result, node.args[0], beta, state)
+    return result if beta == 0 else _with_addend(result, node.args[0], beta, state)
 
 
 def _is_bias(bias: _Operand | None, node: Node) -> bool:
@@ -288,7 +293,7 @@ def _bilinear(node: Node, state: _Rewriting) -> _Operand | None:
     sides = [f"{more}kj", f"{more}j"]
     result = None if turned is None else _contracted([turned, y], sides, f"{more}k", state)
     bias = node.argument(3, "bias")
-    return result if result is None or bias is None else _plus(result, bias, 1, state)
+    return result if result is None or bias is None else _with_addend(result, bias, 1, state)
 
 
 def _contracted(
@@ -381,7 +386,7 @@ def _one_layer(x: _Operand, y: _Operand, counts: tuple[int, int], state: _Rewrit
     terms, outputs = math.prod(y.shape[:inner]), math.prod(y.shape[inner:])
     flat = state.reshaped(x, (*x.shape[: len(x.shape) - inner], terms))
     matrix = state.reshaped(y, (terms, outputs))
-    return _applied(flat, matrix, "lipfast.matmul", outputs, state)
+    return _times(flat, matrix, "lipfast.matmul", outputs, state)
 
 
 def _batched_product(

@@ -159,6 +159,11 @@ def _keep_constant(state: _Conversion, name: str) -> None:
     tensor = state.program.constants.get(name)
     if not isinstance(tensor, Tensor):
         raise TraceError(f"the value of constant '{name}' is not in the exported program")
+    if tensor.layout is not torch.strided:
+        raise TraceError(
+            f"constant '{name}' has layout {tensor.layout}: upper bounds take dense tensors only "
+            "(tensor.to_dense()); jacobian_norms takes sparse ones, too"
+        )
     if tensor.numel() > MAX_CONSTANT_ENTRIES:
         raise TraceError(
             f"constant '{name}' of shape {tuple(tensor.shape)} is not in the state dict and too "
@@ -167,7 +172,14 @@ def _keep_constant(state: _Conversion, name: str) -> None:
         )
     if tensor.is_complex():
         raise TraceError(f"constant '{name}' is complex: only real networks are supported")
-    state.constants[name] = Constant.from_tensor(tensor)
+    try:
+        state.constants[name] = Constant.from_tensor(tensor)
+    except RuntimeError as error:  # of the kind that tensors of a trace raise when they are read
+        raise TraceError(
+            f"constant '{name}' of shape {tuple(tensor.shape)} has no value in the exported "
+            "program: torch.export does not follow what it is made with (a derivative of "
+            "torch.func or autograd inside forward?). Write the derivative out as a formula"
+        ) from error
 
 
 def _input(state: _Conversion, node: FxNode) -> None:

@@ -139,7 +139,7 @@ largest_of_two = parameter_rule("maximum", "clamp_min")(_extremum(torch.maximum)
 _smaller = parameter_rule("minimum", "clamp_max")(_extremum(torch.minimum))
 
 
-@parameter_rule("clamp", "clip")
+@parameter_rule("clamp")
 def _clamp(x: object, min: object = None, max: object = None) -> Enclosure:  # noqa: A002
     """``min(max(x, least), most)``, in this order."""
     found = enclosed(x)

@@ -172,9 +172,14 @@ def _require_evaluates(module: nn.Module, inputs: tuple[Tensor, ...]) -> object:
         TraceError: the module cannot be evaluated on the inputs, or writes to its tensors.
     """
     try:
-        with evaluation_mode(module) as kept, torch.no_grad(), warnings.catch_warnings():
+        with evaluation_mode(module) as kept, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            outputs: object = module(*(value.clone() for value in inputs))
+            try:
+                with torch.no_grad():
+                    outputs: object = module(*(value.clone() for value in inputs))
+            except RuntimeError:  # a derivative inside forward may need autograd
+                with torch.enable_grad():
+                    outputs = module(*(value.clone().requires_grad_() for value in inputs))
             written = kept.rewritten()
     except Exception as error:  # user code runs here: anything may come out
         shapes = ", ".join(str(tuple(value.shape[1:])) for value in inputs)

@@ -40,8 +40,8 @@ _ATOMS = frozenset(
     ]
 )
 # A reference to a trainer leads to the whole program: objects are followed this far.
-_DEEPEST = 3
-_PLAIN = frozenset((dict, OrderedDict, list, set))
+_DEEPEST_KEPT = 3
+_KINDS_KEPT = frozenset((dict, OrderedDict, list, set))
 
 
 class Kept:
@@ -91,7 +91,7 @@ class Kept:
             self._kept.append(KeptGenerator(value, owner))
         elif isinstance(value, np.random.Generator):
             self._kept.append(_bit_generator(value.bit_generator, owner))
-        elif depth < _DEEPEST and _is_followed(type(value)):
+        elif depth < _DEEPEST_KEPT and _is_followed(type(value)):
             self._object(value, owner, depth + 1)
 
     def _follow_module(self, module: nn.Module) -> None:
@@ -100,7 +100,7 @@ class Kept:
         empty, pending = self._empty, self._pending
         for name, value in table.items():
             kind = type(value)
-            if kind in _PLAIN and not value:
+            if kind in _KINDS_KEPT and not value:
                 empty.append(value)
             elif kind not in _ATOMS:
                 pending.append((value, (module, name), 0))

@@ -165,20 +165,20 @@ def require_floating_modules(model: nn.Module) -> None:
                 )
 
 
-def tensors_of(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+def named_tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a state dict, which may hold other things (extra state, packed weights)."""
     return {name: value for name, value in state_dict.items() if isinstance(value, Tensor)}
 
 
 def shapes_of(state_dict: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors of a state dict."""
-    return {name: tuple(tensor.shape) for name, tensor in tensors_of(state_dict).items()}
+    return {name: tuple(tensor.shape) for name, tensor in named_tensors(state_dict).items()}
 
 
 def aliases_of(state_dict: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """Name -> other names of the same tensor, from a state dict with `keep_vars=True`."""
     groups: dict[int, list[str]] = {}
-    for name, value in tensors_of(state_dict).items():
+    for name, value in named_tensors(state_dict).items():
         groups.setdefault(id(value), []).append(name)
     return {
         name: tuple(other for other in names if other != name)

@@ -20,7 +20,7 @@ from lipfast.graph.nodes import Graph
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.convert import MAX_FOLDED_ENTRIES
 from lipfast.plan.interpret import walk
-from lipfast.plan.modules import aliases_of, shapes_of, tensors_of
+from lipfast.plan.modules import aliases_of, named_tensors, shapes_of
 
 Record = tuple[Any, ...]
 Traced = TypeVar("Traced", bound=Architecture)
@@ -98,7 +98,7 @@ def record(
     # Only these go by name: a plan holds the values of all other tensors (of buffers that are not
     # persistent, for instance), so two modules that differ in one of those need a plan each.
     names: dict[int, Any] = {}
-    for name, value in tensors_of(state_dict).items():
+    for name, value in named_tensors(state_dict).items():
         names.setdefault(id(value), ("parameter", name))
     names.update({id(value): ("input", index) for index, value in enumerate(inputs)})
     recorder = _Recorder(names)

@@ -19,6 +19,7 @@ from lipfast.rules import (  # noqa: F401 (they register themselves)
     pooling,
     products,
     resampling,
+    residual,
     steep,
     structural,
 )

@@ -8,7 +8,7 @@ from functools import partial
 
 from torch import Tensor
 
-from lipfast.graph.nodes import Node
+from lipfast.graph.nodes import Argument, Node
 from lipfast.ops import chain_stages
 from lipfast.rules.affine import parameters_supported
 from lipfast.rules.registry import Arguments, Call, ConvSettings, Errors, LayerRequest, rule
@@ -44,15 +44,24 @@ def settings(node: Node) -> ConvSettings:
         )
     named = node.argument(4, "padding") if isinstance(node.argument(4, "padding"), str) else None
     dilation, groups = axis(5, "dilation", 1), int(node.number(6, "groups", 1))
+    if node.argument(7, "padding_mode") == "circular":  # see `plan.circular`
+        return ConvSettings(stride, _pairs(node.args[4]), dilation, groups, circular=True)
     if named == "same":
         return ConvSettings(stride, "same", dilation, groups)
     padding = (0,) * axes if named == "valid" else axis(4, "padding", 0)
     return ConvSettings(stride, padding, dilation, groups)
 
 
+def _pairs(padding: Argument) -> tuple[tuple[int, int], ...]:
+    assert isinstance(padding, tuple)
+    sides = [tuple(int(side) for side in pair) for pair in padding if isinstance(pair, tuple)]
+    return tuple((left, right) for left, right in sides)
+
+
 def _convolution_layer(node: Node) -> LayerRequest:
     found = settings(node)
     kind = f"conv{len(node.shape) - 1}d" + (" transposed" if found.transposed else "")
+    kind += " circular" if found.circular else ""
     return LayerRequest(kind, node.reference(1).name, convolution=found)
 
 

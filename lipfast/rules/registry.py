@@ -45,24 +45,26 @@ class ConvSettings:
 
     Attributes:
         stride: distance of the windows.
-        padding: zeros on either side, or ``same``.
+        padding: zeros on either side, or ``same``; pairs where the sides differ.
         dilation: distance of the taps.
         groups: blocks of channels that do not mix.
         output_padding: of a transposed convolution.
         transposed: the adjoint of the convolution with this kernel.
+        circular: the padding continues the input from its other end instead of zeros.
     """
 
     stride: tuple[int, ...]
-    padding: tuple[int, ...] | Literal["same"]
+    padding: tuple[int, ...] | tuple[tuple[int, int], ...] | Literal["same"]
     dilation: tuple[int, ...]
     groups: int
     output_padding: tuple[int, ...] = ()
     transposed: bool = False
+    circular: bool = False
 
     def sides(self, kernel: Sequence[int]) -> tuple[tuple[int, int], ...]:
-        """Zeros before and after each axis, for a kernel of these sizes."""
+        """Padding before and after each axis, for a kernel of these sizes."""
         if isinstance(self.padding, tuple):
-            return tuple((side, side) for side in self.padding)
+            return tuple(side if isinstance(side, tuple) else (side, side) for side in self.padding)
         totals = [step * (size - 1) for step, size in zip(self.dilation, kernel, strict=True)]
         return tuple((total // 2, total - total // 2) for total in totals)
 

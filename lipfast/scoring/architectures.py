@@ -180,14 +180,16 @@ class ModelFamily:
         """Refuse numbers that stand in the place of parameters: all checkpoints would be alike."""
         read = {name for node in plan.computed for name in node.names("parameter")}
         read.update(plan.used_parameters)
-        idle = [name for name, p in model.named_parameters() if p.dim() > 1 and name not in read]
-        kept = [name for name, c in plan.constants.items() if c.tensor().is_floating_point()]
-        if idle and kept:
-            raise ArgumentError(
-                f"'{self.name}' does not use its parameter '{idle[0]}', and computes with numbers "
-                f"that are not in the state dict ('{kept[0]}'): a weight that was computed before "
-                "and kept? Give a function that returns a model which was not evaluated yet"
-            )
+        idle = {name: p.numel() for name, p in model.named_parameters() if name not in read}
+        for constant, value in plan.constants.items():
+            owner, numbers = constant.rpartition(".")[0], value.tensor()
+            for name, size in idle.items():
+                if name.rpartition(".")[0] == owner and numbers.numel() == size > 1:
+                    raise ArgumentError(
+                        f"'{self.name}' does not use its parameter '{name}', but '{constant}', "
+                        "which is not in the state dict: a weight that was computed before and "
+                        "kept? Give a function that returns a model which was not evaluated yet"
+                    )
 
     def _require_moderate(self, arguments: ArchArguments, elements: int | None) -> None:
         """Refuse integers that no size of the checkpoint's model can be: lists of that length."""

@@ -150,6 +150,12 @@ TOLD_APART: dict[str, Combination] = {
     "a matrix product over samples": lambda m, x: x + (ones(x, 3).T @ ones(x, 3)),
     "softmax over samples": lambda m, x: x * ones(x, 3).softmax(0),
     "rows of two samples": lambda m, x: x * ones(x, 3).repeat(2, 1)[: count(x)],
+    "einsum over its samples": lambda m, x: torch.einsum("bi,cj->bij", x, ones(x, 3)).sum(2),
+    "einsum over its samples, too": lambda m, x: (
+        x * torch.einsum("bj,cj->b", x, ones(x, 3))[:, None]
+    ),
+    "tensordot over its samples": lambda m, x: torch.tensordot(x, ones(x, 3), dims=([1], [1])),
+    "einsum of samples alone": lambda m, x: x * torch.einsum("bj->j", ones(x, 3)),
     "filled with B": lambda m, x: x * torch.full((3,), count(x)),
     "random": lambda m, x: x + torch.rand(count(x), 3),
 }
@@ -207,6 +213,53 @@ def test_a_transformer_of_images_has_bounds() -> None:
     assert bounds.lower.certified
     assert truth * (1 - 1e-6) <= bounds.lower.value
     assert bounds.lower.value <= bounds.upper.value < 1e6
+
+
+def _heads(m: Folded, x: Tensor) -> list[Tensor]:
+    """Queries, keys and values of one head."""
+    return [x[:, None], m.layer(x)[:, None] / 3.0, x[:, None] * m.scale]
+
+
+def _extended_mask(m: Folded, x: Tensor) -> Tensor:
+    b, n, _ = x.shape
+    wide = torch.ones((b, n))[:, None, None, :].expand(b, 1, n, n).to(x.dtype)
+    inverted = 1.0 - wide
+    mask = inverted.masked_fill(inverted.to(torch.bool), torch.finfo(x.dtype).min)
+    q, k, v = _heads(m, x + m.places(torch.zeros(b, n, dtype=torch.long)))
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)[:, 0]
+
+
+def _causal_choice(m: Folded, x: Tensor) -> Tensor:
+    q, k, v = _heads(m, x)
+    causal = torch.tril(torch.ones(3, 3, dtype=torch.bool)).view(1, 1, 3, 3)
+    least = torch.full([], torch.finfo(x.dtype).min, dtype=x.dtype)
+    scores = torch.where(causal, q @ k.transpose(-1, -2), least)
+    return (scores.softmax(-1).type_as(v) @ v)[:, 0]
+
+
+def _turned_by_places(m: Folded, x: Tensor) -> Tensor:
+    places = torch.arange(3)[None].expand(x.shape[0], -1)[:, None, :].to(x.dtype)
+    frequencies = m.factors[None, :, None].expand(x.shape[0], -1, 1)
+    angles = (frequencies @ places).transpose(1, 2)
+    return x * angles.cos() + x.flip(2) * angles.sin()
+
+
+def _learnt_queries(m: Folded, x: Tensor) -> Tensor:
+    queries = m.places.weight[:2].unsqueeze(0).repeat(x.shape[0], 1, 1)
+    _, k, v = _heads(m, x)
+    return functional.scaled_dot_product_attention(queries[:, None], k, v)[:, 0]
+
+
+@pytest.mark.parametrize(
+    "function", [_extended_mask, _causal_choice, _turned_by_places, _learnt_queries]
+)
+def test_masks_places_and_queries_of_transformers(function: Combination) -> None:
+    model = Folded(function).eval()
+    x = 2 * torch.rand(3, 3, 3, generator=torch.Generator().manual_seed(2)) - 1
+    bounds = lipfast.bounds(model, x, domain=lipfast.Box(-1, 1))
+    assert bounds.lower.certified
+    truth = largest_norm(model, x)
+    assert truth * (1 - 1e-6) <= bounds.lower.value <= bounds.upper.value < 1e3
 
 
 def test_an_output_that_is_the_same_for_all_samples_has_the_constant_0() -> None:

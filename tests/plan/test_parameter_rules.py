@@ -57,7 +57,6 @@ CASES: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
         ((A,), {"max": 0.2}),
         ((A,), {"min": B, "max": V}),
     ],
-    "clip": [((A, 0.1, 0.5), {}), ((A, None, 0.2), {})],
     "clamp_min": [((A, 0.1), {}), ((A, B), {})],
     "clamp_max": [((A, 0.1), {}), ((A, B), {})],
     "amax": [((A,), {}), ((A, (0,)), {}), ((BATCH, (0, -1), True), {})],

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+import lipfast
 from lipfast.errors import ArgumentError, NonFiniteError, StateDictError
 from lipfast.estimators.plan import Plan
 from lipfast.plan.state import require_finite, stack
@@ -125,3 +130,90 @@ def test_stack() -> None:
 def test_tensors_without_dense_data_are_named(change, message):
     with pytest.raises(StateDictError, match=message):
         require_finite({"w": change(torch.ones(2, 2))}, ["w"])
+
+
+class Extra(nn.Module):
+    """A layer with extra state."""
+
+    def __init__(self, state: object) -> None:
+        super().__init__()
+        self.layer, self.state = nn.Linear(4, 3), state
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.layer(x)
+        return result
+
+    def get_extra_state(self) -> object:
+        return self.state
+
+    def set_extra_state(self, state: object) -> None:
+        self.state = state
+
+
+STATES = {
+    "dict": {"a": 1},
+    "none": None,
+    "text": "x",
+    "number": 3,
+    "bytes": b"abc",
+    "tensor": torch.full((2,), math.nan),
+    "integers": torch.zeros(3, dtype=torch.uint8),
+    "array": np.zeros(2),
+    "nested": [{"scale": torch.ones(2)}, None],
+}
+
+
+@pytest.mark.parametrize("state", STATES.values(), ids=STATES)
+def test_extra_state_is_no_part_of_a_function(state: object) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Extra(state), nn.ReLU()), torch.randn(5, 4)
+    truth = float(torch.linalg.matrix_norm(model[0].layer.weight.detach().double(), 2))
+    assert lipfast.upper_bound(model, x).value == pytest.approx(truth, rel=1e-5)
+    for _ in range(2):  # the second time the plan is known
+        assert float(lipfast.jacobian_norms(model, x).max()) <= truth * (1 + 1e-6)
+    result = lipfast.bounds(model, x)
+    assert result.lower.certified
+    assert result.lower.value <= result.upper.value
+    plan = Plan.trace(model, x)
+    for other in STATES.values():
+        plan.check({**model.state_dict(), "0._extra_state": other})  # type: ignore[dict-item]
+    without = {n: v for n, v in model.state_dict().items() if not n.endswith("_extra_state")}
+    assert plan.upper(without).value == result.upper.value
+
+
+def test_arrays_of_numpy_are_tensors(plan: Plan, model: nn.Module) -> None:
+    state_dict = {name: value.numpy() for name, value in model.state_dict().items()}
+    state_dict["0.bias"].flags.writeable = False
+    found = plan.upper(state_dict)  # type: ignore[call-overload]
+    assert found.value == plan.upper(model.state_dict()).value
+    with pytest.raises(StateDictError, match=r"'0\.bias' is a ndarray, not a tensor"):
+        plan.check(dict(state_dict, **{"0.bias": np.array([None] * 5)}))
+
+
+def test_counters_of_normalisations_may_be_missing() -> None:
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5)).eval()
+    plan = Plan.trace(model, torch.zeros(2, 4))
+    whole = model.state_dict()
+    state_dict = {name: v for name, v in whole.items() if "num_batches" not in name}
+    assert plan.upper(state_dict).value == plan.upper(whole).value
+    with pytest.raises(StateDictError, match=r"lacks '1\.running_var'"):
+        plan.check({name: v for name, v in whole.items() if "running_var" not in name})
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, of what it deprecates
+def test_quantised_weights_are_refused_by_name(plan: Plan, model: nn.Module) -> None:
+    weight = torch.quantize_per_tensor(model.state_dict()["0.weight"], 0.1, 0, torch.qint8)
+    with pytest.raises(StateDictError, match=r"'0\.weight' has dtype torch\.qint8.*dequantize"):
+        plan.check(dict(model.state_dict(), **{"0.weight": weight}))
+    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    for call in (lipfast.compile, lipfast.jacobian_norms, lipfast.lower_bound, lipfast.bounds):
+        with pytest.raises(ArgumentError, match=r"module '0' .*quantised weights"):
+            call(quantised, torch.randn(3, 4))
+
+
+@pytest.mark.parametrize("call", [lipfast.compile, lipfast.jacobian_norms, lipfast.upper_bound])
+def test_modules_without_shapes_stay_without(call: Callable[..., object]) -> None:
+    model = nn.Sequential(nn.LazyLinear(3))
+    with pytest.raises(ArgumentError, match=r"parameter '0\.weight' is not initialised"):
+        call(model, torch.randn(3, 4))
+    assert isinstance(model[0], nn.LazyLinear)

@@ -156,8 +156,22 @@ CASES: dict[str, Case] = {
     "aten.upsample_trilinear3d": linear(BLOCK, (4, 4, 6), False, None),
     "lipfast.repeated": linear((2,), W, w=(1, 3)),
 }
-# These stand for several ops: modules whose graphs hold them.
+
+
+class Residual(torch.nn.Module):
+    """``x - W^T relu(W x)``, W a vector of norm 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.full((1, 4), 0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - torch.relu(x @ self.w.T) @ self.w
+
+
+# These stand for several ops: modules (or functions) whose graphs hold them.
 MODULES = {
+    "lipfast.residual": (Residual(), ROW),
     "lipfast.softsign": (torch.nn.functional.softsign, ROW),
     "aten.where": (lambda x: torch.where(torch.arange(4) > 1, x, -2 * x), (3, 4)),
     "aten.masked_fill": (lambda x: x.masked_fill(torch.arange(4) > 1, -0.7), (3, 4)),
@@ -285,6 +299,8 @@ def check(
 @pytest.mark.parametrize("op", MODULES)
 def test_rules_of_joined_ops_bound_sampled_quotients(op: str) -> None:
     function, shape = MODULES[op]
-    plan = traced(Function(function), shape)
+    model = function if isinstance(function, torch.nn.Module) else Function(function)
+    plan = traced(model, shape)
     assert op in [node.op for node in (*plan.graph.nodes, *plan.joined.graph.nodes)]
-    check(plan, {}, shape, on_a_box=op == "lipfast.weighted_rows")
+    tensors = {name: value.double() for name, value in model.state_dict().items()}
+    check(plan, tensors, shape, on_a_box=op == "lipfast.weighted_rows")

@@ -246,6 +246,12 @@ def test_a_threshold_that_is_its_own_value_is_a_maximum(value: float) -> None:
     assert "it jumps at the threshold" in (jump.reason or "")
 
 
+def test_clip_is_clamp() -> None:
+    plan = Plan.trace(Function(lambda x: torch.clip(x, -1.0, 2.0)), torch.zeros(2, 3))
+    assert [node.op for node in plan.graph.nodes] == ["input", "aten.clamp"]
+    assert plan.upper({}).value == 1.0
+
+
 def test_clamp_with_tensor_limits_is_refused() -> None:
     class Clamped(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import lipfast
-from lipfast.errors import ArgumentError, LipfastError
+from lipfast.errors import ArgumentError, LipfastError, TraceError
 from lipfast.scoring.architectures import ModelFamily, parse_arguments
 
 X = torch.zeros(5, 4)
@@ -204,3 +204,58 @@ def test_a_function_that_exits_or_says_much_is_an_error_of_one_line():
         ModelFamily(leaves).model((("width", 1),))
     with pytest.raises(ArgumentError, match=r"raised RuntimeError: first$"):
         ModelFamily(talks).model((("width", 1),))
+
+
+class Cached(nn.Linear):
+    """Keeps the weight that it computes in eval mode."""
+
+    cache: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or self.cache is None:
+            self.cache = 2 * self.weight
+        return nn.functional.linear(x, self.cache, self.bias)
+
+
+def test_a_layer_that_caches_its_weight_is_compiled_from_the_weight() -> None:
+    plan = ModelFamily(lambda: Cached(4, 3)).plan((), torch.zeros(2, 4))
+    for scale in (1.0, 5.0):
+        weights = {"weight": scale * torch.eye(3, 4), "bias": torch.zeros(3)}
+        assert plan.upper(weights).value == pytest.approx(2 * scale, rel=1e-5)
+
+
+def test_a_used_module_is_copied_and_its_cached_weight_refused() -> None:
+    model = Cached(4, 3).eval()
+    model(torch.zeros(1, 4))
+    cache = model.cache
+    assert cache is not None
+    assert cache.grad_fn is not None
+    with pytest.raises(LipfastError, match=r"weight|computed"):
+        ModelFamily(model).plan((), torch.zeros(2, 4))
+    assert model.cache is cache
+
+
+def test_a_cached_factor_is_refused_by_name() -> None:
+    class Factor(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.cache = nn.Parameter(torch.ones(4)), None
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.cache = (2 * self.scale).detach() if self.cache is None else self.cache
+            return x * self.cache
+
+    model = nn.Sequential(Factor()).eval()
+    model(torch.zeros(1, 4))
+    with pytest.raises(ArgumentError, match=r"parameter '0\.scale', but '0\.cache'"):
+        ModelFamily(model).plan((), torch.zeros(2, 4))
+
+
+def test_a_forward_that_writes_is_refused_by_name() -> None:
+    class Initialised(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            self.weight.data = torch.ones(3, 4)
+            return super().forward(x)
+
+    with pytest.raises(TraceError, match="writes its parameter 'weight' in forward"):
+        ModelFamily(lambda: Initialised(4, 3)).plan((), torch.zeros(2, 4))

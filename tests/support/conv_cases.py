@@ -32,7 +32,7 @@ def _axes(low: int, high: int, count: int, generator: torch.Generator) -> tuple[
 
 
 def entries(shape: tuple[int, ...], family: str, generator: torch.Generator) -> Tensor:
-    """Taps: Gaussian, low-pass (positive), small integers, a few large ones among zeros, filters."""
+    """Taps: Gaussian, low-pass (positive), small integers, a few large among zeros, filters."""
     if family in STRUCTURED:
         return structured(shape, family, generator)
     values = torch.randn(shape, generator=generator)

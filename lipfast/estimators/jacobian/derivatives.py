@@ -128,17 +128,21 @@ class Probe:
             _NOISE * self.eps * size / step,
         )
 
-    def agrees(self, quotients: Tensor, noise: Tensor) -> bool:
+    def room(self, quotients: Quotients) -> Tensor:
+        """How far they may be from the derivative (B,), which may be inexact on purpose."""
+        sizes = torch.maximum(self.derivative.abs(), quotients.central.abs())
+        return _TOLERANCE * sizes[torch.isfinite(sizes)].max() + quotients.noise
+
+    def agrees(self, quotients: Quotients) -> bool:
         """Whether nothing speaks against the derivative; what is not finite does not."""
-        errors = (quotients - self.derivative).abs()
-        scale = torch.maximum(self.derivative.abs(), quotients.abs()).max()
-        return bool(((errors <= _TOLERANCE * scale + noise) | ~torch.isfinite(errors)).all())
+        errors = (quotients.central - self.derivative).abs()
+        finite = torch.isfinite(errors)
+        return not bool(finite.any()) or bool((errors <= self.room(quotients))[finite].all())
 
     def disagreement(self) -> tuple[float, float] | None:
         """A derivative and the quotient that it differs from, if that is beyond doubt."""
         middle = self.quotients(MIDDLE)
-        scale = float(torch.maximum(self.derivative.abs(), middle.central.abs()).max())
-        if self.agrees(middle.central, middle.noise):
+        if self.agrees(middle):
             return None
         inner = self.inner_noise() * self.weights.double().norm(dim=1)
         steps = [self.quotients(exponent) for exponent in _STEPS]
@@ -148,7 +152,7 @@ class Probe:
             spread = torch.maximum(
                 (rough.central - fine.central).abs(), (fine.forward - fine.central).abs()
             )
-            beyond = _TOLERANCE * scale + fine.noise + inner / self.eps**exponent
+            beyond = self.room(fine) + inner / self.eps**exponent
             agree = spread <= _AGREE * torch.minimum(wrong, fine.central.abs() + fine.noise)
             found.append(agree & (wrong > beyond))
         sure = found[0] | found[1]
@@ -192,7 +196,8 @@ def probe(function: Function, samples: Tensor, eps: float | None = None) -> Prob
     """Random points near the samples, directions and weights; the same ones every time."""
     generator = torch.Generator(device="cpu").manual_seed(0)
     eps = eps or torch.finfo(samples.dtype).eps
-    points = samples + eps**_SHIFT * random_directions(samples, generator)
+    shift = eps**_SHIFT * random_directions(samples, generator).abs()
+    points = samples + torch.where(samples < 0, -shift, shift)  # roots of numbers >= 0 stay roots
     leaf = points.clone().requires_grad_()
     with Roundings(samples.dtype) as roundings:
         values = function(leaf)

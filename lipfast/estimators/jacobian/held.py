@@ -11,7 +11,6 @@ from torch import Tensor
 from lipfast.errors import ArgumentError, LipfastError
 from lipfast.plan.kept import Kept
 from lipfast.plan.kept_values import alike, snapshot
-from lipfast.text import kind_and_first_line
 
 State = dict[str, Tensor]
 
@@ -76,7 +75,7 @@ class HeldState:
         except Exception as error:  # user code runs here: anything may come out
             raise ArgumentError(
                 "the model writes to what it holds, and cannot be evaluated again from where it "
-                f"was: {kind_and_first_line(error)}"
+                f"was: {type(error).__name__}: {error}"
             ) from error
         try:
             with torch.enable_grad():

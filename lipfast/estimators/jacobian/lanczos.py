@@ -27,6 +27,9 @@ _BASIS, _KEPT = 64, 12
 _FIRST_CHECK, _BETWEEN_CHECKS = 12, 4
 # What the residual bound may be above the tolerance when the last steps changed nothing.
 _CONSERVATIVE = 30
+# A larger singular value by this part must not have been missed; what chance leaves of a start in
+# any direction is a hundredth of the average at least.
+_MISSED, _LEAST_SHARE = 3e-4, 1e-2
 # With all errors this many times the tolerance, the next check can wait longer.
 _FAR = 100
 # A block is rebuilt without its converged samples when at most this part of it is left.
@@ -129,6 +132,26 @@ class _Block:
         self.size = 0
         self.kept = 0
         self.passes = 0
+        self._turn_start()
+
+    def _turn_start(self) -> None:
+        """Signs that depend on the operator: no Jacobian is orthogonal to the seed's vector then.
+
+        x times the signs of A x, entry by entry.
+        """
+        start = self.basis[:, 0]
+        self.basis[:, 0] = torch.where(self._product(start)[0] < 0, -start, start)
+
+    def _product(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """A v / ||J v|| (or J^T in the place of J), and that length."""
+        narrow = self.linear.inputs <= self.linear.outputs
+        first, second = (
+            (self.linear.jvp, self.linear.vjp) if narrow else (self.linear.vjp, self.linear.jvp)
+        )
+        middle = first(vectors)
+        length = torch.linalg.vector_norm(middle, dim=1, dtype=torch.float64)
+        shrink = torch.where(length == 0, 0, 1 / length)
+        return second(middle * shrink[:, None].to(middle.dtype)), length
 
     @property
     def full(self) -> bool:
@@ -140,15 +163,8 @@ class _Block:
         The vector between the two products is brought to length 1, so that no square leaves the
         range of the dtype.
         """
-        current = self.basis[:, self.size]
-        narrow = self.linear.inputs <= self.linear.outputs
-        first, second = (
-            (self.linear.jvp, self.linear.vjp) if narrow else (self.linear.vjp, self.linear.jvp)
-        )
-        middle = first(current)
-        length = torch.linalg.vector_norm(middle, dim=1, dtype=torch.float64)
-        shrink = torch.where(length == 0, 0, 1 / length)
-        w = second(middle * shrink[:, None].to(middle.dtype)).unsqueeze(1)
+        w, length = self._product(self.basis[:, self.size])
+        w = w.unsqueeze(1)
         basis = self.basis[:, : self.size + 1]
         # Three terms, but for rounding and right after a restart; then all vectors once more.
         recent = basis if self.size == self.kept else basis[:, -2:]
@@ -208,6 +224,19 @@ class _Block:
         relative = torch.where(top > 0, 0.5 * error / top, 0)
         return torch.where(broken | ~torch.isfinite(self.next), torch.nan, relative)
 
+    def unseen(self, values: Tensor, vectors: Tensor) -> Tensor:
+        r"""Whether a singular value may be larger by `_MISSED`, and the start hardly holds it.
+
+        The coefficients of an eigenvector of $\lambda$ in the basis are a multiple of $(\lambda -
+        T)^{-1} e_k$, k the last, and have at most length 1: the first of them, its share of the
+        start, is at most the first entry of that vector of unit length (Christoffel's function).
+        After a restart the start is no basis vector, and nothing is said.
+        """
+        above = values[:, -1:] * (1 + 2 * _MISSED)
+        last = vectors[:, -1] / (above - values)
+        share = (vectors[:, 0] * last).sum(1).square() / last.square().sum(1)
+        return (self.next > 0) & (share > _LEAST_SHARE / self.basis.shape[2]) & (self.kept == 0)
+
     def assembled(self, vectors: Tensor, chosen: Tensor) -> Tensor:
         """Unit Ritz vectors of the chosen samples in the full space."""
         weights = vectors[chosen, :, -1].to(self.x.dtype).unsqueeze(1)
@@ -254,7 +283,7 @@ def _ritz_vectors(
         far = bool((errors > _FAR * tolerance).all())
         check = block.passes + (2 if far else 1) * _BETWEEN_CHECKS
         # Where all of the space is spanned nothing is missing.
-        done = ~(errors > tolerance) | finished
+        done = (~(errors > tolerance) & ~block.unseen(values, vectors)) | finished
         done |= block.size == len(start) or last
         new = done & ~finished
         result[block.samples[new]] = block.assembled(vectors, new)

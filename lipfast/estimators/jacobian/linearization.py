@@ -56,11 +56,14 @@ class Linearization:
         self.outputs = self._output.shape[1]
 
     def vjp(self, u: Tensor) -> Tensor:
-        """``J^T u``: (B, K) -> (B, D)."""
+        """``J^T u``: (B, K) -> (B, D).
+
+        Raises:
+            DerivativeError: the model's own backward pass fails.
+        """
         if not self._output.requires_grad:  # a constant function
             return u.new_zeros(self.samples, self.inputs)
-        (product,) = torch.autograd.grad(self._output, self._x, u, retain_graph=True)
-        return product.reshape(self.samples, -1)
+        return _pulled(self._output, self._x, u).reshape(self.samples, -1)
 
     def jvp(self, v: Tensor) -> Tensor:
         """``J v``: (B, D) -> (B, K).
@@ -149,10 +152,23 @@ class Linearization:
                 output, wanted, cotangents, is_grads_batched=True, retain_graph=True
             )
         except RuntimeError:
-            products = torch.stack(
-                [torch.autograd.grad(output, wanted, u, retain_graph=True)[0] for u in cotangents]
-            )
+            products = torch.stack([_pulled(output, wanted, u) for u in cotangents])
         return products.detach().reshape(len(cotangents), self.samples, -1).transpose(0, 1)
+
+
+def _pulled(output: Tensor, wanted: Tensor, cotangent: Tensor) -> Tensor:
+    """One backward pass; what fails there is the model's."""
+    try:
+        (product,) = torch.autograd.grad(output, wanted, cotangent, retain_graph=True)
+    except RuntimeError as error:
+        if "allocate" in str(error) or isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        raise DerivativeError(
+            f"the model's backward pass fails: {reason}. Checkpointing of activations must be off "
+            "in eval mode, and outputs must depend on the inputs through autograd"
+        ) from error
+    return product
 
 
 def _units(like: Tensor, start: int, stop: int) -> Tensor:

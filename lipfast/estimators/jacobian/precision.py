@@ -80,9 +80,11 @@ class Roundings(TorchFunctionMode):
             given = min(map(_eps, _floats(args)), default=1.0)
             self.eps = max([self.eps, *(eps for eps in map(_eps, found) if eps > given)])
         for value in found if self._sizes else ():
-            counted = value.detach().abs()
-            counted = counted[counted < _MASK]
-            self.largest = max(self.largest, float(counted.max()) if counted.numel() else 0.0)
+            # Numbers of sparse tensors, and those inside torch.func's transforms, are not shown.
+            with contextlib.suppress(RuntimeError):
+                counted = value.detach().abs()
+                counted = counted[counted < _MASK]
+                self.largest = max(self.largest, float(counted.max()) if counted.numel() else 0.0)
         return result
 
 

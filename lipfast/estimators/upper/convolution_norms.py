@@ -97,6 +97,7 @@ def convolution_brackets(
         _by_key(keys, [weight.detach() for weight in weights]),
         input_sizes=_by_key(keys, [layer.input_shape[1:] for layer in layers]),
         output_padding=_by_key(keys, [entry.output_padding or 0 for entry in settings]),
+        padding_mode=_by_key(keys, ["circular" if s.circular else "zeros" for s in settings]),
         rtol=max(rtol, SMALLEST_RTOL),
         seed=seed,
         start=_started(layers, keys, start or [None] * len(layers)),
@@ -168,7 +169,17 @@ def _sums(layer: Layer, weight: Tensor, norm: Norm) -> NormBracket:
     scale = _SHRINKING if float(magnitude.max()) > _HUGE else 1.0
     value = _largest_sum(magnitude * scale, settings, sizes, columns=norm == 1)
     lower = min(value / widened(1.0, roundings) / scale, sys.float_info.max)
+    if settings.circular and _wraps_onto_itself(settings, weight.shape[2:], sizes):
+        lower = 0.0  # taps of different signs may meet in one entry
     return NormBracket(lower, widened(value, roundings) / scale, True, "sums of magnitudes", 1)
+
+
+def _wraps_onto_itself(settings: ConvSettings, kernel: Sequence[int], sizes: Sequence[int]) -> bool:
+    """Whether two taps of one window may read the same entry."""
+    return any(
+        step * (length - 1) >= size
+        for step, length, size in zip(settings.dilation, kernel, sizes, strict=True)
+    )
 
 
 def _largest_sum(
@@ -177,7 +188,8 @@ def _largest_sum(
     """Largest row or column sum of the operator with the non-negative kernel `magnitude`.
 
     A row sum is the convolution of ones: channels are summed first, positions by a convolution with
-    one input channel per group. A column sum is the transposed convolution of ones.
+    one input channel per group. A column sum is the transposed convolution of ones, and what it
+    puts into circular padding belongs to the entries that are read there.
     """
     axes, groups = len(sizes), settings.groups
     sides = settings.sides(magnitude.shape[2:])
@@ -185,7 +197,8 @@ def _largest_sum(
     strides: dict[str, Any] = {"stride": settings.stride, "dilation": settings.dilation}
     if not columns:
         kernel = magnitude.sum(1, keepdim=True)
-        ones = functional.pad(magnitude.new_ones(1, 1, *sizes), flat)
+        ones = magnitude.new_ones(1, 1, *sizes)
+        ones = functional.pad(ones, flat, value=1.0 if settings.circular else 0.0)
         return float(getattr(functional, f"conv{axes}d")(ones, kernel, **strides).max())
     blocks = magnitude.reshape(groups, -1, *magnitude.shape[1:]).sum(1)
     kernel = blocks.reshape(1, -1, *magnitude.shape[2:])  # (1, channels in, ...)
@@ -200,6 +213,11 @@ def _largest_sum(
     sums: Tensor = getattr(functional, f"conv_transpose{axes}d")(ones, kernel, **strides)
     # Cut the padding off again; what no window reaches is missing at the end, and zero.
     for axis, ((before, _), size) in enumerate(zip(sides, sizes, strict=True), start=2):
+        if settings.circular:
+            read = (torch.arange(sums.shape[axis], device="cpu") - before) % size
+            shape = (*sums.shape[:axis], size, *sums.shape[axis + 1 :])
+            sums = sums.new_zeros(shape).index_add_(axis, read, sums)
+            continue
         length = min(size, sums.shape[axis] - before)
         sums = sums.narrow(axis, before, max(0, length))
     return float(sums.max()) if sums.numel() else 0.0

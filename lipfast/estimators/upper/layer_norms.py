@@ -94,8 +94,13 @@ def error_of_kernel(
 def _error_of_folding(
     layer: Layer, size: float, weight: Tensor, tensors: Mapping[str, Tensor]
 ) -> float:
-    """``eps size + t n``: no row or column of an operator holds an entry of its weight twice."""
-    room = float(tensors[folded_name(layer.node, "underflow")]) * weight.numel()
+    """``eps size + t m n``: no row or column of an operator holds an entry m + 1 times.
+
+    m = 1, and 3 per axis of circular padding, which is at most an input's length on either side.
+    """
+    circular = layer.convolution is not None and layer.convolution.circular
+    often = 3 ** (weight.dim() - 2) if circular else 1
+    room = float(tensors[folded_name(layer.node, "underflow")]) * weight.numel() * often
     return fold_roundings(layer.folds) * size + widened(room, 1 << 12)
 
 

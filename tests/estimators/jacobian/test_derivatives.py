@@ -102,6 +102,15 @@ def test_altered_gradients_are_seen(name: str, count: int, dtype: torch.dtype) -
     assert "difference quotients" in found
 
 
+def test_roots_of_black_pixels_and_samples_without_a_value_hide_nothing() -> None:
+    model = Written(lambda m, x: m.first(x.sqrt()) + m.second(x.detach().sqrt()))
+    x = samples(2, 3).abs()
+    x[:, 0] = 0
+    assert fault(model, x) is not None
+    x[0, 1] = -1  # of the first sample nothing is known
+    assert fault(model, x) is not None
+
+
 def test_the_fault_is_named() -> None:
     found = fault(Written(block), samples(2, 3))
     assert found is not None and "module 'first' gives no gradient" in found

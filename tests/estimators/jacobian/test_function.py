@@ -171,6 +171,8 @@ def test_programs_exported_in_training_mode_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("norm", [2, math.inf])
 def test_models_are_left_as_they_were_found(norm: float, fails: bool) -> None:
+    seen: list[bool] = []
+
     class Writing(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -178,14 +180,13 @@ def test_models_are_left_as_they_were_found(norm: float, fails: bool) -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             self.calls += 1
-            if fails and self.calls > 1:
+            if fails and len(seen) > 1:  # each evaluation finds the buffer as it was
                 raise RuntimeError("deliberate")
             return x
 
     model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), Writing())
     model[1].eval()
     model[0].bias.requires_grad_(False)
-    seen: list[bool] = []
     model[2].register_forward_hook(lambda *_: seen.append(model[2].training))
     state = {name: value.clone() for name, value in model.state_dict().items()}
     flags = [module.training for module in model.modules()]

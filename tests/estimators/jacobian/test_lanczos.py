@@ -56,6 +56,24 @@ def with_spectrum(values: Tensor) -> Tensor:
     return left @ torch.diag(values) @ right
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("gap", [0.3, 0.01])
+def test_a_first_vector_orthogonal_to_the_seeded_start(gap: float, dtype: torch.dtype) -> None:
+    """Made for the vector that every sample starts from: signs of its image turn that away."""
+    side = 80
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    start = torch.randn(side, generator=generator, dtype=torch.float64, device="cpu")
+    basis = torch.randn(side, side, generator=torch.Generator().manual_seed(1)).double()
+    basis[:, 0] -= start * (start @ basis[:, 0]) / (start @ start)
+    right = torch.linalg.qr(basis)[0]
+    values = torch.full((side,), 0.3, dtype=torch.float64)
+    values[0], values[1] = 1.0, 1 - gap
+    assert abs(float(start @ right[:, 0])) < 1e-12
+    model = matrix_model((right @ torch.diag(values) @ right.T).to(dtype))
+    found = jacobian_norms(model, samples(2, side).to(dtype), method="lanczos")
+    torch.testing.assert_close(found.double(), torch.ones(2).double(), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize(
     "values",
     [
