@@ -92,10 +92,10 @@ def _company(problem: SampleFunction) -> tuple[Tensor, list[int]]:
     """
     x = problem.x.detach()
     if len(x) > 1:
-        sums = x.flatten(1).sum(1)
+        sums = x.reshape(len(x), -1).sum(1)
         chosen = list(dict.fromkeys([0, len(x) - 1, int(sums.argmin()), int(sums.argmax())]))
         return x[chosen], list(range(len(chosen)))
-    flipped = x.flatten(1).flip(1).reshape(x.shape)
+    flipped = x.reshape(len(x), -1).flip(1).reshape(x.shape)
     for neighbour in (-4 * x, flipped):
         company = torch.cat([neighbour, x, flipped, flipped])  # x is not in the middle
         try:

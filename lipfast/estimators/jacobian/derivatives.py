@@ -208,13 +208,13 @@ def probe(function: Function, samples: Tensor, eps: float | None = None) -> Prob
     if values.requires_grad:
         (gradient,) = torch.autograd.grad((weights * values).sum(), leaf, allow_unused=True)
     gradient = torch.zeros_like(samples) if gradient is None else gradient
-    derivative = (gradient * directions).flatten(1).double().sum(1)
+    derivative = (gradient * directions).reshape(len(gradient), -1).double().sum(1)
     return Probe(function, points, directions, weights, eps, derivative, values.detach())
 
 
 def random_directions(samples: Tensor, generator: torch.Generator) -> Tensor:
     """Directions (B, D...) about as long as the samples, and in each entry about as large."""
-    flat = samples.flatten(1)
+    flat = samples.reshape(len(samples), -1)
     size = flat.norm(dim=1, keepdim=True) / flat.shape[1] ** 0.5
     size = torch.where(size > 0, size, 1)
     # Entry by entry: the inputs of a model may be of very different sizes.

@@ -63,7 +63,7 @@ def _disagreement(
     function: Function, x: Tensor, here: Tensor, gradient: Tensor
 ) -> tuple[float, float] | None:
     directions = random_directions(x, torch.Generator(device="cpu").manual_seed(0))
-    derivative = (gradient * directions).flatten(1).double().sum(1)
+    derivative = (gradient * directions).reshape(len(gradient), -1).double().sum(1)
     eps = torch.finfo(x.dtype).eps
     line = Probe(function, x, directions, torch.ones_like(here), eps, derivative, here)
     if line.agrees(line.quotients(MIDDLE)):

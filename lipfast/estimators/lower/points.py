@@ -55,7 +55,7 @@ def _power_direction(networks: TracedNetworks, x: Tensor) -> Tensor:
         return evaluate(plan.graph, networks.parameters, plan.constants, [point.unsqueeze(1)])
 
     def unit(vector: Tensor, otherwise: Tensor) -> Tensor:
-        length = vector.flatten(1).norm(dim=1).reshape(-1, *[1] * (vector.dim() - 1))
+        length = vector.reshape(len(vector), -1).norm(dim=1).reshape(-1, *[1] * (vector.dim() - 1))
         return torch.where(torch.isfinite(length) & (length > 0), vector / length, otherwise)
 
     generator = torch.Generator(device="cpu").manual_seed(0)

@@ -61,7 +61,7 @@ class Ascent:
         assert self._best.points is not None
         x, values = self._best.points, self._best.values
         generator = torch.Generator(device="cpu").manual_seed(self.seed)
-        sizes = x.flatten(1).double().norm(dim=1)
+        sizes = x.reshape(len(x), -1).double().norm(dim=1)
         first = torch.where(sizes > 0, 0.1 * sizes, 1.0)
         if self.step is not None:
             first = torch.full_like(first, self.step)
@@ -69,14 +69,14 @@ class Ascent:
         shape = (-1, *[1] * (x.dim() - 1))
         for _ in range(self.steps):
             gradient = _gradients(landscape, x)
-            size = gradient.flatten(1).double().norm(dim=1)
+            size = gradient.reshape(len(gradient), -1).double().norm(dim=1)
             smooth = torch.isfinite(size) & (size > 0)
             # Steps that became too short would never leave a linear region: random ones do not.
             random = torch.randn(x.shape, generator=generator, dtype=torch.float64, device="cpu")
             spread = _SHORTEST_STEP ** torch.rand(
                 len(x), generator=generator, dtype=torch.float64, device="cpu"
             )
-            random_scale = first * spread / random.flatten(1).norm(dim=1)
+            random_scale = first * spread / random.reshape(len(random), -1).norm(dim=1)
             moves = torch.where(
                 smooth.reshape(shape),
                 gradient.double() * (lengths / torch.where(smooth, size, 1)).reshape(shape),

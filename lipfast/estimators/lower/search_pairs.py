@@ -59,7 +59,7 @@ class Pairs:
         wide_model = model_function(landscape.module, landscape.example, dtype=torch.float64)
         with wide_model as wide, torch.no_grad():
             y = torch.cat([wide.function(part) for part in torch.split(x, _BLOCK)])
-        flat = x.flatten(1)
+        flat = x.reshape(len(x), -1)
         closest = _CLOSEST * float(torch.linalg.vector_norm(flat, landscape.norm, dim=1).max())
         first, second = _candidates(flat, y, landscape, closest)
         top = _quotients(flat, y, first, second, landscape.norm)

@@ -82,3 +82,27 @@ def test_a_constant_network_is_scored(tmp_path: Path) -> None:
     assert score(tmp_path, arch=model, data=X, out=tmp_path / "scores").failed == 0
     table = read_scores(tmp_path / "scores").to_pydict()
     assert (table["lower"], table["upper"]) == ([0.0], [0.0])
+
+
+class Waves(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(3.0 * x)
+
+
+@pytest.mark.parametrize("norm", [1, 2, "inf"])
+def test_a_sample_may_be_one_number(norm: Any) -> None:
+    """Of shape (B,): no dimension stands after the samples."""
+    x = torch.linspace(-1, 1, 5)
+    slopes = (3.0 * torch.cos(3.0 * x)).abs()
+    assert lipfast.jacobian_norms(Waves(), x, norm=norm).tolist() == pytest.approx(slopes.tolist())
+    found = lipfast.bounds(Waves(), x, norm=norm)
+    assert 2.99 < found.lower.value <= 3 <= found.upper.value
+    searches: list[tuple[Any, dict[str, Any]]] = [
+        ("ascent", {"steps": 2}),
+        ("pairs", {}),
+        ("convex", {"draws": 8}),
+        ("neighbourhood", {"draws": 2, "radius": 0.1}),
+    ]
+    for search, options in searches:
+        lower = lipfast.lower_bound(Waves(), x, norm=norm, search=search, **options)
+        assert 2.99 < lower.value <= 3
