@@ -45,7 +45,7 @@ def settings(node: Node) -> ConvSettings:
     named = node.argument(4, "padding") if isinstance(node.argument(4, "padding"), str) else None
     dilation, groups = axis(5, "dilation", 1), int(node.number(6, "groups", 1))
     if node.argument(7, "padding_mode") == "circular":  # see `plan.circular`
-        return ConvSettings(stride, _pairs(node.args[4]), dilation, groups, circular=True)
+        return ConvSettings(stride, (0,) * axes, dilation, groups, wrapped=_pairs(node.args[4]))
     if named == "same":
         return ConvSettings(stride, "same", dilation, groups)
     padding = (0,) * axes if named == "valid" else axis(4, "padding", 0)
@@ -54,8 +54,12 @@ def settings(node: Node) -> ConvSettings:
 
 def _pairs(padding: Argument) -> tuple[tuple[int, int], ...]:
     assert isinstance(padding, tuple)
-    sides = [tuple(map(_side, pair)) for pair in padding if isinstance(pair, tuple)]
-    return tuple((left, right) for left, right in sides)
+    pairs = [
+        [side for side in pair if isinstance(side, int)]
+        for pair in padding
+        if isinstance(pair, tuple)
+    ]
+    return tuple((left, right) for left, right in pairs)
 
 
 def _convolution_layer(node: Node) -> LayerRequest:

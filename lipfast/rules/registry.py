@@ -45,26 +45,34 @@ class ConvSettings:
 
     Attributes:
         stride: distance of the windows.
-        padding: zeros on either side, or ``same``; pairs where the sides differ.
+        padding: zeros on either side, or ``same``.
         dilation: distance of the taps.
         groups: blocks of channels that do not mix.
         output_padding: of a transposed convolution.
         transposed: the adjoint of the convolution with this kernel.
-        circular: the padding continues the input from its other end instead of zeros.
+        wrapped: before and after each axis, how much is read from its other end in the place of
+            zeros; empty without circular padding.
     """
 
     stride: tuple[int, ...]
-    padding: tuple[int, ...] | tuple[tuple[int, int], ...] | Literal["same"]
+    padding: tuple[int, ...] | Literal["same"]
     dilation: tuple[int, ...]
     groups: int
     output_padding: tuple[int, ...] = ()
     transposed: bool = False
-    circular: bool = False
+    wrapped: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def circular(self) -> bool:
+        """Whether the padding is circular."""
+        return bool(self.wrapped)
 
     def sides(self, kernel: Sequence[int]) -> tuple[tuple[int, int], ...]:
         """Padding before and after each axis, for a kernel of these sizes."""
+        if self.wrapped:
+            return self.wrapped
         if isinstance(self.padding, tuple):
-            return tuple(side if isinstance(side, tuple) else (side, side) for side in self.padding)
+            return tuple((side, side) for side in self.padding)
         totals = [step * (size - 1) for step, size in zip(self.dilation, kernel, strict=True)]
         return tuple((total // 2, total - total // 2) for total in totals)
 

@@ -155,9 +155,15 @@ inline LanczosResult project_top(const double* h, int64_t size, bool guess, doub
   return lanczos(projected, size, 200, 1e-13, ritz, work);
 }
 
-// As lanczos. apply: kBlockVectors vectors at a time. work: block_lanczos_size(n).
+// Passes before convergence is believed where nothing proves it: x may be another eigenvector, which its residual does
+// not tell from the first, and the random vectors beside it need as many to say so.
+constexpr int32_t kUnprovedPasses = 8;
+
+// As lanczos. apply: kBlockVectors vectors at a time. work: block_lanczos_size(n). proved: the caller finds out whether
+// a larger eigenvalue was missed.
 template <class Operator>
-LanczosResult block_lanczos(Operator& apply, int64_t n, int32_t max_passes, double tolerance, double* x, double* work) {
+LanczosResult block_lanczos(Operator& apply, int64_t n, int32_t max_passes, double tolerance, double* x, double* work,
+                            bool proved) {
   constexpr int64_t b = kBlockVectors;
   const int64_t limit = smaller(kBlockBasis, n / b * b);
   double* basis = work;
@@ -207,7 +213,9 @@ LanczosResult block_lanczos(Operator& apply, int64_t n, int32_t max_passes, doub
         }
         const double residual = sqrt(squares);
         result.error = smaller(residual, residual * residual / larger(found.gap, 1e-300));
-        done = result.error <= tolerance * result.value || result.passes >= max_passes || !(result.value > 0);
+        const bool believed = proved || result.passes >= kUnprovedPasses;
+        done = (believed && result.error <= tolerance * result.value) || result.passes >= max_passes ||
+               !(result.value > 0);
       }
       if (!last && !done) memcpy(basis + size * n, z, sizeof(double) * b * n);
       if (last) break;

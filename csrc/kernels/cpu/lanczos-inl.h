@@ -41,12 +41,49 @@ inline double orthogonalize(const double* basis, int64_t count, double* w, int64
   return before;
 }
 
+// Lanczos' orthonormal polynomials at a value above their zeros: off[j] p_{j+1} = (value - diagonal[j]) p_j -
+// off[j-1] p_{j-1}. use(j, p_j) for j = 0 to size; false where one is beyond reach.
+template <class Use>
+bool orthonormal_polynomials(const double* diagonal, const double* off, int64_t size, double value, const Use& use) {
+  double p = 1, before = 0;
+  use(0, p);
+  for (int64_t j = 0; j < size; ++j) {
+    const double following = (value - diagonal[j]) * p - (j > 0 ? off[j - 1] * before : 0);
+    if (!(following < 1e100 * off[j])) return false;
+    before = p;
+    p = following / off[j];
+    use(j + 1, p);
+  }
+  return true;
+}
+
+// The largest share of the start's squared length in the eigenspace of `value`, above all Ritz values: 1 / sum p_j^2
+// (Christoffel's function), whatever the operator.
+inline double unseen_share(const double* diagonal, const double* off, int64_t size, double value) {
+  double sum = 0;
+  const bool finite = orthonormal_polynomials(diagonal, off, size, value, [&](int64_t, double p) { sum += p * p; });
+  return finite ? 1 / sum : 0;
+}
+
+// By what such a share grows from the start to the Ritz vector.
+inline double amplified(const double* diagonal, const double* off, int64_t size, const double* ritz, double value) {
+  double sum = 0;
+  const bool finite = orthonormal_polynomials(diagonal, off, size, value, [&](int64_t j, double p) {
+    if (j < size) sum += ritz[j] * p;
+  });
+  return finite ? sum * sum : INFINITY;
+}
+
+// What counts as missed by chance: a thousandth of the share of a random start that any direction has on average.
+constexpr double kLeastShare = 1e-3;
+
 // x: unit start vector in, Ritz vector (unit) out. tolerance: relative, on the eigenvalue. work: lanczos_size(n).
 // Convergence is looked at after each of the first check_all steps (a good start may need no more), then every third,
-// or every sixth while it is far.
+// or every sixth while it is far. random: the share of x's squared length that prefers no direction; the end is then
+// where no eigenvalue above value (1 + tolerance) is likely to have been missed. 0: the caller finds out.
 template <class Operator>
 LanczosResult lanczos(Operator& apply, int64_t n, int32_t max_passes, double tolerance, double* x, double* work,
-                      int64_t check_all = 0) {
+                      int64_t check_all = 0, double random = 0) {
   const int64_t limit = basis_vectors(n);
   double* basis = work;
   double* w = basis + limit * n;
@@ -54,6 +91,7 @@ LanczosResult lanczos(Operator& apply, int64_t n, int32_t max_passes, double tol
   double* off = diagonal + kLargeBasis + 1;
   double* ritz = off + kLargeBasis + 1;
   double* scratch = ritz + kLargeBasis + 1;
+  double least = kLeastShare * random / static_cast<double>(n);
   LanczosResult result{0, 0, 0, 0};
   for (;;) {
     memcpy(basis, x, sizeof(double) * n);
@@ -80,7 +118,10 @@ LanczosResult lanczos(Operator& apply, int64_t n, int32_t max_passes, double tol
           result.error = smaller(residual, residual * residual / larger(result.gap, 1e-300));
         }
         check = size + (result.error > 1e3 * tolerance * result.value ? 6 : 3);
-        done = result.error <= tolerance * result.value || next <= 1e-14 * fabs(result.value) || !(result.value > 0);
+        const bool converged =
+            result.error <= tolerance * result.value &&
+            (random == 0 || unseen_share(diagonal, off, size, result.value * (1 + tolerance)) <= least);
+        done = converged || next <= 1e-14 * fabs(result.value) || !(result.value > 0);
       }
       if (result.passes >= max_passes) done = true;
       if (!done && size < limit) {
@@ -92,6 +133,7 @@ LanczosResult lanczos(Operator& apply, int64_t n, int32_t max_passes, double tol
     for (int64_t i = 0; i < size; ++i) axpy(ritz[i], basis + i * n, x, n);
     normalize(x, n);
     if (done) return result;
+    if (random > 0) least *= amplified(diagonal, off, size, ritz, result.value * (1 + tolerance));
   }
 }
 

@@ -8,6 +8,20 @@
 #include "lanczos-inl.h"
 #include "matrix-inl.h"
 
+// What is random of a start vector beside the caller's: much where only chance says that nothing was missed.
+inline double random_length(const SpectralProblem& problem) { return problem.certify ? 1e-4 : 0.1; }
+
+// What lanczos() is told of the start: with a caller's vector it is less by a hundred, and a start nearby should cost
+// fewer passes than none, so that what is missed by chance is a tenth of the average there.
+inline double random_share(const SpectralProblem& problem) { return problem.certify ? 0 : 1; }
+
+// Without a certificate the stream depends on the matrix as well, so that none is made for it.
+inline uint64_t start_seed(const SpectralProblem& problem, double largest) {
+  uint64_t bits;
+  memcpy(&bits, &largest, sizeof(bits));
+  return problem.certify ? problem.seed : problem.seed ^ bits;
+}
+
 // A start vector from a checkpoint nearby may need no more than a step or two: look after each of the first.
 inline int64_t warm_steps(const SpectralProblem& problem) { return problem.start != nullptr ? 8 : 0; }
 
@@ -133,12 +147,12 @@ LanczosResult estimate(const Matrix<T>& w, const SpectralProblem& problem, doubl
   if (problem.method == SpectralMethod::kLanczos && spectral_norms_uses_blocks(problem)) {
     MatrixOperator<T, kBlockVectors> apply(w, problem.parallel, reinterpret_cast<T*>(work));
     work += MatrixOperator<double, kBlockVectors>::size(rows, cols);
-    return block_lanczos(apply, cols, problem.max_passes, tolerance, x, work);
+    return block_lanczos(apply, cols, problem.max_passes, tolerance, x, work, problem.certify);
   }
   MatrixOperator<T, 1> apply(w, problem.parallel, reinterpret_cast<T*>(work));
   work += MatrixOperator<double, 1>::size(rows, cols);
   if (problem.method == SpectralMethod::kPower) return power_iteration(apply, cols, problem.max_passes, x, work);
-  return lanczos(apply, cols, problem.max_passes, tolerance, x, work, warm_steps(problem));
+  return lanczos(apply, cols, problem.max_passes, tolerance, x, work, warm_steps(problem), random_share(problem));
 }
 
 // With a Gram matrix at hand: its largest eigenvalue and unit eigenvector x. Lanczos runs on G, in float64, unless W is
@@ -167,7 +181,7 @@ LanczosResult find_top(const Matrix<T>& w, const SpectralProblem& problem, const
   if (problem.method == SpectralMethod::kPower) {
     return power_iteration(gram_operator, s, problem.max_passes, x, work);
   }
-  return lanczos(gram_operator, s, problem.max_passes, tolerance, x, work, warm_steps(problem));
+  return lanczos(gram_operator, s, problem.max_passes, tolerance, x, work, warm_steps(problem), random_share(problem));
 }
 
 template <class T>
@@ -183,14 +197,14 @@ void spectral_norms_of(const SpectralProblem& problem, SpectralResult& result, d
   const int64_t s = smaller(rows, cols), l = larger(rows, cols);
   double* bound = work;
   work += l;
-  random_vector(problem.seed, result.right, cols);
+  random_vector(start_seed(problem, w.largest), result.right, cols);
   normalize(result.right, cols);
   if (problem.start != nullptr) {
     // A start vector may lie in an invariant subspace without the top singular vector: a little of a random one
     // leads out of it.
     double norm = sqrt(dot(problem.start, problem.start, cols));
     if (norm > 0 && norm < INFINITY) {
-      scale(1e-4, result.right, cols);
+      scale(random_length(problem), result.right, cols);
       axpy(1 / norm, problem.start, result.right, cols);
       normalize(result.right, cols);
     }

@@ -87,7 +87,7 @@ def convolution_brackets(
             _sums(layer, weight.detach().to(torch.float64), norm)
             for layer, weight in zip(layers, weights, strict=True)
         ]
-    names = ("stride", "padding", "dilation", "groups", "transposed")
+    names = ("stride", "dilation", "groups", "transposed")
     settings = [_settings(layer) for layer in layers]
     keys = [str(index) for index in range(len(layers))]
     options: dict[str, Any] = {
@@ -97,7 +97,10 @@ def convolution_brackets(
         _by_key(keys, [weight.detach() for weight in weights]),
         input_sizes=_by_key(keys, [layer.input_shape[1:] for layer in layers]),
         output_padding=_by_key(keys, [entry.output_padding or 0 for entry in settings]),
-        padding_mode=_by_key(keys, ["circular" if s.circular else "zeros" for s in settings]),
+        padding=_by_key(keys, [entry.wrapped or entry.padding for entry in settings]),
+        padding_mode=_by_key(
+            keys, ["circular" if entry.circular else "zeros" for entry in settings]
+        ),
         rtol=max(rtol, SMALLEST_RTOL),
         seed=seed,
         start=_started(layers, keys, start or [None] * len(layers)),
