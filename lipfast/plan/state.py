@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import NonFiniteError, StateDictError
-from lipfast.plan.renamed import loaded_names
+from lipfast.plan.renamed import is_counter, loaded_names
 
 # What DataParallel and torch.compile put in front of every name.
 _PREFIXES = ("module.", "_orig_mod.")

@@ -121,7 +121,7 @@ class _Rounded:
         return Upward.of(float(found.upper[0])) + Upward.of(spread)
 
 
-def _exact(call: Call, argument: Argument) -> _Rounded:
+def _with_error(call: Call, argument: Argument) -> _Rounded:
     if not isinstance(argument, Reference):
         number = torch.tensor(float(cast(float, argument)), dtype=torch.float64, device="cpu")
         return _Rounded(number, torch.zeros_like(number))
@@ -133,7 +133,7 @@ def _exact(call: Call, argument: Argument) -> _Rounded:
 def _matrix_of(call: Call, stored: tuple[Argument, ...]) -> _Rounded:
     """A matrix (out, in)."""
     weight, transposed = stored
-    found = _exact(call, weight)
+    found = _with_error(call, weight)
     return _Rounded(found.value.mT, found.error.mT) if transposed else found
 
 
@@ -142,7 +142,7 @@ def _scaled_matrices(call: Call) -> tuple[_Rounded, _Rounded] | None:
     _, inner, before, after, outer = cast("tuple[tuple[Argument, ...], ...]", _layer(call))
     a, b = _matrix_of(call, outer), _matrix_of(call, inner)
     for index, scaling in enumerate((*before, *after)):
-        factor = _exact(call, scaling)
+        factor = _with_error(call, scaling)
         count = factor.value.numel()
         columns = factor.value.shape[-1:] == (count,) == a.value.shape[1:]
         if count != 1 and not (columns and index < len(before)):
