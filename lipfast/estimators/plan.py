@@ -31,6 +31,7 @@ from lipfast.estimators.upper.tracker import Tracker
 from lipfast.norms import AnyNorm
 from lipfast.plan.architecture import SCHEMA_VERSION, Architecture, architecture_from_json
 from lipfast.plan.checked import CheckedStateDict, StateDict, resolve, resolve_all
+from lipfast.plan.compositions import by_their_rules
 from lipfast.plan.trace import Source, trace
 from lipfast.rules.registry import require_rules
 
@@ -344,7 +345,7 @@ class Plan(Architecture):
             plan = Plan.of(architecture_from_json(value))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise TraceError(f"{path}: damaged plan: {error!r}") from error
-        require_rules(plan.graph.nodes)
+        require_rules(by_their_rules(plan.graph))
         return plan
 
 

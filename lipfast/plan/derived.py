@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar, overload
 
 from lipfast.graph.nodes import Graph, Node
+from lipfast.plan.compositions import by_their_rules
 from lipfast.plan.split import without_bound
 from lipfast.rules.registry import RULES, Rule, require_rules
 
@@ -77,7 +78,7 @@ def _found(instance: HasGraph) -> dict[str, Any]:
     found: dict[str, Any] = {} if known is None else known[2]
     if known is None or now != known[1]:
         computed = tuple(instance.computed)
-        require_rules(instance.graph.nodes, without_bound(instance.graph, computed))
+        require_rules(by_their_rules(instance.graph), without_bound(instance.graph, computed))
         found = {}
         attributes[_KEY] = ops, now, found
     return found
