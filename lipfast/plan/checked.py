@@ -47,6 +47,11 @@ def resolve(
         return state_dict
     required = architecture.requirements
     tensors = entries_of(state_dict, architecture.parameters, architecture.aliases, where)
+    for name in (*architecture.stored_parameters, *required.values):
+        if name not in tensors:  # a counter, which most functions do not depend on
+            raise StateDictError(
+                f"{where}the state dict lacks '{name}', which the model computes with"
+            )
     numbers = [
         name
         for name in architecture.stored_parameters

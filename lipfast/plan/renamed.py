@@ -1,4 +1,4 @@
-"""Other names of one tensor: of weight norm and spectral norm, old and new; of old layer norms."""
+"""Names in state dicts: further ones of a tensor, as of weight norm, and those of no operand."""
 
 from __future__ import annotations
 
@@ -59,6 +59,11 @@ def equivalent_names(name: str) -> tuple[str, ...]:
 def is_counter(name: str) -> bool:
     """Whether it counts the batches of a BatchNorm: old files lack it, and eval never reads it."""
     return name.rpartition(".")[2] == _COUNT_OF_BATCHES
+
+
+def is_extra_state(name: str) -> bool:
+    """Whether an entry is what `Module.get_extra_state` gave: of any kind, and no operand."""
+    return name.rpartition(".")[2] == "_extra_state"
 
 
 def _before(found: re.Match[str]) -> tuple[str, ...]:

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import NonFiniteError, StateDictError
-from lipfast.plan.renamed import is_counter, loaded_names
+from lipfast.plan.renamed import is_counter, is_extra_state, loaded_names
 
 # What DataParallel and torch.compile put in front of every name.
 _PREFIXES = ("module.", "_orig_mod.")
-# BatchNorm's counter, which torch does not miss either: state dicts were written without.
 
 
 def without_wrapper_prefix(
@@ -66,17 +65,17 @@ def entries_of(
     missing: list[str] = []
     renamed: set[str] = set()
     for name, shape in parameters.items():
-        if _is_set_aside(name):
+        if is_extra_state(name):
             continue
         tensor = state_dict.get(name)
-        if tensor is None and is_counter(name):
-            continue
         if tensor is None:
             others = (*aliases.get(name, ()), *loaded_names(name))
             other = next((other for other in others if other in state_dict), None)
             if other is not None:
                 renamed.add(other)
                 tensor = state_dict[other]
+            elif is_counter(name):
+                continue
             else:
                 missing.append(name)
                 continue
@@ -92,7 +91,7 @@ def entries_of(
     unexpected = [
         name
         for name in state_dict
-        if name not in parameters and name not in renamed and not _is_set_aside(name)
+        if name not in parameters and name not in renamed and not is_extra_state(name)
     ]
     if missing or unexpected:
         raise StateDictError(where + _mismatch(missing, unexpected, parameters, state_dict))
@@ -106,11 +105,6 @@ def _as_tensor(value: Any) -> Any:
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "fiub":
         return torch.from_numpy(np.array(value))
     return value
-
-
-def _is_set_aside(name: str) -> bool:
-    """Whether an entry is what `Module.get_extra_state` gave: of any kind, and no operand."""
-    return name.rpartition(".")[2] == "_extra_state"
 
 
 def _mismatch(
@@ -143,7 +137,7 @@ def _check_tied(
             first, second = state_dict.get(name), state_dict.get(other)
             if first is None or second is None or first is second:
                 continue
-            if not torch.equal(first, second):
+            if not torch.equal(_as_tensor(first), _as_tensor(second)):
                 raise StateDictError(
                     f"{where}'{name}' and '{other}' are one tensor in the architecture, but differ "
                     "in the state dict"

@@ -12,13 +12,13 @@ from lipfast.checkpoints import Checkpoint
 from lipfast.checkpoints.wrapped import standing
 from lipfast.errors import StateDictError
 from lipfast.estimators.plan import Plan
-from lipfast.plan.renamed import equivalent_names, is_counter
+from lipfast.plan.renamed import equivalent_names, is_counter, is_extra_state
 from lipfast.text import counted
 
 # Of what is beside the weights in a module, what does not change the function in eval mode.
 _HARMLESS = re.compile(
     r"num_batches_tracked|n_averaged|position_ids|token_type_ids|inv_freq|masked_bias|mask_token"
-    r"|relative_position_index|relative_coords_table|attn_mask|total_ops|total_params|_extra_state"
+    r"|relative_position_index|relative_coords_table|attn_mask|total_ops|total_params"
 )
 # Names of layers that are counted, and of normalisations between layers.
 _LIST = re.compile(
@@ -96,7 +96,7 @@ def _is_wanted(prefix: str, chosen: str | None) -> bool:
 
 def _networks(tensors: Mapping[str, Tensor], plan: Plan) -> list[_Network]:
     """All networks with the plan's names, the best first; those of other shapes only if alone."""
-    first = next((name for name in plan.parameters if not is_counter(name)), None)
+    first = next((name for name in plan.parameters if not _may_be_absent(name)), None)
     if first is None:
         return []
     ends = _spellings(first, plan)
@@ -116,6 +116,8 @@ def _network(tensors: Mapping[str, Tensor], start: str, plan: Plan) -> _Network 
     names: dict[str, str | None] = {}
     fits = True
     for own, shape in plan.parameters.items():
+        if is_extra_state(own):
+            continue
         name: str | None = f"{start}{own}"
         if name not in tensors:
             others = (f"{start}{spelling}" for spelling in _spellings(own, plan))
@@ -125,6 +127,10 @@ def _network(tensors: Mapping[str, Tensor], start: str, plan: Plan) -> _Network 
         names[own] = name
         fits = fits and (name is None or tuple(tensors[name].shape) == tuple(shape))
     return _Network(start, names, fits)
+
+
+def _may_be_absent(name: str) -> bool:
+    return is_counter(name) or is_extra_state(name)
 
 
 def _spellings(name: str, plan: Plan) -> tuple[str, ...]:
@@ -168,7 +174,9 @@ def _unused(
     return [
         name
         for name in tensors
-        if name not in used and (inside or not apart or not name.startswith(apart))
+        if name not in used
+        and not is_extra_state(name)
+        and (inside or not apart or not name.startswith(apart))
     ]
 
 

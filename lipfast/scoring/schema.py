@@ -67,7 +67,8 @@ SCHEMA = pa.schema(
 """One row per checkpoint.
 
 `norm` is 1, 2 or inf; times are seconds; `metadata` is a JSON object; `given` names the ops whose
-rules a user wrote (null: none), which a certified bound is proved given.
+rules a user wrote (null: none), which a certified bound is proved given; `note` says how a file's
+weights were fitted to the architecture (null: as they are).
 """
 
 ADDED = {2: ("kind",), 3: ("given", "note")}

@@ -200,6 +200,37 @@ def test_counters_of_normalisations_may_be_missing() -> None:
         plan.check({name: v for name, v in whole.items() if "running_var" not in name})
 
 
+class Counted(nn.Module):
+    """A function of a normalisation's counter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.norm(x) / (1.0 + self.norm.num_batches_tracked.float())
+        return result
+
+
+def test_counters_that_a_function_depends_on_are_missed() -> None:
+    model = Counted().eval()
+    plan = Plan.trace(model, torch.zeros(2, 4))
+    plan.check(model.state_dict())
+    state_dict = {n: v for n, v in model.state_dict().items() if "num_batches" not in n}
+    with pytest.raises(StateDictError, match=r"lacks 'norm\.num_batches_tracked', which the model"):
+        plan.check(state_dict)
+
+
+def test_tied_arrays_of_numpy() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    plan = Plan.trace(model, torch.zeros(2, 3))
+    state_dict = {name: value.numpy() for name, value in model.state_dict().items()}
+    plan.check(state_dict)  # type: ignore[arg-type]
+    with pytest.raises(StateDictError, match="one tensor in the architecture"):
+        plan.check(dict(state_dict, **{"1.weight": np.zeros((3, 3), np.float32)}))  # type: ignore[arg-type]
+
+
 @pytest.mark.filterwarnings("ignore")  # torch's, of what it deprecates
 def test_quantised_weights_are_refused_by_name(plan: Plan, model: nn.Module) -> None:
     weight = torch.quantize_per_tensor(model.state_dict()["0.weight"], 0.1, 0, torch.qint8)

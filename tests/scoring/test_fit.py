@@ -391,3 +391,24 @@ def test_a_checkpoint_that_was_made_by_hand_is_taken_as_it_is():
     file = CheckpointFile("file:///a.pt", "/a.pt", 1, 0.0, "a")
     checkpoint = Checkpoint(file, net, Metadata({}))
     assert same(fitted(checkpoint, plan_of_mlp()).state_dict, net)
+
+
+class WithExtra(nn.Linear):
+    """A layer whose extra state is a tensor."""
+
+    def get_extra_state(self) -> Tensor:
+        return torch.zeros(2)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        pass
+
+
+@pytest.mark.parametrize("extra", [None, torch.ones(2), torch.ones(5)])  # of any shape, or absent
+def test_extra_state_is_neither_missed_nor_compared(tmp_path, extra):
+    plan = lipfast.compile(nn.Sequential(WithExtra(4, 6), nn.ReLU(), WithExtra(6, 3)), X)
+    (net,) = states(1)
+    beside = {} if extra is None else {"0._extra_state": extra}  # of the other layer it is absent
+    found = taken(tmp_path, {"epoch": 1, "net": {"core": net | beside}}, plan)
+    assert same({name: found.state_dict[name] for name in net}, net)
+    assert not found.note
+    assert plan.upper(found.state_dict).value == plan_of_mlp().upper(net).value
