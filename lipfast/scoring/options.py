@@ -5,10 +5,22 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+from lipfast.estimators.jacobian.linearization import is_small
 from lipfast.norms import Norm
+from lipfast.plan.architecture import Architecture
 
-METHOD = 1
+METHOD = 2
 """Changes when the same checkpoint, plan and options would give other scores than before."""
+
+
+def method_of(plan: Architecture) -> int:
+    """The method whose scores a plan has: an earlier one where nothing has changed for it since.
+
+    Stores go on with what was scored by it. Since version 1, convolutions have other lower values,
+    Lanczos on Jacobians other ends, and what is not a chain may have other bounds.
+    """
+    chain = plan.chain is not None and is_small(*plan.jacobian_shape)
+    return 1 if chain and all(layer.convolution is None for layer in plan.layers) else METHOD
 
 
 @dataclass(frozen=True)
@@ -29,13 +41,14 @@ class Options:
     memory: int = 1 << 30
     prefix: str | None = None
 
-    def fingerprint(self, plan: str, samples: str) -> str:
+    def fingerprint(self, plan: str, samples: str, method: int = METHOD) -> str:
         """Hash what a score depends on beside the weights.
 
         Args:
             plan: its fingerprint.
             samples: their digest.
+            method: of the plan, see `method_of`.
         """
-        parts: tuple[object, ...] = (METHOD, plan, float(self.norm), self.seed, samples)
+        parts: tuple[object, ...] = (method, plan, float(self.norm), self.seed, samples)
         parts += () if self.prefix is None else (self.prefix,)
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()

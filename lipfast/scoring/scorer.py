@@ -22,7 +22,7 @@ from lipfast.scoring.architectures import ArchArguments, ArchSource, ModelFamily
 from lipfast.scoring.budget import elements_allowed
 from lipfast.scoring.data import Samples
 from lipfast.scoring.fit import fitted
-from lipfast.scoring.options import Options
+from lipfast.scoring.options import Options, method_of
 from lipfast.scoring.reading import Reading
 from lipfast.scoring.rows import RowMaker
 from lipfast.scoring.schema import Row
@@ -259,8 +259,9 @@ class Scorer:
             return self.options.fingerprint(self.architecture.name, self.samples.digest)
         found = self._fingerprints.get(arguments)
         if found is None:
-            plan = self._plan(arguments, 0).fingerprint
-            found = self.options.fingerprint(plan, self.samples.digest)
+            plan = self._plan(arguments, 0)
+            digest = self.samples.digest
+            found = self.options.fingerprint(plan.fingerprint, digest, method_of(plan))
             self._fingerprints[arguments] = found
         return found
 
