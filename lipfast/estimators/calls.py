@@ -19,6 +19,7 @@ from lipfast.estimators.plan import Plan, bounds_from
 from lipfast.estimators.results import Bounds, UpperBound
 from lipfast.estimators.samples import Data, example_of, read_samples
 from lipfast.norms import AnyNorm
+from lipfast.plan.cached_weights import require_fresh
 from lipfast.plan.modules import lock_of, unwrap
 from lipfast.plan.trace import Source, require_module
 
@@ -50,7 +51,8 @@ def compile(  # noqa: A001 (the name that torch users know)
         A `Plan`: no weights, only names.
 
     Raises:
-        ArgumentError: integer inputs (token ids have no Lipschitz constant), or no samples.
+        ArgumentError: integer inputs (token ids have no Lipschitz constant), or no samples; a
+            weight that the model computed before and keeps stands in the place of its parameter.
         TraceError: `torch.export` cannot trace the model; says where, and what to do.
         UnsupportedOpError: ops without a rule: all of them are listed.
 
@@ -63,7 +65,10 @@ def compile(  # noqa: A001 (the name that torch users know)
         >>> [(layer.name, layer.kind, layer.shape) for layer in plan.layers]
         [('0', 'linear', (16, 40)), ('2', 'linear', (10, 16))]
     """
-    return Plan.trace(model, example_input)
+    plan = Plan.trace(model, example_input)
+    if isinstance(model, nn.Module):
+        require_fresh(unwrap(model), plan, type(model).__name__)
+    return plan
 
 
 def upper_bound(
@@ -116,7 +121,7 @@ def upper_bound(
     """
     refuse("upper_bound", _elsewhere)
     check_options(norm, domain, memory, progress)
-    plan = compile(model, example_of(example_input))
+    plan = Plan.trace(model, example_of(example_input))
     return plan.upper(
         _state_dict(model), norm=norm, domain=domain, rtol=rtol, memory=memory, progress=progress
     )
@@ -174,7 +179,7 @@ def bounds(
     norm = check_options(norm, domain, memory, progress)
     state_dict = _state_dict(model)
     with read_samples(data, whole=True) as samples:
-        plan = compile(model, [value[:2] for value in samples.first])
+        plan = Plan.trace(model, [value[:2] for value in samples.first])
         check_options(norm, domain, shapes=plan.input_shapes)
         (result,) = bounds_from(
             plan,

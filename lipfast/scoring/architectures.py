@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lipfast.checkpoints.metadata import Scalar, parse_value
 from lipfast.errors import ArgumentError, LipfastError
 from lipfast.estimators.plan import Plan
+from lipfast.plan.cached_weights import require_fresh
 from lipfast.plan.modules import copied, evaluation_mode
 from lipfast.plan.record import Record, record, resized
 from lipfast.scoring.budget import BudgetError, ElementBudget
@@ -171,25 +172,10 @@ class ModelFamily:
             if other is not None:
                 return other
         plan = Plan.trace(model, example)
-        self._require_fresh(model, plan)
+        require_fresh(model, plan, self.name)
         if calls is not None:
             self._traced[calls] = plan
         return plan
-
-    def _require_fresh(self, model: nn.Module, plan: Plan) -> None:
-        """Refuse numbers that stand in the place of parameters: all checkpoints would be alike."""
-        read = {name for node in plan.computed for name in node.names("parameter")}
-        read.update(plan.used_parameters)
-        idle = {name: p.numel() for name, p in model.named_parameters() if name not in read}
-        for constant, value in plan.constants.items():
-            owner, numbers = constant.rpartition(".")[0], value.tensor()
-            for name, size in idle.items():
-                if name.rpartition(".")[0] == owner and numbers.numel() == size > 1:
-                    raise ArgumentError(
-                        f"'{self.name}' does not use its parameter '{name}', but '{constant}', "
-                        "which is not in the state dict: a weight that was computed before and "
-                        "kept? Give a function that returns a model which was not evaluated yet"
-                    )
 
     def _require_moderate(self, arguments: ArchArguments, elements: int | None) -> None:
         """Refuse integers that no size of the checkpoint's model can be: lists of that length."""

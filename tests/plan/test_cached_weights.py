@@ -1,0 +1,62 @@
+"""Weights that were computed before and kept: refused where other state dicts may follow."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import lipfast
+from lipfast.errors import ArgumentError
+
+X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+
+
+class Kept(nn.Linear):
+    """Computes its weight once."""
+
+    def __init__(self, *, buffer: bool = False) -> None:
+        super().__init__(4, 4)
+        self.buffer = buffer
+        if buffer:
+            self.register_buffer("kept", None, persistent=False)
+        else:
+            self.kept = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kept is None:
+            self.kept = 2 * self.weight.detach()
+        return functional.linear(x, self.kept.detach(), self.bias)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_fresh_module_is_compiled(nested: bool) -> None:
+    layer = Kept()
+    model = nn.Sequential(nn.Sequential(layer), nn.ReLU()).eval() if nested else layer.eval()
+    plan = lipfast.compile(model, X)
+    wide = {name: 5 * value for name, value in model.state_dict().items()}
+    truth = 10 * float(torch.linalg.matrix_norm(layer.weight.detach().double(), 2))
+    assert truth * (1 - 1e-12) <= plan.upper(wide).value <= truth * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("buffer", [False, True])
+@pytest.mark.parametrize("nested", [False, True])
+def test_one_that_was_evaluated_is_refused(buffer: bool, nested: bool) -> None:
+    layer = Kept(buffer=buffer)
+    model = nn.Sequential(nn.Sequential(layer), nn.ReLU()).eval() if nested else layer.eval()
+    model(X)
+    with pytest.raises(ArgumentError, match=r"does not use its parameter '.*weight'"):
+        lipfast.compile(model, X)
+    # As it is, the module has a bound: that of the weight which it kept.
+    truth = 2 * float(torch.linalg.matrix_norm(layer.weight.detach().double(), 2))
+    assert lipfast.upper_bound(model, X).value == pytest.approx(truth, rel=1e-5)
+    assert float(lipfast.jacobian_norms(model, X).max()) <= truth * (1 + 1e-5)
+
+
+def test_constants_beside_parameters_that_are_read_are_no_kept_weights() -> None:
+    class Shifted(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + torch.tensor([1.0, 2.0, 3.0, 4.0]))
+
+    assert lipfast.compile(Shifted(4, 4), X).layers
