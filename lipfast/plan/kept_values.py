@@ -55,9 +55,17 @@ class KeptTensor:
             return True
         if self.leaf and tensor.grad is not self.grad:
             return True
-        return self.bits is not None and not (
-            tensor.dtype is self.alias.dtype and tensor.is_set_to(self.alias)
-        )
+        return self.bits is not None and not self._in_place()
+
+    def _in_place(self) -> bool:
+        """Whether it has its own place in memory, and its shape there."""
+        tensor, alias = self.value, self.alias
+        if tensor.dtype is not alias.dtype:
+            return False
+        if alias.dtype in _BITS:
+            return tensor.is_set_to(alias)
+        same = tensor.shape == alias.shape and tensor.stride() == alias.stride()
+        return same and tensor.data_ptr() == alias.data_ptr()
 
     def overwritten(self) -> bool:
         """Whether there are other bits where it lay."""
@@ -73,7 +81,7 @@ class KeptTensor:
         """Whether its numbers are others, or elsewhere: not only its gradient or flags."""
         if self.bits is None:
             return False
-        return self.overwritten() or not self.value.is_set_to(self.alias)
+        return self.overwritten() or not self._in_place()
 
     def restore(self) -> None:
         """Make it what it was; nothing is written where nothing was."""

@@ -216,3 +216,19 @@ def test_threads_take_turns() -> None:
         torch.testing.assert_close(result, expected, rtol=1e-5, atol=0)
     assert len(results) == 8
     assert all(module.training for module in model.modules())
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, of what it deprecates
+def test_quantised_tensors_are_put_back() -> None:
+    class Quantised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.scale.copy_(torch.zeros(3))
+            return 2 * x
+
+    model = Quantised()
+    assert lipfast.jacobian_norms(model, torch.ones(2, 3)).tolist() == [2.0, 2.0]
+    assert model.scale.dequantize().tolist() == pytest.approx([1.0] * 3)
