@@ -6,12 +6,14 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 
+from lipfast.errors import UnsupportedOpError
 from lipfast.graph.nodes import Constant, Graph, Node, computed_name, error_name
 from lipfast.plan.chain import Chain, find_chain, is_piecewise_linear
 from lipfast.plan.circular import join_circular_padding
@@ -165,7 +167,10 @@ class Architecture:
     @derived
     def rules_given(self) -> tuple[str, ...]:
         """Ops whose rules are a user's, now or when it was traced: what bounds are proved given."""
-        return tuple(sorted({*self.given, *users_rules((*self.graph.nodes, *self.computed))}))
+        nodes = [*self.graph.nodes, *self.computed]
+        with suppress(UnsupportedOpError):  # an op lost its rule: then there is no bound
+            nodes += self.folded.graph.nodes  # what is bounded together has rules of its own
+        return tuple(sorted({*self.given, *users_rules(nodes)}))
 
     @cached_property
     def fingerprint(self) -> str:

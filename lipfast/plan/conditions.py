@@ -2,7 +2,8 @@
 
 `torch.export` knows no values. Here what is computed of small buffers alone is computed with their
 values beside the trace, and where Python asks for one (`bool`, `int`, `item`) it is answered. The
-plan then holds for state dicts with the same values only.
+plan then holds for state dicts with the same values only. Whatever may have written a tensor makes
+all values unknown, and afterwards the module itself is asked: its answers must be the same ones.
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map_only
+
+from lipfast.errors import TraceError
+from lipfast.plan.modules import evaluation_mode
 
 # Buffers with more entries are weights or statistics, which no condition should rest on.
 _MOST_READ = 64
@@ -23,6 +28,7 @@ _ASKED: tuple[Any, ...] = (
     *(Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__),
     *(Tensor.item, Tensor.tolist, Tensor.is_nonzero),
 )
+_SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 _RANDOM = ("rand", "bernoulli", "multinomial", "normal", "poisson", "dropout")
 
 
@@ -32,6 +38,7 @@ class _Known(TorchFunctionMode):
     def __init__(self, buffers: Mapping[str, Tensor], current: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.read: dict[str, Tensor] = {}
+        self.answers: list[Any] = []
         self._buffers = buffers
         # id of a tensor of the trace -> it (so that the id stays its own), its value, the buffers.
         self._known: dict[int, tuple[Tensor, Tensor, frozenset[str]]] = {
@@ -44,10 +51,16 @@ class _Known(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
-        known = [self._known.get(id(tensor)) for tensor in tensors]
-        if not known or None in known:
-            return func(*args, **kwargs)
+        leaves = tree_flatten((args, kwargs))[0]
+        if _writes(func.__name__, kwargs):  # any tensor may share its memory with another
+            self._known = {}
+        known = [self._known.get(id(leaf)) for leaf in leaves if isinstance(leaf, Tensor)]
+        # Numbers of samples are symbols here, and anything elsewhere.
+        if not known or None in known or any(isinstance(leaf, _SYMBOLS) for leaf in leaves):
+            result = func(*args, **kwargs)
+            if func in _ASKED:
+                self.answers.append(None if isinstance(result, _SYMBOLS) else result)
+            return result
         names = frozenset().union(*(entry[2] for entry in known if entry is not None))
 
         def value(tensor: Tensor) -> Tensor:
@@ -57,11 +70,10 @@ class _Known(TorchFunctionMode):
         if func in _ASKED:
             self.read |= {name: self._buffers[name] for name in names}
             with _disable_current_modes():
-                return func(*args_of_values, **kwargs_of_values)
+                self.answers.append(func(*args_of_values, **kwargs_of_values))
+            return self.answers[-1]
         result = func(*args, **kwargs)
-        if _writes(func.__name__):  # in place: the values are not known any more
-            self._known = {}
-        elif isinstance(result, Tensor) and not func.__name__.startswith(_RANDOM):
+        if isinstance(result, Tensor) and not func.__name__.startswith(_RANDOM):
             with _disable_current_modes():
                 found = func(*args_of_values, **kwargs_of_values)
             if isinstance(found, Tensor):
@@ -69,21 +81,69 @@ class _Known(TorchFunctionMode):
         return result
 
 
-def _writes(name: str) -> bool:
-    """Whether a function of this name changes a tensor (``add_``, ``__iadd__``)."""
+class _Asked(TorchFunctionMode):
+    """Notes what Python is told when it asks for a value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers: list[Any] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in _ASKED:
+            self.answers.append(result)
+        return result
+
+
+def require_same_answers(
+    module: nn.Module, inputs: Sequence[Tensor], answers: Sequence[Any]
+) -> None:
+    """Check that a module, evaluated on several batches, is told what its trace was told.
+
+    Args:
+        module: not traced now.
+        inputs: samples of each input.
+        answers: of the trace; None where it gave a symbol.
+
+    Raises:
+        TraceError: it is told something else: a buffer is written before it is asked, or what is
+            asked depends on the samples.
+    """
+    more = [torch.cat([value, value[:1]]) for value in inputs]
+    for batch in (inputs, more, [-value for value in more]):
+        with evaluation_mode(module), torch.no_grad(), _Asked() as asked:
+            module(*(value.clone() for value in batch))
+        if repr(asked.answers) != repr(list(answers)):
+            raise TraceError(
+                f"{type(module).__name__} decides by values that are not those of its buffers "
+                "alone: it writes them before, or the samples and their number take part. Such a "
+                "model has no graph; decide by numbers of Python"
+            )
+
+
+def _writes(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether a function of this name changes a tensor (``add_``, ``__iadd__``, ``.data =``)."""
+    if options.get("out") is not None or options.get("inplace"):
+        return True
     special = name.endswith("__")
-    in_place = name == "__setitem__" or (name.startswith("__i") and name != "__invert__")
+    in_place = name in ("__setitem__", "__set__", "__delete__") or (
+        name.startswith("__i") and name not in ("__invert__", "__index__", "__int__")
+    )
     return in_place if special else name.endswith("_")
 
 
 @contextlib.contextmanager
-def buffers_known(module: nn.Module) -> Iterator[dict[str, Tensor]]:
+def buffers_known(module: nn.Module) -> Iterator[tuple[dict[str, Tensor], list[Any]]]:
     """Conditions on small buffers are answered inside.
 
     Yields:
-        Name -> value of the buffers that were asked for, filled while the module is evaluated.
+        Name -> value of the buffers that were asked for, and all answers that were given; both are
+        filled while the module is evaluated.
     """
     read: dict[str, Tensor] = {}
+    answers: list[Any] = []
     buffers = {
         name: buffer.detach().clone()
         for name, buffer in module.named_buffers()
@@ -98,10 +158,11 @@ def buffers_known(module: nn.Module) -> Iterator[dict[str, Tensor]]:
                 return original(*args, **kwargs)
             finally:
                 read.update(known.read)
+                answers[:] = known.answers
 
     vars(module)["forward"] = forward
     try:
-        yield read
+        yield read, answers
     finally:
         if had:
             vars(module)["forward"] = original

@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 
 from lipfast.errors import ArgumentError, TraceError
 from lipfast.plan.architecture import Architecture
-from lipfast.plan.conditions import buffers_known
+from lipfast.plan.conditions import buffers_known, require_same_answers
 from lipfast.plan.convert import convert
 from lipfast.plan.export import example_inputs, exported, load_program
 from lipfast.plan.modules import lock_of, unwrap
@@ -50,8 +50,9 @@ def trace(model: Source, example_input: Tensor | Sequence[Tensor] | None = None)
     except TraceError as error:
         if "DataDependent" not in type(error.__cause__).__name__:
             raise
-        with buffers_known(module) as read:
+        with buffers_known(module) as (read, answers):
             program = exported(module, inputs)
+        require_same_answers(module, inputs, answers)
     with lock_of(module):
         state_dict = module.state_dict(keep_vars=True)
     return convert(program, state_dict, read)

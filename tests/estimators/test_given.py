@@ -188,3 +188,16 @@ def test_infinite_and_unproved_bounds_say_it_too() -> None:
     upper = lipfast.upper_bound(Net(), X)
     assert upper.value == math.inf
     assert upper.given == ("aten.asinh",)
+
+
+@pytest.mark.parametrize("op", ["aten.maximum", "aten.abs"])
+def test_a_rule_that_only_the_graph_for_bounds_uses_is_named(op: str) -> None:
+    class Largest(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            first, second = x[:, :2], x[:, 2:]
+            return (first + second + (first - second).abs()) / 2
+
+    plan = Plan.trace(Largest(), torch.zeros(2, 4))
+    rule(op)(slope_of_one)
+    for bound in (plan.upper({}), lipfast.upper_bound(Largest(), torch.zeros(2, 4))):
+        assert bound.given == (op,)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -97,3 +99,64 @@ def test_a_buffer_that_is_written_is_not_taken_for_its_old_value(write: str) -> 
 
     with pytest.raises(TraceError, match="Counting decides by the values of a tensor"):
         Plan.trace(Counting(), torch.zeros(2, 3))
+
+
+class Written(nn.Module):
+    """Asks for a value that is a buffer's no longer: it is -1."""
+
+    def __init__(self, write: Callable[[Any, Tensor], object]) -> None:
+        super().__init__()
+        self.write = write
+        self.register_buffer("flag", torch.tensor(1.0))
+        self.register_buffer("large", -torch.ones(100))
+        self.scale = nn.Parameter(torch.tensor(-1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        value = self.flag.clone()
+        self.write(self, value)
+        return x if value > 0 else 100 * x
+
+
+WRITES: dict[str, Callable[[Any, Tensor], object]] = {
+    "a parameter": lambda module, value: value.mul_(module.scale),
+    "a copy": lambda module, value: value.copy_(module.scale),
+    "a large buffer": lambda module, value: value.add_(module.large.sum()),
+    "a constant": lambda module, value: value.add_(torch.full((), -2.0)),
+    "an entry": lambda module, value: value.__setitem__((), module.scale),
+    "an alias": lambda module, value: value.detach().mul_(module.scale),
+    "a list": lambda module, value: torch._foreach_mul_([value], [module.scale]),
+    "out": lambda module, value: torch.mul(module.scale, 1.0, out=value),
+    "data": lambda module, value: setattr(value, "data", torch.full((), -1.0)),
+    "storage": lambda module, value: value.set_(torch.full((), -1.0)),
+    "an op": lambda module, value: torch.ops.aten.mul_(value, module.scale),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_what_else_is_written_is_no_known_value(write: Callable[[Any, Tensor], object]) -> None:
+    with pytest.raises(TraceError, match="decides by"):
+        Plan.trace(Written(write), torch.ones(2, 3))
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        lambda flag, x: x / float(flag + x.shape[0]),
+        lambda flag, x: x if flag * x.shape[0] > 3 else 100 * x,
+        lambda flag, x: x * (flag * len(x)).item(),
+    ],
+    ids=["a number", "a condition", "len"],
+)
+def test_the_number_of_samples_is_no_known_value(
+    outputs: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("flag", torch.tensor(1.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return outputs(self.flag, x)
+
+    with pytest.raises(TraceError):
+        Plan.trace(Counting(), torch.ones(2, 3))
