@@ -15,9 +15,11 @@ from torch import Tensor
 from lipfast.ops._conv_operator import ConvOperator
 from lipfast.ops._keyed import CHOLESKY, UPPER_METHODS
 from lipfast.ops.spectral_norms import SpectralNorms, spectral_norms
-from lipfast.rounding import widened
+from lipfast.rounding import UNIT_ROUNDOFF, widened
 
 # Circulants of up to so many frequencies are maximised exactly, not over all sizes.
+# Of the taps' size: where the symbol is that much smaller on a grid, the taps cancel there.
+_VANISHING = 1e-6
 _GRID_POINTS = 1024
 # Relative gap of a bound that is loose by more for other reasons.
 _LOOSE = 0.1
@@ -166,6 +168,27 @@ def bound_at_true_size(supremum: float, conv: ConvOperator, budget: Budget) -> f
         sizes = [conv.input_size[a] if conv.kernel_size[a] > 1 else 1 for a in conv.tap_axes()]
         if max(conv.kernel_size) > 1 and math.prod(sizes) <= _GRID_POINTS:
             grid = sizes + [1] * (3 - len(sizes))
+            # Relative to a symbol that vanishes on the whole grid no search comes to an end.
+            largest, all_taps = _wrapped_taps(conv)
+            if largest <= _VANISHING * all_taps:
+                return min(supremum, largest)
             (circulant,) = native_brackets([conv.taps()], budget, grid=grid)
             return min(supremum, circulant.upper)
     return supremum
+
+
+def _wrapped_taps(conv: ConvOperator) -> tuple[float, float]:
+    r"""A bound of a circulant's norm, $\sum_j \|W'_j\|_F$, and $\sum_t \|W_t\|_F$.
+
+    $W'_j$ is the sum of the taps $W_t$ that the input's size wraps onto offset j: a sum of
+    permutations with these coefficients. Its rounding is added.
+    """
+    wrapped = conv.weight.detach().to(torch.float64)
+    taps = float(wrapped.flatten(2).norm(dim=(0, 1)).sum())
+    for axis, (size, step) in enumerate(zip(conv.input_size, conv.dilation, strict=True), start=2):
+        places = torch.arange(wrapped.shape[axis], device="cpu") * step % size
+        shape = (*wrapped.shape[:axis], size, *wrapped.shape[axis + 1 :])
+        wrapped = wrapped.new_zeros(shape).index_add_(axis, places, wrapped)
+    roundings = math.prod(conv.kernel_size) + 8
+    largest = float(wrapped.flatten(2).norm(dim=(0, 1)).sum())
+    return widened(largest + roundings * UNIT_ROUNDOFF * taps, wrapped.numel() + 8), taps

@@ -414,3 +414,17 @@ def test_start_of_another_shape_is_an_error() -> None:
         lipfast.conv_norms(KERNEL, input_sizes=(5, 5), start=known)
     with pytest.raises(ArgumentError, match="keyed otherwise"):
         lipfast.conv_norms({"a": KERNEL}, input_sizes=(4, 4), start=known)
+
+
+@pytest.mark.parametrize("kernel", [[-1.0, 0.0, 1.0], [1.0, -2.0, 1.0], [-1.0, 1e-9, 1.0]])
+@pytest.mark.parametrize("size", [1, 2])
+def test_circular_taps_that_cancel_come_to_an_end(kernel: list[float], size: int) -> None:
+    taps = torch.tensor(kernel, dtype=torch.float64).reshape(1, 1, 3)
+    found = lipfast.conv_norms([taps], input_sizes=[size], padding=1, padding_mode="circular")
+    matrix = torch.zeros(size, size, dtype=torch.float64)
+    for row in range(size):
+        for tap, value in enumerate(kernel):
+            matrix[row, (row + tap - 1) % size] += value
+    truth = float(torch.linalg.matrix_norm(matrix, 2))
+    assert float(found.lower) <= truth * (1 + 1e-12)
+    assert truth <= float(found.upper) <= truth * (1 + 1e-2) + 1e-8
