@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -107,7 +108,9 @@ def _variance(
     *,
     correction: float | None = None,
 ) -> Enclosure:
-    """``sum (x - mean)^2 / (n - correction)``."""
+    """``sum (x - mean)^2 / (n - correction)``; the schema without `dim` has `unbiased` there."""
+    if isinstance(dim, bool):
+        dim, unbiased = None, dim
     value = enclosed(x)
     axes = _axes(value.tensor, dim)
     away = plus(value, negative(_mean(value, axes, True)))
@@ -117,16 +120,9 @@ def _variance(
 
 
 @parameter_rule("std")
-def _deviation(
-    x: object,
-    dim: object = None,
-    unbiased: bool = True,
-    keepdim: bool = False,
-    *,
-    correction: float | None = None,
-) -> Enclosure:
-    """The root of the variance."""
-    return square_root(_variance(x, dim, unbiased, keepdim, correction=correction))
+@functools.wraps(_variance)
+def _deviation(*args: Any, **kwargs: Any) -> Enclosure:
+    return square_root(_variance(*args, **kwargs))
 
 
 @parameter_rule("softmax")

@@ -75,12 +75,14 @@ CASES: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "min": [((A,), {}), ((A, B), {}), ((A, 0), {}), ((A, 1, True), {})],
     "var": [
         ((A, (0,)), {}),
+        ((A, False), {}),
         ((A, (0,), False), {}),
         ((BATCH, (0, -1), True, True), {}),
         ((A, (1,)), {"correction": 0, "keepdim": True}),
     ],
     "std": [
         ((A, (0,)), {}),
+        ((A, False), {}),
         ((A, (0,), False), {}),
         ((BATCH, (0, -1), True, True), {}),
         ((A, (1,)), {"correction": 0, "keepdim": True}),
