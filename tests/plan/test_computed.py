@@ -361,6 +361,11 @@ EFFECTIVE = {
     "over the largest": lambda s, x: x @ (s.a / s.a.abs().max(1, keepdim=True).values),
     "chosen": lambda s, x: x @ torch.where(s.index > 0, s.a.exp(), s.b),
     "hidden": lambda s, x: x @ s.a.exp().masked_fill(s.index > 1, -2.0),
+    "hidden by a sum": lambda s, x: x @ s.a.exp().masked_fill(s.index > 1, s.b.exp()[0, 0]),
+    "chosen or a number": lambda s, x: x @ torch.where(s.index > 0, s.a.exp(), -7.0),
+    "padded": lambda s, x: x @ nn.functional.pad(s.a.exp(), (0, 2), value=7.0),
+    "over the variance of all": lambda s, x: x @ (s.a / s.a.var(unbiased=False)),
+    "over the deviation of a vector": lambda s, x: x @ (s.a / s.b[0].std(False)),
     "looked up": lambda s, x: x @ nn.functional.embedding(s.index, s.a.exp()),
     "slopes": lambda s, x: nn.functional.prelu(x.abs() * -1.0, s.b.exp()[0]) + x,
     "a grid": lambda s, x: (x + torch.linspace(-1, 1, 3)) @ s.a,
@@ -387,6 +392,18 @@ def test_the_effective_map_is_bounded_from_both_sides(name: str) -> None:
         assert found.lower.value <= truths[norm] * (1 + 1e-13)
         assert found.lower.value >= 0.2 * truths[norm]
     check_enclosure(plan, model, (3,), 1e-11)
+
+
+def test_what_is_filled_in_keeps_its_error() -> None:
+    """A tensor that was rounded has one, a number has none."""
+    third = Node("third", "aten.div", (Reference("parameter", "one"), 3.0), (), ())
+    one, mask = torch.ones(()), torch.tensor([True, False])
+    for fill, has_error in ((Reference("node", "third"), True), (0.5, False)):
+        operands = (Reference("node", "third"), Reference("parameter", "mask"), fill)
+        filled = Node("filled", "aten.masked_fill", operands, (), (2,))
+        found = evaluate_computed([third, filled], {"one": one, "mask": mask}, {})
+        error = found[error_name("computed:filled")]
+        assert (error > 0).tolist() == [has_error, True]
 
 
 def test_several_rounded_weights_are_bounded_from_both_sides() -> None:
