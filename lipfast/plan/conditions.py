@@ -135,15 +135,14 @@ def _writes(name: str, options: Mapping[str, Any]) -> bool:
 
 
 @contextlib.contextmanager
-def buffers_known(module: nn.Module) -> Iterator[tuple[dict[str, Tensor], list[Any]]]:
+def buffers_known(read: dict[str, Tensor], answers: list[Any], module: nn.Module) -> Iterator[None]:
     """Conditions on small buffers are answered inside.
 
-    Yields:
-        Name -> value of the buffers that were asked for, and all answers that were given; both are
-        filled while the module is evaluated.
+    Args:
+        read: gets name -> value of the buffers that are asked for.
+        answers: gets all answers that are given.
+        module: that is traced, in `evaluation_mode`.
     """
-    read: dict[str, Tensor] = {}
-    answers: list[Any] = []
     buffers = {
         name: buffer.detach().clone()
         for name, buffer in module.named_buffers()
@@ -162,7 +161,7 @@ def buffers_known(module: nn.Module) -> Iterator[tuple[dict[str, Tensor], list[A
 
     vars(module)["forward"] = forward
     try:
-        yield read, answers
+        yield
     finally:
         if had:
             vars(module)["forward"] = original

@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ _LOUD = (
 _CALCULATED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # torch.export changes the process's state (modules' calls, flags that say "exporting").
 _EXPORTING = threading.RLock()
+_Within = Callable[[nn.Module], contextlib.AbstractContextManager[object]]
 
 
 def load_program(path: Path) -> ExportedProgram:
@@ -119,8 +120,15 @@ def check_floating_input(value: Tensor) -> None:
         )
 
 
-def exported(module: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
+def exported(
+    module: nn.Module, inputs: tuple[Tensor, ...], within: _Within = contextlib.nullcontext
+) -> ExportedProgram:
     """The program of a module in eval mode, for any number of samples.
+
+    Args:
+        module: left as it is found.
+        inputs: samples of each input.
+        within: what to enter, with the module, while it is traced.
 
     Raises:
         ArgumentError: a parameter is not initialised, or weights are quantised.
@@ -131,13 +139,13 @@ def exported(module: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
     require_floating_modules(module)
     sizes = SizesFixed()
     try:
-        program = _exported(module, inputs, sizes)
+        program = _exported(module, inputs, sizes, within)
     except Exception as error:  # user code runs here: anything may come out
         outputs = _require_evaluates(module, inputs)
         found = tuple(returned_tensors(outputs))  # or what it returns holds none that can be seen
         if found and not is_known_to_torch(outputs):
             with evaluation_mode(module):
-                return exported(returning_tensors(module), inputs)
+                return exported(returning_tensors(module), inputs, within)
         raise TraceError(reason(type(module).__name__, error, sizes.at)) from error
     require_any_number(type(module).__name__, program)
     # What goes through Tensor.data leaves no trace in the graph: only an evaluation shows it.
@@ -147,7 +155,7 @@ def exported(module: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
 
 
 def _exported(
-    module: nn.Module, inputs: tuple[Tensor, ...], sizes: logging.Handler
+    module: nn.Module, inputs: tuple[Tensor, ...], sizes: logging.Handler, within: _Within
 ) -> ExportedProgram:
     shapes = tuple({0: Dim.DYNAMIC} for _ in inputs)
     # Without gradients a model's own no_grad blocks leave no trace in the graph. The module comes
@@ -156,6 +164,7 @@ def _exported(
         evaluation_mode(module),
         _EXPORTING,
         samples_in_front(module),
+        within(module),
         torch.no_grad(),
         warnings.catch_warnings(),
         _quiet_export(sizes),

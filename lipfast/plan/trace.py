@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -45,13 +47,13 @@ def trace(model: Source, example_input: Tensor | Sequence[Tensor] | None = None)
     module = unwrap(require_module(model))
     inputs = example_inputs(example_input)
     read: dict[str, Tensor] = {}
+    answers: list[Any] = []
     try:
         program = exported(module, inputs)
     except TraceError as error:
         if "DataDependent" not in type(error.__cause__).__name__:
             raise
-        with buffers_known(module) as (read, answers):
-            program = exported(module, inputs)
+        program = exported(module, inputs, partial(buffers_known, read, answers))
         require_same_answers(module, inputs, answers)
     with lock_of(module):
         state_dict = module.state_dict(keep_vars=True)

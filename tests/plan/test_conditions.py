@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,27 @@ def test_they_are_decided_by_the_values(flag: bool, steps: int) -> None:
     assert bounds.lower.certified
     assert "forward" not in vars(model)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@dataclass
+class Output:
+    """What `torch.export` takes only once it is unpacked."""
+
+    y: Tensor
+
+
+class DecidingInAClass(Deciding):
+    def forward(self, x: Tensor) -> Any:
+        return Output(super().forward(x))
+
+
+@pytest.mark.parametrize("kind", [Deciding, DecidingInAClass])
+def test_they_are_decided_where_the_module_is_evaluated_around_the_trace(
+    kind: type[Deciding],
+) -> None:
+    model = kind().eval()
+    x = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
+    assert lipfast.lower_bound(model, x).certified
 
 
 def test_state_dicts_with_other_values_are_refused(tmp_path: Path) -> None:
