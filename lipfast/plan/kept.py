@@ -42,6 +42,9 @@ _ATOMS = frozenset(
 # A reference to a trainer leads to the whole program: objects are followed this far.
 _DEEPEST_KEPT = 3
 _KINDS_KEPT = frozenset((dict, OrderedDict, list, set))
+# These layers list their parameters anew whenever they are given others.
+_RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
+_DERIVED = ("_flat_weights", "_flat_weight_refs")
 
 
 class Kept:
@@ -206,7 +209,10 @@ class Kept:
         tensors = self._rewritten()
         for kept in changed:
             if isinstance(kept, KeptTable) and kept.owner[1] in ("", "_parameters", "_buffers"):
+                derived = _DERIVED if type(kept.owner[0]) in _RECURRENT else ()
                 for name in kept.names():
+                    if name in derived:
+                        continue
                     found[_name_in(kept.owner, name, paths)] = snapshot(kept.value.get(name))
             elif kept in tensors or not isinstance(kept, (KeptTensor, KeptGenerator)):
                 found[_name_in(kept.owner, "", paths)] = snapshot(kept.value)

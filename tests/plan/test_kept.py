@@ -232,3 +232,29 @@ def test_quantised_tensors_are_put_back() -> None:
     model = Quantised()
     assert lipfast.jacobian_norms(model, torch.ones(2, 3)).tolist() == [2.0, 2.0]
     assert model.scale.dequantize().tolist() == pytest.approx([1.0] * 3)
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_recurrent_layers_do_not_write_when_they_list_other_parameters(
+    kind: type[nn.RNNBase],
+) -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = kind(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.cell(x)[0]
+            return result
+
+    model, x = Recurrent(), torch.ones(2, 4, 3)
+    listed = model.cell._flat_weights
+    with evaluation_mode(model) as kept:
+        other = {name: value.detach().clone() for name, value in model.named_parameters()}
+        torch.func.functional_call(model, other, x)
+        assert model.cell._flat_weights is not listed
+        assert kept.written() == {}
+        model.cell.hidden_size = 5
+        assert list(kept.written()) == ["attribute 'cell.hidden_size'"]
+    assert model.cell._flat_weights is listed
+    assert model.cell.hidden_size == 2
