@@ -36,6 +36,7 @@ class KeptTensor:
         "owner",
         "pointer",
         "requires_grad",
+        "size",
         "value",
     )
 
@@ -47,6 +48,7 @@ class KeptTensor:
         self.bits = _bits(self.alias)
         self.copy = None if self.bits is None else self.bits.clone()
         self.pointer = 0 if self.bits is None else self.bits.data_ptr()
+        self.size = 0 if self.bits is None else self.bits.untyped_storage().nbytes()
 
     def moved(self) -> bool:
         """Whether it lies elsewhere, or has other flags or another gradient."""
@@ -88,7 +90,7 @@ class KeptTensor:
         tensor, bits = self.value, self.bits
         if bits is not None and self.copy is not None and self.overwritten():
             if bits.data_ptr() != self.pointer:  # the storage was resized
-                bits.untyped_storage().resize_(self.copy.nbytes)
+                bits.untyped_storage().resize_(self.size)
                 self.pointer = bits.data_ptr()
             with torch.inference_mode(bits.is_inference()):
                 bits.copy_(self.copy)

@@ -258,3 +258,34 @@ def test_recurrent_layers_do_not_write_when_they_list_other_parameters(
         assert list(kept.written()) == ["attribute 'cell.hidden_size'"]
     assert model.cell._flat_weights is listed
     assert model.cell.hidden_size == 2
+
+
+@pytest.mark.parametrize("write", ["entry", "shrunk"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.zeros(5000),
+        lambda: torch.zeros(5001),
+        lambda: torch.zeros(5001)[1:],
+        lambda: torch.zeros(8, 5, 20, 20).to(memory_format=torch.channels_last),
+        lambda: torch.zeros(5000, dtype=torch.bfloat16),
+        lambda: torch.zeros(5001, dtype=torch.bool),
+        lambda: torch.zeros(4097, dtype=torch.complex64),
+        lambda: torch.zeros(4097, dtype=torch.complex128),
+    ],
+    ids=["even", "odd", "offset", "channels last", "half", "bytes", "complex", "wide"],
+)
+def test_large_tensors_are_put_back_to_their_last_entry(
+    make: Callable[[], Tensor], write: str
+) -> None:
+    module = nn.Module()
+    module.large = tensor = make()
+    size = tensor.untyped_storage().nbytes()
+    with evaluation_mode(module) as kept:
+        if write == "entry":
+            tensor.data[(-1,) * tensor.dim()] = 1
+        else:
+            tensor.untyped_storage().resize_(0)
+        assert kept.rewritten()
+    assert tensor.untyped_storage().nbytes() == size
+    assert not tensor.any()
