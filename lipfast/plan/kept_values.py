@@ -35,9 +35,9 @@ class KeptTensor:
         "grad",
         "leaf",
         "owner",
-        "pointer",
         "requires_grad",
         "size",
+        "storage",
         "value",
     )
 
@@ -48,8 +48,8 @@ class KeptTensor:
         self.grad = tensor.grad if self.leaf else None
         self.bits = _in_words(_bits(self.alias))
         self.copy = None if self.bits is None else self.bits.clone()
-        self.pointer = 0 if self.bits is None else self.bits.data_ptr()
-        self.size = 0 if self.bits is None else self.bits.untyped_storage().nbytes()
+        self.storage = None if self.bits is None else self.bits.untyped_storage()
+        self.size = 0 if self.storage is None else self.storage.nbytes()
 
     def moved(self) -> bool:
         """Whether it lies elsewhere, or has other flags or another gradient."""
@@ -72,9 +72,9 @@ class KeptTensor:
 
     def overwritten(self) -> bool:
         """Whether there are other bits where it lay."""
-        if self.bits is None or self.copy is None:
+        if self.bits is None or self.copy is None or self.storage is None:
             return False
-        return self.bits.data_ptr() != self.pointer or not torch.equal(self.bits, self.copy)
+        return self.storage.nbytes() != self.size or not torch.equal(self.bits, self.copy)
 
     def differs(self) -> bool:
         """Whether it is not what it was."""
@@ -88,13 +88,12 @@ class KeptTensor:
 
     def restore(self) -> None:
         """Make it what it was; nothing is written where nothing was."""
-        tensor, bits = self.value, self.bits
-        if bits is not None and self.copy is not None and self.overwritten():
-            if bits.data_ptr() != self.pointer:  # the storage was resized
+        tensor, bits, copy = self.value, self.bits, self.copy
+        if bits is not None and copy is not None and self.overwritten():
+            if bits.untyped_storage().nbytes() != self.size:
                 bits.untyped_storage().resize_(self.size)
-                self.pointer = bits.data_ptr()
             with torch.inference_mode(bits.is_inference()):
-                bits.copy_(self.copy)
+                bits.copy_(copy)
         if not self.moved():
             return
         if self.leaf and not tensor.is_leaf:
@@ -111,10 +110,11 @@ def _bits(tensor: Tensor) -> Tensor | None:
     if tensor.is_meta or tensor.layout is not torch.strided:
         return None
     with suppress(RuntimeError, NotImplementedError, AttributeError):  # without a storage
-        kind = _BITS.get(tensor.dtype)
-        if kind is not None and tensor.is_contiguous():
+        kind, storage = _BITS.get(tensor.dtype), tensor.untyped_storage()
+        end = tensor.storage_offset() * tensor.itemsize + tensor.nbytes
+        # There is less memory than entries once a storage was resized to nothing.
+        if kind is not None and tensor.is_contiguous() and end <= storage.nbytes():
             return tensor.view(kind)
-        storage = tensor.untyped_storage()
         return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
     return None
 

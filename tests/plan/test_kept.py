@@ -289,3 +289,17 @@ def test_large_tensors_are_put_back_to_their_last_entry(
         assert kept.rewritten()
     assert tensor.untyped_storage().nbytes() == size
     assert not tensor.any()
+
+
+@pytest.mark.parametrize("size", [0, 8])
+def test_tensors_without_memory_are_left_without(size: int) -> None:
+    """A storage of parameters that are gathered when they are needed is emptied in between."""
+    module = nn.Module()
+    module.emptied = torch.zeros(5000)
+    module.emptied.untyped_storage().resize_(size)
+    with evaluation_mode(module):
+        module.emptied.untyped_storage().resize_(20000)
+        module.emptied.fill_(1.0)
+    assert module.emptied.untyped_storage().nbytes() == size
+    with evaluation_mode(module) as kept:
+        assert not kept.written()
