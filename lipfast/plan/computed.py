@@ -199,11 +199,11 @@ def _value_of(node: Node, state: _Evaluation) -> Enclosure:
             "of its error"
         )
     filled = _FILLED.get(node.op, ())  # a number there has no error
-    args = tuple(
+    entries = tuple(
         0.0 if index in filled and isinstance(argument, (int, float)) else argument
         for index, argument in enumerate(node.args)
     )
-    node = replace(node, args=args)
+    node = replace(node, args=entries)
     return Enclosure(value, _called(node, lambda ref: _error_of(state.value(ref))).abs())
 
 

@@ -110,7 +110,7 @@ def _variance(
 ) -> Enclosure:
     """``sum (x - mean)^2 / (n - correction)``; the schema without `dim` has `unbiased` there."""
     if isinstance(dim, bool):
-        dim, unbiased = None, dim
+        return _variance(x, None, dim)
     value = enclosed(x)
     axes = _axes(value.tensor, dim)
     away = plus(value, negative(_mean(value, axes, True)))
