@@ -101,7 +101,10 @@ def lock_of(model: nn.Module) -> threading.RLock:
 
 def copied(model: nn.Module) -> nn.Module:
     """A deep copy, also of a module that holds results of autograd: those without their graph."""
-    computed = Kept(model, _modules_of(model)).computed()
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError:  # of results of autograd; to look for them takes another copy
+        computed = Kept(model, _modules_of(model)).computed()
     return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
