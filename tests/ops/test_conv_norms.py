@@ -428,3 +428,23 @@ def test_circular_taps_that_cancel_come_to_an_end(kernel: list[float], size: int
     truth = float(torch.linalg.matrix_norm(matrix, 2))
     assert float(found.lower) <= truth * (1 + 1e-12)
     assert truth <= float(found.upper) <= truth * (1 + 1e-2) + 1e-8
+
+
+def test_native_searches_end(generator: torch.Generator) -> None:
+    """Symbols that vanish on a grid, and tolerances below rounding: within the cells they may."""
+    none = torch.empty(0, dtype=torch.float64)
+    random = torch.randn(2, 3, 3, 1, 4, 5, generator=generator, dtype=torch.float64)
+    flat = 1e-2 * random[:1, ..., :4]
+    flat[0, 1, 1, 0] += torch.eye(4, dtype=torch.float64)
+    cancelling = random - random.mean((1, 2), keepdim=True)
+    cases = [(cancelling, [1, 1, 1]), (random, [0, 0, 0]), (flat, [0, 0, 0]), (flat, [5, 4, 1])]
+    for taps, grid in cases:
+        for rtol in (1e-3, 1e-15, 5e-324):
+            for max_cells in (1, 300):
+                found = torch.ops.lipfast.conv_norms(
+                    [taps], [none], grid, rtol, max_cells, 0, 1 << 30
+                )
+                lower, upper, right = found[0], found[1], found[-1]
+                assert 0 <= float(lower) <= float(upper) < 20 * float(taps.abs().sum())
+                assert bool(torch.isfinite(right).all())
+    assert float(upper) < 2 * float(lower)
