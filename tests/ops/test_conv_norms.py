@@ -430,6 +430,36 @@ def test_circular_taps_that_cancel_come_to_an_end(kernel: list[float], size: int
     assert truth <= float(found.upper) <= truth * (1 + 1e-2) + 1e-8
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-200, 1e-310])
+def test_circular_taps_that_meet(scale: float, generator: torch.Generator) -> None:
+    """Longer kernels than the input, and dilations with a common divisor, in all ranges."""
+    for count in range(40):
+        taps, size, dilation = 2 + count % 4, 1 + count % 6, 1 + count % 3
+        reach = dilation * (taps - 1)
+        pads = (reach // 2, reach - reach // 2)
+        if max(pads) > size:
+            continue
+        kernel = scale * torch.randn(2, 3, taps, generator=generator, dtype=torch.float64)
+        found = lipfast.conv_norms(
+            [kernel],
+            input_sizes=[size],
+            padding=[(pads,)],
+            padding_mode="circular",
+            dilation=dilation,
+        )
+        matrix = conv_matrix(
+            kernel / scale,
+            (size,),
+            stride=(1,),
+            padding=[pads],
+            dilation=(dilation,),
+            padding_mode="circular",
+        )
+        value = scale * float(torch.linalg.svdvals(matrix)[0])
+        assert value * (1 - 1e-9) <= float(found.upper) <= value * 1.002
+        assert float(found.lower) <= value * (1 + 1e-9)
+
+
 def test_native_searches_end(generator: torch.Generator) -> None:
     """Symbols that vanish on a grid, and tolerances below rounding: within the cells they may."""
     none = torch.empty(0, dtype=torch.float64)
