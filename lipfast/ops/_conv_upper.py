@@ -181,7 +181,7 @@ def _periods(conv: ConvOperator) -> list[int]:
 
 
 def _wrapped(conv: ConvOperator, periods: Sequence[int]) -> tuple[ConvOperator, float]:
-    r"""The same circulant by taps that do not meet, and what its norm may be off by.
+    r"""A circulant by taps that do not meet, and what its norm may be off by.
 
     Tap t reads from place t modulo the period. Taps that meet may cancel; the symbol of others is
     as large as they are on some of the grid's frequencies (Parseval). The sums' errors are
