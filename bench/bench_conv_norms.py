@@ -88,7 +88,7 @@ def bench_supremum_512(benchmark: Benchmark, family: str, turn: int, implementat
 
 
 def lower_alone(channels: int, family: str) -> Callable[[], object]:
-    """Lower value at a tenth of the default tolerance, from the supremum's frequency and vector."""
+    """Lower value at the default tolerance, from the supremum's frequency and vector."""
     weight = kernel(channels, family)
     conv = conv_operator(
         weight,

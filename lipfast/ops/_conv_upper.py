@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +19,6 @@ from lipfast.ops.spectral_norms import SpectralNorms, spectral_norms
 from lipfast.rounding import UNIT_ROUNDOFF, widened
 
 # Circulants of up to so many frequencies are maximised exactly, not over all sizes.
-# Of the taps' size: where the symbol is that much smaller on a grid, the taps cancel there.
-_VANISHING = 1e-6
 _GRID_POINTS = 1024
 # Relative gap of a bound that is loose by more for other reasons.
 _LOOSE = 0.1
@@ -164,31 +163,40 @@ def bound_at_true_size(supremum: float, conv: ConvOperator, budget: Budget) -> f
             (unstrided,) = native_brackets([conv.taps(strided=False)], budget)
             bound = min(bound, unstrided.upper)
         return bound
-    if conv.mode == "circular" and set(conv.stride) == {1}:
-        sizes = [conv.input_size[a] if conv.kernel_size[a] > 1 else 1 for a in conv.tap_axes()]
-        if max(conv.kernel_size) > 1 and math.prod(sizes) <= _GRID_POINTS:
-            grid = sizes + [1] * (3 - len(sizes))
-            # Relative to a symbol that vanishes on the whole grid no search comes to an end.
-            largest, all_taps = _wrapped_taps(conv)
-            if largest <= _VANISHING * all_taps:
-                return min(supremum, largest)
-            (circulant,) = native_brackets([conv.taps()], budget, grid=grid)
-            return min(supremum, circulant.upper)
+    if conv.mode == "circular" and set(conv.stride) == {1} and max(conv.kernel_size) > 1:
+        periods = _periods(conv)
+        if math.prod(periods) <= _GRID_POINTS:
+            wrapped, rounding = _wrapped(conv, periods)
+            grid = [periods[axis] for axis in wrapped.tap_axes()] + [1] * (3 - wrapped.axes)
+            (circulant,) = native_brackets([wrapped.taps()], budget, grid=grid)
+            bound = circulant.upper
+            return min(supremum, widened(bound + rounding, 2) if rounding > 0 else bound)
     return supremum
 
 
-def _wrapped_taps(conv: ConvOperator) -> tuple[float, float]:
-    r"""A bound of a circulant's norm, $\sum_j \|W'_j\|_F$, and $\sum_t \|W_t\|_F$.
+def _periods(conv: ConvOperator) -> list[int]:
+    """How many places the taps of a circulant have per axis, 1 where there is one tap."""
+    sizes = zip(conv.kernel_size, conv.input_size, conv.dilation, strict=True)
+    return [size // math.gcd(size, step) if taps > 1 else 1 for taps, size, step in sizes]
 
-    $W'_j$ is the sum of the taps $W_t$ that the input's size wraps onto offset j: a sum of
-    permutations with these coefficients. Its rounding is added.
+
+def _wrapped(conv: ConvOperator, periods: Sequence[int]) -> tuple[ConvOperator, float]:
+    r"""A circulant by taps that do not meet, and what its norm may be off by.
+
+    Tap t reads from place t modulo the period. Taps that meet may cancel; the symbol of others is
+    as large as they are on some of the grid's frequencies (Parseval). The sums' errors are
+    coefficients of permutations, and all their entries together at most n u times the taps' (no
+    rounding of a sum is an underflow).
     """
-    wrapped = conv.weight.detach().to(torch.float64)
-    taps = float(wrapped.flatten(2).norm(dim=(0, 1)).sum())
-    for axis, (size, step) in enumerate(zip(conv.input_size, conv.dilation, strict=True), start=2):
-        places = torch.arange(wrapped.shape[axis], device="cpu") * step % size
-        shape = (*wrapped.shape[:axis], size, *wrapped.shape[axis + 1 :])
-        wrapped = wrapped.new_zeros(shape).index_add_(axis, places, wrapped)
-    roundings = math.prod(conv.kernel_size) + 8
-    largest = float(wrapped.flatten(2).norm(dim=(0, 1)).sum())
-    return widened(largest + roundings * UNIT_ROUNDOFF * taps, wrapped.numel() + 8), taps
+    weight = conv.weight.detach()
+    if all(taps <= period for taps, period in zip(conv.kernel_size, periods, strict=True)):
+        return conv, 0.0
+    weight = weight.to(torch.float64)
+    size = float(weight.abs().sum()) * (1 + 2.0**-20)  # with the rounding of this
+    for axis, (taps, period) in enumerate(zip(conv.kernel_size, periods, strict=True), start=2):
+        if taps > period:
+            shape = (*weight.shape[:axis], period, *weight.shape[axis + 1 :])
+            places = torch.arange(taps, device="cpu") % period
+            weight = weight.new_zeros(shape).index_add_(axis, places, weight)
+    rounding = math.prod(conv.kernel_size) * UNIT_ROUNDOFF * size
+    return replace(conv, weight=weight), math.nextafter(rounding, math.inf)

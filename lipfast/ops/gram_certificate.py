@@ -18,6 +18,8 @@ from lipfast.ops.vectors import Vectors
 from lipfast.rounding import WIDE, wide_gamma
 
 _ATTEMPTS = 7
+# Of a proof and a lower bound from its factor; the vectors that this is found among.
+_ROUNDS, _SUBSPACE = 8, 8
 
 
 @dataclass(frozen=True)
@@ -115,15 +117,17 @@ def _bound_squares(b: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _top_vector(matrix: Tensor, factor: Tensor) -> Tensor:
-    """A right vector near the top singular one: inverse iteration with (t I - B B^T)^-1."""
+    """A right vector near the top singular one: subspace iteration with (t I - B B^T)^-1.
+
+    t may be further from the top than the next singular values are: a few vectors find it there.
+    """
     generator = torch.Generator(device="cpu").manual_seed(0)
-    vector = torch.randn(len(factor), 1, generator=generator, dtype=torch.float64, device="cpu").to(
-        matrix.device
-    )
+    size = len(factor), min(_SUBSPACE, len(factor))
+    basis = torch.randn(size, generator=generator, dtype=torch.float64, device="cpu").to(factor)
     for _ in range(4):
-        vector = torch.cholesky_solve(vector, factor)
-        vector = vector / vector.norm()
-    vector = vector[:, 0]
+        basis = torch.linalg.qr(torch.cholesky_solve(basis, factor))[0]
+    projected = basis.mT @ torch.cholesky_solve(basis, factor)
+    vector = basis @ torch.linalg.eigh(projected)[1][:, -1]
     right: Tensor = matrix.detach().double().mT @ vector if is_wide(*matrix.shape) else vector
     right = right / right.abs().amax()
     unit: Tensor = right / right.norm()
@@ -153,7 +157,7 @@ def _tightened(
     lower, upper, passes = found.lower.tolist(), found.upper.tolist(), found.passes.tolist()
     codes, right, left = found.codes.tolist(), list(found.right), list(found.left)
     todo = [index for index, value in enumerate(lower) if value > 0 and codes[index] != CHOLESKY]
-    for _ in range(2):
+    for _ in range(_ROUNDS):
         some = [matrices[index] for index in todo]
         proofs = prove_upper_bounds(
             some, [lower[index] for index in todo], rtol=rtol, memory=memory
@@ -168,14 +172,16 @@ def _tightened(
         ]
         if not loose:
             break
-        todo = [index for index, _ in loose]
-        better = estimate([matrices[index] for index in todo], [start for _, start in loose])
-        new_passes = better.passes.tolist()
-        for position, (index, value) in enumerate(zip(todo, better.lower.tolist(), strict=True)):
+        better = estimate([matrices[index] for index, _ in loose], [start for _, start in loose])
+        new_passes, todo = better.passes.tolist(), []
+        for position, ((index, _), value) in enumerate(
+            zip(loose, better.lower.tolist(), strict=True)
+        ):
             passes[index] += new_passes[position]
             if value > lower[index]:
                 lower[index] = value
                 right[index], left[index] = better.right[position], better.left[position]
+                todo.append(index)
 
     def like(values: list[Any], tensor: Tensor) -> Tensor:
         return torch.tensor(values, dtype=tensor.dtype, device=tensor.device)

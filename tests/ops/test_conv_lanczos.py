@@ -171,7 +171,7 @@ def _ritz_share(values: Tensor, start: Tensor, ritz: object, steps: int) -> floa
             for q in basis:
                 image = image - (q @ image) * q
         basis.append(image / image.norm())
-    vector = torch.as_tensor(ritz) @ torch.stack(basis)
+    vector = torch.as_tensor(ritz, dtype=torch.float64) @ torch.stack(basis)
     return float(vector[0] ** 2 / (vector @ vector))
 
 

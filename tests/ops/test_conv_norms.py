@@ -428,3 +428,53 @@ def test_circular_taps_that_cancel_come_to_an_end(kernel: list[float], size: int
     truth = float(torch.linalg.matrix_norm(matrix, 2))
     assert float(found.lower) <= truth * (1 + 1e-12)
     assert truth <= float(found.upper) <= truth * (1 + 1e-2) + 1e-8
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-200, 1e-310])
+def test_circular_taps_that_meet(scale: float, generator: torch.Generator) -> None:
+    """Longer kernels than the input, and dilations with a common divisor, in all ranges."""
+    for count in range(40):
+        taps, size, dilation = 2 + count % 4, 1 + count % 6, 1 + count % 3
+        reach = dilation * (taps - 1)
+        pads = (reach // 2, reach - reach // 2)
+        if max(pads) > size:
+            continue
+        kernel = scale * torch.randn(2, 3, taps, generator=generator, dtype=torch.float64)
+        found = lipfast.conv_norms(
+            [kernel],
+            input_sizes=[size],
+            padding=[(pads,)],
+            padding_mode="circular",
+            dilation=dilation,
+        )
+        matrix = conv_matrix(
+            kernel / scale,
+            (size,),
+            stride=(1,),
+            padding=[pads],
+            dilation=(dilation,),
+            padding_mode="circular",
+        )
+        value = scale * float(torch.linalg.svdvals(matrix)[0])
+        assert value * (1 - 1e-9) <= float(found.upper) <= value * 1.002
+        assert float(found.lower) <= value * (1 + 1e-9)
+
+
+def test_native_searches_end(generator: torch.Generator) -> None:
+    """Symbols that vanish on a grid, and tolerances below rounding: within the cells they may."""
+    none = torch.empty(0, dtype=torch.float64)
+    random = torch.randn(2, 3, 3, 1, 4, 5, generator=generator, dtype=torch.float64)
+    flat = 1e-2 * random[:1, ..., :4]
+    flat[0, 1, 1, 0] += torch.eye(4, dtype=torch.float64)
+    cancelling = random - random.mean((1, 2), keepdim=True)
+    cases = [(cancelling, [1, 1, 1]), (random, [0, 0, 0]), (flat, [0, 0, 0]), (flat, [5, 4, 1])]
+    for taps, grid in cases:
+        for rtol in (1e-3, 1e-15, 5e-324):
+            for max_cells in (1, 300):
+                found = torch.ops.lipfast.conv_norms(
+                    [taps], [none], grid, rtol, max_cells, 0, 1 << 30
+                )
+                lower, upper, right = found[0], found[1], found[-1]
+                assert 0 <= float(lower) <= float(upper) < 20 * float(taps.abs().sum())
+                assert bool(torch.isfinite(right).all())
+    assert float(upper) < 2 * float(lower)

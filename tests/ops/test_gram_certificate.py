@@ -21,9 +21,8 @@ def estimate(matrices: list[Tensor], starts: list[Tensor], max_passes: int = 300
     """As the CUDA op, lower bounds only; upper ones infinite."""
     if starts:
         return estimate_near(matrices, starts, max_passes)
-    # With this seed, as with one in five, a few passes are refined to the end below.
     flat = torch.ops.lipfast.spectral_norms(
-        matrices, starts, False, 1e-6, max_passes, False, 2, MEMORY
+        matrices, starts, False, 1e-6, max_passes, False, 0, MEMORY
     )
     lower, upper, passes, codes, right, left = flat
     return Brackets(
@@ -122,8 +121,10 @@ def test_tight(generator: torch.Generator) -> None:
     assert set(found.codes.tolist()) == {1}
 
 
-def test_a_dense_spectrum_is_refined(generator: torch.Generator) -> None:
+@pytest.mark.parametrize("seed", range(10))
+def test_a_dense_spectrum_is_refined(seed: int) -> None:
     """Few passes are far from enough here; the failed shifts lead to a better start."""
+    generator = torch.Generator().manual_seed(seed)
     entry = with_spectrum("dense at the top", 64, 64, 0, generator)
     before = estimate([entry.matrix], [], max_passes=12)
     found = bracket([entry.matrix], max_passes=12)

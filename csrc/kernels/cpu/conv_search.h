@@ -2,6 +2,7 @@
 // ConvCover are tested and how large tau becomes, nothing else.
 #pragma once
 
+#include <algorithm>
 #include <array>
 
 #include "conv_ascent.h"
@@ -22,7 +23,8 @@ class ConvSearch final : public CellChoices {
 
  private:
   // A gap of 0.6 rtol: what is left serves kernels nearby, whose bound is this one's and that of the difference.
-  double delta() const { return 1.2 * problem_.rtol; }
+  // Less than a few roundings would raise nothing.
+  double delta() const { return std::max(1.2 * problem_.rtol, 64 * kUnitRoundoff); }
   void take(SymbolMaximum found);
   void estimate();
   void spend_no_more();

@@ -58,7 +58,8 @@ bool orthonormal_polynomials(const double* diagonal, const double* off, int64_t 
 }
 
 // The largest share of the start's squared length in the eigenspace of `value`, above all Ritz values: 1 / sum p_j^2
-// (Christoffel's function), whatever the operator.
+// (Christoffel's function), whatever the operator. lipfast/ops/_conv_lanczos.py has the same in Python, where the
+// operator is torch's convolution.
 inline double unseen_share(const double* diagonal, const double* off, int64_t size, double value) {
   double sum = 0;
   const bool finite = orthonormal_polynomials(diagonal, off, size, value, [&](int64_t, double p) { sum += p * p; });

@@ -78,7 +78,7 @@ inline double second_eigenvalue(const double* diagonal, const double* off, int64
 // off-diagonals that vector is positive. work: 2 n values.
 inline void top_eigenvector(const double* diagonal, const double* off, int64_t n, double largest, double* y,
                             double* work) {
-  const double x = largest * (1 + 1e-15), floor = -1e-16 * fabs(largest);
+  const double x = largest * (1 + 1e-15), floor = -larger(1e-16 * fabs(largest), 1e-300);
   double *d = work, *l = work + n;
   for (int64_t i = 0; i < n; ++i) {
     y[i] = 1;
