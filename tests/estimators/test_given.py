@@ -198,6 +198,7 @@ def test_a_rule_that_only_the_graph_for_bounds_uses_is_named(op: str) -> None:
             return (first + second + (first - second).abs()) / 2
 
     plan = Plan.trace(Largest(), torch.zeros(2, 4))
+    assert plan.upper({}).given == ()
     rule(op)(slope_of_one)
     for bound in (plan.upper({}), lipfast.upper_bound(Largest(), torch.zeros(2, 4))):
         assert bound.given == (op,)
