@@ -324,7 +324,7 @@ def _error_choice(arguments: Arguments, errors: Errors, output: Tensor) -> Tenso
         zero = output.new_zeros(())
         parts.append(zero if error is None else aligned(error, choice, output.dim()))
     table = aligned(arguments.value(mask), mask, output.dim()).bool()
-    return torch.where(table, *parts).expand_as(output)
+    return torch.where(table, parts[0], parts[1]).expand_as(output)
 
 
 def _choice_magnitude(call: Call) -> Magnitude:
