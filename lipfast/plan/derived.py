@@ -11,8 +11,11 @@ from lipfast.plan.split import without_bound
 from lipfast.rules.registry import RULES, Rule, require_rules
 
 Found = TypeVar("Found")
-# What affine maps are merged into, whatever the graph holds.
-_MERGED = "aten.linear"
+# Ops that graphs for bounds may hold, whatever was traced.
+_MADE = {
+    *("aten.linear", "aten.maximum", "aten.minimum"),
+    *("lipfast.composition", "lipfast.parts", "lipfast.residual"),
+}
 _KEY = "_derived"
 # Ops, their rules, and what was derived under these.
 _Kept = tuple[tuple[str, ...], tuple[Rule | None, ...], dict[str, Any]]
@@ -66,7 +69,7 @@ def underived(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ops_of(instance: HasGraph) -> tuple[str, ...]:
-    return tuple({node.op for node in (*instance.graph.nodes, *instance.computed)} | {_MERGED})
+    return tuple({node.op for node in (*instance.graph.nodes, *instance.computed)} | _MADE)
 
 
 def _found(instance: HasGraph) -> dict[str, Any]:

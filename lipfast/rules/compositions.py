@@ -28,10 +28,14 @@ from lipfast.rules.upward import Upward
 
 # Cells whose slope may exceed the best one by less than this are not halved.
 RTOL = 1e-9
+# As many, or more for many functions.
 _MOST_CELLS = 1 << 15
+_CELLS_OF_ONE = 128
 _MOST_ROUNDS = 100
-# Functions that differ in their parameters: more are taken together.
-_MOST_ROWS = 256
+# Functions that differ in their parameters: of more, those are taken together whose numbers agree
+# in signs and leading bits: in 19 of the 63 behind the sign at first, then in fewer.
+_MOST_ROWS = 512
+_LAST_BITS = range(44, 64)
 # Half-lines begin at one of these.
 _STARTS = tuple(4.0**power for power in range(1, 24))
 _GRID = np.concatenate([-(2.0 ** np.arange(-8, 40, 0.5)), 2.0 ** np.arange(-8, 40, 0.5)])
@@ -87,9 +91,29 @@ class _Functions:
         """The rows apart by the signs of their numbers, which decide what they do far away."""
         if not self.tensors:
             return [self]
-        signs = np.stack([np.sign(self.low), np.sign(self.high)], 1).reshape(len(self.low), -1)
-        kinds, own = np.unique(signs, axis=0, return_inverse=True)
-        return [self.rows(own.reshape(-1) == kind) for kind in range(len(kinds))]
+        own = _kinds(self.low, self.high, _LAST_BITS[-1])
+        return [self.rows(own == kind) for kind in range(own.max() + 1)]
+
+
+def _kinds(low: Array, high: Array, last_bits: int) -> Indices:
+    """For every row its kind: rows of one agree in signs and in all but the last bits."""
+    ends = np.concatenate([low, high], 1)
+    leading = (np.abs(ends).view(np.int64) >> last_bits) + 1
+    kinds: Indices = np.unique(np.sign(ends) * leading, axis=0, return_inverse=True)[1]
+    return kinds.reshape(-1)
+
+
+def _fewer(low: Array, high: Array) -> tuple[Array, Array]:
+    """Rows that hold the given ones: not many, each of numbers of one sign where those are."""
+    for last_bits in _LAST_BITS:
+        if len(low) <= _MOST_ROWS:
+            break
+        own = _kinds(low, high, last_bits)
+        order = np.argsort(own, kind="stable")
+        starts = np.searchsorted(own[order], np.arange(own.max() + 1))
+        low = np.minimum.reduceat(low[order], starts)
+        high = np.maximum.reduceat(high[order], starts)
+    return low, high
 
 
 def tensors_of(program: Program) -> list[Reference]:
@@ -135,7 +159,8 @@ def _inside(functions: _Functions, reach: float) -> Extent:
     count = len(functions.low)
     row = np.repeat(np.arange(count), len(ends) - 1)
     low, high = np.tile(ends[:-1], count), np.tile(ends[1:], count)
-    best = bound = size = 0.0
+    bound = size = 0.0
+    best = 2.0**-1000  # no slope below is worth a search
     for turn in range(_MOST_ROUNDS):
         middle = low + (high - low) / 2
         radius = up(np.maximum(high - middle, middle - low))
@@ -146,7 +171,7 @@ def _inside(functions: _Functions, reach: float) -> Extent:
             size = float(jet.value.size.max())
         best = max(best, float(own.slope.least.max()))
         narrow = (middle <= low) | (middle >= high)
-        last = turn == _MOST_ROUNDS - 1 or len(low) > _MOST_CELLS
+        last = turn == _MOST_ROUNDS - 1 or len(low) > max(_MOST_CELLS, _CELLS_OF_ONE * count)
         open_ = (slopes > best * (1.0 + RTOL)) & ~narrow & (not last)
         bound = max(bound, float(slopes[~open_].max(initial=0.0)))
         if not open_.any():
@@ -173,10 +198,7 @@ def _numbers(call: Call, program: Program) -> tuple[bytes, int]:
             ends += [down(value - radius), up(value + radius)]
     rows = np.stack([end.reshape(-1) for end in np.broadcast_arrays(*ends)], 1)
     rows = np.unique(rows, axis=0)
-    low, high = rows[:, 0::2], rows[:, 1::2]
-    if len(rows) > _MOST_ROWS:  # neighbours together
-        starts = np.arange(_MOST_ROWS) * len(rows) // _MOST_ROWS
-        low, high = np.minimum.reduceat(low, starts), np.maximum.reduceat(high, starts)
+    low, high = _fewer(rows[:, 0::2], rows[:, 1::2])
     return np.stack([low, high]).astype(np.float64).tobytes(), len(low)
 
 

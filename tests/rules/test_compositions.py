@@ -135,17 +135,32 @@ def test_slopes_are_parameters(beta: tuple[float, ...]) -> None:
     assert 0.0 < lower.value <= bound.value
 
 
+class Gate(nn.Module):
+    """``c x sigmoid(b x)`` with numbers for every feature."""
+
+    def __init__(self, b: Tensor, c: Tensor | float = 1.0) -> None:
+        super().__init__()
+        self.b = nn.Parameter(b)
+        self.c = nn.Parameter(torch.as_tensor(c))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c * x * torch.sigmoid(self.b * x)
+
+
 def test_signs_of_parameters_differ() -> None:
-    class Gate(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.b = nn.Parameter(torch.tensor([-2.0, 0.0, 0.7]))
+    gate = Gate(torch.tensor([-2.0, 0.0, 0.7]))
+    plan = Plan.trace(gate, torch.zeros(2, 3))
+    assert plan.upper(gate.state_dict()).value == pytest.approx(pointwise.SILU, rel=1e-6)
 
-        def forward(self, x: Tensor) -> Tensor:
-            return x * torch.sigmoid(self.b * x)
 
-    plan = Plan.trace(Gate(), torch.zeros(2, 3))
-    assert plan.upper(Gate().state_dict()).value == pytest.approx(pointwise.SILU, rel=1e-6)
+@pytest.mark.parametrize(("count", "room"), [(301, 1e-6), (2001, 0.06), (20_000, 0.06)])
+def test_many_features_with_numbers_of_all_sizes_and_signs(count: int, room: float) -> None:
+    sizes = torch.logspace(-4, 1, count // 2)
+    b = torch.cat([sizes, -sizes.flip(0), torch.zeros(count % 2)])
+    for gate in (Gate(b), Gate(b, torch.linspace(-1, 1, count))):
+        plan = Plan.trace(gate, torch.zeros(2, count))
+        bound = plan.upper(gate.state_dict())
+        assert pointwise.SILU * (1 - 1e-9) <= bound.value <= pointwise.SILU * (1 + room)
 
 
 def test_the_graph_that_is_evaluated_stays_as_it_was() -> None:
