@@ -23,6 +23,7 @@ from lipfast.plan.batch_first import samples_in_front
 from lipfast.plan.canonical import TRAINING_FLAGS
 from lipfast.plan.modules import evaluation_mode, require_floating_modules
 from lipfast.plan.outputs import is_known_to_torch, returned_tensors, returning_tensors
+from lipfast.plan.strays import Strays
 from lipfast.plan.untraceable import SizesFixed, head_line, reason, require_any_number, where
 from lipfast.rules.registry import rule_of
 
@@ -137,25 +138,38 @@ def exported(
     if isinstance(module, torch.jit.ScriptModule):
         raise TraceError("TorchScript modules cannot be traced: give the original nn.Module")
     require_floating_modules(module)
-    sizes = SizesFixed()
+    sizes, strays = SizesFixed(), Strays(module)
     try:
-        program = _exported(module, inputs, sizes, within)
-    except Exception as error:  # user code runs here: anything may come out
+        program = _exported(module, inputs, sizes, within, strays)
+    except BaseException as error:  # user code runs here: anything may come out
+        strays.drop()
+        if not isinstance(error, Exception):
+            raise
         outputs = _require_evaluates(module, inputs)
         found = tuple(returned_tensors(outputs))  # or what it returns holds none that can be seen
         if found and not is_known_to_torch(outputs):
             with evaluation_mode(module):
                 return exported(returning_tensors(module), inputs, within)
         raise TraceError(reason(type(module).__name__, error, sizes.at)) from error
+    holders = strays.drop(program)
     require_any_number(type(module).__name__, program)
     # What goes through Tensor.data leaves no trace in the graph: only an evaluation shows it.
     if not any(value.is_meta for value in (*module.parameters(), *module.buffers())):
-        _require_evaluates(module, inputs)
+        _require_evaluates(module, inputs)  # which also writes over what the trace wrote elsewhere
+    if holders and (holders := strays.drop(program)):
+        raise TraceError(
+            f"{type(module).__name__} keeps tensors of its trace outside of the module, in "
+            f"{', '.join(holders)}: they hold no numbers. Set it anew, and keep it in the module"
+        )
     return program
 
 
 def _exported(
-    module: nn.Module, inputs: tuple[Tensor, ...], sizes: logging.Handler, within: _Within
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    sizes: logging.Handler,
+    within: _Within,
+    strays: Strays,
 ) -> ExportedProgram:
     shapes = tuple({0: Dim.DYNAMIC} for _ in inputs)
     # Without gradients a model's own no_grad blocks leave no trace in the graph. The module comes
@@ -168,6 +182,7 @@ def _exported(
         torch.no_grad(),
         warnings.catch_warnings(),
         _quiet_export(sizes),
+        strays,
     ):
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", UserWarning)

@@ -41,6 +41,7 @@ _ATOMS = frozenset(
 )
 # A reference to a trainer leads to the whole program: objects are followed this far.
 _DEEPEST_KEPT = 3
+_LIBRARIES = frozenset(("torch", "builtins", "typing", "abc"))
 _KINDS_KEPT = frozenset((dict, OrderedDict, list, set))
 # These layers list their parameters anew whenever they are given others.
 _RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
@@ -250,6 +251,12 @@ def _bit_generator(generator: Any, owner: Owner) -> KeptState:
 def _torch_generators() -> tuple[torch.Generator, ...]:
     on_cuda = torch.cuda.default_generators  # none before the first use
     return (torch.default_generator, *on_cuda)
+
+
+def users_classes(modules: Iterable[nn.Module]) -> list[type]:
+    """The classes that modules are of, and those they inherit from, but for torch's."""
+    kinds = {kind for module in modules for kind in type(module).__mro__}
+    return [kind for kind in kinds if kind.__module__.partition(".")[0] not in _LIBRARIES]
 
 
 def _slots(kind: type) -> tuple[str, ...]:
