@@ -18,8 +18,6 @@ from lipfast.rules.upward import Upward
 class Guarded:
     """A part of a rule: errors inside that are not lipfast's own name the op and the part.
 
-    An object, not a function: where it was written is not said to be inside lipfast.
-
     Args:
         op: whose rule it is.
         name: of the part, such as ``evaluate``.

@@ -362,7 +362,7 @@ def ship() -> None:
 def users_rules(nodes: Iterable[Node]) -> set[str]:
     """Ops of nodes whose rules are not lipfast's own: what is proved of them is given them."""
     ops = {node.op for node in nodes}
-    return {op for op in ops if op in RULES and RULES[op] is not _SHIPPED.get(op)}
+    return {op for op in ops if op in RULES and not written_here(RULES[op])}
 
 
 def rule_of(op: str) -> Rule:
@@ -372,9 +372,7 @@ def rule_of(op: str) -> Rule:
 
 def written_here(entry: Rule) -> bool:
     """Whether a rule is lipfast's own, not a user's."""
-    # Where it was written: `__module__` is copied by functools.wraps.
-    home = getattr(entry.bound, "__globals__", {}).get("__name__", "")
-    return str(home).startswith("lipfast.rules.")
+    return _SHIPPED.get(entry.op) is entry
 
 
 def lookup(op: str) -> Rule:

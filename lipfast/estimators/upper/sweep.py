@@ -22,7 +22,7 @@ from lipfast.plan.architecture import Architecture
 from lipfast.plan.fold import FoldedGraph
 from lipfast.plan.layers import Layer
 from lipfast.rules.magnitude import Magnitude
-from lipfast.rules.registry import RULES, Call, Rule, lookup, users_rules, written_here
+from lipfast.rules.registry import RULES, Call, Rule, lookup, written_here
 from lipfast.rules.upward import Upward, p_norm
 
 ZERO = Upward.of(0.0)
@@ -142,6 +142,7 @@ def _step(
         return plan.constants[reference.name].shape
 
     rule = lookup(node.op)
+    own = written_here(rule)
     kinds = ("node", "parameter", "constant")
     references = tuple(ref for ref in node.references() if ref.kind in kinds)
     names = tuple(ref.name if ref.kind == "node" else None for ref in references)
@@ -152,8 +153,8 @@ def _step(
         references,
         names,
         tuple(shape(reference) for reference in references),
-        Operation(node.name, node.op, node.module, operands, layer, bool(users_rules([node]))),
-        written_here(rule) and None not in names,
+        Operation(node.name, node.op, node.module, operands, layer, not own),
+        own and None not in names,
     )
 
 
