@@ -12,6 +12,7 @@ from lipfast.graph.nodes import Graph, Node, Reference, needed
 from lipfast.plan.repeated import join_repeated
 from lipfast.rules.compositions import composition
 from lipfast.rules.formulas import FORMULAS, Formula, lowered
+from lipfast.rules.products import divides
 from lipfast.rules.registry import rule_of, written_here
 
 # Their own rules know no bound without those of their operand.
@@ -71,7 +72,7 @@ def _sources(graph: Graph) -> dict[str, tuple[str, ...]]:
 def _joined(node: Node, graph: Graph, sources: Mapping[str, tuple[str, ...]]) -> Node:
     source = sources[node.name][0]
     operands = node.names("node")
-    meets = len(operands) > 1 or node.op in _NEED_MORE or _divides(node)
+    meets = len(operands) > 1 or node.op in _NEED_MORE or divides(node)
     alone = set(operands) == {source} and node.op not in _STEEP
     if source == node.name or not meets or alone:
         return node
@@ -80,12 +81,6 @@ def _joined(node: Node, graph: Graph, sources: Mapping[str, tuple[str, ...]]) ->
     if position is None:
         return node
     return composition(Reference("node", source), node, formula.finished(position))
-
-
-def _divides(node: Node) -> bool:
-    """Whether the divisor is an activation."""
-    divisor = node.args[1] if node.op == "aten.div" and len(node.args) > 1 else None
-    return isinstance(divisor, Reference) and divisor.kind == "node"
 
 
 def _put(

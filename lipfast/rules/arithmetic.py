@@ -46,9 +46,13 @@ def _aligned(arguments: Arguments, argument: Argument) -> Tensor | float:
     """Return an operand of a broadcasting op, its sample dimensions aligned from the right."""
     if isinstance(argument, (bool, int, float)):
         return float(argument)
-    value = arguments.value(argument)
+    return aligned(arguments.value(argument), argument, len(arguments.node.shape) + 2)
+
+
+def aligned(value: Tensor, argument: Argument, rank: int) -> Tensor:
+    """An operand, or its error, with as many dimensions: those missing before the sample's."""
     leading = 2 if isinstance(argument, Reference) and argument.kind == "node" else 1
-    ones = [1] * max(0, len(arguments.node.shape) + 2 - value.dim())
+    ones = [1] * (rank - value.dim())
     return value.reshape(*value.shape[:leading], *ones, *value.shape[leading:])
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import cast
 
 from torch import Tensor
 
-from lipfast.graph.nodes import Argument, Node
+from lipfast.graph.nodes import Node
 from lipfast.ops import chain_stages
 from lipfast.rules.affine import parameters_supported
 from lipfast.rules.registry import Arguments, Call, ConvSettings, Errors, LayerRequest, rule
@@ -45,21 +46,12 @@ def settings(node: Node) -> ConvSettings:
     named = node.argument(4, "padding") if isinstance(node.argument(4, "padding"), str) else None
     dilation, groups = axis(5, "dilation", 1), int(node.number(6, "groups", 1))
     if node.argument(7, "padding_mode") == "circular":  # see `plan.circular`
-        return ConvSettings(stride, (0,) * axes, dilation, groups, wrapped=_pairs(node.args[4]))
+        wrapped = cast("tuple[tuple[int, int], ...]", node.args[4])
+        return ConvSettings(stride, (0,) * axes, dilation, groups, wrapped=wrapped)
     if named == "same":
         return ConvSettings(stride, "same", dilation, groups)
     padding = (0,) * axes if named == "valid" else axis(4, "padding", 0)
     return ConvSettings(stride, padding, dilation, groups)
-
-
-def _pairs(padding: Argument) -> tuple[tuple[int, int], ...]:
-    assert isinstance(padding, tuple)
-    pairs = [
-        [side for side in pair if isinstance(side, int)]
-        for pair in padding
-        if isinstance(pair, tuple)
-    ]
-    return tuple((left, right) for left, right in pairs)
 
 
 def _convolution_layer(node: Node) -> LayerRequest:

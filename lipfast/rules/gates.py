@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from lipfast.graph.nodes import Node
+from lipfast.norms import dual_norm
 from lipfast.rounding import UNIT_ROUNDOFF, widened
 from lipfast.rules.pointwise import SIGMOID
 from lipfast.rules.products import ADVICE, error_of_product
@@ -50,5 +49,4 @@ def gated(call: Call) -> Upward:
     parts = [Upward.of(1.0), call.magnitudes[0].entry * SIGMOID]
     if parts[1].unbounded:
         return call.unbounded(f"{call.node.op}: {ADVICE}")
-    dual = {1: math.inf, 2: 2.0, math.inf: 1}[call.norm]
-    return call.input * p_norm(parts, dual)
+    return call.input * p_norm(parts, dual_norm(call.norm))

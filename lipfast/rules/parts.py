@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import cast
 
 from lipfast.graph.nodes import Argument, Node
+from lipfast.norms import Norm, dual_norm
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.registry import Call, rule, rule_of, written_here
 from lipfast.rules.upward import Upward, p_norm
@@ -86,6 +87,5 @@ def _kept(call: Call, inner: Call, found: Upward | float) -> Upward:
     return found if isinstance(found, Upward) else Upward.of(found)
 
 
-def _together(alone: Sequence[Upward], op: str, norm: float) -> Upward:
-    dual = {1: math.inf, 2: 2, math.inf: 1}[norm]
-    return p_norm(alone, math.inf if op in _JOINS else dual)
+def _together(alone: Sequence[Upward], op: str, norm: Norm) -> Upward:
+    return p_norm(alone, math.inf if op in _JOINS else dual_norm(norm))

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from lipfast.graph.nodes import Argument, Node, Reference
 from lipfast.ops.chain_stages import Flatten
+from lipfast.rules.arithmetic import aligned
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.pooling import error_of_moved_entries, power, same_entries
+from lipfast.rules.products import copy_count
 from lipfast.rules.registry import Arguments, Call, Dimensions, Errors, rule
 from lipfast.rules.upward import Upward, p_norm
 
@@ -294,60 +296,41 @@ def join(call: Call) -> Upward:
     return p_norm(call.operands, call.norm)
 
 
+def _choices(node: Node) -> tuple[Argument, tuple[Argument, ...]]:
+    """The mask; what is chosen where it is true, and where it is not."""
+    if node.op == "aten.where":
+        return node.args[0], node.args[1:3]
+    return node.args[1], (node.args[2], node.args[0])
+
+
 def _choice_supported(node: Node) -> str | None:
     """The mask is fixed; what it chooses from is of activations, at least one."""
-    mask, others = (node.args[0], node.args[1:3]) if node.op == "aten.where" else (node.args[1], ())
+    mask, choices = _choices(node)
     if not isinstance(mask, Reference) or mask.kind == "node":
         return "with a mask that depends on the input"
-    active = [v for v in (node.args[0], *others) if isinstance(v, Reference) and v.kind == "node"]
-    filled = node.op == "aten.where" or not _is_active(node.args[2])
-    return None if active and filled else "of other things than activations"
-
-
-def _is_active(argument: Argument) -> bool:
-    return isinstance(argument, Reference) and argument.kind == "node"
-
-
-def _choices(node: Node) -> tuple[Reference, tuple[Argument, Argument]]:
-    """The mask, what is chosen where it is true, and where it is not."""
-    if node.op == "aten.where":
-        return node.reference(0), (node.args[1], node.args[2])
-    return node.reference(1), (node.args[2], node.args[0])
+    active = [isinstance(v, Reference) and v.kind == "node" for v in choices]
+    filled = node.op == "aten.where" or not active[0]
+    return None if any(active) and filled else "of other things than activations"
 
 
 def _error_choice(arguments: Arguments, errors: Errors, output: Tensor) -> Tensor:
     """The errors of what is chosen; numbers have none."""
-    node = arguments.node
-    mask, choices = _choices(node)
-    known = dict(zip([r for r in node.references() if r.kind != "dtype"], errors, strict=True))
-    table = _beside_samples(arguments.value(mask), output).bool()
+    mask, choices = _choices(arguments.node)
+    references = [ref for ref in arguments.node.references() if ref.kind != "dtype"]
+    known: dict[Argument, Tensor | None] = dict(zip(references, errors, strict=True))
     parts = []
     for choice in choices:
-        error = known.get(choice) if isinstance(choice, Reference) else None
-        zero = error is None or not isinstance(choice, Reference)
-        parts.append(output.new_zeros(()) if zero else _aligned_error(choice, error, output))
-    chosen: Tensor = torch.where(table, parts[0], parts[1])
-    return chosen.expand_as(output)
-
-
-def _aligned_error(choice: Argument, error: Tensor | None, output: Tensor) -> Tensor:
-    assert error is not None
-    leading = 2 if _is_active(choice) else 1
-    ones = [1] * (output.dim() - error.dim())
-    return error.reshape(*error.shape[:leading], *ones, *error.shape[leading:])
-
-
-def _beside_samples(table: Tensor, output: Tensor) -> Tensor:
-    """(networks, 1..., *shape), to meet an activation (networks, samples, ...)."""
-    ones = [1] * (output.dim() - table.dim())
-    return table.reshape(table.shape[0], *ones, *table.shape[1:])
+        error = known.get(choice)
+        zero = output.new_zeros(())
+        parts.append(zero if error is None else aligned(error, choice, output.dim()))
+    table = aligned(arguments.value(mask), mask, output.dim()).bool()
+    return torch.where(table, parts[0], parts[1]).expand_as(output)
 
 
 def _choice_magnitude(call: Call) -> Magnitude:
-    _, choices = _choices(call.node)
     references = [ref for ref in call.node.references() if ref.kind != "dtype"]
     entry = Upward.of(0.0)
-    for choice in choices:
+    for choice in _choices(call.node)[1]:
         if isinstance(choice, Reference):
             entry = entry.maximum(call.magnitudes[references.index(choice)].entry)
         else:
@@ -380,7 +363,5 @@ def choice(call: Call) -> Upward:
     for argument, wanted in zip(choices, chosen, strict=True):
         if wanted and isinstance(argument, Reference):
             index = references.index(argument)
-            size = math.prod(call.operand_shapes[index])
-            copied = max(1, math.prod(call.node.shape) // max(1, size))
-            parts.append(call.operands[index] * power(copied, call.norm))
+            parts.append(call.operands[index] * power(copy_count(call, index), call.norm))
     return p_norm(parts, call.norm)
