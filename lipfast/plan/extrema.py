@@ -55,7 +55,8 @@ def _sum_of(node: Node, graph: Graph, depth: int = _DEEPEST) -> _Sum | None:
         if factor is None or (node.op == "aten.div" and (left is None or factor == 0)):
             return None
         scale = factor if node.op == "aten.mul" else 1 / factor
-        return _plus({}, _term(other, graph, depth), scale) if len(node.args) == 2 else None
+        plain = len(node.args) == 2 and not node.kwargs
+        return _plus({}, _term(other, graph, depth), scale) if plain else None
     alpha = _exact(node.argument(2, "alpha", 1))
     if alpha is None:
         return None

@@ -193,7 +193,7 @@ class Formula:
         if second == 0.0:
             return self.between(-math.inf, math.inf)
         found = first / second
-        if math.frexp(second)[0] in (0.5, -0.5) and abs(found) > 2.0**-1000:
+        if math.frexp(second)[0] in (0.5, -0.5) and 2.0**-1000 < abs(found) < math.inf:
             return self.number(found)
         return self.between(math.nextafter(found, -math.inf), math.nextafter(found, math.inf))
 

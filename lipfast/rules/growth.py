@@ -198,4 +198,4 @@ def _weights(power: float, rate: float, start: float) -> Interval:
     # The exponent carries an error of a few units of its terms.
     terms = abs(power * math.log(peak)) + rate * peak
     room = 1.0 + terms * 2.0**-48 if terms < 2.0**40 else math.inf
-    return Interval.of(0.0, top * room * _SLACK if top else 2.0**-1000)
+    return Interval.of(0.0, max(top * room * _SLACK, 2.0**-1000))
