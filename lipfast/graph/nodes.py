@@ -211,6 +211,10 @@ class Graph:
             return self._by_name.get(argument.name)
         return None
 
+    def rewritten(self, nodes: Sequence[Node]) -> Graph:
+        """Other nodes between the same inputs and outputs, without those that nothing needs."""
+        return Graph(needed(nodes, (*self.outputs, *(n.name for n in self.inputs))), self.outputs)
+
     @cached_property
     def _by_name(self) -> dict[str, Node]:
         return {node.name: node for node in self.nodes}

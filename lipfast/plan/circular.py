@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lipfast.graph.nodes import Graph, Node, Reference, needed
+from lipfast.graph.nodes import Graph, Node, Reference
 from lipfast.plan.fold import FoldedGraph
 from lipfast.rules.convolution import settings
 
@@ -23,10 +23,7 @@ def join_circular_padding(folded: FoldedGraph) -> FoldedGraph:
     """
     graph = folded.graph
     nodes = tuple(_padding_itself(node, graph) for node in graph.nodes)
-    if nodes == graph.nodes:
-        return folded
-    read = {*graph.outputs, *(node.name for node in graph.inputs)}
-    return replace(folded, graph=Graph(needed(nodes, read), graph.outputs))
+    return folded if nodes == graph.nodes else replace(folded, graph=graph.rewritten(nodes))
 
 
 def _padding_itself(node: Node, graph: Graph) -> Node:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lipfast.graph.nodes import Graph, Node, Reference, needed
+from lipfast.graph.nodes import Graph, Node, Reference
 from lipfast.plan.repeated import join_repeated
 from lipfast.rules.compositions import composition
 from lipfast.rules.formulas import FORMULAS, Formula, lowered
@@ -39,10 +39,7 @@ def join_compositions(graph: Graph) -> Graph:
     """
     sources = _sources(graph)
     nodes = tuple(_joined(node, graph, sources) for node in graph.nodes)
-    if nodes == graph.nodes:
-        return graph
-    read = {*graph.outputs, *(node.name for node in graph.inputs)}
-    return Graph(needed(nodes, read), graph.outputs)
+    return graph if nodes == graph.nodes else graph.rewritten(nodes)
 
 
 def by_their_rules(graph: Graph) -> list[Node]:

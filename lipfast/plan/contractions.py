@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lipfast.errors import naming
-from lipfast.graph.nodes import Argument, Graph, Node, Reference, needed
+from lipfast.graph.nodes import Argument, Graph, Node, Reference
 from lipfast.rules.registry import RULES, rule_of
 
 _Shape = tuple[int, ...]
@@ -114,8 +114,7 @@ def with_layers(graph: Graph, shapes: Mapping[Reference, _Shape]) -> Graph:
         assert last.name == found.reference.name
         state.active.pop(last.name)
         state.keep(replace(last, name=node.name, shape=node.shape))
-    read = {*graph.outputs, *(node.name for node in graph.inputs)}
-    return Graph(needed(state.nodes, read), graph.outputs)
+    return graph.rewritten(state.nodes)
 
 
 def _has_a_rule_of_its_own(op: str) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lipfast.graph.apply import call_op
-from lipfast.graph.nodes import Argument, Constant, Graph, Node, Reference, needed
+from lipfast.graph.nodes import Argument, Constant, Graph, Node, Reference
 from lipfast.rules.parts import group_count, of_parts, takes_parts
 from lipfast.rules.registry import rule_of
 
@@ -53,10 +53,7 @@ def join_parts(graph: Graph, constants: Mapping[str, Constant]) -> Graph:
             if len(groups) < group_count(node):
                 nodes[node.name] = of_parts(node, groups)
     found = tuple(nodes.values())
-    if found == graph.nodes:
-        return graph
-    read = {*graph.outputs, *(node.name for node in graph.inputs)}
-    return Graph(needed(found, read), graph.outputs)
+    return graph if found == graph.nodes else graph.rewritten(found)
 
 
 def _sorted_pairs(node: Node, graph: Graph) -> Node:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from lipfast.errors import naming
-from lipfast.graph.nodes import Argument, Graph, Node, Reference, needed
+from lipfast.graph.nodes import Argument, Graph, Node, Reference
 from lipfast.plan.canonical import CASTS, IDENTITIES, TRANSPOSES
 from lipfast.rules.registry import rule_of
 
@@ -45,8 +45,7 @@ def simplify(graph: Graph, floating: Mapping[str, bool], ranks: Mapping[str, int
     graph = _select_before_permuting(graph)
     graph = _join_softsign(graph)
     graph = join_products(graph, ranks)
-    read = {*graph.outputs, *(node.name for node in graph.inputs)}
-    return Graph(needed(graph.nodes, read), graph.outputs)
+    return graph.rewritten(graph.nodes)
 
 
 def _select_before_permuting(graph: Graph) -> Graph:
