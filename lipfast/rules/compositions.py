@@ -28,7 +28,9 @@ from lipfast.rules.upward import Upward
 
 # Cells whose slope may exceed the best one by less than this are not halved.
 RTOL = 1e-9
-_MOST_CELLS = 1 << 16
+# As many, or more for many functions.
+_MOST_CELLS = 1 << 15
+_CELLS_OF_ONE = 128
 _MOST_ROUNDS = 100
 # Functions that differ in their parameters: of more, those are taken together whose numbers agree
 # in signs and leading bits: in 19 of the 63 behind the sign at first, then in fewer.
@@ -157,7 +159,8 @@ def _inside(functions: _Functions, reach: float) -> Extent:
     count = len(functions.low)
     row = np.repeat(np.arange(count), len(ends) - 1)
     low, high = np.tile(ends[:-1], count), np.tile(ends[1:], count)
-    best = bound = size = 0.0
+    bound = size = 0.0
+    best = 2.0**-1000  # no slope below is worth a search
     for turn in range(_MOST_ROUNDS):
         middle = low + (high - low) / 2
         radius = up(np.maximum(high - middle, middle - low))
@@ -168,7 +171,7 @@ def _inside(functions: _Functions, reach: float) -> Extent:
             size = float(jet.value.size.max())
         best = max(best, float(own.slope.least.max()))
         narrow = (middle <= low) | (middle >= high)
-        last = turn == _MOST_ROUNDS - 1 or len(low) > _MOST_CELLS
+        last = turn == _MOST_ROUNDS - 1 or len(low) > max(_MOST_CELLS, _CELLS_OF_ONE * count)
         open_ = (slopes > best * (1.0 + RTOL)) & ~narrow & (not last)
         bound = max(bound, float(slopes[~open_].max(initial=0.0)))
         if not open_.any():
