@@ -16,7 +16,7 @@ from torch import Tensor
 from lipfast.graph.apply import call_op
 from lipfast.graph.nodes import Argument, Constant, Graph, Node, Reference
 from lipfast.rules.parts import group_count, of_parts, takes_parts
-from lipfast.rules.registry import rule_of
+from lipfast.rules.registry import rule_of, written_here
 
 _OPPOSITES = (
     {"aten.maximum", "aten.minimum"},
@@ -62,7 +62,7 @@ def _sorted_pairs(node: Node, graph: Graph) -> Node:
     The largest and the smallest of several entries are a part of the sorted ones.
     """
     operands = node.args[0] if node.op in ("aten.cat", "aten.stack") else None
-    if not isinstance(operands, tuple):
+    if not isinstance(operands, tuple) or not written_here(rule_of(node.op)):
         return node
     kept = list(operands)
     for first in range(len(kept)):
@@ -82,6 +82,8 @@ def _unsorted(
 ) -> tuple[Argument, Argument] | None:
     """What a maximum and a minimum are of; one operand and None if both are of one."""
     if first is None or second is None or {first.op, second.op} not in _OPPOSITES:
+        return None
+    if not all(written_here(rule_of(node.op)) for node in (first, second)):
         return None
     sources = [graph.defining(value) for value in first.args[:2]]
     if first.op in ("aten.maximum", "aten.minimum"):

@@ -190,6 +190,21 @@ def test_infinite_and_unproved_bounds_say_it_too() -> None:
     assert upper.given == ("aten.asinh",)
 
 
+@pytest.mark.parametrize("op", ["aten.cat", "aten.maximum", "aten.minimum"])
+def test_a_users_rule_counts_where_pairs_would_be_sorted(op: str) -> None:
+    class Sorted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = x[:, :2], x[:, 2:]
+            return torch.cat([torch.maximum(a, b), torch.minimum(a, b)], 1)
+
+    plan = Plan.trace(Sorted(), torch.zeros(2, 4))
+    assert plan.upper({}).value == 1.0
+    rule(op)(lambda call: call.input * 5.0)
+    bound = plan.upper({})
+    assert bound.value >= 5.0
+    assert [step.op for step in bound.composition.operations if step.given] == [op]
+
+
 @pytest.mark.parametrize("op", ["aten.maximum", "aten.abs"])
 def test_a_rule_that_only_the_graph_for_bounds_uses_is_named(op: str) -> None:
     class Largest(nn.Module):
