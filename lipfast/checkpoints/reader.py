@@ -20,8 +20,9 @@ from lipfast.checkpoints.sharded import read_sharded
 from lipfast.checkpoints.sidecar import sidecar_metadata
 from lipfast.checkpoints.stand_ins import MoreThanWeightsError, UnsafePickleError
 from lipfast.checkpoints.torch_file import out_of_proportion, read_torch
-from lipfast.checkpoints.wrapped import WRAPPERS, Content, below, without_levels
+from lipfast.checkpoints.wrapped import WRAPPERS, Content, NamesError, below, without_levels
 from lipfast.errors import CheckpointError, UnreachableError
+from lipfast.text import printable
 
 
 @dataclass(frozen=True)
@@ -80,34 +81,43 @@ def read_checkpoint(file: CheckpointFile, *, prefix: str | None = None) -> Check
         (['weight'], 7)
     """
     try:
-        tensors, raw, taken, _unread = _read_by_suffix(file)
+        found = _read_by_suffix(file)
         beside = sidecar_metadata(file)
-    except UnsafePickleError as error:
+        tensors, unread = without_levels(found.tensors), without_levels(found.unread)
+        (taken,) = without_levels({found.taken: None})
+    except (UnsafePickleError, NamesError) as error:
         raise out_of_proportion(file, error) from error
     except FileNotFoundError as error:
         raise UnreachableError(f"{file.uri}: no such file: it was moved or deleted") from error
     except OSError as error:
         reason = error.strerror or f"{type(error).__name__}: {error}"
         raise UnreachableError(f"{file.uri}: cannot be read: {reason}") from error
-    if not tensors:
+    if not tensors and not unread:
         raise CheckpointError(
             f"{file.uri}: holds no tensors; expected a state dict, as "
             "torch.save(model.state_dict(), ...) writes it, or one under keys such as "
             f"{', '.join(repr(key) for key in WRAPPERS[:3])}"
         )
     named = customary_path(file.path)
-    known = {**named, **beside, **raw, **file.extra}
+    known = {**named, **beside, **found.raw, **file.extra}
     if prefix is not None:
-        taken = _chosen(file, tensors, prefix)
+        taken = _chosen(file, {**tensors, **unread}, prefix)
+    for name, kind in unread.items():
+        if name.startswith(taken):
+            raise CheckpointError(
+                f"{file.uri}: '{printable(name[:200])}' is {printable(kind[:200])}, which lipfast "
+                "does not read. Save plain tensors (.dequantize(), .to_dense(), .full_tensor()), "
+                "or the weights of the model before it was converted"
+            )
     own = {name.removeprefix(taken): one for name, one in tensors.items() if name.startswith(taken)}
     metadata = Metadata(known, run_folder(file.folder))
-    return Checkpoint(file, without_levels(own), metadata, without_levels(tensors))
+    return Checkpoint(file, own, metadata, tensors)
 
 
-def _chosen(file: CheckpointFile, tensors: Mapping[str, Tensor], prefix: str) -> str:
-    found = below(tensors, prefix) if prefix.strip(".") else [""]
+def _chosen(file: CheckpointFile, names: Mapping[str, object], prefix: str) -> str:
+    found = below(names, prefix) if prefix.strip(".") else [""]
     if not found:
-        shown = ", ".join(repr(name) for name in list(tensors)[:3])
+        shown = ", ".join(repr(name[:200]) for name in list(names)[:3])
         raise CheckpointError(f"{file.uri}: no name begins with '{prefix}.'; there are {shown} ...")
     return found[0]
 
@@ -122,7 +132,7 @@ def _read_by_suffix(file: CheckpointFile) -> Content:
     if file.distributed:
         return read_distributed(file)
     if file.sharded:
-        return Content(*read_sharded(file))
+        return read_sharded(file)
     name = file.path.rpartition("/")[2]
     if name.endswith(SLICES):
         raise CheckpointError(

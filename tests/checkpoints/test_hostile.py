@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
 from lipfast.checkpoints import CheckpointFile, find_checkpoints, read_checkpoint
-from lipfast.errors import CheckpointError, LipfastError
+from lipfast.errors import CheckpointError, LipfastError, NotWeightsError
 
 STATE = {"0.weight": torch.arange(6.0).reshape(2, 3), "0.bias": torch.ones(2)}
 
@@ -581,3 +581,66 @@ def test_a_coverage_guided_campaign(tmp_path):
     assert process.returncode == 0, process.stderr[-3000:]
     executed = re.search(r"number_of_executed_units:\s*(\d+)", process.stderr)
     assert executed is not None and int(executed[1]) >= 120_000
+
+
+W = {"weight": torch.ones(2)}
+
+
+def in_dicts(depth: int) -> dict:
+    content: dict = W
+    for level in range(depth):
+        content = {f"k{level}": content}
+    return content
+
+
+def test_networks_lie_deep_and_what_holds_itself_has_each_weight_once(tmp_path):
+    torch.save(in_dicts(40), tmp_path / "a.pt")
+    assert list(read_checkpoint(file_of(tmp_path / "a.pt")).state_dict) == ["weight"]
+    itself: dict = {"model": dict(W), "parts": []}
+    itself |= {"me": itself, "again": itself}
+    itself["parts"] += [itself["parts"], itself]
+    torch.save(itself, tmp_path / "b.pt")
+    assert list(read_checkpoint(file_of(tmp_path / "b.pt")).tensors) == ["model.weight"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"m.0": W, "m": {"0": W}}, r"two weights in it are called 'm\.0\.weight'"),
+        ({"m": [W], "m.0": W}, r"two weights in it are called 'm\.0\.weight'"),
+        ({"_orig_mod.weight": W["weight"], **W}, "two weights in it are called 'weight'"),
+        ({"a" * 2_000_000: {f"{i}": torch.ones(1) for i in range(500)}}, "has 20000.. characters"),
+        ({".a" * 40_000: W["weight"], **W}, "has 80000 characters"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_names_that_tell_no_weights_apart_or_never_end(tmp_path, content, message, suffix):
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".pt":
+        torch.save(content, path)
+    elif all(isinstance(value, torch.Tensor) for value in content.values()):
+        save_file({name: value.clone() for name, value in content.items()}, path)
+    else:
+        pytest.skip("safetensors holds no dicts")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match=rf"{path.name}: .*{message}; nothing in it"):
+        read_checkpoint(file_of(path))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400 << 10  # KiB
+
+
+def test_lists_in_lists_without_weights_are_not_searched_over_and_over(tmp_path):
+    nested: list = []
+    for _ in range(60):
+        nested = [nested] * 4
+    torch.save(nested, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"a\.pt: holds a list; expected a state dict"):
+        read_checkpoint(file_of(tmp_path / "a.pt"))
+    torch.save([nested, {"param_groups": []}], tmp_path / "b.pt")
+    with pytest.raises(NotWeightsError):
+        read_checkpoint(file_of(tmp_path / "b.pt"))
+    weights: dict = W
+    for _ in range(60):
+        weights = {"a": weights, "b": weights}
+    torch.save(weights, tmp_path / "c.pt")
+    with pytest.raises(CheckpointError, match=r"c\.pt: nested beyond what weights are"):
+        read_checkpoint(file_of(tmp_path / "c.pt"))
