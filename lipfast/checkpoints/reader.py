@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from lipfast.checkpoints.access import names_beside, read_range, require_no_bomb, require_regular
-from lipfast.checkpoints.content import HEAD, foreign, is_safetensors, is_torch
+from lipfast.checkpoints.content import HEAD, is_safetensors, is_torch
 from lipfast.checkpoints.deepspeed import read_deepspeed, require_one_piece
 from lipfast.checkpoints.distributed import read_distributed
 from lipfast.checkpoints.file import CheckpointFile
@@ -18,7 +18,7 @@ from lipfast.checkpoints.pattern import customary_path, run_folder
 from lipfast.checkpoints.safetensors_file import read_safetensors
 from lipfast.checkpoints.sharded import read_sharded
 from lipfast.checkpoints.sidecar import sidecar_metadata
-from lipfast.checkpoints.stand_ins import MoreThanWeightsError, UnsafePickleError
+from lipfast.checkpoints.stand_ins import UnsafePickleError
 from lipfast.checkpoints.torch_file import out_of_proportion, read_torch
 from lipfast.checkpoints.wrapped import WRAPPERS, Content, NamesError, below, without_levels
 from lipfast.errors import CheckpointError, UnreachableError
@@ -138,32 +138,26 @@ def _read_by_suffix(file: CheckpointFile) -> Content:
         raise CheckpointError(
             f"{file.uri}: the index '{DISTRIBUTED}' of its folder is missing. Copy the whole folder"
         )
-    if name.endswith(MODEL_STATES):
-        return read_deepspeed(file)
     if file.path.rpartition("/")[0].rpartition("/")[2].startswith("mp_rank_"):  # Megatron
         require_one_piece(file, names_beside(file, 2))
     return _read_by_content(file)
 
 
 def _read_by_content(file: CheckpointFile) -> Content:
-    """Read it as its name says, or as its content does; say what it is where it is neither."""
-    readers = [read_torch, _read_sorted]
-    if file.suffix == ".safetensors":
-        readers.reverse()
+    """Read it as its name says, or as its content does."""
+    named_safe = file.suffix == ".safetensors"
     try:
-        return readers[0](file, file.path, file.size)
-    except CheckpointError as error:
+        if file.path.endswith(MODEL_STATES):
+            return read_deepspeed(file)
+        return _read_sorted(file) if named_safe else read_torch(file, file.path, file.size)
+    except CheckpointError:
         head = read_range(file, file.path, 0, HEAD)
-        if is_safetensors(head) if readers[0] is read_torch else is_torch(head):
-            return readers[1](file, file.path, file.size)  # the other kind, misnamed
-        told = isinstance(error.__cause__, (UnsafePickleError, MoreThanWeightsError))
-        what = None if told else foreign(head, file.size)
-        if what is None:
+        if not (is_torch(head) if named_safe else is_safetensors(head)):
             raise
-        raise CheckpointError(f"{file.uri}: {what}") from error
+        return read_torch(file, file.path, file.size) if named_safe else _read_sorted(file)
 
 
-def _read_sorted(file: CheckpointFile, path: str, size: int) -> Content:
-    tensors, raw = read_safetensors(file, path, size)
+def _read_sorted(file: CheckpointFile) -> Content:
+    tensors, raw = read_safetensors(file, file.path, file.size)
     # safetensors gives entries in an order that differs from one reading to the next
     return Content(dict(sorted(tensors.items())), raw)

@@ -8,7 +8,8 @@ import zipfile
 from collections.abc import Mapping
 from typing import Any
 
-from lipfast.checkpoints.access import read_bytes
+from lipfast.checkpoints.access import read_bytes, read_range
+from lipfast.checkpoints.content import HEAD, foreign
 from lipfast.checkpoints.file import CheckpointFile
 from lipfast.checkpoints.safetensors_file import SMALL
 from lipfast.checkpoints.stand_ins import (
@@ -99,7 +100,8 @@ def load_harmless(file: CheckpointFile, path: str, size: int, data: bytes | None
             "or safetensors"
         ) from error
     except Exception as error:  # a damaged pickle can fail in any way
-        raise _no_weights(file, error) from error
+        head = read_range(file, path, 0, HEAD) if data is None else data[:HEAD]
+        raise _no_weights(file, error, foreign(head, size)) from error
 
 
 def out_of_proportion(file: CheckpointFile, error: Exception) -> CheckpointError:
@@ -110,7 +112,9 @@ def out_of_proportion(file: CheckpointFile, error: Exception) -> CheckpointError
     )
 
 
-def _no_weights(file: CheckpointFile, error: Exception) -> CheckpointError:
+def _no_weights(file: CheckpointFile, error: Exception, what: str | None) -> CheckpointError:
+    if what is not None:
+        return CheckpointError(f"{file.uri}: {what}")
     lines = str(error).strip().splitlines() or [""]
     reason = printable(f"{type(error).__name__}: {lines[0]}"[:200])
     if isinstance(error, zipfile.BadZipFile):
