@@ -334,6 +334,7 @@ def test_megatron_with_one_piece(tmp_path):
             "bf16_zero_pp_rank_3_mp_rank_00_optim_states.pt",
         ),
         *("distrib_optim.pt", "model.optimizer.pt", "grad_scaler.pt", "optimizer_state.pt"),
+        *("random_states_0.pkl", "best_optimizer.pkl", "custom_checkpoint_0.pkl", "dataloader.bin"),
     ],
 )
 def test_states_are_left_aside_by_name(tmp_path, name):
