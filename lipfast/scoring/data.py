@@ -195,7 +195,7 @@ def _read_npy(path: Path, key: str | None) -> Tensor:
 def _read_torch(path: Path, key: str | None) -> Tensor:
     with path.open("rb") as stream:
         data = bytearray(stream.read())
-        if not is_torch(data[:HEAD]):
+        if not is_torch(bytes(data[:HEAD])):
             raise ValueError("torch.save did not write it")
         stream.seek(0)
         content = read_container(stream, data)
