@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import torch
 
+from lipfast.ops.restoring import Modes, Restoring
+
 _FORWARD_MODE = threading.RLock()
 
 
@@ -23,7 +25,11 @@ def plain_arithmetic() -> Iterator[None]:
         ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
         torch.float32
     """
+    undo = Restoring(Modes().restore)
     with (
+        undo,
+        undo,
+        undo,
         torch.inference_mode(False),
         torch.no_grad(),
         torch.autocast("cpu", enabled=False),
@@ -46,7 +52,8 @@ def forward_mode() -> Iterator[None]:
         ...     torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))[1]
         tensor([1.])
     """
-    with _FORWARD_MODE, warnings.catch_warnings():
+    undo = Restoring(Modes().restore)
+    with _FORWARD_MODE, undo, undo, undo, warnings.catch_warnings():
         # The first use of forward mode makes torch import its own deprecated torch.jit.script.
         warnings.filterwarnings("ignore", message="`torch.jit")
         yield

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
+
+from lipfast.ops.restoring import Restoring
 
 
 @contextmanager
@@ -21,12 +24,10 @@ def threads(count: int) -> Iterator[None]:
         ...     torch.get_num_threads()
         2
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
+    undo = Restoring(partial(torch.set_num_threads, torch.get_num_threads()))
+    with undo, undo, undo:
+        torch.set_num_threads(count)
         yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lipfast.ops.restoring import Restoring
+
 # Whether a mask is causal, they find out from its entries, which a trace does not have. It is a
 # hint that changes no value: the argument that says that it is not.
 _HINTS: dict[type[nn.Module], tuple[str, ...]] = {
@@ -32,21 +34,25 @@ def samples_in_front(model: nn.Module) -> Iterator[None]:
     modules are as before afterwards.
     """
     changed: list[nn.Module] = []
-    try:
+
+    def put_back() -> None:
+        for module in changed:
+            vars(module).pop("forward", None)
+
+    undo = Restoring(put_back)
+    with undo, undo, undo:
         for module in model.modules():
             if "forward" in vars(module):
                 continue
             if type(module) is nn.MultiheadAttention and module.batch_first:
-                vars(module)["forward"] = _forward(module)
+                forward = _forward(module)
             elif type(module) in _HINTS:
-                vars(module)["forward"] = _without_hint(module)
+                forward = _without_hint(module)
             else:
                 continue
             changed.append(module)
+            vars(module)["forward"] = forward
         yield
-    finally:
-        for module in changed:
-            vars(module).pop("forward", None)
 
 
 def _without_hint(module: nn.Module) -> Callable[..., Any]:

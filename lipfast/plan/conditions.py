@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from lipfast.errors import TraceError
+from lipfast.ops.restoring import Restoring
 from lipfast.plan.modules import evaluation_mode
 
 # Buffers with more entries are weights or statistics, which no condition should rest on.
@@ -159,11 +160,13 @@ def buffers_known(read: dict[str, Tensor], answers: list[Any], module: nn.Module
                 read.update(known.read)
                 answers[:] = known.answers
 
-    vars(module)["forward"] = forward
-    try:
-        yield
-    finally:
+    def put_back() -> None:
         if had:
             vars(module)["forward"] = original
         else:
             vars(module).pop("forward", None)
+
+    undo = Restoring(put_back)
+    with undo, undo, undo:
+        vars(module)["forward"] = forward
+        yield

@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from torch.export.graph_signature import OutputKind
 from torch.fx import Node as FxNode
 
 from lipfast.errors import ArgumentError, TraceError
+from lipfast.ops.restoring import Restoring
 from lipfast.plan.batch_first import samples_in_front
 from lipfast.plan.canonical import TRAINING_FLAGS
 from lipfast.plan.modules import evaluation_mode, require_floating_modules
@@ -228,18 +230,22 @@ def _quiet_export(sizes: logging.Handler) -> Iterator[None]:
     loggers = [logging.getLogger(f"torch.{name}") for name in _LOUD]
     found = [(logger, logger.level) for logger in loggers]
     heard = loggers[0]
-    handlers, propagate = heard.handlers, heard.propagate
-    try:
+    handlers, propagate, stderr = heard.handlers, heard.propagate, sys.stderr
+
+    def put_back() -> None:
+        sys.stderr = stderr
+        heard.handlers, heard.propagate = handlers, propagate
+        for logger, level in found:
+            logger.setLevel(level)
+
+    undo = Restoring(put_back)
+    with undo, undo, undo:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
         heard.setLevel(logging.INFO)
         heard.handlers, heard.propagate = [sizes], False
-        with contextlib.redirect_stderr(io.StringIO()):  # a failed trace prints its graph
-            yield
-    finally:
-        heard.handlers, heard.propagate = handlers, propagate
-        for logger, level in found:
-            logger.setLevel(level)
+        sys.stderr = io.StringIO()  # a failed trace prints its graph
+        yield
 
 
 def op_name(target: object) -> str:

@@ -62,6 +62,7 @@ class Kept:
         self._empty: list[Any] = []
         self._kept: list[Any] = []
         self._generators: tuple[KeptState, ...] = ()
+        self._drew = False
         # From the back: each entry is a value, who holds it, and how many objects lead to it.
         self._pending: list[tuple[Any, Owner, int]] = [(m, (m, ""), 0) for m in modules]
         self._kept += [KeptGenerator(generator, (root, "")) for generator in _torch_generators()]
@@ -172,18 +173,7 @@ class Kept:
         )
 
     def restore(self) -> None:
-        """Put everything back; a Ctrl-C meanwhile counts afterwards."""
-        interrupt: KeyboardInterrupt | None = None
-        while True:
-            try:
-                self._restore()
-                break
-            except KeyboardInterrupt as error:
-                interrupt = error
-        if interrupt is not None:
-            raise interrupt
-
-    def _restore(self) -> None:
+        """Put everything back; what is interrupted finishes when it is called again."""
         if any(self._empty):
             for container in self._empty:
                 container.clear()
@@ -193,11 +183,12 @@ class Kept:
                     kept.restore()
 
     def restore_generators(self) -> bool:
-        """Put back the generators of the process; whether they had moved."""
+        """Put back the generators of the process; whether they had ever moved."""
         moved = [generator for generator in self._generators if generator.differs()]
+        self._drew = self._drew or bool(moved)
         for generator in moved:
             generator.restore()
-        return bool(moved)
+        return self._drew
 
     def written(self) -> dict[str, Any]:
         """What is not as it was found: how it is called, and what it is now."""

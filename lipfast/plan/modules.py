@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from lipfast.errors import ArgumentError
+from lipfast.ops.restoring import Modes, Restoring
 from lipfast.plan.kept import Kept
 
 
@@ -50,8 +51,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[Kept]:
 
     Afterwards holds after errors and Ctrl-C, too, and for all that the module holds: see `Kept`.
     Flags are set directly: `Module.train` may be overridden to do more. Random number generators
-    are put back as well. Of several threads with the same module, one is inside at a time; one
-    evaluation inside another finds the module as the outer one did.
+    and `Modes` are put back as well. Of several threads with the same module, one is inside at a
+    time; one evaluation inside another finds the module as the outer one did.
 
     Returns:
         What is kept, with the module in eval mode: it can be put back and asked in between.
@@ -59,36 +60,50 @@ def evaluation_mode(model: nn.Module) -> Iterator[Kept]:
     visits = _visits_of(model)
     with visits.lock:
         outer = visits.kept
-        if outer is not None:
-            outer.restore()
-        modules = _modules_of(model)
-        flags = [module.training for module in modules]
-        compiled = [vars(module).get("_compiled_call_impl") for module in modules]
-        kept, evaluated = None, False
+        if outer is None:
+            with _first_evaluation(model, visits) as kept:
+                yield kept
+            return
+        outer.restore()  # so what is kept of it holds here, too: no other copy is needed
+        undo = Restoring(outer.restore)
+        with undo, undo, undo:
+            yield outer
+
+
+@contextlib.contextmanager
+def _first_evaluation(model: nn.Module, visits: _Visits) -> Iterator[Kept]:
+    modules = _modules_of(model)
+    flags = [module.training for module in modules]
+    compiled = [vars(module).get("_compiled_call_impl") for module in modules]
+    modes, kept, evaluated = Modes(), None, False
+
+    def put_back() -> None:
+        visits.kept = None
         try:
-            for module, flag, implementation in zip(modules, flags, compiled, strict=True):
-                if flag:
-                    _set_training(module, False)
-                if implementation is not None:
-                    module._compiled_call_impl = None
-            visits.kept = kept = Kept(model, modules)
-            if visits.draws:
-                kept.keep_generators()
-            yield kept
-            evaluated = True
+            if kept is not None:
+                kept.restore()
+                drew = kept.restore_generators()
+                visits.draws = drew or (visits.draws and not evaluated)
         finally:
-            visits.kept = outer
-            try:
-                if kept is not None:
-                    kept.restore()
-                    drew = kept.restore_generators()
-                    visits.draws = drew or (visits.draws and not evaluated)
-            finally:
-                for module, flag, implementation in zip(modules, flags, compiled, strict=True):
-                    if module.training is not flag:
-                        _set_training(module, flag)
-                    if implementation is not None:
-                        module._compiled_call_impl = implementation
+            for module, flag, implementation in zip(modules, flags, compiled, strict=True):
+                if module.training is not flag:
+                    _set_training(module, flag)
+                if implementation is not None:
+                    module._compiled_call_impl = implementation
+            modes.restore()
+
+    undo = Restoring(put_back)
+    with undo, undo, undo:
+        for module, flag, implementation in zip(modules, flags, compiled, strict=True):
+            if flag:
+                _set_training(module, False)
+            if implementation is not None:
+                module._compiled_call_impl = None
+        visits.kept = kept = Kept(model, modules)
+        if visits.draws:
+            kept.keep_generators()
+        yield kept
+        evaluated = True
 
 
 def lock_of(model: nn.Module) -> threading.RLock:

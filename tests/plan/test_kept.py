@@ -122,7 +122,7 @@ def test_an_interrupt_while_things_are_put_back_comes_afterwards(
     def evaluate() -> None:
         with evaluation_mode(model) as kept:
             model(X)
-            monkeypatch.setattr(kept, "_restore", partial(interrupt, kept._restore))
+            monkeypatch.setattr(kept, "restore", partial(interrupt, kept.restore))
 
     with pytest.raises(KeyboardInterrupt):
         evaluate()

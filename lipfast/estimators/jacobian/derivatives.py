@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils.hooks import RemovableHandle
 
 from lipfast.errors import ArgumentError
 from lipfast.estimators.jacobian.function import Function, SampleFunction
 from lipfast.estimators.jacobian.precision import Roundings, values_of
+from lipfast.ops.restoring import Restoring
 
 # Relative difference of a derivative and a quotient: some backward passes, of solvers for instance,
 # are approximate on purpose.
@@ -237,11 +239,11 @@ def _culprits(function: Function, module: nn.Module, x: Tensor) -> str:
         if id(child) in names and values and not any(value.requires_grad for value in values):
             silent[f"module '{names[id(child)]}' gives no gradient"] = None
 
-    handle = nn.modules.module.register_module_forward_hook(look)
-    try:
+    handles: list[RemovableHandle] = []
+    undo = Restoring(lambda: [handle.remove() for handle in handles])
+    with undo, undo, undo:
+        handles.append(nn.modules.module.register_module_forward_hook(look))
         output = function(x.clone().requires_grad_())
-    finally:
-        handle.remove()
     found, seen = list(silent), set()
     ahead: list[Any] = [output.grad_fn]
     while ahead:

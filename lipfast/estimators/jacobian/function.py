@@ -16,6 +16,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from lipfast.errors import ArgumentError, LipfastError
 from lipfast.estimators.jacobian.held import HeldState
+from lipfast.ops.restoring import Modes, Restoring
 from lipfast.plan.export import exported_module
 from lipfast.plan.kept_values import strided_parts
 from lipfast.plan.modules import evaluation_mode, lock_of, require_floating_modules, unwrap
@@ -54,8 +55,12 @@ def differentiating() -> Iterator[None]:
     Raises:
         ArgumentError: torch cannot evaluate or differentiate what runs inside.
     """
+    undo = Restoring(Modes(attention=True).restore)
     try:
         with (
+            undo,
+            undo,
+            undo,
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.autocast("cpu", enabled=False),
