@@ -37,6 +37,8 @@ class Restoring:
         return None
 
     def __exit__(self, *_: object) -> None:
+        if self._done:
+            return
         interrupt: KeyboardInterrupt | None = None
         while not self._done:
             try:

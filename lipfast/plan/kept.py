@@ -1,19 +1,21 @@
 """What a module holds, kept while its forward runs: forward may write to all of it.
 
 Followed are modules, tensors, plain containers and other objects, as far as the module leads to
-them. Contents of tensors are copied: neither version counters nor dispatch see what goes through
-`Tensor.data` or numpy. What lies in the closures of functions and in other libraries is not kept.
+them, and the attributes of its classes and functions. Contents of tensors are copied: neither
+version counters nor dispatch see what goes through `Tensor.data` or numpy. Not kept are variables
+of closures and files, what other libraries hold, and what only moves on (`itertools.count`, files).
 """
 
 from __future__ import annotations
 
+import array
+import io
 import random
 import sys
 import types
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from lipfast.plan.kept_values import (
+    KeptClass,
     KeptGenerator,
     KeptSequence,
     KeptSlot,
@@ -42,9 +45,12 @@ _ATOMS = frozenset(
 # A reference to a trainer leads to the whole program: objects are followed this far.
 _DEEPEST_KEPT = 3
 _LIBRARIES = frozenset(("torch", "builtins", "typing", "abc"))
+# Modules of Python whose objects hold what a user puts there: UserDict, Queue, Namespace.
+_FOLLOWED = frozenset(("types", "argparse", "collections", "queue", "__main__"))
 _KINDS_KEPT = frozenset((dict, OrderedDict, list, set))
 # These layers list their parameters anew whenever they are given others.
 _RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
+_TABLES = ("", "_parameters", "_buffers")
 _DERIVED = ("_flat_weights", "_flat_weight_refs")
 
 
@@ -87,15 +93,13 @@ class Kept:
         elif isinstance(value, partial):
             self._push((value.func, value.args, value.keywords), owner, depth)
         elif isinstance(value, types.MethodType):
-            self._push((value.__self__,), owner, depth)
-        elif isinstance(value, np.ndarray):
-            self._kept.append(KeptState(value, owner, value.copy, partial(np.copyto, value)))
-        elif isinstance(value, random.Random):
-            self._kept.append(KeptState(value, owner, value.getstate, value.setstate))
+            self._push((value.__self__, value.__func__.__dict__), owner, depth)
         elif isinstance(value, torch.Generator):
             self._kept.append(KeptGenerator(value, owner))
-        elif isinstance(value, np.random.Generator):
-            self._kept.append(_bit_generator(value.bit_generator, owner))
+        elif (access := _access(value)) is not None:
+            self._kept.append(KeptState(value, owner, *access))
+            if isinstance(value, np.ndarray) and value.dtype == object:
+                self._push(value.flat, owner, depth)
         elif depth < _DEEPEST_KEPT and _is_followed(type(value)):
             self._object(value, owner, depth + 1)
 
@@ -107,8 +111,17 @@ class Kept:
             kind = type(value)
             if kind in _KINDS_KEPT and not value:
                 empty.append(value)
+            elif kind is types.FunctionType:
+                self._function(value, (module, name))
             elif kind not in _ATOMS:
                 pending.append((value, (module, name), 0))
+        slots, classes = _of_user(type(module))
+        if slots:
+            self._slots(module, slots, (module, ""), 0)
+        for own in classes:
+            if id(own) not in self._seen:
+                self._seen[id(own)] = own
+                self._class(own, module)
         if isinstance(module, torch.jit.ScriptModule):  # its tables are not in Python
             own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
             self._push(own, (module, "_parameters"), 0)
@@ -142,6 +155,9 @@ class Kept:
         elif hasattr(tensor, "__tensor_flatten__"):
             inside += [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
         table = getattr(tensor, "__dict__", None)
+        hooks = tensor._backward_hooks
+        if hooks is not None:
+            self._table(hooks, owner, depth)
         if table:
             inside.append(table)
         elif table is not None:
@@ -152,11 +168,29 @@ class Kept:
     def _object(self, value: Any, owner: Owner, depth: int) -> None:
         if isinstance(getattr(value, "__dict__", None), dict):
             self._table(vars(value), owner, depth)
-        for name in (slot for kind in type(value).__mro__ for slot in _slots(kind)):
-            with suppress(AttributeError):  # not set yet
-                read, write = partial(getattr, value, name), partial(setattr, value, name)
-                self._kept.append(KeptSlot(value, owner, read, write))
-                self._push((read(),), owner, depth)
+        self._slots(value, _slots(type(value)), owner, depth)
+
+    def _slots(self, value: Any, names: Iterable[str], owner: Owner, depth: int) -> None:
+        for name in names:
+            slot = KeptSlot(value, name, (owner[0], owner[1] or name))
+            self._kept.append(slot)
+            self._push(slot.found, slot.owner, depth)
+
+    def _class(self, kind: type, module: nn.Module) -> None:
+        self._kept.append(KeptClass(kind, (module, "")))
+        for name, value in vars(kind).items():
+            if name.startswith("__"):
+                continue
+            if type(value) is types.FunctionType:
+                self._function(value, (module, name))
+            elif type(value) not in _ATOMS:
+                self._pending.append((value, (module, name), 0))
+
+    def _function(self, function: types.FunctionType, owner: Owner) -> None:
+        if function.__dict__:
+            self._pending.append((function.__dict__, owner, 0))
+        else:
+            self._empty.append(function.__dict__)
 
     def computed(self) -> list[Tensor]:
         """Tensors that hang on a graph: results of autograd that the module holds on to."""
@@ -200,12 +234,15 @@ class Kept:
         found = {self._name_of(value, paths): snapshot(value) for value in filled}
         tensors = self._rewritten()
         for kept in changed:
-            if isinstance(kept, KeptTable) and kept.owner[1] in ("", "_parameters", "_buffers"):
+            table = vars(kept.value) if isinstance(kept, KeptClass) else kept.value
+            if isinstance(kept, (KeptTable, KeptClass)) and kept.owner[1] in _TABLES:
                 derived = _DERIVED if type(kept.owner[0]) in _RECURRENT else ()
                 for name in kept.names():
                     if name in derived:
                         continue
-                    found[_name_in(kept.owner, name, paths)] = snapshot(kept.value.get(name))
+                    found[_name_in(kept.owner, name, paths)] = snapshot(table.get(name))
+            elif isinstance(kept, KeptSlot):
+                found[_name_in(kept.owner, "", paths)] = snapshot(kept.now())
             elif kept in tensors or not isinstance(kept, (KeptTensor, KeptGenerator)):
                 found[_name_in(kept.owner, "", paths)] = snapshot(kept.value)
         return found
@@ -232,11 +269,32 @@ class Kept:
         return "attribute"
 
 
-def _bit_generator(generator: Any, owner: Owner) -> KeptState:
-    source = generator if hasattr(generator, "state") else generator._bit_generator
-    return KeptState(
-        source, owner, lambda: source.state, lambda state: setattr(source, "state", state)
-    )
+def _access(value: Any) -> tuple[Callable[[], Any], Callable[[Any], object]] | None:
+    """How the state of what has one is read and set."""
+    found: tuple[Callable[[], Any], Callable[[Any], object]] | None = None
+    if isinstance(value, np.ndarray):
+        found = value.copy, partial(np.copyto, value)
+    elif isinstance(value, random.Random):
+        found = value.getstate, value.setstate
+    elif isinstance(value, np.random.RandomState):
+        found = value.get_state, value.set_state
+    elif isinstance(value, np.random.Generator):
+        generator = value.bit_generator
+        source: Any = generator if hasattr(generator, "state") else generator._bit_generator
+        found = lambda: source.state, partial(setattr, source, "state")  # noqa: E731
+    elif isinstance(value, (bytearray, array.array)):
+        found = partial(bytes, value), partial(_refill, value)
+    elif isinstance(value, (io.StringIO, io.BytesIO)) and not value.closed:
+        found = value.__getstate__, value.__setstate__
+    return found
+
+
+def _refill(value: bytearray | array.array[Any], content: bytes) -> None:
+    del value[:]
+    if isinstance(value, bytearray):
+        value += content
+    else:
+        value.frombytes(content)
 
 
 def _torch_generators() -> tuple[torch.Generator, ...]:
@@ -246,14 +304,30 @@ def _torch_generators() -> tuple[torch.Generator, ...]:
 
 def users_classes(modules: Iterable[nn.Module]) -> list[type]:
     """The classes that modules are of, and those they inherit from, but for torch's."""
-    kinds = {kind for module in modules for kind in type(module).__mro__}
-    return [kind for kind in kinds if kind.__module__.partition(".")[0] not in _LIBRARIES]
+    return list({own for module in modules for own in _of_user(type(module))[1]})
 
 
+@lru_cache(maxsize=1024)
+def _of_user(kind: type) -> tuple[tuple[str, ...], tuple[type, ...]]:
+    """Slots of a class of modules, and the classes among those it inherits from that a user wrote.
+
+    Few: torch's own are asked for most of the time.
+    """
+    own = [k for k in kind.__mro__ if k.__module__.partition(".")[0] not in _LIBRARIES]
+    return (_slots(kind) if own else ()), tuple(own)
+
+
+@lru_cache(maxsize=1024)
 def _slots(kind: type) -> tuple[str, ...]:
-    slots = vars(kind).get("__slots__", ())
-    names = (slots,) if isinstance(slots, str) else tuple(slots)
-    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
+    found: list[str] = []
+    for own in kind.__mro__:
+        slots = vars(own).get("__slots__", ())
+        names = (slots,) if isinstance(slots, str) else tuple(slots)
+        private = own.__name__.lstrip("_")
+        for name in names:
+            hidden = name.startswith("__") and not name.endswith("__")
+            found.append(f"_{private}{name}" if hidden else name)
+    return tuple(name for name in found if name not in ("__dict__", "__weakref__"))
 
 
 def _is_followed(kind: type) -> bool:
@@ -261,7 +335,7 @@ def _is_followed(kind: type) -> bool:
     root = kind.__module__.partition(".")[0]
     if root == "torch":
         return kind.__module__.startswith("torch.optim")
-    return root in ("types", "argparse", "__main__") or root not in sys.stdlib_module_names
+    return root in _FOLLOWED or root not in sys.stdlib_module_names
 
 
 def _name_in(owner: Owner, key: str, paths: Mapping[int, str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from operator import is_not
@@ -33,6 +33,7 @@ class KeptTensor:
         "bits",
         "copy",
         "grad",
+        "hooks",
         "leaf",
         "owner",
         "requires_grad",
@@ -46,6 +47,7 @@ class KeptTensor:
         self.alias = tensor.data  # with a version counter of its own
         self.leaf, self.requires_grad = tensor.is_leaf, tensor.requires_grad
         self.grad = tensor.grad if self.leaf else None
+        self.hooks: Any = tensor._backward_hooks
         self.bits = _in_words(_bits(self.alias))
         self.copy = None if self.bits is None else self.bits.clone()
         self.storage = None if self.bits is None else self.bits.untyped_storage()
@@ -57,6 +59,8 @@ class KeptTensor:
         if tensor.is_leaf is not self.leaf or tensor.requires_grad is not self.requires_grad:
             return True
         if self.leaf and tensor.grad is not self.grad:
+            return True
+        if tensor._backward_hooks is not self.hooks:
             return True
         return self.bits is not None and not self._in_place()
 
@@ -103,6 +107,8 @@ class KeptTensor:
         if self.leaf:
             tensor.requires_grad_(self.requires_grad)
             tensor.grad = self.grad
+        if tensor._backward_hooks is not self.hooks:
+            tensor._backward_hooks = self.hooks
 
 
 def _bits(tensor: Tensor) -> Tensor | None:
@@ -113,7 +119,8 @@ def _bits(tensor: Tensor) -> Tensor | None:
         kind, storage = _BITS.get(tensor.dtype), tensor.untyped_storage()
         end = tensor.storage_offset() * tensor.itemsize + tensor.nbytes
         # There is less memory than entries once a storage was resized to nothing.
-        if kind is not None and tensor.is_contiguous() and end <= storage.nbytes():
+        plain = not tensor.is_neg() and not tensor.is_conj()  # else it is seen other than it lies
+        if kind is not None and plain and tensor.is_contiguous() and end <= storage.nbytes():
             return tensor.view(kind)
         return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
     return None
@@ -147,9 +154,11 @@ class KeptTable:
         )
 
     def restore(self) -> None:
-        """Make it what it was."""
-        self.value.clear()
-        self.value.update(zip(self.keys, self.values, strict=True))
+        """Make it what it was; `update` of a Counter counts, and a user's may do anything."""
+        kind: Any = OrderedDict if isinstance(self.value, OrderedDict) else dict
+        kind.clear(self.value)
+        for key, value in zip(self.keys, self.values, strict=True):
+            kind.__setitem__(self.value, key, value)
 
     def names(self) -> list[str]:
         """Keys whose values are others now."""
@@ -210,12 +219,69 @@ class KeptState:
         self._write(self._state)
 
 
-class KeptSlot(KeptState):
-    """An attribute of an object without a dict."""
+class KeptSlot:
+    """An attribute that an object has no dict for.
+
+    Attributes:
+        found: what it was, in a tuple; an empty one if it was not set.
+    """
+
+    __slots__ = ("_name", "found", "owner", "value")
+
+    def __init__(self, value: Any, name: str, owner: Owner) -> None:
+        self.value, self._name, self.owner = value, name, owner
+        self.found = self.now()
+
+    def now(self) -> tuple[Any, ...]:
+        """What it is, in a tuple."""
+        try:
+            return (object.__getattribute__(self.value, self._name),)
+        except AttributeError:
+            return ()
 
     def differs(self) -> bool:
         """Whether it is not what it was."""
-        return self._read() is not self._state
+        now = self.now()
+        return len(now) != len(self.found) or any(map(is_not, now, self.found))
+
+    def restore(self) -> None:
+        """Make it what it was."""
+        if self.found:  # what a class does when it is set is no part of putting it back
+            object.__setattr__(self.value, self._name, *self.found)
+        else:
+            object.__delattr__(self.value, self._name)
+
+
+class KeptClass:
+    """A class, and which objects its attributes are."""
+
+    __slots__ = ("_names", "_values", "owner", "value")
+
+    def __init__(self, kind: type, owner: Owner) -> None:
+        self.value, self.owner = kind, owner
+        self._names, self._values = tuple(vars(kind)), tuple(vars(kind).values())
+
+    def differs(self) -> bool:
+        """Whether it is not what it was."""
+        now = vars(self.value)
+        same = len(now) == len(self._names) and not any(map(is_not, now.values(), self._values))
+        return not same and bool(self.names())
+
+    def restore(self) -> None:
+        """Make it what it was."""
+        before = dict(zip(self._names, self._values, strict=True))
+        for name in self.names():
+            if name in before:
+                type.__setattr__(self.value, name, before[name])
+            else:
+                type.__delattr__(self.value, name)
+
+    def names(self) -> list[str]:
+        """Attributes that are others now; not what Python writes there, as ``__slotnames__``."""
+        before, now = dict(zip(self._names, self._values, strict=True)), vars(self.value)
+        missing = object()
+        every = (name for name in dict.fromkeys((*before, *now)) if not name.startswith("__"))
+        return [k for k in every if before.get(k, missing) is not now.get(k, missing)]
 
 
 def alike(first: Any, second: Any) -> bool:
@@ -241,7 +307,9 @@ def _same_bits(first: Tensor, second: Tensor) -> bool:
         return False
     if first.layout is not torch.strided:
         return all(map(_same_bits, strided_parts(first), strided_parts(second)))
-    bits = [_bits(value.detach().contiguous()) for value in (first, second)]
+    bits = [
+        _bits(value.detach().resolve_conj().resolve_neg().contiguous()) for value in (first, second)
+    ]
     return bits[0] is not None and bits[1] is not None and torch.equal(bits[0], bits[1])
 
 

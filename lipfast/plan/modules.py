@@ -45,6 +45,48 @@ _VISITS: dict[int, _Visits] = {}  # by the id of the module, which may be given 
 _NEW_VISITS = threading.Lock()
 
 
+class _Evaluation:
+    """What a module and the process were before, and how they are put back."""
+
+    def __init__(self, model: nn.Module, visits: _Visits) -> None:
+        self._model, self._visits = model, visits
+        self._modules = _modules_of(model)
+        self._flags = [module.training for module in self._modules]
+        self._compiled = [vars(module).get("_compiled_call_impl") for module in self._modules]
+        self._modes = Modes()
+        self._kept: Kept | None = None
+        self.finished = False
+
+    def begin(self) -> Kept:
+        for module, flag, compiled in zip(self._modules, self._flags, self._compiled, strict=True):
+            if flag:
+                _set_training(module, False)
+            if compiled is not None:
+                module._compiled_call_impl = None
+        self._visits.kept = self._kept = kept = Kept(self._model, self._modules)
+        if self._visits.draws:
+            kept.keep_generators()
+        return kept
+
+    def put_back(self) -> None:
+        visits, kept = self._visits, self._kept
+        visits.kept = None
+        try:
+            if kept is not None:
+                kept.restore()
+                drew = kept.restore_generators()
+                visits.draws = drew or (visits.draws and not self.finished)
+        finally:
+            for module, flag, compiled in zip(
+                self._modules, self._flags, self._compiled, strict=True
+            ):
+                if module.training is not flag:
+                    _set_training(module, flag)
+                if compiled is not None:
+                    module._compiled_call_impl = compiled
+            self._modes.restore()
+
+
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[Kept]:
     """Every submodule in eval mode and uncompiled inside, exactly as it was afterwards.
@@ -60,50 +102,17 @@ def evaluation_mode(model: nn.Module) -> Iterator[Kept]:
     visits = _visits_of(model)
     with visits.lock:
         outer = visits.kept
-        if outer is None:
-            with _first_evaluation(model, visits) as kept:
-                yield kept
+        if outer is not None:
+            outer.restore()  # what is kept of it then holds here, too: no other copy is needed
+            undo = Restoring(outer.restore)
+            with undo, undo, undo:
+                yield outer
             return
-        outer.restore()  # so what is kept of it holds here, too: no other copy is needed
-        undo = Restoring(outer.restore)
+        evaluation = _Evaluation(model, visits)
+        undo = Restoring(evaluation.put_back)
         with undo, undo, undo:
-            yield outer
-
-
-@contextlib.contextmanager
-def _first_evaluation(model: nn.Module, visits: _Visits) -> Iterator[Kept]:
-    modules = _modules_of(model)
-    flags = [module.training for module in modules]
-    compiled = [vars(module).get("_compiled_call_impl") for module in modules]
-    modes, kept, evaluated = Modes(), None, False
-
-    def put_back() -> None:
-        visits.kept = None
-        try:
-            if kept is not None:
-                kept.restore()
-                drew = kept.restore_generators()
-                visits.draws = drew or (visits.draws and not evaluated)
-        finally:
-            for module, flag, implementation in zip(modules, flags, compiled, strict=True):
-                if module.training is not flag:
-                    _set_training(module, flag)
-                if implementation is not None:
-                    module._compiled_call_impl = implementation
-            modes.restore()
-
-    undo = Restoring(put_back)
-    with undo, undo, undo:
-        for module, flag, implementation in zip(modules, flags, compiled, strict=True):
-            if flag:
-                _set_training(module, False)
-            if implementation is not None:
-                module._compiled_call_impl = None
-        visits.kept = kept = Kept(model, modules)
-        if visits.draws:
-            kept.keep_generators()
-        yield kept
-        evaluated = True
+            yield evaluation.begin()
+            evaluation.finished = True
 
 
 def lock_of(model: nn.Module) -> threading.RLock:
