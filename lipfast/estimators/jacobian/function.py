@@ -127,14 +127,16 @@ def model_function(
     def typed(value: Tensor) -> Tensor:
         return value.to(dtype) if value.dtype.is_floating_point else value
 
-    def state(copies: bool) -> dict[str, Tensor]:
-        found = {
-            name: typed(value if create_graph else ordinary(value))
-            for name, value in parameters.items()
-        }
-        if copies:
-            found = {name: value.clone() for name, value in found.items()}
-        return found | {name: typed(value.detach().clone()) for name, value in buffers.items()}
+    def entry(name: str, copies: bool) -> Tensor:
+        if name in buffers:
+            return typed(buffers[name].detach().clone())
+        value = parameters[name]
+        value = typed(value if create_graph else ordinary(value))
+        return value.clone() if copies else value
+
+    def state(copies: bool, only: str | None) -> dict[str, Tensor]:
+        names = (*parameters, *buffers) if only is None else (only,)
+        return {name: entry(name, copies) for name in names}
 
     def evaluate(samples: Tensor, state: dict[str, Tensor]) -> Tensor:
         samples = samples.clone()  # a module may write into its input

@@ -23,15 +23,15 @@ class HeldState:
 
     Args:
         kept: what the module holds.
-        make: the tensors by name; fresh copies of all of them if asked for.
+        make: the tensors by name, or the one of a name; fresh copies of them if asked for.
         parameters: names of those that are no buffers.
     """
 
     def __init__(
-        self, kept: Kept, make: Callable[[bool], State], parameters: Collection[str]
+        self, kept: Kept, make: Callable[[bool, str | None], State], parameters: Collection[str]
     ) -> None:
         self._kept, self._make, self._parameters = kept, make, parameters
-        self._shared = make(False)
+        self._shared = make(False, None)
         self._writes = False
 
     def __call__(self) -> State:
@@ -39,7 +39,7 @@ class HeldState:
         if not self._writes:
             return self._shared
         self._kept.restore()
-        return self._make(True)
+        return self._make(True, None)
 
     @property
     def constants(self) -> tuple[Tensor, ...]:
@@ -67,7 +67,7 @@ class HeldState:
             with torch.enable_grad():
                 plain, written = self._evaluated(evaluate, first, self())
                 self._kept.restore()
-                direct = self._evaluated(evaluate, first, self._make(False))[0]
+                direct = self._evaluated(evaluate, first, self._make(False, None))[0]
                 state = self()
                 other = self._evaluated(evaluate, second, state)[1]
         except LipfastError:
@@ -83,7 +83,7 @@ class HeldState:
         except Exception:  # user code, which does not expect what it wrote itself
             after = None
         self._kept.restore()
-        self._shared = self._make(False)
+        self._shared = self._make(False, None)
         from_samples = [
             name for name, value in written.items() if not alike(value, other.get(name))
         ]
@@ -109,9 +109,9 @@ class HeldState:
     def _written(self, state: State) -> dict[str, Any]:
         """What an evaluation with these tensors wrote to, and what is there now."""
         written = self._kept.written()
-        before = self._make(False)
         for name, value in state.items():
-            if not alike(value, before[name]):
+            # One at a time: in another precision each is a copy.
+            if not alike(value, self._make(False, name)[name]):
                 kind = "parameter" if name in self._parameters else "buffer"
                 written[f"{kind} '{name}'"] = snapshot(value)
         return written
