@@ -141,27 +141,29 @@ def exported(
         raise TraceError("TorchScript modules cannot be traced: give the original nn.Module")
     require_floating_modules(module)
     sizes, strays = SizesFixed(), Strays(module)
+    undo = Restoring(strays.drop)
     try:
-        program = _exported(module, inputs, sizes, within, strays)
-    except BaseException as error:  # user code runs here: anything may come out
-        strays.drop()
-        if not isinstance(error, Exception):
-            raise
+        with undo, undo, undo:
+            program = strays.program = _exported(module, inputs, sizes, within, strays)
+    except Exception as error:  # user code runs here: anything may come out
         outputs = _require_evaluates(module, inputs)
         found = tuple(returned_tensors(outputs))  # or what it returns holds none that can be seen
         if found and not is_known_to_torch(outputs):
             with evaluation_mode(module):
                 return exported(returning_tensors(module), inputs, within)
         raise TraceError(reason(type(module).__name__, error, sizes.at)) from error
-    holders = strays.drop(program)
     require_any_number(type(module).__name__, program)
     # What goes through Tensor.data leaves no trace in the graph: only an evaluation shows it.
     if not any(value.is_meta for value in (*module.parameters(), *module.buffers())):
-        _require_evaluates(module, inputs)  # which also writes over what the trace wrote elsewhere
-    if holders and (holders := strays.drop(program)):
+        _require_evaluates(module, inputs)
+    if strays.holders:
+        _require_evaluates(module, inputs)  # which writes over what the trace wrote elsewhere
+        strays.drop()
+    if strays.holders:
         raise TraceError(
             f"{type(module).__name__} keeps tensors of its trace outside of the module, in "
-            f"{', '.join(holders)}: they hold no numbers. Set it anew, and keep it in the module"
+            f"{', '.join(strays.holders)}: they hold no numbers. Set it anew, and keep it in the "
+            "module"
         )
     return program
 

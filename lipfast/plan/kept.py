@@ -168,7 +168,7 @@ class Kept:
     def _object(self, value: Any, owner: Owner, depth: int) -> None:
         if isinstance(getattr(value, "__dict__", None), dict):
             self._table(vars(value), owner, depth)
-        self._slots(value, _slots(type(value)), owner, depth)
+        self._slots(value, slots_of(type(value)), owner, depth)
 
     def _slots(self, value: Any, names: Iterable[str], owner: Owner, depth: int) -> None:
         for name in names:
@@ -314,11 +314,12 @@ def _of_user(kind: type) -> tuple[tuple[str, ...], tuple[type, ...]]:
     Few: torch's own are asked for most of the time.
     """
     own = [k for k in kind.__mro__ if k.__module__.partition(".")[0] not in _LIBRARIES]
-    return (_slots(kind) if own else ()), tuple(own)
+    return (slots_of(kind) if own else ()), tuple(own)
 
 
 @lru_cache(maxsize=1024)
-def _slots(kind: type) -> tuple[str, ...]:
+def slots_of(kind: type) -> tuple[str, ...]:
+    """Names of the attributes that objects of a class have no dict for."""
     found: list[str] = []
     for own in kind.__mro__:
         slots = vars(own).get("__slots__", ())

@@ -1,7 +1,7 @@
 """Tensors of a trace that a model's caches hold on to: they have no numbers, so they must go.
 
 What a module leads to is put back (`plan.kept`). This is about the caches beyond that:
-``functools.lru_cache``, containers of a class or of a file of Python code.
+``functools.lru_cache``, containers and variables of files and closures, objects there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import gc
 import sys
 import types
 import weakref
-from collections import Counter, deque
+from collections import Counter, UserDict, deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -21,14 +21,13 @@ from torch.export import ExportedProgram
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from lipfast.plan.kept import users_classes
+from lipfast.plan.kept import slots_of, users_classes
 
 _LRU = type(functools.lru_cache(lambda: None))
 _CONTAINERS = (dict, list, deque, set)
-# Tuples inside tuples that a cache holds are followed this far.
-_DEEPEST = 3
-# The attributes of an owner, by its id.
-_Before = dict[int, dict[str, Any]]
+# Containers inside containers are followed this far, and those with more entries not.
+_DEEPEST, _LARGEST = 3, 1000
+_NONE: frozenset[int] = frozenset()
 
 
 class Strays(TorchFunctionMode):
@@ -38,18 +37,23 @@ class Strays(TorchFunctionMode):
     parameters.
 
     Args:
-        module: that is to be traced. The attributes of its classes, and the variables of the files
-            that they are from, get back what they held.
+        module: that is to be traced. The variables of the files that its classes are from, and what
+            functions, classes and objects there hold, get back what they held.
+
+    Attributes:
+        program: what the trace gave, which may hold such tensors; None before, and if it failed.
+        holders: what still holds some after `drop`: what was there before is not known.
     """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
+        self.program: ExportedProgram | None = None
+        self.holders: list[str] = []
         self._noted: dict[int, weakref.ref[Tensor]] = {}
-        self._before: dict[int, dict[str, Any]] = {}
+        self._before = _Before()
         for kind in users_classes(module.modules()):
-            for owner in (kind, sys.modules.get(kind.__module__)):
-                if owner is not None and id(owner) not in self._before:
-                    self._before[id(owner)] = dict(vars(owner))
+            self._before.note_file(kind.__module__)
+            self._before.note_members(kind)
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
@@ -60,31 +64,155 @@ class Strays(TorchFunctionMode):
                 self._noted[id(value)] = weakref.ref(value)
         return result
 
-    def drop(self, program: ExportedProgram | None = None) -> list[str]:
+    def drop(self) -> None:
         """Take the tensors out of the caches and containers that hold them.
 
-        Args:
-            program: what the trace gave, which may hold them; None if it failed.
-
-        Returns:
-            Attributes that hold some: what they held before is not known.
+        Called again, it finishes what it began.
         """
-        held = self._held(program)
-        return list(dict.fromkeys(_dropped(held, self._before))) if held else []
+        self._before.put_back()
+        # A trace that failed holds all its tensors itself: among those nothing else is found.
+        held = self._held() if self.program is not None else []
+        self.holders = list(dict.fromkeys(_dropped(held, self._before))) if held else []
 
-    def _held(self, program: ExportedProgram | None) -> list[Any]:
+    def _held(self) -> list[Any]:
         """Those that something holds beside the program.
 
         To count references takes microseconds, to look for them tens of milliseconds.
         """
         alive = [tensor for note in self._noted.values() if (tensor := note()) is not None]
         tensor, held = None, []
-        known = _references(program, alive)
+        known = _references(self.program, alive)
         while alive:
             tensor = alive.pop()
             if sys.getrefcount(tensor) > 2 + known[id(tensor)]:  # this name, and the argument
                 held.append(tensor)
         return held
+
+
+class _Before:
+    """What attributes and variables of closures held, by the ids of their owners and cells.
+
+    Attributes:
+        tables: attributes of classes, files, functions and objects.
+        cells: contents of variables of closures, in a tuple.
+        containers: by their ids those that were there, which are written to, not taken away.
+    """
+
+    def __init__(self) -> None:
+        self.tables: dict[int, dict[str, Any]] = {}
+        self.cells: dict[int, tuple[Any, ...]] = {}
+        self.containers: dict[int, Any] = {}
+        self._owners: list[Any] = []
+        self._cells: list[types.CellType] = []
+
+    def put_back(self) -> None:
+        """Put back what holds tensors of a trace now, and take these out of containers."""
+        for owner in self._owners:
+            for name, value in _table_of(owner).items():
+                unwrapped = getattr(value, "__func__", value)
+                if isinstance(unwrapped, _LRU):
+                    if _holds(unwrapped):
+                        unwrapped.cache_clear()
+                elif value is not self.tables[id(owner)].get(name) and _holds(value):
+                    _set_back(owner, name, self.tables[id(owner)])
+        for cell in self._cells:
+            if any(map(_holds, _content(cell))):
+                _set_cell(cell, self.cells[id(cell)])
+        for container in self.containers.values():
+            inside = container.values() if isinstance(container, dict) else container
+            ids = frozenset(id(v) for v in (*container, *inside) if _holds(v))
+            if ids:
+                _take_out(container, ids)
+
+    def note_file(self, name: str) -> None:
+        """Variables of a file of Python code; what functions, classes and objects there hold."""
+        file = sys.modules.get(name)
+        if file is not None and id(file) not in self.tables:
+            self.note_members(file)
+            for value in vars(file).values():
+                kind = value if isinstance(value, type) else type(value)
+                if kind.__module__ != name and kind is not types.SimpleNamespace:
+                    continue
+                if value is kind:
+                    self.note_members(kind)
+                else:
+                    self._note_table(value, _table_of(value))
+
+    def note_members(self, owner: Any) -> None:
+        """Attributes of a class or file, and what its functions hold."""
+        if id(owner) not in self.tables:
+            self._note_table(owner, vars(owner))
+            for value in vars(owner).values():
+                self._note_function(getattr(value, "__func__", getattr(value, "fget", value)))
+
+    def _note_table(self, owner: Any, table: Any) -> None:
+        self._owners.append(owner)
+        self.tables[id(owner)] = dict(table)
+        self._note_containers(table.values())
+
+    def _note_containers(self, values: Iterable[Any], depth: int = 0) -> None:
+        for held in values:
+            value = held.data if isinstance(held, UserDict) else held
+            if isinstance(value, _CONTAINERS) and id(value) not in self.containers:
+                self.containers[id(value)] = value
+                if depth < _DEEPEST and len(value) <= _LARGEST:
+                    inside = value.values() if isinstance(value, dict) else value
+                    self._note_containers(list(inside), depth + 1)
+
+    def _note_function(self, function: Any) -> None:
+        while isinstance(function, types.FunctionType) and id(function) not in self.tables:
+            self._note_table(function, function.__dict__)
+            for cell in function.__closure__ or ():
+                self._cells.append(cell)
+                self.cells[id(cell)] = _content(cell)
+                self._note_containers(self.cells[id(cell)])
+            function = function.__dict__.get("__wrapped__")
+
+
+def _holds(value: Any, depth: int = 0) -> bool:
+    """Whether a value is a tensor of a trace, or leads to one."""
+    if isinstance(value, FakeTensor):
+        return True
+    if isinstance(value, UserDict):
+        value = value.data
+    if isinstance(value, dict):
+        inside: Iterable[Any] = (*value, *value.values())
+    elif isinstance(value, _LRU):
+        inside = gc.get_referents(value)
+    elif isinstance(value, (*_CONTAINERS, tuple, frozenset)):
+        inside = list(value)
+    else:
+        return False
+    return depth <= _DEEPEST + 1 and any(_holds(entry, depth + 1) for entry in inside)
+
+
+def _set_back(owner: Any, name: str, earlier: dict[str, Any]) -> None:
+    if name in earlier:
+        setattr(owner, name, earlier[name])
+    else:
+        delattr(owner, name)
+
+
+def _set_cell(cell: types.CellType, earlier: tuple[Any, ...]) -> None:
+    if earlier:
+        (cell.cell_contents,) = earlier
+    else:
+        del cell.cell_contents
+
+
+def _table_of(value: Any) -> dict[str, Any]:
+    """Attributes of an object."""
+    if isinstance(value, type):
+        return dict(vars(value))
+    slots = {k: getattr(value, k) for k in slots_of(type(value)) if hasattr(value, k)}
+    return {**getattr(value, "__dict__", {}), **slots}
+
+
+def _content(cell: types.CellType) -> tuple[Any, ...]:
+    try:
+        return (cell.cell_contents,)
+    except ValueError:  # not set yet
+        return ()
 
 
 def _references(program: ExportedProgram | None, tensors: Sequence[Any]) -> Counter[int]:
@@ -96,39 +224,60 @@ def _references(program: ExportedProgram | None, tensors: Sequence[Any]) -> Coun
     return Counter(map(id, [*pytree.tree_leaves(list(shown)), *(e.fake for e in followed)]))
 
 
-def _dropped(values: list[Any], before: _Before, depth: int = 0) -> Iterable[str]:
-    """Take values out of what holds them; names of attributes that do."""
-    ids = set(map(id, values))
-    tuples: list[Any] = []
+def _dropped(values: list[Any], before: _Before, inside: frozenset[int] = _NONE) -> list[str]:
+    """Take values out of what holds them.
+
+    Args:
+        values: tensors, or containers that were made to hold them.
+        before: what was there.
+        inside: ids of what the values hold of this.
+
+    Returns:
+        Names of what still holds one.
+    """
+    ids = inside.union(map(id, values))
+    found: list[str] = []
+    made: list[Any] = []
     for holder in gc.get_referrers(*values):
-        if holder is values:
+        if holder is values or isinstance(holder, types.FrameType) or _is_torchs(holder):
             continue
         if isinstance(holder, _LRU):
             holder.cache_clear()
-        elif isinstance(holder, _CONTAINERS):
-            yield from _out_of(holder, ids, before)
-        elif isinstance(holder, (tuple, frozenset)):
-            tuples.append(holder)
+        elif isinstance(holder, (*_CONTAINERS, tuple, frozenset)):
+            owner = _owner_of(holder)
+            if isinstance(owner, _LRU):  # without a limit it has a dict
+                owner.cache_clear()
+            elif owner is None and id(holder) in before.containers:
+                _take_out(holder, ids)
+            elif owner is None:
+                made.append(holder)
+            elif not _is_torchs(owner):
+                found += _attributes(owner, holder, ids, before)
         elif isinstance(holder, types.CellType):
-            yield "a variable of a closure"
-        elif not isinstance(holder, types.FrameType) and not _is_torchs(holder):
-            yield from _attributes(holder, getattr(holder, "__dict__", {}), ids, before)
-    if tuples and depth < _DEEPEST:
-        yield from _dropped(tuples, before, depth + 1)
+            found += _out_of_closure(holder, ids, before)
+        else:
+            found += _attributes(holder, _table_of(holder), ids, before)
+    holder = owner = None
+    if made:
+        found += _dropped(made, before, ids)
+    return found
 
 
-def _out_of(container: Any, ids: set[int], before: _Before) -> Iterable[str]:
-    owners = [owner for owner in gc.get_referrers(container) if owner is not container]
-    if any(map(_is_torchs, owners)):
-        return
-    for owner in owners:
-        if isinstance(owner, _LRU):  # without a limit it has a dict
-            owner.cache_clear()
-            return
+def _owner_of(container: Any) -> Any:
+    """Who has a container as its own: as attributes, or as the entries of a cache; else None."""
+    for owner in gc.get_referrers(container):
+        if isinstance(owner, _LRU) or _is_torchs(owner):
+            return owner
         # A dict of a class has no other way to it; to write there would deceive the interpreter.
-        if isinstance(owner, type) or getattr(owner, "__dict__", None) is container:
-            yield from _attributes(owner, container, ids, before)
-            return
+        if isinstance(owner, type) and isinstance(container, dict):
+            return owner
+        if getattr(owner, "__dict__", None) is container:
+            return owner
+    return None
+
+
+def _take_out(container: Any, ids: frozenset[int]) -> None:
+    """Remove entries from what can be written to."""
     if isinstance(container, dict):
         entries = [k for k, value in container.items() if id(value) in ids or id(k) in ids]
         for key in entries:
@@ -141,14 +290,28 @@ def _out_of(container: Any, ids: set[int], before: _Before) -> Iterable[str]:
         container.extend(kept)
 
 
-def _attributes(owner: Any, table: Any, ids: set[int], before: _Before) -> Iterable[str]:
-    for name in [name for name, value in table.items() if id(value) in ids]:
-        earlier = before.get(id(owner))
+def _out_of_closure(cell: types.CellType, ids: frozenset[int], before: _Before) -> Iterable[str]:
+    earlier = before.cells.get(id(cell))
+    if earlier is None:
+        # Variables of functions that ran, such as those of the trace, go with them.
+        if isinstance(cell.cell_contents, _CONTAINERS):
+            _take_out(cell.cell_contents, ids)
+        elif any(isinstance(owner, tuple) for owner in gc.get_referrers(cell)):
+            yield "a variable of a closure"
+    else:
+        _set_cell(cell, earlier)
+
+
+def _attributes(owner: Any, table: Any, ids: frozenset[int], before: _Before) -> Iterable[str]:
+    earlier = before.tables.get(id(owner))
+    for name, value in [(name, value) for name, value in table.items() if id(value) in ids]:
         cached = isinstance(vars(type(owner)).get(name), functools.cached_property)
         if earlier is not None and name in earlier and id(earlier[name]) not in ids:
-            setattr(owner, name, earlier[name])
+            _set_back(owner, name, earlier)
         elif cached or (earlier is not None and name not in earlier):
-            delattr(owner, name)
+            _set_back(owner, name, {})
+        elif isinstance(value, _CONTAINERS):
+            _take_out(value, ids)
         else:
             called = getattr(owner, "__qualname__", None) or getattr(owner, "__name__", None)
             yield f"{called or type(owner).__name__}.{name}"
