@@ -165,7 +165,7 @@ class Counting(nn.Linear):
 @pytest.mark.parametrize(
     "call",
     [
-        lambda model, x: lipfast.compile(model, x),
+        lipfast.compile,
         lambda model, x: lipfast.jacobian_norms(model, x, method="rows"),
         lipfast.lower_bound,
     ],

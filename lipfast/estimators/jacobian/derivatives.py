@@ -7,6 +7,7 @@ orthogonal to what was blocked, a difference quotient tells the two apart; see d
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -35,6 +36,8 @@ _AGREE = 0.125
 # Steps that look for another value of a function that is constant nearby, relative to the sample.
 _ELSEWHERE = tuple(sign * 2.0**power for power in range(-6, 4) for sign in (1, -1))
 _BISECTIONS = 50
+# A jump is shown between points closer than this power of eps.
+_RESOLVED = 0.58
 # What is left of a change when the step is 2^-50 of what it was: nothing if there is no jump.
 _JUMP = 1e-3
 
@@ -50,18 +53,26 @@ def derivative_fault(problem: SampleFunction, module: nn.Module) -> str | None:
         module: the model itself.
 
     Raises:
-        ArgumentError: the model is constant around the samples and jumps further away.
+        ArgumentError: the model is constant around the samples and jumps further away, or has
+            other values without gradients.
     """
     name = type(module).__name__
     try:
         found = probe(problem.function, problem.x)
-        wrong = found.disagreement()
-        jumps = wrong is None and found.jumps()
+        agrees = found.agrees(found.quotients(MIDDLE))
+        other = not agrees and found.differs_without_gradients()
+        wrong = None if agrees or other else found.disagreement()
+        jumps = wrong is None and not other and found.jumps()
         culprits = "" if wrong is None else _culprits(problem.function, module, found.x)
     except MemoryError:
         raise
     except Exception:  # user code, on points that nobody gave: nothing follows from an error
         return None
+    if other:
+        raise ArgumentError(
+            f"{name} gives other outputs where no gradients are recorded (torch.no_grad): it asks "
+            "torch.is_grad_enabled() or requires_grad, so it is two functions. Give one of them"
+        )
     if jumps:
         raise ArgumentError(
             f"{name} jumps (rounding, a cast to integers, sign, argmax or a comparison?): it is "
@@ -115,14 +126,26 @@ class Probe:
     derivative: Tensor
     values: Tensor
 
-    def at(self, step: float) -> Tensor:
-        """The function's values (B, K) on the line."""
-        return values_of(self.function, self.x + step * self.directions)
+    def at(self, step: float, *, plain: bool = False) -> Tensor:
+        """The function's values (B, K) on the line; `plain` without gradients, where it can."""
+        points = self.x + step * self.directions
+        if plain:
+            # Inside a mode torch takes none of its short cuts, which differ where masks hide.
+            # User code, which may need autograd: what else fails does so again.
+            with suppress(Exception), torch.no_grad(), Roundings(points.dtype):
+                return self.function(points)
+        return values_of(self.function, points)
+
+    def differs_without_gradients(self) -> bool:
+        """Whether the function has other values where no gradients are recorded."""
+        recorded, plain = self.at(0.0), self.at(0.0, plain=True)
+        room = self.eps**0.5 * recorded.abs().amax(1, keepdim=True)
+        return bool(((recorded - plain).abs() > room + self.inner_noise()).any())
 
     def quotients(self, exponent: float) -> Quotients:
         """Difference quotients of the weighted sums, with the step eps^exponent."""
         step = self.eps**exponent
-        here, after, before = self.values, self.at(step), self.at(-step)
+        here, after, before = self.values, self.at(step), self.at(-step, plain=True)
         size = (self.weights * here).abs().double().sum(1)
         return Quotients(
             (self.weights * (after - here)).double().sum(1) / step,
@@ -143,8 +166,7 @@ class Probe:
 
     def disagreement(self) -> tuple[float, float] | None:
         """A derivative and the quotient that it differs from, if that is beyond doubt."""
-        middle = self.quotients(MIDDLE)
-        if self.agrees(middle):
+        if self.agrees(self.quotients(MIDDLE)):
             return None
         inner = self.inner_noise() * self.weights.double().norm(dim=1)
         steps = [self.quotients(exponent) for exponent in _STEPS]
@@ -182,16 +204,20 @@ class Probe:
         )
         if far is None:
             return False
-        near, change = 0.0, self.at(far) - self.values
-        changed = change.abs().max()
+        # Between points, not steps: near 0 the numbers of a huge sample lie as close as any.
+        near, beyond = self.x, self.x + far * self.directions
+        changes = [float((self.at(far) - self.values).abs().max())]
         for _ in range(_BISECTIONS):
-            middle = (near + far) / 2
-            found = self.at(middle) - self.values
-            if bool((found != 0).any()):
-                far, change = middle, found
+            middle = near + (beyond - near) / 2
+            found = (values_of(self.function, middle) - self.values).abs().max()
+            if bool(found != 0):
+                beyond = middle
+                changes.append(float(found))
             else:
                 near = middle
-        return bool(change.abs().max() > _JUMP * changed + self.inner_noise())
+        # Where numbers lie far apart a steep slope looks like a jump: nothing can be said of it.
+        shown = float((beyond - near).abs().max()) < self.eps**_RESOLVED
+        return shown and changes[-1] > _JUMP * changes[0] + self.inner_noise()
 
 
 def probe(function: Function, samples: Tensor, eps: float | None = None) -> Probe:

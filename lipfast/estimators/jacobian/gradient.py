@@ -20,16 +20,26 @@ from lipfast.estimators.jacobian.linearization import (
     prefers_lanczos,
     require_constant,
 )
+from lipfast.estimators.jacobian.precision import Other
 from lipfast.estimators.jacobian.rows import explicit_jacobians
 from lipfast.norms import Norm
 
 
-def differentiable_values(problem: SampleFunction, norm: Norm, method: str, memory: int) -> Tensor:
+def differentiable_values(
+    problem: SampleFunction, norm: Norm, method: str, memory: int, other: Other = lambda: None
+) -> Tensor:
     r"""$\|J(x_b)\|_p = u_b^T J(x_b) v_b$ (B,), with a graph.
 
     u and v attain the norm and are constants: by Danskin's theorem the gradient of the right side
     is that of the left one where the maximiser is unique, and a subgradient elsewhere. So it takes
     one more backward pass, not the derivative of an eigenvalue solver.
+
+    Args:
+        problem: the model.
+        norm: 1, 2 or inf.
+        method: see `jacobian_norms`.
+        memory: see `jacobian_norms`.
+        other: gives the model in another precision, if it can.
 
     Raises:
         ArgumentError: the model has no second derivatives.
@@ -38,7 +48,7 @@ def differentiable_values(problem: SampleFunction, norm: Norm, method: str, memo
         size = footprint(replace(problem, x=problem.x.detach()))
         if _is_constant(problem):
             return problem.x.new_zeros(len(problem.x))
-        _require_second_derivatives(problem)
+        _require_second_derivatives(problem, other)
         left, right = _maximisers(problem, size, norm, method, memory)
         x = problem.x if problem.x.requires_grad else problem.x.detach().requires_grad_()
         output = problem.function(x)
@@ -64,12 +74,19 @@ def _is_constant(problem: SampleFunction) -> bool:
     return True
 
 
-def _require_second_derivatives(problem: SampleFunction) -> None:
-    """Some ops differentiate once only, and a gradient through them would silently lack a part."""
+def _require_second_derivatives(problem: SampleFunction, other: Other) -> None:
+    """Some ops differentiate once only, and a gradient through them would silently lack a part.
+
+    Rounding and underflow of float32 may look like that; in float64 they do not.
+    """
     try:
         Linearization(problem.function, problem.x[:2]).columns(0, 1)
     except DerivativeError as error:
-        raise ArgumentError(f"create_graph: {error}") from error
+        wide = None if problem.x.dtype == torch.float64 else other()
+        if wide is None:
+            raise ArgumentError(f"create_graph: {error}") from error
+        again = replace(wide, x=problem.x[:2].detach().double())
+        _require_second_derivatives(again, other)
 
 
 def _maximisers(

@@ -31,6 +31,7 @@ from lipfast.estimators.jacobian.linearization import (
     is_small,
     prefers_lanczos,
 )
+from lipfast.estimators.jacobian.precision import other_precision
 from lipfast.estimators.jacobian.rows import row_norms
 from lipfast.estimators.jacobian.trust import require_autograd
 from lipfast.estimators.options import check_options, refuse
@@ -336,7 +337,9 @@ def _input_norms(
         if create_graph:
             if check:
                 require_autograd(problem, module, inputs)
-            return JacobianNorms(differentiable_values(problem, norm, method, memory), method)
+            with other_precision(module, inputs, problem) as other:
+                values = differentiable_values(problem, norm, method, memory, other)
+            return JacobianNorms(values, method)
         x, plan, traced = problem.x, None, False
         if method == "fused":
             plan = trace(module, x[:2])

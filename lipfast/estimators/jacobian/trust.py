@@ -39,13 +39,26 @@ def require_autograd(
     with differentiating(), other_precision(module, inputs, problem) as other:
         if not traced:
             require_apart(problem, type(module).__name__, other)
-        ends = replace(problem, x=problem.x.detach()[[0, -1]])
-        if ends.x.dtype != torch.float64 and (wide := other()) is not None:
-            ends = replace(wide, x=ends.x.double())
-        fault = derivative_fault(ends, module)
+        few = replace(problem, x=_few(problem.x.detach()))
+        if few.x.dtype != torch.float64 and (wide := other()) is not None:
+            few = replace(wide, x=few.x.double())
+        fault = derivative_fault(few, module)
     if fault is not None:
         raise ArgumentError(
             f"{fault}. Give the model without it. Where lipfast.compile can trace the model, "
             "lower_bound (per_sample=True for the norm at every sample) differentiates its graph, "
             "which is the function."
         )
+
+
+def _few(x: Tensor) -> Tensor:
+    """The first and the last sample, one with the largest entry, and one in the middle.
+
+    A branch that few samples take, those with a large entry often take.
+    """
+    if len(x) <= 2:
+        return x[[0, -1]]
+    largest = int(x.reshape(len(x), -1).abs().amax(1).argmax())
+    generator = torch.Generator(device="cpu").manual_seed(len(x))
+    middle = 1 + int(torch.randint(len(x) - 2, (), generator=generator, device="cpu"))
+    return x[[0, -1, *sorted({largest, middle} - {0, len(x) - 1})]]

@@ -238,3 +238,68 @@ def test_several_inputs_of_very_different_sizes() -> None:
     model.blocked = True
     with pytest.raises(ArgumentError, match="not that of the function"):
         lipfast.jacobian_norms(model, (x, y))
+
+
+SATURATED: dict[str, Callable[[Written, Tensor], object]] = {
+    "clamp": lambda m, x: x.clamp(-1, 1),
+    "tanh": lambda m, x: m.first(x).tanh(),
+    "hardtanh": lambda m, x: functional.hardtanh(m.first(x)),
+    "steep": lambda m, x: torch.sigmoid(1e4 * m.first(x)),
+    "softmax": lambda m, x: (100 * m.first(x)).softmax(1),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", SATURATED)
+def test_saturated_models_do_not_jump_at_huge_inputs(name: str, dtype: torch.dtype) -> None:
+    for power in (4, 10, 13, 16, 20, 30):
+        x = 10.0**power * samples(3, 3)
+        assert fault(Written(SATURATED[name]).to(dtype), x.to(dtype)) is None
+
+
+@pytest.mark.parametrize("name", ["round", "floor", "sign", "integers"])
+def test_jumps_of_models_with_large_and_small_inputs(name: str) -> None:
+    for scale in (0.1, 255.0):
+        with pytest.raises(ArgumentError, match="Written jumps"):
+            fault(Written(JUMPS[name]).double(), (scale * samples(3, 3)).double())
+
+
+WITHOUT_GRADIENTS: dict[str, Callable[[Written, Tensor], object]] = {
+    "grad mode": lambda m, x: m.first(x) * (1 if torch.is_grad_enabled() else 3),
+    "requires_grad": lambda m, x: m.first(x) if x.requires_grad else m.first(x).tanh(),
+    "inference": lambda m, x: m.first(x) + (0 if torch.is_grad_enabled() else 1),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", WITHOUT_GRADIENTS)
+def test_other_values_without_gradients_are_refused(name: str, dtype: torch.dtype) -> None:
+    with pytest.raises(ArgumentError, match="where no gradients are recorded"):
+        fault(Written(WITHOUT_GRADIENTS[name]).to(dtype), samples(3, 3).to(dtype))
+
+
+def test_derivatives_inside_forward_need_gradients_and_are_no_fault() -> None:
+    def gradient(model: Written, x: Tensor) -> Tensor:
+        return torch.autograd.grad(model.first(x).square().sum(), x, create_graph=True)[0]
+
+    assert fault(Written(gradient), samples(3, 3)) is None
+
+
+def test_short_cuts_of_inference_are_no_fault() -> None:
+    """Where a mask hides, torch's transformers compute other numbers without gradients."""
+
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+            self.encoder = nn.TransformerEncoder(layer, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.encoder(x, src_key_padding_mask=x[..., 0] > 1)
+            return result
+
+    torch.manual_seed(0)
+    x = samples(6, 12).reshape(6, 3, 4)
+    x[:, 0, 0] = 0
+    assert bool((x[..., 0] > 1).any())
+    assert fault(Padded().eval(), x) is None

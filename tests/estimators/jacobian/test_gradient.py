@@ -117,3 +117,24 @@ def test_models_without_second_derivatives_are_refused() -> None:
     for width in (3, 70):
         with pytest.raises(ArgumentError, match="second derivative"):
             jacobian_norms(Model(), samples(2, width), create_graph=True)
+
+
+@pytest.mark.parametrize("activation", [nn.Sigmoid, nn.SiLU, nn.ReLU])
+@pytest.mark.parametrize("depth", [30, 100])
+def test_gradients_of_deep_networks_underflow(activation: type[nn.Module], depth: int) -> None:
+    torch.manual_seed(0)
+    layers = [m for _ in range(depth) for m in (nn.Linear(16, 16), activation())]
+    x = torch.randn(3, 16)
+    found = jacobian_norms(nn.Sequential(*layers), x, create_graph=True).detach()
+    expected = jacobian_norms(nn.Sequential(*layers).double(), x.double())
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-36)
+
+
+def test_solvers_that_float32_is_too_short_for() -> None:
+    class Solved(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            matrix = x[:, :, None] * x[:, None, :] + torch.eye(x.shape[1], dtype=x.dtype)
+            return torch.linalg.solve(matrix, x)
+
+    x = 1e3 * torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    assert bool(jacobian_norms(Solved(), x, create_graph=True).isfinite().all())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import lipfast
+from lipfast.errors import ArgumentError
 from lipfast.estimators.jacobian.function import model_function
 from lipfast.estimators.jacobian.trust import require_autograd
 from tests.support.jacobian_cases import perceptron, samples
@@ -47,3 +49,19 @@ def test_batches_after_the_first_are_not_checked() -> None:
     found = lipfast.jacobian_norms(model, loader, method="rows")
     assert len(SIZES) < 2 * one
     torch.testing.assert_close(found[:4], whole)
+
+
+def test_branches_that_one_sample_in_the_middle_takes() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.where(x[:, :1] > 5, 5 * x.detach(), self.layer(x))
+
+    x = samples(40, 6)
+    assert bool((lipfast.jacobian_norms(Branching(), x, method="rows") > 0).all())
+    x[17, 0] = 6.0
+    with pytest.raises(ArgumentError, match="not that of the function"):
+        lipfast.jacobian_norms(Branching(), x, method="rows")
