@@ -44,7 +44,7 @@ class Restoring:
             try:
                 self._restore()
                 self._done = True
-            except KeyboardInterrupt as error:
+            except KeyboardInterrupt as error:  # noqa: PERF203 (until it is done)
                 interrupt = error
         if interrupt is not None:
             raise interrupt
@@ -69,10 +69,10 @@ class Modes:
     def restore(self) -> None:
         """Make them what they were."""
         while torch._C._len_torch_function_stack() > self._depth:
-            _pop_mode()
+            _pop_mode()  # type: ignore[no-untyped-call]
         now = _modes()
         if now != self._modes:
-            for before, current, write in zip(self._modes, now, _WRITE, strict=True):
+            for before, current, write in zip(self._modes, now, _SETTERS, strict=True):
                 if before != current:
                     write(before)
         if self._attention is not None and self._attention != _attention_kernels():
@@ -94,12 +94,18 @@ def _modes() -> tuple[object, ...]:
     )
 
 
-_WRITE: tuple[Callable[..., object], ...] = (
+_SETTERS: tuple[Callable[..., object], ...] = (
     torch.set_grad_enabled,
     lambda enabled: torch.set_autocast_enabled("cpu", enabled),
     lambda enabled: torch.set_autocast_enabled("cuda", enabled),
     torch.set_default_dtype,
     torch.set_num_threads,
+)
+_ENABLED: tuple[Callable[..., bool], ...] = (
+    torch.backends.cuda.flash_sdp_enabled,
+    torch.backends.cuda.mem_efficient_sdp_enabled,
+    torch.backends.cuda.math_sdp_enabled,
+    torch.backends.cuda.cudnn_sdp_enabled,
 )
 _SWITCHES = (
     torch.backends.cuda.enable_flash_sdp,
@@ -110,9 +116,4 @@ _SWITCHES = (
 
 
 def _attention_kernels() -> tuple[bool, ...]:
-    return (
-        torch.backends.cuda.flash_sdp_enabled(),
-        torch.backends.cuda.mem_efficient_sdp_enabled(),
-        torch.backends.cuda.math_sdp_enabled(),
-        torch.backends.cuda.cudnn_sdp_enabled(),
-    )
+    return tuple(enabled() for enabled in _ENABLED)

@@ -115,13 +115,14 @@ class Kept:
                 self._function(value, (module, name))
             elif kind not in _ATOMS:
                 pending.append((value, (module, name), 0))
-        slots, classes = _of_user(type(module))
+        kind_of_module: Any = type(module)
+        slots, classes = _of_user(kind_of_module)
         if slots:
             self._slots(module, slots, (module, ""), 0)
-        for own in classes:
-            if id(own) not in self._seen:
-                self._seen[id(own)] = own
-                self._class(own, module)
+        for kind in classes:
+            if id(kind) not in self._seen:
+                self._seen[id(kind)] = kind
+                self._class(kind, module)
         if isinstance(module, torch.jit.ScriptModule):  # its tables are not in Python
             own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
             self._push(own, (module, "_parameters"), 0)
@@ -168,7 +169,8 @@ class Kept:
     def _object(self, value: Any, owner: Owner, depth: int) -> None:
         if isinstance(getattr(value, "__dict__", None), dict):
             self._table(vars(value), owner, depth)
-        self._slots(value, slots_of(type(value)), owner, depth)
+        kind: Any = type(value)
+        self._slots(value, slots_of(kind), owner, depth)
 
     def _slots(self, value: Any, names: Iterable[str], owner: Owner, depth: int) -> None:
         for name in names:
@@ -279,13 +281,14 @@ def _access(value: Any) -> tuple[Callable[[], Any], Callable[[Any], object]] | N
     elif isinstance(value, np.random.RandomState):
         found = value.get_state, value.set_state
     elif isinstance(value, np.random.Generator):
-        generator = value.bit_generator
-        source: Any = generator if hasattr(generator, "state") else generator._bit_generator
-        found = lambda: source.state, partial(setattr, source, "state")  # noqa: E731
+        generator: Any = value.bit_generator
+        source = generator if hasattr(generator, "state") else generator._bit_generator
+        found = lambda: source.state, partial(setattr, source, "state")
     elif isinstance(value, (bytearray, array.array)):
         found = partial(bytes, value), partial(_refill, value)
     elif isinstance(value, (io.StringIO, io.BytesIO)) and not value.closed:
-        found = value.__getstate__, value.__setstate__
+        buffer: Any = value
+        found = buffer.__getstate__, buffer.__setstate__
     return found
 
 
@@ -304,11 +307,12 @@ def _torch_generators() -> tuple[torch.Generator, ...]:
 
 def users_classes(modules: Iterable[nn.Module]) -> list[type]:
     """The classes that modules are of, and those they inherit from, but for torch's."""
-    return list({own for module in modules for own in _of_user(type(module))[1]})
+    kinds: set[Any] = {type(module) for module in modules}
+    return list({own for kind in kinds for own in _of_user(kind)[1]})
 
 
 @lru_cache(maxsize=1024)
-def _of_user(kind: type) -> tuple[tuple[str, ...], tuple[type, ...]]:
+def _of_user(kind: Any) -> tuple[tuple[str, ...], tuple[type, ...]]:
     """Slots of a class of modules, and the classes among those it inherits from that a user wrote.
 
     Few: torch's own are asked for most of the time.
@@ -318,7 +322,7 @@ def _of_user(kind: type) -> tuple[tuple[str, ...], tuple[type, ...]]:
 
 
 @lru_cache(maxsize=1024)
-def slots_of(kind: type) -> tuple[str, ...]:
+def slots_of(kind: Any) -> tuple[str, ...]:
     """Names of the attributes that objects of a class have no dict for."""
     found: list[str] = []
     for own in kind.__mro__:

@@ -45,7 +45,7 @@ _VISITS: dict[int, _Visits] = {}  # by the id of the module, which may be given 
 _NEW_VISITS = threading.Lock()
 
 
-class _Evaluation:
+class _FirstEvaluation:
     """What a module and the process were before, and how they are put back."""
 
     def __init__(self, model: nn.Module, visits: _Visits) -> None:
@@ -108,7 +108,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[Kept]:
             with undo, undo, undo:
                 yield outer
             return
-        evaluation = _Evaluation(model, visits)
+        evaluation = _FirstEvaluation(model, visits)
         undo = Restoring(evaluation.put_back)
         with undo, undo, undo:
             yield evaluation.begin()

@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from lipfast.plan.kept import slots_of, users_classes
 
 _LRU = type(functools.lru_cache(lambda: None))
-_CONTAINERS = (dict, list, deque, set)
+_MUTABLE = (dict, list, deque, set)
 # Containers inside containers are followed this far, and those with more entries not.
 _DEEPEST, _LARGEST = 3, 1000
 _NONE: frozenset[int] = frozenset()
@@ -81,7 +81,7 @@ class Strays(TorchFunctionMode):
         """
         alive = [tensor for note in self._noted.values() if (tensor := note()) is not None]
         tensor, held = None, []
-        known = _references(self.program, alive)
+        known = _held_by(self.program, alive)
         while alive:
             tensor = alive.pop()
             if sys.getrefcount(tensor) > 2 + known[id(tensor)]:  # this name, and the argument
@@ -116,7 +116,7 @@ class _Before:
                 elif value is not self.tables[id(owner)].get(name) and _holds(value):
                     _set_back(owner, name, self.tables[id(owner)])
         for cell in self._cells:
-            if any(map(_holds, _content(cell))):
+            if any(map(_holds, _contents(cell))):
                 _set_cell(cell, self.cells[id(cell)])
         for container in self.containers.values():
             inside = container.values() if isinstance(container, dict) else container
@@ -153,7 +153,7 @@ class _Before:
     def _note_containers(self, values: Iterable[Any], depth: int = 0) -> None:
         for held in values:
             value = held.data if isinstance(held, UserDict) else held
-            if isinstance(value, _CONTAINERS) and id(value) not in self.containers:
+            if isinstance(value, _MUTABLE) and id(value) not in self.containers:
                 self.containers[id(value)] = value
                 if depth < _DEEPEST and len(value) <= _LARGEST:
                     inside = value.values() if isinstance(value, dict) else value
@@ -164,7 +164,7 @@ class _Before:
             self._note_table(function, function.__dict__)
             for cell in function.__closure__ or ():
                 self._cells.append(cell)
-                self.cells[id(cell)] = _content(cell)
+                self.cells[id(cell)] = _contents(cell)
                 self._note_containers(self.cells[id(cell)])
             function = function.__dict__.get("__wrapped__")
 
@@ -179,7 +179,7 @@ def _holds(value: Any, depth: int = 0) -> bool:
         inside: Iterable[Any] = (*value, *value.values())
     elif isinstance(value, _LRU):
         inside = gc.get_referents(value)
-    elif isinstance(value, (*_CONTAINERS, tuple, frozenset)):
+    elif isinstance(value, (*_MUTABLE, tuple, frozenset)):
         inside = list(value)
     else:
         return False
@@ -204,18 +204,19 @@ def _table_of(value: Any) -> dict[str, Any]:
     """Attributes of an object."""
     if isinstance(value, type):
         return dict(vars(value))
-    slots = {k: getattr(value, k) for k in slots_of(type(value)) if hasattr(value, k)}
+    kind: Any = type(value)
+    slots = {k: getattr(value, k) for k in slots_of(kind) if hasattr(value, k)}
     return {**getattr(value, "__dict__", {}), **slots}
 
 
-def _content(cell: types.CellType) -> tuple[Any, ...]:
+def _contents(cell: types.CellType) -> tuple[Any, ...]:
     try:
         return (cell.cell_contents,)
     except ValueError:  # not set yet
         return ()
 
 
-def _references(program: ExportedProgram | None, tensors: Sequence[Any]) -> Counter[int]:
+def _held_by(program: ExportedProgram | None, tensors: Sequence[Any]) -> Counter[int]:
     """How often a program holds which tensor, by its id."""
     if program is None or not tensors:
         return Counter()
@@ -243,7 +244,7 @@ def _dropped(values: list[Any], before: _Before, inside: frozenset[int] = _NONE)
             continue
         if isinstance(holder, _LRU):
             holder.cache_clear()
-        elif isinstance(holder, (*_CONTAINERS, tuple, frozenset)):
+        elif isinstance(holder, (*_MUTABLE, tuple, frozenset)):
             owner = _owner_of(holder)
             if isinstance(owner, _LRU):  # without a limit it has a dict
                 owner.cache_clear()
@@ -294,7 +295,7 @@ def _out_of_closure(cell: types.CellType, ids: frozenset[int], before: _Before) 
     earlier = before.cells.get(id(cell))
     if earlier is None:
         # Variables of functions that ran, such as those of the trace, go with them.
-        if isinstance(cell.cell_contents, _CONTAINERS):
+        if isinstance(cell.cell_contents, _MUTABLE):
             _take_out(cell.cell_contents, ids)
         elif any(isinstance(owner, tuple) for owner in gc.get_referrers(cell)):
             yield "a variable of a closure"
@@ -310,7 +311,7 @@ def _attributes(owner: Any, table: Any, ids: frozenset[int], before: _Before) ->
             _set_back(owner, name, earlier)
         elif cached or (earlier is not None and name not in earlier):
             _set_back(owner, name, {})
-        elif isinstance(value, _CONTAINERS):
+        elif isinstance(value, _MUTABLE):
             _take_out(value, ids)
         else:
             called = getattr(owner, "__qualname__", None) or getattr(owner, "__name__", None)

@@ -266,7 +266,12 @@ def _culprits(function: Function, module: nn.Module, x: Tensor) -> str:
             silent[f"module '{names[id(child)]}' gives no gradient"] = None
 
     handles: list[RemovableHandle] = []
-    undo = Restoring(lambda: [handle.remove() for handle in handles])
+
+    def put_back() -> None:
+        for handle in handles:
+            handle.remove()
+
+    undo = Restoring(put_back)
     with undo, undo, undo:
         handles.append(nn.modules.module.register_module_forward_hook(look))
         output = function(x.clone().requires_grad_())

@@ -130,8 +130,8 @@ def model_function(
     def entry(name: str, copies: bool) -> Tensor:
         if name in buffers:
             return typed(buffers[name].detach().clone())
-        value = parameters[name]
-        value = typed(value if create_graph else ordinary(value))
+        found = parameters[name]
+        value = typed(found if create_graph else ordinary(found))
         return value.clone() if copies else value
 
     def state(copies: bool, only: str | None) -> dict[str, Tensor]:

@@ -149,8 +149,8 @@ class Linearization:
         lost = _UNDERFLOW * least * (u.norm(dim=1) + v.norm(dim=1))
         if bool((wrong & (size > lost)).any()):
             raise DerivativeError(
-                "a custom backward pass has a wrong second derivative, or rounding leaves no digits "
-                "of it"
+                "a custom backward pass has a wrong second derivative, or rounding leaves no "
+                "digits of it"
             )
         self._adjoint = True
 
