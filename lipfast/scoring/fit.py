@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from lipfast.checkpoints import Checkpoint
-from lipfast.checkpoints.wrapped import standing
+from lipfast.checkpoints.words import standing
 from lipfast.errors import StateDictError
 from lipfast.estimators.plan import Plan
 from lipfast.plan.renamed import equivalent_names, is_counter, is_extra_state

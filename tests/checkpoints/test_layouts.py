@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,11 @@ def test_slices_of_several_ranks_are_put_together(tmp_path):
         ([4, 2], [[0, 0], [3, 0]], {}, "outside of shape"),
         ([6, 2], [[0, 0], [2, 0]], {}, "missing, or overlap"),
         ([4, 2], [[0, 0]], {}, "missing, or overlap"),
+        ([4, 2], [[0, 0], [0, 0]], {}, "missing, or overlap"),
+        ([3, 2], [[0, 0], [1, 0]], {}, "missing, or overlap"),
         ([4], [[0, 0], [2, 0]], {}, "no part of shape"),
+        ([1] * 100, [[0, 0]], {}, "no sizes"),
+        ([10**4000], [[0, 0]], {}, "no sizes"),
         ([1 << 40, 2], [[0, 0], [2, 0]], {}, "larger than all files"),
         ([4, 2], [[0, 0], [2, 0]], {"relative_path": "../secret.distcp"}, "no file beside it"),
         ([4, 2], [[0, 0], [2, 0]], {"relative_path": "/etc/passwd"}, "no file beside it"),
@@ -255,7 +260,7 @@ def test_zero_3_without_all_ranks(tmp_path, lost):
         read(folder)
 
 
-@pytest.mark.parametrize("ranks", [(1,), (0, 2), (0, 1, 1)])
+@pytest.mark.parametrize("ranks", [(1,), (0, 1), (0, 2), (0, 1, 1)])
 def test_zero_3_of_other_ranks_than_there_were(tmp_path, ranks):
     # As many numbers as two ranks have, in other places.
     folder = zero3(tmp_path / "global_step7", {"w": torch.arange(2.0), "v": torch.ones(1)}, 3)
@@ -266,7 +271,41 @@ def test_zero_3_of_other_ranks_than_there_were(tmp_path, ranks):
     for place, rank in enumerate(ranks):
         kind = "bf16" if ranks.index(rank) == place else "fp16"
         (folder / states[rank].name.replace("bf16", kind)).write_bytes(content[rank])
-    with pytest.raises(CheckpointError, match="states of its ranks are missing, or there twice"):
+    message = "states of its ranks are missing, or there twice|says that there are .3.* 2 are there"
+    with pytest.raises(CheckpointError, match=message):
+        read(folder)
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ([torch.zeros(1).expand(1 << 40)], r"8 numbers .* are named, 1099511627776 are there"),
+        ([torch.zeros(1 << 18)] * 1000, r"8 numbers .* are named, 262144000 are there"),
+        ([torch.zeros(1).expand(4)] * 2, ""),
+        (torch.zeros(8), "TypeError: no list"),
+        ([3], "AttributeError"),
+        (None, "TypeError: no list"),
+    ],
+)
+def test_ranks_that_lie_about_their_numbers(tmp_path, groups, message):
+    folder = zero3(tmp_path / "global_step7", STATE, 1)
+    path = folder / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    states = {"zero_stage": 3, "fp32_flat_groups": groups, "partition_count": [1]}
+    torch.save({"optimizer_state_dict": states}, path)
+    if not message:  # as many as there should be
+        assert read(folder).state_dict["0.weight"].sum() == 0
+        return
+    with pytest.raises(CheckpointError, match=message):
+        read(folder)
+
+
+def test_a_rank_that_is_a_pipe_is_refused(tmp_path):
+    folder = zero3(tmp_path / "global_step7", STATE, 1)
+    (folder / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt").unlink()
+    os.mkfifo(folder / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    path = folder / "zero_pp_rank_0_mp_rank_00_model_states.pt"
+    torch.save({**torch.load(path), "pad": torch.zeros(1 << 19)}, path)  # read as large ones are
+    with pytest.raises(CheckpointError, match="not a regular file"):
         read(folder)
 
 
