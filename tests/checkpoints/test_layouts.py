@@ -396,10 +396,16 @@ def test_states_are_left_aside_by_name(tmp_path, name):
 
 @pytest.mark.parametrize(
     "name",
-    ["model_optim_rng.pt", "opt-125m.pt", "optimum.pt", "sampled.pt", "net_opt.pt", "ema_100.pt"],
+    [
+        *("model_optim_rng.pt", "opt-125m.pt", "optimum.pt", "sampled.pt", "net_opt.pt"),
+        *("ema_100.pt", "sampler.pt", "image_sampler.pt", "model-sampler.pt", "ema_scaler.pt"),
+        *("net_scheduler.pth", "h.ckpt-1000"),
+    ],
 )
-def test_other_names_are_not(name):
+def test_other_names_are_not(tmp_path, name):
     assert not is_state_file(name)
+    torch.save(STATE, tmp_path / name)
+    assert same(read(tmp_path).state_dict)
 
 
 @pytest.mark.parametrize(
