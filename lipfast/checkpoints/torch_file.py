@@ -22,7 +22,7 @@ from lipfast.checkpoints.stand_ins import (
     UnsafePickleError,
 )
 from lipfast.checkpoints.torch_container import ZIP, read_container
-from lipfast.checkpoints.wrapped import Content, holds_states, unwrapped
+from lipfast.checkpoints.wrapped import STATE, Content, holds_states, unwrapped
 from lipfast.errors import CheckpointError, NotWeightsError
 from lipfast.text import printable
 
@@ -64,6 +64,12 @@ def collected(file: CheckpointFile, content: object) -> Content:
     if holds_states(content):
         raise NotWeightsError(
             f"{file.uri}: holds the state of an optimizer, a scheduler or the like, no weights"
+        )
+    state = next((name for name, kind in found.beside.items() if kind == STATE), None)
+    if state is not None:
+        raise NotWeightsError(
+            f"{file.uri}: its tensors lie below '{printable(state[:200])}', {STATE}: no weights. "
+            "Save weights under another key"
         )
     is_object = isinstance(content, StandIn) and content.items_set is None and not content.is_module
     if is_object or not isinstance(content, Mapping):

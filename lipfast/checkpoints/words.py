@@ -12,7 +12,7 @@ WRAPPERS = (
 """Keys under which training scripts keep the weights inside a larger dict: the first goes first."""
 
 # Words of an average of weights over training, joined to such of a network or not: `emamodel`.
-_AVERAGE = re.compile(
+_AVERAGED = re.compile(
     r"(?:(?:model|net|network|param|weight|generator|unet)s?|g)?"
     r"(?:ema|average|averaged|avg|swa|shadow|polyak)s?"
     r"(?:(?:model|net|network|param|weight|generator|unet|state)s?)?"
@@ -79,7 +79,7 @@ def standing(prefix: str) -> tuple[int, int]:
     """
     keys = prefix.strip(".").split(".")
     words = [words_of(key) for key in keys]
-    if any(_AVERAGE.fullmatch(word) for one in words for word in one):
+    if any(_AVERAGED.fullmatch(word) for one in words for word in one):
         rank = 2
     else:
         rank = int(any(not _SECOND.isdisjoint(one) or _is_second_net(one) for one in words))

@@ -19,7 +19,10 @@ from lipfast.text import printable
 _Named = TypeVar("_Named")
 
 NUMBER = "a number"
-"""The kind, in `Content.beside`, of a number, and of a tensor of one that is metadata."""
+"""The kind, in `Content.beside`, of a number."""
+
+SINGLE = "a tensor of one number"
+"""The kind, in `Content.beside`, of tensors without a dimension that count as metadata."""
 
 STATE = "the state of an optimizer or the like by its name"
 """The kind, in `Content.beside`, of tensors that are left aside for the name above them alone."""
@@ -126,7 +129,8 @@ def unwrapped(content: object, length: int = 0) -> Content:
     top = _Search(_FLOOR + min(4 * length, _MOST)).level(content, (), 0)
     if top is None or not (top.tensors or top.inner):
         items = content.items() if isinstance(content, Mapping) else ()
-        return Content({}, scalars(items, tensors=False))
+        beside = dict(top.beside()) if top is not None else {}
+        return Content({}, scalars(items, tensors=False), beside=beside)
     raw: dict[str, Scalar] = {}
     level, path = top, ""
     while True:
@@ -272,7 +276,7 @@ class _Search:
         tensors = found.tensors.values()
         if found.inner and not any(isinstance(one, Tensor) and one.dim() for one in tensors):
             # the best accuracy, the number of averaged models: metadata
-            kinds = {n: one if isinstance(one, str) else NUMBER for n, one in found.tensors.items()}
+            kinds = {n: one if isinstance(one, str) else SINGLE for n, one in found.tensors.items()}
             found.tensors, found.others = {}, {**found.others, **kinds}
         if found.tensors or found.inner or STATE in found.others.values():
             return found
@@ -285,7 +289,7 @@ class _Search:
         """Add what lies below a key to its level."""
         inner = self.level(entry, above, length)
         if inner is None:
-            self._note(level, name, _kind(entry), length)
+            self._note(level, name, None if is_state(name) else _kind(entry), length)
         elif is_state(name):
             if not inner.is_small:
                 self._note(level, name, STATE, length)

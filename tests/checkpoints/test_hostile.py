@@ -692,3 +692,15 @@ def test_lists_in_lists_without_weights_are_not_searched_over_and_over(tmp_path)
     torch.save(weights, tmp_path / "c.pt")
     with pytest.raises(CheckpointError, match=r"c\.pt: nested beyond what weights are"):
         read_checkpoint(file_of(tmp_path / "c.pt"))
+
+
+def test_a_number_and_the_text_of_it_are_one_key(tmp_path):
+    torch.save({"model": {0: W, "0": W}}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"a\.pt: two weights in it are called '0'"):
+        read_checkpoint(file_of(tmp_path / "a.pt"))
+
+
+def test_tensors_that_are_left_aside_for_a_name_are_not_called_absent(tmp_path):
+    torch.save({"generator": {"scaler": W}}, tmp_path / "a.pt")
+    with pytest.raises(NotWeightsError, match=r"its tensors lie below 'generator\.scaler', the st"):
+        read_checkpoint(file_of(tmp_path / "a.pt"))
