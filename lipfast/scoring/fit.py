@@ -239,8 +239,8 @@ def _above(name: str) -> Iterator[str]:
 def _note(taken: _Network, others: Sequence[_Network], unused: Sequence[str]) -> str:
     parts = []
     if others:
-        names = [other.prefix.strip(".") for other in others]
-        other = _shortened([f"'{name}'" if name else "those without" for name in names])
+        prefixes = [other.prefix.strip(".") for other in others]
+        other = _shortened([f"'{name}'" if name else "those without" for name in prefixes])
         verb = "fits" if len(others) == 1 else "fit"
         parts.append(f"{_below(taken)} taken; {other} {verb}, too: --prefix chooses")
     elif taken.prefix and (unused or standing(taken.prefix)[0]):
