@@ -120,7 +120,9 @@ def _merged(
     pairs = content.get("shared_params") or {}
     for name, other in pairs.items() if isinstance(pairs, Mapping) else _as_list(pairs):
         merged[_as_name(name)] = merged[_as_name(other)]
-    return merged
+    # others that are whole: no weights of ZeRO-3, but perhaps of the function
+    whole = ((name, one) for name, one in module.items() if isinstance(one, Tensor) and one.numel())
+    return {**{name: one for name, one in whole if name not in merged}, **merged}
 
 
 def _parameter_shapes(groups: Any) -> dict[str, tuple[int, ...]]:

@@ -25,7 +25,7 @@ from lipfast.checkpoints.pickles import Allowance, PickleReader
 from lipfast.checkpoints.scalars import scalars
 from lipfast.checkpoints.stand_ins import StandIn
 from lipfast.checkpoints.torch_file import collected, load_harmless
-from lipfast.checkpoints.words import is_state
+from lipfast.checkpoints.words import is_state, natural
 from lipfast.checkpoints.wrapped import Content
 from lipfast.errors import CheckpointError, NotWeightsError
 from lipfast.text import printable
@@ -66,7 +66,9 @@ def read_distributed(file: CheckpointFile) -> Content:
         raise NotWeightsError(f"{file.uri}: holds the state of an optimizer, no weights")
     folder = _Folder(file)
     content: dict[str, Any] = {}
-    for path, (size, slices) in entries.items():
+    # an index has entries in the order in which ranks planned them
+    for path in sorted(entries, key=lambda parts: natural(".".join(parts))):
+        size, slices = entries[path]
         value = folder.scalar(slices) if size is None else folder.tensor(path, size, slices)
         level: Any = content
         for key in path[:-1]:

@@ -61,8 +61,10 @@ def fitted(checkpoint: Checkpoint, plan: Plan, prefix: str | None = None) -> Che
     """
     tensors = checkpoint.tensors or checkpoint.state_dict
     own, beside, levels = checkpoint.state_dict, checkpoint.beside, checkpoint.levels
-    alone = prefix is None and len(tensors) == len(own) and not beside
-    if not plan.parameters or (alone and own.keys() == plan.parameters.keys()):
+    alone = prefix is None and len(tensors) == len(own)
+    if not plan.parameters or (
+        alone and own.keys() == plan.parameters.keys() and _is_bare(checkpoint)
+    ):
         return checkpoint
     found = _networks(tensors, plan)
     if not any(network.fits for network in found):
@@ -89,6 +91,15 @@ def fitted(checkpoint: Checkpoint, plan: Plan, prefix: str | None = None) -> Che
     require_harmless(unused, beside, taken.prefix, plan.parameters, chosen=chosen)
     unused += [name for name, kind in beside.items() if is_notable(kind)]
     return replace(checkpoint, state_dict=state_dict, note=_note(taken, others, unused))
+
+
+def _is_bare(checkpoint: Checkpoint) -> bool:
+    """Whether nothing lies in the one network of a file, or is to be said, beside its tensors."""
+    first = next(iter(checkpoint.tensors or checkpoint.state_dict), "")
+    prefix = first.removesuffix(next(iter(checkpoint.state_dict), ""))
+    return not any(
+        name.startswith(prefix) or is_notable(kind) for name, kind in checkpoint.beside.items()
+    )
 
 
 def _chosen_of(found: Sequence[_Network], prefix: str | None) -> _Network | None:

@@ -225,6 +225,7 @@ def zero3(folder: Path, state: dict[str, Tensor], ranks: int, *, lost: int = 0) 
             flat[rank].append(padded[rank * length : (rank + 1) * length])
     shapes = [{name: value.shape for name, value in state.items()}]
     module = {name: torch.empty(0) for name in state} | {"buffer": torch.arange(3)}
+    module["other"] = torch.ones(2)
     for rank in range(ranks):
         model = {"module": module, "param_shapes": shapes, "buffer_names": ["buffer"]}
         model |= {"shared_params": {"tied": next(iter(state))}, "global_steps": 7}
@@ -247,7 +248,8 @@ def test_zero_3_is_put_together(tmp_path, ranks):
     aside: set[str] = set()
     (file,) = find_checkpoints(tmp_path, aside=aside)
     checkpoint = read_checkpoint(file)
-    expected = {**STATE, "buffer": torch.arange(3), "tied": STATE["0.weight"]}
+    expected = {"other": torch.ones(2), **STATE, "buffer": torch.arange(3)}
+    expected["tied"] = STATE["0.weight"]
     assert same(checkpoint.state_dict, expected)
     assert (checkpoint.metadata.run, checkpoint.metadata.step) == ("run", 7)
     assert len(aside) >= ranks
