@@ -59,7 +59,10 @@ def read_distributed(file: CheckpointFile) -> Content:
     """
     index, allowance = _unpickled(file)
     try:
-        entries = dict(_described(file, index, allowance))
+        listed = list(_described(file, index, allowance))
+        entries = dict(listed)
+        if len(entries) < len(listed):
+            raise ValueError("two entries of one path")
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise _malformed(file, f"{type(error).__name__}: {error}") from error
     if not entries and index.attributes["state_dict_metadata"]:

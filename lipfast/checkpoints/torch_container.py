@@ -95,7 +95,9 @@ def _archive_root(names: list[str]) -> str:
     pickles = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
     root = pickles[0].removesuffix("data.pkl") if pickles else ""
     # torch looks up the first of two, in the folder of the first entry, in any case of letters
-    if root and len({name.lower() for name in names}) < len(names):
+    wanted = (f"{root}data".lower(), f"{root}byteorder".lower())
+    read = [name for name in map(str.lower, names) if name.startswith(wanted)]
+    if root and len(set(read)) < len(read):
         raise OtherFormatError("two entries of one name, which torch.save never writes")
     if len(pickles) > 1 or not names[:1][0].startswith(root):
         raise OtherFormatError("entries in two folders, which torch.save never writes")

@@ -91,6 +91,7 @@ def require_harmless(
             continue
         shown = f"the file has '{printable(own[:200])}'{f' ({printable(kind)})' if kind else ''}"
         layer, first = _layer_and_first(own, owners, modules)
+        layer = own if own in owners else layer  # a dict or a list of the layer's name
         if layer is None and "" in owners and re.fullmatch(r"(weight|bias|running|scale).*", own):
             layer = ""
         if layer is not None:

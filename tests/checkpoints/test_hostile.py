@@ -403,6 +403,7 @@ def entries_of(state: object) -> list[tuple[str, bytes]]:
         (lambda own: [*own, ("archive/data/0", b"\1" * 24)], "two entries of one name"),
         (lambda own: [*own, ("archive/DATA/0", b"\1" * 24)], "two entries of one name"),
         (lambda own: [*own, *((f"b/{n.partition('/')[2]}", d) for n, d in own)], "in two folders"),
+        (lambda own: [*own, ("archive/byteorder", b"big")], "two entries of one name"),
         (lambda own: [("b/x", b""), *own], "in two folders"),
         (
             lambda own: [(n, b"big\n" if n.endswith("byteorder") else d) for n, d in own],
@@ -414,6 +415,13 @@ def test_archives_that_torch_reads_in_another_way_are_refused(tmp_path, change, 
     path = archive_of(tmp_path / "a.pt", change(entries_of(STATE)))
     with pytest.raises(CheckpointError, match=rf"a\.pt: .*{message}"):
         read_checkpoint(file_of(path))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_other_entries_of_an_archive_may_have_any_name(tmp_path):
+    code = [("archive/code/Net.py", b""), ("archive/code/net.py", b""), ("archive/code/x", b"")]
+    path = archive_of(tmp_path / "a.pt", [*entries_of(STATE), *code, code[-1]])
+    assert read_checkpoint(file_of(path)).state_dict.keys() == STATE.keys()
 
 
 LIES = {

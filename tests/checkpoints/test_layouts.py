@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,20 @@ def test_slices_of_several_ranks_are_put_together(tmp_path):
 def test_indexes_that_lie(tmp_path, size, offsets, change, message):
     folder = sliced(tmp_path / "d", size, [(at, torch.ones(2, 2)) for at in offsets], **change)
     with pytest.raises(CheckpointError, match=message):
+        read(folder)
+
+
+def test_entries_of_one_path_are_refused(tmp_path):
+    folder = sliced(tmp_path / "d", [2, 2], [([0, 0], torch.ones(2, 2))])
+    index = pickle.loads((folder / ".metadata").read_bytes())
+    again = {"v": index.state_dict_metadata["w"]}
+    index = replace(
+        index,
+        state_dict_metadata=index.state_dict_metadata | again,
+        planner_data={"w": ("w",), "v": ("w",)},
+    )
+    (folder / ".metadata").write_bytes(pickle.dumps(index))
+    with pytest.raises(CheckpointError, match="two entries of one path"):
         read(folder)
 
 

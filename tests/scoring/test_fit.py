@@ -363,6 +363,7 @@ def test_what_makes_it_another_function_is_refused(tmp_path, extra, message, pre
 FACTORS = {
     "0.weight_scale": [9.0, numpy.float32(9), numpy.ones(2, "longdouble"), numpy.array(["a"])],
     "0.lora": [(torch.ones(2), torch.ones(2)), [torch.ones(2)], {"A": 9.0}],
+    "0": [{"weight_scale": 9.0}, {"lora": [torch.ones(2)]}],
     "2.scales": [torch.nn.Linear(1, 1).half(), {1: 2.0}, Fraction(9)],
 }
 
