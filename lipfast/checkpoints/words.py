@@ -24,7 +24,7 @@ _SECOND = frozenset(
     )
 )
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-_MAX_KEY_LENGTH = 256  # characters of a key that are looked at: hostile ones may have millions
+_MAX_KEY_LENGTH = 128  # characters of a key that are looked at: hostile ones may have millions
 _OPTIMIZERS = frozenset(
     f"{word}{plural}"
     for word in ("optimizer", "optimiser", "optim", "scheduler", "sched")

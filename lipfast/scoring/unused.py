@@ -49,6 +49,7 @@ _NETWORKS = frozenset(
         *("actors", "agents", "policies", "estimators", "replicas", "net", "model", "modules"),
     )
 )
+_MAX_STEMS = 16
 _HALVES = ({"enc", "encoder"}, {"dec", "decoder"})
 
 
@@ -138,11 +139,8 @@ def require_whole(prefix: str, names: Iterable[str], levels: Collection[str]) ->
         if len(level) <= len(parent) < len(prefix)
     }
     for name in names:
-        for parent in _beginnings(name):
-            own = parents.get(parent)
-            if own is None:
-                continue
-            other = name[len(parent) :].partition(".")[0]
+        for parent, own in parents.items():
+            other = name[len(parent) :].partition(".")[0] if name.startswith(parent) else own
             if other != own and _are_parts(parent, own, other):
                 shown = printable(prefix.strip("."))
                 raise StateDictError(
@@ -179,7 +177,8 @@ def _relatives(modules: Iterable[str]) -> Mapping[tuple[str, str], set[str]]:
 
 def _stems(name: str) -> set[str]:
     """Beginnings of a name up to an underscore, itself, and a mark where it is a half."""
-    stems = {name, *(name[:at] for at, sign in enumerate(name) if sign == "_")}
+    parts = name.split("_", _MAX_STEMS)
+    stems = {name, *("_".join(parts[:count]) for count in range(1, len(parts)))}
     halves = set(words_of(name)) & _HALVES[0].union(_HALVES[1])
     return stems | {"/"} if halves else stems  # which is in no name of a module
 
