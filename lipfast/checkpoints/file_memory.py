@@ -74,18 +74,24 @@ class FileMemory:
                 if storage.nbytes() and 0 <= start < len(self.buffer):
                     self.read(start, storage.nbytes())
 
-    def require_unchanged(self) -> None:
-        """Refuse what was read while the file was written anew in its place.
+    def require_unchanged(self, path: str | None = None) -> None:
+        """Refuse what was read while the file was written anew.
+
+        Args:
+            path: of the file, where another one may have come into its place.
 
         Raises:
             UnreachableError: it was.
         """
-        now = os.fstat(self._stream.fileno())
-        before = self._status
-        if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+        now = [os.fstat(self._stream.fileno()), *([os.stat(path)] if path is not None else [])]  # noqa: PTH116
+        if any(_identity(one) != _identity(self._status) for one in now):
             raise UnreachableError(
                 f"{self._file.uri}: it was written to while it was read. Try again later"
             )
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _reserved(size: int) -> mmap.mmap:

@@ -49,26 +49,28 @@ def read_safetensors(
 
 def _read_large(file: CheckpointFile, path: str) -> tuple[dict[str, Tensor], dict[str, Scalar]]:
     require_regular(file, path)
-    with (
-        open(path, "rb") as stream,  # noqa: PTH123
-        safetensors.safe_open(path, framework="pt") as opened,  # which checks what the header says
-    ):
+    with open(path, "rb") as stream:  # noqa: PTH123
         memory = FileMemory(file, stream)
+        # which checks what the header says; of its mapping of the numbers nothing is looked at
+        with safetensors.safe_open(path, framework="pt") as opened:
+            metadata = dict(opened.metadata() or {})
+            views = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         memory.read_all()
-        start = 8 + int.from_bytes(memory.buffer[:8], "little")
-        header = json.loads(memory.buffer[8:start])
-        tensors = {}
-        for name in opened.keys():  # noqa: SIM118
-            view = opened.get_tensor(name)  # of a mapping, which is never looked into
-            first, last = header[name]["data_offsets"]
-            flat = torch.empty(0, dtype=torch.uint8)
-            if last > first:
-                count, at = last - first, start + first
-                flat = torch.frombuffer(memory.buffer, dtype=torch.uint8, count=count, offset=at)
-            flat = flat.clone() if flat.data_ptr() % view.element_size() else flat
-            tensors[name] = flat.view(view.dtype).view(view.shape)
-        memory.require_unchanged()
-        return tensors, dict(opened.metadata() or {})
+        memory.require_unchanged(path)
+    start = 8 + int.from_bytes(memory.buffer[:8], "little")
+    if start > _MAX_HEADER:
+        raise _damaged(file, f"its header has {start - 8} bytes")
+    header = json.loads(memory.buffer[8:start])
+    tensors = {}
+    for name, view in views.items():
+        first, last = header[name]["data_offsets"]
+        flat = torch.empty(0, dtype=torch.uint8)
+        if last > first:
+            count, at = last - first, start + first
+            flat = torch.frombuffer(memory.buffer, dtype=torch.uint8, count=count, offset=at)
+        flat = flat.clone() if flat.data_ptr() % view.element_size() else flat
+        tensors[name] = flat.view(view.dtype).view(view.shape)
+    return tensors, metadata
 
 
 def _header_metadata(file: CheckpointFile, data: bytes) -> dict[str, Scalar]:

@@ -71,7 +71,13 @@ def test_what_changes_while_it_is_read_is_tried_again_later(tmp_path):
         memory = FileMemory(FILE, stream)
         memory.read(4096, 10)
         assert memory.buffer[4090:4110] == b"\0" * 6 + b"\1" * 10 + b"\0" * 4
+        memory.require_unchanged(str(path))
+        path.rename(tmp_path / "old")
+        path.write_bytes(b"\1" * 5000)
         memory.require_unchanged()
+        with pytest.raises(UnreachableError, match="it was written to while it was read"):
+            memory.require_unchanged(str(path))
+        (tmp_path / "old").rename(path)
         os.truncate(path, 4200)
         with pytest.raises(UnreachableError, match=r"a\.pt: it was written to while it was read"):
             memory.require_unchanged()
