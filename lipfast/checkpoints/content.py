@@ -52,7 +52,12 @@ _KINDS_OF_TEXT: tuple[tuple[str, str, str], ...] = (
 )
 _PROGRAM = "Pass it as the architecture; of weights save save_file(program.state_dict, ...)"
 _ZIPS: tuple[tuple[str, str, str], ...] = (
-    (r"(.*/)?models/.+\.json|.*exported_program\.json", "a program of torch.export", _PROGRAM),
+    # what it ends in first, over all characters: no name is then gone through twice
+    (
+        r"(?s)(?=.*\.json\Z)(.*/)?models/.+|.*exported_program\.json",
+        "a program of torch.export",
+        _PROGRAM,
+    ),
     (r"model\.weights\.h5", "a model of Keras (.keras)", _WEIGHTS_OF_OTHERS),
     (r".*\.npy", "arrays of numpy (.npz)", "Save them by name with safetensors"),
     (r"\[Content_Types\]\.xml", "an office document", "Check its name"),

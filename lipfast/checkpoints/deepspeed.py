@@ -12,6 +12,8 @@ from torch import Tensor
 
 from lipfast.checkpoints.access import names_beside
 from lipfast.checkpoints.file import CheckpointFile
+from lipfast.checkpoints.pickled_tensors import are_counts
+from lipfast.checkpoints.pickled_values import MAX_DIMS
 from lipfast.checkpoints.torch_file import collected, load_harmless
 from lipfast.checkpoints.wrapped import Content
 from lipfast.errors import CheckpointError
@@ -21,6 +23,7 @@ _OTHER_PIECE = re.compile(
     r"(?:zero_pp_rank_0_)?mp_rank_(?:0*[1-9]\d*(?:_\d+)?|0+_0*[1-9]\d*)(?:_model_states\.pt)?"
 )
 _PIPELINE = re.compile(r"layer_\d+-model_\d+-model_states\.pt")
+_GROUPS = "fp32_flat_groups"
 _HOW = "run zero_to_fp32.py, which DeepSpeed puts beside it, and score the file that it writes"
 
 
@@ -91,30 +94,87 @@ def _merged(
     """The whole parameters: each rank holds one part of each, padded to equal lengths."""
     if content.get("frozen_param_shapes"):
         raise ValueError("some of its parameters are frozen")
-    flat = [_flat_groups(file, name) for name in names]
-    shapes = {
-        name: tuple(shape) for group in content["param_shapes"] for name, shape in group.items()
-    }
+    shapes = _parameter_shapes(content["param_shapes"])
+    expected = sum(-(-math.prod(shape) // len(names)) for shape in shapes.values())
+    left = file.size
+    flat = []
+    for name in names:
+        states = _states(file, name, len(names), content.get("dp_world_size"))
+        flat.append(_flat_groups(states, expected, left))
+        left -= flat[-1].nbytes
     merged: dict[str, Tensor] = {}
     at = 0
     for name, shape in shapes.items():
         count = math.prod(shape)
+        if not count:
+            merged[name] = flat[0].new_empty(shape)
+            continue
         length = -(-count // len(flat))
         parts = [part.narrow(0, at, length) for part in flat]
         merged[name] = torch.cat(parts)[:count].view(shape)
         at += length
-    if any(at != part.numel() for part in flat):
-        raise ValueError(f"{at} numbers of each rank are named, {flat[0].numel()} are there")
     module = content["module"]
-    merged |= {name: module[name] for name in content.get("buffer_names") or () if name in module}
+    for name in map(_as_name, _as_list(content.get("buffer_names") or ())):
+        if name in module:
+            merged[name] = module[name]
     pairs = content.get("shared_params") or {}
-    for name, other in pairs.items() if isinstance(pairs, Mapping) else pairs:
-        merged[name] = merged[other]
-    return merged
+    for name, other in pairs.items() if isinstance(pairs, Mapping) else _as_list(pairs):
+        merged[_as_name(name)] = merged[_as_name(other)]
+    # others that are whole: no weights of ZeRO-3, but perhaps of the function
+    whole = ((name, one) for name, one in module.items() if isinstance(one, Tensor) and one.numel())
+    return {**{name: one for name, one in whole if name not in merged}, **merged}
 
 
-def _flat_groups(file: CheckpointFile, name: str) -> Tensor:
-    """All float32 parameters of one rank, one after the other."""
+def _parameter_shapes(groups: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes of the parameters by name."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for group in _as_list(groups):
+        for name, shape in group.items():
+            if _as_name(name) in shapes:  # or one group is there over and over
+                raise ValueError("a parameter is named twice")
+            is_shape = isinstance(shape, tuple) and len(shape) <= MAX_DIMS
+            if not is_shape or not are_counts(shape):
+                raise ValueError(f"'{name[:100]}' has no shape")
+            shapes[name] = shape
+    return shapes
+
+
+def _states(file: CheckpointFile, name: str, ranks: int, world: Any) -> Mapping[Any, Any]:
+    """The optimizer states of one rank, where they say that there are so many ranks."""
     folder = file.path.rpartition("/")[0]
-    states = load_harmless(file, f"{folder}/{name}", file.size)["optimizer_state_dict"]
-    return torch.cat([group.detach().reshape(-1) for group in states["fp32_flat_groups"]])
+    content = load_harmless(file, f"{folder}/{name}", file.size, wanted=_groups_of)
+    found = content["optimizer_state_dict"]
+    count = found.get("partition_count", world)  # of each group of parameters, or of all
+    counts = count if isinstance(count, (list, tuple)) else (ranks if count is None else count,)
+    if not are_counts(tuple(counts)) or set(counts) != {ranks}:
+        raise ValueError(f"'{name}' says that there are {counts} ranks, {ranks} are there")
+    return found  # type: ignore[no-any-return]
+
+
+def _groups_of(content: Any) -> Sequence[Any]:
+    return _as_list(content["optimizer_state_dict"][_GROUPS])  # type: ignore[no-any-return]
+
+
+def _flat_groups(states: Mapping[Any, Any], expected: int, left: int) -> Tensor:
+    """All float32 parameters of one rank, one after the other, where they are as many."""
+    groups = _as_list(states[_GROUPS])
+    count = sum(group.numel() for group in groups)
+    if count != expected:
+        raise ValueError(f"{expected} numbers of each rank are named, {count} are there")
+    if sum(group.nbytes for group in groups) > left:  # one may be there over and over
+        raise ValueError(f"its ranks name more numbers than their {left} bytes hold")
+    return torch.cat([group.detach().reshape(-1) for group in groups])
+
+
+def _as_list(value: Any) -> Any:
+    """A list: to go through a tensor would make one of each of its numbers."""
+    if not isinstance(value, (list, tuple)):
+        raise TypeError("no list")
+    return value
+
+
+def _as_name(name: Any) -> str:
+    """A name. Other objects may take for ever to hash."""
+    if type(name) is not str:
+        raise TypeError("a name that is no text")
+    return name

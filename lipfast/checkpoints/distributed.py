@@ -12,22 +12,28 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lipfast.checkpoints.access import read_bytes, read_range
 from lipfast.checkpoints.content import HEAD, foreign
 from lipfast.checkpoints.file import CheckpointFile
 from lipfast.checkpoints.names import COMPANIONS, SLICES
+from lipfast.checkpoints.pickled_tensors import are_counts
+from lipfast.checkpoints.pickled_values import MAX_DIMS
 from lipfast.checkpoints.pickles import Allowance, PickleReader
 from lipfast.checkpoints.scalars import scalars
 from lipfast.checkpoints.stand_ins import StandIn
 from lipfast.checkpoints.torch_file import collected, load_harmless
-from lipfast.checkpoints.wrapped import Content, is_state
+from lipfast.checkpoints.words import is_state, natural
+from lipfast.checkpoints.wrapped import Content
 from lipfast.errors import CheckpointError, NotWeightsError
+from lipfast.text import printable
 
 _MAX_PICKLED_INDEX = 16 << 20  # bytes
 _MAX_COMPANION = 16 << 20  # bytes
 _MAX_SCALAR = 1 << 16  # bytes of a pickled number
+_MAX_PARTS_OF_PATH = 64  # of a path
 _MAX_SPARE = 64  # a tensor takes its bytes once; hostile sizes are refused far above that
 
 
@@ -51,16 +57,21 @@ def read_distributed(file: CheckpointFile) -> Content:
         CheckpointError: the index is malformed, or a slice is missing or not what the index says.
         OSError: a file cannot be read.
     """
-    index = _unpickled(file)
+    index, allowance = _unpickled(file)
     try:
-        entries = dict(_described(file, index))
+        listed = list(_described(file, index, allowance))
+        entries = dict(listed)
+        if len(entries) < len(listed):
+            raise ValueError("two entries of one path")
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise _malformed(file, f"{type(error).__name__}: {error}") from error
     if not entries and index.attributes["state_dict_metadata"]:
         raise NotWeightsError(f"{file.uri}: holds the state of an optimizer, no weights")
     folder = _Folder(file)
     content: dict[str, Any] = {}
-    for path, (size, slices) in entries.items():
+    # an index has entries in the order in which ranks planned them
+    for path in sorted(entries, key=lambda parts: natural(".".join(parts))):
+        size, slices = entries[path]
         value = folder.scalar(slices) if size is None else folder.tensor(path, size, slices)
         level: Any = content
         for key in path[:-1]:
@@ -72,10 +83,11 @@ def read_distributed(file: CheckpointFile) -> Content:
     return found._replace(raw={**_beside(file), **found.raw})
 
 
-def _unpickled(file: CheckpointFile) -> StandIn:
+def _unpickled(file: CheckpointFile) -> tuple[StandIn, Allowance]:
     data = read_bytes(file, file.path, _MAX_PICKLED_INDEX)
+    allowance = Allowance(len(data))
     try:
-        index = PickleReader({}, _nothing_outside, Allowance(len(data))).read(BytesIO(data))
+        index = PickleReader({}, _nothing_outside, allowance).read(BytesIO(data))
     except Exception as error:  # a damaged pickle can fail in any way
         what = foreign(data[:HEAD], len(data))
         if what is not None:
@@ -83,7 +95,7 @@ def _unpickled(file: CheckpointFile) -> StandIn:
         raise _malformed(file, f"{type(error).__name__}: {error}") from error
     if not isinstance(index, StandIn) or not index.attributes:
         raise _malformed(file, "it holds something else")
-    return index
+    return index, allowance
 
 
 def _nothing_outside(identity: Any) -> Any:
@@ -93,7 +105,9 @@ def _nothing_outside(identity: Any) -> Any:
 _Entry = tuple["tuple[int, ...] | None", list[_Slice]]
 
 
-def _described(file: CheckpointFile, index: StandIn) -> Iterator[tuple[tuple[str, ...], _Entry]]:
+def _described(
+    file: CheckpointFile, index: StandIn, allowance: Allowance
+) -> Iterator[tuple[tuple[str, ...], _Entry]]:
     """Path in the state dict -> size of the tensor (None for other values) and its slices."""
     described = index.attributes["state_dict_metadata"]
     paths = index.attributes.get("planner_data") or {}
@@ -104,20 +118,23 @@ def _described(file: CheckpointFile, index: StandIn) -> Iterator[tuple[tuple[str
             raise ValueError("a slice without a name")
         if place.attributes.get("transform_descriptors"):
             raise CheckpointError(
-                f"{file.uri}: '{name}' was transformed before it was stored, which lipfast "
-                "does not undo. Save it with torch.distributed.checkpoint's defaults"
+                f"{file.uri}: '{printable(name[:200])}' was transformed before it was stored, "
+                "which lipfast does not undo. Save it with torch.distributed.checkpoint's defaults"
             )
         offset = _sizes(key.attributes.get("offset"))
         held = place.attributes
         where = (held["relative_path"], held["offset"], held["length"])
-        if not (isinstance(where[0], str) and all(type(n) is int and n >= 0 for n in where[1:])):
-            raise ValueError(f"no place of a slice of '{name}'")
+        if not (isinstance(where[0], str) and are_counts(where[1:])):
+            raise ValueError(f"no place of a slice of '{name[:200]}'")
         slices.setdefault(name, []).append(_Slice(*where, offset))
     for name, entry in described.items():
         keys = paths.get(name, (name,))
-        if not all(type(key) in {str, int} for key in keys):
+        if type(keys) is not tuple or not 0 < len(keys) <= _MAX_PARTS_OF_PATH:
+            raise ValueError("a path of no names, or of too many")
+        if not all(type(key) is str or are_counts((key,)) for key in keys):
             raise ValueError("a path of no names")
         path = tuple(map(str, keys))
+        allowance.spend(sum(map(len, path)))  # keys that many paths share are joined in each
         if any(map(is_state, path[:-1])) or path[0].startswith("optimizer."):
             continue
         size = _sizes(entry.attributes["size"]) if entry.attributes else None
@@ -128,8 +145,8 @@ def _sizes(value: Any) -> tuple[int, ...] | None:
     """The numbers of a `torch.Size`."""
     if value is None:
         return None
-    sizes = tuple(value.args[0] if isinstance(value, StandIn) and value.args else ())
-    if not all(type(size) is int and size >= 0 for size in sizes):
+    sizes = value.args[0] if isinstance(value, StandIn) and value.args else ()
+    if type(sizes) is not tuple or len(sizes) > MAX_DIMS or not are_counts(sizes):
         raise ValueError("no sizes")
     return sizes
 
@@ -145,7 +162,7 @@ class _Folder:
         """Put the slices of a tensor together."""
         name = ".".join(path)
         whole: Tensor | None = None
-        filled = 0
+        filled: Tensor | None = None
         if math.prod(size) > _MAX_SPARE + self._file.size:  # a number takes a byte or more
             raise _malformed(self._file, f"'{name}' of shape {size} is larger than all files")
         for one in slices:
@@ -155,13 +172,17 @@ class _Folder:
                 raise _malformed(self._file, f"a slice of '{name}' is no part of shape {size}")
             if any(a + n > s for a, n, s in zip(at, part.shape, size, strict=True)):
                 raise _malformed(self._file, f"a slice of '{name}' lies outside of shape {size}")
+            if part.numel() * part.element_size() > one.length:
+                raise _malformed(self._file, f"a slice of '{name}' says more than it holds")
             if tuple(part.shape) == size and len(slices) == 1:
                 return part
-            if whole is None:
-                whole = part.new_full(size, math.nan if part.is_floating_point() else 0)
-            whole[tuple(slice(a, a + n) for a, n in zip(at, part.shape, strict=True))] = part
-            filled += part.numel()
-        if whole is None or filled != math.prod(size):
+            if whole is None or filled is None:
+                whole, filled = part.new_empty(size), torch.zeros(size, dtype=torch.bool)
+            place = tuple(slice(a, a + n) for a, n in zip(at, part.shape, strict=True))
+            if filled[place].any():
+                raise _malformed(self._file, f"slices of '{name}' are missing, or overlap")
+            whole[place], filled[place] = part, True
+        if whole is None or filled is None or not filled.all():
             raise _malformed(self._file, f"slices of '{name}' are missing, or overlap")
         return whole
 
@@ -213,6 +234,7 @@ def _beside(file: CheckpointFile) -> Mapping[str, Any]:
 
 def _malformed(file: CheckpointFile, reason: str) -> CheckpointError:
     return CheckpointError(
-        f"{file.uri}: no index of torch.distributed.checkpoint that lipfast reads: {reason[:300]}. "
-        "Convert it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE"
+        f"{file.uri}: no index of torch.distributed.checkpoint that lipfast reads: "
+        f"{printable(reason[:300])}. Convert it: python -m "
+        "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE"
     )

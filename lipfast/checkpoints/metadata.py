@@ -14,16 +14,15 @@ from lipfast.text import strict_json, to_utf8
 Scalar: TypeAlias = "bool | int | float | str"
 
 _WHOLE_NUMBER = re.compile(r"[+-]?(0|[1-9][0-9]*)\Z")
-_FLOAT = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\Z")
+_FLOAT = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?\Z")
 _NON_FINITE = re.compile(r"[+-]?(nan|inf|infinity)\Z", re.IGNORECASE)
 _BOOLEANS = {"true": True, "True": True, "false": False, "False": False}
-_MAX_INTEGER_DIGITS = 4000  # int() refuses longer ones, and takes quadratic time
+_MAX_VALUE_LENGTH = 4000  # int() refuses longer ones, and takes quadratic time
 
 STEP_KEYS = ("step", "global_step", "global_steps", "iteration")
 INT64_MAX = 2**63 - 1
 
 
-@lru_cache(maxsize=1 << 14)
 def parse_value(text: str) -> Scalar:
     """Turn text into a boolean, an integer or a float where it spells one.
 
@@ -38,10 +37,13 @@ def parse_value(text: str) -> Scalar:
         >>> [parse_value(text) for text in ("64", "5e-3", "true", "relu", "007", "nan")]
         [64, 0.005, True, 'relu', '007', nan]
     """
+    return text if len(text) > _MAX_VALUE_LENGTH else _short_value(text)
+
+
+@lru_cache(maxsize=1 << 14)  # of short texts: it must not keep what hostile files hold
+def _short_value(text: str) -> Scalar:
     if text in _BOOLEANS:
         return _BOOLEANS[text]
-    if len(text) > _MAX_INTEGER_DIGITS:
-        return text
     if _WHOLE_NUMBER.match(text):
         return int(text)
     zeros = text.lstrip("+-")[:2]

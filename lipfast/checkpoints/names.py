@@ -42,10 +42,15 @@ COMPANIONS = ("meta.pt", "common.pt")
 _BIN = re.compile(r"pytorch_model[^/]*\.bin")
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}\.(safetensors|bin)", re.IGNORECASE)
 # What trainers keep beside the weights: states of optimizers, schedulers, generators and samplers.
-_STATE_WORDS = "optimi[sz]er|optim|(lr_)?scheduler|(grad_)?scaler|rng_state|random_states?|sampler"
+# Of files that are called in another way, such as `image_sampler.pt`, the content says what it is.
+_STATE_WORDS = (
+    "(.*[-_.])?(optimi[sz]er|optim|rng_state|random_states?)"
+    "|([-_.]|lr|grad|amp|loss|best|last|latest|final)*(scheduler|scaler)"
+)
 _STATES = re.compile(
-    rf"(.*[-_.])?({_STATE_WORDS})s?(_states?)?([-_.](\d+[km]?|last|latest|best|final))*"
+    rf"({_STATE_WORDS})s?(_states?)?([-_.](\d+[km]?|last|latest|best|final))*"
     r"\.(pt|pth|bin|pkl|safetensors)"
+    r"|sampler(_\d+)*\.(bin|pkl)"
     r"|.*_optim_states\.pt|opt\.(pt|pth)|(training_args|distrib_optim|trainer_state)\.(pt|bin)"
     r"|(training_args|dataloader|custom_checkpoint)(_\d+)*\.(bin|pkl)"
     # pieces of one checkpoint of DeepSpeed, which its first piece stands for

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from functools import lru_cache
 
 from lipfast.checkpoints.metadata import Scalar, parse_value
@@ -22,7 +23,7 @@ _EPOCHS = "epochs?|ep"
 _NUMBER = rf"(?:{_STEPS}|{_EPOCHS})[-_=]?\d+[kKM]?"
 # epoch=3-step=100.ckpt, step_000100.pt, checkpoint-500/, ckpt100k.pth, epoch_3_step_100.pt
 _CUSTOM = re.compile(
-    rf"(?<![A-Za-z])(?P<key>{_STEPS}|{_EPOCHS})[-_=]?(?P<number>\d+)(?P<unit>[kKM]?)"
+    rf"(?<![A-Za-z])(?P<key>{_STEPS}|{_EPOCHS})[-_=]?(?P<number>\d+(?:\.\d+)?)(?P<unit>[kKM]?)"
     rf"(?:(?!\w)|(?=_{_NUMBER}))"
     # ... or at the end: net_e10.pt
     r"|(?<=[-_.])(?P<last>e)(?P<last_number>\d+)\Z",
@@ -38,6 +39,11 @@ _COUNTER = re.compile(
 _BEHIND = re.compile(
     rf"(?<![A-Za-z\d.])(?P<number>\d+)(?P<unit>[kKM]?)[-_]?(?P<key>steps|iters|iterations|{_EPOCHS})"
     r"(?!\w)|\A(?P<epoch>\d+)_net_",
+    re.IGNORECASE,
+)
+# Words before a key whose number is a setting: steps_per_epoch_10, max_steps_1000.
+_SETTING = re.compile(
+    r"(?<![A-Za-z])(?:per|max|min|num|n|total|of|warmup|decay|every|save|log|eval)[-_]\Z",
     re.IGNORECASE,
 )
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
@@ -145,11 +151,14 @@ def customary(name: str) -> dict[str, Scalar]:
     Example:
         >>> customary("epoch=3-step=100.ckpt"), customary("checkpoint-500"), customary("ckpt_20k")
         ({'epoch': 3, 'step': 100}, {'step': 500}, {'step': 20000})
-        >>> customary("resnet50.pt")
-        {}
+        >>> customary("resnet50.pt"), customary("steps_per_epoch_10_step_5"), customary("ckpt_1.5M")
+        ({}, {'step': 5}, {'step': 1500000})
     """
     found: dict[str, Scalar] = {}
-    for match in _CUSTOM.finditer(name):
+    matches = [m for m in _CUSTOM.finditer(name) if not _SETTING.search(name[: m.start()])]
+    # beside one of them, several are how many there are in all: epochs_100_step_5
+    single = [m for m in matches if not (m["key"] or m["last"]).lower().endswith("s")]
+    for match in single or matches:
         _add(
             found,
             match["key"] or match["last"],
@@ -165,9 +174,14 @@ def customary(name: str) -> dict[str, Scalar]:
 
 
 def _add(found: dict[str, Scalar], key: str, number: str, unit: str | None) -> None:
-    if len(number) <= _MAX_DIGITS:
-        word = "epoch" if key.lower().startswith("e") else "step"
-        found[word] = int(number) * _UNITS[(unit or "").lower()]
+    if len(number) > _MAX_DIGITS:
+        return
+    word = "epoch" if key.lower().startswith("e") else "step"
+    value = Decimal(number) * _UNITS[(unit or "").lower()]
+    if value == int(value):
+        found[word] = int(value)
+    elif word == "epoch":
+        found[word] = float(value)
 
 
 @lru_cache(maxsize=1 << 12)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -57,12 +57,14 @@ class Storage:
     """
 
     def __init__(self, dtype: torch.dtype, count: int) -> None:
-        if not _are_counts((count,)):
+        if not are_counts((count,)):
             raise ValueError("a storage of no length")
         self.dtype = dtype
         self.count = count
         self._flat: dict[torch.dtype, Tensor] = {}
+        self._copy: Tensor | None = None  # one for all dtypes
         self._place: tuple[Buffer, int, int] | None = None
+        self._read: Callable[[int, int], None] = _nothing_to_read
         self._waiting: list[_View] = []
         self._parts: list[tuple[int, Storage]] = []
 
@@ -78,19 +80,28 @@ class Storage:
 
     def part(self, offset: int, count: int) -> Storage:
         """A storage that shares the bytes of this one, which are attached to both."""
-        if not _are_counts((offset, count)) or offset + count > self.count:
+        if not are_counts((offset, count)) or offset + count > self.count:
             raise ValueError("a part that leaves its storage")
         part = Storage(self.dtype, count)
         self._parts.append((offset * self.dtype.itemsize, part))
         return part
 
-    def attach(self, buffer: Buffer, start: int, *, swapped: bool = False) -> None:
+    def attach(
+        self,
+        buffer: Buffer,
+        start: int,
+        *,
+        swapped: bool = False,
+        read: Callable[[int, int], None] | None = None,
+    ) -> None:
         """Say where its bytes are; tensors that wait for them are filled.
 
         Args:
             buffer: that holds them.
             start: where they begin.
             swapped: the bytes of each number are in the other order.
+            read: reads a part of the file into the buffer, where that is still to be done. It is
+                called here for what is copied and for single numbers, the metadata.
 
         Raises:
             ValueError: it ends before the storage does.
@@ -100,11 +111,14 @@ class Storage:
             raise ValueError(f"a storage of {length} bytes where the file has fewer")
         width = self.dtype.itemsize // (2 if self.dtype.is_complex else 1)
         if swapped and width > 1:
+            if read is not None:
+                read(start, length)
+                read = None
             turned = torch.frombuffer(buffer, dtype=torch.uint8, count=length, offset=start)
             buffer, start = bytearray(turned.reshape(-1, width).flip(1).numpy().tobytes()), 0
-        self._place = buffer, start, length
+        self._place, self._read = (buffer, start, length), read or _nothing_to_read
         for shift, part in self._parts:
-            part.attach(buffer, start + shift)
+            part.attach(buffer, start + shift, read=read)
         for view in self._waiting:
             view.tensor.data = self._view(view)
         self._waiting.clear()
@@ -121,7 +135,7 @@ class Storage:
             or len(size + stride) > _MAX_INDICES
         ):
             raise TypeError("a tensor without a size")
-        if not _are_counts((offset, *size, *stride)) or math.prod(size) > _MAX_ELEMENTS:
+        if not are_counts((offset, *size, *stride)) or math.prod(size) > _MAX_ELEMENTS:
             raise ValueError("a tensor of no size, or of more elements than can be counted")
         view = _View(torch.empty(0), dtype, offset, tuple(size), tuple(stride))
         if self._place is not None:
@@ -133,6 +147,8 @@ class Storage:
         flat = self._flat.get(view.dtype)
         if flat is None:
             flat = self._flat[view.dtype] = self._as(view.dtype)
+        if not view.size and self._place is not None:
+            self._read(*self._place[1:])
         return flat.as_strided(view.size, view.stride, view.offset)
 
     def _as(self, dtype: torch.dtype) -> Tensor:
@@ -141,15 +157,23 @@ class Storage:
         count = length // dtype.itemsize
         if not count:
             return torch.empty(0, dtype=dtype)
-        raw = torch.frombuffer(
-            buffer, dtype=torch.uint8, count=count * dtype.itemsize, offset=start
-        )
-        # Numbers between their places crash in vectorised code; the older format has them.
-        return (raw.clone() if raw.data_ptr() % dtype.itemsize else raw).view(dtype)
+        raw = torch.frombuffer(buffer, dtype=torch.uint8, count=length, offset=start)
+        if raw.data_ptr() % dtype.itemsize:
+            # Numbers between their places crash in vectorised code; the older format has them.
+            self._read(start, length)
+            self._copy = raw = raw.clone() if self._copy is None else self._copy
+        return raw[: count * dtype.itemsize].view(dtype)
 
 
-def _are_counts(values: tuple[Any, ...]) -> bool:
-    return set(map(type, values)) == {int} and min(values) >= 0 and max(values) <= _MAX_ELEMENTS
+def _nothing_to_read(start: int, length: int) -> None:
+    pass
+
+
+def are_counts(values: tuple[Any, ...]) -> bool:
+    """Whether values are whole numbers as sizes, strides and offsets may be."""
+    return not values or (
+        set(map(type, values)) == {int} and min(values) >= 0 and max(values) <= _MAX_ELEMENTS
+    )
 
 
 def storage_type(kind: object) -> torch.dtype:

@@ -16,13 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipfast.checkpoints.pickles import Maker, PickleReader, as_key
+from lipfast.checkpoints.pickles import Maker, PickleReader
 from lipfast.checkpoints.stand_ins import StandIn, UnsafePickleError
 
 _DTYPE = re.compile(r"[biufcSU]\d{1,6}")
 _MAX_PATH = 1 << 16  # characters of a path
 _MAX_NUMBER = 1 << 12  # bytes of one number or text of numpy
-_MAX_DIMS = 64  # as numpy's own
+MAX_DIMS = 64
+"""Dimensions of an array, as numpy limits them."""
+
 _MAX_SIDE = 1 << 60
 
 
@@ -44,7 +46,7 @@ def _mapping(reader: PickleReader, content: Any = (), *_: Any) -> dict[Any, Any]
     if isinstance(content, dict):
         return content
     reader.allowance.spend(len(content))
-    return {as_key(key): value for key, value in content}
+    return {reader.key(key): value for key, value in content}
 
 
 def _encoded(reader: PickleReader, text: str, encoding: str = "utf-8", *_: Any) -> bytes:
@@ -60,6 +62,7 @@ def _byte_array(reader: PickleReader, content: Any = b"", *_: Any) -> Any:
 
 
 def _path(reader: PickleReader, *parts: str) -> str:
+    reader.allowance.spend(sum(map(len, parts)))
     if sum(map(len, parts)) > _MAX_PATH:
         raise ValueError("a path of more characters than any file system allows")
     return "/".join(parts).replace("//", "/")
@@ -68,15 +71,18 @@ def _path(reader: PickleReader, *parts: str) -> str:
 def _moment(kind: Any) -> Maker:
     def call(reader: PickleReader, *args: Any) -> str:
         (data,) = args  # another argument is the time zone, an object
-        return str(kind(_raw(data)).isoformat())
+        return str(kind(_raw(reader, data, _MAX_NUMBER)).isoformat())
 
     return call
 
 
-def _raw(data: Any) -> bytes:
-    """A few bytes, which Python 2 wrote as text."""
-    if len(data) > _MAX_NUMBER:
+def _raw(reader: PickleReader, data: Any, limit: int | None = None) -> bytes:
+    """Bytes, which Python 2 wrote as text. Of a tensor `bytes` would make as many as it says."""
+    if type(data) not in {str, bytes, bytearray}:
+        raise TypeError("no bytes")
+    if limit is not None and len(data) > limit:
         raise ValueError("more bytes than a number has")
+    reader.allowance.spend(len(data))
     return data.encode("latin-1") if isinstance(data, str) else bytes(data)
 
 
@@ -101,7 +107,7 @@ def dtype_of(stand_in: Any) -> np.dtype[Any]:
 
 def _scalar_of_numpy(reader: PickleReader, dtype: Any, data: Any) -> Any:
     kind = dtype_of(dtype)
-    raw = _raw(data)
+    raw = _raw(reader, data, _MAX_NUMBER)
     if len(raw) != kind.itemsize:
         raise ValueError("a number of another length than its dtype")
     return np.frombuffer(raw, kind)[0].item()
@@ -112,9 +118,8 @@ def _array(
 ) -> Tensor:
     """A tensor of the numbers of an array; lists of objects and texts are none."""
     kind = dtype_of(dtype)
-    reader.allowance.spend(len(data))
-    raw = data.encode("latin-1") if isinstance(data, str) else data
-    is_shape = type(shape) is tuple and len(shape) <= _MAX_DIMS
+    raw = _raw(reader, data)
+    is_shape = type(shape) is tuple and len(shape) <= MAX_DIMS
     if not is_shape or not all(type(n) is int and 0 <= n < _MAX_SIDE for n in shape):
         raise ValueError("no shape")
     if math.prod(shape) * kind.itemsize != len(raw):
@@ -152,6 +157,7 @@ _PLAIN_CALLS: Mapping[str, Maker] = {
         lambda reader, items=(): items,
     ),
     "builtins.bytearray": _byte_array,
+    "builtins.bytes": lambda reader: b"",  # none, as protocol 2 writes them
     "_codecs.encode": _encoded,
     **dict.fromkeys(
         [

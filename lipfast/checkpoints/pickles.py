@@ -23,8 +23,9 @@ Maker = Callable[..., Any]
 
 _MAX_OPERATIONS = 2_000_000
 _MAX_TENSORS = 100_000
-_MAX_KEY = 1 << 60  # integers beyond it can be chosen to have one hash
+_MAX_KEY = 1 << 24  # integers beyond it can be chosen to collide in a dict
 _MAX_KEY_ITEMS = 8
+_MAX_NAME = 1024  # characters; of names of classes, and of keys that cost nothing
 _RUNS_CODE = {
     *("os", "posix", "nt", "subprocess", "sys", "shutil", "socket", "runpy", "pty", "ctypes"),
     *("webbrowser", "pdb", "bdb", "marshal", "pickle", "_pickle", "importlib.import_module"),
@@ -149,7 +150,13 @@ class PickleReader:
             target.items_set = {} if target.items_set is None else target.items_set
             target = target.items_set
         if isinstance(target, dict):
-            target.update(zip(map(as_key, pairs[::2]), pairs[1::2], strict=True))
+            target.update(zip(map(self.key, pairs[::2]), pairs[1::2], strict=True))
+
+    def key(self, value: object) -> object:
+        """A value as the key of a dict. Long texts cost: equal ones are compared sign by sign."""
+        if isinstance(value, (str, bytes)) and len(value) > _MAX_NAME:
+            self.allowance.spend(len(value))
+        return as_key(value)
 
     def add_items(self, items: list[Any]) -> None:
         """Append to the list on top."""
@@ -161,7 +168,7 @@ class PickleReader:
         thing = self.stack[-1]
         if not isinstance(thing, StandIn) or thing.state is not None:
             return  # attributes of a dict or a tensor
-        thing.state = state
+        thing.state, thing.spend = state, self.allowance.spend
         known = self.calls.get(f"{thing.name}.__setstate__")
         if known is not None:
             self.stack[-1] = known(self, thing)
@@ -171,7 +178,7 @@ class PickleReader:
     def remember(self, index: int) -> None:
         """Keep the object on top for later."""
         thing = self.stack[-1]
-        if not 0 <= index < _MAX_KEY:
+        if not 0 <= index <= self.allowance.operations:  # they are counted from 0, or 1
             raise ValueError("a place in the memo that is none")
         if type(thing) is StandIn:
             thing.place = index
@@ -181,6 +188,9 @@ class PickleReader:
         """Push a name, the old ones of Python 2 as they are called now."""
         if not isinstance(module, str) or not isinstance(name, str):
             raise TypeError("a name that is no text")
+        if len(module) + len(name) > _MAX_NAME:
+            raise UnsafePickleError("its pickle names a class by thousands of characters")
+        self.allowance.spend(len(module) + len(name))
         module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
         self.stack.append(Global(f"{module.replace('numpy._core', 'numpy.core')}.{name}"))
 
@@ -192,22 +202,26 @@ def _unknown(code: bytes) -> Exception:
 
 
 def as_key(value: object) -> object:
-    """A value as the key of a dict; what may be slow to hash, or never end, gives a stand-in.
+    """A value as the key of a dict; what may be slow to hash, or shares one hash, gives a stand-in.
+
+    Hashes of texts are random in each process, and so are those of tuples that begin with one;
+    those of stand-ins are their identity. Floats and long integers can be chosen to have all one.
 
     Example:
         >>> as_key("epoch"), as_key(((), ()))
         ('epoch', <StandIn a key>)
     """
-    if _is_plain(value) or isinstance(value, StandIn):  # whose hash is its identity
+    if _is_plain(value) or isinstance(value, StandIn):
         return value
-    is_short = type(value) is tuple and len(value) <= _MAX_KEY_ITEMS
-    return value if is_short and all(map(_is_plain, value)) else StandIn("a key")  # type: ignore[call-overload]
+    is_short = type(value) is tuple and 0 < len(value) <= _MAX_KEY_ITEMS
+    is_salted = is_short and type(value[0]) is str and all(map(_is_plain, value))  # type: ignore[index,call-overload]
+    return value if is_salted else StandIn("a key")
 
 
 def _is_plain(value: object) -> bool:
     if type(value) is int:
         return abs(value) < _MAX_KEY
-    return value is None or type(value) in {str, bytes, float, bool}
+    return value is None or type(value) in {str, bytes, bool}
 
 
 def _push(reader: PickleReader, argument: Any) -> None:

@@ -20,7 +20,14 @@ from lipfast.checkpoints.sharded import read_sharded
 from lipfast.checkpoints.sidecar import sidecar_metadata
 from lipfast.checkpoints.stand_ins import UnsafePickleError
 from lipfast.checkpoints.torch_file import out_of_proportion, read_torch
-from lipfast.checkpoints.wrapped import WRAPPERS, Content, NamesError, below, without_levels
+from lipfast.checkpoints.words import WRAPPERS, natural
+from lipfast.checkpoints.wrapped import (
+    Content,
+    NamesError,
+    below,
+    without_level_names,
+    without_levels,
+)
 from lipfast.errors import CheckpointError, UnreachableError
 from lipfast.text import printable
 
@@ -36,6 +43,8 @@ class Checkpoint:
         tensors: all of the file, other networks included, under their full names: the keys on the
             way to a network, then its own, with dots between them.
         note: what was done so that the weights fit an architecture; empty where nothing was.
+        beside: full names to kinds of what lies beside the tensors and is none that was read.
+        levels: what full names begin with that is a dict or a list of the file.
     """
 
     file: CheckpointFile
@@ -43,6 +52,8 @@ class Checkpoint:
     metadata: Metadata
     tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     note: str = ""
+    beside: Mapping[str, str] = field(default_factory=dict, repr=False)
+    levels: frozenset[str] = field(default=frozenset(), repr=False)
 
 
 def read_checkpoint(file: CheckpointFile, *, prefix: str | None = None) -> Checkpoint:
@@ -84,7 +95,7 @@ def read_checkpoint(file: CheckpointFile, *, prefix: str | None = None) -> Check
         found = _read_by_suffix(file)
         beside = sidecar_metadata(file)
         tensors, unread = without_levels(found.tensors), without_levels(found.unread)
-        (taken,) = without_levels({found.taken: None})
+        taken = without_level_names(found.taken)
     except (UnsafePickleError, NamesError) as error:
         raise out_of_proportion(file, error) from error
     except FileNotFoundError as error:
@@ -111,14 +122,19 @@ def read_checkpoint(file: CheckpointFile, *, prefix: str | None = None) -> Check
             )
     own = {name.removeprefix(taken): one for name, one in tensors.items() if name.startswith(taken)}
     metadata = Metadata(known, run_folder(file.folder))
-    return Checkpoint(file, own, metadata, tensors)
+    other = {without_level_names(name): kind for name, kind in found.beside.items()}
+    levels = frozenset(map(without_level_names, found.levels))
+    return Checkpoint(file, own, metadata, tensors, beside=other, levels=levels)
 
 
 def _chosen(file: CheckpointFile, names: Mapping[str, object], prefix: str) -> str:
     found = below(names, prefix) if prefix.strip(".") else [""]
     if not found:
         shown = ", ".join(repr(name[:200]) for name in list(names)[:3])
-        raise CheckpointError(f"{file.uri}: no name begins with '{prefix}.'; there are {shown} ...")
+        raise CheckpointError(
+            f"{file.uri}: no name begins with '{printable(prefix.strip('.'))}.'; there are "
+            f"{printable(shown)} ..."
+        )
     return found[0]
 
 
@@ -160,4 +176,4 @@ def _read_by_content(file: CheckpointFile) -> Content:
 def _read_sorted(file: CheckpointFile) -> Content:
     tensors, raw = read_safetensors(file, file.path, file.size)
     # safetensors gives entries in an order that differs from one reading to the next
-    return Content(dict(sorted(tensors.items())), raw)
+    return Content({name: tensors[name] for name in sorted(tensors, key=natural)}, raw)

@@ -23,6 +23,7 @@ SETTINGS = (
 _MAX_BITS = 1024  # of an integer; json refuses very long ones
 _MAX_TEXT = 1 << 16  # characters; longer ones are no setting
 _MAX_KEYS = 10_000
+_MAX_TEXTS = 1 << 22  # characters of all of them; a hostile file may refer to one over and over
 
 
 def scalars(items: Iterable[tuple[Any, Any]], *, tensors: bool) -> dict[str, Scalar]:
@@ -39,6 +40,7 @@ def scalars(items: Iterable[tuple[Any, Any]], *, tensors: bool) -> dict[str, Sca
         {'epoch': 3, 'width': 64}
     """
     found: dict[str, Scalar] = {}
+    left = _MAX_TEXTS
     nested: list[Mapping[Any, Any]] = []
     for key, value in items:
         if not isinstance(key, str) or len(found) >= _MAX_KEYS:
@@ -47,12 +49,14 @@ def scalars(items: Iterable[tuple[Any, Any]], *, tensors: bool) -> dict[str, Sca
             nested += [value] if key in SETTINGS else []
             continue
         scalar = _scalar(value, tensors=tensors)
-        if scalar is not None:
+        left -= len(scalar) if isinstance(scalar, str) else 0
+        if scalar is not None and left >= 0:
             found[key] = scalar
     for level in nested:
         for key, value in level.items():
             scalar = _scalar(value, tensors=True)
-            if isinstance(key, str) and scalar is not None and len(found) < _MAX_KEYS:
+            left -= len(scalar) if isinstance(scalar, str) else 0
+            if isinstance(key, str) and scalar is not None and len(found) < _MAX_KEYS and left >= 0:
                 found.setdefault(key, scalar)
     return found
 

@@ -18,6 +18,7 @@ from lipfast.errors import CheckpointError
 
 _MAX_INDEX = 16 << 20  # bytes
 _MAX_SHARDS = 4096
+_UNNAMED = "a tensor that the index does not name"
 
 
 def read_sharded(file: CheckpointFile) -> Content:
@@ -36,6 +37,7 @@ def read_sharded(file: CheckpointFile) -> Content:
     tensors: dict[str, Tensor] = {}
     raw: dict[str, Scalar] = {}
     unread: dict[str, str] = {}
+    beside: dict[str, str] = {}
     for shard, names in places.items():
         path = f"{folder}/{shard}" if folder else shard
         read = read_safetensors if shard.lower().endswith(".safetensors") else read_torch
@@ -54,10 +56,12 @@ def read_sharded(file: CheckpointFile) -> Content:
             )
         tensors |= {name: found.tensors[name] for name in names if name in found.tensors}
         unread |= found.unread
+        beside |= found.beside
+        beside |= {name: _UNNAMED for name in found.tensors if name not in index["weight_map"]}
         raw |= found.raw
     metadata = index.get("metadata")
     raw |= scalars(metadata.items(), tensors=False) if isinstance(metadata, dict) else {}
-    return Content(tensors, raw, unread=unread)
+    return Content(tensors, raw, unread=unread, beside=beside)
 
 
 def _index(file: CheckpointFile) -> dict[str, Any]:

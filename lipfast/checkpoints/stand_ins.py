@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +11,7 @@ _MAX_PARTS = 200_000  # of all modules, those counted twice that are there twice
 _MAX_MODULE_DEPTH = 64  # of modules in modules
 MAX_NAME = 1024
 """Characters of a weight's name; a hostile file may have one long key above many tensors."""
+_COST_OF_PART = 4  # bytes that a pickle spends on one at least
 
 
 class UnsafePickleError(Exception):
@@ -46,9 +47,10 @@ class StandIn(Mapping[str, Any]):
         state: that it would be given, most often its `__dict__`.
         items_set: as an own kind of dict would hold them.
         place: in the pickle's memo.
+        spend: takes what it costs to go through its state, which others may share.
     """
 
-    __slots__ = ("_entries", "args", "items_set", "name", "place", "state")
+    __slots__ = ("_entries", "args", "items_set", "name", "place", "spend", "state")
 
     def __init__(self, name: str, args: tuple[Any, ...] = ()) -> None:
         self.name = name
@@ -56,6 +58,7 @@ class StandIn(Mapping[str, Any]):
         self.state: Any = None
         self.items_set: dict[Any, Any] | None = None
         self.place: int | None = None
+        self.spend: Callable[[int], None] = _spend_nothing
         self._entries: Mapping[Any, Any] | None = None
 
     __hash__ = object.__hash__
@@ -108,6 +111,10 @@ class StandIn(Mapping[str, Any]):
         return self._entries
 
 
+def _spend_nothing(count: int) -> None:
+    pass
+
+
 class NoTensor(StandIn):
     """A tensor whose numbers lipfast does not read; `name` says of which kind it is."""
 
@@ -119,8 +126,10 @@ def _plain_attributes(thing: StandIn) -> dict[str, Any]:
     """The attributes of a namespace, a dataclass, or a configuration of OmegaConf."""
     held = thing.attributes
     content = held.get("_content")
+    items = content if isinstance(content, dict) else held
+    thing.spend(len(items))
     found = {}
-    for key, value in (content if isinstance(content, dict) else held).items():
+    for key, value in items.items():
         if isinstance(value, StandIn):  # OmegaConf wraps each value in a node
             value = value.attributes.get("_val")  # noqa: PLW2901
         if isinstance(key, str) and value is not None and not isinstance(value, (Tensor, Mapping)):
@@ -144,16 +153,23 @@ def _module_state(root: StandIn) -> dict[str, Any]:
         dicts = [value for key in _HELD if isinstance(value := held.get(key), dict)]
         if module.name.startswith("__torch__."):  # TorchScript: all of them are attributes
             dicts = [held]
-        parts += 1 + sum(map(len, dicts))
+        passing = held.get("_non_persistent_buffers_set")
+        passing = passing if isinstance(passing, list) else []
+        count = 1 + len(passing) + sum(map(len, dicts))
+        parts += count
         if parts > _MAX_PARTS or depth > _MAX_MODULE_DEPTH or len(prefix) > MAX_NAME:
             raise UnsafePickleError("its modules hold one another without end")
-        passing = held.get("_non_persistent_buffers_set")
+        root.spend(_COST_OF_PART * count)
+        absent = {name for name in passing if isinstance(name, str)}
         children = []
         for name, value in (pair for one in dicts for pair in one.items()):
+            if value is None:
+                continue
             if isinstance(value, (Tensor, NoTensor)):
-                if not (isinstance(passing, list) and name in passing):
+                if isinstance(name, str) and name not in absent:
+                    root.spend(len(prefix) + len(name))
                     found[f"{prefix}{name}"] = value
-            elif isinstance(value, StandIn) and value.is_module:
+            elif isinstance(name, str) and isinstance(value, StandIn) and value.is_module:
                 children.append((f"{prefix}{name}.", value, depth + 1))
         pending += reversed(children)
     return found

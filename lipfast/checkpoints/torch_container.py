@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Callable
 from typing import IO, Any
 
 from lipfast.checkpoints.content import foreign_zip
@@ -22,12 +23,16 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 _LOCAL_HEADER = 30  # bytes, before an entry's name
 
 
-def read_container(stream: IO[bytes], buffer: Buffer) -> Any:
+def read_container(
+    stream: IO[bytes], buffer: Buffer, read: Callable[[int, int], None] | None = None
+) -> Any:
     """Read what was saved: dicts, lists, texts, numbers, tensors, and stand-ins for the rest.
 
     Args:
         stream: the file, at its start.
         buffer: the same bytes, which tensors are views of.
+        read: reads a part of an archive into the buffer, where that is still to be done. Numbers of
+            tensors are not read then, but for those that are copied or single.
 
     Raises:
         OtherFormatError: it is an archive of another kind.
@@ -35,18 +40,15 @@ def read_container(stream: IO[bytes], buffer: Buffer) -> Any:
         MoreThanWeightsError: it was made to run code, or is a plain pickle without tensors.
         Exception: it is damaged.
     """
-    if bytes(buffer[: len(ZIP)]) == ZIP:
-        return _read_zip(stream, buffer)
+    if read is not None or bytes(buffer[: len(ZIP)]) == ZIP:
+        return _read_zip(stream, buffer, read)
     return _read_legacy(stream, buffer)
 
 
-def _read_zip(stream: IO[bytes], buffer: Buffer) -> Any:
+def _read_zip(stream: IO[bytes], buffer: Buffer, read: Callable[[int, int], None] | None) -> Any:
     with zipfile.ZipFile(stream) as archive:
         entries = archive.infolist()
-        root = next(
-            (e.filename[: -len("data.pkl")] for e in entries if e.filename.endswith("/data.pkl")),
-            "",
-        )
+        root = _archive_root([entry.filename for entry in entries])
         wanted = {
             entry.filename.removeprefix(root): entry
             for entry in entries
@@ -61,7 +63,9 @@ def _read_zip(stream: IO[bytes], buffer: Buffer) -> Any:
                 f"its entries are compressed or overlap ({total} bytes in a file of "
                 f"{len(buffer)}), which torch.save never does"
             )
-        swapped = "byteorder" in wanted and archive.read(wanted["byteorder"]) == b"big"
+        order = archive.read(wanted["byteorder"]) if "byteorder" in wanted else b"little"
+        if order not in (b"little", b"big"):
+            raise ValueError("no byte order")
         storages: dict[str, Storage] = {}
 
         def persistent(identity: Any) -> Any:
@@ -71,12 +75,33 @@ def _read_zip(stream: IO[bytes], buffer: Buffer) -> Any:
                 entry, storage = wanted[f"data/{key}"], Storage(storage_type(kind), count)
                 if storage.length > entry.file_size:
                     raise ValueError(f"a storage of {storage.length} bytes in {entry.file_size}")
-                storage.attach(buffer, _start(entry, buffer), swapped=swapped)
+                if read is not None:
+                    read(entry.header_offset, _LOCAL_HEADER)
+                start = _start(entry, buffer)
+                storage.attach(buffer, start, swapped=order == b"big", read=read)
                 storages[key] = storage
             return storages[key]
 
         reader = PickleReader(_CALLS, persistent, Allowance(len(buffer)))
         return reader.read(io.BytesIO(archive.read(wanted["data.pkl"])))
+
+
+def _archive_root(names: list[str]) -> str:
+    """The folder of the archive that its pickle lies in; empty where there is none.
+
+    Raises:
+        OtherFormatError: readers could differ in what they take.
+    """
+    pickles = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
+    root = pickles[0].removesuffix("data.pkl") if pickles else ""
+    # torch looks up the first of two, in the folder of the first entry, in any case of letters
+    wanted = (f"{root}data".lower(), f"{root}byteorder".lower())
+    read = [name for name in map(str.lower, names) if name.startswith(wanted)]
+    if root and len(set(read)) < len(read):
+        raise OtherFormatError("two entries of one name, which torch.save never writes")
+    if len(pickles) > 1 or not names[:1][0].startswith(root):
+        raise OtherFormatError("entries in two folders, which torch.save never writes")
+    return root
 
 
 def _storage_of(identity: object) -> tuple[Any, ...]:
@@ -118,7 +143,7 @@ def _read_legacy(stream: IO[bytes], buffer: Buffer, allowance: Allowance | None 
     calls = _CALLS if allowance else {**_CALLS, "torch.storage._load_from_bytes": _nested}
     reader = PickleReader(calls, persistent, allowance or Allowance(len(buffer)))
     content = reader.read(stream)
-    if content != _MAGIC or type(content) is not int:
+    if type(content) is not int or content != _MAGIC:  # to compare a tensor may take any memory
         if not reader.allowance.tensors:
             raise MoreThanWeightsError(reader.foreign or "a plain pickle")
         return content
@@ -127,8 +152,10 @@ def _read_legacy(stream: IO[bytes], buffer: Buffer, allowance: Allowance | None 
         raise ValueError("numbers of the other byte order")
     content, keys = reader.read(stream), reader.read(stream)
     at = stream.tell()
+    if not isinstance(keys, list) or len(set(map(_plain, keys))) < len(keys):
+        raise ValueError("no list of its storages")
     for key in keys:
-        storage = storages[_plain(key)]
+        storage = storages[key]
         count = int.from_bytes(buffer[at : at + 8], "little")
         if count != storage.count:
             raise ValueError(f"a storage of {count} elements where {storage.count} are named")

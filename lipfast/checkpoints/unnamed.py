@@ -44,6 +44,7 @@ _OPEN = {
         ".latest",
     ),
 }
+_COUNTED = re.compile(r"\.(?:ckpt|checkpoint|model|weights)[-_]\d+")  # model.ckpt-1000
 _HASH = re.compile(r"[0-9a-f]{32,}")  # a blob of a cache, which a named file links to
 _MAX_ENDINGS = 12
 _METADATA = (".json", ".jsonl", ".csv", ".yaml", ".yml", ".md", ".txt", ".log")
@@ -53,13 +54,14 @@ def is_open(name: str) -> bool:
     """Say whether a file of this name may hold weights, or something else.
 
     Example:
-        >>> [is_open(name) for name in ("model.bin", "last", "ckpt.1000", "a.png", "optimizer.bin")]
-        [True, True, True, False, False]
+        >>> names = ("model.bin", "last", "ckpt.1000", "h.ckpt-1000", "a.png", "optimizer.bin")
+        >>> [is_open(name) for name in names]
+        [True, True, True, True, False, False]
     """
     if name.startswith(".") or is_state_file(name) or _HASH.fullmatch(name):
         return False
     end = ending(name)
-    return not end or end in _OPEN or end[1:].isdigit()
+    return not end or end in _OPEN or end[1:].isdigit() or _COUNTED.fullmatch(end) is not None
 
 
 def ending(name: str) -> str:

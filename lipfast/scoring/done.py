@@ -11,15 +11,13 @@ from typing import Any, TypeAlias
 from lipfast._version import __version__
 from lipfast.checkpoints import CheckpointFile, Metadata
 from lipfast.checkpoints.metadata import Scalar
+from lipfast.scoring.schema import READING, UNREADABLE, is_outdated
 from lipfast.scoring.scores import read_rows
 from lipfast.scoring.store import SCHEMA_FILE, parts, store_folder
 
 FileKey: TypeAlias = "tuple[str, int, float]"
 Attempt: TypeAlias = "tuple[str, str]"
 Fingerprint: TypeAlias = "Callable[[Mapping[str, Scalar], int], str | None]"
-
-UNREADABLE = "cannot be read"
-"""The kind of failure that depends on the file's content alone."""
 
 NON_FINITE = "NaN or infinite weights"
 MISMATCH = "state dict does not match the architecture"
@@ -38,15 +36,21 @@ class Done:
         scored: (uri, size, mtime) of a scored file to pairs (fingerprint, metadata as JSON).
         failed: the same of failed ones; those that will fail again as long as the file is the
             same have the fingerprint "".
+        outdated: of scored files, the fingerprints of rows whose file may be read in another way
+            now.
     """
 
     scored: dict[FileKey, list[Attempt]] = field(default_factory=dict)
     failed: dict[FileKey, list[Attempt]] = field(default_factory=dict)
+    outdated: set[tuple[FileKey, str]] = field(default_factory=set)
 
     def is_scored(self, file: CheckpointFile, fingerprint: Fingerprint) -> bool:
         """Whether the store has the row that scoring the file now would give."""
-        attempts = self.scored.get((file.uri, file.size, file.mtime), ())
-        return any(_is_current(attempt, file, fingerprint) for attempt in attempts)
+        key = (file.uri, file.size, file.mtime)
+        return any(
+            (key, attempt[0]) not in self.outdated and _is_current(attempt, file, fingerprint)
+            for attempt in self.scored.get(key, ())
+        )
 
     def has_failed(self, file: CheckpointFile, fingerprint: Fingerprint) -> bool:
         """Whether the store says that scoring the file now would fail."""
@@ -69,7 +73,8 @@ def completed(path: str | os.PathLike[str]) -> Done:
 
     A failure counts only if it will repeat itself: the file cannot be read, or does not fit the
     plan, as this version of lipfast found. Files that could not be reached, and failures of the
-    architecture, which may have been mended since, are tried again by every run.
+    architecture, which may have been mended since, are tried again by every run. So are files that
+    may be read in another way now than then, scored or not.
 
     Args:
         path: the store's folder.
@@ -84,14 +89,23 @@ def completed(path: str | os.PathLike[str]) -> Done:
     empty = folder.is_dir() and not (folder / SCHEMA_FILE).exists() and not parts(folder)
     if empty or not folder.exists():
         return Done()
-    names = ("uri", "size", "mtime", "status", "kind", "fingerprint", "metadata", "lipfast_version")
+    names = [
+        *("uri", "size", "mtime", "status", "kind", "fingerprint", "metadata", "lipfast_version"),
+        *("note", "reading"),
+    ]
     table = read_rows(path, names)
     done = Done()
     columns = (table.column(name).to_pylist() for name in names)
-    for uri, size, mtime, status, kind, mark, metadata, version in zip(*columns, strict=True):
+    current: set[tuple[FileKey, str]] = set()
+    for uri, size, mtime, status, kind, mark, metadata, version, note, reading in zip(
+        *columns, strict=True
+    ):
         attempt = ("" if kind == UNREADABLE else mark, metadata or "{}")
+        key = (uri, size, mtime)
         if status == "ok":
-            done.scored.setdefault((uri, size, mtime), []).append(attempt)
-        elif version == __version__ and kind in _WILL_REPEAT:
-            done.failed.setdefault((uri, size, mtime), []).append(attempt)
+            done.scored.setdefault(key, []).append(attempt)
+            (done.outdated if is_outdated(uri, note, reading) else current).add((key, mark))
+        elif version == __version__ and reading == READING and kind in _WILL_REPEAT:
+            done.failed.setdefault(key, []).append(attempt)
+    done.outdated -= current
     return done

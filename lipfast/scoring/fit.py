@@ -9,24 +9,15 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from lipfast.checkpoints import Checkpoint
-from lipfast.checkpoints.wrapped import standing
+from lipfast.checkpoints.words import WRAPPERS, standing
 from lipfast.errors import StateDictError
 from lipfast.estimators.plan import Plan
 from lipfast.plan.renamed import equivalent_names, is_counter, is_extra_state
-from lipfast.text import counted
+from lipfast.scoring.unused import is_notable, require_harmless, require_whole
+from lipfast.text import counted, printable
 
-# Of what is beside the weights in a module, what does not change the function in eval mode.
-_HARMLESS = re.compile(
-    r"num_batches_tracked|n_averaged|position_ids|token_type_ids|inv_freq|masked_bias|mask_token"
-    r"|relative_position_index|relative_coords_table|attn_mask|total_ops|total_params"
-)
-# Names of layers that are counted, and of normalisations between layers.
-_LIST = re.compile(
-    r"(?P<stem>|fc|lin|linear|dense|conv|deconv|layers?|blocks?|stages?|res|h|l)_?\d+",
-    re.IGNORECASE,
-)
-_NORM = re.compile(r"(?:.*_)?(?:bn|ln|(?:batch|layer|group|rms)?_?norm)_?\d*", re.IGNORECASE)
 _FLAT = re.compile(r"(?:.*\.)?_?flat_param(?:_\d+)?")
+_RANK_OF_AVERAGES = standing("ema")[0]
 _FIRST_FEW = 5
 _LONGEST_NAME = 200  # characters of a name; the file is untrusted
 
@@ -64,27 +55,88 @@ def fitted(checkpoint: Checkpoint, plan: Plan, prefix: str | None = None) -> Che
             empty for the one whose names begin with nothing.
 
     Raises:
-        StateDictError: unused tensors belong to layers of the architecture or continue them, so
-            that the file's network is another.
+        StateDictError: what is not used belongs to layers of the architecture or continues them, so
+            that the file's network is another, or it is a part of one; an average fits where the
+            raw weights do not.
     """
     tensors = checkpoint.tensors or checkpoint.state_dict
-    own = checkpoint.state_dict
+    own, beside, levels = checkpoint.state_dict, checkpoint.beside, checkpoint.levels
     alone = prefix is None and len(tensors) == len(own)
-    if not plan.parameters or (alone and own.keys() == plan.parameters.keys()):
+    if not plan.parameters or (
+        alone and own.keys() == plan.parameters.keys() and _is_bare(checkpoint)
+    ):
         return checkpoint
     found = _networks(tensors, plan)
-    if not found:  # perhaps every block was wrapped in DistributedDataParallel
+    if not any(network.fits for network in found):
+        # perhaps every block was wrapped in DistributedDataParallel
         shorter = {_without_module(name): tensor for name, tensor in tensors.items()}
         if len(shorter) == len(tensors):
-            tensors, found = shorter, _networks(shorter, plan)
-    taken = next((network for network in found if _is_wanted(network.prefix, prefix)), None)
+            again = _networks(shorter, plan)
+            if again and (not found or again[0].fits):
+                tensors, found = shorter, again
+                beside = {_without_module(name): kind for name, kind in beside.items()}
+                levels = frozenset(map(_without_module, levels))
+    taken = _chosen_of(found, prefix)
     if taken is None:
         return _mismatching(checkpoint)
     state_dict = {name: tensors[at] for name, at in taken.names.items() if at is not None}
+    if not taken.fits:  # the error of the plan says which shape is wrong
+        return replace(checkpoint, state_dict=state_dict)
     others = [other for other in found if other is not taken and other.fits]
     unused = _unused(tensors, taken, others)
-    _require_harmless(unused, taken.prefix, plan)
+    if prefix is None:
+        _require_no_average(taken, found)
+        require_whole(taken.prefix, tensors, levels)
+    chosen = prefix is not None
+    require_harmless(unused, beside, taken.prefix, plan.parameters, chosen=chosen)
+    unused += [name for name, kind in beside.items() if is_notable(kind)]
     return replace(checkpoint, state_dict=state_dict, note=_note(taken, others, unused))
+
+
+def _is_bare(checkpoint: Checkpoint) -> bool:
+    """Whether nothing lies in the one network of a file, or is to be said, beside its tensors."""
+    first = next(iter(checkpoint.tensors or checkpoint.state_dict), "")
+    prefix = first.removesuffix(next(iter(checkpoint.state_dict), ""))
+    return not any(
+        name.startswith(prefix) or is_notable(kind) for name, kind in checkpoint.beside.items()
+    )
+
+
+def _chosen_of(found: Sequence[_Network], prefix: str | None) -> _Network | None:
+    """The network that is taken: what fits goes first, and what a user names is no other one."""
+    wanted = [network for network in found if _is_wanted(network.prefix, prefix)]
+    if prefix is not None:
+        exact = [one for one in wanted if one.prefix.strip(".") == prefix.strip(".")]
+        wanted = exact or wanted
+    return next((network for network in wanted if network.fits), next(iter(wanted), None))
+
+
+def _require_no_average(taken: _Network, found: Sequence[_Network]) -> None:
+    """Refuse an average in the place of raw weights that have the names, but other shapes.
+
+    Raises:
+        StateDictError: says which, and what to do.
+    """
+    if standing(taken.prefix)[0] < _RANK_OF_AVERAGES:
+        return
+    owners = {name.rpartition(".")[0] for name in taken.names}
+    raw = next(
+        (
+            one
+            for one in found
+            if not one.fits
+            and standing(one.prefix)[0] < _RANK_OF_AVERAGES
+            # names of one layer may be those of any
+            and (len(owners) > 1 or one.prefix.strip(".").rpartition(".")[2] in WRAPPERS)
+        ),
+        None,
+    )
+    if raw is not None:
+        raise StateDictError(
+            f"{_below(taken)} are an average, and {_below(raw)}, which go before them, have other "
+            f"shapes than the architecture: --prefix {printable(taken.prefix.strip('.')[:200])} "
+            "takes the average"
+        )
 
 
 def _is_wanted(prefix: str, chosen: str | None) -> bool:
@@ -95,7 +147,7 @@ def _is_wanted(prefix: str, chosen: str | None) -> bool:
 
 
 def _networks(tensors: Mapping[str, Tensor], plan: Plan) -> list[_Network]:
-    """All networks with the plan's names, the best first; those of other shapes only if alone."""
+    """All networks with the plan's names, those of other shapes, too: the best first."""
     first = next((name for name in plan.parameters if not _may_be_absent(name)), None)
     if first is None:
         return []
@@ -108,8 +160,7 @@ def _networks(tensors: Mapping[str, Tensor], plan: Plan) -> list[_Network]:
     )
     found = [network for start in starts if (network := _network(tensors, start, plan)) is not None]
     # sorted() keeps the order of the file among equals
-    found = sorted(found, key=lambda one: standing(one.prefix) if one.prefix else (0, -1))
-    return [one for one in found if one.fits] or found
+    return sorted(found, key=lambda one: standing(one.prefix))
 
 
 def _network(tensors: Mapping[str, Tensor], start: str, plan: Plan) -> _Network | None:
@@ -134,7 +185,24 @@ def _may_be_absent(name: str) -> bool:
 
 
 def _spellings(name: str, plan: Plan) -> tuple[str, ...]:
-    return (name, *plan.aliases.get(name, ()), *equivalent_names(name))
+    renamed = equivalent_names(name) if _is_renamed(name, plan.parameters) else ()
+    return (name, *plan.aliases.get(name, ()), *renamed)
+
+
+def _is_renamed(name: str, known: Mapping[str, Sequence[int]]) -> bool:
+    """Whether a parameter is of a kind whose names were others once, by those beside it.
+
+    Pruning, too, calls a weight `weight_orig`, and any parametrization has an `original`: of
+    spectral norm they are where its vectors are. Layer norms have one dimension.
+    """
+    module, dot, last = name.rpartition(".")
+    if last == "original":
+        return f"{module}.0._u" in known
+    if last.endswith("_orig"):
+        return f"{name.removesuffix('_orig')}_u" in known
+    if last in ("weight", "bias"):
+        return len(known.get(f"{module}{dot}weight", ())) == 1
+    return True
 
 
 def _without_module(name: str) -> str:
@@ -146,8 +214,9 @@ def _mismatching(checkpoint: Checkpoint) -> Checkpoint:
     flat = next((name for name in checkpoint.state_dict if _FLAT.fullmatch(name)), None)
     if flat is not None:
         raise StateDictError(
-            f"'{flat}' holds the parameters of many layers that FSDP joined into one: save with "
-            "StateDictType.FULL_STATE_DICT, or with torch.distributed.checkpoint"
+            f"'{printable(flat[:_LONGEST_NAME])}' holds the parameters of many layers that FSDP "
+            "joined into one: save with StateDictType.FULL_STATE_DICT, or with "
+            "torch.distributed.checkpoint"
         )
     return checkpoint
 
@@ -170,48 +239,6 @@ def _is_below(name: str, prefixes: Collection[str]) -> bool:
     return bool(prefixes) and any(f"{part}." in prefixes for part in _above(name))
 
 
-def _require_harmless(unused: Sequence[str], prefix: str, plan: Plan) -> None:
-    """Refuse tensors of the network that the architecture lacks where they may change the function.
-
-    Raises:
-        StateDictError: one lies in a layer of the architecture, or continues a list of its layers.
-    """
-    owners = {name.rpartition(".")[0] for name in plan.parameters}
-    modules = {""} | {part for name in plan.parameters for part in _above(name)}
-    numbered = {kind for kind in map(_numbered, modules) if kind is not None}
-    for name in unused:
-        own = name.removeprefix(prefix)
-        if not name.startswith(prefix) or any(map(_HARMLESS.fullmatch, own.split("."))):
-            continue
-        layer, first = None, ""
-        for part in _above(own):
-            if part not in modules:
-                first = part
-                break
-            layer = part if part in owners else layer
-        if layer is None and "" in owners and re.fullmatch(r"(weight|bias|running|scale).*", own):
-            layer = ""
-        if layer is not None:
-            raise StateDictError(
-                f"the file has '{own}', which belongs to the architecture's layer '{layer}' and "
-                "which the architecture lacks: another function. Build it as it was trained"
-            )
-        if _numbered(first) in numbered or (
-            _NORM.fullmatch(first.rpartition(".")[2]) and first.rpartition(".")[0] in modules
-        ):
-            raise StateDictError(
-                f"the file has '{own}', a layer beside those of the architecture that the "
-                "architecture lacks: another function. Build it as it was trained (--arch-arg)"
-            )
-
-
-def _numbered(module: str) -> tuple[str, str] | None:
-    """What a module is one of several of: `a.blocks.3` and `a.blocks.4`, `fc1` and `fc2`."""
-    parent, _, name = module.rpartition(".")
-    found = _LIST.fullmatch(name)
-    return None if found is None else (parent, found["stem"])
-
-
 def _above(name: str) -> Iterator[str]:
     """The modules that a parameter lies in, without the whole: of `a.b.weight` `a` and `a.b`."""
     at = name.find(".")
@@ -223,11 +250,10 @@ def _above(name: str) -> Iterator[str]:
 def _note(taken: _Network, others: Sequence[_Network], unused: Sequence[str]) -> str:
     parts = []
     if others:
-        other = _shortened([f"'{other.prefix.strip('.')}'" for other in others if other.prefix])
+        prefixes = [other.prefix.strip(".") for other in others]
+        other = _shortened([f"'{name}'" if name else "those without" for name in prefixes])
         verb = "fits" if len(others) == 1 else "fit"
-        parts.append(
-            f"{_below(taken)} taken; {other or 'those without'} {verb}, too: --prefix chooses"
-        )
+        parts.append(f"{_below(taken)} taken; {other} {verb}, too: --prefix chooses")
     elif taken.prefix and (unused or standing(taken.prefix)[0]):
         parts.append(f"{_below(taken)} taken")
     renamed = [
@@ -246,11 +272,11 @@ def _note(taken: _Network, others: Sequence[_Network], unused: Sequence[str]) ->
 
 def _below(network: _Network) -> str:
     prefix = network.prefix.strip(".")
-    return f"weights below '{prefix}'" if prefix else "weights without a prefix"
+    return f"weights below '{printable(prefix)}'" if prefix else "weights without a prefix"
 
 
 def _shortened(texts: Sequence[str]) -> str:
     more = len(texts) - _FIRST_FEW
-    return ", ".join(text[:_LONGEST_NAME] for text in texts[:_FIRST_FEW]) + (
+    return ", ".join(printable(text[:_LONGEST_NAME]) for text in texts[:_FIRST_FEW]) + (
         f" and {more} more" if more > 0 else ""
     )

@@ -14,10 +14,10 @@ from lipfast._version import __version__
 from lipfast.checkpoints import Metadata
 from lipfast.estimators.results import LowerBound, UpperBound, check_order
 from lipfast.scoring.budget import BudgetError
-from lipfast.scoring.done import MISMATCH, NON_FINITE, NOT_WEIGHTS, UNREADABLE
+from lipfast.scoring.done import MISMATCH, NON_FINITE, NOT_WEIGHTS
 from lipfast.scoring.options import Options
 from lipfast.scoring.reading import Reading
-from lipfast.scoring.schema import LAYER, Row
+from lipfast.scoring.schema import LAYER, READING, UNREADABLE, Row
 from lipfast.text import to_utf8
 
 _FAILURES: dict[type[Exception], str] = {
@@ -49,6 +49,7 @@ class RowMaker:
             "arch": arch,
             "data": data,
             "lipfast_version": __version__,
+            "reading": READING,
             "torch_version": str(torch.__version__),
             "capability": capability(),
         }

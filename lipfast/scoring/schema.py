@@ -7,7 +7,13 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 
 FORMAT = "lipfast scores"
-VERSION = 3
+VERSION = 4
+
+READING = 2
+"""Changes when a file may be read, or fitted to an architecture, in another way than before."""
+
+UNREADABLE = "cannot be read"
+"""The kind of failure that depends on the file's content alone."""
 
 Row: TypeAlias = "dict[str, Any]"
 
@@ -62,17 +68,30 @@ SCHEMA = pa.schema(
         pa.field("metadata", pa.string()),
         pa.field("layers", pa.list_(LAYER)),
         pa.field("given", pa.string()),
+        pa.field("reading", pa.int32()),
     ],
 )
 """One row per checkpoint.
 
 `norm` is 1, 2 or inf; times are seconds; `metadata` is a JSON object; `given` names the ops whose
 rules a user wrote (null: none), which a certified bound is proved given; `note` says how a file's
-weights were fitted to the architecture (null: as they are).
+weights were fitted to the architecture (null: as they are); `reading` is `READING` as it was then.
 """
 
-ADDED = {2: ("kind",), 3: ("given", "note")}
+ADDED = {2: ("kind",), 3: ("given", "note"), 4: ("reading",)}
 """Version -> the columns that it added. A version only ever adds columns that may be null."""
+
+
+def is_outdated(uri: str, note: str | None, reading: int | None) -> bool:
+    """Whether a file may be read in another way now than when its row was written.
+
+    What lies in a file of safetensors and needs no note is read as ever.
+
+    Example:
+        >>> is_outdated("a.safetensors", None, None), is_outdated("a.pt", None, None)
+        (False, True)
+    """
+    return reading != READING and (note is not None or not uri.lower().endswith(".safetensors"))
 
 
 def schema_of(version: int) -> pa.Schema:

@@ -14,7 +14,15 @@ import pyarrow.parquet as pq
 
 from lipfast.checkpoints.metadata import INT64_MAX, parse_value
 from lipfast.errors import ArgumentError, StoreError
-from lipfast.scoring.schema import LAYER, SCHEMA, VERSION, upgraded
+from lipfast.scoring.schema import (
+    LAYER,
+    READING,
+    SCHEMA,
+    UNREADABLE,
+    VERSION,
+    is_outdated,
+    upgraded,
+)
 from lipfast.scoring.store import check_version, parts, store_folder
 
 _TRIES = 10  # each fails only if the store was compacted meanwhile
@@ -112,7 +120,12 @@ def read_scores(
 
 
 def newest(table: pa.Table) -> pa.Table:
-    """Keep one row per checkpoint and fingerprint, and failures that nothing succeeded after."""
+    """Keep one row per checkpoint and fingerprint, and failures that nothing succeeded after.
+
+    Scores of a file that may have been read in another way then are dropped where it cannot be read
+    now, whatever they were made with.
+    """
+    void = _void(table)
     names = ("uri", "fingerprint", "status", "run", "step")
     values = [table.column(name).to_pylist() for name in names]
     values.append(table.column("scored_at").cast(pa.int64()).to_pylist())
@@ -120,15 +133,30 @@ def newest(table: pa.Table) -> pa.Table:
     succeeded: dict[str, int] = {}
     for index, (uri, fingerprint, status, _, _, scored_at) in enumerate(zip(*values, strict=True)):
         newest[uri, fingerprint] = max(newest.get((uri, fingerprint), (-1, -1)), (scored_at, index))
-        if status == "ok":
+        if status == "ok" and index not in void:
             succeeded[uri] = max(succeeded.get(uri, -1), scored_at)
     statuses, runs, steps = values[2:5]
     kept = [
         (runs[index] or "", math.inf if steps[index] is None else steps[index], uri, index)
         for (uri, _), (scored_at, index) in newest.items()
-        if statuses[index] == "ok" or succeeded.get(uri, -1) < scored_at
+        if index not in void and (statuses[index] == "ok" or succeeded.get(uri, -1) < scored_at)
     ]
     return table.take(pa.array([row[-1] for row in sorted(kept)], pa.int64()))
+
+
+def _void(table: pa.Table) -> set[int]:
+    """Rows that are outdated and whose file, as it is, was found to be unreadable since."""
+    refused: dict[tuple[Any, ...], int] = {}
+    outdated = []
+    names = ("uri", "size", "mtime", "status", "kind", "note", "reading")
+    columns = [table.column(name).to_pylist() for name in names]
+    times = table.column("scored_at").cast(pa.int64()).to_pylist()
+    for index, (*key, status, kind, note, reading) in enumerate(zip(*columns, strict=True)):
+        if status == "ok" and is_outdated(key[0], note, reading):
+            outdated.append((index, tuple(key)))
+        elif kind == UNREADABLE and reading == READING:
+            refused[tuple(key)] = max(refused.get(tuple(key), -1), times[index])
+    return {index for index, key in outdated if times[index] < refused.get(key, -1)}
 
 
 def _layers(rows: pa.Table) -> pa.Table:

@@ -25,7 +25,8 @@ def store_overview(path: str | os.PathLike[str]) -> dict[str, Any]:
         StoreError: the store cannot be read.
     """
     names = ["run", "step", "status", "error", "uri", "upper", "lower", "mean", "norm", "given"]
-    rows = read_scores(path).select([*names, "fingerprint", "lipfast_version"]).to_pylist()
+    names += ["note", "fingerprint", "lipfast_version"]
+    rows = read_scores(path).select(names).to_pylist()
     failed = [row for row in rows if row["status"] == "error"]
     latest: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:  # sorted by run and step: the last one stays
@@ -40,6 +41,12 @@ def store_overview(path: str | os.PathLike[str]) -> dict[str, Any]:
         "failed": len(failed),
         "versions": sorted({row["lipfast_version"] for row in rows}),
         "given": dict(Counter(row["given"] for row in rows if row["given"])),
+        "noted": sum(bool(row["note"]) for row in rows if row["status"] == "ok"),
+        "notes": dict(
+            Counter(
+                row["note"] for row in rows if row["note"] and row["status"] == "ok"
+            ).most_common(_MAX_REASONS)
+        ),
         "errors": [
             {"reason": reason, "count": count, "uri": _first_uri(failed, reason)}
             for reason, count in Counter(_reason(row) for row in failed).most_common(_MAX_REASONS)
@@ -58,6 +65,10 @@ def overview_text(overview: dict[str, Any]) -> str:
         f"  {count} bounded {given_rules(ops.split(', '))}"
         for ops, count in overview["given"].items()
     ]
+    notes = overview["notes"]
+    lines += [f"  {count} scored with a note: {printable(note)}" for note, count in notes.items()]
+    if overview["noted"] > sum(notes.values()):
+        lines.append(f"  {overview['noted']} have a note in all: the store's column 'note'")
     lines += [
         f"  {error['count']} failed: {printable(error['reason'])} ({error['uri']})"
         for error in overview["errors"]

@@ -311,6 +311,16 @@ OUT_OF_PROPORTION = {
         + b"h\0h\1R" * 50_000
     ),
     "many arguments over and over": b"ca\nb\nq\0(" + b"N" * 100_000 + b"tq\1" + b"h\0h\1R" * 50_000,
+    "one path over and over": b"cpathlib\nPosixPath\nq\0"
+    + (b"X" + struct.pack("<I", 32_000) + b"a" * 32_000 + b"q\2")
+    + b"h\2\x86q\1"
+    + b"h\0h\1R" * 5_000,
+    "names of classes that never end": TEXT + b"q\1" + b"h\1h\1\x93" * 3_000,
+    "one long key over and over": b"}q\0"
+    + (TEXT + b"q\1" + TEXT + b"q\2")
+    + b"00h\0("
+    + b"h\1Nh\2N" * 20_000
+    + b"u",
     "dicts without end": b"}" * 2_100_000,
     "an array of bytes": b"c__builtin__\nbytearray\n" + HUGE + b"\x85R",
 }
@@ -320,7 +330,8 @@ OUT_OF_PROPORTION = {
 @pytest.mark.parametrize("program", OUT_OF_PROPORTION.values(), ids=OUT_OF_PROPORTION)
 def test_pickles_out_of_proportion_are_refused(tmp_path, kind, program):
     path = pickled(tmp_path, beside_a_weight(program), kind=kind)
-    assert_refused_in_little_memory(path, r"over and over|operations|byte arrays")
+    message = r"over and over|operations|byte arrays|class by thousands"
+    assert_refused_in_little_memory(path, message)
 
 
 @pytest.mark.parametrize(
@@ -361,6 +372,56 @@ def test_modules_that_hold_one_another(tmp_path):
             path = pickled(tmp_path, whole)
             with pytest.raises(CheckpointError, match="modules hold one another without end"):
                 read_checkpoint(file_of(path))
+
+
+def test_modules_that_share_what_they_hold(tmp_path):
+    many = b"}(" + b"".join(b"X\5\0\0\0%05dN" % number for number in range(30_000)) + b"u"
+    state = b"}(X\x0b\0\0\0_parameters" + many + b"X\x08\0\0\0_modules}uq\1"
+    path = pickled(tmp_path, beside_a_weight(state + b"0](" + b"ca\nM\n)\x81h\1b" * 300 + b"e"))
+    with pytest.raises(CheckpointError, match="copies one object over and over"):
+        read_checkpoint(file_of(path))
+
+
+def archive_of(path: Path, entries: list[tuple[str, bytes]]) -> Path:
+    with zipfile.ZipFile(path, "w") as packed:
+        for name, data in entries:
+            packed.writestr(name, data)
+    return path
+
+
+def entries_of(state: object) -> list[tuple[str, bytes]]:
+    stream = io.BytesIO()
+    torch.save(state, stream)
+    with zipfile.ZipFile(stream) as packed:
+        return [(entry.filename, packed.read(entry)) for entry in packed.infolist()]
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda own: [*own, ("archive/data/0", b"\1" * 24)], "two entries of one name"),
+        (lambda own: [*own, ("archive/DATA/0", b"\1" * 24)], "two entries of one name"),
+        (lambda own: [*own, *((f"b/{n.partition('/')[2]}", d) for n, d in own)], "in two folders"),
+        (lambda own: [*own, ("archive/byteorder", b"big")], "two entries of one name"),
+        (lambda own: [("b/x", b""), *own], "in two folders"),
+        (
+            lambda own: [(n, b"big\n" if n.endswith("byteorder") else d) for n, d in own],
+            "no byte order",
+        ),
+    ],
+)
+def test_archives_that_torch_reads_in_another_way_are_refused(tmp_path, change, message):
+    path = archive_of(tmp_path / "a.pt", change(entries_of(STATE)))
+    with pytest.raises(CheckpointError, match=rf"a\.pt: .*{message}"):
+        read_checkpoint(file_of(path))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_other_entries_of_an_archive_may_have_any_name(tmp_path):
+    code = [("archive/code/Net.py", b""), ("archive/code/net.py", b""), ("archive/code/x", b"")]
+    path = archive_of(tmp_path / "a.pt", [*entries_of(STATE), *code, code[-1]])
+    assert read_checkpoint(file_of(path)).state_dict.keys() == STATE.keys()
 
 
 LIES = {
@@ -639,3 +700,15 @@ def test_lists_in_lists_without_weights_are_not_searched_over_and_over(tmp_path)
     torch.save(weights, tmp_path / "c.pt")
     with pytest.raises(CheckpointError, match=r"c\.pt: nested beyond what weights are"):
         read_checkpoint(file_of(tmp_path / "c.pt"))
+
+
+def test_a_number_and_the_text_of_it_are_one_key(tmp_path):
+    torch.save({"model": {0: W, "0": W}}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"a\.pt: two weights in it are called '0'"):
+        read_checkpoint(file_of(tmp_path / "a.pt"))
+
+
+def test_tensors_that_are_left_aside_for_a_name_are_not_called_absent(tmp_path):
+    torch.save({"generator": {"scaler": W}}, tmp_path / "a.pt")
+    with pytest.raises(NotWeightsError, match=r"its tensors lie below 'generator\.scaler', the st"):
+        read_checkpoint(file_of(tmp_path / "a.pt"))

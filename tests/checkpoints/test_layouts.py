@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +144,11 @@ def test_slices_of_several_ranks_are_put_together(tmp_path):
         ([4, 2], [[0, 0], [3, 0]], {}, "outside of shape"),
         ([6, 2], [[0, 0], [2, 0]], {}, "missing, or overlap"),
         ([4, 2], [[0, 0]], {}, "missing, or overlap"),
+        ([4, 2], [[0, 0], [0, 0]], {}, "missing, or overlap"),
+        ([3, 2], [[0, 0], [1, 0]], {}, "missing, or overlap"),
         ([4], [[0, 0], [2, 0]], {}, "no part of shape"),
+        ([1] * 100, [[0, 0]], {}, "no sizes"),
+        ([10**4000], [[0, 0]], {}, "no sizes"),
         ([1 << 40, 2], [[0, 0], [2, 0]], {}, "larger than all files"),
         ([4, 2], [[0, 0], [2, 0]], {"relative_path": "../secret.distcp"}, "no file beside it"),
         ([4, 2], [[0, 0], [2, 0]], {"relative_path": "/etc/passwd"}, "no file beside it"),
@@ -157,6 +163,20 @@ def test_slices_of_several_ranks_are_put_together(tmp_path):
 def test_indexes_that_lie(tmp_path, size, offsets, change, message):
     folder = sliced(tmp_path / "d", size, [(at, torch.ones(2, 2)) for at in offsets], **change)
     with pytest.raises(CheckpointError, match=message):
+        read(folder)
+
+
+def test_entries_of_one_path_are_refused(tmp_path):
+    folder = sliced(tmp_path / "d", [2, 2], [([0, 0], torch.ones(2, 2))])
+    index = pickle.loads((folder / ".metadata").read_bytes())
+    again = {"v": index.state_dict_metadata["w"]}
+    index = replace(
+        index,
+        state_dict_metadata=index.state_dict_metadata | again,
+        planner_data={"w": ("w",), "v": ("w",)},
+    )
+    (folder / ".metadata").write_bytes(pickle.dumps(index))
+    with pytest.raises(CheckpointError, match="two entries of one path"):
         read(folder)
 
 
@@ -220,6 +240,7 @@ def zero3(folder: Path, state: dict[str, Tensor], ranks: int, *, lost: int = 0) 
             flat[rank].append(padded[rank * length : (rank + 1) * length])
     shapes = [{name: value.shape for name, value in state.items()}]
     module = {name: torch.empty(0) for name in state} | {"buffer": torch.arange(3)}
+    module["other"] = torch.ones(2)
     for rank in range(ranks):
         model = {"module": module, "param_shapes": shapes, "buffer_names": ["buffer"]}
         model |= {"shared_params": {"tied": next(iter(state))}, "global_steps": 7}
@@ -242,7 +263,8 @@ def test_zero_3_is_put_together(tmp_path, ranks):
     aside: set[str] = set()
     (file,) = find_checkpoints(tmp_path, aside=aside)
     checkpoint = read_checkpoint(file)
-    expected = {**STATE, "buffer": torch.arange(3), "tied": STATE["0.weight"]}
+    expected = {"other": torch.ones(2), **STATE, "buffer": torch.arange(3)}
+    expected["tied"] = STATE["0.weight"]
     assert same(checkpoint.state_dict, expected)
     assert (checkpoint.metadata.run, checkpoint.metadata.step) == ("run", 7)
     assert len(aside) >= ranks
@@ -255,7 +277,7 @@ def test_zero_3_without_all_ranks(tmp_path, lost):
         read(folder)
 
 
-@pytest.mark.parametrize("ranks", [(1,), (0, 2), (0, 1, 1)])
+@pytest.mark.parametrize("ranks", [(1,), (0, 1), (0, 2), (0, 1, 1)])
 def test_zero_3_of_other_ranks_than_there_were(tmp_path, ranks):
     # As many numbers as two ranks have, in other places.
     folder = zero3(tmp_path / "global_step7", {"w": torch.arange(2.0), "v": torch.ones(1)}, 3)
@@ -266,7 +288,41 @@ def test_zero_3_of_other_ranks_than_there_were(tmp_path, ranks):
     for place, rank in enumerate(ranks):
         kind = "bf16" if ranks.index(rank) == place else "fp16"
         (folder / states[rank].name.replace("bf16", kind)).write_bytes(content[rank])
-    with pytest.raises(CheckpointError, match="states of its ranks are missing, or there twice"):
+    message = "states of its ranks are missing, or there twice|says that there are .3.* 2 are there"
+    with pytest.raises(CheckpointError, match=message):
+        read(folder)
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ([torch.zeros(1).expand(1 << 40)], r"8 numbers .* are named, 1099511627776 are there"),
+        ([torch.zeros(1 << 18)] * 1000, r"8 numbers .* are named, 262144000 are there"),
+        ([torch.zeros(1).expand(4)] * 2, ""),
+        (torch.zeros(8), "TypeError: no list"),
+        ([3], "AttributeError"),
+        (None, "TypeError: no list"),
+    ],
+)
+def test_ranks_that_lie_about_their_numbers(tmp_path, groups, message):
+    folder = zero3(tmp_path / "global_step7", STATE, 1)
+    path = folder / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    states = {"zero_stage": 3, "fp32_flat_groups": groups, "partition_count": [1]}
+    torch.save({"optimizer_state_dict": states}, path)
+    if not message:  # as many as there should be
+        assert read(folder).state_dict["0.weight"].sum() == 0
+        return
+    with pytest.raises(CheckpointError, match=message):
+        read(folder)
+
+
+def test_a_rank_that_is_a_pipe_is_refused(tmp_path):
+    folder = zero3(tmp_path / "global_step7", STATE, 1)
+    (folder / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt").unlink()
+    os.mkfifo(folder / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    path = folder / "zero_pp_rank_0_mp_rank_00_model_states.pt"
+    torch.save({**torch.load(path), "pad": torch.zeros(1 << 19)}, path)  # read as large ones are
+    with pytest.raises(CheckpointError, match="not a regular file"):
         read(folder)
 
 
@@ -357,10 +413,16 @@ def test_states_are_left_aside_by_name(tmp_path, name):
 
 @pytest.mark.parametrize(
     "name",
-    ["model_optim_rng.pt", "opt-125m.pt", "optimum.pt", "sampled.pt", "net_opt.pt", "ema_100.pt"],
+    [
+        *("model_optim_rng.pt", "opt-125m.pt", "optimum.pt", "sampled.pt", "net_opt.pt"),
+        *("ema_100.pt", "sampler.pt", "image_sampler.pt", "model-sampler.pt", "ema_scaler.pt"),
+        *("net_scheduler.pth", "h.ckpt-1000"),
+    ],
 )
-def test_other_names_are_not(name):
+def test_other_names_are_not(tmp_path, name):
     assert not is_state_file(name)
+    torch.save(STATE, tmp_path / name)
+    assert same(read(tmp_path).state_dict)
 
 
 @pytest.mark.parametrize(

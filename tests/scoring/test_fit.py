@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from functools import cache
 from typing import Any
 
+import numpy
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import lipfast
@@ -230,9 +235,81 @@ def test_a_network_that_is_asked_for_may_lie_beside_one_that_is_not_read(tmp_pat
 def test_a_network_of_other_shapes_is_none_of_those_that_fit(tmp_path):
     (net,) = states(1)
     (wide,) = states(1, lambda: nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 3)))
-    found = taken(tmp_path, {"model": wide, "ema": net})
+    found = taken(tmp_path, {"student": wide, "teacher": net})
     assert same(found.state_dict, net)
-    assert "weights below 'ema' taken; 4 tensors not used: 'model.0.weight'" in found.note
+    assert "weights below 'teacher' taken; 4 tensors not used: 'student.0.weight'" in found.note
+
+
+@pytest.mark.parametrize("name", ["ema", "netEMA", "params-ema", "emaModel", "swa_model"])
+def test_an_average_does_not_stand_for_raw_weights_of_other_shapes(tmp_path, name):
+    (net,) = states(1)
+    (wide,) = states(1, lambda: nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 3)))
+    with pytest.raises(StateDictError, match=rf"'model', .* other shapes .*--prefix {name} takes"):
+        taken(tmp_path, {name: net, "model": wide})
+    assert same(taken(tmp_path, {name: net, "model": wide}, prefix=name).state_dict, net)
+    plan = plan_of_mlp()
+    content = {"model": wide, name: {"model": net}}  # which of them is meant is said
+    with pytest.raises(StateDictError, match=r"'0\.weight' has shape \(9, 4\)"):
+        plan.check(taken(tmp_path, content, plan, prefix="model").state_dict)
+
+
+@pytest.mark.parametrize(
+    ("keys", "first"),
+    [
+        (("emaModel", "myModel"), 1),
+        (("netEMA", "netRaw"), 1),
+        (("params-ema", "q"), 1),
+        (("emaweights", "params2"), 1),
+        (("disc", "gen"), 1),
+        (("init_weights", "final"), 1),
+        (("last", "optimal_weights"), 0),
+        (("upscaler", "other"), 0),
+        (("net2", "net10"), 0),
+    ],
+)
+def test_words_say_what_a_key_names(tmp_path, keys, first):
+    nets = states(2)
+    content = dict(zip(keys, nets, strict=True))
+    found = taken(tmp_path, content)
+    assert same(found.state_dict, nets[first])
+    assert f"'{keys[1 - first]}' fits, too" in found.note
+
+
+def test_of_names_in_safetensors_two_goes_before_ten(tmp_path):
+    nets = dict(zip(("net2", "net10"), states(2), strict=True))
+    flat = {k: v for key, net in nets.items() for k, v in below(key, net).items()}
+    save_file(flat, tmp_path / "a.safetensors")
+    checkpoint = read_checkpoint(*find_checkpoints(tmp_path / "a.safetensors"))
+    assert same(fitted(checkpoint, plan_of_mlp()).state_dict, nets["net2"])
+
+
+def test_reading_and_scoring_take_one_network(tmp_path):
+    raw, net = states(2)
+    found = taken(tmp_path, {**raw, "net": net})
+    assert same(found.state_dict, net)
+    assert found.note == "weights below 'net' taken; those without fits, too: --prefix chooses"
+    assert same(read_checkpoint(*find_checkpoints(tmp_path / "a.pt")).state_dict, net)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lambda net: {"a": {"b": {"c": {"d": {"e": {"f": {"g": {"h": {"i": net}}}}}}}}},
+        lambda net: {"nets": {0: net}},
+        lambda net: {"upscaler": net},
+        lambda net: {"optimal": net},
+        lambda net: {"param_groups": [], "model": net},
+        lambda net: {"model": net, "losses": [torch.ones(3)], "scores": {"x": 3.0}},
+        lambda net: {"model": net, "scaler": {"scale": 2.0, "x": 1}, "opt": {"lr": 0.1}},
+        lambda net: {**net, "scaler": {}, "scale": 65536.0, "loss_scale": 2, "epoch": 3},
+        lambda net: {**net, "weight_decay": 0.1, "history": [1, 2], "args": {"x": (1, 2)}},
+    ],
+)
+def test_ordinary_files_need_no_note(tmp_path, content):
+    (net,) = states(1)
+    found = taken(tmp_path, content(net))
+    assert same(found.state_dict, net)
+    assert found.note == ""
 
 
 # Tensors that the architecture lacks
@@ -281,6 +358,115 @@ def test_what_makes_it_another_function_is_refused(tmp_path, extra, message, pre
     content = {**net, extra: torch.ones(6)}
     with pytest.raises(StateDictError, match=message):
         taken(tmp_path, below(prefix, content) if prefix else content)
+
+
+FACTORS = {
+    "0.weight_scale": [9.0, numpy.float32(9), numpy.ones(2, "longdouble"), numpy.array(["a"])],
+    "0.lora": [(torch.ones(2), torch.ones(2)), [torch.ones(2)], {"A": 9.0}],
+    "0": [{"weight_scale": 9.0}, {"lora": [torch.ones(2)]}],
+    "2.scales": [torch.nn.Linear(1, 1).half(), {1: 2.0}, Fraction(9)],
+}
+
+
+@pytest.mark.parametrize("prefix", ["", "model"])
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in FACTORS.items() for value in values]
+)
+def test_what_no_reader_takes_in_a_layer_is_refused_by_name(tmp_path, name, value, prefix):
+    (net,) = states(1)
+    content = {**net, name: value}
+    with pytest.raises(StateDictError, match=rf"'{name}.* belongs to the architecture's layer"):
+        taken(tmp_path, {prefix: content} if prefix else content)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"scale": torch.tensor(9.0)},
+        {"out_scaler": {"scale": torch.ones(3)}},
+        {"out_scaler": {"scale": 9.0}},
+        {"scaler": {"scale": torch.ones(3), "mean": torch.ones(3)}},
+    ],
+)
+def test_what_lies_beside_layers_in_dicts_of_their_own_is_refused(tmp_path, beside):
+    (net,) = states(1)
+    layers = {
+        layer: {kind: net[f"{layer}.{kind}"] for kind in ("weight", "bias")} for layer in "02"
+    }
+    assert same(taken(tmp_path, {"model": layers}).state_dict, net)
+    for content in ({"model": {**layers, **beside}}, {"model": {**net, **beside}}):
+        with pytest.raises(StateDictError, match="a layer beside those of the architecture"):
+            taken(tmp_path, content)
+    # outside of the network it is none of its layers
+    assert same(taken(tmp_path, {"model": layers, **beside}).state_dict, net)
+
+
+def test_states_that_are_known_by_their_name_alone_are_said(tmp_path):
+    (net,) = states(1)
+    found = taken(tmp_path, {"model": net, "optimizer": {"0.weight": torch.ones(6, 4)}})
+    assert found.note == "weights below 'model' taken; 1 tensor not used: 'optimizer'"
+
+
+def test_a_shard_that_holds_more_than_its_index_says(tmp_path):
+    (net,) = states(1)
+    save_file({**net, "0.weight_scale": torch.ones(6)}, tmp_path / "m-00001-of-00001.safetensors")
+    places = dict.fromkeys(net, "m-00001-of-00001.safetensors")
+    index = tmp_path / "m.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(StateDictError, match="a tensor that the index does not name"):
+        fitted(read_checkpoint(*find_checkpoints(index)), plan_of_mlp())
+
+
+def test_notes_have_one_line(tmp_path):
+    (net,) = states(1)
+    found = taken(tmp_path, {**net, "x\n  9 scored\x1b[2J.weight": torch.ones(2)})
+    assert found.note == r"1 tensor not used: 'x\x0a  9 scored\x1b[2J.weight'"
+
+
+PARTS = {
+    "0": "2",
+    "layer1": "layer2",
+    "fc": "fc_out",
+    "enc": "dec",
+    "encoder": "decoder",
+    "blocks.0": "blocks.1",
+    "blocks.0.fc": "blocks.1.fc",
+    "module.conv1": "module.conv2",
+}
+
+
+@pytest.mark.parametrize(("part", "other"), PARTS.items())
+def test_a_part_of_a_network_is_taken_where_it_is_asked_for(tmp_path, part, other):
+    (layer,) = states(1, lambda: nn.Linear(4, 4))
+    plan = lipfast.compile(nn.Linear(4, 4), X)
+    for beside in (torch.ones(2, 4), torch.ones(4, 4)):  # of other and of the same shape
+        content = {**below(part, layer), f"{other}.weight": beside, f"{other}.bias": beside[:, 0]}
+        with pytest.raises(StateDictError, match=f"'{part}' fit, .*'{other}.* a part of a network"):
+            taken(tmp_path, content, plan)
+        assert same(taken(tmp_path, content, plan, prefix=part).state_dict, layer)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("q1", "q2"), ("model", "model_loss"), ("nets.0", "nets.1"), ("policy", "policy_old")],
+)
+def test_networks_beside_one_another_are_no_parts(tmp_path, one, other):
+    (net,) = states(1)
+    content = {**below(one, net), **below(other, net)}
+    found = taken(tmp_path, content)
+    assert f"'{one}' taken" in found.note
+    in_dicts = [net, {**net, "0.weight": torch.ones(9, 9)}]
+    assert "'0' taken" in taken(tmp_path, in_dicts).note
+
+
+def test_a_layer_of_an_architecture_is_not_one_with_another_beside_it(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(OrderedDict(fc=nn.Linear(4, 4)))
+    plan = lipfast.compile(model, X)
+    content = {**model.state_dict(), "fc_out.weight": torch.ones(9, 4)}
+    with pytest.raises(StateDictError, match=r"'fc_out.weight': the architecture is a part"):
+        taken(tmp_path, content, plan)
+    assert same(taken(tmp_path, content, plan, prefix="").state_dict, model.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -380,6 +566,29 @@ def test_gamma_and_beta_of_old_layer_norms(tmp_path):
     assert found.note == "read '1.gamma' as '1.weight', '1.beta' as '1.bias'"
     with pytest.raises(StateDictError, match="lacks"):
         plan.upper(state)
+
+
+class Doubled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+def test_names_of_pruning_and_of_other_parametrizations_are_no_spectral_norm(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 4, bias=False))
+    nn.utils.parametrize.register_parametrization(model[0], "weight", Doubled())
+    plan = lipfast.compile(model, X)
+    w = torch.eye(4)
+    for beside in ({"weight_mask": w}, {"weight_u": w[0], "weight_v": w[0]}):
+        content = {"0.weight_orig": w} | {f"0.{name}": value for name, value in beside.items()}
+        with pytest.raises(StateDictError, match=r"lacks '0\.parametrizations\.weight\.original'"):
+            plan.check(taken(tmp_path, content, plan).state_dict)
+
+
+def test_gamma_of_a_linear_layer_is_no_weight(tmp_path):
+    plan = lipfast.compile(nn.Sequential(nn.Linear(4, 4)), X)
+    content = {"0.gamma": torch.eye(4), "0.beta": torch.ones(4)}
+    with pytest.raises(StateDictError, match=r"lacks '0\.weight'"):
+        plan.check(taken(tmp_path, content, plan).state_dict)
 
 
 def test_notes_are_in_the_store_and_the_summary(tmp_path):

@@ -42,6 +42,16 @@ def test_an_old_store_reads_as_a_new_one(tmp_path):
     assert completed(store).failed == {}
 
 
+@pytest.mark.parametrize("version", range(1, VERSION))
+def test_a_store_of_each_version_is_read(tmp_path, version):
+    old = schema_of(version)
+    pq.write_table(pa.Table.from_pylist([row()], old), tmp_path / "part-1.parquet")
+    write(tmp_path / "new", [row()])
+    (tmp_path / "part-1.parquet").rename(tmp_path / "new" / "part-0.parquet")
+    rows = read_scores(tmp_path / "new").to_pylist()
+    assert [(r["upper"], r["reading"]) for r in rows] == [(2.0, None)]
+
+
 def test_a_new_writer_goes_on_in_an_old_store(tmp_path):
     store = old_store(tmp_path / "s")
     old_part = next(store.glob("part-*")).read_bytes()

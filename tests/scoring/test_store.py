@@ -8,10 +8,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from lipfast._version import __version__
+from lipfast.checkpoints import CheckpointFile
 from lipfast.errors import ArgumentError, StoreError
+from lipfast.scoring.compact import compact_store
 from lipfast.scoring.done import Done, completed
-from lipfast.scoring.schema import SCHEMA
+from lipfast.scoring.schema import READING, SCHEMA
 from lipfast.scoring.scores import read_scores
+from lipfast.scoring.show import overview_text, store_overview
 from lipfast.scoring.store import StoreWriter
 from lipfast.scoring.verify import verify_store
 from tests.support.toy_rows import error_row, layer, row, write
@@ -28,6 +32,7 @@ def test_round_trip(tmp_path):
         "kind": None,
         "given": None,
         "note": None,
+        "reading": None,
         "arch": None,
         "data": None,
         "meta.width": 4,
@@ -44,7 +49,7 @@ def test_files_are_plain_parquet_with_a_versioned_schema(tmp_path):
     assert all(part.name.startswith("part-") for part in parts)
     assert pq.read_schema(parts[0]).equals(SCHEMA)
     schema = json.loads((tmp_path / "schema.json").read_text())
-    assert schema["version"] == 3
+    assert schema["version"] == 4
     assert list(schema["columns"]) == SCHEMA.names
     assert sorted(p.name for p in tmp_path.iterdir()) == [*(p.name for p in parts), "schema.json"]
 
@@ -89,6 +94,67 @@ def test_completed_knows_file_and_fingerprint(tmp_path):
         ("file:///b.pt", 11, 1.5): [("f", '{"width":4}')],
     }
     assert completed(tmp_path / "missing") == Done()
+
+
+def as_now(metadata: object, size: int) -> str:
+    return "f"
+
+
+def file_at(uri: str) -> CheckpointFile:
+    return CheckpointFile(uri, uri, 10, 1.5, "r")
+
+
+@pytest.mark.parametrize(
+    ("uri", "values", "counts"),
+    [
+        ("file:///a.safetensors", {}, True),
+        ("file:///a.safetensors", {"note": "weights below 'net' taken"}, False),
+        ("file:///a.safetensors.index.json", {}, False),
+        ("file:///a.pt", {}, False),
+        ("file:///a.pt", {"reading": READING - 1}, False),
+        ("file:///a.pt", {"reading": READING, "note": "weights below 'net' taken"}, True),
+    ],
+)
+def test_what_may_be_read_in_another_way_now_is_scored_again(tmp_path, uri, values, counts):
+    write(tmp_path, [row(uri, **values)])
+    assert completed(tmp_path).is_scored(file_at(uri), as_now) is counts
+    write(tmp_path, [row(uri, at=1, upper=7.0, reading=READING)])
+    assert completed(tmp_path).is_scored(file_at(uri), as_now)
+    assert read_scores(tmp_path)["upper"].to_pylist() == [7.0]  # the new row is in its place
+
+
+@pytest.mark.parametrize("kind", ["cannot be read", "NaN or infinite weights"])
+@pytest.mark.parametrize("reading", [None, READING - 1, READING])
+def test_what_could_not_be_read_then_is_tried_again(tmp_path, kind, reading):
+    failed = error_row(kind=kind, reading=reading, lipfast_version=__version__)
+    write(tmp_path, [failed])
+    assert completed(tmp_path).has_failed(file_at("file:///a.pt"), as_now) is (reading == READING)
+
+
+def test_scores_of_what_cannot_be_read_any_more_are_dropped(tmp_path):
+    refused = error_row(at=2, kind="cannot be read", fingerprint="none", reading=READING)
+    write(tmp_path, [row(), row(at=1, fingerprint="g"), row("file:///b.pt")], [refused])
+    for _ in range(2):
+        rows = read_scores(tmp_path).to_pylist()
+        assert [(r["uri"], r["status"]) for r in rows] == [
+            ("file:///a.pt", "error"),
+            ("file:///b.pt", "ok"),
+        ]
+        compact_store(tmp_path)
+    write(tmp_path, [row("file:///b.pt", at=3, reading=READING), {**refused, "size": 11}])
+    assert read_scores(tmp_path)["status"].to_pylist().count("ok") == 1
+
+
+def test_notes_are_shown(tmp_path):
+    notes = [f"note {min(number, 6)}\n" for number in range(9)]
+    write(tmp_path, [row(f"file:///{i}.pt", note=note) for i, note in enumerate(notes)])
+    write(tmp_path, [row("file:///z.pt"), error_row("file:///y.pt", note="failed")])
+    overview = store_overview(tmp_path)
+    assert overview["noted"] == 9
+    lines = overview_text(overview).splitlines()
+    assert lines[1] == r"  3 scored with a note: note 6\x0a"
+    assert lines[6] == "  9 have a note in all: the store's column 'note'"
+    assert "failed" not in overview["notes"]
 
 
 def test_metadata_columns_take_the_type_that_all_values_have(tmp_path):
@@ -184,7 +250,7 @@ def test_unknown_schema_version(tmp_path):
     (tmp_path / "schema.json").write_text(json.dumps({**content, "version": 99}))
     for use in (StoreWriter, read_scores, completed, verify_store):
         with pytest.raises(
-            StoreError, match="schema version 99; this lipfast knows versions 1 to 3"
+            StoreError, match="schema version 99; this lipfast knows versions 1 to 4"
         ):
             use(tmp_path)
 
