@@ -19,7 +19,6 @@ from lipfast.estimators.plan import Plan, bounds_from
 from lipfast.estimators.results import Bounds, UpperBound
 from lipfast.estimators.samples import Data, example_of, read_samples
 from lipfast.norms import AnyNorm
-from lipfast.plan.cached_weights import require_fresh
 from lipfast.plan.modules import lock_of, unwrap
 from lipfast.plan.trace import Source, require_module
 
@@ -65,10 +64,7 @@ def compile(  # noqa: A001 (the name that torch users know)
         >>> [(layer.name, layer.kind, layer.shape) for layer in plan.layers]
         [('0', 'linear', (16, 40)), ('2', 'linear', (10, 16))]
     """
-    plan = Plan.trace(model, example_input)
-    if isinstance(model, nn.Module):
-        require_fresh(unwrap(model), plan, type(model).__name__)
-    return plan
+    return Plan.of(trace(model, example_input, fresh=type(model).__name__))
 
 
 def upper_bound(

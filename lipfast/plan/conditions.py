@@ -3,7 +3,8 @@
 `torch.export` knows no values. Here what is computed of small buffers alone is computed with their
 values beside the trace, and where Python asks for one (`bool`, `int`, `item`) it is answered. The
 plan then holds for state dicts with the same values only. Whatever may have written a tensor makes
-all values unknown, and afterwards the module itself is asked: its answers must be the same ones.
+all values unknown, and afterwards (`plan.fidelity`) the module itself is asked: its answers must be
+the same ones.
 """
 
 from __future__ import annotations
@@ -18,9 +19,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map_only
-
-from lipfast.errors import TraceError
-from lipfast.plan.modules import evaluation_mode
 
 # Buffers with more entries are weights or statistics, which no condition should rest on.
 _MOST_READ = 64
@@ -51,8 +49,9 @@ class _Known(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        leaves = tree_flatten((args, kwargs))[0]
-        if _writes(func.__name__, kwargs):  # any tensor may share its memory with another
+        leaves = _leaves(args, kwargs)
+        # Overloads of ops are called ``add_.Tensor``.
+        if _writes(func.__name__.partition(".")[0], kwargs):  # any tensor may share its memory with another
             self._known = {}
         known = [self._known.get(id(leaf)) for leaf in leaves if isinstance(leaf, Tensor)]
         # Numbers of samples are symbols here, and anything elsewhere.
@@ -81,8 +80,12 @@ class _Known(TorchFunctionMode):
         return result
 
 
-class _Asked(TorchFunctionMode):
-    """Notes what Python is told when it asks for a value."""
+class Asked(TorchFunctionMode):
+    """Notes what Python is told when it asks for a value.
+
+    Attributes:
+        answers: in their order.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,30 +100,12 @@ class _Asked(TorchFunctionMode):
         return result
 
 
-def require_same_answers(
-    module: nn.Module, inputs: Sequence[Tensor], answers: Sequence[Any]
-) -> None:
-    """Check that a module, evaluated on several batches, is told what its trace was told.
-
-    Args:
-        module: not traced now.
-        inputs: samples of each input.
-        answers: of the trace; None where it gave a symbol.
-
-    Raises:
-        TraceError: it is told something else: a buffer is written before it is asked, or what is
-            asked depends on the samples.
-    """
-    more = [torch.cat([value, value[:1]]) for value in inputs]
-    for batch in (inputs, more, [-value for value in more]):
-        with evaluation_mode(module), torch.no_grad(), _Asked() as asked:
-            module(*(value.clone() for value in batch))
-        if repr(asked.answers) != repr(list(answers)):
-            raise TraceError(
-                f"{type(module).__name__} decides by values that are not those of its buffers "
-                "alone: it writes them before, or the samples and their number take part. Such a "
-                "model has no graph; decide by numbers of Python"
-            )
+def _leaves(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """All arguments, also those inside slices; a tensor there is an index whose value counts."""
+    found: list[Any] = []
+    for leaf in tree_flatten((tuple(args), kwargs))[0]:
+        found += (leaf.start, leaf.stop, leaf.step) if isinstance(leaf, slice) else (leaf,)
+    return found
 
 
 def _writes(name: str, options: Mapping[str, Any]) -> bool:

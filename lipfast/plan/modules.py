@@ -17,14 +17,35 @@ from lipfast.errors import ArgumentError
 from lipfast.plan.kept import Kept
 
 
+# Wrappers that compute what the module inside computes, and where that is. Subclasses may do more;
+# torch's compiler is not imported for its class.
+_WRAPPERS = {
+    "torch.nn.parallel.data_parallel.DataParallel": "module",
+    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
+    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
+}
+
+
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the module inside DataParallel, DistributedDataParallel or `torch.compile`."""
+    """Return the module inside DataParallel, DistributedDataParallel or `torch.compile`.
+
+    Raises:
+        ArgumentError: the wrapper has hooks, or a forward of its own, which would be lost.
+    """
     while True:
-        parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-        inner = model.module if isinstance(model, parallel) else getattr(model, "_orig_mod", None)
-        if not isinstance(inner, nn.Module):
+        kind = type(model)
+        attribute = _WRAPPERS.get(f"{kind.__module__}.{kind.__qualname__}")
+        if attribute is None:
             return model
-        model = inner
+        table = vars(model)
+        own = "forward" in table and attribute == "module"  # torch.compile always sets it
+        if own or table.get("_forward_hooks") or table.get("_forward_pre_hooks"):
+            raise ArgumentError(
+                f"the {kind.__name__} around the model has {'a forward' if own else 'hooks'} of "
+                "its own, which change what it computes: give the module inside "
+                f"(model.{attribute}), with these registered there"
+            )
+        model = getattr(model, attribute)
 
 
 @dataclass

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import logging
+import os
 import sys
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from sympy import Integer
 from torch import Tensor
 from torch.export import ExportedProgram
 
 from lipfast.errors import TraceError
 
-_HOMES = (
-    str(Path(torch.__file__).parent),
-    str(Path(contextlib.__file__).parent),
-    str(Path(__file__).parent.parent),
-    "<",
-)
+# Folders of torch, Python and lipfast, and what stands for files that nobody wrote.
+_HOMES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, contextlib.__file__))
+_OWN = f"{Path(__file__).parent.parent}{os.sep}"
+_MADE = ("<frozen ", "<eval_with_key>", "<__array_function__")
+_INSTALLED = ("site-packages", "dist-packages")
+# Numbers of samples for which a condition is tried: if it holds for all of them, it decides nothing.
+_TRIED = (*range(2, 260), *(2**power + off for power in range(9, 17) for off in (-1, 0, 1)))
 _EXPORT_ADVICE = (
     "Export the model yourself (torch.export.export(model, args, strict=False or strict=True, "
     "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))), save it with torch.export.save, and pass "
@@ -46,8 +50,14 @@ def where(error: BaseException) -> str:
 
 
 def is_users(file: str) -> bool:
-    """Whether a file belongs neither to torch, nor to Python, nor to lipfast."""
-    return not file.startswith(_HOMES)
+    """Whether a file belongs neither to torch, nor to Python, nor to lipfast.
+
+    What is typed in (``<stdin>``, ``<string>``, a cell) is a user's.
+    """
+    if file.startswith((_HOMES[0], _OWN, *_MADE)):
+        return False
+    inside = file.removeprefix(_HOMES[1])
+    return inside == file or inside.startswith(_INSTALLED)
 
 
 def reason(name: str, error: BaseException, fixed_at: str) -> str:
@@ -79,22 +89,59 @@ def reason(name: str, error: BaseException, fixed_at: str) -> str:
 
 
 def require_any_number(name: str, program: ExportedProgram) -> None:
-    """Check that no line of the model decides by the number of samples.
+    """Check that nothing decides by the number of samples, neither the model nor what it calls.
+
+    Conditions that hold for any number, and those that an assertion compares, decide nothing.
 
     Raises:
-        TraceError: one does; says which.
+        TraceError: something does; says which line.
     """
     inputs = (node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder")
     sizes = [value.shape[0] for value in inputs if isinstance(value, Tensor) and value.dim()]
     symbols: list[Any] = [size for size in sizes if not isinstance(size, int)]
     for guard in symbols[0].node.shape_env.guards if symbols else ():
         frame = guard.sloc.framework_loc
+        file = getattr(frame, "filename", "")
         line = (getattr(frame, "line", None) or "").strip()
-        if is_users(getattr(frame, "filename", "<")) and not line.startswith("assert"):
-            raise TraceError(
-                f"{name} decides by the number of samples (at {frame.filename}:{frame.lineno}): "
-                "what a sample gives would depend on how many there are"
-            )
+        if (is_users(file) and _only_asserts(line)) or _always_holds(guard.expr):
+            continue
+        at = f"{file}:{frame.lineno}" if is_users(file) else guard.sloc.maybe_user_loc
+        at = f" (at {at})" if at else f" (where {guard.expr})"
+        raise TraceError(
+            f"{name} decides by the number of samples{at}: what a sample gives would depend on how "
+            "many there are"
+        )
+
+
+def _always_holds(condition: Any) -> bool:
+    """Whether a condition on one number of samples holds for all that are tried."""
+    if len(condition.free_symbols) != 1:
+        return not condition.free_symbols
+    (symbol,) = condition.free_symbols
+    return all(bool(condition.xreplace({symbol: Integer(size)})) for size in _TRIED)
+
+
+def _only_asserts(line: str) -> bool:
+    """Whether a line asserts a comparison, and can do nothing else.
+
+    Examples:
+        >>> _only_asserts("assert x.size(0) < 9"), _only_asserts("assert (k := f(x)) or k")
+        (True, False)
+    """
+    try:
+        (statement,) = ast.parse(line).body
+    except (SyntaxError, ValueError):
+        return False
+    if not isinstance(statement, ast.Assert):
+        return False
+    for part in ast.walk(statement.test):
+        if isinstance(part, ast.Call):
+            called = getattr(part.func, "attr", getattr(part.func, "id", ""))
+            if called not in ("size", "dim", "isinstance"):
+                return False
+        elif isinstance(part, (ast.NamedExpr, ast.IfExp, ast.Lambda, ast.comprehension)):
+            return False
+    return True
 
 
 class SizesFixed(logging.Handler):

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lipfast.estimators.jacobian.function import model_function
-from lipfast.estimators.jacobian.precision import Roundings, other_precision
+from lipfast.estimators.jacobian.precision import other_precision
+from lipfast.plan.gaps import Roundings
 from tests.support.jacobian_cases import perceptron, samples
 
 
