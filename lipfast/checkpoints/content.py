@@ -15,6 +15,7 @@ HEAD = 4096
 _ZIP = b"PK\x03\x04"
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number of torch.save, pickled
 _FIRST_ENTRY = re.compile(rb"[^/]{1,255}/(data\.pkl|\.format_version|constants\.pkl)")
+_GZIP = b"\x1f\x8b"
 _HEADER_OF_ENTRY = 30  # bytes before the name of a zip's entry
 _TAR = (257, b"ustar")
 _MAX_SAFE_HEADER = 100 << 20
@@ -30,7 +31,7 @@ _SIGNATURES: dict[bytes, tuple[str, str]] = {
     b"\x89HDF\r\n\x1a\n": ("an HDF5 file, as Keras writes them (.h5)", _WEIGHTS_OF_OTHERS),
     b"\x93NUMPY": ("an array of numpy (.npy)", "Save the weights by name, with safetensors"),
     b"GGUF": ("a GGUF file of llama.cpp", _WEIGHTS_OF_OTHERS),
-    b"\x1f\x8b": ("compressed with gzip", "Unpack it with gunzip"),
+    _GZIP: ("compressed with gzip", "Unpack it with gunzip"),
     b"BZh": ("compressed with bzip2", "Unpack it with bunzip2"),
     b"\xfd7zXZ\0": ("compressed with xz", "Unpack it with unxz"),
     b"\x28\xb5\x2f\xfd": ("compressed with zstd", "Unpack it with unzstd"),
@@ -122,15 +123,14 @@ def _by_magic(head: bytes, size: int) -> str | None:
     inside = _unzipped(head)
     if is_tar(head):
         return "a tar archive. Rename it to .tar: checkpoints inside are then found"
-    if inside and (packed := foreign(inside, size)):
+    # Not further than that: there are files that hold themselves.
+    if not inside.startswith(_GZIP) and (packed := foreign(inside, size)):
         return f"compressed with gzip, and inside {packed}"
-    magic = {
-        **_SIGNATURES,
-        head[:4] + b"TFL3": ("a model of TensorFlow Lite", _WEIGHTS_OF_OTHERS),
-    }
     if re.match(rb"\x08[\x01-\x1f][\x12\x1a]", head):
         return f"a model in ONNX. {_WEIGHTS_OF_OTHERS}"
-    for start, (what, advice) in magic.items():
+    if head[4:8] == b"TFL3":
+        return f"a model of TensorFlow Lite. {_WEIGHTS_OF_OTHERS}"
+    for start, (what, advice) in _SIGNATURES.items():
         if head.startswith(start):
             return f"{what}. {advice}"
     return None
@@ -169,7 +169,7 @@ def _by_text(head: bytes) -> str | None:
 
 def _unzipped(head: bytes) -> bytes:
     """The first bytes of what gzip packed; none where it did not."""
-    if not head.startswith(b"\x1f\x8b"):
+    if not head.startswith(_GZIP):
         return b""
     try:
         return zlib.decompressobj(wbits=31).decompress(head, HEAD)

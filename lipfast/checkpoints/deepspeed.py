@@ -48,6 +48,8 @@ def read_deepspeed(file: CheckpointFile) -> Content:
         (int(found[1]), found[0]) for found in map(_STATES_OF_RANK.fullmatch, names) if found
     )
     try:
+        if not ranks or [rank for rank, _ in ranks] != list(range(len(ranks))):
+            raise ValueError("the optimizer states of its ranks are missing, or there twice")
         merged = _merged(file, content, [name for _, name in ranks])
     except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
@@ -87,8 +89,6 @@ def _merged(
     file: CheckpointFile, content: Mapping[Any, Any], names: Sequence[str]
 ) -> dict[str, Tensor]:
     """The whole parameters: each rank holds one part of each, padded to equal lengths."""
-    if not names:
-        raise ValueError("the optimizer states of its ranks are missing")
     if content.get("frozen_param_shapes"):
         raise ValueError("some of its parameters are frozen")
     flat = [_flat_groups(file, name) for name in names]

@@ -7,7 +7,6 @@ run, and only what the stand-ins were told is used.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -16,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from lipfast.checkpoints.access import read_bytes, read_range
+from lipfast.checkpoints.content import HEAD, foreign
 from lipfast.checkpoints.file import CheckpointFile
 from lipfast.checkpoints.names import COMPANIONS, SLICES
 from lipfast.checkpoints.pickles import Allowance, PickleReader
@@ -26,6 +26,7 @@ from lipfast.checkpoints.wrapped import Content, is_state
 from lipfast.errors import CheckpointError, NotWeightsError
 
 _MAX_PICKLED_INDEX = 16 << 20  # bytes
+_MAX_COMPANION = 16 << 20  # bytes
 _MAX_SCALAR = 1 << 16  # bytes of a pickled number
 _MAX_SPARE = 64  # a tensor takes its bytes once; hostile sizes are refused far above that
 
@@ -76,6 +77,9 @@ def _unpickled(file: CheckpointFile) -> StandIn:
     try:
         index = PickleReader({}, _nothing_outside, Allowance(len(data))).read(BytesIO(data))
     except Exception as error:  # a damaged pickle can fail in any way
+        what = foreign(data[:HEAD], len(data))
+        if what is not None:
+            raise CheckpointError(f"{file.uri}: {what}") from error
         raise _malformed(file, f"{type(error).__name__}: {error}") from error
     if not isinstance(index, StandIn) or not index.attributes:
         raise _malformed(file, "it holds something else")
@@ -184,8 +188,9 @@ class _Folder:
         except FileNotFoundError as error:
             raise CheckpointError(f"{file.uri}: its file '{one.file}' is missing") from error
         if len(data) < one.length:
+            what = foreign(read_range(file, path, 0, HEAD), one.start + len(data))
             raise CheckpointError(
-                f"{file.uri}: its file '{one.file}' is truncated. Copy or save it again"
+                f"{file.uri}: its file '{one.file}' is {what or 'truncated. Copy or save it again'}"
             )
         return load_harmless(file, path, len(data), data)
 
@@ -194,12 +199,11 @@ def _beside(file: CheckpointFile) -> Mapping[str, Any]:
     """Numbers and texts of the small files that trainers write beside the slices."""
     folder = file.path.rpartition("/")[0]
     found: dict[str, Any] = {}
-    if file.filesystem is not None:
-        return found
     for name in COMPANIONS:
         path = f"{folder}/{name}"
         try:
-            content = load_harmless(file, path, os.stat(path).st_size)  # noqa: PTH116
+            data = read_bytes(file, path, _MAX_COMPANION)
+            content = load_harmless(file, path, len(data), data)
         except (OSError, CheckpointError):  # absent, or more than numbers: only metadata is lost
             continue
         if isinstance(content, Mapping):

@@ -45,8 +45,9 @@ _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}\.(safetensors|bin)", re.IGNORE
 _STATE_WORDS = "optimi[sz]er|optim|(lr_)?scheduler|(grad_)?scaler|rng_state|random_states?|sampler"
 _STATES = re.compile(
     rf"(.*[-_.])?({_STATE_WORDS})s?(_states?)?([-_.](\d+[km]?|last|latest|best|final))*"
-    r"\.(pt|pth|bin|safetensors)"
+    r"\.(pt|pth|bin|pkl|safetensors)"
     r"|.*_optim_states\.pt|opt\.(pt|pth)|(training_args|distrib_optim|trainer_state)\.(pt|bin)"
+    r"|(training_args|dataloader|custom_checkpoint)(_\d+)*\.(bin|pkl)"
     # pieces of one checkpoint of DeepSpeed, which its first piece stands for
     r"|(bf16_|fp16_)?zero_pp_rank_0*[1-9]\d*_mp_rank_\d+_model_states\.pt"
     r"|mp_rank_0*[1-9]\d*_model_states\.pt|layer_\d+-model_\d+-model_states\.pt",

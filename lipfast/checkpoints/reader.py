@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from lipfast.checkpoints.access import names_beside, read_range, require_no_bomb, require_regular
-from lipfast.checkpoints.content import HEAD, foreign, is_safetensors, is_torch
+from lipfast.checkpoints.content import HEAD, is_safetensors, is_torch
 from lipfast.checkpoints.deepspeed import read_deepspeed, require_one_piece
 from lipfast.checkpoints.distributed import read_distributed
 from lipfast.checkpoints.file import CheckpointFile
@@ -18,10 +18,11 @@ from lipfast.checkpoints.pattern import customary_path, run_folder
 from lipfast.checkpoints.safetensors_file import read_safetensors
 from lipfast.checkpoints.sharded import read_sharded
 from lipfast.checkpoints.sidecar import sidecar_metadata
-from lipfast.checkpoints.stand_ins import MoreThanWeightsError, UnsafePickleError
+from lipfast.checkpoints.stand_ins import UnsafePickleError
 from lipfast.checkpoints.torch_file import out_of_proportion, read_torch
-from lipfast.checkpoints.wrapped import WRAPPERS, Content, below, without_levels
+from lipfast.checkpoints.wrapped import WRAPPERS, Content, NamesError, below, without_levels
 from lipfast.errors import CheckpointError, UnreachableError
+from lipfast.text import printable
 
 
 @dataclass(frozen=True)
@@ -80,34 +81,43 @@ def read_checkpoint(file: CheckpointFile, *, prefix: str | None = None) -> Check
         (['weight'], 7)
     """
     try:
-        tensors, raw, taken, _unread = _read_by_suffix(file)
+        found = _read_by_suffix(file)
         beside = sidecar_metadata(file)
-    except UnsafePickleError as error:
+        tensors, unread = without_levels(found.tensors), without_levels(found.unread)
+        (taken,) = without_levels({found.taken: None})
+    except (UnsafePickleError, NamesError) as error:
         raise out_of_proportion(file, error) from error
     except FileNotFoundError as error:
         raise UnreachableError(f"{file.uri}: no such file: it was moved or deleted") from error
     except OSError as error:
         reason = error.strerror or f"{type(error).__name__}: {error}"
         raise UnreachableError(f"{file.uri}: cannot be read: {reason}") from error
-    if not tensors:
+    if not tensors and not unread:
         raise CheckpointError(
             f"{file.uri}: holds no tensors; expected a state dict, as "
             "torch.save(model.state_dict(), ...) writes it, or one under keys such as "
             f"{', '.join(repr(key) for key in WRAPPERS[:3])}"
         )
     named = customary_path(file.path)
-    known = {**named, **beside, **raw, **file.extra}
+    known = {**named, **beside, **found.raw, **file.extra}
     if prefix is not None:
-        taken = _chosen(file, tensors, prefix)
+        taken = _chosen(file, {**tensors, **unread}, prefix)
+    for name, kind in unread.items():
+        if name.startswith(taken):
+            raise CheckpointError(
+                f"{file.uri}: '{printable(name[:200])}' is {printable(kind[:200])}, which lipfast "
+                "does not read. Save plain tensors (.dequantize(), .to_dense(), .full_tensor()), "
+                "or the weights of the model before it was converted"
+            )
     own = {name.removeprefix(taken): one for name, one in tensors.items() if name.startswith(taken)}
     metadata = Metadata(known, run_folder(file.folder))
-    return Checkpoint(file, without_levels(own), metadata, without_levels(tensors))
+    return Checkpoint(file, own, metadata, tensors)
 
 
-def _chosen(file: CheckpointFile, tensors: Mapping[str, Tensor], prefix: str) -> str:
-    found = below(tensors, prefix) if prefix.strip(".") else [""]
+def _chosen(file: CheckpointFile, names: Mapping[str, object], prefix: str) -> str:
+    found = below(names, prefix) if prefix.strip(".") else [""]
     if not found:
-        shown = ", ".join(repr(name) for name in list(tensors)[:3])
+        shown = ", ".join(repr(name[:200]) for name in list(names)[:3])
         raise CheckpointError(f"{file.uri}: no name begins with '{prefix}.'; there are {shown} ...")
     return found[0]
 
@@ -122,38 +132,32 @@ def _read_by_suffix(file: CheckpointFile) -> Content:
     if file.distributed:
         return read_distributed(file)
     if file.sharded:
-        return Content(*read_sharded(file))
+        return read_sharded(file)
     name = file.path.rpartition("/")[2]
     if name.endswith(SLICES):
         raise CheckpointError(
             f"{file.uri}: the index '{DISTRIBUTED}' of its folder is missing. Copy the whole folder"
         )
-    if name.endswith(MODEL_STATES):
-        return read_deepspeed(file)
     if file.path.rpartition("/")[0].rpartition("/")[2].startswith("mp_rank_"):  # Megatron
         require_one_piece(file, names_beside(file, 2))
     return _read_by_content(file)
 
 
 def _read_by_content(file: CheckpointFile) -> Content:
-    """Read it as its name says, or as its content does; say what it is where it is neither."""
-    readers = [read_torch, _read_sorted]
-    if file.suffix == ".safetensors":
-        readers.reverse()
+    """Read it as its name says, or as its content does."""
+    named_safe = file.suffix == ".safetensors"
     try:
-        return readers[0](file, file.path, file.size)
-    except CheckpointError as error:
+        if file.path.endswith(MODEL_STATES):
+            return read_deepspeed(file)
+        return _read_sorted(file) if named_safe else read_torch(file, file.path, file.size)
+    except CheckpointError:
         head = read_range(file, file.path, 0, HEAD)
-        if is_safetensors(head) if readers[0] is read_torch else is_torch(head):
-            return readers[1](file, file.path, file.size)  # the other kind, misnamed
-        told = isinstance(error.__cause__, (UnsafePickleError, MoreThanWeightsError))
-        what = None if told else foreign(head, file.size)
-        if what is None:
+        if not (is_torch(head) if named_safe else is_safetensors(head)):
             raise
-        raise CheckpointError(f"{file.uri}: {what}") from error
+        return read_torch(file, file.path, file.size) if named_safe else _read_sorted(file)
 
 
-def _read_sorted(file: CheckpointFile, path: str, size: int) -> Content:
-    tensors, raw = read_safetensors(file, path, size)
+def _read_sorted(file: CheckpointFile) -> Content:
+    tensors, raw = read_safetensors(file, file.path, file.size)
     # safetensors gives entries in an order that differs from one reading to the next
     return Content(dict(sorted(tensors.items())), raw)

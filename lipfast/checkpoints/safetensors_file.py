@@ -8,7 +8,8 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from lipfast.checkpoints.access import read_bytes
+from lipfast.checkpoints.access import read_bytes, read_range
+from lipfast.checkpoints.content import HEAD, foreign
 from lipfast.checkpoints.file import CheckpointFile
 from lipfast.checkpoints.metadata import Scalar
 from lipfast.errors import CheckpointError
@@ -43,7 +44,8 @@ def read_safetensors(
         data = read_bytes(file, path)
         return safetensors.torch.load(data), _header_metadata(file, data)
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
-        raise _damaged(file, str(error)) from error
+        what = foreign(read_range(file, path, 0, HEAD), size)
+        raise _damaged(file, str(error), what) from error
 
 
 def _header_metadata(file: CheckpointFile, data: bytes) -> dict[str, Scalar]:
@@ -58,7 +60,8 @@ def _header_metadata(file: CheckpointFile, data: bytes) -> dict[str, Scalar]:
     return {str(key): str(value) for key, value in metadata.items()}
 
 
-def _damaged(file: CheckpointFile, reason: str) -> CheckpointError:
+def _damaged(file: CheckpointFile, reason: str, what: str | None = None) -> CheckpointError:
     return CheckpointError(
-        f"{file.uri}: truncated, or not a safetensors file: {reason[:300]}. Copy or save it again"
+        f"{file.uri}: "
+        + (what or f"truncated, or not a safetensors file: {reason[:300]}. Copy or save it again")
     )

@@ -13,13 +13,14 @@ from lipfast.checkpoints.metadata import Scalar
 from lipfast.checkpoints.safetensors_file import read_safetensors
 from lipfast.checkpoints.scalars import scalars
 from lipfast.checkpoints.torch_file import read_torch
+from lipfast.checkpoints.wrapped import Content
 from lipfast.errors import CheckpointError
 
 _MAX_INDEX = 16 << 20  # bytes
 _MAX_SHARDS = 4096
 
 
-def read_sharded(file: CheckpointFile) -> tuple[dict[str, Tensor], dict[str, Scalar]]:
+def read_sharded(file: CheckpointFile) -> Content:
     """Read all shards that an index names.
 
     Shards lie beside the index: names with a path in them are refused, since an index is untrusted
@@ -34,26 +35,29 @@ def read_sharded(file: CheckpointFile) -> tuple[dict[str, Tensor], dict[str, Sca
     folder = file.path.rpartition("/")[0]
     tensors: dict[str, Tensor] = {}
     raw: dict[str, Scalar] = {}
+    unread: dict[str, str] = {}
     for shard, names in places.items():
         path = f"{folder}/{shard}" if folder else shard
         read = read_safetensors if shard.lower().endswith(".safetensors") else read_torch
         try:
-            found, header = read(file, path, _size_of(file, path))[:2]
+            found = Content(*read(file, path, _size_of(file, path)))
         except FileNotFoundError as error:
             raise CheckpointError(f"{file.uri}: its shard '{shard}' is missing") from error
         except CheckpointError as error:
             reason = str(error).removeprefix(f"{file.uri}: ")
             raise CheckpointError(f"{file.uri}: its shard '{shard}': {reason}") from error
-        missing = [name for name in names if name not in found]
+        held = {*found.tensors, *found.unread}
+        missing = [name for name in names if name not in held]
         if missing:
             raise CheckpointError(
                 f"{file.uri}: its shard '{shard}' lacks '{missing[0]}', which the index promises"
             )
-        tensors |= {name: found[name] for name in names}
-        raw |= header
+        tensors |= {name: found.tensors[name] for name in names if name in found.tensors}
+        unread |= found.unread
+        raw |= found.raw
     metadata = index.get("metadata")
     raw |= scalars(metadata.items(), tensors=False) if isinstance(metadata, dict) else {}
-    return tensors, raw
+    return Content(tensors, raw, unread=unread)
 
 
 def _index(file: CheckpointFile) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 _MAX_PARTS = 200_000  # of all modules, those counted twice that are there twice
 _MAX_MODULE_DEPTH = 64  # of modules in modules
-_MAX_NAME = 1024  # characters
+MAX_NAME = 1024
+"""Characters of a weight's name; a hostile file may have one long key above many tensors."""
 
 
 class UnsafePickleError(Exception):
@@ -144,7 +145,7 @@ def _module_state(root: StandIn) -> dict[str, Any]:
         if module.name.startswith("__torch__."):  # TorchScript: all of them are attributes
             dicts = [held]
         parts += 1 + sum(map(len, dicts))
-        if parts > _MAX_PARTS or depth > _MAX_MODULE_DEPTH or len(prefix) > _MAX_NAME:
+        if parts > _MAX_PARTS or depth > _MAX_MODULE_DEPTH or len(prefix) > MAX_NAME:
             raise UnsafePickleError("its modules hold one another without end")
         passing = held.get("_non_persistent_buffers_set")
         children = []

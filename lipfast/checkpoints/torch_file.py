@@ -8,7 +8,8 @@ import zipfile
 from collections.abc import Mapping
 from typing import Any
 
-from lipfast.checkpoints.access import read_bytes
+from lipfast.checkpoints.access import read_bytes, read_range
+from lipfast.checkpoints.content import HEAD, foreign
 from lipfast.checkpoints.file import CheckpointFile
 from lipfast.checkpoints.safetensors_file import SMALL
 from lipfast.checkpoints.stand_ins import (
@@ -18,7 +19,7 @@ from lipfast.checkpoints.stand_ins import (
     UnsafePickleError,
 )
 from lipfast.checkpoints.torch_container import read_container
-from lipfast.checkpoints.wrapped import Content, TooManyValuesError, holds_states, unwrapped
+from lipfast.checkpoints.wrapped import Content, holds_states, unwrapped
 from lipfast.errors import CheckpointError, NotWeightsError
 from lipfast.text import printable
 
@@ -43,28 +44,19 @@ def collected(file: CheckpointFile, content: object) -> Content:
 
     Raises:
         NotWeightsError: it is the state of an optimizer or the like.
-        CheckpointError: it is no dict, nested beyond what weights are, or holds tensors of a kind
-            that is not read.
+        CheckpointError: it is no dict.
+        UnsafePickleError: it is nested beyond what weights are.
+        NamesError: names cannot tell its weights apart.
     """
-    try:
-        found = unwrapped(content)
-    except TooManyValuesError as error:
-        raise CheckpointError(
-            f"{file.uri}: nested beyond what weights are; nothing was taken. Save the weights "
-            "alone: torch.save(model.state_dict(), ...), or safetensors"
-        ) from error
-    for name, kind in found.unread.items():
-        raise CheckpointError(
-            f"{file.uri}: '{printable(name[:200])}' is {printable(kind[:200])}, which lipfast does "
-            "not read. Save plain tensors (.dequantize(), .to_dense(), .full_tensor()), or the "
-            "weights of the model before it was converted"
-        )
-    if not found.tensors and holds_states(content):
+    found = unwrapped(content)
+    if found.tensors or found.unread:
+        return found
+    if holds_states(content):
         raise NotWeightsError(
             f"{file.uri}: holds the state of an optimizer, a scheduler or the like, no weights"
         )
     is_object = isinstance(content, StandIn) and content.items_set is None and not content.is_module
-    if not found.tensors and (is_object or not isinstance(content, Mapping)):
+    if is_object or not isinstance(content, Mapping):
         kind = content.name if isinstance(content, StandIn) else f"a {type(content).__name__}"
         raise CheckpointError(
             f"{file.uri}: holds {printable(kind[:200])}; expected a state dict, as "
@@ -108,7 +100,8 @@ def load_harmless(file: CheckpointFile, path: str, size: int, data: bytes | None
             "or safetensors"
         ) from error
     except Exception as error:  # a damaged pickle can fail in any way
-        raise _no_weights(file, error) from error
+        head = read_range(file, path, 0, HEAD) if data is None else data[:HEAD]
+        raise _no_weights(file, error, foreign(head, size)) from error
 
 
 def out_of_proportion(file: CheckpointFile, error: Exception) -> CheckpointError:
@@ -119,7 +112,9 @@ def out_of_proportion(file: CheckpointFile, error: Exception) -> CheckpointError
     )
 
 
-def _no_weights(file: CheckpointFile, error: Exception) -> CheckpointError:
+def _no_weights(file: CheckpointFile, error: Exception, what: str | None) -> CheckpointError:
+    if what is not None:
+        return CheckpointError(f"{file.uri}: {what}")
     lines = str(error).strip().splitlines() or [""]
     reason = printable(f"{type(error).__name__}: {lines[0]}"[:200])
     if isinstance(error, zipfile.BadZipFile):

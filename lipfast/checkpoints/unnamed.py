@@ -44,11 +44,6 @@ _OPEN = {
         ".latest",
     ),
 }
-# What trainers write with torch.save and is no weights.
-_NO_WEIGHTS = re.compile(
-    r"(training_args|optimizer|optim|scheduler|scaler|sampler|dataloader|rng_state|random_states?"
-    r"|custom_checkpoint)(_\d+)*\.(bin|pkl)"
-)
 _HASH = re.compile(r"[0-9a-f]{32,}")  # a blob of a cache, which a named file links to
 _MAX_ENDINGS = 12
 _METADATA = (".json", ".jsonl", ".csv", ".yaml", ".yml", ".md", ".txt", ".log")
@@ -61,8 +56,7 @@ def is_open(name: str) -> bool:
         >>> [is_open(name) for name in ("model.bin", "last", "ckpt.1000", "a.png", "optimizer.bin")]
         [True, True, True, False, False]
     """
-    no_weights = _NO_WEIGHTS.fullmatch(name) or is_state_file(name)
-    if name.startswith(".") or no_weights or _HASH.fullmatch(name):
+    if name.startswith(".") or is_state_file(name) or _HASH.fullmatch(name):
         return False
     end = ending(name)
     return not end or end in _OPEN or end[1:].isdigit()

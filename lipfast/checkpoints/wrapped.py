@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
 from lipfast.checkpoints.metadata import Scalar
 from lipfast.checkpoints.scalars import scalars
-from lipfast.checkpoints.stand_ins import StandIn
+from lipfast.checkpoints.stand_ins import MAX_NAME, StandIn, UnsafePickleError
+from lipfast.text import printable
+
+_Named = TypeVar("_Named")
 
 WRAPPERS = (
     *("state_dict", "model_state_dict", "model", "module", "network", "net", "weights"),
@@ -30,8 +33,9 @@ _SECOND = re.compile(
     re.IGNORECASE,
 )
 _AVERAGE = re.compile(r"(?:.*_)?(?:ema|averaged?|avg|swa|shadow|polyak)(?:_.*|\d*)", re.IGNORECASE)
-_MAX_DEPTH = 8
+_MAX_DEPTH = 64
 _MAX_PACKED = 64
+_MAX_STATES = 8  # of a list that are looked at
 _MAX_VALUES = 1_000_000  # dicts and tensors; a hostile file may refer to one a thousand times
 
 
@@ -42,7 +46,7 @@ class Content(NamedTuple):
         tensors: all that may be weights, under their full names: keys on the way, then their own.
         raw: scalars beside the weights.
         taken: what the names of the network begin with that is taken where nobody chooses.
-        unread: names in that network to kinds of tensors whose numbers are not read.
+        unread: further full names to kinds of tensors whose numbers are not read.
     """
 
     tensors: dict[str, Tensor]
@@ -51,20 +55,22 @@ class Content(NamedTuple):
     unread: Mapping[str, str] = {}
 
 
-class TooManyValuesError(Exception):
-    """More values than weights have."""
+class NamesError(Exception):
+    """Two weights have one name, or a name is longer than any is: says which."""
 
 
 @dataclass
 class _Level:
-    """One dict of a file that holds tensors, or other levels that do."""
+    """One dict of a file that holds tensors, or other levels that do.
+
+    Of tensors whose numbers are not read it has the kind.
+    """
 
     content: Mapping[Any, Any]
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+    tensors: dict[str, Tensor | str] = field(default_factory=dict)
     inner: dict[str, _Level] = field(default_factory=dict)
-    unread: dict[str, str] = field(default_factory=dict)
 
-    def named(self, before: str = "") -> Iterator[tuple[str, Tensor]]:
+    def named(self, before: str = "") -> Iterator[tuple[str, Tensor | str]]:
         yield from ((f"{before}{name}", tensor) for name, tensor in self.tensors.items())
         for key, level in self.inner.items():
             yield from level.named(f"{before}{key}.")
@@ -79,7 +85,8 @@ def unwrapped(content: object) -> Content:
     teacher, a generator before a discriminator, an actor before its critic; else the first does.
 
     Raises:
-        TooManyValuesError: it is nested beyond what weights are.
+        UnsafePickleError: it is nested beyond what weights are.
+        NamesError: names cannot tell its weights apart.
 
     Example:
         >>> import torch
@@ -88,7 +95,7 @@ def unwrapped(content: object) -> Content:
         >>> list(found.tensors), found.taken, found.raw
         (['ema.weight', 'model.weight'], 'model.', {'epoch': 3})
     """
-    top = _level(content, _MAX_DEPTH, [_MAX_VALUES])
+    top = _Search().level(content, ())
     if top is None:
         items = content.items() if isinstance(content, Mapping) else ()
         return Content({}, scalars(items, tensors=False))
@@ -98,22 +105,45 @@ def unwrapped(content: object) -> Content:
         key = _first(level)
         raw = {**scalars(level.content.items(), tensors=key is not None), **raw}
         if key is None:
-            return Content(dict(top.named()), raw, path, level.unread)
+            break
         level, path = level.inner[key], f"{path}{key}."
+    found = _told_apart(top.named())
+    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    own = {f"{path}{name}" for name in level.tensors}
+    unread = {
+        name: value
+        for name, value in found.items()
+        # in dicts below the weights that are taken they are no weights
+        if isinstance(value, str) and (name in own or not name.startswith(path))
+    }
+    return Content(tensors, raw, path, unread)
 
 
-def without_levels(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def without_levels(tensors: Mapping[str, _Named]) -> dict[str, _Named]:
     """Remove what `torch.compile`, FSDP and activation checkpointing add to names, wherever it is.
 
     The prefix `module.` of `DataParallel` stays: a model may well have a child of that name, so
     only a plan can tell, and does.
 
+    Raises:
+        NamesError: what is left is the name of another one.
+
     Example:
-        >>> import torch
-        >>> list(without_levels({"_orig_mod.encoder._fsdp_wrapped_module.weight": torch.zeros(1)}))
-        ['encoder.weight']
+        >>> without_levels({"_orig_mod.encoder._fsdp_wrapped_module.weight": 1})
+        {'encoder.weight': 1}
     """
-    return {_LEVELS.sub("", name): tensor for name, tensor in tensors.items()}
+    return _told_apart((_LEVELS.sub("", name), tensor) for name, tensor in tensors.items())
+
+
+def _told_apart(named: Iterable[tuple[str, _Named]]) -> dict[str, _Named]:
+    found: dict[str, _Named] = {}
+    for name, value in named:
+        if len(name) > MAX_NAME:
+            raise NamesError(f"a name in it has {len(name)} characters")
+        if name in found:
+            raise NamesError(f"two weights in it are called '{printable(name[:200])}'")
+        found[name] = value
+    return found
 
 
 def below(names: Iterable[str], prefix: str) -> list[str]:
@@ -159,8 +189,9 @@ def holds_states(content: object) -> bool:
         >>> holds_states({"state": {}, "param_groups": []}), holds_states({"epoch": 3})
         (True, False)
     """
-    if isinstance(content, (list, tuple)):
-        return any(map(holds_states, content[:_MAX_DEPTH]))
+    if isinstance(content, (list, tuple)):  # of several optimizers; lists in it may be endless
+        held = (part for part in content[:_MAX_STATES] if isinstance(part, Mapping))
+        return any(map(holds_states, held))
     if not isinstance(content, Mapping):
         return False
     state = content.get("state")
@@ -179,29 +210,44 @@ def _first(level: _Level) -> str | None:
     return min(level.inner, key=standing)
 
 
-def _level(value: object, depth: int, left: list[int]) -> _Level | None:
-    if isinstance(value, (list, tuple)):
-        value = {str(index): inner for index, inner in enumerate(value) if _may_hold(inner)}
-    if not isinstance(value, Mapping) or not depth or "param_groups" in value:
+@dataclass
+class _Search:
+    """Of all levels of a file, in time that is in proportion to what is found."""
+
+    left: int = _MAX_VALUES
+    empty: set[int] = field(default_factory=set)
+
+    def level(self, value: object, above: tuple[int, ...]) -> _Level | None:
+        """The level that a value is, below others; None where it holds no weights."""
+        own = id(value)  # what holds itself names nothing further
+        if len(above) >= _MAX_DEPTH or own in above or own in self.empty:
+            return None
+        if isinstance(value, (list, tuple)):
+            value = {str(index): inner for index, inner in enumerate(value) if _may_hold(inner)}
+        if not isinstance(value, Mapping) or "param_groups" in value:
+            return None
+        self.left -= 1 + len(value)
+        if self.left < 0:
+            raise UnsafePickleError("nested beyond what weights are")
+        found = _Level(value)
+        for key, entry in value.items():
+            if not isinstance(key, str):
+                continue
+            if isinstance(entry, Tensor):
+                found.tensors[key] = entry.detach()
+            elif (kind := _unread(entry)) is not None:
+                found.tensors[key] = kind
+            elif _may_hold(entry) and not is_state(key):
+                inner = self.level(entry, (*above, own))
+                if inner is not None:
+                    found.inner[key] = inner
+        tensors = found.tensors.values()
+        if found.inner and not any(isinstance(one, Tensor) and one.dim() for one in tensors):
+            found.tensors = {}  # the best accuracy, the number of averaged models: metadata
+        if found.tensors or found.inner:
+            return found
+        self.empty.add(own)
         return None
-    level = _Level(value)
-    left[0] -= 1 + len(value)
-    if left[0] < 0:
-        raise TooManyValuesError
-    for key, entry in value.items():
-        if not isinstance(key, str):
-            continue
-        if isinstance(entry, Tensor):
-            level.tensors[key] = entry.detach()
-        elif (kind := _unread(entry)) is not None:
-            level.unread[key] = kind
-        elif _may_hold(entry) and not is_state(key):
-            inner = _level(entry, depth - 1, left)
-            if inner is not None:
-                level.inner[key] = inner
-    if level.inner and all(tensor.dim() == 0 for tensor in level.tensors.values()):
-        level.tensors = {}  # the best accuracy, the number of averaged models: metadata
-    return level if level.tensors or level.inner or level.unread else None
 
 
 def _unread(value: object) -> str | None:

@@ -18,7 +18,7 @@ from lipfast.ops._conv_operator import ConvOperator
 
 _BASIS = 64
 # Above so many times its tolerance a residual is looked at again after four steps, not two.
-_FAR = 30
+_FAR_OFF = 30
 # Of a start's random part the first singular vector has 1 / n on average, and less than this part
 # of that with a chance of 1 in 40.
 _LEAST_SHARE = 1e-3
@@ -102,7 +102,7 @@ def top_vector(
                 )
                 if done or last:
                     break
-                check = count + (4 if residual > _FAR * rtol * value else 2)
+                check = count + (4 if residual > _FAR_OFF * rtol * value else 2)
             torch.div(image, off[-1], out=basis[count])
         vector = torch.tensor(ritz, dtype=dtype, device="cpu") @ basis[:count]
         if done or passes >= max_passes or count < limit:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from lipfast.graph.nodes import Graph, Node, Reference
 from lipfast.plan.fold import FoldedGraph
 from lipfast.rules.convolution import settings
+from lipfast.rules.registry import rule_of, written_here
 
 _CONVOLUTIONS = ("aten.conv1d", "aten.conv2d", "aten.conv3d")
 
@@ -29,6 +30,8 @@ def join_circular_padding(folded: FoldedGraph) -> FoldedGraph:
 def _padding_itself(node: Node, graph: Graph) -> Node:
     pad = graph.defining(node.args[0]) if node.op in _CONVOLUTIONS else None
     if pad is None or pad.op != "aten.pad" or pad.argument(2, "mode") != "circular":
+        return node
+    if not all(written_here(rule_of(part.op)) for part in (node, pad)):
         return node
     source, before = pad.operand(0, "self"), graph.defining(pad.argument(0, "self"))
     sides, axes = pad.argument(1, "pad"), len(node.shape) - 1

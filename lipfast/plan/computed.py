@@ -34,13 +34,6 @@ _MOVES = frozenset(
         *("gather", "take_along_dim"),
     )
 )
-# Positions of what an op puts in beside the entries of its operand.
-_FILLED = {
-    "aten.masked_fill": (2,),
-    "aten.where": (1, 2),
-    "aten.constant_pad_nd": (2,),
-    "aten.pad": (3,),
-}
 # Exact, if the operands are: comparisons, integers, and what overwrites entries.
 _EXACT_ON_EXACT = frozenset(
     f"aten.{name}"
@@ -198,7 +191,7 @@ def _value_of(node: Node, state: _Evaluation) -> Enclosure:
             "parameters with rounding errors, or to one that is not of integers: there is no bound "
             "of its error"
         )
-    filled = _FILLED.get(node.op, ())  # a number there has no error
+    filled = rule_of(node.op).fills or ()  # a number there has no error
     entries = tuple(
         0.0 if index in filled and isinstance(argument, (int, float)) else argument
         for index, argument in enumerate(node.args)

@@ -8,22 +8,25 @@ from fractions import Fraction
 from typing import TypeAlias
 
 from lipfast.graph.nodes import Argument, Graph, Node
+from lipfast.rules.registry import rule_of, written_here
 
 # A sum of multiples of nodes, by name.
 _Sum: TypeAlias = dict[str, Fraction]
 _DEEPEST = 12
+_COMBINATIONS = ("aten.add", "aten.sub", "aten.rsub", "aten.mul", "aten.div")
 
 
 def join_extrema(graph: Graph) -> Graph:
     """The graph in which they are `aten.maximum` and `aten.minimum`."""
-    if not any(node.op == "aten.abs" for node in graph.nodes):
+    size = "aten.abs"
+    if not written_here(rule_of(size)) or all(node.op != size for node in graph.nodes):
         return graph
     nodes = tuple(_without_size(node, graph) for node in graph.nodes)
     return graph if nodes == graph.nodes else Graph(nodes, graph.outputs)
 
 
 def _without_size(node: Node, graph: Graph) -> Node:
-    if node.op not in ("aten.add", "aten.sub", "aten.rsub", "aten.mul", "aten.div"):
+    if node.op not in _COMBINATIONS or not written_here(rule_of(node.op)):
         return node
     total = _sum_of(node, graph)
     sizes = [graph.node(name) for name in total or () if graph.node(name).op == "aten.abs"]
@@ -75,8 +78,7 @@ def _term(node: Node | None, graph: Graph, depth: int) -> _Sum | None:
     """An operand as a sum: of what it adds up, or itself."""
     if node is None:
         return None
-    sums = node.op in ("aten.add", "aten.sub", "aten.rsub", "aten.mul", "aten.div")
-    inner = _sum_of(node, graph, depth - 1) if sums and depth else None
+    inner = _sum_of(node, graph, depth - 1) if node.op in _COMBINATIONS and depth else None
     return {node.name: Fraction(1)} if inner is None else inner
 
 

@@ -139,6 +139,9 @@ def check_facts(
     for name in ("training", "dtype_eps"):
         if facts[name] is not None and not _is_position(facts[name]):
             raise ArgumentError(f"{name} must be the position of an argument, not {facts[name]!r}")
+    fills = facts["fills"]
+    if fills is not None and not (isinstance(fills, tuple) and all(map(_is_position, fills))):
+        raise ArgumentError(f"fills must be a tuple of positions of arguments, not {fills!r}")
     dimensions = facts["dimensions"]
     names = getattr(dimensions, "names", dimensions)
     if dimensions is not None and not _names_dimensions(names):

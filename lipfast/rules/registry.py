@@ -218,6 +218,7 @@ class Rule:
     casts: bool | None = None
     training: int | None = None
     dtype_eps: int | None = None
+    fills: tuple[int, ...] | None = None
     batch: Batch | None = None
     leading: bool = False
     reshapes: bool = False
@@ -238,7 +239,7 @@ _SHIPPED: dict[str, Rule] = {}
 # What an op without a rule is taken for.
 _NO_RULE = Rule("", lambda call: call.unbounded("it has no rule"))
 # What the arguments of an op mean, whatever its bound, and which of its calls are refused.
-_KEPT = ("dimensions", "casts", "training", "dtype_eps", "supports")
+_KEPT = ("dimensions", "casts", "training", "dtype_eps", "fills", "supports")
 
 
 def rule(
@@ -254,6 +255,7 @@ def rule(
     casts: bool | None = None,
     training: int | None = None,
     dtype_eps: int | None = None,
+    fills: tuple[int, ...] | None = None,
     batch: Batch | None = None,
     leading: bool = False,
     reshapes: bool = False,
@@ -275,7 +277,7 @@ def rule(
     Args:
         ops: names such as ``"aten.sin"`` (no overload). A later registration replaces an earlier
             one, also for plans that were made before: they are derived anew. Only what the op's
-            arguments mean (`dimensions` to `dtype_eps`) and `supports` stay as they were where they
+            arguments mean (`dimensions` to `fills`) and `supports` stay as they were where they
             are left out: a bound of -1 in the place of 1 would be of other entries, and what mixes
             samples would do so still.
         layer: for an op with a weight matrix: which operator norm the rule needs.
@@ -293,6 +295,7 @@ def rule(
             is the identity, and left out.
         training: position of the flag that says "training", which is refused.
         dtype_eps: position of an eps that, where it is left out, is that of the dtype.
+        fills: positions of numbers that the op puts beside the operand's entries; they are exact.
         batch: what the number of samples may be among the arguments: a ``size`` of a result that
             has as many, or how often one tensor is repeated (``repeat``: sizes at position 1).
             Otherwise such a node is refused: what a sample gives would depend on the others.

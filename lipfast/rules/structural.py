@@ -196,6 +196,7 @@ _gather_rule = partial(
     magnitude=lambda call: _padded_magnitude(call),  # noqa: PLW0108 (defined below)
     leading=True,
     moves=True,
+    fills=(2, 3),  # `pad` has a word at 2, which is no number
 )
 @rule("aten.im2col", error=_padding_error)
 @rule(
@@ -348,6 +349,7 @@ def _choice_magnitude(call: Call) -> Magnitude:
     moves=True,
     integers=True,
     parameter_errors="read",
+    fills=(1, 2),
 )
 def choice(call: Call) -> Upward:
     """Entries of one operand or the other, by a fixed mask: the p-norm of their constants.

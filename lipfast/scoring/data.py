@@ -17,8 +17,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from lipfast.checkpoints.content import HEAD, is_torch
+from lipfast.checkpoints.stand_ins import NoTensor, StandIn
+from lipfast.checkpoints.torch_container import read_container
 from lipfast.errors import ArgumentError, NonFiniteError
-from lipfast.text import first_line
+from lipfast.text import first_line, printable
 
 DataSource: TypeAlias = "str | os.PathLike[str] | Tensor | np.ndarray[Any, Any]"
 
@@ -169,8 +172,7 @@ def _read_file(path: Path, key: str | None) -> Tensor:
         raise
     except Exception as error:  # a damaged file can fail in any way
         raise ArgumentError(
-            f"data file '{path}': damaged, or not plain tensors: "
-            f"{first_line(error).split('Re-running')[0]}"
+            f"data file '{path}': damaged, or not plain tensors: {first_line(error)}"
         ) from error
 
 
@@ -191,14 +193,21 @@ def _read_npy(path: Path, key: str | None) -> Tensor:
 
 
 def _read_torch(path: Path, key: str | None) -> Tensor:
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    if isinstance(content, Mapping):
-        tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
-        return tensors[_pick(path, key, tensors)]
-    _refuse_key(path, key)
+    with path.open("rb") as stream:
+        data = bytearray(stream.read())
+        if not is_torch(bytes(data[:HEAD])):
+            raise ValueError("torch.save did not write it")
+        stream.seek(0)
+        content = read_container(stream, data)
+    if isinstance(content, Mapping) and not isinstance(content, StandIn):
+        tensors = {str(k): v for k, v in content.items() if isinstance(v, (Tensor, NoTensor))}
+        content = tensors[_pick(path, key, tensors)]
+    else:
+        _refuse_key(path, key)
     if not isinstance(content, Tensor):
+        kind = content.name if isinstance(content, StandIn) else f"a {type(content).__name__}"
         raise ArgumentError(
-            f"data file '{path}': holds a {type(content).__name__}, expected a tensor or a dict of "
+            f"data file '{path}': holds {printable(kind[:200])}, expected a tensor or a dict of "
             "tensors"
         )
     return content

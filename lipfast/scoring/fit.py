@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -57,15 +57,15 @@ def fitted(checkpoint: Checkpoint, plan: Plan, prefix: str | None = None) -> Che
     renamed, and which tensors were not used.
 
     Args:
-        checkpoint: as read.
+        checkpoint: as read, with the same prefix.
         plan: what names are wanted.
         prefix: of the network, with or without its final dot, where the user says it: all parts
             before the names, or some of them, such as `ema` for `state_dict.ema.0.weight`;
             empty for the one whose names begin with nothing.
 
     Raises:
-        StateDictError: no name has the given prefix; or unused tensors belong to layers of the
-            architecture or continue them, so that the file's network is another.
+        StateDictError: unused tensors belong to layers of the architecture or continue them, so
+            that the file's network is another.
     """
     tensors = checkpoint.tensors or checkpoint.state_dict
     own = checkpoint.state_dict
@@ -79,7 +79,7 @@ def fitted(checkpoint: Checkpoint, plan: Plan, prefix: str | None = None) -> Che
             tensors, found = shorter, _networks(shorter, plan)
     taken = next((network for network in found if _is_wanted(network.prefix, prefix)), None)
     if taken is None:
-        return _mismatching(checkpoint, prefix)
+        return _mismatching(checkpoint)
     state_dict = {name: tensors[at] for name, at in taken.names.items() if at is not None}
     others = [other for other in found if other is not taken and other.fits]
     unused = _unused(tensors, taken, others)
@@ -141,7 +141,7 @@ def _without_module(name: str) -> str:
     return name.replace(".module.", ".").removeprefix("module.")
 
 
-def _mismatching(checkpoint: Checkpoint, prefix: str | None) -> Checkpoint:
+def _mismatching(checkpoint: Checkpoint) -> Checkpoint:
     """What the plan is compared with where nothing fits, so that the error says what is wrong."""
     flat = next((name for name in checkpoint.state_dict if _FLAT.fullmatch(name)), None)
     if flat is not None:
@@ -149,19 +149,7 @@ def _mismatching(checkpoint: Checkpoint, prefix: str | None) -> Checkpoint:
             f"'{flat}' holds the parameters of many layers that FSDP joined into one: save with "
             "StateDictType.FULL_STATE_DICT, or with torch.distributed.checkpoint"
         )
-    if prefix is None:
-        return checkpoint
-    wanted = f".{prefix.strip('.')}."
-    tensors = checkpoint.tensors or checkpoint.state_dict
-    found = {
-        f".{name}".partition(wanted)[2]: tensor
-        for name, tensor in tensors.items()
-        if wanted in f".{name}"
-    }
-    if not found:
-        shown = ", ".join(repr(name) for name in list(tensors)[:3])
-        raise StateDictError(f"no name begins with '{wanted[1:]}'; there are {shown} ...")
-    return replace(checkpoint, state_dict=found)
+    return checkpoint
 
 
 def _unused(
@@ -169,15 +157,17 @@ def _unused(
 ) -> list[str]:
     """Names that neither the network nor another one beside it accounts for."""
     used = {name for network in (taken, *others) for name in network.names.values()}
-    apart = tuple(one.prefix for one in others if one.prefix and one.prefix != taken.prefix)
-    inside = taken.prefix.startswith(apart) if apart else False
+    apart = {one.prefix for one in others if one.prefix and one.prefix != taken.prefix}
+    inside = _is_below(taken.prefix, apart)
     return [
         name
         for name in tensors
-        if name not in used
-        and not is_extra_state(name)
-        and (inside or not apart or not name.startswith(apart))
+        if name not in used and not is_extra_state(name) and (inside or not _is_below(name, apart))
     ]
+
+
+def _is_below(name: str, prefixes: Collection[str]) -> bool:
+    return bool(prefixes) and any(f"{part}." in prefixes for part in _above(name))
 
 
 def _require_harmless(unused: Sequence[str], prefix: str, plan: Plan) -> None:
@@ -193,8 +183,12 @@ def _require_harmless(unused: Sequence[str], prefix: str, plan: Plan) -> None:
         own = name.removeprefix(prefix)
         if not name.startswith(prefix) or any(map(_HARMLESS.fullmatch, own.split("."))):
             continue
-        above = _above(own)
-        layer = next((part for part in above if part in owners), None)
+        layer, first = None, ""
+        for part in _above(own):
+            if part not in modules:
+                first = part
+                break
+            layer = part if part in owners else layer
         if layer is None and "" in owners and re.fullmatch(r"(weight|bias|running|scale).*", own):
             layer = ""
         if layer is not None:
@@ -202,7 +196,6 @@ def _require_harmless(unused: Sequence[str], prefix: str, plan: Plan) -> None:
                 f"the file has '{own}', which belongs to the architecture's layer '{layer}' and "
                 "which the architecture lacks: another function. Build it as it was trained"
             )
-        first = next((part for part in reversed(above) if part not in modules), "")
         if _numbered(first) in numbered or (
             _NORM.fullmatch(first.rpartition(".")[2]) and first.rpartition(".")[0] in modules
         ):
@@ -219,10 +212,12 @@ def _numbered(module: str) -> tuple[str, str] | None:
     return None if found is None else (parent, found["stem"])
 
 
-def _above(name: str) -> list[str]:
-    """The modules that a parameter lies in, without the whole: of `a.b.weight` `a.b` and `a`."""
-    parts = name.split(".")[:-1]
-    return [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+def _above(name: str) -> Iterator[str]:
+    """The modules that a parameter lies in, without the whole: of `a.b.weight` `a` and `a.b`."""
+    at = name.find(".")
+    while at >= 0:
+        yield name[:at]
+        at = name.find(".", at + 1)
 
 
 def _note(taken: _Network, others: Sequence[_Network], unused: Sequence[str]) -> str:

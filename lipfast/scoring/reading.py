@@ -26,12 +26,17 @@ class Reading:
     seconds: float
 
 
-def read(file: CheckpointFile) -> Reading:
-    """Read a checkpoint; a failure is part of the answer. May be called from any thread."""
+def read(file: CheckpointFile, prefix: str | None = None) -> Reading:
+    """Read a checkpoint; a failure is part of the answer. May be called from any thread.
+
+    Args:
+        file: the checkpoint.
+        prefix: of the network that is asked for, as for `read_checkpoint`.
+    """
     started = time.perf_counter()
     checkpoint, reason = None, None
     try:
-        checkpoint = read_checkpoint(file)
+        checkpoint = read_checkpoint(file, prefix=prefix)
     except LipfastError as error:
         reason = error
     except Exception as error:  # one bad file must not end a run over thousands

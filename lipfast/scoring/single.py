@@ -52,7 +52,7 @@ def bound_checkpoint(
     files = find_checkpoints(path)
     if len(files) > 1:
         raise ArgumentError(f"'{path}' holds {len(files)} checkpoints: use 'lipfast score'")
-    checkpoint = read_checkpoint(files[0])
+    checkpoint = read_checkpoint(files[0], prefix=prefix)
     architecture = ModelFamily(arch, arch_args)
     with _naming(files[0].uri):
         arguments = architecture.arguments(checkpoint.metadata.values)

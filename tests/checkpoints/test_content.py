@@ -13,6 +13,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import save, save_file
 
 from lipfast.checkpoints import find_checkpoints, read_checkpoint
@@ -94,11 +95,44 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize(("content", "message"), FOREIGN)
-@pytest.mark.parametrize("name", ["a.pt", "a.safetensors", "a.ckpt"])
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors", "a.ckpt", "mp_rank_00_model_states.pt"])
 def test_what_a_file_is(tmp_path, content, message, name):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=rf"{name}: {message}"):
         read_checkpoint(*find_checkpoints(tmp_path / name))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_the_parts_of_a_checkpoint_are(tmp_path):
+    shards, folder = tmp_path / "shards", tmp_path / "folder"
+    for one in (shards, folder):
+        one.mkdir()
+    for suffix in ("bin", "safetensors"):
+        shard = f"model-00001-of-00001.{suffix}"
+        index = shards / f"model.{suffix}.index.json"
+        index.write_text(json.dumps({"weight_map": {"weight": shard}}))
+        (shards / shard).write_bytes(LFS)
+        with pytest.raises(CheckpointError, match=rf"its shard '{shard}': a pointer of Git LFS"):
+            read_checkpoint(*find_checkpoints(index))
+    dcp.save(STATE, checkpoint_id=str(folder))
+    (folder / "__0_0.distcp").write_bytes(LFS)
+    with pytest.raises(CheckpointError, match=r"its file '__0_0\.distcp' is a pointer of Git LFS"):
+        read_checkpoint(*find_checkpoints(folder))
+    (folder / ".metadata").write_bytes(LFS)
+    with pytest.raises(CheckpointError, match=r"\.metadata: a pointer of Git LFS"):
+        read_checkpoint(*find_checkpoints(folder))
+
+
+def test_a_misnamed_file_of_deepspeed(tmp_path):
+    path = tmp_path / "mp_rank_00_model_states.pt"
+    save_file(STATE, path)
+    assert read_checkpoint(*find_checkpoints(path)).state_dict.keys() == STATE.keys()
+
+
+def test_what_is_packed_in_itself_is_packed(tmp_path):
+    (tmp_path / "a.pt").write_bytes(gzip.compress(gzip.compress(PAGE)))
+    with pytest.raises(CheckpointError, match=r"a\.pt: compressed with gzip\. Unpack it"):
+        read_checkpoint(*find_checkpoints(tmp_path / "a.pt"))
 
 
 def test_what_a_large_file_is(tmp_path):

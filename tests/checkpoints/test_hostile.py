@@ -20,13 +20,20 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
 from lipfast.checkpoints import CheckpointFile, find_checkpoints, read_checkpoint
-from lipfast.errors import CheckpointError, LipfastError
+from lipfast.errors import CheckpointError, LipfastError, NotWeightsError
 
 STATE = {"0.weight": torch.arange(6.0).reshape(2, 3), "0.bias": torch.ones(2)}
 
 
 def file_of(path: Path) -> CheckpointFile:
     return find_checkpoints(path)[0]
+
+
+def assert_refused_in_little_memory(path: Path, message: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(file_of(path))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400 << 10  # KiB
 
 
 def safetensors_of(header: object, data: bytes = b"\0" * 24) -> bytes:
@@ -313,10 +320,7 @@ OUT_OF_PROPORTION = {
 @pytest.mark.parametrize("program", OUT_OF_PROPORTION.values(), ids=OUT_OF_PROPORTION)
 def test_pickles_out_of_proportion_are_refused(tmp_path, kind, program):
     path = pickled(tmp_path, beside_a_weight(program), kind=kind)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(CheckpointError, match=r"over and over|operations|byte arrays"):
-        read_checkpoint(file_of(path))
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400 << 10  # KiB
+    assert_refused_in_little_memory(path, r"over and over|operations|byte arrays")
 
 
 @pytest.mark.parametrize(
@@ -398,10 +402,7 @@ LIES = {
 @pytest.mark.parametrize("program", LIES.values(), ids=LIES)
 def test_pickles_that_lie_are_refused(tmp_path, kind, program):
     path = pickled(tmp_path, beside_a_weight(program), kind=kind)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(CheckpointError, match=r"a\.pt: truncated, or not weights saved by"):
-        read_checkpoint(file_of(path))
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400 << 10  # KiB
+    assert_refused_in_little_memory(path, r"a\.pt: truncated, or not weights saved by")
 
 
 @pytest.mark.parametrize(
@@ -581,3 +582,60 @@ def test_a_coverage_guided_campaign(tmp_path):
     assert process.returncode == 0, process.stderr[-3000:]
     executed = re.search(r"number_of_executed_units:\s*(\d+)", process.stderr)
     assert executed is not None and int(executed[1]) >= 120_000
+
+
+W = {"weight": torch.ones(2)}
+
+
+def in_dicts(depth: int) -> dict:
+    content: dict = W
+    for level in range(depth):
+        content = {f"k{level}": content}
+    return content
+
+
+def test_networks_lie_deep_and_what_holds_itself_has_each_weight_once(tmp_path):
+    torch.save(in_dicts(40), tmp_path / "a.pt")
+    assert list(read_checkpoint(file_of(tmp_path / "a.pt")).state_dict) == ["weight"]
+    itself: dict = {"model": dict(W), "parts": []}
+    itself |= {"me": itself, "again": itself}
+    itself["parts"] += [itself["parts"], itself]
+    torch.save(itself, tmp_path / "b.pt")
+    assert list(read_checkpoint(file_of(tmp_path / "b.pt")).tensors) == ["model.weight"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"m.0": W, "m": {"0": W}}, r"two weights in it are called 'm\.0\.weight'"),
+        ({"m": [W], "m.0": W}, r"two weights in it are called 'm\.0\.weight'"),
+        ({"_orig_mod.weight": W["weight"], **W}, "two weights in it are called 'weight'"),
+        ({"a" * 2_000_000: {f"{i}": torch.ones(1) for i in range(500)}}, "has 20000.. characters"),
+        ({".a" * 40_000: W["weight"], **W}, "has 80000 characters"),
+    ],
+)
+def test_names_that_tell_no_weights_apart_or_never_end(tmp_path, content, message):
+    torch.save(content, tmp_path / "a.pt")
+    assert_refused_in_little_memory(tmp_path / "a.pt", rf"a\.pt: .*{message}; nothing in it was")
+    if all(isinstance(value, torch.Tensor) for value in content.values()):
+        path = tmp_path / "b.safetensors"
+        save_file({name: value.clone() for name, value in content.items()}, path)
+        assert_refused_in_little_memory(path, rf"b\.safetensors: .*{message}; nothing in it was")
+
+
+def test_lists_in_lists_without_weights_are_not_searched_over_and_over(tmp_path):
+    nested: list = []
+    for _ in range(60):
+        nested = [nested] * 4
+    torch.save(nested, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"a\.pt: holds a list; expected a state dict"):
+        read_checkpoint(file_of(tmp_path / "a.pt"))
+    torch.save([nested, {"param_groups": []}], tmp_path / "b.pt")
+    with pytest.raises(NotWeightsError):
+        read_checkpoint(file_of(tmp_path / "b.pt"))
+    weights: dict = W
+    for _ in range(60):
+        weights = {"a": weights, "b": weights}
+    torch.save(weights, tmp_path / "c.pt")
+    with pytest.raises(CheckpointError, match=r"c\.pt: nested beyond what weights are"):
+        read_checkpoint(file_of(tmp_path / "c.pt"))

@@ -82,12 +82,14 @@ def test_a_distributed_checkpoint(tmp_path, keys):
 def test_a_distributed_checkpoint_elsewhere_and_of_other_dtypes(tmp_path):
     state = {"a": torch.ones(3, dtype=torch.bfloat16), "n": torch.arange(4), "s": torch.tensor(2.0)}
     folder = distributed(tmp_path / "d", {"model": state, "ema": {"a": torch.zeros(3)}})
+    torch.save({"epoch": 3}, folder / "meta.pt")
     memory = fsspec.filesystem("memory")
     for path in folder.iterdir():
         memory.pipe(f"/lipfast-dcp/{path.name}", path.read_bytes())
     try:
         for archive in ("memory://lipfast-dcp", "memory://lipfast-dcp/__0_0.distcp", folder):
             assert same(read(archive).state_dict, state)
+            assert read(archive).metadata.epoch == 3
             assert same(read(archive, prefix="ema").state_dict, {"a": torch.zeros(3)})
     finally:
         memory.rm("/lipfast-dcp", recursive=True)
@@ -253,6 +255,21 @@ def test_zero_3_without_all_ranks(tmp_path, lost):
         read(folder)
 
 
+@pytest.mark.parametrize("ranks", [(1,), (0, 2), (0, 1, 1)])
+def test_zero_3_of_other_ranks_than_there_were(tmp_path, ranks):
+    # As many numbers as two ranks have, in other places.
+    folder = zero3(tmp_path / "global_step7", {"w": torch.arange(2.0), "v": torch.ones(1)}, 3)
+    states = [folder / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(3)]
+    content = [path.read_bytes() for path in states]
+    for path in states:
+        path.unlink()
+    for place, rank in enumerate(ranks):
+        kind = "bf16" if ranks.index(rank) == place else "fp16"
+        (folder / states[rank].name.replace("bf16", kind)).write_bytes(content[rank])
+    with pytest.raises(CheckpointError, match="states of its ranks are missing, or there twice"):
+        read(folder)
+
+
 def test_deepspeed_with_whole_weights_and_lightning(tmp_path):
     folder = tmp_path / "logs" / "epoch=1-step=20.ckpt" / "checkpoint"
     folder.mkdir(parents=True)
@@ -317,6 +334,7 @@ def test_megatron_with_one_piece(tmp_path):
             "bf16_zero_pp_rank_3_mp_rank_00_optim_states.pt",
         ),
         *("distrib_optim.pt", "model.optimizer.pt", "grad_scaler.pt", "optimizer_state.pt"),
+        *("random_states_0.pkl", "best_optimizer.pkl", "custom_checkpoint_0.pkl", "dataloader.bin"),
     ],
 )
 def test_states_are_left_aside_by_name(tmp_path, name):

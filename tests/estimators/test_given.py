@@ -205,6 +205,16 @@ def test_a_users_rule_counts_where_pairs_would_be_sorted(op: str) -> None:
     assert [step.op for step in bound.composition.operations if step.given] == [op]
 
 
+@pytest.mark.parametrize("op", ["aten.pad", "aten.conv1d"])
+def test_a_users_rule_counts_where_padding_would_be_joined(op: str) -> None:
+    model = nn.Conv1d(1, 1, 3, padding=1, padding_mode="circular")
+    plan = Plan.trace(model, torch.zeros(2, 1, 5))
+    assert "circular" in plan.layers[0].kind
+    rule(op)(lambda call: call.input * 1e3)
+    bound = plan.upper(model.state_dict())
+    assert [step.op for step in bound.composition.operations if step.given] == [op]
+
+
 @pytest.mark.parametrize("op", ["aten.maximum", "aten.abs"])
 def test_a_rule_that_only_the_graph_for_bounds_uses_is_named(op: str) -> None:
     class Largest(nn.Module):
@@ -217,3 +227,4 @@ def test_a_rule_that_only_the_graph_for_bounds_uses_is_named(op: str) -> None:
     rule(op)(slope_of_one)
     for bound in (plan.upper({}), lipfast.upper_bound(Largest(), torch.zeros(2, 4))):
         assert bound.given == (op,)
+        assert [step.op for step in bound.composition.operations if step.given] == [op]

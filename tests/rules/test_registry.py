@@ -250,6 +250,7 @@ def test_what_a_part_of_a_rule_does_wrong_names_it(part: str, answer: object) ->
     [
         ({"training": "x"}, "training"),
         ({"dtype_eps": -1}, "dtype_eps"),
+        ({"fills": (1, -1)}, "fills"),
         ({"training": True}, "training"),
         ({"stage": 3}, "stage"),
         ({"leading": 1}, "leading"),

@@ -100,6 +100,36 @@ def test_pickled_arrays_are_refused(tmp_path):
         load_data(tmp_path / "b.pt")
 
 
+@pytest.mark.parametrize("x", [X.to_sparse(), X.to(torch.complex64).conj().imag])
+def test_tensors_of_kinds_that_are_not_read(tmp_path, x):
+    for content in (x, {"x": x}):
+        torch.save(content, tmp_path / "a.pt")
+        with pytest.raises(ArgumentError, match=r"holds a (sparse tensor|tensor that is negated)"):
+            load_data(tmp_path / "a.pt")
+
+
+class Sized:
+    def __reduce__(self):
+        return bytearray, (1 << 32,)
+
+
+class Beside:
+    pass
+
+
+def test_nothing_beside_the_samples_is_made_or_takes_memory(tmp_path):
+    for legacy in (False, True):
+        kind = {"_use_new_zipfile_serialization": not legacy}
+        torch.save({"x": X, "y": Beside()}, tmp_path / "a.pt", **kind)
+        assert torch.equal(load_data(tmp_path / "a.pt").x, X)
+        torch.save({"x": X, "y": Sized()}, tmp_path / "b.pt", **kind)
+        with pytest.raises(ArgumentError, match=r"damaged, .*: it makes byte arrays"):
+            load_data(tmp_path / "b.pt")
+    torch.save(Beside(), tmp_path / "c.pt")
+    with pytest.raises(ArgumentError, match=r"holds .*Beside, expected a tensor or a dict"):
+        load_data(tmp_path / "c.pt")
+
+
 def test_mnist1d_leaves_the_global_generators_alone():
     pytest.importorskip("mnist1d")
     random.seed(1)

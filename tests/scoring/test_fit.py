@@ -15,10 +15,11 @@ from torch import Tensor, nn
 import lipfast
 from lipfast.checkpoints import CheckpointFile, Metadata, find_checkpoints, read_checkpoint
 from lipfast.checkpoints.reader import Checkpoint
-from lipfast.errors import StateDictError
+from lipfast.errors import CheckpointError, StateDictError
 from lipfast.estimators.plan import Plan
 from lipfast.scoring import read_scores, score
 from lipfast.scoring.fit import fitted
+from lipfast.scoring.single import bound_checkpoint
 
 X = torch.zeros(2, 4)
 
@@ -43,7 +44,7 @@ def below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def taken(tmp_path, content: Any, plan: Plan | None = None, prefix: str | None = None):
     torch.save(content, tmp_path / "a.pt")
-    checkpoint = read_checkpoint(*find_checkpoints(tmp_path / "a.pt"))
+    checkpoint = read_checkpoint(*find_checkpoints(tmp_path / "a.pt"), prefix=prefix)
     return fitted(checkpoint, plan or plan_of_mlp(), prefix)
 
 
@@ -206,11 +207,24 @@ def test_a_network_that_is_asked_for_is_never_another(tmp_path):
 
 def test_an_unknown_prefix_is_refused(tmp_path):
     raw, ema = states(2)
-    with pytest.raises(StateDictError, match=r"no name begins with 'teacher\.'; there are 'model"):
+    with pytest.raises(CheckpointError, match=r"a\.pt: no name begins with 'teacher\.'; .*'model"):
         taken(tmp_path, {"model": raw, "ema": ema}, prefix="teacher")
-    torch.save({"model": raw}, tmp_path / "a.pt")
-    with pytest.raises(lipfast.LipfastError, match=r"a\.pt: no name begins with 'teacher"):
-        read_checkpoint(*find_checkpoints(tmp_path / "a.pt"), prefix="teacher")
+
+
+def test_a_network_that_is_asked_for_may_lie_beside_one_that_is_not_read(tmp_path):
+    (net,) = states(1)
+    sparse = {name: tensor.to_sparse() for name, tensor in net.items()}
+    content = {"model": sparse, "ema": net}
+    assert same(taken(tmp_path, content, prefix="ema").state_dict, net)
+    found = score(tmp_path, arch=mlp, data=torch.ones(3, 4), out=tmp_path / "s", prefix="ema")
+    assert found.scored == 1
+    assert bound_checkpoint(tmp_path / "a.pt", arch=mlp, prefix="ema")[1].certified
+    for chosen in (None, "model", ""):
+        with pytest.raises(CheckpointError, match=r"'model\.0\.weight' is a sparse tensor"):
+            taken(tmp_path, content, prefix=chosen)
+    with pytest.raises(CheckpointError, match=r"'ema\.0\.weight' is a sparse tensor"):
+        taken(tmp_path, {"model": net, "ema": sparse}, prefix="ema")
+    assert same(taken(tmp_path, {**net, "graph": {"adjacency": sparse["0.bias"]}}).state_dict, net)
 
 
 def test_a_network_of_other_shapes_is_none_of_those_that_fit(tmp_path):

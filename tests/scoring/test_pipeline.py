@@ -141,7 +141,7 @@ def test_readers_step_back_and_the_scorer_does_not(
 
     before, seen, genuine = priority(), [], local.read
 
-    def read(file: CheckpointFile) -> Reading:
+    def read(file: CheckpointFile, prefix: str | None) -> Reading:
         seen.append(priority())
         return genuine(file)
 

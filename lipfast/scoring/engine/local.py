@@ -61,7 +61,7 @@ class LocalEngine:
 
         Two windows of files share the memory. A checkpoint that is larger is still scored, alone.
         """
-        batch = self._scorer.options.batch_size
+        batch, prefix = self._scorer.options.batch_size, self._scorer.options.prefix
         remote = any(file.filesystem is not None and "::" not in file.uri for file in files)
         pool = ThreadPoolExecutor(
             REMOTE_READERS if remote else READERS, "lipfast-read", initializer=step_back
@@ -69,7 +69,7 @@ class LocalEngine:
         try:
             ahead: list[Future[Reading]] = []
             for window in _windows(interleaved(files, batch), self._memory // 2, batch):
-                behind, ahead = ahead, [pool.submit(read, file) for file in window]
+                behind, ahead = ahead, [pool.submit(read, file, prefix) for file in window]
                 yield from self._score(behind)
             yield from self._score(ahead)
         finally:
