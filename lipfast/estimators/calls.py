@@ -20,7 +20,7 @@ from lipfast.estimators.results import Bounds, UpperBound
 from lipfast.estimators.samples import Data, example_of, read_samples
 from lipfast.norms import AnyNorm
 from lipfast.plan.modules import lock_of, unwrap
-from lipfast.plan.trace import Source, require_module
+from lipfast.plan.trace import Source, require_module, trace
 
 __all__ = [
     "bounds",

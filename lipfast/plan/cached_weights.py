@@ -55,10 +55,10 @@ def _require_own_memory(
     owners = {
         value.untyped_storage().data_ptr(): entry
         for entry, value in state_dict.items()
-        if _has_memory(value)
+        if _owns_memory(value)
     }
     for constant, value in constants.items():
-        entry = owners.get(value.untyped_storage().data_ptr()) if _has_memory(value) else None
+        entry = owners.get(value.untyped_storage().data_ptr()) if _owns_memory(value) else None
         if entry is not None:
             raise ArgumentError(
                 f"'{name}' computes with '{constant}', which is not in the state dict and shares "
@@ -67,5 +67,5 @@ def _require_own_memory(
             )
 
 
-def _has_memory(value: Tensor) -> bool:
+def _owns_memory(value: Tensor) -> bool:
     return value.layout is torch.strided and not value.is_meta and value.numel() > 0

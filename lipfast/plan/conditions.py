@@ -30,6 +30,22 @@ _SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 _RANDOM = ("rand", "bernoulli", "multinomial", "normal", "poisson", "dropout")
 
 
+class _Traced:
+    """A tensor of the trace (so that its id stays its own), its value, and of which buffers."""
+
+    def __init__(self, traced: Tensor, value: Tensor, names: frozenset[str]) -> None:
+        self.traced, self.value, self.names = traced, value, names
+        self._version = self._written()
+
+    @property
+    def holds(self) -> bool:
+        """Not if it was written where a mode sees nothing (`DisableTorchFunction`)."""
+        return self._written() == self._version
+
+    def _written(self) -> int:
+        return 0 if self.traced.is_inference() else self.traced._version
+
+
 class _Known(TorchFunctionMode):
     """Values of what depends on buffers only."""
 
@@ -38,9 +54,9 @@ class _Known(TorchFunctionMode):
         self.read: dict[str, Tensor] = {}
         self.answers: list[Any] = []
         self._buffers = buffers
-        # id of a tensor of the trace -> it (so that the id stays its own), its value, the buffers.
-        self._known: dict[int, tuple[Tensor, Tensor, frozenset[str]]] = {
-            id(current[name]): (current[name], value, frozenset({name}))
+        # id of a tensor of the trace -> what is known of it.
+        self._known: dict[int, _Traced] = {
+            id(current[name]): _Traced(current[name], value, frozenset({name}))
             for name, value in buffers.items()
             if name in current
         }
@@ -50,20 +66,20 @@ class _Known(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         leaves = _leaves(args, kwargs)
-        # Overloads of ops are called ``add_.Tensor``.
-        if _writes(func.__name__.partition(".")[0], kwargs):  # any tensor may share its memory with another
+        # Any tensor may share its memory with another. Overloads of ops are called ``add_.Tensor``.
+        if _writes(func.__name__.partition(".")[0], kwargs):
             self._known = {}
-        known = [self._known.get(id(leaf)) for leaf in leaves if isinstance(leaf, Tensor)]
+        known = [self._entry(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
         # Numbers of samples are symbols here, and anything elsewhere.
         if not known or None in known or any(isinstance(leaf, _SYMBOLS) for leaf in leaves):
             result = func(*args, **kwargs)
             if func in _ASKED:
                 self.answers.append(None if isinstance(result, _SYMBOLS) else result)
             return result
-        names = frozenset().union(*(entry[2] for entry in known if entry is not None))
+        names = frozenset().union(*(entry.names for entry in known if entry is not None))
 
         def value(tensor: Tensor) -> Tensor:
-            return self._known[id(tensor)][1]
+            return self._known[id(tensor)].value
 
         args_of_values, kwargs_of_values = tree_map_only(Tensor, value, (tuple(args), kwargs))
         if func in _ASKED:
@@ -76,8 +92,12 @@ class _Known(TorchFunctionMode):
             with _disable_current_modes():
                 found = func(*args_of_values, **kwargs_of_values)
             if isinstance(found, Tensor):
-                self._known[id(result)] = (result, found, names)
+                self._known[id(result)] = _Traced(result, found, names)
         return result
+
+    def _entry(self, tensor: Tensor) -> _Traced | None:
+        found = self._known.get(id(tensor))
+        return found if found is not None and found.holds else None
 
 
 class Asked(TorchFunctionMode):

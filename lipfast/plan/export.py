@@ -21,7 +21,7 @@ from torch.fx import Node as FxNode
 from lipfast.errors import ArgumentError, TraceError
 from lipfast.plan.batch_first import samples_in_front
 from lipfast.plan.canonical import TRAINING_FLAGS
-from lipfast.plan.evaluated import evaluated
+from lipfast.plan.evaluated import require_evaluates
 from lipfast.plan.modules import evaluation_mode, require_floating_modules
 from lipfast.plan.outputs import is_known_to_torch, returned_tensors, returning_tensors
 from lipfast.plan.untraceable import SizesFixed, head_line, reason, require_any_number
@@ -142,8 +142,7 @@ def exported(
     try:
         program = _exported(module, inputs, sizes, within)
     except Exception as error:  # user code runs here: anything may come out
-        with evaluation_mode(module):
-            outputs = evaluated(module, inputs)
+        outputs = require_evaluates(module, inputs)
         found = tuple(returned_tensors(outputs))  # or what it returns holds none that can be seen
         if found and not is_known_to_torch(outputs):
             with evaluation_mode(module):

@@ -6,14 +6,12 @@ number of samples or because it is traced, and random numbers leave no sign in i
 
 from __future__ import annotations
 
-import itertools
-import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,8 +19,10 @@ from lipfast.errors import NonFiniteError, StateDictError, TraceError
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.checked import resolve
 from lipfast.plan.conditions import Asked
-from lipfast.plan.evaluated import evaluated
+from lipfast.plan.evaluated import evaluate_module, require_nothing_written
 from lipfast.plan.gaps import (
+    LARGEST_COPY,
+    REPEATS,
     Gaps,
     Roundings,
     are_alike,
@@ -36,16 +36,12 @@ from lipfast.plan.modules import copied, evaluation_mode
 from lipfast.plan.outputs import returned_tensors
 from lipfast.plan.state import stack
 
-# Numbers of samples, the most telling ones first; how many were given comes after these.
-_SIZES = (2, 3, 9, 1, 33, 5, 8, 4, 7, 6, 17)
-# Always tried: the first two samples as they are, and with an invented one.
-_LEAST = 2
-# Numbers (activations of all samples, and parameters) that further batches may take together.
+# Numbers of samples that are always tried, and those that are where they cost little.
+_ALWAYS = (2, 3, 1)
+_FURTHER = (9, 33, 5, 8, 4, 7, 6, 17)
+# Numbers (activations of all samples, and parameters) that the further ones may take together.
 _BUDGET = 1 << 23
-# Where random numbers are drawn: a mask that drops one number in a hundred often drops none.
-_REPEATS = 50
-# Parameters that are copied to another precision: a check should not take more than its model.
-_LARGEST_COPY = 1 << 26
+_SINGLE, _DOUBLE = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
 _OTHER = {torch.float64: torch.float32}
 
 
@@ -53,12 +49,13 @@ def require_faithful(
     module: nn.Module,
     inputs: Sequence[Tensor],
     plan: Architecture,
-    answers: Sequence[Any] | None = None,
+    answers: list[Any] | None = None,
 ) -> None:
     """Check that a module gives what its graph gives, on batches of several sizes.
 
-    A module without numbers (device meta) is taken for its graph. If the plan refuses its weights,
-    it is evaluated once and not compared.
+    Each evaluation, with gradients or without, is of the module as it was found. A module without
+    numbers (device meta) is taken for its graph. If the plan refuses its weights, it is evaluated
+    once and not compared.
 
     Args:
         module: left as it is found.
@@ -77,7 +74,7 @@ def require_faithful(
         _Comparison(module, kept, plan, answers).run(tuple(inputs))
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Batch:
     """Some of the samples that the graph is evaluated on, by their rows there."""
 
@@ -86,8 +83,9 @@ class _Batch:
     gradients: bool = False
 
     @property
-    def invented(self) -> bool:
-        return self.rows != slice(0, 2)
+    def given(self) -> bool:
+        """Whether these are samples of the caller."""
+        return self.rows == slice(0, 2)
 
     def to(self, dtype: torch.dtype) -> _Batch:
         return _Batch(self.rows, tuple(value.to(dtype) for value in self.inputs), self.gradients)
@@ -97,38 +95,34 @@ class _Comparison:
     """A module in `evaluation_mode`, beside its graph."""
 
     def __init__(
-        self, module: nn.Module, kept: Kept, plan: Architecture, answers: Sequence[Any] | None
+        self, module: nn.Module, kept: Kept, plan: Architecture, answers: list[Any] | None
     ) -> None:
         self.module, self.kept, self.plan, self.answers = module, kept, plan, answers
         self.name = type(module).__name__
-        self._seeds = itertools.count(1)
 
     def run(self, inputs: tuple[Tensor, ...]) -> None:
         """See `require_faithful`."""
-        pool, batches = _batches(inputs, self.plan)
-        first = batches[0]
-        self._reseed()
-        before = _generators()
-        outputs = self._outputs(first)
-        drawn = _generators() != before
-        self._require_nothing_written()
+        pool, batches = _batches_of(inputs, self.plan)
+        outputs = self._outputs(batches[0])
+        drawn = self.kept.drew()
+        self.kept.restore()
         try:
             state = resolve(self.plan, self.module.state_dict())
         except (NonFiniteError, StateDictError):  # no bound is computed of these weights
             return
         expected = _of_graph(self.plan, state, pool)
+        # Where numbers are short, a few units in the last place are much.
+        short = torch.finfo(pool[0].dtype).eps > _SINGLE
         suspects: list[tuple[_Batch, Gaps]] = []
         for batch in batches:
-            if batch is not first:
-                self._reseed()
+            if batch is not batches[0]:
+                self.kept.restore()
                 outputs = self._outputs(batch)
-            gaps = _compared(outputs, expected, batch)
-            if gaps is not None and not are_alike(gaps, inputs[0].dtype):
+            gaps = self._differences(outputs, expected, batch)
+            if gaps is not None and (short or not are_alike(gaps, pool[0].dtype)):
                 suspects.append((batch, gaps))
-        eps = torch.finfo(inputs[0].dtype).eps
-        other = any(beyond_half_of_the_digits(gaps, eps) is not None for _, gaps in suspects)
-        for _ in range(_REPEATS if drawn or other else 0):
-            self._require_repeatable(suspects[0][0] if suspects else first)
+        if drawn or suspects:
+            self._require_repeatable(batches[0], drawn)
         if suspects:
             self._require_rounding(suspects, state, pool)
 
@@ -137,54 +131,54 @@ class _Comparison:
         asking = nullcontext() if self.answers is None else Asked()
         try:
             with asking as asked:
-                outputs = evaluated(self.module, batch.inputs, gradients=batch.gradients)
+                outputs = evaluate_module(self.module, batch.inputs, gradients=batch.gradients)
         except TraceError:
-            if batch.invented:
-                return None
-            raise
-        if asked is not None and repr(asked.answers) != repr(list(self.answers or ())):
+            if batch.given:
+                raise
+            return None
+        require_nothing_written(self.name, self.kept)
+        if asked is not None and repr(asked.answers) != repr(self.answers):
             raise TraceError(
                 f"{self.name} decides by values that are not those of its buffers alone: it writes "
                 "them before, or the samples and their number take part. Such a model has no "
                 "graph; decide by numbers of Python"
             )
-        return _joined(outputs, batch)
+        return _rows_of(outputs, batch)
 
-    def _reseed(self) -> None:
-        """The module as it was found, and all generators in another state each time."""
+    def _require_repeatable(self, batch: _Batch, drawn: bool) -> None:
         self.kept.restore()
-        seed = next(self._seeds)
-        random.seed(seed)
-        np.random.seed(seed)
-        for generator in (torch.default_generator, *torch.cuda.default_generators):
-            generator.manual_seed(seed)
-
-    def _require_nothing_written(self) -> None:
-        written = self.kept.rewritten()
-        if written:
-            raise TraceError(
-                f"{self.name} writes its {', '.join(written)} in forward, even in eval mode: then "
-                "its outputs are no function of parameters and inputs that can be traced. Evaluate "
-                "the model once, if this initialises it, or write in training mode only "
-                "(if self.training)"
-            )
-
-    def _require_repeatable(self, batch: _Batch) -> None:
-        self._reseed()
         first = self._outputs(batch)
-        self._reseed()
-        second = self._outputs(batch)
-        if first is None or second is None or first.shape != second.shape:
-            return
-        # Sums of a device's atomic additions change from time to time, in their last digits.
-        eps = torch.finfo(batch.inputs[0].dtype).eps
-        changed = beyond_half_of_the_digits(gaps_between(first, second), eps)
-        if changed is not None:
+        for _ in range(REPEATS if drawn else 1):
+            if not drawn:  # else with other random numbers
+                self.kept.restore()
+            again = self._outputs(batch)
+            if first is None or again is None or first.shape != again.shape:
+                return
+            # Sums of a device's atomic additions change from time to time, in their last digits.
+            eps = torch.finfo(batch.inputs[0].dtype).eps
+            changed = beyond_half_of_the_digits(gaps_between(first, again), eps)
+            if changed is not None:
+                raise TraceError(
+                    f"{self.name} is random: for the same samples an output changes by "
+                    f"{changed:.3g} when it is evaluated again in eval mode. Draw random numbers "
+                    "in training mode only (if self.training), and keep nothing between calls"
+                )
+
+    def _differences(self, outputs: Tensor | None, expected: Tensor, batch: _Batch) -> Gaps | None:
+        """Differences in each row; None where there is nothing to compare."""
+        if outputs is None:
+            return None
+        wanted = expected[batch.rows]
+        if outputs.shape != wanted.shape:
             raise TraceError(
-                f"{self.name} is random: for the same samples an output changes by {changed:.3g} "
-                "when it is evaluated again in eval mode, with other seeds of torch, numpy and "
-                "Python. Draw random numbers in training mode only (if self.training)"
+                self._unfaithful(batch, "the outputs have other shapes than those of the graph")
             )
+        if not outputs.numel():
+            return None
+        if not batch.given:  # what overflows, or is outside of the domain of a logarithm
+            sound = outputs.isfinite() & wanted.isfinite()
+            outputs, wanted = outputs.where(sound, 0), wanted.where(sound, 0)
+        return gaps_between(outputs, wanted)
 
     def _require_rounding(
         self,
@@ -195,36 +189,37 @@ class _Comparison:
         """Check that all differences shrink in float64 as rounding does."""
         dtype = pool[0].dtype
         other = _OTHER.get(dtype, torch.float64)
+        self.kept.restore()
         again = self._in(other)
         expected = None
         if again is not None:
             expected = _of_graph(self.plan, state, tuple(value.to(other) for value in pool))
         for batch, gaps in suspects:
-            beyond: float | None = None
+            self.kept.restore()
             with Roundings(dtype) as inside:
-                _outputs_or_none(self.module, batch)
+                outputs = self._outputs(batch)
             others, wide = None, inside
             if again is not None and expected is not None:
                 typed = batch.to(other)
                 with Roundings(other) as elsewhere:
-                    outputs = _outputs_or_none(again, typed)
-                others = None if outputs is None else _compared(outputs, expected, typed)
+                    others = self._differences(_outputs_or_none(again, typed), expected, typed)
                 wide = inside if dtype == torch.float64 else elsewhere
-            if others is None or wide.eps > torch.finfo(torch.float64).eps:
+            if others is None or wide.eps > _DOUBLE:
                 beyond = beyond_half_of_the_digits(gaps, inside.eps)
             elif dtype == torch.float64:
                 beyond = beyond_rounding(others, gaps)
             else:
                 beyond = beyond_rounding(gaps, others)
             if beyond is not None:
-                raise TraceError(self._unfaithful(batch, beyond))
+                where = self._where(outputs, batch, state, pool)
+                raise TraceError(self._unfaithful(batch, f"{where} differs by {beyond:.3g}"))
 
     def _in(self, dtype: torch.dtype) -> nn.Module | None:
         """A copy in another precision; None of a large module, and where the two differ more."""
         nodes = (*self.plan.graph.nodes, *self.plan.computed)
         # What is bounded in the place of softplus differs from it by a rounding of float32.
         differs = self.plan.requirements.default_eps or any("softplus" in n.op for n in nodes)
-        if differs or _parameters(self.plan) > _LARGEST_COPY:
+        if differs or _entries_of(self.plan) > LARGEST_COPY:
             return None
         try:
             again = copied(self.module).to(dtype)
@@ -236,29 +231,49 @@ class _Comparison:
                     vars(module)[name] = value.to(dtype)
         return again
 
-    def _unfaithful(self, batch: _Batch, difference: float) -> str:
+    def _where(
+        self,
+        outputs: Tensor | None,
+        batch: _Batch,
+        state: Mapping[str, Tensor],
+        pool: tuple[Tensor, ...],
+    ) -> str:
+        """Which output of the module is farthest from the graph's."""
+        shapes = self.plan.output_shapes
+        if len(shapes) == 1 or outputs is None:
+            return "its output"
+        gaps = (outputs - _of_graph(self.plan, state, pool)[batch.rows]).abs().nan_to_num(nan=0)
+        column = int(gaps.amax(0).argmax())
+        ends = accumulate(torch.Size(shape).numel() for shape in shapes)
+        number = next(number for number, end in enumerate(ends) if column < end)
+        return f"output {number} (of shape {tuple(shapes[number])} for each sample)"
+
+    def _unfaithful(self, batch: _Batch, what: str) -> str:
         count = len(batch.inputs[0])
         return (
             f"{self.name} does not compute what its traced graph computes: for {count} "
-            f"sample{'s' * (count > 1)} an output differs by {difference:.3g}. It does something "
-            "that a trace does not see: it writes through .data, numpy or detached tensors, or "
-            "decides by the number of samples, by their values, by whether gradients are recorded "
-            "or whether it is traced (try around float(x), type(x), torch.compiler.is_exporting()), "
-            "or it keeps what it computed of other samples"
+            f"sample{'s' * (count > 1)}, gradients {'on' if batch.gradients else 'off'}, {what}. "
+            "It does something that a trace does not see: it writes through .data, numpy or "
+            "detached tensors, or decides by the number of samples, by their values, by whether "
+            "gradients are recorded or whether it is traced (try around float(x), type(x), "
+            "torch.compiler.is_exporting()), or it keeps what it computed of other samples. Keep "
+            "to functions of torch on the samples and the parameters"
         )
 
 
-def _parameters(plan: Architecture) -> int:
+def _entries_of(plan: Architecture) -> int:
     return sum(torch.Size(shape).numel() for shape in plan.parameters.values())
 
 
-def _batches(inputs: tuple[Tensor, ...], plan: Architecture) -> tuple[tuple[Tensor, ...], list[_Batch]]:
+def _batches_of(
+    inputs: tuple[Tensor, ...], plan: Architecture
+) -> tuple[tuple[Tensor, ...], list[_Batch]]:
     """All samples that are tried, and in which batches: the first two as they were given first."""
     activations = sum(torch.Size(node.shape).numel() for node in plan.graph.nodes)
-    parameters, budget, sizes = _parameters(plan), _BUDGET, []
-    for size in dict.fromkeys((*_SIZES[:4], len(inputs[0]), *_SIZES[4:])):
+    parameters, budget, sizes = _entries_of(plan), _BUDGET, list(_ALWAYS)
+    for size in dict.fromkeys((len(inputs[0]), *_FURTHER)):
         budget -= size * activations + parameters
-        if len(sizes) < _LEAST or budget >= 0:
+        if size not in _ALWAYS and budget >= 0:
             sizes.append(size)
     generator = torch.Generator().manual_seed(0)
     pool = tuple(_samples(value, max(sizes), generator) for value in inputs)
@@ -284,55 +299,26 @@ def _samples(given: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return torch.stack(found)
 
 
-def _of_graph(
-    plan: Architecture, state: Mapping[str, Tensor], pool: tuple[Tensor, ...]
-) -> Tensor:
+def _of_graph(plan: Architecture, state: Mapping[str, Tensor], pool: tuple[Tensor, ...]) -> Tensor:
     """Outputs (samples, K) of the graph."""
     parameters = stack([state], plan.used_parameters, pool[0].dtype)
     inputs = [value.to(pool[0].dtype).unsqueeze(0) for value in pool]
     with torch.no_grad():
-        return evaluate(plan.graph, parameters, plan.constants, inputs)[0]
+        return evaluate(plan.graph, parameters, plan.constants, inputs)[0].double()
 
 
 def _outputs_or_none(module: nn.Module, batch: _Batch) -> Tensor | None:
     try:
-        return _joined(evaluated(module, batch.inputs, gradients=batch.gradients), batch)
+        return _rows_of(evaluate_module(module, batch.inputs, gradients=batch.gradients), batch)
     except TraceError:
         return None
 
 
-def _joined(outputs: object, batch: _Batch) -> Tensor:
+def _rows_of(outputs: object, batch: _Batch) -> Tensor:
     """All outputs (samples, K) as one tensor; without rows where their number is another one."""
     count = len(batch.inputs[0])
     tensors = [value.detach() for value in returned_tensors(outputs)]
     if count > 1 and any(value.dim() == 0 or len(value) != count for value in tensors):
         return tensors[0].new_empty(0, 0)
-    dtype = torch.float64
-    return torch.cat([value.reshape(count, -1).to(dtype) for value in tensors], 1)
-
-
-def _compared(outputs: Tensor | None, expected: Tensor, batch: _Batch) -> Gaps | None:
-    """Differences in each row; None where there is nothing to compare."""
-    if outputs is None:
-        return None
-    wanted = expected[batch.rows]
-    if outputs.shape != wanted.shape:
-        if len(wanted) == 1:  # a dimension of one may be gone (squeeze)
-            return None
-        return torch.full((1,), torch.inf), torch.ones(1)
-    if not outputs.numel():
-        return None
-    if batch.invented:  # what overflows, or is outside of the domain of a logarithm
-        sound = outputs.isfinite() & wanted.isfinite()
-        outputs, wanted = outputs.where(sound, 0), wanted.where(sound, 0)
-    return gaps_between(outputs, wanted)
-
-
-def _generators() -> tuple[Any, ...]:
-    """In which state random numbers are."""
-    of_numpy = np.random.get_state()
-    sources: Iterator[torch.Generator] = iter(
-        (torch.default_generator, *torch.cuda.default_generators)
-    )
-    of_torch = tuple(bytes(source.get_state().numpy()) for source in sources)
-    return (random.getstate(), repr(of_numpy[2:]), bytes(of_numpy[1]), of_torch)
+    rows = [value.reshape(count, -1).double() for value in tensors]
+    return torch.cat(rows, 1)

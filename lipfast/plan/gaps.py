@@ -20,6 +20,10 @@ _ALIKE = 8
 # Rounding shrinks by 2^-29 from float32 to float64, a mixture not at all: half way between them.
 _SHRINKS = 2.0**-15
 _MASK = 1e8
+# Parameters that are copied to another precision: a check should not take more than its model.
+LARGEST_COPY = 1 << 26
+# Evaluations where random numbers are drawn: a mask that drops one in a hundred often drops none.
+REPEATS = 50
 # The largest difference in each row that was compared, and the largest magnitude.
 Gaps = tuple[Tensor, Tensor]
 

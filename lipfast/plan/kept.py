@@ -41,6 +41,7 @@ _ATOMS = frozenset(
 )
 # A reference to a trainer leads to the whole program: objects are followed this far.
 _DEEPEST_KEPT = 3
+_SOURCES = (torch.Generator, random.Random, np.random.BitGenerator, np.random.RandomState)
 _KINDS_KEPT = frozenset((dict, OrderedDict, list, set))
 # These layers list their parameters anew whenever they are given others.
 _RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
@@ -197,6 +198,11 @@ class Kept:
         for generator in moved:
             generator.restore()
         return bool(moved)
+
+    def drew(self) -> bool:
+        """Whether random numbers were drawn, by the process's generators or the module's own."""
+        sources = (kept for kept in self._kept if isinstance(kept.value, _SOURCES))
+        return any(kept.differs() for kept in (*self._generators, *sources))
 
     def written(self) -> dict[str, Any]:
         """What is not as it was found: how it is called, and what it is now."""

@@ -16,7 +16,6 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from lipfast.errors import ArgumentError
 from lipfast.plan.kept import Kept
 
-
 # Wrappers that compute what the module inside computes, and where that is. Subclasses may do more;
 # torch's compiler is not imported for its class.
 _WRAPPERS = {

@@ -16,6 +16,7 @@ from lipfast.plan.architecture import Architecture
 from lipfast.plan.cached_weights import require_fresh
 from lipfast.plan.conditions import buffers_known
 from lipfast.plan.convert import convert
+from lipfast.plan.evaluated import require_evaluates
 from lipfast.plan.export import constants_read, example_inputs, exported, load_program
 from lipfast.plan.fidelity import require_faithful
 from lipfast.plan.modules import lock_of, unwrap
@@ -71,7 +72,11 @@ def trace(
         program = exported(module, inputs, partial(buffers_known, read, answers))
     with lock_of(module):
         state_dict = module.state_dict(keep_vars=True)
-    architecture = convert(program, state_dict, read)
+    try:
+        architecture = convert(program, state_dict, read)
+    except TraceError:
+        require_evaluates(module, inputs)
+        raise
     require_faithful(module, inputs, architecture, answers)
     if fresh is not None:
         require_fresh(module, architecture, constants_read(program), fresh)

@@ -21,9 +21,9 @@ from lipfast.errors import TraceError
 # Folders of torch, Python and lipfast, and what stands for files that nobody wrote.
 _HOMES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, contextlib.__file__))
 _OWN = f"{Path(__file__).parent.parent}{os.sep}"
-_MADE = ("<frozen ", "<eval_with_key>", "<__array_function__")
+_WITHOUT_FILES = ("<frozen ", "<eval_with_key>", "<__array_function__")
 _INSTALLED = ("site-packages", "dist-packages")
-# Numbers of samples for which a condition is tried: if it holds for all of them, it decides nothing.
+# Numbers of samples that a condition is tried with: one that holds for all of them decides nothing.
 _TRIED = (*range(2, 260), *(2**power + off for power in range(9, 17) for off in (-1, 0, 1)))
 _EXPORT_ADVICE = (
     "Export the model yourself (torch.export.export(model, args, strict=False or strict=True, "
@@ -54,7 +54,7 @@ def is_users(file: str) -> bool:
 
     What is typed in (``<stdin>``, ``<string>``, a cell) is a user's.
     """
-    if file.startswith((_HOMES[0], _OWN, *_MADE)):
+    if file.startswith((_HOMES[0], _OWN, *_WITHOUT_FILES)):
         return False
     inside = file.removeprefix(_HOMES[1])
     return inside == file or inside.startswith(_INSTALLED)

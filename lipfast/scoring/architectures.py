@@ -20,6 +20,7 @@ from lipfast.errors import ArgumentError, LipfastError
 from lipfast.estimators.plan import Plan
 from lipfast.plan.modules import copied, evaluation_mode
 from lipfast.plan.record import Record, record, resized
+from lipfast.plan.trace import trace
 from lipfast.scoring.budget import BudgetError, ElementBudget
 from lipfast.text import first_line, kind_and_first_line
 

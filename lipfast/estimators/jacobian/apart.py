@@ -17,6 +17,7 @@ from lipfast.errors import ArgumentError
 from lipfast.estimators.jacobian.function import Function, SampleFunction
 from lipfast.estimators.jacobian.precision import Other, values_of
 from lipfast.plan.gaps import (
+    REPEATS,
     Gaps,
     Roundings,
     are_alike,
@@ -26,8 +27,6 @@ from lipfast.plan.gaps import (
     worst,
 )
 
-# Where random numbers are drawn: a mask that drops one number in a hundred often drops none.
-_REPEATS = 50
 _MIXES = (
     "BatchNorm needs running statistics, attention batch_first=True, a mean or a softmax a "
     "dimension other than 0, and a condition must be one per sample (torch.where)"
@@ -60,7 +59,7 @@ def require_apart(problem: SampleFunction, name: str, other: Other) -> None:
     gaps = alone(problem.function, x)
     suspect = not are_alike(gaps, x.dtype)
     drawn = not torch.equal(generator, _generator_state(x))
-    for _ in range(_REPEATS if drawn else int(suspect)):
+    for _ in range(REPEATS if drawn else int(suspect)):
         _require_repeatable(problem, x, name)
     if not suspect:
         return

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lipfast.estimators.jacobian.function import Function, SampleFunction, model_function
+from lipfast.plan.gaps import LARGEST_COPY
 
-# Parameters that are copied to another precision: a check should not take more than its model.
-_LARGEST_COPY = 1 << 26
 Other = Callable[[], SampleFunction | None]
 
 
@@ -40,7 +39,7 @@ def other_precision(
                 dtype = torch.float32 if wide else torch.float64
                 first = [value.detach()[:2] for value in inputs]
                 found.append(None)
-                if sum(value.numel() for value in problem.constants) <= _LARGEST_COPY:
+                if sum(value.numel() for value in problem.constants) <= LARGEST_COPY:
                     with contextlib.suppress(Exception):  # user code runs: it may insist on a dtype
                         again = model_function(module, first, dtype=dtype)
                         found[0] = stack.enter_context(again)
