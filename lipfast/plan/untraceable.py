@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import linecache
 import logging
 import os
 import sys
+import textwrap
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,6 +27,7 @@ _WITHOUT_FILES = ("<frozen ", "<eval_with_key>", "<__array_function__")
 _INSTALLED = ("site-packages", "dist-packages")
 # Numbers of samples that a condition is tried with: one that holds for all of them decides nothing.
 _TRIED = (*range(2, 260), *(2**power + off for power in range(9, 17) for off in (-1, 0, 1)))
+_LONGEST_STATEMENT = 12
 _EXPORT_ADVICE = (
     "Export the model yourself (torch.export.export(model, args, strict=False or strict=True, "
     "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))), save it with torch.export.save, and pass "
@@ -102,8 +105,7 @@ def require_any_number(name: str, program: ExportedProgram) -> None:
     for guard in symbols[0].node.shape_env.guards if symbols else ():
         frame = guard.sloc.framework_loc
         file = getattr(frame, "filename", "")
-        line = (getattr(frame, "line", None) or "").strip()
-        if (is_users(file) and _only_asserts(line)) or _always_holds(guard.expr):
+        if _always_holds(guard.expr) or (is_users(file) and _only_asserts(file, frame.lineno)):
             continue
         at = f"{file}:{frame.lineno}" if is_users(file) else guard.sloc.maybe_user_loc
         at = f" (at {at})" if at else f" (where {guard.expr})"
@@ -114,24 +116,19 @@ def require_any_number(name: str, program: ExportedProgram) -> None:
 
 
 def _always_holds(condition: Any) -> bool:
-    """Whether a condition on one number of samples holds for all that are tried."""
-    if len(condition.free_symbols) != 1:
-        return not condition.free_symbols
-    (symbol,) = condition.free_symbols
-    return all(bool(condition.xreplace({symbol: Integer(size)})) for size in _TRIED)
+    """Whether a condition holds for all numbers of samples that are tried, of all inputs alike."""
+    symbols = condition.free_symbols
+    return all(bool(condition.xreplace(dict.fromkeys(symbols, Integer(size)))) for size in _TRIED)
 
 
-def _only_asserts(line: str) -> bool:
-    """Whether a line asserts a comparison, and can do nothing else.
-
-    Examples:
-        >>> _only_asserts("assert x.size(0) < 9"), _only_asserts("assert (k := f(x)) or k")
-        (True, False)
-    """
-    try:
-        (statement,) = ast.parse(line).body
-    except (SyntaxError, ValueError):
-        return False
+def _only_asserts(file: str, number: int) -> bool:
+    """Whether a line begins a statement that asserts a comparison, and can do nothing else."""
+    lines = linecache.getlines(file)[number - 1 : number - 1 + _LONGEST_STATEMENT]
+    statement: ast.stmt | None = None
+    for end in range(1, len(lines) + 1):
+        with contextlib.suppress(SyntaxError, ValueError):
+            (statement,) = ast.parse(textwrap.dedent("".join(lines[:end]))).body
+            break
     if not isinstance(statement, ast.Assert):
         return False
     for part in ast.walk(statement.test):
