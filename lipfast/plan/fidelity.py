@@ -35,6 +35,7 @@ from lipfast.plan.kept import Kept
 from lipfast.plan.modules import copied, evaluation_mode
 from lipfast.plan.outputs import returned_tensors
 from lipfast.plan.state import stack
+from lipfast.plan.values_read import ValuesRead
 
 # Numbers of samples that are always tried, and those that are where they cost little.
 _ALWAYS = (2, 3, 1)
@@ -81,6 +82,7 @@ class _Batch:
     rows: slice
     inputs: tuple[Tensor, ...]
     gradients: bool = False
+    watched: bool = False
 
     @property
     def given(self) -> bool:
@@ -128,15 +130,23 @@ class _Comparison:
 
     def _outputs(self, batch: _Batch) -> Tensor | None:
         """Outputs (samples, K); None where it fails on what nobody gave: nothing follows then."""
+        # These change what torch's own attention computes with, so not all batches are watched.
+        watching = ValuesRead(batch.inputs) if batch.watched else nullcontext()
         asking = nullcontext() if self.answers is None else Asked()
         try:
-            with asking as asked:
+            with watching as watched, asking as asked:
                 outputs = evaluate_module(self.module, batch.inputs, gradients=batch.gradients)
         except TraceError:
             if batch.given:
                 raise
             return None
         require_nothing_written(self.name, self.kept)
+        if watched is not None and watched.at:
+            raise TraceError(
+                f"{self.name} reads values of its samples (at {watched.at}) where its trace goes "
+                "another way, as after try or torch.compiler.is_exporting(): such a model has no "
+                "graph. Use torch.where, and keep numbers as tensors"
+            )
         if asked is not None and repr(asked.answers) != repr(self.answers):
             raise TraceError(
                 f"{self.name} decides by values that are not those of its buffers alone: it writes "
@@ -281,7 +291,9 @@ def _batches_of(
     for index, size in enumerate(sizes):
         first = start if index > 1 and start + size <= max(sizes) else 0
         rows = slice(first, first + size)
-        batches.append(_Batch(rows, tuple(value[rows] for value in pool), index % 2 == 1))
+        batches.append(
+            _Batch(rows, tuple(value[rows] for value in pool), index % 2 == 1, index < 2)
+        )
         start = rows.stop
     return pool, batches
 

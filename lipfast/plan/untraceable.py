@@ -14,7 +14,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from sympy import Integer
 from torch import Tensor
 from torch.export import ExportedProgram
 
@@ -117,6 +116,8 @@ def require_any_number(name: str, program: ExportedProgram) -> None:
 
 def _always_holds(condition: Any) -> bool:
     """Whether a condition holds for all numbers of samples that are tried, of all inputs alike."""
+    from sympy import Integer  # type: ignore[import-untyped]  # noqa: PLC0415 (slow, and torch traces with it)
+
     symbols = condition.free_symbols
     return all(bool(condition.xreplace(dict.fromkeys(symbols, Integer(size)))) for size in _TRIED)
 
