@@ -285,7 +285,7 @@ def _batches_of(
         budget -= size * activations + parameters
         if size not in _ALWAYS and budget >= 0:
             sizes.append(size)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     pool = tuple(_samples(value, max(sizes), generator) for value in inputs)
     batches, start = [], 0
     for index, size in enumerate(sizes):
@@ -304,17 +304,18 @@ def _samples(given: Tensor, count: int, generator: torch.Generator) -> Tensor:
     size = size if 0 < size < float("inf") else 1.0
     found = [given[0], given[1]]
     for row in range(2, count):
-        noise = size * torch.randn(given.shape[1:], generator=generator, dtype=torch.float64)
-        noise = noise.to(given.device, given.dtype)
+        noise = torch.randn(given.shape[1:], generator=generator, dtype=torch.float64, device="cpu")
+        noise = (size * noise).to(given.device, given.dtype)
         near = given[row % len(given)]
         found.append((noise, -near, 4 * noise, near + noise / 8, 2 * near)[(row - 2) % 5])
     return torch.stack(found)
 
 
 def _of_graph(plan: Architecture, state: Mapping[str, Tensor], pool: tuple[Tensor, ...]) -> Tensor:
-    """Outputs (samples, K) of the graph."""
-    parameters = stack([state], plan.used_parameters, pool[0].dtype)
-    inputs = [value.to(pool[0].dtype).unsqueeze(0) for value in pool]
+    """Outputs (samples, K) of the graph, in float32 where the samples' numbers are shorter."""
+    dtype = torch.promote_types(pool[0].dtype, torch.float32)
+    parameters = stack([state], plan.used_parameters, dtype)
+    inputs = [value.to(dtype).unsqueeze(0) for value in pool]
     with torch.no_grad():
         return evaluate(plan.graph, parameters, plan.constants, inputs)[0].double()
 

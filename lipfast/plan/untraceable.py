@@ -116,7 +116,7 @@ def require_any_number(name: str, program: ExportedProgram) -> None:
 
 def _always_holds(condition: Any) -> bool:
     """Whether a condition holds for all numbers of samples that are tried, of all inputs alike."""
-    from sympy import Integer  # type: ignore[import-untyped]  # noqa: PLC0415 (slow, and torch traces with it)
+    from sympy import Integer  # type: ignore[import-untyped]  # noqa: PLC0415 (slow to start)
 
     symbols = condition.free_symbols
     return all(bool(condition.xreplace(dict.fromkeys(symbols, Integer(size)))) for size in _TRIED)
