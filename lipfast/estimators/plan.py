@@ -67,7 +67,7 @@ class Plan(Architecture):
     @classmethod
     def trace(cls, model: Source, example_input: Tensor | Sequence[Tensor] | None = None) -> Plan:
         """Trace a model; see `lipfast.compile`."""
-        return cls.of(trace(model, example_input))
+        return cls.of(trace(model, example_input, fresh=type(model).__name__))
 
     def check(self, state_dict: StateDict) -> None:
         """Check that a state dict fits: names, shapes, floating dtypes, finite entries.

@@ -61,10 +61,14 @@ def _require_own_memory(
         entry = owners.get(value.untyped_storage().data_ptr()) if _owns_memory(value) else None
         if entry is not None:
             raise ArgumentError(
-                f"'{name}' computes with '{constant}', which is not in the state dict and shares "
-                f"the memory of '{entry}': loading another state dict would change it as well. "
+                f"'{name}' computes with {_named_constant(constant)} that is not in the state "
+                f"dict and shares the memory of '{entry}': loading another one would change it. "
                 f"Take it from '{entry}' in forward, or give it memory of its own (.clone())"
             )
+
+
+def _named_constant(constant: str) -> str:
+    return "a tensor" if constant.startswith("lifted_tensor") else f"'{constant}', a tensor"
 
 
 def _owns_memory(value: Tensor) -> bool:
