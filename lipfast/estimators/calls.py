@@ -19,9 +19,8 @@ from lipfast.estimators.plan import Plan, bounds_from
 from lipfast.estimators.results import Bounds, UpperBound
 from lipfast.estimators.samples import Data, example_of, read_samples
 from lipfast.norms import AnyNorm
-from lipfast.plan.cached_weights import require_fresh
 from lipfast.plan.modules import lock_of, unwrap
-from lipfast.plan.trace import Source, require_module
+from lipfast.plan.trace import Source, require_module, trace
 
 __all__ = [
     "bounds",
@@ -65,10 +64,7 @@ def compile(  # noqa: A001 (the name that torch users know)
         >>> [(layer.name, layer.kind, layer.shape) for layer in plan.layers]
         [('0', 'linear', (16, 40)), ('2', 'linear', (10, 16))]
     """
-    plan = Plan.trace(model, example_input)
-    if isinstance(model, nn.Module):
-        require_fresh(unwrap(model), plan, type(model).__name__)
-    return plan
+    return Plan.trace(model, example_input)
 
 
 def upper_bound(
@@ -121,7 +117,7 @@ def upper_bound(
     """
     refuse("upper_bound", _elsewhere)
     check_options(norm, domain, memory, progress)
-    plan = Plan.trace(model, example_of(example_input))
+    plan = Plan.of(trace(model, example_of(example_input)))
     return plan.upper(
         _state_dict(model), norm=norm, domain=domain, rtol=rtol, memory=memory, progress=progress
     )
@@ -179,7 +175,7 @@ def bounds(
     norm = check_options(norm, domain, memory, progress)
     state_dict = _state_dict(model)
     with read_samples(data, whole=True) as samples:
-        plan = Plan.trace(model, [value[:2] for value in samples.first])
+        plan = Plan.of(trace(model, [value[:2] for value in samples.first]))
         check_options(norm, domain, shapes=plan.input_shapes)
         (result,) = bounds_from(
             plan,

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import TypedDict
 
+import numpy as np
+
 from lipfast.errors import ArgumentError
 from lipfast.estimators.domain import Domain, check_domain
 from lipfast.norms import AnyNorm, Norm, check_norm
@@ -94,6 +96,20 @@ def check_options(
         raise ArgumentError(f"progress must be True, False or None, got {progress!r}")
     check_domain(domain, shapes)
     return check_norm(norm)
+
+
+def check_flags(**flags: object) -> None:
+    """Check options that are True or False.
+
+    Raises:
+        ArgumentError: one is something else, an array for instance.
+
+    Examples:
+        >>> check_flags(details=True, create_graph=False)
+    """
+    for name, value in flags.items():
+        if not isinstance(value, (bool, np.bool_)):
+            raise ArgumentError(f"{name} must be True or False, not {type(value).__name__}")
 
 
 def refuse(call: str, options: Mapping[str, object]) -> None:

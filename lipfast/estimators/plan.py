@@ -12,7 +12,7 @@ from typing import NoReturn, overload
 from torch import Tensor
 from typing_extensions import Unpack
 
-from lipfast.errors import TraceError
+from lipfast.errors import ArgumentError, TraceError
 from lipfast.estimators.domain import Domain
 from lipfast.estimators.lower.stream import lower_bounds
 from lipfast.estimators.options import (
@@ -67,7 +67,7 @@ class Plan(Architecture):
     @classmethod
     def trace(cls, model: Source, example_input: Tensor | Sequence[Tensor] | None = None) -> Plan:
         """Trace a model; see `lipfast.compile`."""
-        return cls.of(trace(model, example_input))
+        return cls.of(trace(model, example_input, fresh=type(model).__name__))
 
     def check(self, state_dict: StateDict) -> None:
         """Check that a state dict fits: names, shapes, floating dtypes, finite entries.
@@ -320,7 +320,7 @@ class Plan(Architecture):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON (no weights)."""
-        Path(path).write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
+        _plan_file(path).write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Plan:
@@ -329,9 +329,11 @@ class Plan(Architecture):
         Raises:
             TraceError: the file is missing, is not a plan, or has an unknown schema version.
             UnsupportedOpError: it needs rules that are not registered here.
+            ArgumentError: `path` is none.
         """
+        file = _plan_file(path)
         try:
-            value = json.loads(Path(path).read_text())
+            value = json.loads(file.read_text())
         except (OSError, ValueError) as error:
             raise TraceError(f"{path}: cannot read a plan: {error}") from error
         if not isinstance(value, dict) or "lipfast_plan" not in value:
@@ -347,6 +349,12 @@ class Plan(Architecture):
             raise TraceError(f"{path}: damaged plan: {error!r}") from error
         require_rules(by_their_rules(plan.graph))
         return plan
+
+
+def _plan_file(path: object) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise ArgumentError(f"path must be a str or an os.PathLike, not {type(path).__name__}")
+    return Path(path)
 
 
 def bounds_from(

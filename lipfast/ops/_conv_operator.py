@@ -328,7 +328,7 @@ def conv_operator(
             f"{name}: {weight.shape[0]} channels (first dimension of the kernel) are not divisible "
             f"by {groups} groups"
         )
-    if padding_mode not in PADDING_MODES:
+    if not isinstance(padding_mode, str) or padding_mode not in PADDING_MODES:
         raise ArgumentError(
             f"{name}: padding_mode must be one of {', '.join(PADDING_MODES)}, got {padding_mode!r}"
         )

@@ -121,7 +121,8 @@ def resolve_all(
         return [resolve(architecture, state_dicts)]
     if isinstance(state_dicts, torch.nn.Module):
         raise ArgumentError("expected a state dict or a list of them: give model.state_dict()")
-    if not isinstance(state_dicts, Iterable):
+    given: object = state_dicts  # a tensor can be iterated over, but for one without dimensions
+    if isinstance(given, Tensor) or not isinstance(given, Iterable):
         raise ArgumentError(
             f"expected a state dict or a list of them, not {type(state_dicts).__name__}"
         )

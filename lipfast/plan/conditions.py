@@ -3,7 +3,8 @@
 `torch.export` knows no values. Here what is computed of small buffers alone is computed with their
 values beside the trace, and where Python asks for one (`bool`, `int`, `item`) it is answered. The
 plan then holds for state dicts with the same values only. Whatever may have written a tensor makes
-all values unknown, and afterwards the module itself is asked: its answers must be the same ones.
+all values unknown, and afterwards (`plan.fidelity`) the module itself is asked: its answers must be
+the same ones.
 """
 
 from __future__ import annotations
@@ -19,9 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from lipfast.errors import TraceError
 from lipfast.ops.restoring import Restoring
-from lipfast.plan.modules import evaluation_mode
 
 # Buffers with more entries are weights or statistics, which no condition should rest on.
 _MOST_READ = 64
@@ -33,6 +32,22 @@ _SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 _RANDOM = ("rand", "bernoulli", "multinomial", "normal", "poisson", "dropout")
 
 
+class _Traced:
+    """A tensor of the trace (so that its id stays its own), its value, and of which buffers."""
+
+    def __init__(self, traced: Tensor, value: Tensor, names: frozenset[str]) -> None:
+        self.traced, self.value, self.names = traced, value, names
+        self._version = self._written()
+
+    @property
+    def holds(self) -> bool:
+        """Not if it was written where a mode sees nothing (`DisableTorchFunction`)."""
+        return self._written() == self._version
+
+    def _written(self) -> int:
+        return 0 if self.traced.is_inference() else self.traced._version
+
+
 class _Known(TorchFunctionMode):
     """Values of what depends on buffers only."""
 
@@ -41,9 +56,9 @@ class _Known(TorchFunctionMode):
         self.read: dict[str, Tensor] = {}
         self.answers: list[Any] = []
         self._buffers = buffers
-        # id of a tensor of the trace -> it (so that the id stays its own), its value, the buffers.
-        self._known: dict[int, tuple[Tensor, Tensor, frozenset[str]]] = {
-            id(current[name]): (current[name], value, frozenset({name}))
+        # id of a tensor of the trace -> what is known of it.
+        self._known: dict[int, _Traced] = {
+            id(current[name]): _Traced(current[name], value, frozenset({name}))
             for name, value in buffers.items()
             if name in current
         }
@@ -52,20 +67,21 @@ class _Known(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        leaves = tree_flatten((args, kwargs))[0]
-        if _writes(func.__name__, kwargs):  # any tensor may share its memory with another
+        leaves = _leaves(args, kwargs)
+        # Any tensor may share its memory with another. Overloads of ops are called ``add_.Tensor``.
+        if _writes(func.__name__.partition(".")[0], kwargs):
             self._known = {}
-        known = [self._known.get(id(leaf)) for leaf in leaves if isinstance(leaf, Tensor)]
+        known = [self._entry(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
         # Numbers of samples are symbols here, and anything elsewhere.
         if not known or None in known or any(isinstance(leaf, _SYMBOLS) for leaf in leaves):
             result = func(*args, **kwargs)
             if func in _ASKED:
                 self.answers.append(None if isinstance(result, _SYMBOLS) else result)
             return result
-        names = frozenset().union(*(entry[2] for entry in known if entry is not None))
+        names = frozenset().union(*(entry.names for entry in known if entry is not None))
 
         def value(tensor: Tensor) -> Tensor:
-            return self._known[id(tensor)][1]
+            return self._known[id(tensor)].value
 
         args_of_values, kwargs_of_values = tree_map_only(Tensor, value, (tuple(args), kwargs))
         if func in _ASKED:
@@ -78,12 +94,20 @@ class _Known(TorchFunctionMode):
             with _disable_current_modes():
                 found = func(*args_of_values, **kwargs_of_values)
             if isinstance(found, Tensor):
-                self._known[id(result)] = (result, found, names)
+                self._known[id(result)] = _Traced(result, found, names)
         return result
 
+    def _entry(self, tensor: Tensor) -> _Traced | None:
+        found = self._known.get(id(tensor))
+        return found if found is not None and found.holds else None
 
-class _Asked(TorchFunctionMode):
-    """Notes what Python is told when it asks for a value."""
+
+class Asked(TorchFunctionMode):
+    """Notes what Python is told when it asks for a value.
+
+    Attributes:
+        answers: in their order.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,30 +122,12 @@ class _Asked(TorchFunctionMode):
         return result
 
 
-def require_same_answers(
-    module: nn.Module, inputs: Sequence[Tensor], answers: Sequence[Any]
-) -> None:
-    """Check that a module, evaluated on several batches, is told what its trace was told.
-
-    Args:
-        module: not traced now.
-        inputs: samples of each input.
-        answers: of the trace; None where it gave a symbol.
-
-    Raises:
-        TraceError: it is told something else: a buffer is written before it is asked, or what is
-            asked depends on the samples.
-    """
-    more = [torch.cat([value, value[:1]]) for value in inputs]
-    for batch in (inputs, more, [-value for value in more]):
-        with evaluation_mode(module), torch.no_grad(), _Asked() as asked:
-            module(*(value.clone() for value in batch))
-        if repr(asked.answers) != repr(list(answers)):
-            raise TraceError(
-                f"{type(module).__name__} decides by values that are not those of its buffers "
-                "alone: it writes them before, or the samples and their number take part. Such a "
-                "model has no graph; decide by numbers of Python"
-            )
+def _leaves(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """All arguments, also those inside slices; a tensor there is an index whose value counts."""
+    found: list[Any] = []
+    for leaf in tree_flatten((tuple(args), kwargs))[0]:
+        found += (leaf.start, leaf.stop, leaf.step) if isinstance(leaf, slice) else (leaf,)
+    return found
 
 
 def _writes(name: str, options: Mapping[str, Any]) -> bool:

@@ -23,10 +23,11 @@ from lipfast.errors import ArgumentError, TraceError
 from lipfast.ops.restoring import Restoring
 from lipfast.plan.batch_first import samples_in_front
 from lipfast.plan.canonical import TRAINING_FLAGS
+from lipfast.plan.evaluated import require_evaluates
 from lipfast.plan.modules import evaluation_mode, require_floating_modules
 from lipfast.plan.outputs import is_known_to_torch, returned_tensors, returning_tensors
 from lipfast.plan.strays import Strays
-from lipfast.plan.untraceable import SizesFixed, head_line, reason, require_any_number, where
+from lipfast.plan.untraceable import SizesFixed, head_line, reason, require_any_number
 from lipfast.rules.registry import rule_of
 
 # What of torch reports on a trace, the first of them on sizes.
@@ -146,18 +147,15 @@ def exported(
         with undo, undo, undo:
             program = strays.program = _exported(module, inputs, sizes, within, strays)
     except Exception as error:  # user code runs here: anything may come out
-        outputs = _require_evaluates(module, inputs)
+        outputs = require_evaluates(module, inputs)
         found = tuple(returned_tensors(outputs))  # or what it returns holds none that can be seen
         if found and not is_known_to_torch(outputs):
             with evaluation_mode(module):
                 return exported(returning_tensors(module), inputs, within)
         raise TraceError(reason(type(module).__name__, error, sizes.at)) from error
     require_any_number(type(module).__name__, program)
-    # What goes through Tensor.data leaves no trace in the graph: only an evaluation shows it.
-    if not any(value.is_meta for value in (*module.parameters(), *module.buffers())):
-        _require_evaluates(module, inputs)
     if strays.holders:
-        _require_evaluates(module, inputs)  # which writes over what the trace wrote elsewhere
+        require_evaluates(module, inputs)  # which writes over what the trace wrote elsewhere
         strays.drop()
     if strays.holders:
         raise TraceError(
@@ -191,39 +189,6 @@ def _exported(
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", UserWarning)
         return torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
-
-
-def _require_evaluates(module: nn.Module, inputs: tuple[Tensor, ...]) -> object:
-    """What a module returns; where it could not be traced, its own error says more.
-
-    Raises:
-        TraceError: the module cannot be evaluated on the inputs, or writes to its tensors.
-    """
-    try:
-        with evaluation_mode(module) as kept, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                with torch.no_grad():
-                    outputs: object = module(*(value.clone() for value in inputs))
-            except RuntimeError:  # a derivative inside forward may need autograd
-                with torch.enable_grad():
-                    outputs = module(*(value.clone().requires_grad_() for value in inputs))
-            written = kept.rewritten()
-    except Exception as error:  # user code runs here: anything may come out
-        shapes = ", ".join(str(tuple(value.shape[1:])) for value in inputs)
-        raise TraceError(
-            f"{type(module).__name__} cannot be evaluated on samples of shape {shapes}"
-            f"{where(error)}: {head_line(error)}. Check the data: its first dimension is the "
-            "sample, the others are what the model takes."
-        ) from error
-    if written:
-        raise TraceError(
-            f"{type(module).__name__} writes its {', '.join(written)} in forward, even in eval "
-            "mode: then its outputs are no function of parameters and inputs that can be traced. "
-            "Evaluate the model once, if this initialises it, or write in training mode only "
-            "(if self.training)"
-        )
-    return outputs
 
 
 @contextlib.contextmanager
@@ -264,6 +229,17 @@ def module_path(node: FxNode) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     paths = [entry[0] for entry in stack.values()]
     return str(paths[-1]) if paths else ""
+
+
+def constants_read(program: ExportedProgram) -> dict[str, Tensor]:
+    """Tensors beside the state dict that a program computes with, those of the module itself."""
+    read = {node.name for node in program.graph.nodes if node.op == "placeholder" and node.users}
+    names = {spec.target for spec in program.graph_signature.input_specs if spec.arg.name in read}
+    return {
+        name: value
+        for name, value in program.constants.items()
+        if name in names and isinstance(value, Tensor)
+    }
 
 
 def refuse_training(program: ExportedProgram) -> None:

@@ -47,6 +47,7 @@ _DEEPEST_KEPT = 3
 _LIBRARIES = frozenset(("torch", "builtins", "typing", "abc"))
 # Modules of Python whose objects hold what a user puts there: UserDict, Queue, Namespace.
 _FOLLOWED = frozenset(("types", "argparse", "collections", "queue", "__main__"))
+_SOURCES = (torch.Generator, random.Random, np.random.BitGenerator, np.random.RandomState)
 _KINDS_KEPT = frozenset((dict, OrderedDict, list, set))
 # These layers list their parameters anew whenever they are given others.
 _RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
@@ -225,6 +226,11 @@ class Kept:
         for generator in moved:
             generator.restore()
         return self._drew
+
+    def drew(self) -> bool:
+        """Whether random numbers were drawn, by the process's generators or the module's own."""
+        sources = (kept for kept in self._kept if isinstance(kept.value, _SOURCES))
+        return any(kept.differs() for kept in (*self._generators, *sources))
 
     def written(self) -> dict[str, Any]:
         """What is not as it was found: how it is called, and what it is now."""

@@ -16,16 +16,49 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from lipfast.errors import ArgumentError
 from lipfast.ops.restoring import Modes, Restoring
 from lipfast.plan.kept import Kept
+from lipfast.plan.untraceable import is_users
+
+# Wrappers that compute what the module inside computes, and where that is. Subclasses may do more;
+# torch's compiler is not imported for its class.
+_WRAPPERS = {
+    "torch.nn.parallel.data_parallel.DataParallel": "module",
+    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
+    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
+}
+_NO_CODE = compile("", "<string>", "exec")
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the module inside DataParallel, DistributedDataParallel or `torch.compile`."""
+    """Return the module inside DataParallel, DistributedDataParallel or `torch.compile`.
+
+    Raises:
+        ArgumentError: the wrapper has hooks, or a forward of its own, which would be lost.
+    """
     while True:
-        parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-        inner = model.module if isinstance(model, parallel) else getattr(model, "_orig_mod", None)
-        if not isinstance(inner, nn.Module):
+        kind = type(model)
+        attribute = _WRAPPERS.get(f"{kind.__module__}.{kind.__qualname__}")
+        if attribute is None:
             return model
-        model = inner
+        table = vars(model)
+        forward = table.get("forward")  # torch.compile always sets one
+        own = forward is not None and is_users(getattr(forward, "__code__", _NO_CODE).co_filename)
+        if own or _has_hooks(model):
+            raise ArgumentError(
+                f"the {kind.__name__} around the model has {'a forward' if own else 'hooks'} of "
+                "its own, which change what it computes: give the module inside "
+                f"(model.{attribute}), with these registered there"
+            )
+        model = getattr(model, attribute)
+
+
+def _has_hooks(model: nn.Module) -> bool:
+    of_all = nn.modules.module
+    return any(
+        (
+            *(model._forward_hooks, model._forward_pre_hooks),
+            *(of_all._global_forward_hooks, of_all._global_forward_pre_hooks),
+        )
+    )
 
 
 @dataclass

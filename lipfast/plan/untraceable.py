@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import linecache
 import logging
+import os
 import sys
+import textwrap
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,12 +19,14 @@ from torch.export import ExportedProgram
 
 from lipfast.errors import TraceError
 
-_HOMES = (
-    str(Path(torch.__file__).parent),
-    str(Path(contextlib.__file__).parent),
-    str(Path(__file__).parent.parent),
-    "<",
-)
+# Folders of torch, Python and lipfast, and what stands for files that nobody wrote.
+_HOMES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, contextlib.__file__))
+_OWN = f"{Path(__file__).parent.parent}{os.sep}"
+_WITHOUT_FILES = ("<frozen ", "<eval_with_key>", "<__array_function__")
+_INSTALLED = ("site-packages", "dist-packages")
+# Numbers of samples that a condition is tried with: one that holds for all of them decides nothing.
+_TRIED = (*range(2, 260), *(2**power + off for power in range(9, 17) for off in (-1, 0, 1)))
+_LONGEST_STATEMENT = 12
 _EXPORT_ADVICE = (
     "Export the model yourself (torch.export.export(model, args, strict=False or strict=True, "
     "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))), save it with torch.export.save, and pass "
@@ -46,8 +52,14 @@ def where(error: BaseException) -> str:
 
 
 def is_users(file: str) -> bool:
-    """Whether a file belongs neither to torch, nor to Python, nor to lipfast."""
-    return not file.startswith(_HOMES)
+    """Whether a file belongs neither to torch, nor to Python, nor to lipfast.
+
+    What is typed in (``<stdin>``, ``<string>``, a cell) is a user's.
+    """
+    if file.startswith((_HOMES[0], _OWN, *_WITHOUT_FILES)):
+        return False
+    inside = file.removeprefix(_HOMES[1])
+    return inside == file or inside.startswith(_INSTALLED)
 
 
 def reason(name: str, error: BaseException, fixed_at: str) -> str:
@@ -79,22 +91,55 @@ def reason(name: str, error: BaseException, fixed_at: str) -> str:
 
 
 def require_any_number(name: str, program: ExportedProgram) -> None:
-    """Check that no line of the model decides by the number of samples.
+    """Check that nothing decides by the number of samples, neither the model nor what it calls.
+
+    Conditions that hold for any number, and those that an assertion compares, decide nothing.
 
     Raises:
-        TraceError: one does; says which.
+        TraceError: something does; says which line.
     """
     inputs = (node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder")
     sizes = [value.shape[0] for value in inputs if isinstance(value, Tensor) and value.dim()]
     symbols: list[Any] = [size for size in sizes if not isinstance(size, int)]
     for guard in symbols[0].node.shape_env.guards if symbols else ():
         frame = guard.sloc.framework_loc
-        line = (getattr(frame, "line", None) or "").strip()
-        if is_users(getattr(frame, "filename", "<")) and not line.startswith("assert"):
-            raise TraceError(
-                f"{name} decides by the number of samples (at {frame.filename}:{frame.lineno}): "
-                "what a sample gives would depend on how many there are"
-            )
+        file = getattr(frame, "filename", "")
+        if _always_holds(guard.expr) or (is_users(file) and _only_asserts(file, frame.lineno)):
+            continue
+        at = f"{file}:{frame.lineno}" if is_users(file) else guard.sloc.maybe_user_loc
+        at = f" (at {at})" if at else f" (where {guard.expr})"
+        raise TraceError(
+            f"{name} decides by the number of samples{at}: what a sample gives would depend on how "
+            "many there are"
+        )
+
+
+def _always_holds(condition: Any) -> bool:
+    """Whether a condition holds for all numbers of samples that are tried, of all inputs alike."""
+    from sympy import Integer  # type: ignore[import-untyped]  # noqa: PLC0415 (slow to start)
+
+    symbols = condition.free_symbols
+    return all(bool(condition.xreplace(dict.fromkeys(symbols, Integer(size)))) for size in _TRIED)
+
+
+def _only_asserts(file: str, number: int) -> bool:
+    """Whether a line begins a statement that asserts a comparison, and can do nothing else."""
+    lines = linecache.getlines(file)[number - 1 : number - 1 + _LONGEST_STATEMENT]
+    statement: ast.stmt | None = None
+    for end in range(1, len(lines) + 1):
+        with contextlib.suppress(SyntaxError, ValueError):
+            (statement,) = ast.parse(textwrap.dedent("".join(lines[:end]))).body
+            break
+    if not isinstance(statement, ast.Assert):
+        return False
+    for part in ast.walk(statement.test):
+        if isinstance(part, ast.Call):
+            called = getattr(part.func, "attr", getattr(part.func, "id", ""))
+            if called not in ("size", "dim", "isinstance"):
+                return False
+        elif isinstance(part, (ast.NamedExpr, ast.IfExp, ast.Lambda, ast.comprehension)):
+            return False
+    return True
 
 
 class SizesFixed(logging.Handler):

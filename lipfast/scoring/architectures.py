@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from lipfast.checkpoints.metadata import Scalar, parse_value
 from lipfast.errors import ArgumentError, LipfastError
 from lipfast.estimators.plan import Plan
-from lipfast.plan.cached_weights import require_fresh
 from lipfast.plan.modules import copied, evaluation_mode
 from lipfast.plan.record import Record, record, resized
+from lipfast.plan.trace import trace
 from lipfast.scoring.budget import BudgetError, ElementBudget
 from lipfast.text import first_line, kind_and_first_line
 
@@ -171,8 +171,7 @@ class ModelFamily:
             other = resized(self._traced[calls], model)
             if other is not None:
                 return other
-        plan = Plan.trace(model, example)
-        require_fresh(model, plan, self.name)
+        plan = Plan.of(trace(model, example, fresh=self.name))
         if calls is not None:
             self._traced[calls] = plan
         return plan

@@ -7,6 +7,7 @@ import inspect
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -124,3 +125,26 @@ def test_a_tracker_on_a_domain() -> None:
     assert math.isinf(plan.tracker().upper({}).value)
     expected = plan.upper({}, domain=lipfast.Box(-1, 1))
     assert plan.tracker(domain=lipfast.Box(-1, 1)).upper({}) == expected
+
+
+WRONG = (np.zeros((2, 4)), torch.zeros(2, 4), torch.zeros(0), None, "no", 2)
+
+
+@pytest.mark.parametrize("value", WRONG, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    ("call", "option"),
+    [
+        *(("jacobian_norms", "create_graph"), ("jacobian_norms", "details")),
+        *(("lower_bound", "per_sample"), ("bounds", "per_sample"), ("Plan.lower", "per_sample")),
+        *(("Plan.upper", "simplify"), ("jacobian_norms", "method"), ("lower_bound", "search")),
+    ],
+)
+def test_flags_and_names_are_checked(call: str, option: str, value: object) -> None:
+    with pytest.raises(ArgumentError, match=f"{option} must be (True or False|one of)"):
+        CALLS[call](**{option: value})
+
+
+def test_flags_of_numpy_are_flags() -> None:
+    assert lipfast.jacobian_norms(MODEL, X, details=np.bool_(True)).method
+    with pytest.raises(ArgumentError, match="create_graph must be True or False, not ndarray"):
+        lipfast.input_gradient_norms(MODEL, X, create_graph=np.ones(2))  # type: ignore[arg-type]

@@ -112,3 +112,16 @@ def test_no_state_dict_at_all(wrong):
     plan = Plan.trace(nn.Linear(3, 2), torch.zeros(2, 3))
     with pytest.raises(ArgumentError, match="expected a state dict or a list of them, not"):
         plan.upper(wrong)
+
+
+@pytest.mark.parametrize("path", [None, 1, torch.zeros(2, 3), ["plan.json"]])
+def test_what_is_no_path_is_refused(plan: Plan, path: object) -> None:
+    for call in (Plan.load, plan.save):
+        with pytest.raises(ArgumentError, match=r"path must be a str or an os\.PathLike"):
+            call(path)  # type: ignore[operator]
+
+
+def test_a_tensor_is_no_list_of_state_dicts(plan: Plan) -> None:
+    for given in (torch.tensor(1.0), torch.zeros(2, 3)):
+        with pytest.raises(ArgumentError, match="not Tensor"):
+            plan.upper(given)  # type: ignore[call-overload]

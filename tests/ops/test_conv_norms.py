@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -366,6 +367,7 @@ KERNEL = torch.ones(2, 2, 3, 3)
         ({"padding": ((1, 1),)}, "uneven padding is one pair"),
         ({"padding": "same", "stride": 2}, "needs stride 1"),
         ({"padding": 5, "padding_mode": "reflect"}, "reflect padding of 5"),
+        ({"padding_mode": np.zeros(2)}, "padding_mode must be one of"),
         ({"padding": 5, "padding_mode": "circular"}, "circular padding of 5"),
         ({"padding_mode": "mirror"}, "padding_mode must be one of"),
         ({"groups": 3}, "not divisible by 3 groups"),

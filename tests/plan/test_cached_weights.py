@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -60,3 +63,41 @@ def test_constants_beside_parameters_that_are_read_are_no_kept_weights() -> None
             return super().forward(x + torch.tensor([1.0, 2.0, 3.0, 4.0]))
 
     assert lipfast.compile(Shifted(4, 4), X).layers
+
+
+class Sharing(nn.Module):
+    """Computes with what shares the memory of its parameter."""
+
+    def __init__(self, share: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.shared = share(self.layer.weight.data)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shared = self.shared[0] if isinstance(self.shared, list) else self.shared
+        return self.layer(functional.pad(functional.linear(x, _rows(shared)), (0, 4))[:, :4])
+
+
+SHARED: dict[str, Callable[[Tensor], Any]] = {
+    "all": lambda weight: weight,
+    "a part": lambda weight: weight[:2],
+    "an entry": lambda weight: [weight[2]],
+    "transposed": lambda weight: weight.T,
+    "numpy": lambda weight: weight.numpy(),
+}
+
+
+@pytest.mark.parametrize("share", SHARED.values(), ids=SHARED)
+def test_aliases_of_parameters_are_refused(share: Callable[[Tensor], Any]) -> None:
+    model = Sharing(share)
+    with pytest.raises(ArgumentError, match=r"shares the memory of 'layer\.weight'"):
+        lipfast.compile(model, X)
+    assert lipfast.upper_bound(model, X).certified  # of the weights as they are
+
+
+def test_copies_of_parameters_are_their_own() -> None:
+    assert lipfast.compile(Sharing(lambda weight: 2 * weight[:2]), X).output_shapes == ((4,),)
+
+
+def _rows(value: Any) -> Tensor:
+    return torch.as_tensor(value).reshape(-1, 4)

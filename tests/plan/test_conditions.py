@@ -139,6 +139,11 @@ class Written(nn.Module):
         return x if value > 0 else 100 * x
 
 
+def unseen(module: Any, value: Tensor) -> None:
+    with torch._C.DisableTorchFunction():
+        value.mul_(module.scale)
+
+
 WRITES: dict[str, Callable[[Any, Tensor], object]] = {
     "a parameter": lambda module, value: value.mul_(module.scale),
     "a copy": lambda module, value: value.copy_(module.scale),
@@ -151,6 +156,9 @@ WRITES: dict[str, Callable[[Any, Tensor], object]] = {
     "data": lambda module, value: setattr(value, "data", torch.full((), -1.0)),
     "storage": lambda module, value: value.set_(torch.full((), -1.0)),
     "an op": lambda module, value: torch.ops.aten.mul_(value, module.scale),
+    "an overload": lambda module, value: torch.ops.aten.mul_.Tensor(value, module.scale),
+    "an overload that copies": lambda m, value: torch.ops.aten.copy_.default(value, m.scale),
+    "unseen": unseen,
 }
 
 
@@ -166,8 +174,11 @@ def test_what_else_is_written_is_no_known_value(write: Callable[[Any, Tensor], o
         lambda flag, x: x / float(flag + x.shape[0]),
         lambda flag, x: x if flag * x.shape[0] > 3 else 100 * x,
         lambda flag, x: x * (flag * len(x)).item(),
+        lambda flag, x: x if x[int(flag) + 4 :].shape[0] > 0 else 100 * x,
+        lambda flag, x: x if flag.expand(9)[: min(x.shape[0], 9)].sum() > 5 else 100 * x,
+        lambda flag, x: x * len(x.split(int(flag) + 2)),
     ],
-    ids=["a number", "a condition", "len"],
+    ids=["a number", "a condition", "len", "a slice", "a part", "pieces"],
 )
 def test_the_number_of_samples_is_no_known_value(
     outputs: Callable[[Tensor, Tensor], Tensor],

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import lipfast
 from lipfast.errors import ArgumentError, TraceError, UnsupportedOpError
 from lipfast.plan import cache
+from lipfast.plan.untraceable import is_users
 
 Function = Callable[[Tensor], Tensor]
 
@@ -101,6 +102,24 @@ def asserting(x: Tensor) -> Tensor:
     return 2.0 * x
 
 
+def asserting_on_lines(x: Tensor) -> Tensor:
+    assert x.shape[0] < 1000, (
+        f"too many samples: {x.shape[0]}"
+    )  # fmt: skip
+    return 2.0 * x
+
+
+def asserting_with_effect(x: Tensor) -> Tensor:
+    assert (factor := 3 if x.shape[0] > 5 else 1)  # noqa: RUF018 (the case itself)
+    return factor * x
+
+
+def asserting_by_call(x: Tensor) -> Tensor:
+    factors = [1]
+    assert x.shape[0] < 5 or not factors.append(3)
+    return factors[-1] * x
+
+
 X = torch.linspace(0.5, 1, 12).reshape(4, 3)
 
 
@@ -146,8 +165,63 @@ def test_decisions_by_the_number_of_samples(function: Function) -> None:
         assert "mixes the samples" in str(error)
 
 
-def test_an_assertion_on_the_number_of_samples_is_no_decision() -> None:
-    assert lipfast.upper_bound(Applies(asserting), X).value == 2.0
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x * len(x.split(3)),
+        lambda x: x * len(x.chunk(4)),
+        lambda x: x * len(x.tensor_split(2)),
+        lambda x: torch.cat([(i + 1) * part for i, part in enumerate(x.split(5))]),
+        lambda x: x * x[:5].shape[0],
+        lambda x: x if x[5:].shape[0] == 0 else 2 * x,
+    ],
+)
+def test_decisions_that_torch_takes_for_the_model(function: Function) -> None:
+    with pytest.raises(TraceError, match="the number of samples"):
+        lipfast.upper_bound(Applies(function), X[:2])
+
+
+@pytest.mark.parametrize("function", [asserting, asserting_on_lines])
+def test_an_assertion_on_the_number_of_samples_is_no_decision(function: Function) -> None:
+    assert lipfast.upper_bound(Applies(function), X).value == 2.0
+
+
+@pytest.mark.parametrize("function", [asserting_with_effect, asserting_by_call])
+def test_an_assertion_that_does_more_is_a_decision(function: Function) -> None:
+    with pytest.raises(TraceError, match="decides by the number of samples"):
+        lipfast.upper_bound(Applies(function), X)
+
+
+def test_all_inputs_have_one_number_of_samples() -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            assert x.shape[0] == y.shape[0], (
+                "of both inputs"
+            )  # fmt: skip
+            return x + y if x.shape[0] == y.shape[0] else x
+
+    assert lipfast.compile(Two(), (X, X)).output_shapes == ((3,),)
+
+
+def test_whose_files_are_whose() -> None:
+    torchs, pythons = Path(torch.__file__).parent, Path(contextlib.__file__).parent
+    own = Path(lipfast.__file__).parent
+    users = [
+        *(f"{torchs}vision/models/resnet.py", f"{torchs}_geometric/nn.py", f"{own}_of_mine/x.py"),
+        *(f"{pythons}/site-packages/timm/x.py", f"{pythons}/dist-packages/timm/x.py"),
+        *("<stdin>", "<string>", "<ipython-input-3-0>", "models/model.py"),
+    ]
+    assert [file for file in users if not is_users(file)] == []
+    others = [torchs / "nn" / "x.py", pythons / "x.py", own / "plan" / "x.py", "<frozen runpy>"]
+    assert [file for file in map(str, others) if is_users(file)] == []
+
+
+def test_what_is_typed_in_is_a_users() -> None:
+    names: dict[str, Function] = {}
+    code = "def f(x):\n    return x if x.shape[0] < 5 else 3 * x"
+    exec(compile(code, "<stdin>", "exec"), names)
+    with pytest.raises(TraceError, match=r"decides by the number of samples \(at <stdin>:2\)"):
+        lipfast.upper_bound(Applies(names["f"]), X)
 
 
 def test_torchs_log_is_as_it_was() -> None:

@@ -15,20 +15,22 @@ from torch import Tensor
 
 from lipfast.errors import ArgumentError
 from lipfast.estimators.jacobian.function import Function, SampleFunction
-from lipfast.estimators.jacobian.precision import Other, Roundings, values_of
+from lipfast.estimators.jacobian.precision import Other, values_of
+from lipfast.plan.gaps import (
+    REPEATS,
+    Gaps,
+    Roundings,
+    are_alike,
+    beyond_half_of_the_digits,
+    beyond_rounding,
+    gaps_between,
+    worst,
+)
 
-# Units in the last place of the largest output within which two evaluations are the same.
-_ALIKE = 8
-# Rounding shrinks by 2^-29 from float32 to float64, a mixture not at all: half way between them.
-_SHRINKS = 2.0**-15
-# Where random numbers are drawn: a mask that drops one number in a hundred often drops none.
-_REPEATS = 50
 _MIXES = (
     "BatchNorm needs running statistics, attention batch_first=True, a mean or a softmax a "
     "dimension other than 0, and a condition must be one per sample (torch.where)"
 )
-# The largest difference in each row that was compared, and the largest magnitude.
-Gaps = tuple[Tensor, Tensor]
 Measure = Callable[[Function, Tensor], Gaps]
 
 
@@ -52,12 +54,12 @@ def require_apart(problem: SampleFunction, name: str, other: Other) -> None:
     def alone(function: Function, x: Tensor) -> Gaps:
         together = _outputs(function, x, name)[rows]
         one_by_one = [_outputs(function, x[row : row + 1], name) for row in rows]
-        return _gaps(torch.cat(one_by_one), together)
+        return gaps_between(torch.cat(one_by_one), together)
 
     gaps = alone(problem.function, x)
-    suspect = not _are_alike(gaps, x.dtype)
+    suspect = not are_alike(gaps, x.dtype)
     drawn = not torch.equal(generator, _generator_state(x))
-    for _ in range(_REPEATS if drawn else int(suspect)):
+    for _ in range(REPEATS if drawn else int(suspect)):
         _require_repeatable(problem, x, name)
     if not suspect:
         return
@@ -71,9 +73,9 @@ def require_apart(problem: SampleFunction, name: str, other: Other) -> None:
 
 
 def _require_repeatable(problem: SampleFunction, x: Tensor, name: str) -> None:
-    gaps, sizes = _gaps(values_of(problem.function, x), values_of(problem.function, x))
+    gaps, sizes = gaps_between(values_of(problem.function, x), values_of(problem.function, x))
     # Sums of a device's atomic additions change from time to time, in their last digits.
-    changed = _worst(gaps, math.sqrt(torch.finfo(x.dtype).eps) * sizes)
+    changed = worst(gaps, math.sqrt(torch.finfo(x.dtype).eps) * sizes)
     if changed is not None:
         raise ArgumentError(
             f"{name} gives other outputs for the same samples when it is evaluated again: one "
@@ -123,22 +125,6 @@ def _outputs(function: Function, x: Tensor, name: str) -> Tensor:
         ) from error
 
 
-def _gaps(first: Tensor, second: Tensor) -> Gaps:
-    """What is NaN or the same infinity in both is alike; else the difference is infinite."""
-    first, second = first.double(), second.double()
-    alike = (first == second) | (first.isnan() & second.isnan())
-    gaps = torch.where(alike, 0, first - second).abs().nan_to_num(nan=torch.inf, posinf=torch.inf)
-    return gaps.amax(1), torch.maximum(_magnitudes(first), _magnitudes(second)).amax(1)
-
-
-def _magnitudes(values: Tensor) -> Tensor:
-    return values.abs().nan_to_num(nan=0.0, posinf=0.0)
-
-
-def _are_alike(gaps: Gaps, dtype: torch.dtype) -> bool:
-    return bool((gaps[0] <= _ALIKE * torch.finfo(dtype).eps * gaps[1]).all())
-
-
 def _unexplained(
     measure: Measure, gaps: Gaps, problem: SampleFunction, x: Tensor, other: Other
 ) -> float | None:
@@ -160,17 +146,10 @@ def _unexplained(
         if roundings.eps == torch.finfo(torch.float64).eps:
             others = measure(again.function, x_again)
             single, double = (gaps, others) if wide is again else (others, gaps)
-            least = torch.finfo(torch.float32).eps * double[1]
-            return _worst(double[0], _SHRINKS * torch.maximum(_magnitudes(single[0]), least))
-    # Nothing tells rounding to short numbers from a small mixture: half of the digits must differ.
+            return beyond_rounding(single, double)
     with Roundings(x.dtype) as roundings:
         values_of(problem.function, x)
-    return _worst(gaps[0], math.sqrt(roundings.eps) * gaps[1])
-
-
-def _worst(gaps: Tensor, room: Tensor) -> float | None:
-    beyond = gaps > room
-    return float(gaps[beyond].max()) if bool(beyond.any()) else None
+    return beyond_half_of_the_digits(gaps, roundings.eps)
 
 
 def _generator_state(x: Tensor) -> Tensor:

@@ -18,8 +18,9 @@ from torch.utils.hooks import RemovableHandle
 
 from lipfast.errors import ArgumentError
 from lipfast.estimators.jacobian.function import Function, SampleFunction
-from lipfast.estimators.jacobian.precision import Roundings, values_of
+from lipfast.estimators.jacobian.precision import values_of
 from lipfast.ops.restoring import Restoring
+from lipfast.plan.gaps import Roundings
 
 # Relative difference of a derivative and a quotient: some backward passes, of solvers for instance,
 # are approximate on purpose.

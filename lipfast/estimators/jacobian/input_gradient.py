@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lipfast.errors import ArgumentError
+from lipfast.errors import ArgumentError, LipfastError
 from lipfast.estimators.jacobian.function import (
     differentiating,
     model_function,
@@ -16,9 +16,11 @@ from lipfast.estimators.jacobian.function import (
 )
 from lipfast.estimators.jacobian.scalar_functions import require_gradient
 from lipfast.estimators.jacobian.trust import require_autograd
+from lipfast.estimators.options import check_flags
 from lipfast.estimators.samples import check_inputs
 from lipfast.norms import AnyNorm, Norm, check_norm, dual_norm
 from lipfast.ops.jacobian_reduction import operator_norms
+from lipfast.plan.untraceable import head_line, where
 
 _DETACHED = (
     "the function's result does not depend on x through autograd: is it detached, or "
@@ -63,6 +65,7 @@ def input_gradient_norms(
         tensor([5., 1.])
     """
     norm = check_norm(norm)
+    check_flags(create_graph=create_graph)
     (samples,) = check_inputs(x) if isinstance(x, Tensor) else check_inputs([x])
     if isinstance(function, nn.Module):
         module = module_of(function)
@@ -86,7 +89,7 @@ def _gradient_norms(
     with differentiating():
         if not (create_graph and x.requires_grad):
             x = ordinary(x).detach().requires_grad_()
-        values = function(x.clone())  # it may write into its argument
+        values = _function_values(function, x)
         _check_scalar(values, len(x))
         (gradient,) = torch.autograd.grad(
             values.sum(), x, create_graph=create_graph, allow_unused=True
@@ -101,6 +104,18 @@ def _gradient_norms(
         flat = gradient.reshape(len(x), -1)
         norms: Tensor = torch.linalg.vector_norm(flat, dual_norm(norm), dim=1)
         return norms
+
+
+def _function_values(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    try:
+        return function(x.clone())  # it may write into its argument
+    except (LipfastError, MemoryError):
+        raise
+    except Exception as error:  # user code runs here: anything may come out
+        raise ArgumentError(
+            f"the function cannot be evaluated on samples of shape {tuple(x.shape)}"
+            f"{where(error)}: {head_line(error)}"
+        ) from error
 
 
 def _check_scalar(values: object, samples: int) -> None:

@@ -34,7 +34,7 @@ from lipfast.estimators.jacobian.linearization import (
 from lipfast.estimators.jacobian.precision import other_precision
 from lipfast.estimators.jacobian.rows import row_norms
 from lipfast.estimators.jacobian.trust import require_autograd
-from lipfast.estimators.options import check_options, refuse
+from lipfast.estimators.options import check_flags, check_options, refuse
 from lipfast.estimators.progress import shown_progress
 from lipfast.estimators.samples import Data, check_inputs, read_samples
 from lipfast.norms import AnyNorm, Norm
@@ -285,7 +285,8 @@ def jacobian_norms(
             "domain has no meaning for jacobian_norms: each norm is of one sample, wherever it "
             "lies; bounds, lower_bound and upper_bound take one"
         )
-    if method not in METHODS:
+    check_flags(create_graph=create_graph, details=details)
+    if not isinstance(method, str) or method not in METHODS:
         raise ArgumentError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
     if create_graph and method == "fused":
         raise ArgumentError(

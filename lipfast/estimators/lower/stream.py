@@ -29,7 +29,7 @@ from lipfast.estimators.lower.search_convex import Convex
 from lipfast.estimators.lower.search_neighbourhood import Neighbourhood
 from lipfast.estimators.lower.search_pairs import Pairs
 from lipfast.estimators.lower.secants import certified_quotient, certified_secants
-from lipfast.estimators.options import check_options, home_of
+from lipfast.estimators.options import check_flags, check_options, home_of
 from lipfast.estimators.progress import shown_progress
 from lipfast.estimators.results import LowerBound, Search
 from lipfast.estimators.samples import Data, SampleStream, read_samples
@@ -62,7 +62,7 @@ def search_method(
     Raises:
         ArgumentError: an unknown name or option, or a value that does not fit.
     """
-    if name not in get_args(SearchName):
+    if not isinstance(name, str) or name not in get_args(SearchName):
         raise ArgumentError(
             f"search must be one of {', '.join(get_args(SearchName))}, not {name!r}"
         )
@@ -126,6 +126,7 @@ def lower_bounds(
         ArgumentError, NonFiniteError: the samples do not fit, or hold NaN or Inf.
         StateDictError, NonFiniteError: a state dict does not fit the architecture.
     """
+    check_flags(per_sample=per_sample)
     tensors, norm = resolve_all(plan, state_dicts), check_norm(norm)
     if not tensors:
         return []
@@ -249,7 +250,8 @@ def lower_bound(
     """
     norm = check_options(norm, domain, memory, progress)
     check_integer("seed", seed, 0)
-    if search != "data":
+    check_flags(per_sample=per_sample)
+    if not isinstance(search, str) or search != "data":
         options = {"seed": int(seed), **options}
     method, region = search_method(search, options, domain)
     module = module_of(model)

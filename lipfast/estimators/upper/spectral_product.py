@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lipfast.errors import NonFiniteError
 from lipfast.estimators.domain import Domain
+from lipfast.estimators.options import check_flags
 from lipfast.estimators.results import UpperBound
 from lipfast.estimators.upper.composition import Composition
 from lipfast.estimators.upper.layer_bracket import LayerBracket
@@ -76,6 +77,7 @@ def product_bounds(
         StateDictError, NonFiniteError: a state dict does not fit the architecture.
         ArgumentError: start vectors do not fit the architecture or the number of state dicts.
     """
+    check_flags(simplify=simplify)
     tensors = resolve_all(plan, state_dicts)
     starts = checked_starts(plan, start, len(tensors))
     norm = check_norm(norm)

@@ -89,10 +89,10 @@ class Tracker:
                 are as before.
         """
         single = isinstance(state_dicts, Mapping)
-        if not single and not len(state_dicts):
-            raise ArgumentError("no state dicts were given")
         with shown_progress("layer norms", None, self._progress):
             results, vectors = self._bounds(state_dicts, start=self.vectors)
+        if not results:
+            raise ArgumentError("no state dicts were given")
         # Copies: the op's vectors are pieces of one tensor for the whole call.
         self.vectors = {
             name: vector.clone() if isinstance(vector, Tensor) else vector

@@ -91,3 +91,10 @@ def test_bad_samples() -> None:
         input_gradient_norms(lambda x: x.sum(1), torch.ones(2, 2).long())
     with pytest.raises(ArgumentError, match="no samples"):
         input_gradient_norms(lambda x: x.sum(1), torch.ones(0, 2))
+
+
+def test_an_error_of_the_function_says_where_it_is() -> None:
+    with pytest.raises(ArgumentError, match=r"cannot be evaluated .* \(at .*py:\d+\): IndexError"):
+        input_gradient_norms(lambda x: x.sum(1), samples(8, 6)[:, 0])
+    with pytest.raises(ArgumentError, match="takes 0 positional arguments"):
+        input_gradient_norms(lambda: samples(8, 6), samples(8, 6))  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lipfast.estimators.jacobian.function import model_function
-from lipfast.estimators.jacobian.precision import Roundings, other_precision
+from lipfast.estimators.jacobian.precision import other_precision
 from tests.support.jacobian_cases import perceptron, samples
 
 
@@ -35,18 +35,3 @@ def test_none_where_a_model_insists_on_its_dtype() -> None:
     model, x = Constant(), samples(3, 6)
     with model_function(model, (x,)) as problem, other_precision(model, (x,), problem) as other:
         assert other() is None
-
-
-def test_the_shortest_numbers_and_the_largest() -> None:
-    x = samples(3, 6).double()
-    with Roundings(torch.float64, sizes=True) as none:
-        torch.relu(300 * torch.ones(2, dtype=torch.float64)) + torch.tensor(-1e9)
-    assert none.eps == torch.finfo(torch.float64).eps
-    assert none.largest == 300
-    for shorter in (torch.float32, torch.float16, torch.bfloat16):
-        with Roundings(torch.float64) as found:
-            x.to(shorter).double()
-        assert found.eps == torch.finfo(shorter).eps
-    with Roundings(torch.float32) as found, torch.autocast("cpu", torch.bfloat16):
-        nn.functional.linear(x.float(), torch.ones(2, 6))
-    assert found.eps == torch.finfo(torch.bfloat16).eps

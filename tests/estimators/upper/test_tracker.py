@@ -260,3 +260,11 @@ def test_starts_of_the_wrong_kind() -> None:
             {name: state[name] for name in larger.parameters},
             start={"0.weight": vectors["0.weight"]},
         )
+
+
+@pytest.mark.parametrize("given", [None, 1, torch.tensor(1.0), torch.zeros(2, 3), [], iter(())])
+def test_what_is_no_state_dict_is_refused(plan: lipfast.Plan, given: object) -> None:
+    tracker = plan.tracker()
+    with pytest.raises(ArgumentError, match=r"expected a state dict|no state dicts were given"):
+        tracker.upper(given)  # type: ignore[call-overload]
+    assert not tracker.vectors
