@@ -120,11 +120,13 @@ int64_t resident_blocks(const char* op, const void* kernel, const Grid& grid) {
 
 LaunchConfig::LaunchConfig(const char* op, const Grid& grid, void* stream) {
   if (grid.blocks > kMostBlocks) refuse(op, std::to_string(grid.blocks) + " blocks are too many for one launch");
-  config.gridDim = dim3(static_cast<unsigned>(grid.blocks));
-  config.blockDim = dim3(static_cast<unsigned>(grid.threads));
-  config.dynamicSmemBytes = static_cast<size_t>(grid.shared);
-  config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = attributes;
+  // By position: the shim has macros of the members' names.
+  config = {dim3(static_cast<unsigned>(grid.blocks)),
+            dim3(static_cast<unsigned>(grid.threads)),
+            static_cast<size_t>(grid.shared),
+            static_cast<cudaStream_t>(stream),
+            attributes,
+            0};
   if (grid.cooperative) {
     attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
     attributes[config.numAttrs++].val.cooperative = 1;
