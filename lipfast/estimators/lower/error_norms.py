@@ -39,7 +39,7 @@ def layer_norms(plan: Architecture, tensors: Mapping[str, Tensor]) -> tuple[Laye
     """Certified spectral norms of the layers of one network, not merged, not tight."""
     layers = sweep_of(plan, plan.unfolded).layers
     found, _ = layer_brackets(LayerCall(layers, [tensors], 2, _RTOL, 0, [{}]))
-    return found[0]
+    return found.of(0)
 
 
 def output_error_norms(

@@ -101,7 +101,7 @@ class Best:
 
     @property
     def values(self) -> Tensor:
-        """Of the points, largest first: float64, on their device."""
+        """Jacobian norms at the points, largest first: float64, on their device."""
         assert self._values is not None
         return self._values
 
