@@ -68,6 +68,11 @@ class LayerBrackets:
     methods: npt.NDArray[Any]
 
     @classmethod
+    def of_all(cls, layers: Sequence[Layer], *columns: Any) -> LayerBrackets:
+        """Arrays of networks times layers: `lower` to `methods` in this order."""
+        return cls(layers, *(column.reshape(-1, len(layers)) for column in columns))
+
+    @classmethod
     def empty(cls, layers: Sequence[Layer], networks: int) -> LayerBrackets:
         """Room for all of them."""
         shape = (networks, len(layers))
@@ -84,11 +89,22 @@ class LayerBrackets:
             for layer, values in zip(self.layers, columns, strict=True)
         )
 
-    def widen(self, networks: Any, layer: int, errors: Any) -> None:
-        """Take a bracket of what is within an error of the truth, in the norm, for that of it."""
-        lower, upper = self.lower[networks, layer], self.upper[networks, layer]
+    def put(self, found: LayerBrackets) -> None:
+        """Take those of some layers."""
+        columns = [layer.index for layer in found.layers]
+        for name in ("lower", "upper", "certified", "passes", "methods"):
+            getattr(self, name)[:, columns] = getattr(found, name)
+
+    def widen(self, position: int, errors: Sequence[float]) -> None:
+        """Brackets of what is within an error of the truth, in the norm, become those of the truth.
+
+        Args:
+            position: of the layer here.
+            errors: for each network.
+        """
+        room = np.array(errors)
+        lower, upper = self.lower[:, position], self.upper[:, position]
         # One step outwards: a sum has one rounding.
-        lower = np.maximum(0.0, np.nextafter(lower - errors, 0.0))
-        self.lower[networks, layer] = np.where(errors > 0.0, lower, self.lower[networks, layer])
-        upper = np.where(errors > 0.0, np.nextafter(upper + errors, np.inf), upper)
-        self.upper[networks, layer] = upper
+        lower = np.where(room > 0, np.maximum(0.0, np.nextafter(lower - room, 0.0)), lower)
+        upper = np.where(room > 0, np.nextafter(upper + room, np.inf), upper)
+        self.lower[:, position], self.upper[:, position] = lower, upper

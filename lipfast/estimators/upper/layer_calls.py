@@ -24,6 +24,8 @@ from lipfast.ops.conv_norms import ConvStart
 from lipfast.ops.spectral_norms import SpectralNorms, spectral_norms
 from lipfast.plan.layers import Layer
 
+_FIELDS = ("lower", "upper", "certified", "passes")
+
 
 class LayerCall(NamedTuple):
     """All layers of some networks of one architecture.
@@ -78,26 +80,26 @@ class FoundStarts(Sequence[StartVectors]):
 
 def layer_brackets(call: LayerCall) -> tuple[LayerBrackets, FoundStarts]:
     """Brackets of all layers of all networks, and what to start from at similar weights."""
-    found = LayerBrackets.empty(call.layers, len(call.tensors))
     starts = FoundStarts(len(call.tensors))
-    for transposed in (False, True):
-        chosen = [
-            layer
-            for layer in call.layers
-            if layer.convolution is None and (layer.transposed and call.norm != 2) is transposed
-        ]
-        if chosen and call.tensors:
-            norm = dual_norm(call.norm) if transposed else call.norm
-            _bracket_matrices(call, chosen, norm, found, starts)
+    matrices = [layer for layer in call.layers if layer.convolution is None]
     kernels = [layer for layer in call.layers if layer.convolution is not None]
-    if kernels and call.tensors:
-        _bracket_kernels(call, kernels, found, starts)
+    turned = [layer for layer in matrices if layer.transposed and call.norm != 2]
+    if matrices and not turned and not kernels:
+        return _matrix_brackets(call, matrices, call.norm, starts), starts
+    found = LayerBrackets.empty(call.layers, len(call.tensors))
+    plain = [layer for layer in matrices if layer not in turned]
+    for chosen, norm in ((plain, call.norm), (turned, dual_norm(call.norm))):
+        if chosen:
+            found.put(_matrix_brackets(call, chosen, norm, starts))
+    if kernels:
+        found.put(_kernel_brackets(call, kernels, starts))
     return found, starts
 
 
-def _bracket_matrices(
-    call: LayerCall, chosen: Sequence[Layer], norm: Norm, found: LayerBrackets, starts: FoundStarts
-) -> None:
+def _matrix_brackets(
+    call: LayerCall, chosen: Sequence[Layer], norm: Norm, starts: FoundStarts
+) -> LayerBrackets:
+    """Brackets of some layers, which are matrices, in this norm of the stored ones."""
     _, tensors, _, rtol, seed, start = call
     matrices = [_native_dtype(entry[layer.weight]) for entry in tensors for layer in chosen]
     begin = None
@@ -105,23 +107,17 @@ def _bracket_matrices(
         names = [layer.parameter for layer in chosen]
         begin = [start_of_matrix(entry, name) for entry in start for name in names]
     result = spectral_norms(matrices, norm=norm, rtol=rtol, seed=seed, start=begin)
-    shape = len(tensors), len(chosen)
-    columns = [layer.index for layer in chosen]
-    lower, upper, certified, passes = _on_the_host(
-        result.lower, result.upper, result.certified, result.passes
-    )
-    found.lower[:, columns], found.upper[:, columns] = lower.reshape(shape), upper.reshape(shape)
-    found.certified[:, columns] = certified.reshape(shape)
-    found.passes[:, columns] = passes.reshape(shape)
-    found.methods[:, columns] = np.array(result.method, dtype=object).reshape(shape)
+    fields = _on_the_host(result.lower, result.upper, result.certified, result.passes)
+    found = LayerBrackets.of_all(chosen, *fields, np.array(result.method, dtype=object))
     for position, layer in enumerate(chosen):
-        own = matrices[position :: len(chosen)]
         if layer.folds or any(error_name(layer.weight) in entry for entry in tensors):
+            own = matrices[position :: len(chosen)]
             pairs = zip(own, tensors, strict=True)
             errors = [error_of_matrix(layer, *pair, call.norm) for pair in pairs]
-            found.widen(slice(None), layer.index, np.array(errors))
+            found.widen(position, errors)
         if norm == 2:
             starts.add(layer.parameter, partial(_start_of, result, len(chosen), position))
+    return found
 
 
 def _start_of(
@@ -139,25 +135,33 @@ def _on_the_host(*fields: Tensor) -> list[npt.NDArray[Any]]:
     return list(together)
 
 
-def _bracket_kernels(
-    call: LayerCall, kernels: Sequence[Layer], found: LayerBrackets, starts: FoundStarts
-) -> None:
+def _kernel_brackets(
+    call: LayerCall, kernels: Sequence[Layer], starts: FoundStarts
+) -> LayerBrackets:
+    """Brackets of the layers that are convolutions."""
     _, tensors, norm, rtol, seed, start = call
     chosen = [(network, layer) for network in range(len(tensors)) for layer in kernels]
     weights = [tensors[network][layer.weight] for network, layer in chosen]
     begin = [start[network].get(layer.parameter) for network, layer in chosen]
     own = [layer for _, layer in chosen]
     results = convolution_brackets(own, weights, norm, rtol=rtol, seed=seed, start=begin)
-    for (network, layer), weight, result in zip(chosen, weights, results, strict=True):
-        place = network, layer.index
-        found.lower[place], found.upper[place] = result.lower, result.upper
-        found.certified[place], found.passes[place] = result.certified, result.passes
-        found.methods[place] = result.method
-        error = error_of_kernel(layer, weight, tensors[network], norm, result.upper)
-        found.widen(network, layer.index, np.float64(error))
+    found = LayerBrackets.of_all(
+        kernels,
+        *(np.array([getattr(result, name) for result in results]) for name in _FIELDS),
+        np.array([result.method for result in results], dtype=object),
+    )
     for position, layer in enumerate(kernels):
+        pairs = [
+            (weights[network * len(kernels) + position], tensors[network], upper)
+            for network, upper in enumerate(found.upper[:, position].tolist())
+        ]
+        errors = [
+            error_of_kernel(layer, weight, entry, norm, upper) for weight, entry, upper in pairs
+        ]
+        found.widen(position, errors)
         own_starts = [result.start for result in results[position :: len(kernels)]]
         starts.add(layer.parameter, own_starts.__getitem__)
+    return found
 
 
 def _native_dtype(weight: Tensor) -> Tensor:

@@ -66,23 +66,31 @@ class UpperBounds:
         flushed: bool,
     ) -> None:
         self.norm, self.given, self.method = norm, given, _METHOD_OF_NORM[norm]
-        places = {
-            network: (part, position)
-            for part in parts
-            for position, network in enumerate(part.networks)
-        }
-        self._places = [places[network] for network in range(count)]
+        self._places: list[tuple[UpperBoundsOfGraph, int]] = []
+        if len(parts) == 1:
+            self._places = [(parts[0], position) for position in range(count)]
+        elif parts:
+            places = {
+                network: (part, position)
+                for part in parts
+                for position, network in enumerate(part.networks)
+            }
+            self._places = [places[network] for network in range(count)]
         self.values = [part.values[position] for part, position in self._places]
         self.logs = [part.logs[position] for part, position in self._places]
-        reasons = [part.reasons[position] for part, position in self._places]
-        doubtful = {id(part): _doubtful(part.brackets) for part in parts}
-        notes = [doubtful[id(part)].get(position) for part, position in self._places]
-        self.certified = [not flushed and note is None for note in notes]
-        last = FLUSHED if flushed else None
-        self.reasons = [
-            "; ".join(text for text in found if text) or None
-            for found in zip(reasons, notes, [last] * count, strict=True)
-        ]
+        self.reasons = [part.reasons[position] for part, position in self._places]
+        self.certified = [True] * count
+        for part in parts:
+            for position, note in _doubtful(part.brackets).items():
+                self._doubt(part.networks[position], note)
+        if flushed:
+            for network in range(count):
+                self._doubt(network, FLUSHED)
+
+    def _doubt(self, network: int, note: str) -> None:
+        before = self.reasons[network]
+        self.reasons[network] = f"{before}; {note}" if before else note
+        self.certified[network] = False
 
     def __len__(self) -> int:
         return len(self._places)

@@ -22,7 +22,7 @@ from lipfast.estimators.upper.layer_calls import LayerCall, layer_brackets
 from lipfast.estimators.upper.many import UpperBounds, UpperBoundsOfGraph
 from lipfast.estimators.upper.sizes import Sizes
 from lipfast.estimators.upper.starts import Starts, StartVectors, checked_starts
-from lipfast.estimators.upper.sweep import composed, sweep_of
+from lipfast.estimators.upper.sweep import Sweep, composed, sweep_of
 from lipfast.estimators.upper.together import FEWEST, composed_together
 from lipfast.graph.nodes import computed_name, error_name
 from lipfast.norms import AnyNorm, Norm, check_norm
@@ -109,7 +109,7 @@ def upper_bounds_together(
         sweep = sweep_of(plan, group.folded)
         own = [begin[index] for index in group.networks]
         found = layer_brackets(LayerCall(sweep.layers, group.parameters, norm, rtol, seed, own))
-        parts.append(_bounds_of_group(plan, group, *found, norm=norm, domain=domain))
+        parts.append(_bounds_of_group(plan, sweep, group, found, norm=norm, domain=domain))
     return UpperBounds(norm, len(tensors), parts, plan.rules_given, denormals_flushed())
 
 
@@ -129,14 +129,14 @@ class _Group(NamedTuple):
 
 def _bounds_of_group(
     plan: Architecture,
+    sweep: Sweep,
     group: _Group,
-    brackets: LayerBrackets,
-    starts: Sequence[StartVectors],
+    found: tuple[LayerBrackets, Sequence[StartVectors]],
     *,
     norm: Norm,
     domain: Domain | None,
 ) -> UpperBoundsOfGraph:
-    sweep, parameters = sweep_of(plan, group.folded), group.parameters
+    (brackets, starts), parameters = found, group.parameters
     of: Callable[[int], Composition]
     if len(parameters) >= FEWEST and not sweep.needs_sizes:
         together = composed_together(plan, sweep, parameters, brackets.upper, norm=norm)
