@@ -1,8 +1,15 @@
-"""The bracket of one layer: a lower and an upper estimate of its operator norm."""
+"""Brackets of layers: a lower and an upper estimate of an operator norm."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lipfast.plan.layers import Layer
 
 
 @dataclass(frozen=True)
@@ -38,3 +45,50 @@ class LayerBracket:
             f"LayerBracket({self.index} {self.name}: {self.kind} {shape}, "
             f"[{self.lower:.9g}, {self.upper:.9g}], {trust})"
         )
+
+
+@dataclass(frozen=True, eq=False)
+class LayerBrackets:
+    """Brackets of all layers of some networks of one architecture: arrays (networks, layers).
+
+    Attributes:
+        layers: of the architecture.
+        lower: float64.
+        upper: float64.
+        certified: truth values.
+        passes: integers.
+        methods: how each bracket was got.
+    """
+
+    layers: Sequence[Layer]
+    lower: npt.NDArray[np.float64]
+    upper: npt.NDArray[np.float64]
+    certified: npt.NDArray[np.bool_]
+    passes: npt.NDArray[np.int64]
+    methods: npt.NDArray[Any]
+
+    @classmethod
+    def empty(cls, layers: Sequence[Layer], networks: int) -> LayerBrackets:
+        """Room for all of them."""
+        shape = (networks, len(layers))
+        lower, upper = np.zeros((2, *shape))
+        certified, passes = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=np.int64)
+        return cls(layers, lower, upper, certified, passes, np.empty(shape, dtype=object))
+
+    def of(self, network: int) -> tuple[LayerBracket, ...]:
+        """Those of one network."""
+        fields = (self.lower, self.upper, self.certified, self.methods, self.passes)
+        columns = zip(*(field[network].tolist() for field in fields), strict=True)
+        return tuple(
+            LayerBracket(layer.index, layer.name, layer.kind, layer.shape, *values)
+            for layer, values in zip(self.layers, columns, strict=True)
+        )
+
+    def widen(self, networks: Any, layer: int, errors: Any) -> None:
+        """Take a bracket of what is within an error of the truth, in the norm, for that of it."""
+        lower, upper = self.lower[networks, layer], self.upper[networks, layer]
+        # One step outwards: a sum has one rounding.
+        lower = np.maximum(0.0, np.nextafter(lower - errors, 0.0))
+        self.lower[networks, layer] = np.where(errors > 0.0, lower, self.lower[networks, layer])
+        upper = np.where(errors > 0.0, np.nextafter(upper + errors, np.inf), upper)
+        self.upper[networks, layer] = upper
