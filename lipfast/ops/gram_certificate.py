@@ -23,7 +23,7 @@ _ROUNDS, _SUBSPACE = 8, 8
 # Exponents whose powers of two, and their inverses, are float64 numbers and not denormal.
 _LEAST_EXPONENT, _LARGEST_EXPONENT = -1000, 1022
 # Far above every underflow, and below the square of any number that is scaled.
-_LEAST_SHIFT = 2.0**-150
+LEAST_SHIFT = 2.0**-150
 
 
 _Inspect = Callable[[list[int], Tensor, Tensor, Tensor], None]
@@ -73,7 +73,7 @@ def prove_upper_bounds(
         lower = lower.index_select(0, places)
     exponents = torch.frexp(lower).exponent.clamp(_LEAST_EXPONENT, _LARGEST_EXPONENT)
     scales = powers_of_two(-exponents)
-    shifts = ((lower * scales).square() * (1 + excess)).clamp_min(_LEAST_SHIFT)
+    shifts = ((lower * scales).square() * (1 + excess)).clamp_min(LEAST_SHIFT)
     first, tested = 0, []
     for batch in batches:
         part = slice(first, first + len(batch))
@@ -86,7 +86,7 @@ def prove_upper_bounds(
         if inspect is not None:
             inspect(batch, b, factors, failures)
     sums, failures = (torch.cat(parts) for parts in zip(*tested, strict=True))
-    roots = _bounds(sums, failures, shifts)
+    roots = bounds_from_residuals(sums, failures, shifts)
     # The inverse of a power of two is one.
     found = multiplied_up(roots, scales.reciprocal())
     return found if places is None else infinite.index_copy(0, places, found)
@@ -108,20 +108,25 @@ def _of_one_shape(matrices: Sequence[Tensor], memory: int) -> Iterator[list[int]
 
 
 def _tested(b: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Squared residuals of t I - B B^T - L L^T and their rounding, failures, and the factors L."""
-    count, side, length = b.shape
+    """`residual_sums` of t I - B B^T - L L^T, failures of the factorisations, and the factors L."""
+    count, side, _ = b.shape
     shifted = torch.baddbmm(b.new_empty(()).expand(count, side, side), b, b.mT, beta=0, alpha=-1)
     shifted.diagonal(dim1=1, dim2=2).add_(shifts[:, None])
     # Torch's factors are stored by columns: the upper one's transpose is the lower one by rows.
     upper, failures = torch.linalg.cholesky_ex(shifted, upper=True)
-    sums = cholesky_residual(b, upper.mT, shifts)
+    return residual_sums(b, upper.mT, shifts), failures, upper.mT
+
+
+def residual_sums(b: Tensor, factors: Tensor, shifts: Tensor) -> Tensor:
+    """(n, 2): the squared Frobenius norm of t I - B B^T - L L^T, and what rounding adds to it."""
+    sums = cholesky_residual(b, factors, shifts)
     # Sums of k < 2^30 numbers: off by less than 2^-22, relatively, which WIDE covers.
-    sums[:, 1].mul_(wide_gamma(side + length + 1) * WIDE)
-    return sums, failures, upper.mT
+    sums[:, 1].mul_(wide_gamma(b.shape[1] + b.shape[2] + 1) * WIDE)
+    return sums
 
 
-def _bounds(sums: Tensor, failures: Tensor, shifts: Tensor) -> Tensor:
-    """Upper bounds of the norms of the scaled matrices, infinite where unproved."""
+def bounds_from_residuals(sums: Tensor, failures: Tensor, shifts: Tensor) -> Tensor:
+    """Upper bounds of the norms of B, infinite where unproved. t is 2^-150 at least."""
     squares, rounding = sums.unbind(1)
     infinity = shifts.new_full((), math.inf)
     # WIDE covers the squares' sums and what is rounded here, the step to the next number the sum's
