@@ -180,19 +180,20 @@ def spectral_norms(
     if norm == 2:
         options = (float(rtol), int(max_passes), method == "power", int(seed), int(memory))
         found = _native_brackets(matrices, starts, certify, options)
-        if (found.codes < 0).any():
-            index = int((found.codes < 0).nonzero()[0])
-            name = entry_name("matrix", keys[index])
-            raise NonFiniteError(f"{name}: holds NaN or Inf; its norm is not defined")
         if certify and matrices[0].is_cuda:
-            found = tighten(
+            found, codes = tighten(
                 matrices,
                 found,
                 lambda some, near: _native_brackets(some, near, True, options),
                 rtol=float(rtol),
                 memory=int(memory),
             )
-        how = [UPPER_METHODS[code] for code in found.codes.tolist()]
+        else:
+            codes = found.codes.tolist()
+        if min(codes) < 0:
+            name = entry_name("matrix", keys[next(i for i, code in enumerate(codes) if code < 0)])
+            raise NonFiniteError(f"{name}: holds NaN or Inf; its norm is not defined")
+        how = [UPPER_METHODS[code] for code in codes]
     else:
         names = [entry_name("matrix", key) for key in keys]
         lower, upper, right, left = sum_norms(matrices, names, norm)
@@ -201,8 +202,8 @@ def spectral_norms(
         how = ["sums"] * len(matrices)
         # The native op sets the mode of its threads itself; a GPU keeps denormals of float64.
         flushed = device.type == "cpu" and denormals_flushed()
-        codes = torch.full((len(matrices),), 0 if flushed else 1, device=device)
-        found = Brackets(lower, upper, passes, codes, right, left)
+        certified = torch.full((len(matrices),), 0 if flushed else 1, device=device)
+        found = Brackets(lower, upper, passes, certified, right, left)
     sides = (found.lower, found.upper, found.codes != 0)
     result = SpectralNorms(*sides, found.right, found.left, found.passes, how)
     if not isinstance(tensors, Mapping):

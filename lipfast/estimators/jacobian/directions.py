@@ -23,7 +23,7 @@ def steepest_direction(jacobians: Tensor, norm: Norm) -> Tensor:
         return torch.nn.functional.one_hot(largest, columns).to(finite.dtype)
     if math.isinf(norm):
         largest = finite.abs().sum(2).argmax(1)
-        row = finite[torch.arange(networks, device="cpu"), largest]
+        row = finite[torch.arange(networks, device=finite.device), largest]
         return torch.where(row < 0, -1.0, 1.0).to(finite.dtype)
     peak = finite.abs().amax((1, 2), keepdim=True)
     scaled = finite / torch.where(peak > 0, peak, torch.ones_like(peak))

@@ -106,7 +106,7 @@ def certified_secants(
             count = max(1, int(memory // (32 * len(x) * activations_of(plan) + 1)))
             values = _proved(plan, own, networks, points, pairs, norm=norm, count=count)
             best = values.argmax(1)
-            rows = torch.arange(len(best), device="cpu")
+            rows = torch.arange(len(best), device=best.device)
             ends = [points[rows, side[best]] for side in pairs]
             parts.append((values[rows, best], torch.stack(ends, 1)))
     values, points = (torch.cat(sides) for sides in zip(*parts, strict=True))
@@ -123,7 +123,8 @@ def certified_quotient(
     with plain_arithmetic():
         points = pair.detach().to(torch.float64).clone().unsqueeze(0)
         networks = networks_of(plan, [tensors], native_chain(plan, [tensors], pair), workers=1)
-        indices = (torch.tensor([0], device="cpu"), torch.tensor([1], device="cpu"))
+        first = torch.zeros(1, dtype=torch.int64, device=points.device)
+        indices = (first, first + 1)
         values = _proved(plan, [tensors], networks, points, indices, norm=norm, count=2)
         return float(values[0, 0]), points[0]
 
