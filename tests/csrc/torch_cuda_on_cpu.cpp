@@ -1,5 +1,6 @@
 // torch's CUDA library for a CPU torch without a GPU: tensors on cuda:0 and cuda:1 whose memory is the CPU's, and whose
-// ops are those of the CPU. Loaded as libtorch_cuda.so, so that lipfast._C_cuda finds in it what it looks for in torch's.
+// ops are those of the CPU. Loaded as libtorch_cuda.so, so that lipfast._C_cuda finds in it what it looks for in
+// torch's.
 //
 // As strict as CUDA: operands on two devices are an error, but for numbers without dimensions and for index tensors.
 // LIPFAST_STUB_MEMORY: no tensor may be larger, in bytes. No streams, events or graphs.
@@ -77,8 +78,9 @@ struct DeviceAllocator final : c10::Allocator {
 // The same memory, said to be on another device.
 c10::Storage moved(const c10::Storage& storage, c10::Device device) {
   auto* kept = new c10::Storage(storage);
-  c10::DataPtr data(storage.unsafeGetStorageImpl()->mutable_data(), kept,
-                    [](void* held) { delete static_cast<c10::Storage*>(held); }, device);
+  c10::DataPtr data(
+      storage.unsafeGetStorageImpl()->mutable_data(), kept, [](void* held) { delete static_cast<c10::Storage*>(held); },
+      device);
   return c10::Storage(c10::Storage::use_byte_size_t(), storage.nbytes(), std::move(data),
                       device.is_cuda() ? &allocator : c10::GetCPUAllocator(), true);
 }
@@ -134,10 +136,11 @@ class Call {
     each_tensor(value, [&](const at::Tensor& tensor) {
       if (!tensor.defined()) return tensor;
       if (tensor.is_cuda()) {
-        TORCH_CHECK(device_.index() < 0 || device_ == tensor.device() || name_ == "aten::copy_", mixed(tensor.device()));
+        TORCH_CHECK(device_.index() < 0 || device_ == tensor.device() || name_ == "aten::copy_",
+                    mixed(tensor.device()));
         device_ = tensor.device();
-      } else if (tensor.dim() > 0 || first) {
-        plain_ = true;
+      } else {
+        plain_ = plain_ || tensor.dim() > 0;
         plain_first_ = plain_first_ || first;
       }
       return tensor;

@@ -5,8 +5,8 @@
 // kernel arguments fit 4 KB, an error stays until it is taken. The device is a small one; environment variables, looked
 // at in every call, make it another one:
 //   LIPFAST_STUB_CAPABILITY  compute capability times ten (90); below 80 there is no image of any kernel
-//   LIPFAST_STUB_DRIVER      the driver's CUDA version (13000), LIPFAST_STUB_SHARED bytes that a block may have (232448)
-//   LIPFAST_STUB_ERROR       the cudaError_t of every launch (0)
+//   LIPFAST_STUB_DRIVER      the driver's CUDA version (13000), LIPFAST_STUB_SHARED bytes that a block may have
+//   (232448) LIPFAST_STUB_ERROR       the cudaError_t of every launch (0)
 #pragma once
 
 #include "cuda_on_cpu.h"
