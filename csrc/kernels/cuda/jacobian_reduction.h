@@ -6,7 +6,7 @@
 // Error        relative (D + K^2) u of float64 plus one rounding to the output type.
 // Not certified: a value of a derivative is not yet a lower bound of a Lipschitz constant.
 // Memory       sides up to 64: shared memory only; beyond, a Gram matrix per resident block.
-// Errors       none: NaN or Inf in a Jacobian gives NaN for that Jacobian.
+// Errors       of values none: NaN or Inf in a Jacobian gives NaN for that Jacobian. Of launches: launch.cuh.
 // clang-format on
 #pragma once
 
@@ -14,15 +14,14 @@
 
 namespace lipfast::cuda {
 
-// Doubles of workspace for one resident block, and how many blocks to give a workspace; sets a cudaError_t.
+// Doubles of workspace for one resident block, and how many blocks to give a workspace.
 struct ReductionPlan {
   int64_t blocks, workspace;
-  int error;
 };
 ReductionPlan plan_jacobian_reduction_cuda(const JacobianReductionParams& params);
 
-// Queues the kernel on `stream` (a cudaStream_t); returns a cudaError_t. workspace: blocks * workspace doubles.
-int launch_jacobian_reduction_cuda(const JacobianReductionParams& params, const ReductionPlan& plan, double* workspace,
-                                   void* stream);
+// Queues the kernel on `stream` (a cudaStream_t). workspace: blocks * workspace doubles.
+void launch_jacobian_reduction_cuda(const JacobianReductionParams& params, const ReductionPlan& plan, double* workspace,
+                                    void* stream);
 
 }  // namespace lipfast::cuda
