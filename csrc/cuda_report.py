@@ -48,17 +48,21 @@ RESERVED_SHARED = 1024
 
 NO_LOOP = Loop(0, 0)
 
-# Threads and dynamic shared memory (bytes) with which the launchers start a kernel: for Jacobians
-# of K = 10 and K = 64 rows, for the chain with K = 10.
+# Threads and dynamic shared memory (bytes) with which the launchers start a kernel, by its name
+# without the type: for Jacobians of K = 64 rows, for the chain with K = 10.
 LAUNCHES = {
-    "jacobian_reduction_kernel": [
-        (32, 8 * (32 + 4 * 10 + 10 * 33 + 10 * 11), "K=10"),
-        (256, 8 * (32 + 4 * 64 + 64 * 33 + 64 * 65), "K=64"),
-    ],
+    "jacobian_reduction_kernel": [(256, 8 * (32 + 4 * 64 + 64 * 33 + 64 * 65), "K=64")],
+    **{
+        f"jacobian_reduction_warp_kernel<{width}>": [(128, 8 * 128 // lanes * 16 * (width + 2), "")]
+        for width, lanes in ((4, 4), (10, 16), (16, 16), (32, 32))
+    },
     "spectral_norms_kernel": [(256, 38352, "")],
     "spectral_table_kernel": [(64, 0, "")],
     "cholesky_residual_kernel": [(256, 8 * (32 + 2 * 32 * 17), "")],
-    "chain_jacobian_norms_kernel": [(256, 32 + 2 * 32 * 32 * 16, "K=10")],
+    **{
+        f"chain_jacobian_norms_kernel<{rows}>": [(256, 32 + 2 * 32 * 32 * 16, "K=10")]
+        for rows in (4, 12)
+    },
 }
 
 
@@ -113,6 +117,12 @@ def compiler_output(toolkit: Toolkit, cuobjdump: str, source: Path) -> tuple[str
     return shown.stdout, code
 
 
+def untyped(kernel: str) -> str:
+    """`kernel<10>` for `kernel<float, 10> K=3`."""
+    name = re.sub(r" \w+=\d+$", "", kernel)
+    return re.sub(r"<(?:float|double)(?:, )?", "<", name).removesuffix("<>")
+
+
 def rows_of(text: str, loops: Mapping[tuple[str, str], Loop]) -> list[Row]:
     """The table's rows from the output of ptxas -v, with the kernels' hot loops."""
     pattern = re.compile(
@@ -124,7 +134,7 @@ def rows_of(text: str, loops: Mapping[tuple[str, str], Loop]) -> list[Row]:
     rows = []
     for found in pattern.finditer(text):
         static = re.search(r"(\d+) bytes smem", found[0])
-        for threads, dynamic, case in LAUNCHES[found["kernel"].split("<")[0]]:
+        for threads, dynamic, case in LAUNCHES[untyped(found["kernel"])]:
             rows.append(
                 Row(
                     kernel=f"{found['kernel']}{' ' if case else ''}{case}",
@@ -145,7 +155,7 @@ def report(toolkit: Toolkit) -> list[Row]:
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
         texts = list(pool.map(partial(compiler_output, toolkit, cuobjdump), sources()))
     rows = [row for text, code in texts for row in rows_of(text, hot_loops(code))]
-    missing = set(LAUNCHES) - {re.split("[< ]", row.kernel)[0] for row in rows}
+    missing = set(LAUNCHES) - {untyped(row.kernel) for row in rows}
     if missing:
         sys.exit(f"the compiler said nothing about {', '.join(sorted(missing))}")
     return sorted(rows, key=lambda row: (row.kernel, row.architecture))
