@@ -158,7 +158,11 @@ def _top_vectors(b: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Brackets:
-    """What the native op returns of N matrices, vectors one per matrix."""
+    """What the native op returns of N matrices, vectors one per matrix.
+
+    `known` holds `lower`, `upper`, `codes` and `passes` where the host knows them: of matrices on a
+    device, it has waited for these.
+    """
 
     lower: Tensor
     upper: Tensor
@@ -166,6 +170,7 @@ class Brackets:
     codes: Tensor
     right: Sequence[Tensor] | Vectors
     left: Sequence[Tensor] | Vectors
+    known: Sequence[Sequence[float]] | None = None
 
 
 LowerBounds = Callable[[list[Tensor], list[Tensor]], Brackets]
@@ -203,6 +208,7 @@ class _Refinement:
             found.codes.new_tensor(self._codes),
             self._right,
             self._left,
+            (self._lower, self._upper, self._codes, self._passes),
         )
 
     def _prove(self, pending: list[int], attempt: int) -> dict[int, Tensor]:
@@ -260,18 +266,20 @@ def _tightened(
     proved = prove_upper_bounds(matrices, found.lower, excess=rtol, memory=memory)
     better = proved < found.upper
     upper = torch.where(better, proved, found.upper)
-    taken = replace(found, upper=upper, codes=torch.where(better, CHOLESKY, found.codes))
+    codes = torch.where(better, CHOLESKY, found.codes)
     # The one time that the device is waited for, unless a shift was too small.
-    known = torch.stack([taken.codes.double(), found.lower, proved]).tolist()
-    codes = [int(code) for code in known[0]]
+    fields = (found.lower, upper, codes, found.passes, proved)
+    *known, above = torch.stack([field.double() for field in fields]).tolist()
+    taken = replace(found, upper=upper, codes=codes, known=known)
+    kinds = [int(code) for code in known[2]]
     todo = [
         index
-        for index, (code, below, above) in enumerate(zip(codes, *known[1:], strict=True))
-        if code >= 0 and code != CHOLESKY and below > 0 and above == math.inf
+        for index, (code, below, bound) in enumerate(zip(kinds, known[0], above, strict=True))
+        if code >= 0 and code != CHOLESKY and below > 0 and bound == math.inf
     ]
     todo = [index for index in todo if 8 * min(matrices[index].shape) ** 2 <= memory]
     if not todo:
-        return taken, codes
+        return taken, kinds
     refined = _Refinement(matrices, taken, rtol, memory).run(todo, estimate)
     return refined, refined.codes.tolist()
 

@@ -49,7 +49,7 @@ def resolve(
     if isinstance(state_dict, CheckedStateDict) and state_dict.architecture is architecture:
         return state_dict
     tensors = _named(architecture, state_dict, where)
-    names, masks = _floating(architecture, tensors), architecture.requirements.masks
+    names, masks = _names_of_numbers(architecture, tensors), architecture.requirements.masks
     device = _device_of(architecture, [tensors], [where])
     with _threads_for(architecture):
         if device.type == "cpu":
@@ -73,7 +73,7 @@ def _resolved(
     ]
     _device_of(architecture, entries, wheres)
     masks = architecture.requirements.masks
-    names = [_floating(architecture, entry) for entry in entries]
+    names = [_names_of_numbers(architecture, entry) for entry in entries]
     with _threads_for(architecture):
         if all(own == names[0] for own in names[1:]):
             require_finite_together(entries, names[0] if names else [], wheres, masks)
@@ -85,7 +85,7 @@ def _resolved(
     ]
 
 
-def _floating(architecture: Architecture, tensors: Mapping[str, Tensor]) -> Sequence[str]:
+def _names_of_numbers(architecture: Architecture, tensors: Mapping[str, Tensor]) -> Sequence[str]:
     """Names of the tensors that must be numbers; some may be integers instead."""
     integers = architecture.requirements.integers
     if not integers:
@@ -237,7 +237,7 @@ def _resolved_stack(
     if not together.keys() >= {*architecture.stored_parameters, *required.values}:
         return _resolved(architecture, networks, wheres)
     _device_of(architecture, [together], ["stacked state dicts: "])
-    floating = _floating(architecture, together)
+    floating = _names_of_numbers(architecture, together)
     try:
         require_finite_together([together], floating, [""])
     except NonFiniteError:  # of one network, which the error names

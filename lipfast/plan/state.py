@@ -270,7 +270,7 @@ def stack(
     stacked = {}
     for name in names:
         tensors = [entry[name].detach() for entry in state_dicts]
-        if all(tensor.dtype.is_floating_point for tensor in tensors):
+        if all(tensor.dtype.is_floating_point for tensor in tensors) and tensors[0].is_cpu:
             # Converted one by one: a second copy of all of them would not stay in the cache.
             result = tensors[0].new_empty((len(tensors), *tensors[0].shape), dtype=dtype)
             for row, tensor in zip(result.unbind(), tensors, strict=True):

@@ -107,7 +107,8 @@ def _matrix_brackets(
         names = [layer.parameter for layer in chosen]
         begin = [start_of_matrix(entry, name) for entry in start for name in names]
     result = spectral_norms(matrices, norm=norm, rtol=rtol, seed=seed, start=begin)
-    fields = _on_the_host(result.lower, result.upper, result.certified, result.passes)
+    lower, upper, certified, passes = _on_the_host(result)
+    fields = (lower, upper, certified.astype(bool), passes.astype(np.int64))
     found = LayerBrackets.of_all(chosen, *fields, np.array(result.method, dtype=object))
     for position, layer in enumerate(chosen):
         if layer.folds or any(error_name(layer.weight) in entry for entry in tensors):
@@ -127,12 +128,11 @@ def _start_of(
     return vector
 
 
-def _on_the_host(*fields: Tensor) -> list[npt.NDArray[Any]]:
-    """Fields of one length, from a device in one copy."""
-    if fields[0].device.type == "cpu":
-        return [field.numpy() for field in fields]
-    together = torch.stack([field.double() for field in fields]).cpu().numpy()
-    return list(together)
+def _on_the_host(result: SpectralNorms[Any]) -> list[npt.NDArray[Any]]:
+    """Lower and upper bounds, whether certified, and passes."""
+    if result._known is not None:
+        return [np.array(column) for column in result._known]
+    return [f.numpy() for f in (result.lower, result.upper, result.certified, result.passes)]
 
 
 def _kernel_brackets(
