@@ -133,3 +133,14 @@ def test_the_check_of_the_build_says_what_is_missing() -> None:
     assert ("CUDA kernel registered" in ended.stdout) == (ended.returncode == 0)
     if ended.returncode != 0:
         assert "built without CUDA" in ended.stderr
+
+
+def test_warnings_are_errors_on_request_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    toolkit = nvcc.Toolkit(Path("nvcc"), tmp_path, "13.0")
+    call = (toolkit, Path("a.cu"), Path("a.o"), ["8.0"])
+    monkeypatch.delenv("LIPFAST_WERROR", raising=False)
+    assert "-Werror" not in nvcc.compile_command(*call)
+    monkeypatch.setenv("LIPFAST_WERROR", "1")
+    assert "-Werror" in nvcc.compile_command(*call)

@@ -49,4 +49,4 @@ def device() -> torch.device:
 @pytest.fixture
 def cases() -> int:
     """How many cases a test of many takes: a stub runs threads one after another."""
-    return 8 if cuda_stub.loaded() else 300
+    return 4 if cuda_stub.loaded() else 300

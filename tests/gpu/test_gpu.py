@@ -226,6 +226,13 @@ def test_bad_numbers_and_devices_small(device: torch.device) -> None:
     assert jacobian_reduction(bad[None].to(device))[0].isnan().tolist() == [True]
 
 
+def test_torch_is_found() -> None:
+    """The function that gives the current stream: it is not linked, but looked for."""
+    from lipfast import _C_cuda  # noqa: PLC0415 - there is one only where it was built
+
+    assert _C_cuda.bound_to_torch()
+
+
 def test_public_calls(device: torch.device) -> None:
     """Models on the device stay there."""
     torch.manual_seed(0)

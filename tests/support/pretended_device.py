@@ -39,7 +39,10 @@ ELSEWHERE = ("cuda", "mps", "xpu")
 NOWHERE = torch.device("lazy")
 _ROOT = Path(__file__).parents[2]
 # Native ops with kernels for CUDA: one file each.
-NATIVE_ON_CUDA = {path.stem for path in (_ROOT / "csrc/ops/cuda").glob("*.cpp")} - {"bindings"}
+NATIVE_ON_CUDA = {path.stem for path in (_ROOT / "csrc/ops/cuda").glob("*.cpp")} - {
+    "bindings",
+    "device",
+}
 
 _INDEXING = {"index", "index_put_", "index_put", "_index_put_impl_", "_unsafe_index"}
 _COPIES = {"copy_", "_to_copy", "set_"}
