@@ -89,7 +89,7 @@ def no_cuda_device() -> str | None:
     # Only torch's own start knows of a missing driver, or of one that is too old.
     with suppress(AssertionError):
         try:
-            torch.cuda.init()
+            torch.cuda.init()  # type: ignore[no-untyped-call]
         except RuntimeError as error:
             return f"no CUDA device: {str(error).strip().splitlines()[0]}"
     return "no CUDA device"
