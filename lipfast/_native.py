@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -69,7 +70,9 @@ def no_cuda_device() -> str | None:
     if torch.version.cuda is None:
         return f"no CUDA device: torch {torch.__version__} was built without CUDA"
     if not torch.cuda.is_available():
-        return "no CUDA device"
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        hidden = "" if visible is None else f": CUDA_VISIBLE_DEVICES is {visible!r}"
+        return f"no CUDA device{hidden}"
     return None
 
 
