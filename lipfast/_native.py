@@ -84,15 +84,16 @@ def no_cuda_device() -> str | None:
         return f"no CUDA device: torch {torch.__version__} was built without CUDA"
     if torch.cuda.is_available():
         return None
-    if (hidden := os.environ.get("CUDA_VISIBLE_DEVICES")) in ("", "-1"):
-        return f"no CUDA device: CUDA_VISIBLE_DEVICES={hidden!r} hides them all"
+    reasons = []
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        reasons.append(f": CUDA_VISIBLE_DEVICES is {visible!r}")
     # Only torch's own start knows of a missing driver, or of one that is too old.
     with suppress(AssertionError):
         try:
             torch.cuda.init()  # type: ignore[no-untyped-call]
         except RuntimeError as error:
-            return f"no CUDA device: {str(error).strip().splitlines()[0]}"
-    return "no CUDA device"
+            reasons.append(f": {str(error).strip().splitlines()[0]}")
+    return "no CUDA device" + "".join(reasons)
 
 
 def capability() -> str:

@@ -92,9 +92,8 @@ def test_hidden_devices_are_named(hidden: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-    assert _native.no_cuda_device() == (
-        f"no CUDA device: CUDA_VISIBLE_DEVICES={hidden!r} hides them all"
-    )
+    found = str(_native.no_cuda_device())
+    assert found.startswith(f"no CUDA device: CUDA_VISIBLE_DEVICES is {hidden!r}")
 
 
 def test_a_driver_that_does_not_do_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

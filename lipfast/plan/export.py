@@ -191,6 +191,7 @@ def _require_evaluates(module: nn.Module, inputs: tuple[Tensor, ...]) -> object:
                     outputs = module(*(value.clone().requires_grad_() for value in inputs))
             written = kept.rewritten()
     except Exception as error:  # user code runs here: anything may come out
+        require_device_of(module, inputs)
         shapes = ", ".join(str(tuple(value.shape[1:])) for value in inputs)
         raise TraceError(
             f"{type(module).__name__} cannot be evaluated on samples of shape {shapes}"
@@ -205,6 +206,22 @@ def _require_evaluates(module: nn.Module, inputs: tuple[Tensor, ...]) -> object:
             "(if self.training)"
         )
     return outputs
+
+
+def require_device_of(module: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Check that samples are on a device of the module's, which may have parts on several.
+
+    Raises:
+        ArgumentError: they are on another.
+    """
+    devices = dict.fromkeys(value.device for value in (*module.parameters(), *module.buffers()))
+    for value in inputs:
+        if devices and value.device not in devices:
+            there = next(iter(devices))
+            raise ArgumentError(
+                f"the samples are on {value.device} and the model on {there}: move the samples "
+                f"(x.to({str(there)!r})) or the model"
+            )
 
 
 @contextlib.contextmanager

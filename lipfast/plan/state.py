@@ -281,6 +281,11 @@ def stack(
     return stacked
 
 
+def device_of(tensors: Mapping[str, Tensor]) -> torch.device:
+    """Where parameters are, all on one device; the CPU where there are none."""
+    return next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
+
+
 def floating_as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """`tensor` in a floating dtype; indices and masks as they are."""
     return tensor.to(dtype) if tensor.dtype.is_floating_point else tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -233,15 +234,31 @@ def test_torch_is_found() -> None:
     assert _C_cuda.bound_to_torch()
 
 
-def test_public_calls(device: torch.device) -> None:
-    """Models on the device stay there."""
+def mlp() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.ReLU(), torch.nn.Linear(30, 5))
+
+
+def convolutions() -> torch.nn.Module:
+    return torch.nn.Sequential(
+        torch.nn.Unflatten(1, (1, 4, 5)),
+        torch.nn.Conv2d(1, 2, 3, padding=1),
+        torch.nn.ReLU(),
+        torch.nn.Flatten(),
+        torch.nn.Linear(40, 3),
+    )
+
+
+@pytest.mark.parametrize("make", [mlp, convolutions])
+def test_public_calls(make: Callable[[], torch.nn.Module], device: torch.device) -> None:
+    """Models on the device stay there, and have the bounds that they have on the CPU."""
     torch.manual_seed(0)
-    model = torch.nn.Sequential(
-        torch.nn.Linear(20, 30), torch.nn.ReLU(), torch.nn.Linear(30, 5)
-    ).to(device)
-    x = normal(40, 20, dtype=torch.float32).to(device)
-    norms = lipfast.jacobian_norms(model, x)
+    model = make()
+    x = normal(12, 20, dtype=torch.float32)
+    expected = lipfast.bounds(model, x)
+    norms = lipfast.jacobian_norms(model.to(device), x.to(device))
     assert norms.device.type == "cuda"
-    found = lipfast.bounds(model, x)
-    assert float(found.lower) <= float(found.upper)
+    found = lipfast.bounds(model, x.to(device))
+    assert next(model.parameters()).device.type == "cuda"
+    assert float(found.lower) <= float(expected.upper)
+    assert float(expected.lower) <= float(found.upper) <= float(expected.upper) * (1 + 1e-4)
     assert float(norms.max()) <= float(found.upper) * (1 + 1e-5)

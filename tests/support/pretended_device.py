@@ -35,7 +35,7 @@ CUDA = torch.device("cuda:0")
 CPU = torch.device("cpu")
 # Device types that a tensor may pretend to be on.
 ELSEWHERE = ("cuda", "mps", "xpu")
-# Of tangents that are zero: made in C++, which knows of no device, and fitting to any.
+# Of tangents and gradients that C++ fills in, which knows of no device here: fitting to any.
 NOWHERE = torch.device("lazy")
 _ROOT = Path(__file__).parents[2]
 # Native ops with kernels for CUDA: one file each.
@@ -155,7 +155,7 @@ class Pretended(Tensor):
 
     @property
     def device(self) -> torch.device:
-        return self.place
+        return CUDA if self.place == NOWHERE else self.place
 
     @property
     def is_cuda(self) -> bool:
@@ -205,7 +205,7 @@ class Pretended(Tensor):
 
 
 def _devices_of(tensors: Sequence[Tensor]) -> list[torch.device]:
-    devices = dict.fromkeys(tensor.device for tensor in tensors)
+    devices = dict.fromkeys(getattr(tensor, "place", tensor.device) for tensor in tensors)
     return [device for device in devices if device != NOWHERE]
 
 
@@ -222,6 +222,8 @@ def _check(name: str, args: Sequence[Any], tensors: Sequence[Tensor]) -> None:
         COUNTS.copies += sum(index.device == CPU for index in indices)
         COUNTS.blocking += sum(index.device == CPU for index in indices)
         tensors = [t for t in tensors if not any(t is index for index in indices)]
+    if torch._C._current_graph_task_id() >= 0:  # gradients of zero that C++ fills in
+        tensors = [t for t in tensors if isinstance(t, Pretended) or bool(t.any())]
     devices = _devices_of([t for t in tensors if t.dim() > 0 and not t._is_zerotensor()])
     if len(devices) > 1 or any(d not in (CPU, *devices) for d in _devices_of(tensors)):
         raise RuntimeError(
@@ -237,7 +239,7 @@ def _check_native(name: str, device: torch.device) -> None:
         raise NotImplementedError(
             f"Could not run 'lipfast::{name}' with arguments from the 'CUDA' backend"
         )
-    if device.type not in ("cpu", "cuda"):
+    if device.type in ("mps", "xpu"):
         raise NotImplementedError(f"Could not run 'lipfast::{name}' on {device}")
 
 
@@ -252,10 +254,12 @@ def _target(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], held: lis
         return torch.device(kwargs["device"])
     if name == "copy_":
         return args[0].device
-    found = _devices_of(held)
-    if not found and held:
-        return NOWHERE
-    return next((device for device in found if device.type in ELSEWHERE), CPU)
+    found = _devices_of([tensor for tensor in held if tensor.dim()]) or _devices_of(held)
+    elsewhere = [device for device in found if device.type in ELSEWHERE]
+    nowhere = any(getattr(tensor, "place", None) == NOWHERE for tensor in held)
+    if elsewhere or not nowhere:
+        return elsewhere[0] if elsewhere else CPU
+    return CPU if any(tensor.device == CPU and tensor.dim() for tensor in held) else NOWHERE
 
 
 def _run(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -266,6 +270,8 @@ def _run(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     held = any(isinstance(tensor, Pretended) for tensor in tensors)
     if name == "_efficientzerotensor":
         return Pretended(torch.zeros(args[0], dtype=kwargs.get("dtype")), NOWHERE)
+    if name in ("zeros", "ones") and not tensors and torch._C._current_graph_task_id() >= 0:
+        return Pretended(func(*args, **kwargs), NOWHERE)  # a gradient that the engine fills in
     if not held and target.type not in ELSEWHERE:
         return func(*args, **kwargs)
     _check(name, args, tensors)
@@ -608,7 +614,9 @@ def pretended_device(device: Device | None = None) -> Iterator[Counts]:
         return torch.get_rng_state()
 
     patches = [
-        mock.patch.object(_native, "_cuda_info", {"version": "pretended", "nvcc": "pretended"}),
+        mock.patch.object(
+            _native, "_cuda_info", dict.fromkeys(("version", "nvcc", "architectures"), "pretended")
+        ),
         mock.patch.object(_native, "_cuda_reason", None),
         mock.patch.object(torch.version, "cuda", "13.0"),
         mock.patch.object(torch.export, "export", _seeing_through(torch.export.export)),
