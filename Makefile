@@ -5,7 +5,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 BIN := .venv/bin
 SOURCES := $(shell find csrc tests/csrc -name '*.cpp' -o -name '*.h' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help demo test test-long test-gpu test-architectures architectures bench bench-gpu cuda-report lint format build clean
+.PHONY: help demo test test-long test-gpu test-stub test-cuda-torch test-architectures architectures bench bench-gpu cuda-report lint format build clean
 
 help: ## what there is to run
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,6 +24,12 @@ test-gpu: .venv/test ## the CUDA kernels on a GPU, under compute-sanitizer too w
 	@if command -v compute-sanitizer >/dev/null && $(BIN)/python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; then \
 		compute-sanitizer --error-exitcode 1 $(BIN)/python -m pytest tests/gpu -m gpu -k "small" -q; \
 	else echo "compute-sanitizer: skipped, it is not installed or there is no CUDA device"; fi
+
+test-stub: .venv/test ## tests/gpu on the stub of a device: no GPU is needed
+	$(BIN)/python -m pytest -p tests.support.cuda_stub tests/gpu -rs
+
+test-cuda-torch: .venv-architectures/ready ## that the kernels find a CUDA build of torch, in the environment of 5.5 GB; no GPU is needed
+	.venv-architectures/bin/python tests/check_cuda_build.py
 
 test-architectures: .venv-architectures/ready ## torchvision's families; in an environment of its own, 5.5 GB
 	.venv-architectures/bin/python -m pytest tests/architectures -rs

@@ -16,9 +16,9 @@ from torch import Tensor
 import lipfast
 from bench import baselines
 from bench.turns import Benchmark, Implementations, in_turn, measure
+from lipfast.ops._conv_bracket import Budget
 from lipfast.ops._conv_brackets import lower_at_true_size, symbol_brackets
 from lipfast.ops._conv_operator import conv_operator
-from lipfast.ops._conv_upper import Budget
 
 INPUT_SIZE = 32
 LIPFAST, FFT = "lipfast", "FFT and SVD, half of 32 x 32"

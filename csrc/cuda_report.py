@@ -1,8 +1,9 @@
-"""Registers, shared memory, spills and occupancy of every CUDA kernel, from the compiler.
+"""Registers, shared memory, spills, occupancy and arithmetic share of every CUDA kernel.
 
-``python csrc/cuda_report.py`` compiles the kernels for sm_80 and sm_90, prints the table and fails
-where a kernel spills or has a lower theoretical occupancy than the committed table
-(csrc/cuda_report.txt) says; ``--write`` rewrites that table.
+``python csrc/cuda_report.py`` compiles the kernels for sm_80 and sm_90, prints the table
+and fails where a kernel spills, or has a lower theoretical occupancy or a smaller share of fused
+operations in its hot loop than the committed table (csrc/cuda_report.txt) says; ``--write``
+rewrites that table.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from machine_code import Loop, find_cuobjdump, hot_loops, listing
 from nvcc import ROOT, Toolkit, compile_command, find_toolkit, sources
 
 TABLE = ROOT / "csrc" / "cuda_report.txt"
@@ -30,27 +34,35 @@ HEADINGS = (
     "spilled",
     "blocks/SM",
     "occupancy",
+    "hot loop",
+    "fused",
 )
 
 # Per architecture: registers, shared bytes, warps and blocks of a multiprocessor; shared bytes that
 # each block takes beside its own (CUDA C++ Programming Guide, table of compute capabilities).
 REGISTERS = 65536
-SHARED = {"sm_80": 164 << 10, "sm_90": 228 << 10}
+SHARED = {"sm_80": 164 << 10, "sm_90": 228 << 10, "sm_100": 228 << 10}
 WARPS = 64
 BLOCKS = 32
 RESERVED_SHARED = 1024
 
-# Threads and dynamic shared memory (bytes) with which the launchers start a kernel: for Jacobians
-# of K = 10 and K = 64 rows, for the chain with K = 10.
+NO_LOOP = Loop(0, 0)
+
+# Threads and dynamic shared memory (bytes) with which the launchers start a kernel, by its name
+# without the type: for Jacobians of K = 64 rows, for the chain with K = 10.
 LAUNCHES = {
-    "jacobian_reduction_kernel": [
-        (32, 8 * (32 + 4 * 10 + 10 * 33 + 10 * 11), "K=10"),
-        (256, 8 * (32 + 4 * 64 + 64 * 33 + 64 * 65), "K=64"),
-    ],
+    "jacobian_reduction_kernel": [(256, 8 * (32 + 4 * 64 + 64 * 33 + 64 * 65), "K=64")],
+    **{
+        f"jacobian_reduction_warp_kernel<{width}>": [(128, 8 * 128 // lanes * 16 * (width + 2), "")]
+        for width, lanes in ((4, 4), (10, 16), (16, 16), (32, 32))
+    },
     "spectral_norms_kernel": [(256, 38352, "")],
     "spectral_table_kernel": [(64, 0, "")],
     "cholesky_residual_kernel": [(256, 8 * (32 + 2 * 32 * 17), "")],
-    "chain_jacobian_norms_kernel": [(256, 32 + 2 * 32 * 32 * 16, "K=10")],
+    **{
+        f"chain_jacobian_norms_kernel<{rows}>": [(256, 32 + 2 * 32 * 32 * 16, "K=10")]
+        for rows in (4, 12)
+    },
 }
 
 
@@ -64,6 +76,7 @@ class Row:
     registers: int
     shared: int
     spilled: int
+    loop: Loop = NO_LOOP
 
     @property
     def blocks(self) -> int:
@@ -83,26 +96,35 @@ class Row:
     def cells(self) -> tuple[str, ...]:
         """As the table shows it."""
         numbers = (self.threads, self.registers, self.shared, self.spilled, self.blocks)
-        return (self.kernel, self.architecture, *map(str, numbers), f"{self.occupancy}%")
+        loop = (str(self.loop.instructions), f"{self.loop.share}%")
+        return (self.kernel, self.architecture, *map(str, numbers), f"{self.occupancy}%", *loop)
 
 
-def compiler_output(toolkit: Toolkit, source: Path) -> str:
-    """What ptxas says about the kernels of a source, names readable."""
+def compiler_output(toolkit: Toolkit, cuobjdump: str, source: Path) -> tuple[str, str]:
+    """What ptxas says about the kernels of a source, and their machine code; names readable."""
     with tempfile.TemporaryDirectory() as folder:
-        command = compile_command(toolkit, source, Path(folder) / "out.o", list(ARCHITECTURES))
+        target = Path(folder) / "out.o"
+        command = compile_command(toolkit, source, target, list(ARCHITECTURES))
         ended = subprocess.run(
             [*command, "-Xptxas", "-v"], capture_output=True, text=True, check=False
         )
-    if ended.returncode != 0:
-        sys.exit(f"nvcc failed on {source.name}:\n{ended.stdout}{ended.stderr}")
+        if ended.returncode != 0:
+            sys.exit(f"nvcc failed on {source.name}:\n{ended.stdout}{ended.stderr}")
+        code = listing(cuobjdump, target)
     shown = subprocess.run(
         ["c++filt"], input=ended.stdout + ended.stderr, capture_output=True, text=True, check=True
     )
-    return shown.stdout
+    return shown.stdout, code
 
 
-def rows_of(text: str) -> list[Row]:
-    """The table's rows from the output of ptxas -v."""
+def untyped(kernel: str) -> str:
+    """`kernel<10>` for `kernel<float, 10> K=3`."""
+    name = re.sub(r" \w+=\d+$", "", kernel)
+    return re.sub(r"<(?:float|double)(?:, )?", "<", name).removesuffix("<>")
+
+
+def rows_of(text: str, loops: Mapping[tuple[str, str], Loop]) -> list[Row]:
+    """The table's rows from the output of ptxas -v, with the kernels' hot loops."""
     pattern = re.compile(
         r"Compiling entry function '(?:void )?lipfast::cuda::(?P<kernel>\w+(?:<[^>]*>)?)\(.*?\)' "
         r"for '(?P<arch>sm_\d+)'.*?(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill "
@@ -112,7 +134,7 @@ def rows_of(text: str) -> list[Row]:
     rows = []
     for found in pattern.finditer(text):
         static = re.search(r"(\d+) bytes smem", found[0])
-        for threads, dynamic, case in LAUNCHES[found["kernel"].split("<")[0]]:
+        for threads, dynamic, case in LAUNCHES[untyped(found["kernel"])]:
             rows.append(
                 Row(
                     kernel=f"{found['kernel']}{' ' if case else ''}{case}",
@@ -121,6 +143,7 @@ def rows_of(text: str) -> list[Row]:
                     registers=int(found["registers"]),
                     shared=dynamic + (int(static[1]) if static else 0),
                     spilled=int(found["stores"]) + int(found["loads"]),
+                    loop=loops[found["kernel"], found["arch"]],
                 )
             )
     return rows
@@ -128,10 +151,11 @@ def rows_of(text: str) -> list[Row]:
 
 def report(toolkit: Toolkit) -> list[Row]:
     """Every kernel on every architecture."""
+    cuobjdump = find_cuobjdump(toolkit.nvcc)
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
-        texts = list(pool.map(lambda source: compiler_output(toolkit, source), sources()))
-    rows = [row for text in texts for row in rows_of(text)]
-    missing = set(LAUNCHES) - {re.split("[< ]", row.kernel)[0] for row in rows}
+        texts = list(pool.map(partial(compiler_output, toolkit, cuobjdump), sources()))
+    rows = [row for text, code in texts for row in rows_of(text, hot_loops(code))]
+    missing = set(LAUNCHES) - {untyped(row.kernel) for row in rows}
     if missing:
         sys.exit(f"the compiler said nothing about {', '.join(sorted(missing))}")
     return sorted(rows, key=lambda row: (row.kernel, row.architecture))
@@ -148,24 +172,33 @@ def table(rows: list[Row]) -> str:
     )
 
 
-def committed() -> dict[tuple[str, str], int]:
-    """Occupancy by kernel and architecture, from the committed table."""
+def committed() -> dict[tuple[str, str], tuple[int, int]]:
+    """Occupancy and share of fused operations by kernel and architecture, as committed."""
     entries = [re.split(r"\s{2,}", line) for line in TABLE.read_text().splitlines()[1:]]
-    return {(entry[0], entry[1]): int(entry[-1].rstrip("%")) for entry in entries}
+    return {
+        (entry[0], entry[1]): (int(entry[-3].rstrip("%")), int(entry[-1].rstrip("%")))
+        for entry in entries
+    }
 
 
-def complaints(rows: list[Row], before: dict[tuple[str, str], int]) -> list[str]:
-    """Spills, falls in occupancy, and kernels that only one of the tables has."""
-    now = {(row.kernel, row.architecture): row.occupancy for row in rows}
+def complaints(rows: list[Row], before: dict[tuple[str, str], tuple[int, int]]) -> list[str]:
+    """Spills, falls in occupancy or arithmetic, and kernels that only one of the tables has."""
+    now = {(row.kernel, row.architecture): (row.occupancy, row.loop.share) for row in rows}
     spills = [
         f"{row.kernel} on {row.architecture} spills {row.spilled} bytes"
         for row in rows
         if row.spilled
     ]
     falls = [
-        f"{kernel} on {architecture}: occupancy {now[kernel, architecture]}%, was {value}%"
-        for (kernel, architecture), value in before.items()
-        if now.get((kernel, architecture), value) < value
+        f"{kernel} on {architecture}: {what} {value}%, was {old}%"
+        for (kernel, architecture), old_values in before.items()
+        for what, value, old in zip(
+            ("occupancy", "fused operations in the hot loop"),
+            now.get((kernel, architecture), old_values),
+            old_values,
+            strict=True,
+        )
+        if value < old
     ]
     strangers = sorted(set(now) ^ set(before))
     renamed = [

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import ModuleType
 
 from lipfast._version import __version__
 from lipfast.errors import ArgumentError, NativeError
@@ -32,6 +34,17 @@ def _require_version(extension: str, built_for: str) -> None:
 
 _require_version("native", _C.build_info()["version"])
 
+
+def _not_bound(extension: ModuleType) -> str | None:
+    """Why the CUDA kernels cannot work with this torch, or None; a CPU torch never calls them."""
+    if torch.version.cuda is None or extension.bound_to_torch():
+        return None
+    return (
+        f"the CUDA library of torch {torch.__version__} was not found, or lacks what "
+        "lipfast._C_cuda calls; use torch >= 2.10, and import it before lipfast's extensions"
+    )
+
+
 # Beside it, if it was built: the CUDA kernels. Without them everything else works.
 _cuda_info: dict[str, str] | None = None
 _cuda_reason: str | None = None
@@ -45,8 +58,9 @@ except ImportError as error:
         else "built without CUDA; build again where nvcc is (LIPFAST_CUDA=1 insists)"
     )
 else:
-    _cuda_info = _C_cuda.build_info()
-    _require_version("CUDA", _cuda_info["version"])
+    _require_version("CUDA", _C_cuda.build_info()["version"])
+    _cuda_reason = _not_bound(_C_cuda)
+    _cuda_info = None if _cuda_reason else _C_cuda.build_info()
 
 
 def devices() -> tuple[str, ...]:
@@ -68,9 +82,18 @@ def no_cuda_device() -> str | None:
     """Why nothing can run on CUDA here, whatever was built; None where there is a device."""
     if torch.version.cuda is None:
         return f"no CUDA device: torch {torch.__version__} was built without CUDA"
-    if not torch.cuda.is_available():
-        return "no CUDA device"
-    return None
+    if torch.cuda.is_available():
+        return None
+    reasons = []
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        reasons.append(f": CUDA_VISIBLE_DEVICES is {visible!r}")
+    # Only torch's own start knows of a missing driver, or of one that is too old.
+    with suppress(AssertionError):
+        try:
+            torch.cuda.init()  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            reasons.append(f": {str(error).strip().splitlines()[0]}")
+    return "no CUDA device" + "".join(reasons)
 
 
 def capability() -> str:

@@ -1,6 +1,7 @@
 """Fails unless the CUDA kernels were built, load here, and are known to the dispatcher.
 
-Run by .ci/run where nvcc is; no GPU is needed.
+Run by .ci/run where nvcc is; no GPU is needed. Under a CUDA build of torch (`make test-cuda-torch`)
+torch's functions have to be bound, too, whatever torch the kernels were built against.
 """
 
 from __future__ import annotations
@@ -29,7 +30,14 @@ def main() -> None:
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f"lipfast::{op}", "CUDA"):
             sys.exit(f"lipfast::{op} has no CUDA kernel")
         sys.stdout.write(f"lipfast::{op}: CUDA kernel registered\n")
-    sys.stdout.write(f"{info['nvcc']}, {info['architectures']}, torch {torch.__version__}\n")
+    if torch.version.cuda is not None:
+        from lipfast import _C_cuda  # noqa: PLC0415 - there is one only where it was built
+
+        if not _C_cuda.bound_to_torch():
+            sys.exit(f"torch {torch.__version__} has CUDA, and its functions are not bound")
+        sys.stdout.write(f"torch's functions for CUDA {torch.version.cuda} are bound\n")
+    built = f"{info['nvcc']}, {info['architectures']}, built with torch {info['torch']}"
+    sys.stdout.write(f"{built}, loaded by {torch.__version__}\n")
 
 
 if __name__ == "__main__":

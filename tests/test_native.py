@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -70,3 +71,37 @@ def test_a_torch_without_cuda_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _native.no_cuda_device() == (
         f"no CUDA device: torch {torch.__version__} was built without CUDA"
     )
+
+
+def test_kernels_that_do_not_find_torch_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    extension = ModuleType("_C_cuda")
+    for bound, version, refused in [(False, "13.0", True), (True, "13.0", False)]:
+        monkeypatch.setattr(extension, "bound_to_torch", lambda bound=bound: bound, raising=False)
+        monkeypatch.setattr(torch.version, "cuda", version)
+        assert (_native._not_bound(extension) is not None) == refused
+    monkeypatch.setattr(extension, "bound_to_torch", lambda: False)
+    assert "was not found, or lacks what lipfast._C_cuda calls" in str(
+        _native._not_bound(extension)
+    )
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert _native._not_bound(extension) is None
+
+
+@pytest.mark.parametrize("hidden", ["", "-1"])
+def test_hidden_devices_are_named(hidden: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    found = str(_native.no_cuda_device())
+    assert found.startswith(f"no CUDA device: CUDA_VISIBLE_DEVICES is {hidden!r}")
+
+
+def test_a_driver_that_does_not_do_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 12040).\n")
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert "driver on your system is too old (found version 12040)" in str(_native.no_cuda_device())

@@ -55,12 +55,15 @@ def enclose_nodes(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Values and error bounds of all nodes (without `keep`, of the outputs), for several inputs."""
     errors: dict[str, Tensor] = {}
+    masked = plan.requirements.hides_entries or bool(plan.requirements.masks)
 
     def visit(arguments: NodeArguments, output: Tensor) -> None:
         if not keep:  # errors live as long as the values that they belong to
             for name in errors.keys() - set(arguments.live):
                 del errors[name]
-        errors[arguments.node.name] = node_error(arguments, parameters, errors, output)
+        errors[arguments.node.name] = node_error(
+            arguments, parameters, errors, output, masked=masked
+        )
 
     # Running errors hold for sums of products in any order, not for transforms (Fourier, Winograd).
     with torch.backends.cudnn.flags(enabled=False):
@@ -75,6 +78,8 @@ def node_error(
     parameters: Mapping[str, Tensor],
     errors: Mapping[str, Tensor],
     output: Tensor,
+    *,
+    masked: bool = True,
 ) -> Tensor:
     """Elementwise error of one node's result, from the errors of its operands.
 
@@ -83,6 +88,7 @@ def node_error(
         parameters: stacked, float64, with the errors of those that are computed.
         errors: of the operands by node name; what is missing is exact.
         output: the computed result.
+        masked: whether an architecture may hide entries by -inf.
 
     Returns:
         Bounds like `output`; inf where it is not finite, but for what a mask hides.
@@ -104,7 +110,7 @@ def node_error(
             error = error + _error_of_parameters(arguments, parameters, errors)
     # An overflow, perhaps of a partial sum only, is not a number near the truth.
     known = torch.isfinite(output) & ~torch.isnan(error)
-    if not bool(known.all()):  # only what a mask hides is -inf and exact
+    if masked and not bool(known.all()):  # only what a mask hides is -inf and exact
         known |= (output == -math.inf) & (error == 0) & _holds_a_mask(arguments, incoming)
     return torch.where(known, error, math.inf)
 

@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 
 from lipfast.errors import ArgumentError, TraceError
 from lipfast.estimators.domain import Domain
-from lipfast.estimators.lower.stream import lower_bounds
+from lipfast.estimators.lower.many_networks import lower_bounds
 from lipfast.estimators.options import (
     BoundsOptions,
     LowerOptions,
@@ -226,7 +226,7 @@ class Plan(Architecture):
         progress: bool | None = None,
         **_elsewhere: NoReturn,
     ) -> LowerBound | list[LowerBound]:
-        """Lower bounds from samples; see `estimators.lower.stream.lower_bounds`.
+        """Lower bounds from samples; see `estimators.lower.many_networks.lower_bounds`.
 
         Args:
             state_dicts: one state dict, or a list of them.
@@ -259,7 +259,7 @@ class Plan(Architecture):
         """
         refuse("Plan.lower", _elsewhere)
         norm = check_options(norm, domain, memory, progress, shapes=self.input_shapes)
-        with read_samples(x, shapes=self.input_shapes, whole=True) as samples:
+        with read_samples(x, shapes=self.input_shapes, whole=True, later=True) as samples:
             results = lower_bounds(
                 self,
                 state_dicts,
@@ -303,7 +303,7 @@ class Plan(Architecture):
         """
         refuse("Plan.bounds", _elsewhere)
         norm = check_options(norm, domain, memory, progress, shapes=self.input_shapes)
-        with read_samples(x, shapes=self.input_shapes, whole=True) as samples:
+        with read_samples(x, shapes=self.input_shapes, whole=True, later=True) as samples:
             results = bounds_from(
                 self,
                 state_dicts,
@@ -368,6 +368,7 @@ def bounds_from(
 ) -> list[Bounds]:
     """`Plan.bounds` of checked options and opened data."""
     norm, domain = shared["norm"], shared["domain"]
+    state_dicts = [CheckedStateDict(entry, plan) for entry in resolve_all(plan, state_dicts)]
     with shown_progress("layer norms", None, shared["progress"]):
         uppers, _ = product_bounds(
             plan, state_dicts, norm=norm, rtol=rtol, seed=seed, domain=domain

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lipfast.errors import ArgumentError, LipfastError, NonFiniteError
+from lipfast.ops._arguments import check_device
 from lipfast.plan.export import check_floating_input
 from lipfast.text import kind_and_first_line
 
@@ -24,11 +25,16 @@ class SampleStream:
     Attributes:
         first: the first batch, one tensor (b, D...) per input of the model.
         count: how many samples there are, None where the data do not say so.
+        unread: whether nobody has looked yet whether the only batch holds finite numbers; see
+            `require_finite_samples`.
     """
 
-    def __init__(self, batches: Iterator[tuple[Tensor, ...]], count: int | None) -> None:
+    def __init__(
+        self, batches: Iterator[tuple[Tensor, ...]], count: int | None, *, unread: bool = False
+    ) -> None:
         self.first = next(batches)
         self.count = count
+        self.unread = unread
         self._others = batches
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
@@ -38,7 +44,11 @@ class SampleStream:
 
 @contextmanager
 def read_samples(
-    data: Data, *, shapes: Sequence[tuple[int, ...]] | None = None, whole: bool = False
+    data: Data,
+    *,
+    shapes: Sequence[tuple[int, ...]] | None = None,
+    whole: bool = False,
+    later: bool = False,
 ) -> Iterator[SampleStream]:
     """Read data once; afterwards torch's random generator is as before.
 
@@ -46,13 +56,17 @@ def read_samples(
         data: see `sample_batches`, as `shapes` and `whole`.
         shapes: what the samples must be like.
         whole: take tensors as one batch.
+        later: leave it to the caller whether a tensor on a device holds finite numbers, which waits
+            for the device.
 
     Raises:
         ArgumentError, NonFiniteError: see `sample_batches`.
     """
+    unread = later and isinstance(data, Tensor) and data.is_cuda
+    batches = sample_batches(data, shapes=shapes, whole=whole, look=not unread)
     # Loaders draw from the global generator, shuffled or not.
     with torch.random.fork_rng(devices=[]):
-        yield SampleStream(sample_batches(data, shapes=shapes, whole=whole), _sample_count(data))
+        yield SampleStream(batches, _sample_count(data), unread=unread)
 
 
 def example_of(data: Data | Sequence[Tensor]) -> Tensor | Sequence[Tensor]:
@@ -77,7 +91,11 @@ def _sample_count(data: Data) -> int | None:
 
 
 def sample_batches(
-    data: Data, *, shapes: Sequence[tuple[int, ...]] | None = None, whole: bool = False
+    data: Data,
+    *,
+    shapes: Sequence[tuple[int, ...]] | None = None,
+    whole: bool = False,
+    look: bool = True,
 ) -> Iterator[tuple[Tensor, ...]]:
     """Checked batches: a tuple with one tensor (b, D...) per input of the model.
 
@@ -88,6 +106,7 @@ def sample_batches(
             again, as in ``((x, y), label)``.
         shapes: of a sample of each input, where they are known.
         whole: take tensors as one batch.
+        look: whether numbers are finite.
 
     Raises:
         ArgumentError: something else, no samples, or batches that do not go together.
@@ -95,7 +114,7 @@ def sample_batches(
     """
     first, alike = 0, None
     for inputs in _batches(data, whole=whole):
-        checked = check_inputs(inputs, first, shapes)
+        checked = check_inputs(inputs, first, shapes, look=look)
         found = [(tuple(value.shape[1:]), value.dtype) for value in checked]
         if alike is not None and found != alike:
             raise ArgumentError(
@@ -162,7 +181,11 @@ def _samples_of(batch: object) -> Tensor | tuple[Tensor, ...]:
 
 
 def check_inputs(
-    x: object, first: int = 0, shapes: Sequence[tuple[int, ...]] | None = None
+    x: object,
+    first: int = 0,
+    shapes: Sequence[tuple[int, ...]] | None = None,
+    *,
+    look: bool = True,
 ) -> tuple[Tensor, ...]:
     """One tensor of samples, or several for a model with several inputs, checked; not detached.
 
@@ -170,6 +193,7 @@ def check_inputs(
         x: what was given.
         first: index of the first sample.
         shapes: of a sample of each input, where they are known.
+        look: whether numbers of a single input are finite.
 
     Raises:
         ArgumentError, NonFiniteError: see `check_samples`; or the inputs differ in their samples,
@@ -185,7 +209,7 @@ def check_inputs(
         )
     expected = [None] * len(values) if shapes is None else shapes
     if not isinstance(x, (tuple, list)):
-        return (check_samples(x, expected[0], first),)
+        return (check_samples(x, expected[0], first, look=look),)
     checked = [
         _check_input(position, value, shape, first)
         for position, (value, shape) in enumerate(zip(values, expected, strict=True))
@@ -193,6 +217,12 @@ def check_inputs(
     counts = [value.shape[0] for value in checked]
     if len(set(counts)) > 1:
         raise ArgumentError(f"the inputs have {counts} samples: the first dimensions must agree")
+    for value in checked[1:]:
+        if value.device != checked[0].device:
+            raise ArgumentError(
+                f"the inputs are on {checked[0].device} and {value.device}: all must be on one "
+                f"device (tensor.to({str(checked[0].device)!r}))"
+            )
     return tuple(checked)
 
 
@@ -203,11 +233,14 @@ def _check_input(position: int, value: object, shape: tuple[int, ...] | None, fi
         raise type(error)(f"input {position}: {error}") from error
 
 
-def check_samples(x: object, shape: tuple[int, ...] | None, first: int = 0) -> Tensor:
+def check_samples(
+    x: object, shape: tuple[int, ...] | None, first: int = 0, *, look: bool = True
+) -> Tensor:
     """Check samples (B, *shape): floating, finite, at least one; `first` is the first one's index.
 
     Raises:
-        ArgumentError: not a tensor, not floating, of the wrong shape, or empty.
+        ArgumentError: not a tensor, not floating, of the wrong shape, empty, or on a device without
+            kernels.
         NonFiniteError: a sample holds NaN or Inf; says which.
     """
     if not isinstance(x, Tensor):
@@ -227,6 +260,19 @@ def check_samples(x: object, shape: tuple[int, ...] | None, first: int = 0) -> T
         raise ArgumentError("the samples hold no data (device meta): give real ones")
     if x.numel() == 0:
         raise ArgumentError(f"samples of shape {tuple(x.shape)} hold no numbers")
+    if not x.is_cpu:
+        check_device(x.device, "the samples are")
+    if look:
+        require_finite_samples(x, first)
+    return x
+
+
+def require_finite_samples(x: Tensor, first: int = 0) -> None:
+    """Check that samples (B, *shape) hold finite numbers; `first` is the first one's index.
+
+    Raises:
+        NonFiniteError: a sample holds NaN or Inf; says which.
+    """
     # One cheap reduction; a sum of finite numbers may overflow, so only then look closely.
     if not math.isfinite(x.detach().sum().item()) and not bool(torch.isfinite(x).all()):
         finite = torch.isfinite(x.reshape(x.shape[0], -1)).all(1)
@@ -235,4 +281,3 @@ def check_samples(x: object, shape: tuple[int, ...] | None, first: int = 0) -> T
             f"{len(bad)} of {x.shape[0]} samples hold NaN or Inf; "
             f"the first is sample {first + bad[0]}"
         )
-    return x

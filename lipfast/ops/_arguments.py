@@ -28,18 +28,23 @@ def check_floating(tensor: object, name: str, dimensions: int | None = None) -> 
         )
     if tensor.is_meta:
         raise ArgumentError(f"{name}: is a meta tensor and holds no data")
-    if tensor.device.type not in _native.devices():
-        reason = _native.cuda_reason() if tensor.device.type == "cuda" else None
-        raise ArgumentError(
-            f"{name}: is on {tensor.device}; this build has kernels for "
-            f"{' and '.join(_native.devices())} only (tensor.cpu())"
-            + (f": {reason}" if reason else "")
-        )
+    check_device(tensor.device, f"{name}: is")
     if dimensions is not None and tensor.dim() != dimensions:
         raise ArgumentError(
             f"{name}: expected {dimensions} dimensions, got shape {tuple(tensor.shape)}"
         )
     return tensor
+
+
+def check_device(device: torch.device, what: str) -> None:
+    """Raises an error that begins with `what` where there are no kernels for a device."""
+    if device.type not in _native.devices():
+        reason = _native.cuda_reason() if device.type == "cuda" else None
+        raise ArgumentError(
+            f"{what} on {device}; this build has kernels for "
+            f"{' and '.join(_native.devices())} only (tensor.cpu())"
+            + (f": {reason}" if reason else "")
+        )
 
 
 def check_rtol(rtol: object) -> None:

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError, NonFiniteError
-from lipfast.ops._arguments import FLOATING, check_floating, named_entries, native_dtype
+from lipfast.ops._arguments import (
+    FLOATING,
+    check_floating,
+    check_same_device,
+    named_entries,
+    native_dtype,
+)
 from lipfast.ops._conv_operator import ConvOperator
 from lipfast.ops._conv_search import HEADER, ConvStart
 from lipfast.ops._keyed import entry_name
@@ -22,10 +28,7 @@ def read_kernels(kernels: object) -> tuple[list[Any], list[Tensor]]:
     for key, value in zip(keys, values, strict=True):
         name = entry_name("kernel", key)
         weight = check_floating(value, name)
-        if weight.device.type != "cpu":
-            raise ArgumentError(
-                f"{name}: is on {weight.device}; conv_norms has CPU kernels only (tensor.cpu())"
-            )
+        check_same_device(weight, values[0], name)
         if not 3 <= weight.dim() <= 5:
             raise ArgumentError(
                 f"{name}: expected (out, in / groups, *kernel size) with one to three axes, "
@@ -33,11 +36,18 @@ def read_kernels(kernels: object) -> tuple[list[Any], list[Tensor]]:
             )
         if weight.numel() == 0:
             raise ArgumentError(f"{name}: is empty, shape {tuple(weight.shape)}")
-        weight = native_dtype(weight.detach())
-        if not bool(torch.isfinite(weight).all()):
-            raise NonFiniteError(f"{name}: holds NaN or Inf; its norm is not defined")
-        weights.append(weight)
+        weights.append(native_dtype(weight.detach()))
+    _check_finite(keys, weights)
     return keys, weights
+
+
+def _check_finite(keys: list[Any], weights: list[Tensor]) -> None:
+    """One wait for the device for all kernels."""
+    finite = torch.stack([torch.isfinite(weight).all() for weight in weights]).tolist()
+    for key, good in zip(keys, finite, strict=True):
+        if not good:
+            name = entry_name("kernel", key)
+            raise NonFiniteError(f"{name}: holds NaN or Inf; its norm is not defined")
 
 
 def _is_no_kernel(_: object, value: object) -> bool:
@@ -95,3 +105,4 @@ def _check_start(known: object, conv: ConvOperator, name: str) -> None:
             f"start: {name} had another shape: its right vector is {tuple(known.right.shape)}, "
             f"expected {shape}"
         )
+    check_same_device(known.right, conv.weight, f"start: {name}")

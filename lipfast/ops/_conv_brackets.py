@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lipfast.ops._conv_bracket import Budget
 from lipfast.ops._conv_lanczos import top_vector
 from lipfast.ops._conv_lower import certified_lower
 from lipfast.ops._conv_operator import ConvOperator
@@ -20,7 +21,6 @@ from lipfast.ops._conv_search import (
     symbol_maximum,
 )
 from lipfast.ops._conv_upper import (
-    Budget,
     SymbolProof,
     bound_at_true_size,
     bound_nearby,
@@ -152,7 +152,7 @@ def _of_matrices(
         memory=budget.memory,
     )
     found, first = {}, 0
-    nowhere = torch.zeros(3, dtype=torch.float64, device="cpu")
+    nowhere = torch.zeros(3, dtype=torch.float64, device=norms.lower.device)
     for i in chosen:
         part = slice(first, first + len(taps[i]))
         group = int(norms.lower[part].argmax())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -74,26 +74,24 @@ def top_vector(
     shape, size = start.vector.shape, start.vector.numel()
     limit = max(3, min(_BASIS, size, memory // (size * weight.element_size() + 1)))
     vector, passes = start.vector.reshape(-1).to(dtype), 0
-    basis = torch.empty(limit, size, dtype=dtype, device="cpu")
+    process = _Process(
+        conv, weight, shape, torch.empty(limit, size, dtype=dtype, device=weight.device)
+    )
     least = _LEAST_SHARE * start.random / size
     while True:
-        basis[0] = vector / vector.norm()
-        diagonal: list[float] = []
-        off: list[float] = []
+        process.begin(vector)
         check = 4
         while True:
-            known = basis[: len(diagonal) + 1]
-            image = conv.forward(known[-1].reshape(1, *shape), weight)
-            image = conv.adjoint(image, weight).reshape(-1)
+            process.step()
             passes += 1
-            diagonal.append(float(torch.dot(known[-1], image)))
-            image = image.add_(known[-1], alpha=-diagonal[-1])
-            if off:
-                image = image.add_(known[-2], alpha=-off[-1])
-            image = image.addmv_(known.T, torch.mv(known, image), alpha=-1)
-            off.append(float(torch.linalg.vector_norm(image)))
+            count = process.count
+            last = count == limit or passes >= max_passes
+            if not (last or process.is_known or count >= check):
+                process.extend()
+                continue
+            diagonal, off = process.coefficients(nothing)
+            last = last or len(diagonal) < count or not off[-1] > nothing * diagonal[0]
             count = len(diagonal)
-            last = count == limit or passes >= max_passes or not off[-1] > nothing * diagonal[0]
             if last or count < 4 or count >= check:
                 value, ritz = top_of_tridiagonal(diagonal, off)
                 residual, above = off[-1] * abs(ritz[-1]), value * (1 + 2 * rtol)
@@ -103,11 +101,72 @@ def top_vector(
                 if done or last:
                     break
                 check = count + (4 if residual > _FAR_OFF * rtol * value else 2)
-            torch.div(image, off[-1], out=basis[count])
-        vector = torch.tensor(ritz, dtype=dtype, device="cpu") @ basis[:count]
+            process.extend()
+        vector = torch.tensor(ritz, dtype=dtype, device=weight.device) @ process.basis[:count]
         if done or passes >= max_passes or count < limit:
             return vector.double().reshape(shape), passes
         least *= amplified(diagonal, off, ritz, above)
+
+
+class _Process:
+    """Lanczos' process of A^T A. On a device its coefficients stay there until they are looked at.
+
+    Attributes:
+        basis: (limit, size), orthonormal rows.
+        is_known: whether looking at the coefficients costs nothing.
+        count: of coefficients.
+    """
+
+    def __init__(
+        self, conv: ConvOperator, weight: Tensor, shape: Sequence[int], basis: Tensor
+    ) -> None:
+        self._conv, self._weight, self._shape = conv, weight, shape
+        self.basis, self.is_known = basis, basis.is_cpu
+        self._diagonal: list[Any] = []
+        self._off: list[Any] = []
+        self._image = basis[0]
+
+    @property
+    def count(self) -> int:
+        return len(self._diagonal)
+
+    def begin(self, vector: Tensor) -> None:
+        """Forgets all but a vector."""
+        self.basis[0] = vector / vector.norm()
+        self._diagonal, self._off = [], []
+
+    def step(self) -> None:
+        """One more row of the tridiagonal matrix."""
+        known = self.basis[: len(self._diagonal) + 1]
+        image = self._conv.forward(known[-1].reshape(1, *self._shape), self._weight)
+        image = self._conv.adjoint(image, self._weight).reshape(-1)
+        self._diagonal.append(self._number(torch.dot(known[-1], image)))
+        image = self._without(image, known[-1], self._diagonal[-1])
+        if self._off:
+            image = self._without(image, known[-2], self._off[-1])
+        self._image = image.addmv_(known.T, torch.mv(known, image), alpha=-1)
+        self._off.append(self._number(torch.linalg.vector_norm(self._image)))
+
+    def extend(self) -> None:
+        """The next vector of the basis."""
+        torch.div(self._image, self._off[-1], out=self.basis[len(self._diagonal)])
+
+    def coefficients(self, nothing: float) -> tuple[list[float], list[float]]:
+        """The diagonal and what is beside it, up to where it ends: to `nothing` of the first."""
+        if self.is_known:
+            return self._diagonal, self._off
+        diagonal, off = torch.stack([torch.stack(self._diagonal), torch.stack(self._off)]).tolist()
+        ends = [i for i, value in enumerate(off) if not value > nothing * diagonal[0]]
+        count = ends[0] + 1 if ends else len(diagonal)
+        return diagonal[:count], off[:count]
+
+    def _number(self, value: Tensor) -> Any:
+        return float(value) if self.is_known else value
+
+    def _without(self, image: Tensor, vector: Tensor, factor: Any) -> Tensor:
+        if self.is_known:
+            return image.add_(vector, alpha=-factor)
+        return image.addcmul_(vector, factor, value=-1)
 
 
 def top_of_tridiagonal(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from lipfast.ops._conv_operator import ConvOperator
@@ -32,12 +33,13 @@ def certified_lower(
     """
     y = conv.exact_taps_image(vector, weight, memory)
     shape = (conv.channels[0], *conv.output_size)
-    size, image = float((vector * vector).sum().sqrt()), float((y * y).sum().sqrt())
-    if not (size > 1e-100 and image > 1e-100):
-        return 0.0, y.zero_().reshape(shape)
     magnitudes = weight.abs().flatten(2).sum(2)
     grouped = magnitudes.reshape(conv.groups, -1, magnitudes.shape[1])
-    rows, columns = float(grouped.sum(2).max()), float(grouped.sum(1).max())
+    norms = [(vector * vector).sum().sqrt(), (y * y).sum().sqrt()]
+    sums = [grouped.sum(2).max(), grouped.sum(1).max()]
+    size, image, rows, columns = torch.stack(norms + sums).tolist()  # one wait for a device
+    if not (size > 1e-100 and image > 1e-100):
+        return 0.0, y.zero_().reshape(shape)
     factor, _ = conv.padding_factor()
     most = math.sqrt(rows * columns) * factor * WIDE
     terms = weight[0].numel()

@@ -71,7 +71,7 @@ class ConvOperator:
             return functional.pad(x, _flat(self.pads))
         for axis in range(self.axes):
             if self.pads[axis] != (0, 0):
-                x = x.index_select(2 + axis, self.sources(axis))
+                x = x.index_select(2 + axis, self.sources(axis, x.device))
         return x
 
     def unpad(self, y: Tensor) -> Tensor:
@@ -82,13 +82,13 @@ class ConvOperator:
             if self.pads[axis] != (0, 0):
                 shape = list(y.shape)
                 shape[2 + axis] = self.input_size[axis]
-                y = y.new_zeros(shape).index_add_(2 + axis, self.sources(axis), y)
+                y = y.new_zeros(shape).index_add_(2 + axis, self.sources(axis, y.device), y)
         return y
 
-    def sources(self, axis: int) -> Tensor:
+    def sources(self, axis: int, device: torch.device) -> Tensor:
         """For every padded position of an axis, the input position that it reads (not zeros)."""
         size, (left, right) = self.input_size[axis], self.pads[axis]
-        position = torch.arange(-left, size + right, device="cpu")
+        position = torch.arange(-left, size + right, device=device)
         if self.mode == "circular":
             return position % size
         if self.mode == "replicate":
@@ -152,7 +152,9 @@ class ConvOperator:
         """The image of x (C_in, *input_size) as one matrix product per tap, flattened.
 
         Every entry is a sum of C_in / groups times taps products in some order, never a Winograd or
-        Fourier transform, in which errors are bounded otherwise.
+        Fourier transform, in which errors are bounded otherwise. On other devices than the CPU
+        matrix products may emulate float64 with shorter numbers: there products are formed and
+        added entry by entry.
         """
         out = weight.shape[0] // self.groups
         matrices = weight.reshape(self.groups, out, weight.shape[1], -1)
@@ -164,9 +166,13 @@ class ConvOperator:
             image: Tensor | None = None
             for k, window in enumerate(self.windows(x, rows)):
                 tap = matrices[..., k]
-                image = (
-                    torch.bmm(tap, window) if image is None else torch.baddbmm(image, tap, window)
-                )
+                if not x.is_cpu:
+                    product = _sums_of_products(tap, window, memory)
+                    image = product if image is None else image.add_(product)
+                elif image is None:
+                    image = torch.bmm(tap, window)
+                else:
+                    image = torch.baddbmm(image, tap, window)
             assert image is not None
             pieces.append(image.reshape(-1))
         return torch.cat(pieces)
@@ -240,10 +246,18 @@ class ConvOperator:
                 or (total == reach and self.input_size[axis] % self.stride[axis] == 0)
             )
             if not circulant:
-                square *= int(torch.bincount(self.sources(axis)).max())
+                sources = self.sources(axis, torch.device("cpu"))
+                square *= int(torch.bincount(sources).max())
         root = math.sqrt(square)
         exact = math.isqrt(square) ** 2 == square
         return (root if exact else math.nextafter(root, math.inf)), covered and square > 1
+
+
+def _sums_of_products(a: Tensor, b: Tensor, memory: int) -> Tensor:
+    """A B (g, o, p) of A (g, o, c) and B (g, c, p), by elementwise operations; rows in parts."""
+    step = max(1, memory // (16 * b.numel()))
+    parts = [(part[..., None] * b[:, None]).sum(2) for part in torch.split(a, step, dim=1)]
+    return torch.cat(parts, 1)
 
 
 def _many_taps_first(counts: Sequence[int]) -> list[int]:

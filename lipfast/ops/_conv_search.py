@@ -65,12 +65,12 @@ def symbol_maximum(
         left: singular vector (2 rows) of the taps' symbol: real parts, then imaginary parts.
         right: alike (2 cols).
     """
-    theta = torch.zeros(conv.axes, dtype=torch.float64, device="cpu")
+    theta = torch.zeros(conv.axes, dtype=torch.float64, device=left.device)
     for position, axis in enumerate(conv.tap_axes()):
         theta[axis] = 2 * math.pi * frequency[position]
     real, imaginary = (left if conv.transposes_taps() else right).chunk(2)
     vector = torch.complex(real, -imaginary if conv.transposes_taps() else imaginary)
-    header = torch.tensor([float(group)], dtype=torch.float64, device="cpu")
+    header = torch.tensor([float(group)], dtype=torch.float64, device=left.device)
     return SymbolMaximum(torch.cat([header, frequency, left]), group, theta, vector)
 
 
@@ -83,25 +83,27 @@ def _plane_wave(conv: ConvOperator, maximum: SymbolMaximum) -> Tensor:
     """
     _, channels = conv.channels
     steps = conv.stride
-    wave = torch.zeros(channels, *conv.input_size, dtype=torch.float64, device="cpu")
+    device = conv.weight.device
+    wave = torch.zeros(channels, *conv.input_size, dtype=torch.float64, device=device)
     if any(s > 1 and d > 1 for s, d in zip(steps, conv.dilation, strict=True)):
         return wave
     cols = conv.weight.shape[1]
     vector = maximum.vector.reshape(cols, *steps)
-    phase = torch.zeros(conv.input_size, dtype=torch.float64, device="cpu")
-    window = torch.ones(conv.input_size, dtype=torch.float64, device="cpu")
+    phase = torch.zeros(conv.input_size, dtype=torch.float64, device=device)
+    window = torch.ones(conv.input_size, dtype=torch.float64, device=device)
     components = []
     for axis, size in enumerate(conv.input_size):
         shape = [1] * conv.axes
         shape[axis] = size
-        position = torch.arange(size, device="cpu") + conv.pads[axis][0]
+        position = torch.arange(size, device=device) + conv.pads[axis][0]
         block = position.div(steps[axis], rounding_mode="floor").double()
         if conv.stride[axis] == 1:
             block = block / conv.dilation[axis]
         phase = phase + (maximum.theta[axis] * block).reshape(shape)
         components.append(position % steps[axis])
         if conv.mode == "zeros":
-            bump = torch.sin(math.pi * (torch.arange(size, device="cpu") + 1) / (size + 1)).double()
+            places = torch.arange(size, device=device) + 1
+            bump = torch.sin(math.pi * places / (size + 1)).double()
             window = window * bump.reshape(shape)
     for axis, component in enumerate(components):
         vector = vector.index_select(1 + axis, component)
@@ -122,7 +124,7 @@ def first_vector(
     noise = torch.randn(
         (channels, *conv.input_size), generator=generator, dtype=torch.float64, device="cpu"
     )
-    noise /= noise.norm()
+    noise = noise.div_(noise.norm()).to(conv.weight.device)
     # A transposed convolution is kept as its adjoint.
     earlier = None if begin is None else begin.left if conv.transposed else begin.right
     if earlier is not None and bool(earlier.any()):

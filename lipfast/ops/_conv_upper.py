@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lipfast.ops._conv_bracket import Budget, NativeBracket
+from lipfast.ops._conv_device import device_brackets
 from lipfast.ops._conv_operator import ConvOperator
 from lipfast.ops._keyed import CHOLESKY, UPPER_METHODS
 from lipfast.ops.spectral_norms import SpectralNorms, spectral_norms
@@ -22,16 +24,6 @@ from lipfast.rounding import UNIT_ROUNDOFF, widened
 _GRID_POINTS = 1024
 # Relative gap of a bound that is loose by more for other reasons.
 _LOOSE = 0.1
-
-
-class Budget(NamedTuple):
-    """What one call may spend, and what for."""
-
-    rtol: float
-    seed: int
-    max_passes: int
-    max_cells: int
-    memory: int
 
 
 class SymbolProof:
@@ -59,30 +51,6 @@ def proof_of(taps: Tensor, weight: Tensor, bound: float) -> SymbolProof:
     return SymbolProof(taps.clone() if shared or taps.is_inference() else taps, bound)
 
 
-class NativeBracket(NamedTuple):
-    """What the native op says of one kernel's symbol.
-
-    Attributes:
-        lower: at `frequency` of `group`.
-        upper: never below S.
-        frequency: cycles per tap, (3,).
-        group: of channels.
-        cells: that were factored.
-        method: how `upper` was proved.
-        left: singular vector of the symbol (rows): real parts, then imaginary parts.
-        right: alike (cols).
-    """
-
-    lower: float
-    upper: float
-    frequency: Tensor
-    group: int
-    cells: int
-    method: str
-    left: Tensor
-    right: Tensor
-
-
 def native_brackets(
     taps: Sequence[Tensor],
     budget: Budget,
@@ -92,11 +60,14 @@ def native_brackets(
     """Brackets of S, or of the maximum over a grid of three axes' frequencies per kernel."""
     if not taps:
         return []
+    starts, grid = starts or [None] * len(taps), grid or [0] * 3 * len(taps)
+    if not taps[0].is_cpu:
+        return device_brackets(taps, budget, starts, grid)
     empty = torch.empty(0, dtype=torch.float64, device="cpu")
     *values, left, right = torch.ops.lipfast.conv_norms(
         taps,
-        [empty if start is None else start for start in starts or [None] * len(taps)],
-        grid or [0] * 3 * len(taps),
+        [empty if start is None else start for start in starts],
+        grid,
         budget.rtol,
         budget.max_cells,
         budget.seed,
@@ -196,7 +167,7 @@ def _wrapped(conv: ConvOperator, periods: Sequence[int]) -> tuple[ConvOperator, 
     for axis, (taps, period) in enumerate(zip(conv.kernel_size, periods, strict=True), start=2):
         if taps > period:
             shape = (*weight.shape[:axis], period, *weight.shape[axis + 1 :])
-            places = torch.arange(taps, device="cpu") % period
+            places = torch.arange(taps, device=weight.device) % period
             weight = weight.new_zeros(shape).index_add_(axis, places, weight)
     rounding = math.prod(conv.kernel_size) * UNIT_ROUNDOFF * size
     return replace(conv, weight=weight), math.nextafter(rounding, math.inf)

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from lipfast.ops._arguments import check_integer, check_rtol
 from lipfast.ops._conv_arguments import read_kernels, read_starts, spread
+from lipfast.ops._conv_bracket import Budget
 from lipfast.ops._conv_brackets import SymbolBracket, lower_at_true_size, symbol_brackets
 from lipfast.ops._conv_operator import ConvOperator, conv_operator
 from lipfast.ops._conv_search import ConvStart
-from lipfast.ops._conv_upper import Budget, SymbolProof
+from lipfast.ops._conv_upper import SymbolProof
 from lipfast.ops._keyed import Values, entry_name, keyed, keys_of, listing
 from lipfast.ops.denormals import denormals_flushed
 from lipfast.ops.modes import plain_arithmetic
@@ -251,12 +252,13 @@ def _row(
 
 
 def _collect(rows: list[dict[str, Any]], keys: list[Any], *, as_mapping: bool) -> ConvNorms[Any]:
+    device = rows[0]["right"].device
     types = {"certified": torch.bool, "passes": torch.int64, "cells": torch.int64}
 
     def column(name: str) -> Any:
         values: Any = [row[name] for row in rows]
         if isinstance(values[0], int | float):
-            values = torch.tensor(values, dtype=types.get(name, torch.float64), device="cpu")
+            values = torch.tensor(values, dtype=types.get(name, torch.float64), device=device)
         return keyed(values, keys) if as_mapping else values
 
     names = [field.name for field in fields(ConvNorms) if field.name != "supremum"]

@@ -25,7 +25,8 @@ def denormals_flushed() -> bool:
         >>> denormals_flushed()
         False
     """
-    size = _GRAIN * torch.get_num_threads()
+    threads = torch.get_num_threads()
+    size = _GRAIN * threads if threads > 1 else _SPACING
     numbers = torch.ones(size, dtype=torch.float64, device="cpu")
     numbers[::_SPACING] = 2.0**-1074
     return bool(((numbers * 2.0)[::_SPACING] == 0.0).any())

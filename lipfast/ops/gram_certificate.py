@@ -1,9 +1,9 @@
-"""Proved upper bounds of many spectral norms through batched factorisations of torch."""
+"""Upper bounds of many spectral norms through batched factorisations of torch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lipfast.ops._keyed import CHOLESKY
 from lipfast.ops.cholesky_residual import cholesky_residual
-from lipfast.ops.scaling import scaled, unscaled_up
+from lipfast.ops.scaling import multiplied_up, powers_of_two
 from lipfast.ops.sides import is_wide, wide
 from lipfast.ops.vectors import Vectors
 from lipfast.rounding import WIDE, wide_gamma
@@ -20,25 +20,24 @@ from lipfast.rounding import WIDE, wide_gamma
 _ATTEMPTS = 7
 # Of a proof and a lower bound from its factor; the vectors that this is found among.
 _ROUNDS, _SUBSPACE = 8, 8
+# Exponents whose powers of two, and their inverses, are float64 numbers and not denormal.
+_LEAST_EXPONENT, _LARGEST_EXPONENT = -1000, 1022
+# Far above every underflow, and below the square of any number that is scaled.
+LEAST_SHIFT = 2.0**-150
 
 
-@dataclass(frozen=True)
-class Proofs:
-    """What was proved of each of N matrices.
-
-    Attributes:
-        upper: never below the norm; infinite where nothing was proved.
-        starts: where the bound is not within rtol of the lower one, a vector (cols) from which
-            Lanczos finds a better lower bound; None elsewhere.
-    """
-
-    upper: list[float]
-    starts: list[Tensor | None]
+_Inspect = Callable[[list[int], Tensor, Tensor, Tensor], None]
+"""Sees a batch: indices, scaled matrices, their factors, and where the factorisations failed."""
 
 
 def prove_upper_bounds(
-    matrices: Sequence[Tensor], lower: Sequence[float], *, rtol: float, memory: int
-) -> Proofs:
+    matrices: Sequence[Tensor],
+    lower: Tensor,
+    *,
+    excess: float,
+    memory: int,
+    inspect: _Inspect | None = None,
+) -> Tensor:
     r"""Upper bounds of $\|W_i\|_2$ near given lower ones, in batches of matrices of one shape.
 
     With B = W scaled by a power of two, smaller side first, any t > 0 and **any** matrix L,
@@ -47,96 +46,123 @@ def prove_upper_bounds(
 
     because $L L^T$ is positive semidefinite. L is a Cholesky factor of $t I - B B^T$, from whatever
     library; the residual's Frobenius norm is computed anew in float64 with its rounding accounted
-    for (`cholesky_residual`), so nothing that a library returns enters the proof unchecked. t
-    starts just above the lower bound's square and grows where the factorisation fails.
+    for (`cholesky_residual`), so nothing that a library returns enters the proof unchecked. t is
+    the lower bound's square times 1 + `excess`: where the factorisation fails, nothing is proved.
+
+    A batch takes one launch per stage, and none of them waits for the device.
 
     Args:
-        matrices: finite, not zero, float32 or float64, all on one device.
-        lower: positive lower bounds, one each.
-        rtol: of the first shift.
+        matrices: float32 or float64, all on one device.
+        lower: (N,), float64, on that device: lower bounds. Of zero and of matrices that are not
+            finite nothing is proved.
+        excess: of the shifts.
         memory: bytes that one matrix's Gram matrix may take, and a batch's together.
+        inspect: is shown every batch.
+
+    Returns:
+        (N,), float64: never below the norm, infinite where nothing was proved.
     """
-    proofs = Proofs([math.inf] * len(matrices), [None] * len(matrices))
-    shapes: dict[tuple[int, int], list[int]] = {}
+    batches = list(_of_one_shape(matrices, memory))
+    order = [index for batch in batches for index in batch]
+    infinite = torch.full_like(lower, math.inf)
+    if not order:
+        return infinite
+    places = None
+    if order != list(range(len(matrices))):
+        places = torch.tensor(order, device=lower.device)
+        lower = lower.index_select(0, places)
+    exponents = torch.frexp(lower).exponent.clamp(_LEAST_EXPONENT, _LARGEST_EXPONENT)
+    scales = powers_of_two(-exponents)
+    shifts = ((lower * scales).square() * (1 + excess)).clamp_min(LEAST_SHIFT)
+    first, tested = 0, []
+    for batch in batches:
+        part = slice(first, first + len(batch))
+        first = part.stop
+        # float32 times float64 is float64, in one launch.
+        b = torch.stack([wide(matrices[index].detach()) for index in batch])
+        b = b * scales[part, None, None]
+        sums, failures, factors = _tested(b, shifts[part])
+        tested.append((sums, failures))
+        if inspect is not None:
+            inspect(batch, b, factors, failures)
+    sums, failures = (torch.cat(parts) for parts in zip(*tested, strict=True))
+    roots = bounds_from_residuals(sums, failures, shifts)
+    # The inverse of a power of two is one.
+    found = multiplied_up(roots, scales.reciprocal())
+    return found if places is None else infinite.index_copy(0, places, found)
+
+
+def _of_one_shape(matrices: Sequence[Tensor], memory: int) -> Iterator[list[int]]:
+    """Indices of matrices of one shape and type, as many as there is memory for."""
+    kinds: dict[tuple[int, int, torch.dtype], list[int]] = {}
     for index, matrix in enumerate(matrices):
-        shapes.setdefault((min(matrix.shape), max(matrix.shape)), []).append(index)
-    for (side, length), indices in shapes.items():
+        rows, columns = matrix.shape
+        kinds.setdefault((min(rows, columns), max(rows, columns), matrix.dtype), []).append(index)
+    for (side, length, dtype), indices in kinds.items():
         if 8 * side * side > memory:
             continue
-        # B, its Gram matrix, the shifted one, the factor and a product.
-        batch = max(1, memory // (8 * (side * length + 4 * side * side)))
-        for first in range(0, len(indices), batch):
-            _prove_batch(matrices, lower, rtol, indices[first : first + batch], proofs)
-    return proofs
+        # The matrices as they are and scaled; Gram matrix, factor, and what a library takes beside.
+        count = memory // ((8 + dtype.itemsize) * side * length + 32 * side * side)
+        for first in range(0, len(indices), max(1, count)):
+            yield indices[first : first + max(1, count)]
 
 
-def _prove_batch(
-    matrices: Sequence[Tensor],
-    lower: Sequence[float],
-    rtol: float,
-    indices: Sequence[int],
-    proofs: Proofs,
-) -> None:
-    b, exponents = scaled(torch.stack([wide(matrices[index].double()) for index in indices]))
-    below = [math.ldexp(lower[i], -e) for i, e in zip(indices, exponents, strict=True)]
-    square = torch.tensor([value * value for value in below], dtype=b.dtype, device=b.device)
-    pending, excess = list(range(len(indices))), rtol
-    for attempt in range(_ATTEMPTS):
-        chosen = torch.tensor(pending, device=b.device)
-        some = b if len(pending) == len(indices) else b[chosen]
-        bounds, factors = _bound_squares(some, square[chosen] * (1 + excess))
-        failed = []
-        for position, (local, bound) in enumerate(zip(pending, bounds.tolist(), strict=True)):
-            if not math.isfinite(bound):
-                failed.append(local)
-                continue
-            index = indices[local]
-            root = math.nextafter(math.sqrt(bound), math.inf)
-            proofs.upper[index] = unscaled_up(root, exponents[local])
-            if attempt > 0:
-                proofs.starts[index] = _top_vector(matrices[index], factors[position])
-        pending, excess = failed, 16 * excess
-        if not pending:
-            return
+def _tested(b: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`residual_sums` of t I - B B^T - L L^T, failures of the factorisations, and the factors L."""
+    count, side, _ = b.shape
+    shifted = torch.baddbmm(b.new_empty(()).expand(count, side, side), b, b.mT, beta=0, alpha=-1)
+    shifted.diagonal(dim1=1, dim2=2).add_(shifts[:, None])
+    # Torch's factors are stored by columns: the upper one's transpose is the lower one by rows.
+    upper, failures = torch.linalg.cholesky_ex(shifted, upper=True)
+    return residual_sums(b, upper.mT, shifts), failures, upper.mT
 
 
-def _bound_squares(b: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
-    """Upper bounds of the largest eigenvalues of B B^T, infinite where unproved; the factors."""
-    _, side, length = b.shape
-    shifted = torch.baddbmm(torch.diag_embed(shifts[:, None].expand(-1, side)), b, b.mT, alpha=-1)
-    factors, failures = torch.linalg.cholesky_ex(shifted)
-    squares, sizes = cholesky_residual(b, factors, shifts).unbind(1)
-    # Sums of k < 2^30 numbers: off by less than 2^-22, relatively, which WIDE covers; 2^-400 and
-    # 2^-900 are far above every underflow together.
-    rounding = wide_gamma(side + length + 1) * (sizes * WIDE)
-    residual = (squares * WIDE + 2.0**-400).sqrt() * WIDE + rounding
-    bounds = torch.nextafter(
-        shifts + (residual + 2.0**-900) * WIDE, torch.full_like(shifts, math.inf)
-    )
-    return torch.where((failures == 0) & torch.isfinite(bounds), bounds, math.inf), factors
+def residual_sums(b: Tensor, factors: Tensor, shifts: Tensor) -> Tensor:
+    """(n, 2): the squared Frobenius norm of t I - B B^T - L L^T, and what rounding adds to it."""
+    sums = cholesky_residual(b, factors, shifts)
+    # Sums of k < 2^30 numbers: off by less than 2^-22, relatively, which WIDE covers.
+    sums[:, 1].mul_(wide_gamma(b.shape[1] + b.shape[2] + 1) * WIDE)
+    return sums
 
 
-def _top_vector(matrix: Tensor, factor: Tensor) -> Tensor:
-    """A right vector near the top singular one: subspace iteration with (t I - B B^T)^-1.
+def bounds_from_residuals(sums: Tensor, failures: Tensor, shifts: Tensor) -> Tensor:
+    """Upper bounds of the norms of B, infinite where unproved. t is 2^-150 at least."""
+    squares, rounding = sums.unbind(1)
+    infinity = shifts.new_full((), math.inf)
+    # WIDE covers the squares' sums and what is rounded here, the step to the next number the sum's
+    # rounding and, as a half of it is 2^-54 t at least, every underflow.
+    residual = squares.sqrt().add_(rounding)
+    bounds = torch.nextafter(shifts.add(residual, alpha=WIDE * WIDE), infinity)
+    roots = torch.where(failures == 0, torch.nextafter(bounds.sqrt(), infinity), infinity)
+    return roots.nan_to_num_(nan=math.inf, posinf=math.inf)
 
-    t may be further from the top than the next singular values are: a few vectors find it there.
+
+def _top_vectors(b: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit vectors near the top singular ones: left (n, s) and right (n, l).
+
+    Subspace iteration with (t I - B B^T)^-1. t may be further from the top than the next singular
+    values are: a few vectors find it there.
     """
     generator = torch.Generator(device="cpu").manual_seed(0)
-    size = len(factor), min(_SUBSPACE, len(factor))
-    basis = torch.randn(size, generator=generator, dtype=torch.float64, device="cpu").to(factor)
+    side = factors.shape[1]
+    size = side, min(_SUBSPACE, side)
+    start = torch.randn(size, generator=generator, dtype=torch.float64, device="cpu").to(factors)
+    basis = start.expand(len(factors), *size)
     for _ in range(4):
-        basis = torch.linalg.qr(torch.cholesky_solve(basis, factor))[0]
-    projected = basis.mT @ torch.cholesky_solve(basis, factor)
-    vector = basis @ torch.linalg.eigh(projected)[1][:, -1]
-    right: Tensor = matrix.detach().double().mT @ vector if is_wide(*matrix.shape) else vector
-    right = right / right.abs().amax()
-    unit: Tensor = right / right.norm()
-    return unit
+        basis = torch.linalg.qr(torch.cholesky_solve(basis, factors))[0]
+    projected = basis.mT @ torch.cholesky_solve(basis, factors)
+    left = (basis @ torch.linalg.eigh(projected)[1][:, :, -1:])[:, :, 0]
+    right = (b.mT @ left[:, :, None])[:, :, 0]
+    return left / left.norm(dim=1, keepdim=True), right / right.norm(dim=1, keepdim=True)
 
 
 @dataclass(frozen=True)
 class Brackets:
-    """What the native op returns of N matrices, vectors one per matrix."""
+    """What the native op returns of N matrices, vectors one per matrix.
+
+    `known` holds `lower`, `upper`, `codes` and `passes` where the host knows them: of matrices on a
+    device, it has waited for these.
+    """
 
     lower: Tensor
     upper: Tensor
@@ -144,73 +170,133 @@ class Brackets:
     codes: Tensor
     right: Sequence[Tensor] | Vectors
     left: Sequence[Tensor] | Vectors
+    known: Sequence[Sequence[float]] | None = None
 
 
 LowerBounds = Callable[[list[Tensor], list[Tensor]], Brackets]
 """Lower bounds of matrices from start vectors."""
 
 
+class _Refinement:
+    """Brackets whose first shift failed, as lists: the spectrum is denser than it seemed.
+
+    The factor that is found in the end then gives a start vector for a better lower bound, and that
+    a tighter shift.
+    """
+
+    def __init__(self, matrices: Sequence[Tensor], found: Brackets, rtol: float, memory: int):
+        self._matrices, self._rtol, self._memory = matrices, rtol, memory
+        self._found = found
+        self._lower, self._upper = found.lower.tolist(), found.upper.tolist()
+        self._passes, self._codes = found.passes.tolist(), found.codes.tolist()
+        self._right, self._left = list(found.right), list(found.left)
+
+    def run(self, todo: list[int], estimate: LowerBounds) -> Brackets:
+        """Proofs and lower bounds in turn, of the matrices `todo`."""
+        attempt = 1
+        for _ in range(_ROUNDS):
+            starts = self._prove(todo, attempt)
+            todo = self._improve(starts, estimate) if starts else []
+            if not todo:
+                break
+            attempt = 0
+        found = self._found
+        return Brackets(
+            found.lower.new_tensor(self._lower),
+            found.upper.new_tensor(self._upper),
+            found.passes.new_tensor(self._passes),
+            found.codes.new_tensor(self._codes),
+            self._right,
+            self._left,
+            (self._lower, self._upper, self._codes, self._passes),
+        )
+
+    def _prove(self, pending: list[int], attempt: int) -> dict[int, Tensor]:
+        """Grows shifts until they prove something; vectors to start from where they had to grow."""
+        starts: dict[int, Tensor] = {}
+        for power in range(attempt, _ATTEMPTS):
+            chosen = pending
+
+            def look(batch: list[int], b: Tensor, factors: Tensor, failures: Tensor) -> None:
+                right = (failures == 0).nonzero()[:, 0]
+                if power == 0 or not len(right):  # noqa: B023
+                    return
+                short, long = _top_vectors(b[right], factors[right])
+                for place, position in enumerate(right.tolist()):
+                    index = chosen[batch[position]]  # noqa: B023
+                    as_it_is = is_wide(*self._matrices[index].shape)
+                    starts[index] = (long if as_it_is else short)[place]
+
+            values = prove_upper_bounds(
+                [self._matrices[index] for index in chosen],
+                self._found.lower.new_tensor([self._lower[index] for index in chosen]),
+                excess=self._rtol * 16**power,
+                memory=self._memory,
+                inspect=look,
+            ).tolist()
+            for index, value in zip(chosen, values, strict=True):
+                if value < self._upper[index]:
+                    self._upper[index], self._codes[index] = value, CHOLESKY
+            pending = [i for i, value in zip(chosen, values, strict=True) if value == math.inf]
+            if not pending:
+                break
+        return starts
+
+    def _improve(self, starts: dict[int, Tensor], estimate: LowerBounds) -> list[int]:
+        """Better lower bounds; which matrices have them."""
+        better = estimate([self._matrices[index] for index in starts], list(starts.values()))
+        improved = []
+        values = zip(starts, better.lower.tolist(), better.passes.tolist(), strict=True)
+        for position, (index, value, passes) in enumerate(values):
+            self._passes[index] += passes
+            if value > self._lower[index]:
+                self._lower[index] = value
+                self._right[index], self._left[index] = (
+                    better.right[position],
+                    better.left[position],
+                )
+                improved.append(index)
+        return improved
+
+
 @torch.no_grad()
 def _tightened(
     matrices: Sequence[Tensor], found: Brackets, estimate: LowerBounds, rtol: float, memory: int
-) -> Brackets:
-    lower, upper, passes = found.lower.tolist(), found.upper.tolist(), found.passes.tolist()
-    codes, right, left = found.codes.tolist(), list(found.right), list(found.left)
-    todo = [index for index, value in enumerate(lower) if value > 0 and codes[index] != CHOLESKY]
-    for _ in range(_ROUNDS):
-        some = [matrices[index] for index in todo]
-        proofs = prove_upper_bounds(
-            some, [lower[index] for index in todo], rtol=rtol, memory=memory
-        )
-        for index, value in zip(todo, proofs.upper, strict=True):
-            if value < upper[index]:
-                upper[index], codes[index] = value, CHOLESKY
-        loose = [
-            (index, start)
-            for index, start in zip(todo, proofs.starts, strict=True)
-            if start is not None
-        ]
-        if not loose:
-            break
-        better = estimate([matrices[index] for index, _ in loose], [start for _, start in loose])
-        new_passes, todo = better.passes.tolist(), []
-        for position, ((index, _), value) in enumerate(
-            zip(loose, better.lower.tolist(), strict=True)
-        ):
-            passes[index] += new_passes[position]
-            if value > lower[index]:
-                lower[index] = value
-                right[index], left[index] = better.right[position], better.left[position]
-                todo.append(index)
-
-    def like(values: list[Any], tensor: Tensor) -> Tensor:
-        return torch.tensor(values, dtype=tensor.dtype, device=tensor.device)
-
-    return Brackets(
-        like(lower, found.lower),
-        like(upper, found.upper),
-        like(passes, found.passes),
-        like(codes, found.codes),
-        right,
-        left,
-    )
+) -> tuple[Brackets, list[int]]:
+    proved = prove_upper_bounds(matrices, found.lower, excess=rtol, memory=memory)
+    better = proved < found.upper
+    upper = torch.where(better, proved, found.upper)
+    codes = torch.where(better, CHOLESKY, found.codes)
+    # The one time that the device is waited for, unless a shift was too small.
+    fields = (found.lower, upper, codes, found.passes, proved)
+    *known, above = torch.stack([field.double() for field in fields]).tolist()
+    taken = replace(found, upper=upper, codes=codes, known=known)
+    kinds = [int(code) for code in known[2]]
+    todo = [
+        index
+        for index, (code, below, bound) in enumerate(zip(kinds, known[0], above, strict=True))
+        if code >= 0 and code != CHOLESKY and below > 0 and bound == math.inf
+    ]
+    todo = [index for index in todo if 8 * min(matrices[index].shape) ** 2 <= memory]
+    if not todo:
+        return taken, kinds
+    refined = _Refinement(matrices, taken, rtol, memory).run(todo, estimate)
+    return refined, refined.codes.tolist()
 
 
 def tighten(
     matrices: Sequence[Tensor], found: Brackets, estimate: LowerBounds, *, rtol: float, memory: int
-) -> Brackets:
+) -> tuple[Brackets, list[int]]:
     """Brackets with upper bounds by Cholesky where they can be had, about rtol from the lower ones.
 
-    Where the first shift fails, the spectrum is denser at the top than Lanczos took it for: the
-    factor that is found in the end then gives a start vector for a better lower bound, and that a
-    tighter shift. Gradients are those of `found`.
+    Also returns their codes, on the host: they come with the one wait for the device. Where a first
+    shift fails, the spectrum is denser at the top than Lanczos took it for, and there are more.
+    Gradients are those of `found`.
     """
-    better = _tightened(matrices, found, estimate, rtol, memory)
-    return replace(
-        better,
-        lower=_WithValue.apply(found.lower, better.lower),  # type: ignore[no-untyped-call]
-        upper=_WithValue.apply(found.upper, better.upper),  # type: ignore[no-untyped-call]
-    )
+    better, codes = _tightened(matrices, found, estimate, rtol, memory)
+    lower = _WithValue.apply(found.lower, better.lower)  # type: ignore[no-untyped-call]
+    upper = _WithValue.apply(found.upper, better.upper)  # type: ignore[no-untyped-call]
+    return replace(better, lower=lower, upper=upper), codes
 
 
 class _WithValue(torch.autograd.Function):

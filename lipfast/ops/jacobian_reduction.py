@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lipfast.errors import ArgumentError
 from lipfast.norms import Norm, check_norm
-from lipfast.ops._arguments import check_floating, native_dtype
+from lipfast.ops._arguments import check_floating, check_same_device, native_dtype
 
 
 def jacobian_reduction(jacobian: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,6 +103,7 @@ class RowReduction:
         outputs: K, so many rows are to come.
         inputs: D.
         spectral: whether `norms(2)` will be asked for; without it no Gram matrix is formed.
+        device: where the rows are.
 
     Example:
         >>> import torch
@@ -116,18 +117,26 @@ class RowReduction:
         5.0
     """
 
-    def __init__(self, samples: int, outputs: int, inputs: int, *, spectral: bool = True) -> None:
+    def __init__(
+        self,
+        samples: int,
+        outputs: int,
+        inputs: int,
+        *,
+        spectral: bool = True,
+        device: torch.device | str = "cpu",
+    ) -> None:
         if outputs < 1 or inputs < 1:
             raise ArgumentError(f"Jacobians of {outputs} x {inputs} are empty")
         self.shape = (samples, outputs, inputs)
         self.rows = 0
         self.spectral = spectral
         self._dtype = torch.float32
-        self._columns = torch.zeros(samples, inputs, dtype=torch.float64, device="cpu")
-        self._largest_row = torch.zeros(samples, dtype=torch.float64, device="cpu")
+        self._columns = torch.zeros(samples, inputs, dtype=torch.float64, device=device)
+        self._largest_row = torch.zeros(samples, dtype=torch.float64, device=device)
         # Squares of float64 overflow: what is squared is scaled by a power of two per sample.
-        self._scale = torch.full((samples,), -_LARGEST_EXPONENT, dtype=torch.float64, device="cpu")
-        self._squares = torch.zeros(samples, dtype=torch.float64, device="cpu")
+        self._scale = torch.full_like(self._largest_row, -_LARGEST_EXPONENT)
+        self._squares = torch.zeros_like(self._largest_row)
         self._gram: Tensor | None = None
         self._kept: list[Tensor] = []
 
@@ -135,9 +144,10 @@ class RowReduction:
         """Take the next rows (B, k, D), a floating dtype.
 
         Raises:
-            ArgumentError: wrong type, dtype or shape, or more rows than were announced.
+            ArgumentError: wrong type, dtype, shape or device, or more rows than were announced.
         """
         rows = check_floating(rows, "rows", 3).detach()
+        check_same_device(rows, self._columns, "rows")
         samples, outputs, inputs = self.shape
         if (rows.shape[0], rows.shape[2]) != (samples, inputs):
             raise ArgumentError(

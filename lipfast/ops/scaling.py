@@ -10,6 +10,18 @@ from torch import Tensor
 
 # Below, the numbers of 2^e x are so far apart that ldexp rounds.
 _DENORMAL = 2.0**-1021
+_BIAS, _FRACTION_BITS = 1023, 52
+
+
+def powers_of_two(exponents: Tensor) -> Tensor:
+    """2^e in float64, exactly, for integers -1023 < e < 1024, without a library's power function.
+
+    Example:
+        >>> import torch
+        >>> powers_of_two(torch.tensor([-1, 0, 3])).tolist()
+        [0.5, 1.0, 8.0]
+    """
+    return ((exponents.long() + _BIAS) << _FRACTION_BITS).view(torch.float64)
 
 
 def scaled(tensors: Tensor) -> tuple[Tensor, list[int]]:
@@ -39,6 +51,13 @@ def unscaled_up(value: float, exponent: int) -> float:
     except OverflowError:
         return math.inf
     return math.nextafter(product, math.inf) if product < _DENORMAL else product
+
+
+def multiplied_up(values: Tensor, powers: Tensor) -> Tensor:
+    """At least the products of values >= 0 with powers of two, entry by entry."""
+    products = values * powers
+    above = torch.nextafter(products, products.new_full((), math.inf))
+    return torch.where(products < _DENORMAL, above, products)
 
 
 def unscaled_down(value: float, exponent: int) -> float:

@@ -23,7 +23,7 @@ from lipfast.ops._arguments import (
     native_dtype,
 )
 from lipfast.ops._keyed import UPPER_METHODS, Values, entry_name, keyed, keys_of, listing
-from lipfast.ops._sum_norms import sum_norms
+from lipfast.ops._sum_norms import sum_norms, sums_on_device
 from lipfast.ops.denormals import denormals_flushed
 from lipfast.ops.gram_certificate import Brackets, tighten
 from lipfast.ops.vectors import Vectors
@@ -59,6 +59,8 @@ class SpectralNorms(Generic[Values]):
     _left: Any
     passes: Values
     method: Any
+    # The numbers of `lower`, `upper`, `certified` and `passes`, where the host has waited for them.
+    _known: Any = None
 
     @property
     def right(self) -> Any:
@@ -180,31 +182,38 @@ def spectral_norms(
     if norm == 2:
         options = (float(rtol), int(max_passes), method == "power", int(seed), int(memory))
         found = _native_brackets(matrices, starts, certify, options)
-        if (found.codes < 0).any():
-            index = int((found.codes < 0).nonzero()[0])
-            name = entry_name("matrix", keys[index])
-            raise NonFiniteError(f"{name}: holds NaN or Inf; its norm is not defined")
         if certify and matrices[0].is_cuda:
-            found = tighten(
+            found, codes = tighten(
                 matrices,
                 found,
                 lambda some, near: _native_brackets(some, near, True, options),
                 rtol=float(rtol),
                 memory=int(memory),
             )
-        how = [UPPER_METHODS[code] for code in found.codes.tolist()]
+        else:
+            codes = found.codes.tolist()
+        if min(codes) < 0:
+            name = entry_name("matrix", keys[next(i for i, code in enumerate(codes) if code < 0)])
+            raise NonFiniteError(f"{name}: holds NaN or Inf; its norm is not defined")
+        how = [UPPER_METHODS[code] for code in codes]
     else:
         names = [entry_name("matrix", key) for key in keys]
-        lower, upper, right, left = sum_norms(matrices, names, norm)
+        known: list[list[float]] | None = None
         device = matrices[0].device
+        if device.type == "cpu":
+            lower, upper, right, left = sum_norms(matrices, names, norm)
+        else:
+            lower, upper, right, left, known = sums_on_device(matrices, names, norm)
         passes = torch.ones(len(matrices), dtype=torch.int64, device=device)
         how = ["sums"] * len(matrices)
         # The native op sets the mode of its threads itself; a GPU keeps denormals of float64.
         flushed = device.type == "cpu" and denormals_flushed()
-        codes = torch.full((len(matrices),), 0 if flushed else 1, device=device)
-        found = Brackets(lower, upper, passes, codes, right, left)
+        certified = torch.full((len(matrices),), 0 if flushed else 1, device=device)
+        found = Brackets(lower, upper, passes, certified, right, left, known)
     sides = (found.lower, found.upper, found.codes != 0)
-    result = SpectralNorms(*sides, found.right, found.left, found.passes, how)
+    result: SpectralNorms[Any] = SpectralNorms(
+        *sides, found.right, found.left, found.passes, how, found.known
+    )
     if not isinstance(tensors, Mapping):
         return result
     values: tuple[Any, ...] = (*sides, result.right, result.left, found.passes, how)
@@ -229,6 +238,17 @@ def _native_brackets(
         Vectors(right, [matrix.shape[1] for matrix in matrices]),
         Vectors(left, [matrix.shape[0] for matrix in matrices]),
     )
+
+
+def right_vectors(matrices: Tensor) -> Tensor:
+    """Unit vectors (N, D) that finite matrices (N, K, D) stretch most, without a certificate.
+
+    In one call that does not wait for the device; of a zero matrix any.
+    """
+    options = (1e-6, 300, False, 0, DEFAULT_MEMORY)
+    found = _native_brackets(list(matrices.contiguous().unbind()), [], False, options)
+    assert isinstance(found.right, Vectors)
+    return found.right.joined.reshape(matrices.shape[0], matrices.shape[2])
 
 
 def _matrices(tensors: object) -> tuple[list[Any], list[Tensor]]:

@@ -14,6 +14,9 @@ class Vectors:
     Cutting tens of thousands of pieces takes longer than computing small ones, and is often for
     nothing.
 
+    Attributes:
+        joined: the vectors, one after another.
+
     Args:
         values: the vectors, joined.
         sizes: of the vectors; their sum is the size of `values`.
@@ -25,14 +28,14 @@ class Vectors:
     """
 
     def __init__(self, values: Tensor, sizes: Sequence[int]) -> None:
-        self._values = values
+        self.joined = values
         self._sizes = list(sizes)
         self._pieces: list[Tensor] | None = None
 
     def cut(self) -> list[Tensor]:
         """The vectors; the same list each time."""
         if self._pieces is None:
-            self._pieces = list(torch.split(self._values, self._sizes))
+            self._pieces = list(torch.split(self.joined, self._sizes))
         return self._pieces
 
     def __iter__(self) -> Iterator[Tensor]:

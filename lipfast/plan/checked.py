@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from lipfast.errors import ArgumentError, StateDictError
+from lipfast.errors import ArgumentError, NonFiniteError, StateDictError
 from lipfast.graph.nodes import Constant
+from lipfast.ops._arguments import check_device
 from lipfast.ops.threads import one_thread
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.computed import evaluate_computed
 from lipfast.plan.masks import holds_minus_infinity, require_visible_entries
-from lipfast.plan.state import entries_of, require_finite
+from lipfast.plan.stacked import StackedStateDicts
+from lipfast.plan.state import entries_of, require_finite, require_finite_together
 
 _SMALL = 1 << 20  # elements of a state dict; below, several threads wait longer than they compute
 StateDict: TypeAlias = Mapping[str, Tensor]
@@ -42,28 +44,106 @@ def resolve(
 
     Raises:
         StateDictError, NonFiniteError: see `Plan.check`.
+        ArgumentError: its tensors are on several devices, or on one without kernels.
     """
     if isinstance(state_dict, CheckedStateDict) and state_dict.architecture is architecture:
         return state_dict
-    required = architecture.requirements
+    tensors = _named(architecture, state_dict, where)
+    names, masks = _names_of_numbers(architecture, tensors), architecture.requirements.masks
+    device = _device_of(architecture, [tensors], [where])
+    with _threads_for(architecture):
+        if device.type == "cpu":
+            require_finite(tensors, names, where, masks)
+        else:
+            require_finite_together([tensors], names, [where], masks)
+    return _completed(architecture, tensors, where)
+
+
+def _threads_for(architecture: Architecture) -> contextlib.AbstractContextManager[None]:
+    small = sum(math.prod(shape) for shape in architecture.parameters.values()) < _SMALL
+    return one_thread() if small else contextlib.nullcontext()
+
+
+def _resolved(
+    architecture: Architecture, state_dicts: Sequence[StateDict], wheres: Sequence[str]
+) -> list[dict[str, Tensor]]:
+    """`resolve` of many, with their numbers looked at together."""
+    entries = [
+        _named(architecture, entry, where) for entry, where in zip(state_dicts, wheres, strict=True)
+    ]
+    _device_of(architecture, entries, wheres)
+    masks = architecture.requirements.masks
+    names = [_names_of_numbers(architecture, entry) for entry in entries]
+    with _threads_for(architecture):
+        if all(own == names[0] for own in names[1:]):
+            require_finite_together(entries, names[0] if names else [], wheres, masks)
+        else:
+            for entry, own, where in zip(entries, names, wheres, strict=True):
+                require_finite(entry, own, where, masks)
+    return [
+        _completed(architecture, entry, where) for entry, where in zip(entries, wheres, strict=True)
+    ]
+
+
+def _names_of_numbers(architecture: Architecture, tensors: Mapping[str, Tensor]) -> Sequence[str]:
+    """Names of the tensors that must be numbers; some may be integers instead."""
+    integers = architecture.requirements.integers
+    if not integers:
+        return architecture.stored_parameters
+    return [
+        name
+        for name in architecture.stored_parameters
+        if name not in integers or tensors[name].dtype.is_floating_point
+    ]
+
+
+def _named(architecture: Architecture, state_dict: StateDict, where: str) -> dict[str, Tensor]:
+    """The entries under the architecture's own names."""
     tensors = entries_of(state_dict, architecture.parameters, architecture.aliases, where)
-    for name in (*architecture.stored_parameters, *required.values):
+    for name in (*architecture.stored_parameters, *architecture.requirements.values):
         if name not in tensors:  # a counter, which most functions do not depend on
             raise StateDictError(
                 f"{where}the state dict lacks '{name}', which the model computes with"
             )
-    numbers = [
-        name
-        for name in architecture.stored_parameters
-        if name not in required.integers or tensors[name].dtype.is_floating_point
-    ]
-    small = sum(math.prod(shape) for shape in architecture.parameters.values()) < _SMALL
-    with one_thread() if small else nullcontext():
-        require_finite(tensors, numbers, where, required.masks)
+    return tensors
+
+
+def _device_of(
+    architecture: Architecture, entries: Sequence[Mapping[str, Tensor]], wheres: Sequence[str]
+) -> torch.device:
+    """Where all tensors are that the function depends on.
+
+    Raises:
+        ArgumentError: on several devices, or on one without kernels.
+    """
+    names = architecture.stored_parameters
+    if all(tensors[name].is_cpu for tensors in entries for name in names):
+        return torch.device("cpu")
+    first: tuple[str, torch.device] | None = None
+    for tensors, where in zip(entries, wheres, strict=True):
+        for name in names:
+            device = tensors[name].device
+            if first is None:
+                first = f"{where}parameter '{name}'", device
+            elif device != first[1] and not tensors[name].is_meta:
+                raise ArgumentError(
+                    f"{where}parameter '{name}' is on {device} and {first[0]} on {first[1]}: all "
+                    f"tensors of a call must be on one device (tensor.to({str(first[1])!r}))"
+                )
+    assert first is not None
+    if first[1].type != "meta":
+        check_device(first[1], f"{first[0]} is")
+    return first[1]
+
+
+def _completed(
+    architecture: Architecture, tensors: dict[str, Tensor], where: str
+) -> dict[str, Tensor]:
+    """Checked numbers, and what is computed of them."""
+    required, constants = architecture.requirements, architecture.constants
     _require_dtype(architecture, tensors, where)
     if required.values:
         _require_values(required.values, tensors, where)
-    constants = architecture.constants
     if architecture.computed:
         found = evaluate_computed(architecture.computed, tensors, constants, where)
         tensors = {**tensors, **found}
@@ -116,7 +196,7 @@ def _require_dtype(architecture: Architecture, tensors: Mapping[str, Tensor], wh
 def resolve_all(
     architecture: Architecture, state_dicts: StateDict | Sequence[StateDict]
 ) -> list[dict[str, Tensor]]:
-    """`resolve` one or many state dicts; errors say which entry of a list."""
+    """`resolve` one or many state dicts, perhaps stacked; errors say which entry of a list."""
     if isinstance(state_dicts, Mapping):
         return [resolve(architecture, state_dicts)]
     if isinstance(state_dicts, torch.nn.Module):
@@ -126,7 +206,42 @@ def resolve_all(
         raise ArgumentError(
             f"expected a state dict or a list of them, not {type(state_dicts).__name__}"
         )
-    return [
-        resolve(architecture, entry, f"state dict {index}: ")
-        for index, entry in enumerate(state_dicts)
+    if isinstance(state_dicts, StackedStateDicts):
+        return _resolved_stack(architecture, state_dicts)
+    entries = list(state_dicts)
+    found: list[dict[str, Tensor] | None] = [
+        entry
+        if isinstance(entry, CheckedStateDict) and entry.architecture is architecture
+        else None
+        for entry in entries
     ]
+    others = [index for index, entry in enumerate(found) if entry is None]
+    resolved = _resolved(
+        architecture,
+        [entries[index] for index in others],
+        [f"state dict {index}: " for index in others],
+    )
+    for index, tensors in zip(others, resolved, strict=True):
+        found[index] = tensors
+    return [entry for entry in found if entry is not None]
+
+
+def _resolved_stack(
+    architecture: Architecture, stacked: StackedStateDicts
+) -> list[dict[str, Tensor]]:
+    """`resolve` of stacked state dicts: names, shapes and numbers are looked at once for all."""
+    count = len(stacked)
+    shapes = {name: (count, *shape) for name, shape in architecture.parameters.items()}
+    together = entries_of(stacked.tensors, shapes, architecture.aliases, "stacked state dicts: ")
+    networks, required = StackedStateDicts(together), architecture.requirements
+    wheres = [f"state dict {index}: " for index in range(count)]
+    if not together.keys() >= {*architecture.stored_parameters, *required.values}:
+        return _resolved(architecture, networks, wheres)
+    _device_of(architecture, [together], ["stacked state dicts: "])
+    floating = _names_of_numbers(architecture, together)
+    try:
+        require_finite_together([together], floating, [""])
+    except NonFiniteError:  # of one network, which the error names
+        require_finite_together(networks, floating, wheres, required.masks)
+    entries = networks.entries
+    return [_completed(architecture, *pair) for pair in zip(entries, wheres, strict=True)]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lipfast.errors import TraceError
+from lipfast.errors import ArgumentError, TraceError
 from lipfast.plan.kept import Kept
 from lipfast.plan.modules import evaluation_mode
 from lipfast.plan.untraceable import head_line, where
@@ -26,6 +26,7 @@ def evaluate_module(
 
     Raises:
         TraceError: it cannot be evaluated on the inputs; its own error says more.
+        ArgumentError: the inputs are on another device.
     """
     try:
         with warnings.catch_warnings():
@@ -37,12 +38,29 @@ def evaluate_module(
     except MemoryError:
         raise
     except Exception as error:  # user code runs here: anything may come out
+        require_device_of(module, inputs)
         shapes = ", ".join(str(tuple(value.shape[1:])) for value in inputs)
         raise TraceError(
             f"{type(module).__name__} cannot be evaluated on samples of shape {shapes}"
             f"{where(error)}: {head_line(error)}. Check the data: its first dimension is the "
             "sample, the others are what the model takes."
         ) from error
+
+
+def require_device_of(module: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Check that samples are on a device of the module's, which may have parts on several.
+
+    Raises:
+        ArgumentError: they are on another.
+    """
+    devices = dict.fromkeys(value.device for value in (*module.parameters(), *module.buffers()))
+    for value in inputs:
+        if devices and value.device not in devices:
+            there = next(iter(devices))
+            raise ArgumentError(
+                f"the samples are on {value.device} and the model on {there}: move the samples "
+                f"(x.to({str(there)!r})) or the model"
+            )
 
 
 def require_evaluates(module: nn.Module, inputs: Sequence[Tensor]) -> object:

@@ -18,7 +18,7 @@ from lipfast.ops.modes import plain_arithmetic
 from lipfast.plan.computed import moves
 from lipfast.plan.constant_folding import ATTENTION
 from lipfast.plan.interpret import NodeArguments, walk
-from lipfast.plan.state import stack
+from lipfast.plan.state import device_of, stack
 from lipfast.rules.registry import rule_of
 
 
@@ -93,8 +93,9 @@ def require_visible_entries(
         used = {ref.name for node in graph.nodes for ref in node.references()}
         names = [name for name in used if name in parameters]
         stacked = stack([parameters], names, torch.float64)
+        device = device_of(stacked)
         zeros = [
-            torch.zeros(1, 1, *node.shape, dtype=torch.float64, device="cpu")
+            torch.zeros(1, 1, *node.shape, dtype=torch.float64, device=device)
             for node in graph.inputs
         ]
         walk(graph, stacked, constants, zeros, visit)

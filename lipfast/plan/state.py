@@ -164,22 +164,7 @@ def require_finite(
     """
     for name in used:
         tensor = tensors[name]
-        if tensor.is_meta:
-            raise StateDictError(
-                f"{where}parameter '{name}' has no data (device meta): load the weights first"
-            )
-        if tensor.layout != torch.strided or tensor.is_nested:
-            layout = "nested" if tensor.is_nested else tensor.layout
-            raise StateDictError(
-                f"{where}parameter '{name}' has layout {layout}; expected a dense tensor "
-                "(tensor.to_dense())"
-            )
-        if not tensor.dtype.is_floating_point or "float4" in str(tensor.dtype):
-            advice = " (tensor.dequantize())" if tensor.is_quantized else ""
-            raise StateDictError(
-                f"{where}parameter '{name}' has dtype {tensor.dtype}; expected a floating "
-                f"dtype{advice}"
-            )
+        _require_dense_numbers(tensor, name, where)
         # One cheap reduction; a sum of finite entries may overflow, so only then look closely.
         if tensor.element_size() == 1:  # float8: torch does not add it
             tensor = tensor.float()
@@ -197,6 +182,81 @@ def require_finite(
             )
 
 
+def _require_dense_numbers(tensor: Tensor, name: str, where: str) -> None:
+    if tensor.is_meta:
+        raise StateDictError(
+            f"{where}parameter '{name}' has no data (device meta): load the weights first"
+        )
+    if tensor.layout != torch.strided or tensor.is_nested:
+        layout = "nested" if tensor.is_nested else tensor.layout
+        raise StateDictError(
+            f"{where}parameter '{name}' has layout {layout}; expected a dense tensor "
+            "(tensor.to_dense())"
+        )
+    if not tensor.dtype.is_floating_point or "float4" in str(tensor.dtype):
+        advice = " (tensor.dequantize())" if tensor.is_quantized else ""
+        raise StateDictError(
+            f"{where}parameter '{name}' has dtype {tensor.dtype}; expected a floating dtype{advice}"
+        )
+
+
+def require_finite_together(
+    state_dicts: Sequence[Mapping[str, Tensor]],
+    used: Sequence[str],
+    wheres: Sequence[str],
+    masks: Collection[str] = (),
+) -> None:
+    """`require_finite` of many state dicts, with one look at all numbers on a device.
+
+    Args:
+        state_dicts: name -> tensor, all on one device.
+        used: names of those that are checked.
+        wheres: for each a prefix for messages.
+        masks: names of those that may hold -inf.
+
+    Raises:
+        StateDictError, NonFiniteError: see `require_finite`.
+    """
+    pairs = list(zip(state_dicts, wheres, strict=True))
+    for tensors, where in pairs:
+        for name in used:
+            _require_dense_numbers(tensors[name], name, where)
+    suspects = used
+    if state_dicts and used:
+        if state_dicts[0][used[0]].device.type == "cpu":
+            suspects = [name for name in used if not _sum_is_finite(name, state_dicts)]
+        elif _all_finite([tensors[name] for tensors in state_dicts for name in used]):
+            return
+    for tensors, where in pairs:
+        require_finite(tensors, suspects, where, masks)
+
+
+# Entries of a tensor that is put together with those of other networks to look at all of them.
+_FEW = 4096
+
+
+def _sum_is_finite(name: str, state_dicts: Sequence[Mapping[str, Tensor]]) -> bool:
+    """Whether a sum says that the small tensors of a name are finite."""
+    tensors = [entry[name].detach() for entry in state_dicts]
+    if len(tensors) < 2 or tensors[0].numel() > _FEW or len({t.dtype for t in tensors}) > 1:
+        return False
+    return math.isfinite(torch.stack(tensors).sum().item())
+
+
+def _all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether all entries are finite: the largest magnitudes of all tensors, and one look at them.
+
+    They are of a few kernels, whatever the number of tensors.
+    """
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        if tensor.numel():
+            by_dtype.setdefault(tensor.dtype, []).append(tensor.detach())
+    largest = [torch._foreach_norm(some, math.inf) for some in by_dtype.values()]
+    flags = [torch.isfinite(torch.stack(list(some))).all() for some in largest]
+    return not flags or bool(torch.stack(flags).all())
+
+
 def _widened(tensor: Tensor) -> Tensor:
     """Floating numbers of eight bits as float32, which holds them exactly and computes."""
     eight_bits = tensor.dtype.is_floating_point and tensor.dtype.itemsize == 1
@@ -210,7 +270,7 @@ def stack(
     stacked = {}
     for name in names:
         tensors = [entry[name].detach() for entry in state_dicts]
-        if all(tensor.dtype.is_floating_point for tensor in tensors):
+        if all(tensor.dtype.is_floating_point for tensor in tensors) and tensors[0].is_cpu:
             # Converted one by one: a second copy of all of them would not stay in the cache.
             result = tensors[0].new_empty((len(tensors), *tensors[0].shape), dtype=dtype)
             for row, tensor in zip(result.unbind(), tensors, strict=True):
@@ -219,6 +279,11 @@ def stack(
         else:
             stacked[name] = floating_as(torch.stack(tensors), dtype)
     return stacked
+
+
+def device_of(tensors: Mapping[str, Tensor]) -> torch.device:
+    """Where parameters are, all on one device; the CPU where there are none."""
+    return next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
 
 
 def floating_as(tensor: Tensor, dtype: torch.dtype) -> Tensor:

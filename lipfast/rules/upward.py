@@ -14,7 +14,7 @@ from dataclasses import dataclass
 _UNIT = 2.0**-53
 _LOG2 = math.log(2.0)
 # Beyond this distance the smaller term is far below one ulp of the larger.
-_ALIGNMENT = 128
+ALIGNMENT = 128
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Upward:
         if math.isinf(self.mantissa) or math.isinf(other.mantissa):
             return Upward(math.inf)
         large, small = (self, other) if self.exponent >= other.exponent else (other, self)
-        shift = min(large.exponent - small.exponent, _ALIGNMENT)
+        shift = min(large.exponent - small.exponent, ALIGNMENT)
         total = large.mantissa + math.ldexp(small.mantissa, -shift)
         return _normalised(math.nextafter(total, math.inf), large.exponent)
 
@@ -94,6 +94,11 @@ class Upward:
             return Upward(math.inf)
         first = (self.exponent, self.mantissa) >= (other.exponent, other.mantissa)
         return self if first else other
+
+    def _root_of_squares(self, parts: Sequence[Upward]) -> Upward:
+        """The root of a sum of squares; of a single part that is not zero, that part exactly."""
+        nonzero = [part for part in parts if part.mantissa != 0.0]
+        return nonzero[0] if len(nonzero) == 1 else self.square_root()
 
     @property
     def unbounded(self) -> bool:
@@ -135,10 +140,7 @@ def p_norm(parts: Sequence[Upward], norm: float) -> Upward:
             total = total.maximum(part)
         else:
             total = total + (part * part if norm == 2 else part)
-    if norm != 2:
-        return total
-    nonzero = [part for part in parts if part.mantissa != 0.0]
-    return nonzero[0] if len(nonzero) == 1 else total.square_root()
+    return total._root_of_squares(parts) if norm == 2 else total
 
 
 def _normalised(mantissa: float, exponent: int) -> Upward:

@@ -7,6 +7,14 @@
 namespace lipfast {
 namespace {
 
+// A warp for a few Jacobians; two of them in a block.
+template <class T, int kWidth>
+void run_warps(const JacobianReductionParams& p, unsigned grid, uint64_t seed) {
+  using G = cuda::Group<kWidth>;
+  const cuda_on_cpu::Launch launch{grid, 64, sizeof(double) * 2 * G::kCount * G::kDoubles, seed};
+  cuda_on_cpu::run(launch, [&] { cuda::jacobian_reduction_warp_kernel<T, kWidth>(p); });
+}
+
 template <class T>
 void run_jacobian_reduction_as(Input& input, Output& output, JacobianReductionParams p, unsigned grid, uint64_t seed) {
   const std::vector<T> jacobian = input.array<T>(p.batch * p.outputs * p.inputs);
@@ -15,9 +23,20 @@ void run_jacobian_reduction_as(Input& input, Output& output, JacobianReductionPa
   p.spectral = spectral.data();
   p.frobenius = frobenius.data();
   const cuda::ReduceLayout layout(p.outputs, p.inputs);
-  std::vector<double> workspace(grid * layout.global());
-  const cuda_on_cpu::Launch launch{grid, static_cast<unsigned>(layout.block()), sizeof(double) * layout.shared(), seed};
-  cuda_on_cpu::run(launch, [&] { cuda::jacobian_reduction_kernel<T>(p, workspace.data()); });
+  if (layout.side <= 4) {
+    run_warps<T, 4>(p, grid, seed);
+  } else if (layout.side <= 10) {
+    run_warps<T, 10>(p, grid, seed);
+  } else if (layout.side <= 16) {
+    run_warps<T, 16>(p, grid, seed);
+  } else if (layout.side <= cuda::kWarpSide) {
+    run_warps<T, 32>(p, grid, seed);
+  } else {
+    std::vector<double> workspace(grid * layout.global());
+    const cuda_on_cpu::Launch launch{grid, static_cast<unsigned>(layout.block()), sizeof(double) * layout.shared(),
+                                     seed};
+    cuda_on_cpu::run(launch, [&] { cuda::jacobian_reduction_kernel<T>(p, workspace.data()); });
+  }
   output.array(spectral);
   output.array(frobenius);
 }

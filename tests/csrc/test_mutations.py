@@ -90,7 +90,7 @@ def cases(file: str) -> list[Case]:
     if file == "cholesky_residual.cuh":
         return residual_cases()
     reduction = reduction_cases() + chain_cases()
-    if file == "jacobian_reduction.cuh":
+    if file in ("jacobian_reduction.cuh", "warp_reduce.cuh"):
         return reduction
     return reduction + spectral_cases() + residual_cases()
 

@@ -66,13 +66,20 @@ def top_vector(matrix: Tensor, start: Tensor, steps: int) -> Tensor:
 def bracket(
     matrices: list[Tensor], rtol: float = 1e-6, memory: int = MEMORY, max_passes: int = 300
 ) -> Brackets:
-    return tighten(
+    found, codes = tighten(
         matrices,
         estimate(matrices, [], max_passes),
         lambda some, near: estimate(some, near, max_passes),
         rtol=rtol,
         memory=memory,
     )
+    assert codes == found.codes.tolist()
+    return found
+
+
+def prove(matrices: list[Tensor], lower: list[float], memory: int = MEMORY) -> list[float]:
+    at = torch.tensor(lower, dtype=torch.float64)
+    return prove_upper_bounds(matrices, at, excess=1e-6, memory=memory).tolist()
 
 
 def assert_right(known: list[Known], found: Brackets) -> None:
@@ -143,18 +150,48 @@ def test_a_wrong_factor_proves_nothing_false(
     truth = float(torch.linalg.svdvals(matrix)[0])
     honest = torch.linalg.cholesky_ex
 
-    def off(shifted: Tensor) -> tuple[Tensor, Tensor]:
-        factors, failures = honest(shifted)
+    def off(shifted: Tensor, *, upper: bool) -> tuple[Tensor, Tensor]:
+        factors, failures = honest(shifted, upper=upper)
         return factors * (1 + 1e-4), failures
 
-    def lying(shifted: Tensor) -> tuple[Tensor, Tensor]:
+    def lying(shifted: Tensor, *, upper: bool) -> tuple[Tensor, Tensor]:
         return torch.ones_like(shifted), torch.zeros(len(shifted), dtype=torch.int32)
 
     for library in (off, lying):
         monkeypatch.setattr(torch.linalg, "cholesky_ex", library)
         for lower in (0.5 * truth, truth * (1 - 1e-9)):
-            (upper,) = prove_upper_bounds([matrix], [lower], rtol=1e-6, memory=MEMORY).upper
-            assert upper >= truth * (1 - 1e-14)
+            assert prove([matrix], [lower])[0] >= truth * (1 - 1e-14)
+
+
+def test_matrices_of_one_shape_are_proved_together(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One launch per stage for each shape, whichever side is the smaller; as each one alone."""
+    shapes = [(5, 9), (9, 5), (7, 7)] * 10
+    matrices = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    alone = [float(bracket([matrix]).upper) for matrix in matrices]
+    honest, calls = torch.linalg.cholesky_ex, []
+
+    def counted(shifted: Tensor, *, upper: bool) -> tuple[Tensor, Tensor]:
+        calls.append(len(shifted))
+        return honest(shifted, upper=upper)
+
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", counted)
+    found = bracket(matrices)
+    assert calls == [20, 10]
+    torch.testing.assert_close(found.upper.tolist(), alone, rtol=1e-12, atol=0)
+
+
+def test_bad_and_zero_matrices_keep_what_is_known(generator: torch.Generator) -> None:
+    good = torch.randn(4, 3, generator=generator)
+    matrices = [good, torch.full((4, 3), math.nan), torch.zeros(4, 3), 2.0**-149 * torch.ones(4, 3)]
+    known = estimate(matrices, [])
+    found, codes = tighten(matrices, known, estimate, rtol=1e-6, memory=MEMORY)
+    assert codes[:2] == [1, -1] and codes[3] == 1
+    assert found.upper[2] >= found.lower[2] == 0
+    for index in (0, 3):
+        truth = float(torch.linalg.svdvals(matrices[index].double())[0])
+        assert truth * (1 - 1e-14) <= found.upper[index] <= truth * (1 + 2e-6)
 
 
 def test_gradients_are_those_of_the_estimate(generator: torch.Generator) -> None:
@@ -168,7 +205,9 @@ def test_gradients_are_those_of_the_estimate(generator: torch.Generator) -> None
 
 def test_without_memory_nothing_is_proved(generator: torch.Generator) -> None:
     matrix = torch.randn(6, 4, generator=generator)
-    assert prove_upper_bounds([matrix], [1.0], rtol=1e-6, memory=64).upper == [math.inf]
-    few = 8 * (4 * 6 + 4 * 16)  # one matrix at a time
-    found = prove_upper_bounds([matrix] * 3, [1.0] * 3, rtol=1e-6, memory=few)
-    assert all(math.isfinite(value) for value in found.upper)
+    lower = float(torch.linalg.svdvals(matrix.double())[0])
+    assert prove([matrix], [lower], memory=64) == [math.inf]
+    few = 12 * 4 * 6 + 32 * 4 * 4  # one matrix at a time
+    found = prove([matrix] * 3, [lower] * 3, memory=few)
+    assert found == prove([matrix] * 3, [lower] * 3)
+    assert all(math.isfinite(value) for value in found)

@@ -6,6 +6,7 @@ namespace {
 
 static_assert(sizeof(ChainLaunch) + sizeof(ChainLayout) + 16 <= 4096, "kernel arguments hold 4 KB");
 
+constexpr char kOp[] = "chain_jacobian_norms";
 constexpr int64_t kWorkspaceBytes = int64_t{2} << 30;  // in all
 
 using Kernel = void (*)(ChainLaunch, ChainLayout, double*, char*);
@@ -28,23 +29,18 @@ int64_t shared_bytes(const ChainLaunch& chain, Dtype dtype) {
 ChainPlan plan_chain_jacobian_norms_cuda(const ChainLaunch& chain, Dtype dtype) {
   const ChainLayout layout(chain, dtype);
   const ReduceLayout reduction(chain.widths[chain.layers], chain.widths[0]);
-  int64_t blocks = 0;
-  const cudaError_t error = resident_blocks(reinterpret_cast<const void*>(kernel_for(chain, dtype)), kChainThreads,
-                                            shared_bytes(chain, dtype), &blocks);
+  const int64_t resident =
+      resident_blocks(kOp, kernel_for(chain, dtype), {0, kChainThreads, shared_bytes(chain, dtype)});
   const int64_t per_block = layout.bytes() + 8 * reduction.global();
   const int64_t items = chain.networks * ((chain.batch + kChainSamples - 1) / kChainSamples);
-  blocks = std::min({blocks, items, std::max<int64_t>(1, kWorkspaceBytes / std::max<int64_t>(1, per_block))});
-  return {blocks, layout.bytes(), reduction.global(), error};
+  const int64_t fit = std::max<int64_t>(1, kWorkspaceBytes / std::max<int64_t>(1, per_block));
+  return {std::min({resident, items, fit}), layout.bytes(), reduction.global()};
 }
 
-int launch_chain_jacobian_norms_cuda(const ChainLaunch& chain, Dtype dtype, const ChainPlan& plan,
-                                     double* reduce_workspace, void* workspace, void* stream) {
-  if (chain.batch == 0) return cudaSuccess;
-  const Kernel kernel = kernel_for(chain, dtype);
-  kernel<<<static_cast<unsigned>(plan.blocks), kChainThreads, shared_bytes(chain, dtype),
-           static_cast<cudaStream_t>(stream)>>>(chain, ChainLayout(chain, dtype), reduce_workspace,
-                                                static_cast<char*>(workspace));
-  return cudaGetLastError();
+void launch_chain_jacobian_norms_cuda(const ChainLaunch& chain, Dtype dtype, const ChainPlan& plan,
+                                      double* reduce_workspace, void* workspace, void* stream) {
+  launch(kOp, kernel_for(chain, dtype), {plan.blocks, kChainThreads, shared_bytes(chain, dtype)}, stream, chain,
+         ChainLayout(chain, dtype), reduce_workspace, static_cast<char*>(workspace));
 }
 
 }  // namespace lipfast::cuda

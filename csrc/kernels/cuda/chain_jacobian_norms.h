@@ -7,7 +7,7 @@
 //              inputs of 10 bits would cost three digits. Where rounding flips the sign of z_l the Jacobian of the
 //              neighbouring linear region is taken.
 // Memory       a workspace per resident block; nothing of size B x K x n.
-// Errors       none: NaN gives NaN for that sample.
+// Errors       of values none: NaN gives NaN for that sample. Of launches: launch.cuh.
 // clang-format on
 #pragma once
 
@@ -52,16 +52,14 @@ struct ChainLayout {
   LIPFAST_HOST_DEVICE int64_t bytes() const { return 2 * activations() + 2 * products() + masks(); }
 };
 
-// How many blocks to give a workspace, and how much each: layout.bytes() bytes, and `reduce` doubles. Sets a
-// cudaError_t.
+// How many blocks to give a workspace, and how much each: layout.bytes() bytes, and `reduce` doubles.
 struct ChainPlan {
   int64_t blocks, bytes, reduce;
-  int error;
 };
 ChainPlan plan_chain_jacobian_norms_cuda(const ChainLaunch& chain, Dtype dtype);
 
-// Queues the kernel on `stream` (a cudaStream_t); returns a cudaError_t.
-int launch_chain_jacobian_norms_cuda(const ChainLaunch& chain, Dtype dtype, const ChainPlan& plan,
-                                     double* reduce_workspace, void* workspace, void* stream);
+// Queues the kernel on `stream` (a cudaStream_t).
+void launch_chain_jacobian_norms_cuda(const ChainLaunch& chain, Dtype dtype, const ChainPlan& plan,
+                                      double* reduce_workspace, void* workspace, void* stream);
 
 }  // namespace lipfast::cuda

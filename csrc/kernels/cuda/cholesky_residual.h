@@ -8,6 +8,7 @@
 // Error        every entry is a sum of at most s + l products and t, in plain float64 with round-to-nearest: an error
 //              of at most gamma_{s+l+1} times the sum of magnitudes. No library takes part, so none has to be trusted.
 // Determinism  fixed order of every sum.
+// Errors       of launches only: launch.cuh.
 // clang-format on
 #pragma once
 
@@ -32,7 +33,7 @@ inline int64_t residual_tiles(int64_t side) {
   return edge * (edge + 1) / 2;
 }
 
-// Queues the kernel on `stream` (a cudaStream_t); returns a cudaError_t.
-int launch_cholesky_residual_cuda(const ResidualParams& params, void* stream);
+// Queues the kernel on `stream` (a cudaStream_t).
+void launch_cholesky_residual_cuda(const ResidualParams& params, void* stream);
 
 }  // namespace lipfast::cuda

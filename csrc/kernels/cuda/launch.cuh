@@ -1,37 +1,60 @@
-// What the launchers share: how many blocks of a kernel the device holds at once.
+// How kernels are started. Only here and in launch.cu are CUDA's launch, attribute and occupancy functions called, so
+// that a stub of the runtime (tests/csrc/stub_runtime) can run all host code without a GPU.
+//
+// Errors       std::runtime_error: the op, what it asked for, what the device, driver or memory lacks, and what to do.
+// Streams      nothing waits for the device; a launch can be captured in a CUDA graph.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 namespace lipfast::cuda {
 
-// An error that has been taken note of must not come back from the next launch.
-inline cudaError_t taken(cudaError_t error) {
-  if (error != cudaSuccess) static_cast<void>(cudaGetLastError());
-  return error;
+struct Grid {
+  int64_t blocks;
+  int64_t threads;           // of a block
+  int64_t shared = 0;        // bytes of dynamic shared memory
+  bool cooperative = false;  // all blocks must be resident at once, for a grid barrier
+  int64_t cluster = 1;       // blocks of a cluster: compute capability 9.0 and later
+};
+
+// Raises what a cudaError_t of a call for `grid` means; returns where there is none.
+void check_launch(const char* op, cudaError_t error, const Grid& grid);
+
+// How many blocks of a kernel the current device holds at once: at least 1. grid.blocks does not matter.
+int64_t resident_blocks(const char* op, const void* kernel, const Grid& grid);
+
+template <class... Parameters>
+int64_t resident_blocks(const char* op, void (*kernel)(Parameters...), const Grid& grid) {
+  return resident_blocks(op, reinterpret_cast<const void*>(kernel), grid);
 }
 
-// Allows a kernel dynamic shared memory, and sets how many of its blocks are resident at once on the current device.
-// The allowance is always all that a block may have: it belongs to the kernel, so that a smaller one, set by another
-// host thread between this and the launch, would make the launch fail. The kernels have no static shared memory.
-inline cudaError_t resident_blocks(const void* kernel, int threads, int64_t shared_bytes, int64_t* blocks) {
-  int device = 0, processors = 0, per_processor = 0, most_shared = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  if (error == cudaSuccess && shared_bytes > 48 << 10) {
-    error = cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-    if (error == cudaSuccess) {
-      error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most_shared);
-    }
-  }
-  if (error == cudaSuccess) {
-    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, threads, shared_bytes);
-  }
-  *blocks = std::max<int64_t>(1, static_cast<int64_t>(per_processor) * processors);
-  return taken(error);
+// Allows a kernel its dynamic shared memory. The allowance is always all that a block may have: it belongs to the
+// kernel, so that a smaller one, set by another host thread between this and the launch, would make the launch fail.
+// The kernels have no static shared memory.
+void allow_shared(const char* op, const void* kernel, const Grid& grid);
+
+// grid, stream and the attributes that say what else is asked for.
+struct LaunchConfig {
+  cudaLaunchConfig_t config{};
+  cudaLaunchAttribute attributes[2]{};
+
+  LaunchConfig(const char* op, const Grid& grid, void* stream);
+  LaunchConfig(const LaunchConfig&) = delete;
+  LaunchConfig& operator=(const LaunchConfig&) = delete;
+};
+
+// Queues kernel(arguments...) on `stream` (a cudaStream_t) of the current device; no blocks: nothing.
+template <class... Parameters>
+void launch(const char* op, void (*kernel)(Parameters...), const Grid& grid, void* stream,
+            const std::type_identity_t<Parameters>&... arguments) {
+  if (grid.blocks == 0) return;
+  allow_shared(op, reinterpret_cast<const void*>(kernel), grid);
+  const LaunchConfig launched(op, grid, stream);
+  check_launch(op, cudaLaunchKernelEx(&launched.config, kernel, arguments...), grid);
 }
 
 }  // namespace lipfast::cuda

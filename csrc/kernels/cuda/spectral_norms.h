@@ -9,7 +9,7 @@
 //              the grid, on the other matrices, or on timing.
 // Host         nothing waits for the device; the table of matrices travels in kernel arguments, so that a captured CUDA
 //              graph holds all that it needs.
-// Errors       none on the device; a NaN or infinite entry gives upper_method -1.
+// Errors       of launches: launch.cuh. Of values none: a NaN or infinite entry gives upper_method -1.
 // clang-format on
 #pragma once
 
@@ -142,7 +142,7 @@ struct SpectralPlan {
   }
 };
 
-// Queues everything on `stream` (a cudaStream_t); returns a cudaError_t.
-int launch_spectral_norms_cuda(const SpectralPlan& plan, const SpectralLaunch& launch, void* stream);
+// Queues everything on `stream` (a cudaStream_t).
+void launch_spectral_norms_cuda(const SpectralPlan& plan, const SpectralLaunch& launch, void* stream);
 
 }  // namespace lipfast::cuda

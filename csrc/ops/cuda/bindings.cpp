@@ -1,6 +1,8 @@
 // lipfast._C_cuda: importing it registers the CUDA kernels. It loads on a machine without a GPU.
 #include <pybind11/pybind11.h>
 
+#include "device.h"
+
 PYBIND11_MODULE(_C_cuda, m) {
   m.doc() = "CUDA kernels of lipfast: build information.";
   m.def(
@@ -14,4 +16,6 @@ PYBIND11_MODULE(_C_cuda, m) {
         return info;
       },
       "nvcc, architectures, torch version and package version of the build.");
+  m.def("bound_to_torch", &lipfast::bound_to_torch,
+        "Whether torch's functions for CUDA were found when this was loaded.");
 }

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lipfast.norms import Norm
+from lipfast.ops.spectral_norms import right_vectors
 
 
 def steepest_direction(jacobians: Tensor, norm: Norm) -> Tensor:
@@ -20,14 +21,16 @@ def steepest_direction(jacobians: Tensor, norm: Norm) -> Tensor:
     networks, rows, columns = finite.shape
     if norm == 1:
         largest = finite.abs().sum(1).argmax(1)
-        return torch.nn.functional.one_hot(largest, columns).to(finite.dtype)
+        return torch.zeros_like(finite[:, 0]).scatter_(1, largest[:, None], 1.0)
     if math.isinf(norm):
         largest = finite.abs().sum(2).argmax(1)
-        row = finite[torch.arange(networks, device="cpu"), largest]
+        row = finite[torch.arange(networks, device=finite.device), largest]
         return torch.where(row < 0, -1.0, 1.0).to(finite.dtype)
     peak = finite.abs().amax((1, 2), keepdim=True)
     scaled = finite / torch.where(peak > 0, peak, torch.ones_like(peak))
-    if rows <= columns:
+    if scaled.is_cuda:  # torch waits for the device to see whether eigh has converged
+        direction = right_vectors(scaled).to(scaled.dtype)
+    elif rows <= columns:
         _, vectors = torch.linalg.eigh(scaled @ scaled.mT)
         direction = (scaled.mT @ vectors[:, :, -1:]).squeeze(-1)
     else:

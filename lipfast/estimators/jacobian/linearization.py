@@ -183,7 +183,7 @@ def _pulled(output: Tensor, wanted: Tensor, cotangent: Tensor) -> Tensor:
 def _units(like: Tensor, start: int, stop: int) -> Tensor:
     """Unit vectors for every sample: (stop - start, B, n), a view."""
     unit = torch.zeros(stop - start, like.shape[1], dtype=like.dtype, device=like.device)
-    unit[torch.arange(stop - start, device="cpu"), torch.arange(start, stop, device="cpu")] = 1
+    unit[:, start:stop].diagonal().fill_(1)
     return unit.unsqueeze(1).expand(-1, like.shape[0], -1)
 
 

@@ -92,7 +92,7 @@ def _streamed(
     norms = []
     for sample in torch.split(problem.x, 1):
         linear = Linearization(problem.function, sample)
-        reduction = RowReduction(1, products, length, spectral=norm == 2)
+        reduction = RowReduction(1, products, length, spectral=norm == 2, device=sample.device)
         for start in range(0, products, block):
             stop = min(start + block, products)
             rows = linear.columns(start, stop) if by_columns else linear.rows(start, stop)

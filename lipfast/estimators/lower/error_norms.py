@@ -39,7 +39,7 @@ def layer_norms(plan: Architecture, tensors: Mapping[str, Tensor]) -> tuple[Laye
     """Certified spectral norms of the layers of one network, not merged, not tight."""
     layers = sweep_of(plan, plan.unfolded).layers
     found, _ = layer_brackets(LayerCall(layers, [tensors], 2, _RTOL, 0, [{}]))
-    return found[0]
+    return found.of(0)
 
 
 def output_error_norms(
@@ -90,15 +90,15 @@ def output_error_norms(
     with torch.backends.cudnn.flags(enabled=False):
         values = walk(plan.graph, parameters, plan.constants, [points], visit)
     total = [p_norm([known[name][i] for name in plan.graph.outputs], 2) for i in range(count)]
-    errors = torch.tensor([[error.value for error in total]], dtype=torch.float64, device="cpu")
-    return joined_outputs(plan.graph, values), errors.to(points.device)
+    errors = points.new_tensor([[error.value for error in total]])
+    return joined_outputs(plan.graph, values), errors
 
 
 def _like_operand(errors: Sequence[Upward], value: Tensor) -> Tensor:
     """An elementwise bound like the operand (1, C, *shape): no entry exceeds the norm."""
-    column = torch.tensor([error.value for error in errors], dtype=value.dtype, device="cpu")
+    column = value.new_tensor([error.value for error in errors])
     shape = (1, -1, *[1] * (value.dim() - 2))
-    return column.to(value.device).reshape(shape).expand_as(value).clone()
+    return column.reshape(shape).expand_as(value).clone()
 
 
 def _norm_of_each(errors: Tensor) -> list[Upward]:

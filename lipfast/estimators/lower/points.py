@@ -93,5 +93,5 @@ def _steps(
         low, high = len(columns), len(columns) + 1
         columns += [-down, up]
         pairs += [(low, high), (0, high), (low, 0)]
-    first, second = torch.tensor(pairs, device="cpu").unbind(1)
+    first, second = torch.tensor(pairs, device=x.device).unbind(1)
     return torch.stack(columns, 1), (first, second)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,11 +40,28 @@ def finite_norms(
     return wide
 
 
+class Sample(NamedTuple):
+    """What was found of one network from samples.
+
+    Attributes:
+        norms: Jacobian norms of the samples.
+        value: their maximum.
+        position: the sample that it belongs to.
+        point: that sample.
+        mean: of the norms.
+        rms: root of the mean of their squares.
+    """
+
+    norms: Tensor
+    value: float
+    position: int
+    point: Tensor
+    mean: float
+    rms: float
+
+
 def assembled(
-    norms: Tensor,
-    value: float,
-    position: int,
-    point: Tensor,
+    found: Sample,
     *,
     norm: Norm,
     plan: Architecture | None,
@@ -56,10 +74,7 @@ def assembled(
     """The bound: the certified quotient and its points, or what was found, with the reason.
 
     Args:
-        norms: Jacobian norms of the samples.
-        value: their maximum.
-        position: the sample that it belongs to.
-        point: that sample.
+        found: from the samples.
         norm: 1, 2 or inf.
         plan: of the model, if it has one.
         keep: whether the norms of all samples are to be kept.
@@ -70,7 +85,7 @@ def assembled(
     """
     fused = norm == 2 and plan is not None and plan.chain is not None
     label = f"maximum Jacobian norm ({'fused chain' if fused else 'autograd'})"
-    wide = norms.double()
+    norms, value, position, point, mean, rms = found
     jacobian = Estimate(
         value,
         log_down(value),
@@ -106,8 +121,8 @@ def assembled(
         jacobian=jacobian,
         sample=position,
         points=points,
-        mean=float(wide.mean()),
-        rms=float(wide.square().mean().sqrt()),
+        mean=mean,
+        rms=rms,
         samples=len(norms),
         per_sample=norms if keep else None,
         search=search,

@@ -97,22 +97,28 @@ class Best:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self.points: Tensor | None = None
-        self.values = torch.empty(0, dtype=torch.float64, device="cpu")
+        self._values: Tensor | None = None
+
+    @property
+    def values(self) -> Tensor:
+        """Jacobian norms at the points, largest first: float64, on their device."""
+        assert self._values is not None
+        return self._values
 
     def add(self, x: Tensor, values: Tensor) -> None:
         """See a batch."""
-        values = values.detach().double().cpu()
-        points = x.detach() if self.points is None else torch.cat([self.points, x.detach()])
-        values = torch.cat([self.values, values])
+        points, values = x.detach(), values.detach().double()
+        if self.points is not None:
+            points, values = torch.cat([self.points, points]), torch.cat([self.values, values])
         # A derivative that is not a number is no candidate.
         order = torch.nan_to_num(values, nan=-1.0).argsort(descending=True, stable=True)
         order = order[: self._limit]
-        self.points, self.values = points[order].clone(), values[order]
+        self.points, self._values = points[order].clone(), values[order]
 
     def result(self, method: str, norm: Norm) -> Search:
         """The points, best first, and the estimate."""
         assert self.points is not None
-        return search_result(self.points.cpu(), self.values, method, norm, _DERIVATIVE)
+        return search_result(self.points, self.values, method, norm, _DERIVATIVE)
 
 
 def search_result(points: Tensor, values: Tensor, method: str, norm: Norm, reason: str) -> Search:

@@ -76,6 +76,7 @@ class Ascent:
             spread = _SHORTEST_STEP ** torch.rand(
                 len(x), generator=generator, dtype=torch.float64, device="cpu"
             )
+            random, spread = random.to(x.device), spread.to(x.device)
             random_scale = first * spread / random.reshape(len(random), -1).norm(dim=1)
             moves = torch.where(
                 smooth.reshape(shape),

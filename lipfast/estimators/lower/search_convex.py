@@ -48,14 +48,15 @@ class Convex:
         """Evaluate the combinations."""
         pool = self._pool.samples()
         generator = torch.Generator(device="cpu").manual_seed(self.seed + 1)
-        first, second = torch.randint(len(pool), (2, self.draws), generator=generator, device="cpu")
-        weights = torch.tensor(_WEIGHTS, dtype=torch.float64, device="cpu").repeat(
-            -(-self.draws // 5)
-        )
-        for part in torch.split(torch.arange(self.draws, device="cpu"), _TOGETHER):
-            w = weights[part].to(pool).reshape(-1, *[1] * (pool.dim() - 1))
+        drawn = torch.randint(len(pool), (2, self.draws), generator=generator, device="cpu")
+        first, second = drawn.to(pool.device)
+        weights = torch.tensor(_WEIGHTS, dtype=torch.float64, device="cpu").to(pool)
+        weights = weights.repeat(-(-self.draws // 5))
+        for start in range(0, self.draws, _TOGETHER):
+            part = slice(start, min(start + _TOGETHER, self.draws))
+            w = weights[part].reshape(-1, *[1] * (pool.dim() - 1))
             x = landscape.inside(torch.lerp(pool[first[part]], pool[second[part]], w))
             self._best.add(x, landscape.norms(x))
-            landscape.advance(len(part))
+            landscape.advance(len(x))
         label = "maximum Jacobian norm over samples and their convex combinations (S*)"
         return self._best.result(label, landscape.norm)

@@ -81,8 +81,8 @@ def _candidates(
         rows = slice(start, start + _BLOCK)
         apart = torch.cdist(x[rows], x, p=landscape.norm)
         ratio = torch.cdist(y[rows], y, p=landscape.norm) / apart
-        own = torch.arange(start, start + len(ratio), device="cpu")
-        again = torch.arange(len(x), device="cpu") <= own[:, None]  # each pair once
+        own = torch.arange(start, start + len(ratio), device=x.device)
+        again = torch.arange(len(x), device=x.device) <= own[:, None]  # each pair once
         ratio[again | (apart <= closest) | ratio.isnan()] = -math.inf
         values, where = ratio.flatten().topk(min(KEPT, ratio.numel()))
         where = where[values > -math.inf]

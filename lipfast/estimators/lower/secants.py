@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -56,14 +56,28 @@ class Secants:
     Attributes:
         values: (networks,), rounded down; 0 where nothing could be proved.
         points: (networks, 2, *shape), the two stored points in float64.
+        loose: (networks,): where little is left of the quotients that would hold without errors,
+            so that errors bounded in norm might give more.
+        known: the values, where they are on the host already.
     """
 
     values: Tensor
     points: Tensor
+    loose: Tensor
+    known: Sequence[float] | None = None
 
-    def of(self, network: int) -> tuple[float, Tensor]:
-        """Value and points (2, *shape) of one network."""
-        return float(self.values[network]), self.points[network]
+    def of_each(self) -> list[tuple[float, Tensor]]:
+        """Value and points (2, *shape) of each network."""
+        values = self.values.tolist() if self.known is None else self.known
+        return list(zip(values, self.points, strict=True))
+
+    def replaced(self, networks: Sequence[int], found: Secants) -> Secants:
+        """Other secants for some networks."""
+        pairs = self.of_each()
+        for network, pair in zip(networks, found.of_each(), strict=True):
+            pairs[network] = pair
+        values, points = zip(*pairs, strict=True)
+        return replace(self, known=values, points=torch.stack(points))
 
 
 def certified_secants(
@@ -74,6 +88,7 @@ def certified_secants(
     norm: Norm = 2,
     memory: int = 1 << 30,
     domain: Domain | None = None,
+    in_norm: bool = True,
 ) -> Secants:
     """Certified lower bounds from one sample per network.
 
@@ -84,6 +99,8 @@ def certified_secants(
         norm: 1, 2 or inf.
         memory: bytes for stacked parameters and activations.
         domain: both points of a secant are moved into it.
+        in_norm: bound errors in norm as well where elementwise bounds leave little; that waits for
+            the device.
 
     Returns:
         The best secant of each network among several steps along the direction that the Jacobian
@@ -92,7 +109,8 @@ def certified_secants(
     fitting = int(memory // bytes_per_network(plan, COUNT))
     together = STACKED // max(1, bytes_of_parameters(plan))
     chain = native_chain(plan, tensors, samples)
-    block = max(1, min(fitting, together if chain is None else _NATIVE))
+    most = together if chain is None else _NATIVE
+    block = max(1, min(fitting, most if samples.is_cpu else fitting))
     workers = torch.get_num_threads()
     parts = []
     with one_thread() if together > 1 else nullcontext(), plain_arithmetic():
@@ -104,13 +122,15 @@ def certified_secants(
             points = points if domain is None else domain.project(points)
             # Of a network that exceeds the memory alone, few points at a time.
             count = max(1, int(memory // (32 * len(x) * activations_of(plan) + 1)))
-            values = _proved(plan, own, networks, points, pairs, norm=norm, count=count)
+            values, loose = _proved(
+                plan, own, networks, points, pairs, norm=norm, count=count, in_norm=in_norm
+            )
             best = values.argmax(1)
-            rows = torch.arange(len(best), device="cpu")
+            rows = torch.arange(len(best), device=best.device)
             ends = [points[rows, side[best]] for side in pairs]
-            parts.append((values[rows, best], torch.stack(ends, 1)))
-    values, points = (torch.cat(sides) for sides in zip(*parts, strict=True))
-    return Secants(values, points)
+            parts.append((values[rows, best], torch.stack(ends, 1), loose))
+    values, points, loose = (torch.cat(sides) for sides in zip(*parts, strict=True))
+    return Secants(values, points, loose)
 
 
 def certified_quotient(
@@ -123,8 +143,11 @@ def certified_quotient(
     with plain_arithmetic():
         points = pair.detach().to(torch.float64).clone().unsqueeze(0)
         networks = networks_of(plan, [tensors], native_chain(plan, [tensors], pair), workers=1)
-        indices = (torch.tensor([0], device="cpu"), torch.tensor([1], device="cpu"))
-        values = _proved(plan, [tensors], networks, points, indices, norm=norm, count=2)
+        first = torch.zeros(1, dtype=torch.int64, device=points.device)
+        indices = (first, first + 1)
+        values, _ = _proved(
+            plan, [tensors], networks, points, indices, norm=norm, count=2, in_norm=True
+        )
         return float(values[0, 0]), points[0]
 
 
@@ -137,8 +160,9 @@ def _proved(
     *,
     norm: Norm,
     count: int,
-) -> Tensor:
-    """Certified quotients (networks, pairs), `count` points evaluated at a time.
+    in_norm: bool,
+) -> tuple[Tensor, Tensor]:
+    """Certified quotients (networks, pairs), `count` points evaluated at a time; which are loose.
 
     Errors are bounded elementwise; of networks so deep that little is left, in norm as well.
     """
@@ -148,7 +172,7 @@ def _proved(
     values = quotients(*moved, errors, pairs, norm)
     promised = quotients(*moved, torch.zeros_like(errors), pairs, norm)
     loose = values.amax(1) < _TIGHT * promised.amax(1)
-    for network in loose.nonzero().flatten().tolist():
+    for network in loose.nonzero().flatten().tolist() if in_norm else ():
         own = points[network : network + 1]
         layers = layer_norms(plan, tensors[network])
         parts = [
@@ -159,4 +183,4 @@ def _proved(
         moved = differences(own, outputs, pairs, norm)
         proved = quotients_in_norm(*moved, errors, pairs, norm)
         values[network] = torch.maximum(values[network], proved[0])
-    return values
+    return values, loose

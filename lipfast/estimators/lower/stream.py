@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from lipfast.errors import ArgumentError
 from lipfast.estimators.domain import Domain
-from lipfast.estimators.enclosure import missing_error_rules
 from lipfast.estimators.jacobian.function import (
     SampleFunction,
     joined_inputs,
     model_function,
     module_of,
 )
-from lipfast.estimators.jacobian.norms import compute_dtype, function_jacobian_norms
+from lipfast.estimators.jacobian.norms import function_jacobian_norms
 from lipfast.estimators.jacobian.trust import require_autograd
+from lipfast.estimators.lower.many_networks import Largest, why_not_certified
 from lipfast.estimators.lower.sample_maximum import assembled, finite_norms
 from lipfast.estimators.lower.search import Landscape, SearchMethod, box_of, require_inside
 from lipfast.estimators.lower.search_ascent import Ascent
@@ -32,13 +32,13 @@ from lipfast.estimators.lower.secants import certified_quotient, certified_secan
 from lipfast.estimators.options import check_flags, check_options, home_of
 from lipfast.estimators.progress import shown_progress
 from lipfast.estimators.results import LowerBound, Search
-from lipfast.estimators.samples import Data, SampleStream, read_samples
-from lipfast.norms import AnyNorm, Norm, check_norm
+from lipfast.estimators.samples import Data, read_samples
+from lipfast.norms import AnyNorm, Norm
 from lipfast.ops._arguments import check_integer
 from lipfast.ops.denormals import denormals_flushed
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.cache import plan_or_reason
-from lipfast.plan.checked import StateDict, resolve, resolve_all
+from lipfast.plan.checked import StateDict, resolve
 from lipfast.plan.trace import Source
 
 SearchName = Literal["data", "convex", "neighbourhood", "ascent", "pairs"]
@@ -90,95 +90,6 @@ def search_method(
                 f"search='{name}' has no option '{option}'; {takes}{home_of(option)}"
             )
     return (None if make is None else make(**options)), region
-
-
-def lower_bounds(
-    plan: Architecture,
-    state_dicts: StateDict | Sequence[StateDict],
-    samples: SampleStream,
-    *,
-    norm: AnyNorm,
-    per_sample: bool,
-    memory: int,
-    domain: Domain | None,
-    progress: bool | None,
-) -> list[LowerBound]:
-    """Lower bounds on the Lipschitz constants of many networks, from samples that are read once.
-
-    ``jacobian = max_b ||J(x_b)||`` (Khromov and Singh, 2024) is a lower bound wherever the network
-    is differentiable, up to rounding; the bound's `value` is the certified difference quotient
-    ``||f(a) - f(b)|| / ||a - b||`` near the arg-max sample (see `estimators.lower.secants`).
-
-    Args:
-        plan: the architecture.
-        state_dicts: one or many.
-        samples: of the shapes of the plan's inputs.
-        norm: 1, 2 or inf.
-        per_sample: keep the Jacobian norm of every sample.
-        memory: bytes that intermediate tensors may take.
-        domain: the certified difference quotient is of two points in this set.
-        progress: see `shown_progress`.
-
-    Returns:
-        One `LowerBound` per state dict.
-
-    Raises:
-        ArgumentError, NonFiniteError: the samples do not fit, or hold NaN or Inf.
-        StateDictError, NonFiniteError: a state dict does not fit the architecture.
-    """
-    check_flags(per_sample=per_sample)
-    tensors, norm = resolve_all(plan, state_dicts), check_norm(norm)
-    if not tensors:
-        return []
-    largest = _Largest()
-    with shown_progress("Jacobian norms", samples.count, progress) as advance:
-        for batch in samples:
-            x = batch[0].detach()
-            if len(batch) > 1:
-                dtype = compute_dtype(tensors, plan.stored_parameters)
-                x = joined_inputs([value.detach() for value in batch], dtype)
-            largest.take(x, finite_norms(plan, tensors, x, norm, memory))
-            advance(len(x))
-    why_not = _why_not(plan, len(plan.input_shapes))
-    secants = None
-    if why_not is None:
-        with shown_progress("certified secants", None, progress):
-            secants = certified_secants(
-                plan, tensors, largest.points, norm=norm, memory=memory, domain=domain
-            )
-    flushed = denormals_flushed()
-    return [
-        assembled(
-            *found,
-            norm=norm,
-            plan=plan,
-            keep=per_sample,
-            secant=None if secants is None else secants.of(index),
-            why_not=why_not,
-            flushed=flushed,
-        )
-        for index, found in enumerate(largest.of_each_network())
-    ]
-
-
-def _why_not(plan: Architecture | str, inputs: int) -> str | None:
-    """Why nothing can be certified; None where something can.
-
-    Args:
-        plan: of the model, or why it has none.
-        inputs: how many it has.
-    """
-    if inputs > 1:
-        return "the certificate needs a model with one input"
-    if isinstance(plan, str):
-        return f"the certificate needs a model that lipfast.compile can trace: {plan}"
-    missing = missing_error_rules(plan)
-    if not missing:
-        return None
-    return (
-        f"no rule for the rounding errors of {', '.join(missing)}: give its @lipfast.rule an "
-        "`error`, which bounds them"
-    )
 
 
 def lower_bound(
@@ -273,7 +184,7 @@ def lower_bound(
                 return finite_norms(plan, [tensors], x, norm, memory)[0]
             return _norms_without_plan(module, problem, example, x, norm=norm, memory=memory)
 
-        largest = _Largest()
+        largest = Largest()
         with shown_progress("Jacobian norms", samples.count, progress) as advance:
             for batch in samples:
                 inputs = [value.detach() for value in batch]
@@ -291,14 +202,14 @@ def lower_bound(
                 one = tuple(value[:1] for value in example)
                 where = Landscape(norms, problem, module, one, norm, region, memory, advance)
                 found = method.run(where)
-        why_not, secant = _why_not(traced, len(shapes)), None
+        why_not, secant = why_not_certified(traced, len(shapes)), None
         with shown_progress("certified secants", None, progress):
             if plan is not None and why_not is None:
                 secant = _best_secant(
                     plan, tensors, largest.points[0], found, norm=norm, memory=memory, domain=domain
                 )
             return assembled(
-                *largest.of_each_network()[0],
+                largest.of_each_network()[0],
                 norm=norm,
                 plan=plan,
                 keep=per_sample,
@@ -307,42 +218,6 @@ def lower_bound(
                 flushed=denormals_flushed(),
                 search=found,
             )
-
-
-class _Largest:
-    """Norms of all samples of some networks, and the sample with the largest norm of each.
-
-    Attributes:
-        points: (networks, D...), these samples.
-    """
-
-    points: Tensor
-    _values: Tensor
-    _positions: Tensor
-
-    def __init__(self) -> None:
-        self._norms: list[Tensor] = []
-        self._count = 0
-
-    def take(self, x: Tensor, norms: Tensor) -> None:
-        """See a batch (b, D...) with its norms (networks, b)."""
-        values, positions = norms.max(1)
-        points = x[positions]
-        positions = positions + self._count
-        if self._norms:
-            better = values > self._values
-            values = torch.where(better, values, self._values)
-            positions = torch.where(better, positions, self._positions)
-            points = torch.where(better.reshape(-1, *[1] * (x.dim() - 1)), points, self.points)
-        self._values, self._positions, self.points = values, positions, points
-        self._norms.append(norms)
-        self._count += len(x)
-
-    def of_each_network(self) -> list[tuple[Tensor, float, int, Tensor]]:
-        """Norms of all samples, the largest, its sample's position, and the sample itself."""
-        norms = self._norms[0] if len(self._norms) == 1 else torch.cat(self._norms, 1)
-        values, positions = self._values.tolist(), self._positions.tolist()
-        return list(zip(norms, values, positions, self.points, strict=True))
 
 
 def _norms_without_plan(
@@ -393,7 +268,7 @@ def _best_secant(
     secants = certified_secants(
         plan, [tensors] * len(places), samples, norm=norm, memory=memory, domain=domain
     )
-    candidates = [secants.of(index) for index in range(len(places))]
+    candidates = secants.of_each()
     if pair is not None:
         candidates.append(certified_quotient(plan, tensors, pair, norm=norm))
     return max(candidates, key=lambda candidate: candidate[0])

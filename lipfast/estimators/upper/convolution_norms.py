@@ -217,7 +217,7 @@ def _largest_sum(
     # Cut the padding off again; what no window reaches is missing at the end, and zero.
     for axis, ((before, _), size) in enumerate(zip(sides, sizes, strict=True), start=2):
         if settings.circular:
-            read = (torch.arange(sums.shape[axis], device="cpu") - before) % size
+            read = (torch.arange(sums.shape[axis], device=sums.device) - before) % size
             shape = (*sums.shape[:axis], size, *sums.shape[axis + 1 :])
             sums = sums.new_zeros(shape).index_add_(axis, read, sums)
             continue

@@ -5,23 +5,26 @@ No part of a proof: what is proved of each layer is in the ops and in `layer_nor
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, overload
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from lipfast.estimators.upper.convolution_norms import convolution_brackets
-from lipfast.estimators.upper.layer_bracket import LayerBracket
-from lipfast.estimators.upper.layer_norms import bracket_of, error_of_kernel, error_of_matrix
+from lipfast.estimators.upper.layer_bracket import LayerBrackets
+from lipfast.estimators.upper.layer_norms import error_of_kernel, error_of_matrix
 from lipfast.estimators.upper.starts import StartVectors, start_of_matrix
+from lipfast.graph.nodes import error_name
 from lipfast.norms import Norm, dual_norm
 from lipfast.ops.conv_norms import ConvStart
-from lipfast.ops.spectral_norms import spectral_norms
+from lipfast.ops.spectral_norms import SpectralNorms, spectral_norms
 from lipfast.plan.layers import Layer
 
-_Found = tuple[int, Layer, LayerBracket, Tensor | ConvStart | None]
-"""Network, layer, its bracket, and what to start from at similar weights."""
+_FIELDS = ("lower", "upper", "certified", "passes")
 
 
 class LayerCall(NamedTuple):
@@ -44,63 +47,121 @@ class LayerCall(NamedTuple):
     start: Sequence[StartVectors]
 
 
-def layer_brackets(call: LayerCall) -> tuple[list[tuple[LayerBracket, ...]], list[StartVectors]]:
-    """Brackets of all layers of all networks.
+class FoundStarts(Sequence[StartVectors]):
+    """What to start from at similar weights: for each network by the name of the weight.
 
-    Also what to start from at similar weights, for each network by the name of the weight.
+    Put together where somebody asks; most never do.
     """
-    found: dict[tuple[int, int], LayerBracket] = {}
-    vectors: list[dict[str, Tensor | ConvStart]] = [{} for _ in call.tensors]
-    for part in (_matrix_brackets, _kernel_brackets):
-        for network, layer, bracket, right in part(call):
-            found[network, layer.index] = bracket
-            if right is not None:
-                vectors[network][layer.parameter] = right
-    brackets = [
-        tuple(found[network, layer.index] for layer in call.layers)
-        for network in range(len(call.tensors))
-    ]
-    return brackets, list(vectors)
+
+    def __init__(self, networks: int) -> None:
+        self._networks = networks
+        # Layer -> what it starts from, of a network.
+        self._found: dict[str, Callable[[int], Tensor | ConvStart | None]] = {}
+
+    def add(self, parameter: str, found: Callable[[int], Tensor | ConvStart | None]) -> None:
+        """Note a layer's."""
+        self._found[parameter] = found
+
+    @overload
+    def __getitem__(self, network: int) -> StartVectors: ...
+    @overload
+    def __getitem__(self, network: slice) -> Sequence[StartVectors]: ...
+    def __getitem__(self, network: int | slice) -> StartVectors | Sequence[StartVectors]:
+        if isinstance(network, slice):
+            return [self[index] for index in range(*network.indices(self._networks))]
+        if not -self._networks <= network < self._networks:
+            raise IndexError(network)
+        found = {name: start(network % self._networks) for name, start in self._found.items()}
+        return {name: start for name, start in found.items() if start is not None}
+
+    def __len__(self) -> int:
+        return self._networks
 
 
-def _matrix_brackets(call: LayerCall) -> Iterator[_Found]:
-    layers, tensors, norm, rtol, seed, start = call
-    for transposed in (False, True):
-        chosen = [
-            layer
-            for layer in layers
-            if layer.convolution is None and (layer.transposed and norm != 2) is transposed
-        ]
-        matrices = [_native_dtype(entry[layer.weight]) for entry in tensors for layer in chosen]
-        if not matrices:
-            continue
-        effective = dual_norm(norm) if transposed else norm
-        starts = None
-        if any(start):
-            names = [layer.parameter for layer in chosen]
-            starts = [start_of_matrix(entry, name) for entry in start for name in names]
-        result = spectral_norms(matrices, norm=effective, rtol=rtol, seed=seed, start=starts)
-        fields = (result.lower, result.upper, result.certified, result.passes)
-        columns = zip(*(field.tolist() for field in fields), strict=True)
-        for position, values in enumerate(columns):
-            network, layer = position // len(chosen), chosen[position % len(chosen)]
-            error = error_of_matrix(layer, matrices[position], tensors[network], norm)
-            bracket = bracket_of(layer, values, result.method[position], error)
-            yield network, layer, bracket, result.right[position] if norm == 2 else None
+def layer_brackets(call: LayerCall) -> tuple[LayerBrackets, FoundStarts]:
+    """Brackets of all layers of all networks, and what to start from at similar weights."""
+    starts = FoundStarts(len(call.tensors))
+    matrices = [layer for layer in call.layers if layer.convolution is None]
+    kernels = [layer for layer in call.layers if layer.convolution is not None]
+    turned = [layer for layer in matrices if layer.transposed and call.norm != 2]
+    if matrices and not turned and not kernels:
+        return _matrix_brackets(call, matrices, call.norm, starts), starts
+    found = LayerBrackets.empty(call.layers, len(call.tensors))
+    plain = [layer for layer in matrices if layer not in turned]
+    for chosen, norm in ((plain, call.norm), (turned, dual_norm(call.norm))):
+        if chosen:
+            found.put(_matrix_brackets(call, chosen, norm, starts))
+    if kernels:
+        found.put(_kernel_brackets(call, kernels, starts))
+    return found, starts
 
 
-def _kernel_brackets(call: LayerCall) -> Iterator[_Found]:
-    layers, tensors, norm, rtol, seed, start = call
-    kernels = [layer for layer in layers if layer.convolution is not None]
+def _matrix_brackets(
+    call: LayerCall, chosen: Sequence[Layer], norm: Norm, starts: FoundStarts
+) -> LayerBrackets:
+    """Brackets of some layers, which are matrices, in this norm of the stored ones."""
+    _, tensors, _, rtol, seed, start = call
+    matrices = [_native_dtype(entry[layer.weight]) for entry in tensors for layer in chosen]
+    begin = None
+    if any(start):
+        names = [layer.parameter for layer in chosen]
+        begin = [start_of_matrix(entry, name) for entry in start for name in names]
+    result = spectral_norms(matrices, norm=norm, rtol=rtol, seed=seed, start=begin)
+    lower, upper, certified, passes = _on_the_host(result)
+    fields = (lower, upper, certified.astype(bool), passes.astype(np.int64))
+    found = LayerBrackets.of_all(chosen, *fields, np.array(result.method, dtype=object))
+    for position, layer in enumerate(chosen):
+        if layer.folds or any(error_name(layer.weight) in entry for entry in tensors):
+            own = matrices[position :: len(chosen)]
+            pairs = zip(own, tensors, strict=True)
+            errors = [error_of_matrix(layer, *pair, call.norm) for pair in pairs]
+            found.widen(position, errors)
+        if norm == 2:
+            starts.add(layer.parameter, partial(_start_of, result, len(chosen), position))
+    return found
+
+
+def _start_of(
+    result: SpectralNorms[Any], layers: int, position: int, network: int
+) -> Tensor | None:
+    vector: Tensor = result.right[network * layers + position]
+    return vector
+
+
+def _on_the_host(result: SpectralNorms[Any]) -> list[npt.NDArray[Any]]:
+    """Lower and upper bounds, whether certified, and passes."""
+    if result._known is not None:
+        return [np.array(column) for column in result._known]
+    return [f.numpy() for f in (result.lower, result.upper, result.certified, result.passes)]
+
+
+def _kernel_brackets(
+    call: LayerCall, kernels: Sequence[Layer], starts: FoundStarts
+) -> LayerBrackets:
+    """Brackets of the layers that are convolutions."""
+    _, tensors, norm, rtol, seed, start = call
     chosen = [(network, layer) for network in range(len(tensors)) for layer in kernels]
     weights = [tensors[network][layer.weight] for network, layer in chosen]
-    starts = [start[network].get(layer.parameter) for network, layer in chosen]
+    begin = [start[network].get(layer.parameter) for network, layer in chosen]
     own = [layer for _, layer in chosen]
-    results = convolution_brackets(own, weights, norm, rtol=rtol, seed=seed, start=starts)
-    for (network, layer), weight, result in zip(chosen, weights, results, strict=True):
-        error = error_of_kernel(layer, weight, tensors[network], norm, result.upper)
-        values = (result.lower, result.upper, result.certified, result.passes)
-        yield network, layer, bracket_of(layer, values, result.method, error), result.start
+    results = convolution_brackets(own, weights, norm, rtol=rtol, seed=seed, start=begin)
+    found = LayerBrackets.of_all(
+        kernels,
+        *(np.array([getattr(result, name) for result in results]) for name in _FIELDS),
+        np.array([result.method for result in results], dtype=object),
+    )
+    for position, layer in enumerate(kernels):
+        pairs = [
+            (weights[network * len(kernels) + position], tensors[network], upper)
+            for network, upper in enumerate(found.upper[:, position].tolist())
+        ]
+        errors = [
+            error_of_kernel(layer, weight, entry, norm, upper) for weight, entry, upper in pairs
+        ]
+        found.widen(position, errors)
+        own_starts = [result.start for result in results[position :: len(kernels)]]
+        starts.add(layer.parameter, own_starts.__getitem__)
+    return found
 
 
 def _native_dtype(weight: Tensor) -> Tensor:

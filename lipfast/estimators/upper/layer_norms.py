@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from lipfast.estimators.upper.convolution_norms import convolution_brackets, holder_bound
-from lipfast.estimators.upper.layer_bracket import LayerBracket
 from lipfast.graph.nodes import error_name
 from lipfast.norms import Norm
 from lipfast.plan.fold import fold_roundings, folded_name
@@ -25,25 +24,6 @@ from lipfast.rounding import widened
 _MANY = 1 << 22
 # Beside it where squares, or products with a bound of an error, may underflow.
 _UNDERFLOW_OF_SQUARES = 2.0**-900
-
-
-def bracket_of(
-    layer: Layer, values: tuple[float, float, bool, int], method: str, error: float
-) -> LayerBracket:
-    """The bracket of a layer whose stored weight is within `error` of the true one, in the norm.
-
-    Args:
-        layer: whose.
-        values: lower and upper end for the stored weight, whether certified, and passes.
-        method: how they were got.
-        error: bound of ``||E||``.
-    """
-    lower, upper, certified, passes = values
-    if error > 0.0:  # one step outwards: a sum has one rounding
-        lower = max(0.0, math.nextafter(lower - error, 0.0))
-        upper = math.nextafter(upper + error, math.inf)
-    name, kind, shape = layer.name, layer.kind, layer.shape
-    return LayerBracket(layer.index, name, kind, shape, lower, upper, certified, method, passes)
 
 
 def error_of_matrix(

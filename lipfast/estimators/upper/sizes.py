@@ -17,7 +17,7 @@ from lipfast.graph.nodes import Node, Reference, error_name
 from lipfast.norms import Norm
 from lipfast.ops.modes import plain_arithmetic
 from lipfast.plan.architecture import Architecture
-from lipfast.plan.state import stack
+from lipfast.plan.state import device_of, stack
 from lipfast.rounding import widened
 from lipfast.rules.magnitude import Magnitude, of_tensor
 from lipfast.rules.upward import Upward, p_norm
@@ -89,7 +89,10 @@ def _at_centre(
     """Magnitude of every activation at the centre of the domain."""
     with plain_arithmetic():
         stacked = stack([parameters], plan.used_parameters, torch.float64)
-        points = [domain.middle(shape)[None, None].clone() for shape in plan.input_shapes]
+        device = device_of(stacked)
+        points = [
+            domain.middle(shape)[None, None].to(device, copy=True) for shape in plan.input_shapes
+        ]
         values, errors = enclose_nodes(plan, stacked, points)
         found = {}
         for name, value in values.items():

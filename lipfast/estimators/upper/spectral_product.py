@@ -7,9 +7,9 @@ of layers, `sweep` what their composition bounds; `starts` and `layer_calls` are
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -18,27 +18,22 @@ from lipfast.estimators.domain import Domain
 from lipfast.estimators.options import check_flags
 from lipfast.estimators.results import UpperBound
 from lipfast.estimators.upper.composition import Composition
-from lipfast.estimators.upper.layer_bracket import LayerBracket
+from lipfast.estimators.upper.layer_bracket import LayerBrackets
 from lipfast.estimators.upper.layer_calls import LayerCall, layer_brackets
+from lipfast.estimators.upper.many import UpperBounds, UpperBoundsOfGraph
 from lipfast.estimators.upper.sizes import Sizes
 from lipfast.estimators.upper.starts import Starts, StartVectors, checked_starts
-from lipfast.estimators.upper.sweep import composed, sweep_of
+from lipfast.estimators.upper.sweep import Sweep, composed, sweep_of
+from lipfast.estimators.upper.together import FEWEST, composed_together
 from lipfast.graph.nodes import computed_name, error_name
 from lipfast.norms import AnyNorm, Norm, check_norm
-from lipfast.ops.denormals import FLUSHED, denormals_flushed
+from lipfast.ops.denormals import denormals_flushed
 from lipfast.ops.modes import plain_arithmetic
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.checked import StateDict, resolve_all
 from lipfast.plan.fold import FoldedGraph
 
-_METHOD_OF_NORM = {
-    1: "product of column-sum norms",
-    2: "product of certified spectral norms",
-    math.inf: "product of row-sum norms",
-}
 
-
-@plain_arithmetic()
 def product_bounds(
     plan: Architecture,
     state_dicts: StateDict | Sequence[StateDict],
@@ -49,7 +44,7 @@ def product_bounds(
     start: Starts = None,
     simplify: bool = True,
     domain: Domain | None = None,
-) -> tuple[list[UpperBound], list[StartVectors]]:
+) -> tuple[list[UpperBound], Sequence[StartVectors]]:
     """Upper bounds on the Lipschitz constants of many networks of one architecture.
 
     For a chain this is the product of the layers' operator norms and the activations' constants,
@@ -77,56 +72,155 @@ def product_bounds(
         StateDictError, NonFiniteError: a state dict does not fit the architecture.
         ArgumentError: start vectors do not fit the architecture or the number of state dicts.
     """
+    found = upper_bounds_together(
+        plan,
+        state_dicts,
+        norm=norm,
+        rtol=rtol,
+        seed=seed,
+        start=start,
+        simplify=simplify,
+        domain=domain,
+    )
+    return [found.of(network) for network in range(len(found))], found.starts
+
+
+@plain_arithmetic()
+def upper_bounds_together(
+    plan: Architecture,
+    state_dicts: StateDict | Sequence[StateDict],
+    *,
+    norm: AnyNorm = 2,
+    rtol: float = 1e-6,
+    seed: int = 0,
+    start: Starts = None,
+    simplify: bool = True,
+    domain: Domain | None = None,
+) -> UpperBounds:
+    """`product_bounds` in arrays: for callers that need no `UpperBound` of every network.
+
+    Arguments, values and errors are those of `product_bounds`; `state_dicts` may be stacked
+    (`lipfast.plan.stacked.StackedStateDicts`).
+    """
     check_flags(simplify=simplify)
     tensors = resolve_all(plan, state_dicts)
-    starts = checked_starts(plan, start, len(tensors))
+    begin = checked_starts(plan, start, len(tensors))
     norm = check_norm(norm)
-    prepared = [
-        _prepared(plan, entry, f"state dict {index}: ", simplify=simplify)
-        for index, entry in enumerate(tensors)
-    ]
-    found: dict[int, UpperBound] = {}
-    vectors: list[StartVectors] = [{} for _ in tensors]
-    for merged in (True, False):
-        chosen = [index for index, entry in enumerate(prepared) if bool(entry[0].merged) is merged]
-        if not chosen:
-            continue
-        parameters = [prepared[index][1] for index in chosen]
-        sweep = sweep_of(plan, prepared[chosen[0]][0])
-        own_starts = [starts[index] for index in chosen]
-        call = LayerCall(sweep.layers, parameters, norm, rtol, seed, own_starts)
-        brackets, right = layer_brackets(call)
-        for index, entry, layers, own in zip(chosen, parameters, brackets, right, strict=True):
-            vectors[index] = own
+    parts = []
+    for group in _prepared(plan, tensors, simplify=simplify):
+        sweep = sweep_of(plan, group.folded)
+        own = [begin[index] for index in group.networks]
+        found = layer_brackets(LayerCall(sweep.layers, group.parameters, norm, rtol, seed, own))
+        parts.append(_bounds_of_group(plan, sweep, group, found, norm=norm, domain=domain))
+    return UpperBounds(norm, len(tensors), parts, plan.rules_given, denormals_flushed())
+
+
+class _Group(NamedTuple):
+    """Networks that are bounded by one graph.
+
+    Attributes:
+        folded: the graph.
+        networks: which of all.
+        parameters: theirs, with those that are new in the graph.
+    """
+
+    folded: FoldedGraph
+    networks: Sequence[int]
+    parameters: Sequence[Mapping[str, Tensor]]
+
+
+def _bounds_of_group(
+    plan: Architecture,
+    sweep: Sweep,
+    group: _Group,
+    found: tuple[LayerBrackets, Sequence[StartVectors]],
+    *,
+    norm: Norm,
+    domain: Domain | None,
+) -> UpperBoundsOfGraph:
+    (brackets, starts), parameters = found, group.parameters
+    of: Callable[[int], Composition]
+    if len(parameters) >= FEWEST and not sweep.needs_sizes:
+        together = composed_together(plan, sweep, parameters, brackets.upper, norm=norm)
+        total, of, reasons = together.total, together.of, together.reasons
+        values, logs = total.value.tolist(), total.log.tolist()
+        unbounded = total.unbounded.tolist()
+    else:
+        pairs = []
+        for entry, uppers in zip(parameters, brackets.upper.tolist(), strict=True):
             sizes = Sizes(plan, entry, norm, domain) if sweep.needs_sizes else None
-            uppers = [layer.upper for layer in layers]
-            composition, reasons = composed(plan, sweep, entry, uppers, norm=norm, sizes=sizes)
-            found[index] = _result(composition, layers, norm, reasons, plan.rules_given)
-    results = [found[index] for index in range(len(tensors))]
-    if denormals_flushed():
-        notes = [f"{entry.reason}; {FLUSHED}" if entry.reason else FLUSHED for entry in results]
-        pairs = zip(results, notes, strict=True)
-        results = [replace(entry, certified=False, reason=note) for entry, note in pairs]
-    return results, vectors
+            pairs.append(composed(plan, sweep, entry, uppers, norm=norm, sizes=sizes))
+        of, reasons = [pair[0] for pair in pairs].__getitem__, [pair[1] for pair in pairs]
+        totals = [pair[0].total for pair in pairs]
+        values, logs = [total.value for total in totals], [total.log for total in totals]
+        unbounded = [total.unbounded for total in totals]
+    why = [_why_infinite(*found) for found in zip(values, unbounded, reasons, strict=True)]
+    return UpperBoundsOfGraph(group.networks, brackets, starts, of, values, logs, why)
+
+
+def _why_infinite(value: float, unbounded: bool, reasons: Sequence[str]) -> str | None:
+    if unbounded:
+        return "; ".join(dict.fromkeys(reasons)) or "a layer's norm is unbounded"
+    if math.isinf(value):
+        return "the bound is finite but exceeds float64: see log_value"
+    return None
 
 
 def _prepared(
-    plan: Architecture, entry: Mapping[str, Tensor], where: str, *, simplify: bool
-) -> tuple[FoldedGraph, Mapping[str, Tensor]]:
-    """The graph for one state dict, and its parameters with those that are new in the graph.
+    plan: Architecture, tensors: Sequence[Mapping[str, Tensor]], *, simplify: bool
+) -> list[_Group]:
+    """The graphs for all networks.
 
     Affine maps whose product leaves the range of float64, or is mostly rounding, are not merged.
     """
     folded = plan.folded if simplify else plan.joined
-    if folded.merged:
-        with suppress(NonFiniteError):
-            parameters = {**entry, **folded.parameters(entry, plan.constants, where)}
-            if all(_accurate(parameters, computed_name(node.name)) for node in folded.merged):
-                return folded, parameters
-        folded = plan.unmerged
+    indices = list(range(len(tensors)))
+    if not folded.merged:
+        whole = _Group(folded, indices, _folded(plan, folded, tensors))
+        return [whole] if tensors else []
+    merged: list[Mapping[str, Tensor]] = []
+    apart: list[int] = []
+    for index, entry in enumerate(tensors):
+        own = _with_merged_maps(plan, folded, entry)
+        if own is None:
+            apart.append(index)
+        else:
+            merged.append(own)
+    found: list[_Group] = []
+    if merged:
+        together = [index for index in indices if index not in set(apart)]
+        found.append(_Group(folded, together, merged))
+    if apart:
+        others = [tensors[index] for index in apart]
+        parameters = _folded(plan, plan.unmerged, others, apart)
+        found.append(_Group(plan.unmerged, apart, parameters))
+    return found
+
+
+def _folded(
+    plan: Architecture,
+    folded: FoldedGraph,
+    tensors: Sequence[Mapping[str, Tensor]],
+    indices: Sequence[int] | None = None,
+) -> list[Mapping[str, Tensor]]:
     if not folded.maps:
-        return folded, entry
-    return folded, {**entry, **folded.parameters(entry, plan.constants, where)}
+        return list(tensors)
+    wheres = [f"state dict {index}: " for index in indices or range(len(tensors))]
+    return [
+        {**entry, **folded.parameters(entry, plan.constants, where)}
+        for entry, where in zip(tensors, wheres, strict=True)
+    ]
+
+
+def _with_merged_maps(
+    plan: Architecture, folded: FoldedGraph, entry: Mapping[str, Tensor]
+) -> Mapping[str, Tensor] | None:
+    """The parameters of a graph with merged maps; None where they are not to be merged."""
+    with suppress(NonFiniteError):
+        parameters = {**entry, **folded.parameters(entry, plan.constants)}
+        if all(_accurate(parameters, computed_name(node.name)) for node in folded.merged):
+            return parameters
+    return None
 
 
 def _accurate(parameters: Mapping[str, Tensor], name: str) -> bool:
@@ -135,35 +229,3 @@ def _accurate(parameters: Mapping[str, Tensor], name: str) -> bool:
     if weight.dim() < 2 or error is None or error.numel() == 0:
         return True
     return float(error.max()) <= 1e-9 * float(weight.abs().max())
-
-
-def _result(
-    composition: Composition,
-    layers: tuple[LayerBracket, ...],
-    norm: Norm,
-    reasons: list[str],
-    given: tuple[str, ...],
-) -> UpperBound:
-    total = composition.total
-    doubtful = [str(layer.index) for layer in layers if not layer.certified]
-    value = total.value
-    reason: str | None = None
-    if total.unbounded:
-        reason = "; ".join(dict.fromkeys(reasons)) or "a layer's norm is unbounded"
-    elif math.isinf(value):
-        reason = "the bound is finite but exceeds float64: see log_value"
-    if doubtful:
-        note = f"the norms of layers {', '.join(doubtful)} are not certified"
-        reason = f"{reason}; {note}" if reason else note
-    return UpperBound(
-        value=value,
-        log_value=total.log,
-        side="upper",
-        norm=norm,
-        method=_METHOD_OF_NORM[norm],
-        certified=not doubtful,
-        reason=reason,
-        layers=layers,
-        composition=composition,
-        given=given,
-    )

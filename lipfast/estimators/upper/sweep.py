@@ -7,7 +7,7 @@ operands by the rule of its op, and every operation on constants is rounded up.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from weakref import WeakKeyDictionary
 
@@ -26,7 +26,7 @@ from lipfast.rules.registry import RULES, Call, Rule, lookup, written_here
 from lipfast.rules.upward import Upward, p_norm
 
 ZERO = Upward.of(0.0)
-_ONE = Upward.of(1.0)
+ITSELF = Upward.of(1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +42,7 @@ class Step:
         operation: the node as `Composition` knows it.
         asked_later: whether several operands meet, and lipfast's own rule sees nothing but them. A
             user's rule may read the state dict, which may change and should not be kept.
+        one_by_one: norms for which the rule has to be asked once per network (see `together`).
     """
 
     node: Node
@@ -51,6 +52,7 @@ class Step:
     shapes: tuple[tuple[int, ...], ...]
     operation: Operation
     asked_later: bool
+    one_by_one: set[Norm] = field(default_factory=set)
 
     def call(
         self,
@@ -180,7 +182,7 @@ def composed(
     Returns:
         The constants of all nodes and of the outputs together, and why some are infinite.
     """
-    constants = dict.fromkeys(sweep.inputs, _ONE)
+    constants = dict.fromkeys(sweep.inputs, ITSELF)
     reasons: list[str] = []
     meetings: dict[str, Mapping[str, Upward] | Callable[[], Mapping[str, Upward]]] = {}
     for step in sweep.steps:

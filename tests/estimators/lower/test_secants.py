@@ -334,7 +334,7 @@ def test_both_ways_are_proved_in_exact_arithmetic(
     for native in (True, False):
         if not native:
             traced_only(monkeypatch)
-        value, points = certified_secants(plan, tensors, data(1) * scale).of(0)
+        value, points = certified_secants(plan, tensors, data(1) * scale).of_each()[0]
         first, second = ([Fraction(entry) for entry in point] for point in points.tolist())
         outputs = [rational_forward(model.state_dict(), point) for point in (first, second)]
         change = sum((a - b) ** 2 for a, b in zip(*outputs, strict=True))

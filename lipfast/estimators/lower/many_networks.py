@@ -1,0 +1,251 @@
+"""Lower bounds of many networks of one plan, from samples that are read once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lipfast.errors import ArgumentError
+from lipfast.estimators.domain import Domain
+from lipfast.estimators.enclosure import missing_error_rules
+from lipfast.estimators.jacobian.function import joined_inputs
+from lipfast.estimators.jacobian.norms import compute_dtype, plan_jacobian_norms
+from lipfast.estimators.lower.sample_maximum import Sample, assembled, finite_norms
+from lipfast.estimators.lower.secants import Secants, certified_secants
+from lipfast.estimators.options import check_flags
+from lipfast.estimators.progress import shown_progress
+from lipfast.estimators.results import LowerBound
+from lipfast.estimators.samples import SampleStream, require_finite_samples
+from lipfast.norms import AnyNorm, Norm, check_norm
+from lipfast.ops.denormals import denormals_flushed
+from lipfast.plan.architecture import Architecture
+from lipfast.plan.checked import StateDict, resolve_all
+
+
+def lower_bounds(
+    plan: Architecture,
+    state_dicts: StateDict | Sequence[StateDict],
+    samples: SampleStream,
+    *,
+    norm: AnyNorm,
+    per_sample: bool,
+    memory: int,
+    domain: Domain | None,
+    progress: bool | None,
+) -> list[LowerBound]:
+    """Lower bounds on the Lipschitz constants of many networks, from samples that are read once.
+
+    ``jacobian = max_b ||J(x_b)||`` (Khromov and Singh, 2024) is a lower bound wherever the network
+    is differentiable, up to rounding; the bound's `value` is the certified difference quotient
+    ``||f(a) - f(b)|| / ||a - b||`` near the arg-max sample (see `estimators.lower.secants`).
+
+    Args:
+        plan: the architecture.
+        state_dicts: one or many.
+        samples: of the shapes of the plan's inputs.
+        norm: 1, 2 or inf.
+        per_sample: keep the Jacobian norm of every sample.
+        memory: bytes that intermediate tensors may take.
+        domain: the certified difference quotient is of two points in this set.
+        progress: see `shown_progress`.
+
+    Returns:
+        One `LowerBound` per state dict.
+
+    Raises:
+        ArgumentError, NonFiniteError: the samples do not fit, or hold NaN or Inf.
+        StateDictError, NonFiniteError: a state dict does not fit the architecture.
+    """
+    check_flags(per_sample=per_sample)
+    tensors, norm = resolve_all(plan, state_dicts), check_norm(norm)
+    if not tensors:
+        return []
+    options = _Options(plan, norm, per_sample, memory, domain, progress)
+    if samples.unread:
+        (x,) = samples.first
+        found = _waiting_once(options, tensors, x.detach())
+        if found is not None:
+            return found
+        require_finite_samples(x)
+    largest = Largest()
+    with shown_progress("Jacobian norms", samples.count, progress) as advance:
+        for batch in samples:
+            x = batch[0].detach()
+            if len(batch) > 1:
+                dtype = compute_dtype(tensors, plan.stored_parameters)
+                x = joined_inputs([value.detach() for value in batch], dtype)
+            require_one_device(x, tensors)
+            largest.take(x, finite_norms(plan, tensors, x, norm, memory))
+            advance(len(x))
+    secants = options.secants(tensors, largest, in_norm=True)
+    return options.assembled(largest.of_each_network(), secants)
+
+
+class _Options(NamedTuple):
+    """What a call was asked for; see `lower_bounds`."""
+
+    plan: Architecture
+    norm: Norm
+    per_sample: bool
+    memory: int
+    domain: Domain | None
+    progress: bool | None
+
+    def secants(
+        self, tensors: Sequence[Mapping[str, Tensor]], largest: Largest, *, in_norm: bool
+    ) -> Secants | None:
+        """Certified secants next to the best samples, where there may be some."""
+        if self.why_not is not None:
+            return None
+        with shown_progress("certified secants", None, self.progress):
+            return certified_secants(
+                self.plan,
+                tensors,
+                largest.points,
+                norm=self.norm,
+                memory=self.memory,
+                domain=self.domain,
+                in_norm=in_norm,
+            )
+
+    @property
+    def why_not(self) -> str | None:
+        return why_not_certified(self.plan, len(self.plan.input_shapes))
+
+    def assembled(self, found: Sequence[Sample], secants: Secants | None) -> list[LowerBound]:
+        """The bounds of all networks."""
+        flushed, why_not = denormals_flushed(), self.why_not
+        proved = [None] * len(found) if secants is None else secants.of_each()
+        return [
+            assembled(
+                sample,
+                norm=self.norm,
+                plan=self.plan,
+                keep=self.per_sample,
+                secant=secant,
+                why_not=why_not,
+                flushed=flushed,
+            )
+            for sample, secant in zip(found, proved, strict=True)
+        ]
+
+
+def _waiting_once(
+    options: _Options, tensors: Sequence[Mapping[str, Tensor]], x: Tensor
+) -> list[LowerBound] | None:
+    """Bounds from one batch on a device, for which the host waits once, at the end.
+
+    None where something is not finite: a sample, or a norm in float32.
+    """
+    plan, norm, memory, largest = options.plan, options.norm, options.memory, Largest()
+    require_one_device(x, tensors)
+    with shown_progress("Jacobian norms", len(x), options.progress):
+        largest.take(x, plan_jacobian_norms(plan, tensors, x, norm=norm, memory=memory))
+    secants = options.secants(tensors, largest, in_norm=False)
+    finite = torch.isfinite(x).all() & torch.isfinite(largest.norms).all(1)
+    columns = [finite, *largest.statistics()]
+    columns += [] if secants is None else [secants.values, secants.loose]
+    host = torch.stack([column.double() for column in columns]).tolist()
+    if not all(host[0]):
+        return None
+    if secants is not None:
+        secants = replace(secants, known=host[5])
+        loose = [index for index, value in enumerate(host[6]) if value]
+        if loose:
+            own, points = [tensors[index] for index in loose], largest.points[loose]
+            again = certified_secants(
+                plan, own, points, norm=norm, memory=memory, domain=options.domain
+            )
+            secants = secants.replaced(loose, again)
+    return options.assembled(largest.of_each_network(host[1:5]), secants)
+
+
+def require_one_device(x: Tensor, tensors: Sequence[Mapping[str, Tensor]]) -> None:
+    """Check that samples and parameters are on one device.
+
+    Raises:
+        ArgumentError: they are not; says where which are.
+    """
+    for name, value in tensors[0].items():
+        if value.device != x.device:
+            raise ArgumentError(
+                f"the samples are on {x.device} and parameter '{name}' on {value.device}: move the "
+                f"samples (x.to({str(value.device)!r})) or the parameters"
+            )
+
+
+def why_not_certified(plan: Architecture | str, inputs: int) -> str | None:
+    """Why nothing can be certified; None where something can.
+
+    Args:
+        plan: of the model, or why it has none.
+        inputs: how many it has.
+    """
+    if inputs > 1:
+        return "the certificate needs a model with one input"
+    if isinstance(plan, str):
+        return f"the certificate needs a model that lipfast.compile can trace: {plan}"
+    missing = missing_error_rules(plan)
+    if not missing:
+        return None
+    return (
+        f"no rule for the rounding errors of {', '.join(missing)}: give its @lipfast.rule an "
+        "`error`, which bounds them"
+    )
+
+
+class Largest:
+    """Norms of all samples of some networks, and the sample with the largest norm of each.
+
+    Attributes:
+        points: (networks, D...), these samples.
+    """
+
+    points: Tensor
+    _values: Tensor
+    _positions: Tensor
+
+    def __init__(self) -> None:
+        self._norms: list[Tensor] = []
+        self._count = 0
+
+    def take(self, x: Tensor, norms: Tensor) -> None:
+        """See a batch (b, D...) with its norms (networks, b)."""
+        values, positions = norms.max(1)
+        points = x[positions]
+        positions = positions + self._count
+        if self._norms:
+            better = values > self._values
+            values = torch.where(better, values, self._values)
+            positions = torch.where(better, positions, self._positions)
+            points = torch.where(better.reshape(-1, *[1] * (x.dim() - 1)), points, self.points)
+        self._values, self._positions, self.points = values, positions, points
+        self._norms.append(norms)
+        self._count += len(x)
+
+    @property
+    def norms(self) -> Tensor:
+        """Those of all samples, (networks, samples)."""
+        if len(self._norms) > 1:
+            self._norms = [torch.cat(self._norms, 1)]
+        return self._norms[0]
+
+    def statistics(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Largest norm, its sample's position, mean and root mean square, (networks,) each."""
+        wide = self.norms.double()
+        return self._values, self._positions, wide.mean(1), wide.square().mean(1).sqrt()
+
+    def of_each_network(self, known: Sequence[Sequence[float]] | None = None) -> list[Sample]:
+        """What was found of each network; `known` are the `statistics`, if they are on the host."""
+        if known is None:
+            known = [column.tolist() for column in self.statistics()]
+        values, positions, means, squares = known
+        columns = zip(self.norms, values, positions, self.points, means, squares, strict=True)
+        return [
+            Sample(norms, value, int(position), point, mean, square)
+            for norms, value, position, point, mean, square in columns
+        ]

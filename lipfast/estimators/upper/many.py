@@ -1,0 +1,137 @@
+"""Upper bounds of many networks: arrays, and the `UpperBound` of each where somebody asks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lipfast.estimators.results import UpperBound
+from lipfast.estimators.upper.composition import Composition
+from lipfast.estimators.upper.layer_bracket import LayerBrackets
+from lipfast.estimators.upper.starts import StartVectors
+from lipfast.norms import Norm
+from lipfast.ops.denormals import FLUSHED
+
+_METHOD_OF_NORM = {
+    1: "product of column-sum norms",
+    2: "product of certified spectral norms",
+    math.inf: "product of row-sum norms",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class UpperBoundsOfGraph:
+    """Upper bounds of networks that share a graph.
+
+    Attributes:
+        networks: which of all.
+        brackets: of their layers.
+        starts: what to start from at similar weights.
+        composition: of a network, by its position here.
+        values: the bounds.
+        logs: their logarithms.
+        reasons: why one is infinite, or None.
+    """
+
+    networks: Sequence[int]
+    brackets: LayerBrackets
+    starts: Sequence[StartVectors]
+    composition: Callable[[int], Composition]
+    values: Sequence[float]
+    logs: Sequence[float]
+    reasons: Sequence[str | None]
+
+
+class UpperBounds:
+    """Upper bounds of N networks of one architecture.
+
+    Attributes:
+        values: N bounds; inf where one is unbounded or beyond float64.
+        logs: their natural logarithms.
+        certified: whether each is proved.
+        reasons: why it is inf or not certified, or None.
+        starts: for each network what to start from at similar weights.
+        method: how they were got.
+        norm: 1, 2 or inf.
+        given: ops whose rules a user wrote.
+    """
+
+    def __init__(
+        self,
+        norm: Norm,
+        count: int,
+        parts: Sequence[UpperBoundsOfGraph],
+        given: tuple[str, ...],
+        flushed: bool,
+    ) -> None:
+        self.norm, self.given, self.method = norm, given, _METHOD_OF_NORM[norm]
+        self._places: list[tuple[UpperBoundsOfGraph, int]] = []
+        if len(parts) == 1:
+            self._places = [(parts[0], position) for position in range(count)]
+        elif parts:
+            places = {
+                network: (part, position)
+                for part in parts
+                for position, network in enumerate(part.networks)
+            }
+            self._places = [places[network] for network in range(count)]
+        self.values = [part.values[position] for part, position in self._places]
+        self.logs = [part.logs[position] for part, position in self._places]
+        self.reasons = [part.reasons[position] for part, position in self._places]
+        self.certified = [True] * count
+        for part in parts:
+            for position, note in _doubtful(part.brackets).items():
+                self._doubt(part.networks[position], note)
+        if flushed:
+            for network in range(count):
+                self._doubt(network, FLUSHED)
+
+    def _doubt(self, network: int, note: str) -> None:
+        before = self.reasons[network]
+        self.reasons[network] = f"{before}; {note}" if before else note
+        self.certified[network] = False
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @property
+    def starts(self) -> Sequence[StartVectors]:
+        """For each network what to start from at similar weights."""
+        parts = {id(part): part for part, _ in self._places}
+        if len(parts) == 1:
+            return next(iter(parts.values())).starts
+        return [part.starts[position] for part, position in self._places]
+
+    def brackets(self, network: int) -> tuple[LayerBrackets, int]:
+        """The arrays that hold the brackets of a network's layers, and its row in them."""
+        part, position = self._places[network]
+        return part.brackets, position
+
+    def of(self, network: int) -> UpperBound:
+        """The bound of one network, with its layers and its composition."""
+        part, position = self._places[network]
+        return UpperBound(
+            value=self.values[network],
+            log_value=self.logs[network],
+            side="upper",
+            norm=self.norm,
+            method=self.method,
+            certified=self.certified[network],
+            reason=self.reasons[network],
+            layers=part.brackets.of(position),
+            composition=part.composition(position),
+            given=self.given,
+        )
+
+
+def _doubtful(brackets: LayerBrackets) -> dict[int, str]:
+    """For networks with layers that are not certified, which."""
+    if bool(brackets.certified.all()):
+        return {}
+    found = {}
+    for position, certified in enumerate(brackets.certified.tolist()):
+        layers = [str(index) for index, sure in enumerate(certified) if not sure]
+        if layers:
+            found[position] = f"the norms of layers {', '.join(layers)} are not certified"
+    return found

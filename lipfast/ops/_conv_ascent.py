@@ -1,0 +1,124 @@
+"""Where symbols of convolutions are large: an ascent over frequencies and vectors. Proves nothing.
+
+Many candidates go up together, on the device of the taps, each with a fixed number of steps, so
+that nothing waits for the device but small eigenvalue problems.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipfast.ops._conv_cells import Cells
+from lipfast.ops._conv_symbols import SymbolStack, batches, top_vectors
+
+_ROUNDS, _SHRINKS = 6, 9
+_BASIS_SIZE = 12
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """C places with large symbols.
+
+    Attributes:
+        values: (C,), the Gram matrices' largest eigenvalues, about; from below.
+        symbols: (C,), which of the stack.
+        centres: (C, 3), frequencies in units of the cells.
+        vectors: (C, n), complex, left singular vectors.
+    """
+
+    values: Tensor
+    symbols: Tensor
+    centres: Tensor
+    vectors: Tensor
+
+    def __getitem__(self, index: Tensor | slice) -> Peaks:
+        return Peaks(*(part[index] for part in self._parts()))
+
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.values, self.symbols, self.centres, self.vectors
+
+    def better_of(self, other: Peaks) -> Peaks:
+        """The higher of two, one by one."""
+        higher = other.values > self.values
+        pairs = zip(self._parts(), other._parts(), strict=True)
+        return Peaks(
+            *(
+                torch.where(higher.reshape(-1, *[1] * (mine.dim() - 1)), its, mine)
+                for mine, its in pairs
+            )
+        )
+
+
+def joined(peaks: list[Peaks]) -> Peaks:
+    """All of them, one after another."""
+    return Peaks(*(torch.cat(parts) for parts in zip(*(p._parts() for p in peaks), strict=True)))
+
+
+def looked_at(
+    stack: SymbolStack, symbols: Tensor, centres: Tensor, start: Tensor, steps: int
+) -> Peaks:
+    """The top of the Gram matrices at given frequencies, from given vectors (C, n)."""
+    b = torch.complex(*stack.at(symbols, stack.phases(centres)))
+    values, vectors = top_vectors(torch.bmm(b, b.mH), start, steps)
+    return Peaks(values, symbols, centres, vectors)
+
+
+def ascended(stack: SymbolStack, cells: Cells, peaks: Peaks, memory: int) -> Peaks:
+    """Alternates between the best frequency for a vector and the top vector there."""
+    size = 2 * stack.bytes_per_symbol() + 24 * stack.taps[0].numel()
+    parts = batches(len(peaks.values), max(1, memory // size))
+    return joined([_ascended(stack, cells, peaks[part]) for part in parts])
+
+
+def _ascended(stack: SymbolStack, cells: Cells, peaks: Peaks) -> Peaks:
+    for _ in range(0 if cells.on_grid or cells.axes == 0 else _ROUNDS):
+        moves = _best_moves(stack, cells, peaks)
+        # With the vector held fixed the frequency moves too little: twice as far is tried, too.
+        centres = torch.cat([peaks.centres + moves, peaks.centres + 2 * moves]) % stack.periods
+        again = torch.cat([peaks.symbols] * 2), centres, torch.cat([peaks.vectors] * 2)
+        tried = looked_at(stack, *again, _BASIS_SIZE)
+        count = len(moves)
+        peaks = peaks.better_of(tried[:count]).better_of(tried[count:])
+    for _ in range(3 if cells.on_grid else 1):
+        at = peaks.symbols, peaks.centres, peaks.vectors
+        peaks = peaks.better_of(looked_at(stack, *at, 2 * _BASIS_SIZE))
+    return peaks
+
+
+def _best_moves(stack: SymbolStack, cells: Cells, peaks: Peaks) -> Tensor:
+    r"""(C, 3): from where a peak is to the largest $\|\hat W(\theta)^* x\|$ nearby, x its vector.
+
+    That is a trigonometric polynomial whose coefficients are products of the $W_k^T x$: a search
+    over ever smaller neighbourhoods.
+    """
+    taps = stack.taps[peaks.symbols]
+    a = torch.complex(
+        *(torch.einsum("ctnm,cn->ctm", taps, x) for x in (peaks.vectors.real, peaks.vectors.imag))
+    )
+    products = torch.bmm(a, a.mH)
+    device, count = taps.device, len(taps)
+    ranges = [(-2, -1, 0, 1, 2) if axis < cells.axes else (0,) for axis in range(3)]
+    pattern = torch.tensor(list(itertools.product(*ranges)), device=device)
+    widths = torch.tensor(cells.widths(), dtype=torch.float64, device=device)
+    moves = torch.zeros_like(peaks.centres)
+    for shrink in range(_SHRINKS):
+        step = (widths * stack.periods * (0.25 * 0.35**shrink)).round().long()
+        near = moves[:, None] + pattern * step
+        places = (peaks.centres[:, None] + near).reshape(-1, 3)
+        cosines, sines = stack.phases(places)
+        z = torch.complex(cosines, -sines).reshape(count, len(pattern), -1)
+        values = (torch.bmm(z, products) * z.conj()).sum(-1).real
+        best = values.argmax(1)
+        moves = near[torch.arange(count, device=device), best]
+    return moves
+
+
+def start_vectors(count: int, n: int, seed: int, like: Tensor) -> Tensor:
+    """(count, n), complex, all the same seeded vector."""
+    generator = torch.Generator(device="cpu").manual_seed(seed % 2**63)
+    vector = torch.randn(2, n, generator=generator, dtype=torch.float64, device="cpu").to(like)
+    return torch.complex(vector[0], vector[1]).expand(count, n)

@@ -1,0 +1,161 @@
+"""Brackets of the suprema of symbols, on the device of their taps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lipfast.ops._conv_ascent import Peaks, start_vectors
+from lipfast.ops._conv_bracket import Budget, NativeBracket
+from lipfast.ops._conv_cells import Cells, cells_of
+from lipfast.ops._conv_cover import Cover
+from lipfast.ops._conv_symbols import PHASE_ERROR, ROOT_OF_TWO, SymbolStack, symbol_stack
+from lipfast.ops._keyed import CHOLESKY, UPPER_METHODS
+from lipfast.ops.scaling import unscaled_down, unscaled_up
+from lipfast.rounding import UNIT_ROUNDOFF, WIDE, wide_gamma, widened
+
+# Numbers in front of a start's vector: group, frequency on three axes.
+_HEADER = 4
+
+
+def device_brackets(
+    taps: Sequence[Tensor],
+    budget: Budget,
+    starts: Sequence[Tensor | None],
+    grid: Sequence[int],
+) -> list[NativeBracket]:
+    """Brackets of S, or of the maximum over a grid: kernels of one shape together.
+
+    Args:
+        taps: finite, (groups, 3 axes, rows, cols), rows <= cols, axes with one tap last.
+        budget: what may be spent.
+        starts: per kernel, `ConvStart.maximum` of a kernel nearby, or None.
+        grid: three sizes per kernel; zeros: all frequencies.
+    """
+    kinds: dict[tuple[object, ...], list[int]] = {}
+    for index, tensor in enumerate(taps):
+        points = tuple(grid[3 * index : 3 * index + 3])
+        kind = (tuple(tensor.shape), tensor.dtype, points, starts[index] is None)
+        kinds.setdefault(kind, []).append(index)
+    found: dict[int, NativeBracket] = {}
+    for indices in kinds.values():
+        first = indices[0]
+        cells = cells_of(taps[first].shape[1:4], grid[3 * first : 3 * first + 3])
+        near = [start for index in indices if (start := starts[index]) is not None]
+        brackets = _brackets_of_one_shape([taps[index] for index in indices], cells, near, budget)
+        found |= zip(indices, brackets, strict=True)
+    return [found[index] for index in range(len(taps))]
+
+
+def _brackets_of_one_shape(
+    taps: list[Tensor], cells: Cells, starts: list[Tensor], budget: Budget
+) -> list[NativeBracket]:
+    stack, groups = symbol_stack(taps, cells.periods), taps[0].shape[0]
+    known = _peaks_nearby(stack, starts, groups, budget) if starts else None
+    holder = stack.bytes_per_symbol() > budget.memory
+    if holder or (budget.max_cells == 0 and known is not None):
+        upper = _holder(stack) if holder and budget.max_cells > 0 else [math.inf] * len(taps)
+        tested = [0] * len(taps)
+        best = known or _somewhere(stack, groups, budget)
+    else:
+        cover = Cover(stack, cells, budget, known)
+        if budget.max_cells > 0:
+            cover.run()
+        best, tested = cover.best, cover.tested
+        upper = cover.tau if budget.max_cells > 0 else [math.inf] * len(taps)
+    method = UPPER_METHODS[-1] if holder else UPPER_METHODS[CHOLESKY]
+    lower, right = _lower(stack, best)
+    scales = zip(stack.exponents.tolist(), stack.largest.tolist(), strict=True)
+    frequencies, symbols = best.centres / stack.periods.double(), best.symbols.tolist()
+    return [
+        NativeBracket(
+            # The largest tap entry is a lower bound without rounding: it is a mean of symbols.
+            max(unscaled_down(lower[i], exponent), 0.0 if cells.on_grid else largest),
+            unscaled_up(upper[i], exponent) if largest > 0 else 0.0,
+            frequencies[i],
+            symbols[i] - i * groups,
+            tested[i] if largest > 0 else 0,
+            method,
+            _as_real(best.vectors[i]),
+            _as_real(right[i]),
+        )
+        for i, (exponent, largest) in enumerate(scales)
+    ]
+
+
+def _as_real(vector: Tensor) -> Tensor:
+    return torch.cat([vector.real, vector.imag])
+
+
+def _peaks_nearby(stack: SymbolStack, starts: list[Tensor], groups: int, budget: Budget) -> Peaks:
+    """Where kernels nearby have their maxima, with a little noise that leads out of subspaces."""
+    given = torch.stack(starts)
+    n = stack.sides[0]
+    centres = (given[:, 1:_HEADER] * stack.periods).round().long() % stack.periods
+    vectors = torch.complex(given[:, _HEADER : _HEADER + n], given[:, _HEADER + n :])
+    noise = start_vectors(len(starts), n, budget.seed, given)
+    vectors = vectors + 1e-4 * noise / noise.norm(dim=1, keepdim=True)
+    first = groups * torch.arange(len(starts), device=given.device)
+    return Peaks(vectors.new_zeros(len(starts)).real, given[:, 0].long() + first, centres, vectors)
+
+
+def _somewhere(stack: SymbolStack, groups: int, budget: Budget) -> Peaks:
+    """The frequency zero of the groups with the largest magnitudes."""
+    kernels = len(stack.exponents)
+    sizes = stack.magnitudes().square().sum((1, 2)).reshape(kernels, groups)
+    symbols = sizes.argmax(1) + groups * torch.arange(kernels, device=sizes.device)
+    vectors = start_vectors(kernels, stack.sides[0], budget.seed, sizes)
+    centres = torch.zeros(kernels, 3, dtype=torch.long, device=sizes.device)
+    return Peaks(sizes.new_zeros(kernels), symbols, centres, vectors)
+
+
+def _holder(stack: SymbolStack) -> list[float]:
+    """min(sqrt(||P||_1 ||P||_inf), ||P||_F) >= S, P = sum_k |W_k|, the largest of the groups."""
+    magnitudes = stack.magnitudes()
+    n, m = stack.sides
+    sums = magnitudes.sum(1).amax(1) * magnitudes.sum(2).amax(1)
+    squares = torch.minimum(sums, magnitudes.square().sum((1, 2)))
+    terms = n * m + 2 * len(stack.offsets) + 8
+    roots = (squares * (1 + wide_gamma(terms)) + 2.0**-900).sqrt()
+    largest = roots.new_zeros(len(stack.exponents)).scatter_reduce(0, stack.owners, roots, "amax")
+    return [widened(value, 4) for value in largest.tolist()]
+
+
+def _lower(stack: SymbolStack, best: Peaks) -> tuple[list[float], Tensor]:
+    r"""Proved lower values $\|\hat W(\theta)^* x\| / \|x\|$, and the images' directions (K, m).
+
+    The image is formed by products of entries and their sums, its error bounded entry by entry.
+    """
+    values, images = [], []
+    n, m = stack.sides
+    terms = 2 * n + len(stack.offsets) + 8
+    relative = ROOT_OF_TWO * (wide_gamma(terms) + 2 * PHASE_ERROR) * WIDE
+    for i in range(len(best.symbols)):
+        at = best[slice(i, i + 1)]
+        real, imaginary = (part[0] for part in stack.at(at.symbols, stack.phases(at.centres)))
+        x = at.vectors[0]
+        re, im = x.real[:, None], x.imag[:, None]
+        image = torch.complex(
+            (real * re + imaginary * im).sum(0), (real * im - imaginary * re).sum(0)
+        )
+        reach = (stack.taps[at.symbols[0]].abs().sum(0) * x.abs()[:, None]).sum(0)
+        sizes = (_squared_norm(image), reach.square().sum(), _squared_norm(x))
+        values.append(torch.stack(sizes).sqrt())
+        images.append(image / values[-1][0].clamp_min(1e-300))
+    found = []
+    for image_size, reach_size, size in torch.stack(values).tolist():
+        # Where squares may have been denormal, nothing is said.
+        if not (image_size > 1e-100 and size > 1e-100):
+            found.append(0.0)
+            continue
+        numerator = image_size * (1 - wide_gamma(2 * m + 4)) - relative * reach_size * WIDE
+        value = numerator / (size * (1 + wide_gamma(2 * n + 4))) * (1 - 8 * UNIT_ROUNDOFF)
+        found.append(max(value, 0.0))
+    return found, torch.stack(images)
+
+
+def _squared_norm(x: Tensor) -> Tensor:
+    return x.real.square().sum() + x.imag.square().sum()

@@ -1,0 +1,437 @@
+"""Every public call with models and samples on a device: right, and how often the host waits.
+
+The device is `tests.support.pretended_device`: CUDA's rules on a CPU.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lipfast
+from lipfast import _native
+from lipfast.errors import ArgumentError, NonFiniteError
+from lipfast.plan.stacked import StackedStateDicts
+from tests.support.networks import randomised
+from tests.support.pretended_device import (
+    CUDA,
+    Counts,
+    Pretended,
+    module_on_device,
+    on_device,
+    pretended_device,
+)
+
+NORMS = [1, 2, math.inf]
+
+
+def mlp(*widths: int, between: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(widths):
+        layers += [nn.Linear(before, after), between()]
+    return nn.Sequential(*layers[:-1])
+
+
+class Symmetric(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.triu() + 0.5 * weight.triu(1).mT
+
+
+def symmetric(layer: nn.Linear) -> nn.Module:
+    return nn.utils.parametrize.register_parametrization(layer, "weight", Symmetric())
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.register_buffer("scale", torch.tensor([0.5, -1.0, 2.0, 1.0, 0.0, 3.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(torch.relu(x + self.scale * self.inner(x)))
+
+
+class Gated(nn.Module):
+    """A product of activations, a softmax with a mask, several outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.value = nn.Linear(6, 4), nn.Linear(6, 4)
+        self.register_buffer("mask", torch.tensor([0.0, 0.0, -math.inf, 0.0]))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores = torch.softmax(self.gate(x) + self.mask, -1)
+        return scores * torch.tanh(self.value(x)), self.value(x).abs()
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = nn.functional.layer_norm(x, (4,))
+        weights = self.query(tokens) @ self.key(tokens).mT
+        return torch.softmax(weights / 2, -1) @ self.value(tokens)
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "chain": (lambda: mlp(6, 8, 5), (6,)),
+    "smooth": (lambda: mlp(6, 8, 5, between=nn.GELU), (6,)),
+    "convolutional": (
+        lambda: nn.Sequential(
+            nn.Conv1d(1, 2, 2), nn.BatchNorm1d(2), nn.ReLU(), nn.Flatten(), nn.Linear(6, 3)
+        ),
+        (1, 4),
+    ),
+    "normalised": (lambda: nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 3)), (6,)),
+    "folded": (lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU()), (6,)),
+    "merged": (lambda: nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4)), (6,)),
+    "computed": (lambda: nn.Sequential(symmetric(nn.Linear(6, 6)), nn.Softplus()), (6,)),
+    "residual": (Residual, (6,)),
+    "gated": (Gated, (6,)),
+    "attention": (Attention, (3, 4)),
+    "upsampled": (
+        lambda: nn.Sequential(
+            nn.ConvTranspose1d(1, 2, 2, stride=2), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(6, 3)
+        ),
+        (1, 3),
+    ),
+    "wide": (lambda: mlp(70, 30, 68), (70,)),
+}
+
+
+def case(name: str) -> tuple[nn.Module, Tensor]:
+    make, shape = CASES[name]
+    torch.manual_seed(0)
+    model = make()
+    if name != "gated":
+        randomised(model)
+    return model.eval(), torch.randn(5, *shape)
+
+
+def searches(model: nn.Module, x: Tensor, norm: float) -> dict[str, Callable[[], Any]]:
+    few = {
+        "convex": {"draws": 6},
+        "neighbourhood": {"radius": 0.1, "draws": 3, "centres": 3},
+        "ascent": {"steps": 2, "starts": 2},
+        "pairs": {},
+    }
+    return {
+        f"lower_bound {search}": lambda search=search, options=options: lipfast.lower_bound(
+            model, x, norm=norm, search=search, **options
+        )
+        for search, options in few.items()
+    }
+
+
+def calls(model: nn.Module, plan: Any, x: Tensor, norm: float) -> dict[str, Callable[[], Any]]:
+    """All public calls that take a model or a state dict."""
+    state = dict(model.state_dict())
+    box = lipfast.Box(-3.0, 3.0)
+    made = {
+        "jacobian_norms": lambda: lipfast.jacobian_norms(model, x, norm=norm),
+        "jacobian_norms again": lambda: lipfast.jacobian_norms(model, x, norm=norm),
+        "jacobian_norms rows": lambda: lipfast.jacobian_norms(model, x, norm=norm, method="rows"),
+        "jacobian_norms streamed": lambda: lipfast.jacobian_norms(
+            model, x[:1], norm=norm, method="rows", memory=1
+        ),
+        "jacobian_norms create_graph": lambda: lipfast.jacobian_norms(
+            model, x, norm=norm, create_graph=True
+        ),
+        "input_gradient_norms": lambda: lipfast.input_gradient_norms(
+            lambda z: flat(model(z)).square().sum(1), x, norm=norm
+        ),
+        "lower_bound": lambda: lipfast.lower_bound(model, x, norm=norm, domain=box),
+        "upper_bound": lambda: lipfast.upper_bound(model, x, norm=norm, domain=box),
+        "bounds": lambda: lipfast.bounds(model, x, norm=norm, per_sample=True),
+        "plan.check": lambda: plan.check(state),
+        "plan.upper": lambda: plan.upper(state, norm=norm, simplify=False),
+        "plan.upper many": lambda: plan.upper([state] * 5, norm=norm),
+        "plan.lower": lambda: plan.lower(state, x, norm=norm, domain=box),
+        "plan.lower many": lambda: plan.lower([state] * 5, x, norm=norm),
+        "plan.bounds": lambda: plan.bounds(state, x, norm=norm),
+        "tracker": lambda: [
+            tracker.upper(state) for tracker in [plan.tracker(norm=norm)] for _ in "ab"
+        ],
+        **searches(model, x, norm),
+    }
+    if norm == 2:
+        made["jacobian_norms lanczos"] = lambda: (
+            lipfast.jacobian_norms(model, x, method="lanczos", details=True).values
+        )
+    return made
+
+
+def flat(outputs: Any) -> Tensor:
+    leaves = outputs if isinstance(outputs, tuple) else (outputs,)
+    return torch.cat([leaf.flatten(1) for leaf in leaves], 1)
+
+
+def numbers(found: Any) -> list[Tensor]:
+    """What a result holds, for comparison; tensors are where they were computed."""
+    if isinstance(found, Tensor):
+        return [found.detach()]
+    if isinstance(found, (list, tuple)):
+        return [number for entry in found for number in numbers(entry)]
+    if isinstance(found, lipfast.Bounds):
+        return [*numbers(found.lower), *numbers(found.upper)]
+    if isinstance(found, lipfast.LowerBound):
+        kept = [found.points.sum() * 0, *([] if found.per_sample is None else [found.per_sample])]
+        return [torch.tensor([found.jacobian.value, found.mean, found.rms]), *kept]
+    if isinstance(found, lipfast.UpperBound):
+        return [torch.tensor([found.value, *(layer.upper for layer in found.layers)])]
+    return []
+
+
+# Of a call, at most so many launches, waits for the device, and copies to it.
+CEILINGS = {
+    "jacobian_norms": (320, 75, 9),
+    "jacobian_norms again": (320, 65, 9),
+    "jacobian_norms rows": (450, 80, 9),
+    "jacobian_norms streamed": (800, 80, 9),
+    "jacobian_norms lanczos": (1500, 90, 9),
+    "jacobian_norms create_graph": (550, 80, 10),
+    "input_gradient_norms": (200, 6, 2),
+    "lower_bound": (700, 60, 10),
+    "lower_bound convex": (900, 80, 12),
+    "lower_bound neighbourhood": (1300, 90, 17),
+    "lower_bound ascent": (1500, 90, 20),
+    "lower_bound pairs": (1000, 100, 12),
+    "upper_bound": (180, 30, 2),
+    "bounds": (600, 45, 4),
+    "plan.check": (12, 1, 0),
+    "plan.upper": (140, 2, 1),
+    "plan.upper many": (95, 2, 1),
+    "plan.lower": (420, 2, 3),
+    "plan.lower many": (400, 2, 1),
+    "plan.bounds": (600, 4, 3),
+    "tracker": (300, 7, 3),
+}
+
+
+def check_calls(name: str, norm: float, chosen: Collection[str] | None = None) -> dict[str, Counts]:
+    """Results are those of the CPU, where they belong; how much each call asks of the device."""
+    model, x = case(name)
+    plan = lipfast.compile(model, x)
+    asked = {}
+    here = calls(model, plan, x, norm)
+    chosen = here.keys() if chosen is None else chosen
+    known = {key: numbers(here[key]()) for key in chosen}
+    with warnings.catch_warnings(), pretended_device() as counts:
+        warnings.simplefilter("ignore")
+        theirs = calls(module_on_device(model), plan, on_device(x), norm)
+        for key, expected in known.items():
+            call = theirs[key]
+            counts.clear()
+            found = numbers(call())
+            asked[key] = replace(counts)
+            for one, other in zip(found, expected, strict=True):
+                values = one.cpu() if isinstance(one, Pretended) else one
+                torch.testing.assert_close(values, other, rtol=3e-3, atol=1e-5, equal_nan=True)
+            if key.startswith("jacobian_norms") or key == "input_gradient_norms":
+                assert all(isinstance(one, Pretended) for one in found)
+    return asked
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_chain_in_every_call(norm: float) -> None:
+    for key, counts in check_calls("chain", norm).items():
+        found = (counts.launches, counts.syncs, counts.copies)
+        above = [count > most for count, most in zip(found, CEILINGS[key], strict=True)]
+        assert not any(above), f"{key}: {found}"
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "chain"])
+def test_other_models(name: str) -> None:
+    chosen = ("jacobian_norms", "lower_bound", "upper_bound", "plan.lower many", "plan.upper")
+    check_calls(name, 2, chosen)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", [name for name in CASES if name != "chain"])
+def test_every_model_in_every_call(name: str, norm: float) -> None:
+    assert check_calls(name, norm)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", ["chain", "smooth"])
+def test_the_host_waits_twice_for_any_number_of_state_dicts(name: str, norm: float) -> None:
+    model, x = case(name)
+    plan = lipfast.compile(model, x)
+    samples, seen = on_device(x), []
+    for count in (4, 40):
+        state_dicts = [on_device(dict(model.state_dict())) for _ in range(count)]
+        stacked = StackedStateDicts(
+            {
+                key: on_device(value.expand(count, *value.shape))
+                for key, value in model.state_dict().items()
+            }
+        )
+        for networks in (state_dicts, stacked):
+            with pretended_device() as counts:
+                upper = plan.upper(networks, norm=norm)
+                assert counts.syncs <= 2
+                seen.append(counts.launches)
+                counts.clear()
+                if name == "chain" and norm == 2:
+                    lower = plan.lower(networks, samples, norm=norm)
+                    assert counts.syncs <= 2
+                    seen[-1] += counts.launches
+                    assert lower[0].points.device == CUDA
+                    assert all(a.value <= b.value for a, b in zip(lower, upper, strict=True))
+                assert len({bound.value for bound in upper}) == 1
+    # A kernel of torch's takes 128 tensors.
+    assert max(seen) <= min(seen) + 16
+
+
+def test_matrices_and_kernels() -> None:
+    matrices = [torch.randn(5, 7), torch.randn(7, 5), torch.randn(4, 4).double()]
+    kernel = torch.randn(2, 2, 3)
+    for norm in NORMS:
+        here = lipfast.spectral_norms(matrices, norm=norm)
+        with pretended_device() as counts:
+            there = lipfast.spectral_norms(on_device(matrices), norm=norm)
+            assert counts.syncs == 1
+            assert there.lower.device == there.right[0].device == CUDA
+            torch.testing.assert_close(there.upper.cpu(), here.upper, rtol=3e-6, atol=0)
+            assert bool((there.lower.cpu() <= here.upper).all())
+            bad = on_device([torch.ones(2, 2), torch.full((2, 2), math.nan)])
+            with pytest.raises(NonFiniteError, match="matrix 1: holds NaN"):
+                lipfast.spectral_norms(bad, norm=norm)
+    conv = lipfast.conv_norms(kernel, input_sizes=6, padding=1)
+    with pretended_device():
+        found = lipfast.conv_norms(on_device(kernel), input_sizes=6, padding=1)
+        assert bool(found.certified[0])
+        assert found.lower.cpu()[0] <= conv.upper[0]
+        assert conv.lower[0] <= found.upper.cpu()[0] <= conv.upper[0] * (1 + 2e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    """Stored in 16 bits, computed in 32: what the same numbers in float32 give."""
+    model, x = case("chain")
+    plan = lipfast.compile(model, x)
+    state = {key: value.to(dtype) for key, value in model.state_dict().items()}
+    wide = {key: value.float() for key, value in state.items()}
+    expected = plan.bounds(wide, x)
+    with pretended_device():
+        for networks in (
+            on_device(state),
+            StackedStateDicts(on_device({k: v[None] for k, v in state.items()})),
+        ):
+            found = plan.bounds(networks, on_device(x))
+            found = found if isinstance(found, lipfast.Bounds) else found[0]
+            assert found.upper.certified and found.lower.certified
+            assert found.upper.value == pytest.approx(expected.upper.value, rel=1e-5)
+            assert found.lower.jacobian.value == pytest.approx(
+                expected.lower.jacobian.value, rel=1e-5
+            )
+        halved = module_on_device(model.to(dtype))
+        norms = lipfast.jacobian_norms(halved, on_device(x))
+        assert norms.dtype == torch.float32
+        assert float(norms.max()) <= expected.upper.value
+        assert lipfast.upper_bound(halved, on_device(x.to(dtype))).value == found.upper.value
+
+
+def mixed() -> dict[str, tuple[str, Callable[[Any, Any, Any], Any]]]:
+    """What is asked of a model on the device, its plan, and samples on the CPU."""
+    return {
+        "jacobian_norms": ("samples are on cpu", lambda m, p, x: lipfast.jacobian_norms(m, x)),
+        "lower_bound": ("samples are on cpu", lambda m, p, x: lipfast.lower_bound(m, x)),
+        "bounds": ("on cpu", lambda m, p, x: lipfast.bounds(m, x)),
+        "plan.lower": ("samples are on cpu", lambda m, p, x: p.lower(m.state_dict(), x)),
+        "plan.bounds": ("samples are on cpu", lambda m, p, x: p.bounds(m.state_dict(), x)),
+        "other samples": (
+            "samples are on cuda:1",
+            lambda m, p, x: p.lower(m.state_dict(), on_device(x, "cuda:1")),
+        ),
+        "one state dict": (
+            "parameter '2.bias' is on cpu and parameter '0.weight' on cuda:0",
+            lambda m, p, x: p.upper({**m.state_dict(), "2.bias": torch.zeros(5)}),
+        ),
+        "two state dicts": (
+            "state dict 1: parameter '0.weight' is on cpu",
+            lambda m, p, x: p.upper([m.state_dict(), mlp(6, 8, 5).state_dict()]),
+        ),
+        "matrices": (
+            "matrix 1: is on cpu",
+            lambda m, p, x: lipfast.spectral_norms([m[0].weight, torch.ones(2, 2)]),
+        ),
+        "inputs": (
+            "on cpu and cuda:0",
+            lambda m, p, x: lipfast.jacobian_norms(nn.Bilinear(6, 6, 2), (x, on_device(x))),
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", mixed())
+def test_mixed_placements_are_refused(name: str) -> None:
+    model, x = case("chain")
+    plan = lipfast.compile(model, x)
+    says, call = mixed()[name]
+    with pretended_device(), pytest.raises(ArgumentError, match=says):
+        call(module_on_device(model), plan, x)
+
+
+@pytest.mark.parametrize("device", ["mps:0", "xpu:0", "cuda:0"])
+def test_devices_without_kernels_are_refused(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As is CUDA where lipfast was built without it."""
+    model, x = case("chain")
+    plan = lipfast.compile(model, x)
+    there, samples = module_on_device(model, device), on_device(x, device)
+    says = f"on {device}; this build has kernels for cpu"
+    with pretended_device():
+        if device == "cuda:0":
+            monkeypatch.setattr(_native, "_cuda_info", None)
+            monkeypatch.setattr(_native, "_cuda_reason", "built without CUDA")
+            says += ".*built without CUDA"
+        for call in (
+            lambda: plan.upper(dict(there.state_dict())),
+            lambda: plan.lower(dict(there.state_dict()), samples),
+            lambda: lipfast.jacobian_norms(there, samples),
+            lambda: lipfast.lower_bound(there, samples),
+            lambda: lipfast.input_gradient_norms(lambda z: there(z).sum(1), samples),
+            lambda: lipfast.spectral_norms([there[0].weight]),
+            lambda: lipfast.conv_norms([samples[None]], input_sizes=9),
+        ):
+            with pytest.raises(ArgumentError, match=says):
+                call()
+
+
+def test_numbers_on_a_device_that_are_not_finite() -> None:
+    model, x = case("chain")
+    plan = lipfast.compile(model, x)
+    state = dict(model.state_dict())
+    broken = {**state, "2.bias": torch.full((5,), math.inf)}
+    x[3, 1] = math.nan
+    stacked = {key: torch.stack([value, value]) for key, value in state.items()}
+    stacked["0.bias"][1, 2] = math.nan
+    with pretended_device():
+        with pytest.raises(NonFiniteError, match=r"state dict 1: parameter '2.bias'.*5 non-finite"):
+            plan.upper(on_device([state, broken]))
+        with pytest.raises(NonFiniteError, match=r"state dict 1: parameter '0.bias'.*1 non-finite"):
+            plan.upper(StackedStateDicts(on_device(stacked)))
+        with pytest.raises(NonFiniteError, match=r"1 of 5 samples.*sample 3"):
+            plan.lower(on_device(state), on_device(x))
+        huge = {key: value * 1e30 for key, value in state.items()}
+        lower = plan.lower(on_device(huge), on_device(x[:3]))
+        assert 1e50 < lower.jacobian.value < math.inf
+
+
+def test_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "built without CUDA" in str(_native.no_cuda_device()) or torch.version.cuda
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pretended_device():
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        assert _native.no_cuda_device() == "no CUDA device: CUDA_VISIBLE_DEVICES is ''"
+        assert lipfast.info()["devices"] == ("cpu",)
