@@ -43,7 +43,7 @@ bench: .venv/test ## ratios to plain PyTorch
 bench-gpu: .venv/test ## timings on a GPU beside its memory and arithmetic limits
 	$(BIN)/python -m bench.gpu
 
-cuda-report: .venv/torch ## registers, spills and occupancy of the CUDA kernels, against the committed table
+cuda-report: .venv/cuda-report ## registers, spills and occupancy of the CUDA kernels, against the committed table
 	@MAX_JOBS=$(JOBS) $(BIN)/python csrc/cuda_report.py
 
 lint: .venv/lint ## formatting, lint and types
@@ -75,6 +75,11 @@ clean: ## everything that was built
 	@PATH="$(abspath $(BIN)):$$PATH" PYTHONWARNINGS=ignore MAX_JOBS=$(JOBS) $(BIN)/python setup.py -q build_ext --inplace > .venv/build.log 2>&1 \
 		|| { cat .venv/build.log; exit 1; }
 	@LIPFAST_BUILD=0 $(BIN)/python -m pip install --quiet --no-build-isolation -e .
+	@touch $@
+
+# What lists machine code, where the toolkit does not have it.
+.venv/cuda-report: .venv/torch
+	@$(BIN)/python -m pip install --quiet --no-deps "nvidia-cuda-cuobjdump>=13" "nvidia-cuda-nvdisasm>=13"
 	@touch $@
 
 .venv/experiments: .venv/built

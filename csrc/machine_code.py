@@ -6,6 +6,7 @@ nvidia-cuda-cuobjdump; the variable CUOBJDUMP names one that is not on the path.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -45,15 +46,22 @@ class Loop:
 def find_cuobjdump(nvcc: Path) -> str:
     """The program; exits where there is none."""
     found = os.environ.get("CUOBJDUMP") or shutil.which("cuobjdump")
-    beside = nvcc.parent / "cuobjdump"
-    if found is None and beside.is_file():
-        found = str(beside)
+    for folder in (nvcc.parent, *_package_folders()):
+        if found is None and (folder / "cuobjdump").is_file():
+            found = str(folder / "cuobjdump")
     if found is None or shutil.which(found) is None:
         sys.exit(
-            "no cuobjdump, which lists machine code: install the toolkit's cuda-cuobjdump or "
-            "PyPI's nvidia-cuda-cuobjdump, and put it on the path or into CUOBJDUMP"
+            "no cuobjdump, which lists machine code: install the toolkit's cuda-cuobjdump and "
+            "cuda-nvdisasm, or nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm with pip"
         )
     return found
+
+
+def _package_folders() -> list[Path]:
+    """Where PyPI's packages of the toolkit have their programs in this environment."""
+    spec = importlib.util.find_spec("nvidia")
+    places = [] if spec is None else list(spec.submodule_search_locations or [])
+    return [folder for place in places for folder in sorted(Path(place).glob("cu*/bin"))]
 
 
 def listing(cuobjdump: str, compiled: Path) -> str:
