@@ -8,7 +8,7 @@ SOURCES := $(shell find csrc tests/csrc -name '*.cpp' -o -name '*.h' -o -name '*
 .PHONY: help demo test test-long test-gpu test-architectures architectures bench bench-gpu gpu-day cuda-report lint format build clean
 
 help: ## what there is to run
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
 
 demo: .venv/experiments ## train, score and draw the double descent (minutes)
 	$(BIN)/python -m experiments run double-descent --scale demo
