@@ -5,10 +5,10 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 BIN := .venv/bin
 SOURCES := $(shell find csrc tests/csrc -name '*.cpp' -o -name '*.h' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help demo test test-long test-gpu test-stub test-cuda-torch test-architectures architectures bench bench-gpu cuda-report lint format build clean
+.PHONY: help demo test test-long test-gpu test-stub test-cuda-torch test-architectures architectures bench bench-gpu gpu-day cuda-report lint format build clean
 
 help: ## what there is to run
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
 
 demo: .venv/experiments ## train, score and draw the double descent (minutes)
 	$(BIN)/python -m experiments run double-descent --scale demo
@@ -42,6 +42,10 @@ bench: .venv/test ## ratios to plain PyTorch
 
 bench-gpu: .venv/test ## timings on a GPU beside its memory and arithmetic limits
 	$(BIN)/python -m bench.gpu
+
+# On a bare machine: the Python that is there, no environment and no network. OUT names the folder.
+gpu-day: ## all that a machine with a GPU can say, in ten minutes and one file; with PYTHON's packages
+	$(PYTHON) -m bench.gpu_day
 
 cuda-report: .venv/cuda-report ## registers, spills and occupancy of the CUDA kernels, against the committed table
 	@MAX_JOBS=$(JOBS) $(BIN)/python csrc/cuda_report.py

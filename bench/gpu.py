@@ -1,14 +1,16 @@
 """The CUDA kernels' timings, each beside the memory and arithmetic limit of the device.
 
-``make bench-gpu``. Times are medians of CUDA events around the op; bytes and operations are the
-least that the op can do with (docs/cuda.md), so a fraction of the limit is not that of a profiler.
+``make bench-gpu``, and a part of ``make gpu-day``. Times are medians of CUDA events around the op;
+bytes and operations are the least that the op can do with (docs/cuda.md), so a fraction of the
+limit is not that of a profiler. The limits are measured first, on the same device: a copy, and
+large products of a library. ``--once`` runs every op once and times nothing, for a profiler.
 """
 
 from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,12 +21,6 @@ from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms
 from lipfast.ops.chain_stages import Activation, Linear, Stage
 from lipfast.ops.jacobian_reduction import jacobian_reduction
 
-# Bytes and float32 operations per second, without tensor cores (NVIDIA's data sheets).
-LIMITS = {
-    "H200": (4.8e12, 67e12),
-    "H100": (3.35e12, 67e12),
-    "A100": (2.04e12, 19.5e12),
-}
 REPETITIONS = 20
 
 
@@ -52,6 +48,35 @@ def milliseconds(call: Callable[[], object]) -> float:
         end.synchronize()
         times.append(start.elapsed_time(end))
     return statistics.median(times)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bytes and operations per second that the device reached; an addition is an operation."""
+
+    bandwidth: float
+    float32: float
+    float64: float
+    tf32: float
+
+
+def limits(side: int = 8192, size: int = 1 << 30) -> Limits:
+    """What a copy of a GiB and square products of a library reach here."""
+    source = torch.empty(size, dtype=torch.uint8, device="cuda").random_()
+    target = torch.empty_like(source)
+    bandwidth = 2e3 * size / milliseconds(lambda: target.copy_(source))
+    operations = 2e3 * float(side) ** 3
+    single = random(side, side)
+    double = single.double()
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("highest")
+        float32 = operations / milliseconds(lambda: single @ single)
+        torch.set_float32_matmul_precision("high")
+        tf32 = operations / milliseconds(lambda: single @ single)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return Limits(bandwidth, float32, operations / milliseconds(lambda: double @ double), tf32)
 
 
 def random(*shape: int) -> Tensor:
@@ -109,37 +134,50 @@ def chain(networks: int, batch: int, widths: tuple[int, ...]) -> Case:
     )
 
 
+def cases() -> Iterator[Case]:
+    """One after the other: each holds its inputs only while it is timed."""
+    yield spectral(1000, 256, 256)
+    yield spectral(100, 1024, 1024)
+    yield spectral(4, 4096, 4096)
+    yield reduction(20000, 10, 784)
+    yield reduction(2000, 64, 784)
+    yield chain(1, 10000, (784, 256, 10))
+    yield chain(100, 1000, (40, 256, 256, 10))
+    yield chain(1, 4000, (784, 1024, 1024, 10))
+
+
 def print_timings() -> None:
-    """Time the kernels and print a line for each."""
+    """Measure the limits, time the kernels and print a line for each."""
+    print(f"{torch.cuda.get_device_name()}; torch {torch.__version__}")
+    found = limits()
+    print(
+        f"measured: {found.bandwidth / 1e12:.2f} TB/s; TFLOP/s {found.float32 / 1e12:.1f} float32, "
+        f"{found.float64 / 1e12:.1f} float64, {found.tf32 / 1e12:.1f} TF32 (products of a library)"
+    )
+    print(f"{'ms':>9} {'limit ms':>9} {'bound by':>10} {'of limit':>9}")
+    for case in cases():
+        taken = milliseconds(case.call)
+        memory = 1e3 * case.bytes / found.bandwidth
+        arithmetic = 1e3 * case.operations / found.float32
+        limit = max(memory, arithmetic)
+        by = "memory" if memory >= arithmetic else "arithmetic"
+        print(f"{taken:9.3f} {limit:9.3f} {by:>10} {limit / taken:9.1%}  {case.name}", flush=True)
+
+
+def main() -> None:
+    """``python -m bench.gpu [--once]``."""
     reason = _native.cuda_reason() or _native.no_cuda_device()
     if reason is not None:
         print(f"bench-gpu: skipped: {reason}")
         return
-    name = torch.cuda.get_device_name()
-    known = next((limits for key, limits in LIMITS.items() if key in name), None)
-    if known is None:
-        sys.exit(f"{name}: add its bandwidth and its float32 rate to LIMITS in bench/gpu.py")
-    bandwidth, rate = known
-    print(f"{name}: {bandwidth / 1e12:g} TB/s, {rate / 1e12:g} TFLOP/s; torch {torch.__version__}")
-    print(f"{'ms':>9} {'limit ms':>9} {'bound by':>10} {'of limit':>9}")
     torch.manual_seed(0)
-    cases = [
-        spectral(1000, 256, 256),
-        spectral(100, 1024, 1024),
-        spectral(4, 4096, 4096),
-        reduction(20000, 10, 784),
-        reduction(2000, 64, 784),
-        chain(1, 10000, (784, 256, 10)),
-        chain(100, 1000, (40, 256, 256, 10)),
-        chain(1, 4000, (784, 1024, 1024, 10)),
-    ]
-    for case in cases:
-        taken = milliseconds(case.call)
-        memory, arithmetic = 1e3 * case.bytes / bandwidth, 1e3 * case.operations / rate
-        limit = max(memory, arithmetic)
-        by = "memory" if memory >= arithmetic else "arithmetic"
-        print(f"{taken:9.3f} {limit:9.3f} {by:>10} {limit / taken:9.1%}  {case.name}")
+    if "--once" in sys.argv[1:]:
+        for case in cases():
+            case.call()
+        torch.cuda.synchronize()
+    else:
+        print_timings()
 
 
 if __name__ == "__main__":
-    print_timings()
+    main()
