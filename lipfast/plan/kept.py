@@ -47,7 +47,10 @@ _DEEPEST_KEPT = 3
 _LIBRARIES = frozenset(("torch", "builtins", "typing", "abc"))
 # Modules of Python whose objects hold what a user puts there: UserDict, Queue, Namespace.
 _FOLLOWED = frozenset(("types", "argparse", "collections", "queue", "__main__"))
-_SOURCES = (torch.Generator, random.Random, np.random.BitGenerator, np.random.RandomState)
+_SOURCES = (
+    *(torch.Generator, random.Random),
+    *(np.random.Generator, np.random.BitGenerator, np.random.RandomState),
+)
 _KINDS_KEPT = frozenset((dict, OrderedDict, list, set))
 # These layers list their parameters anew whenever they are given others.
 _RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
@@ -202,6 +205,8 @@ class Kept:
 
     def keep_generators(self) -> None:
         """Keep the generators of Python and numpy that belong to the process, too."""
+        if self._generators:  # as an evaluation around this one found them
+            return
         owner = (self._root, "")
         source = np.random.mtrand._rand
         self._generators = (
@@ -290,6 +295,9 @@ def _access(value: Any) -> tuple[Callable[[], Any], Callable[[Any], object]] | N
         generator: Any = value.bit_generator
         source = generator if hasattr(generator, "state") else generator._bit_generator
         found = lambda: source.state, partial(setattr, source, "state")
+    elif isinstance(value, np.random.BitGenerator):
+        bits: Any = value
+        found = lambda: bits.state, partial(setattr, bits, "state")
     elif isinstance(value, (bytearray, array.array)):
         found = partial(bytes, value), partial(_refill, value)
     elif isinstance(value, (io.StringIO, io.BytesIO)) and not value.closed:

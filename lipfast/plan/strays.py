@@ -25,6 +25,7 @@ from lipfast.plan.kept import slots_of, users_classes
 
 _LRU = type(functools.lru_cache(lambda: None))
 _MUTABLE = (dict, list, deque, set)
+_COLLECTIONS = (*_MUTABLE, tuple, frozenset)
 # Containers inside containers are followed this far, and those with more entries not.
 _DEEPEST, _LARGEST = 3, 1000
 _NONE: frozenset[int] = frozenset()
@@ -179,7 +180,7 @@ def _holds(value: Any, depth: int = 0) -> bool:
         inside: Iterable[Any] = (*value, *value.values())
     elif isinstance(value, _LRU):
         inside = gc.get_referents(value)
-    elif isinstance(value, (*_MUTABLE, tuple, frozenset)):
+    elif isinstance(value, _COLLECTIONS):
         inside = list(value)
     else:
         return False
@@ -239,13 +240,19 @@ def _dropped(values: list[Any], before: _Before, inside: frozenset[int] = _NONE)
     ids = inside.union(map(id, values))
     found: list[str] = []
     made: list[Any] = []
-    for holder in gc.get_referrers(*values):
-        if holder is values or isinstance(holder, types.FrameType) or _is_torchs(holder):
-            continue
+    holders = [
+        holder
+        for holder in gc.get_referrers(*values)
+        if holder is not values and not isinstance(holder, types.FrameType)
+        if not _is_torchs(holder) and id(holder) not in ids
+    ]
+    owners = _owners_of([holder for holder in holders if isinstance(holder, _COLLECTIONS)])
+    while holders:
+        holder = holders.pop()
         if isinstance(holder, _LRU):
             holder.cache_clear()
-        elif isinstance(holder, (*_MUTABLE, tuple, frozenset)):
-            owner = _owner_of(holder)
+        elif isinstance(holder, _COLLECTIONS):
+            owner = owners.get(id(holder))
             if isinstance(owner, _LRU):  # without a limit it has a dict
                 owner.cache_clear()
             elif owner is None and id(holder) in before.containers:
@@ -259,22 +266,29 @@ def _dropped(values: list[Any], before: _Before, inside: frozenset[int] = _NONE)
         else:
             found += _attributes(holder, _table_of(holder), ids, before)
     holder = owner = None
+    owners.clear()
     if made:
         found += _dropped(made, before, ids)
     return found
 
 
-def _owner_of(container: Any) -> Any:
-    """Who has a container as its own: as attributes, or as the entries of a cache; else None."""
-    for owner in gc.get_referrers(container):
+def _owners_of(containers: list[Any]) -> dict[int, Any]:
+    """Who has a container as its own, by the id of this: as attributes, or as a cache's entries.
+
+    All are asked for at once: every question reads all objects of the process.
+    """
+    ids = frozenset(map(id, containers))
+    found: dict[int, Any] = {}
+    for owner in gc.get_referrers(*containers) if containers else ():
         if isinstance(owner, _LRU) or _is_torchs(owner):
-            return owner
-        # A dict of a class has no other way to it; to write there would deceive the interpreter.
-        if isinstance(owner, type) and isinstance(container, dict):
-            return owner
-        if getattr(owner, "__dict__", None) is container:
-            return owner
-    return None
+            own = [id(value) for value in gc.get_referents(owner)]
+        elif isinstance(owner, type):
+            # A dict of a class has no other way to it; to write there would deceive Python.
+            own = [id(value) for value in gc.get_referents(owner) if isinstance(value, dict)]
+        else:
+            own = [id(getattr(owner, "__dict__", None))]
+        found.update((key, owner) for key in own if key in ids)
+    return found
 
 
 def _take_out(container: Any, ids: frozenset[int]) -> None:
