@@ -365,6 +365,10 @@ class _Moves(torch.overrides.TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in ("to", "cuda", "cpu") and args and isinstance(args[0], Tensor):
             return _moved(name, func, args, kwargs)
+        if name == "new_tensor" and isinstance(args[0], Pretended):
+            name, func = "tensor", torch.tensor
+            kwargs = {"dtype": args[0].dtype, "device": args[0].device, **kwargs}
+            args = args[1:]
         if name == "pin_memory" and args and isinstance(args[0], Tensor):
             return args[0].clone()
         if name == "one_hot" and isinstance(args[0], Pretended):  # makes its arange in C++
