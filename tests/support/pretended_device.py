@@ -63,14 +63,8 @@ _SYNCS = {
 }
 # Nothing is launched for these.
 _FREE = {
-    "_local_scalar_dense",
-    "_unsafe_view",
-    "detach",
-    "lift",
-    "lift_fresh",
-    "alias",
-    "set_",
-    "resize_",
+    *("_local_scalar_dense", "_unsafe_view", "detach", "lift", "lift_fresh", "alias", "set_"),
+    *("resize_", "is_same_size", "_has_same_storage_numel"),
 }
 # A kernel of torch's that takes a list takes this many tensors per launch.
 _PER_LAUNCH = 128
