@@ -38,7 +38,8 @@ def products_are_ieee(device: torch.device) -> bool:
 @cache
 def _keeps_small_entries(device: torch.device) -> bool:
     with torch.inference_mode(False), torch.no_grad():
-        return all(bool(_product_is_exact(side, device)) for side in _PROBE_SIDES)
+        exact = [_product_is_exact(side, device) for side in _PROBE_SIDES]
+        return bool(torch.stack(exact).all())
 
 
 def _product_is_exact(side: int, device: torch.device) -> Tensor:
