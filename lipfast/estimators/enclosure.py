@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lipfast.errors import naming
 from lipfast.graph.nodes import error_name
+from lipfast.ops.emulation import products_are_ieee
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.interpret import NodeArguments, joined_outputs, walk
 from lipfast.rounding import UNDERFLOW, widened
@@ -91,8 +92,11 @@ def node_error(
         masked: whether an architecture may hide entries by -inf.
 
     Returns:
-        Bounds like `output`; inf where it is not finite, but for what a mask hides.
+        Bounds like `output`; inf where it is not finite, but for what a mask hides, and everywhere
+        on a device that emulates float64.
     """
+    if output.is_cuda and not products_are_ieee(output.device):
+        return torch.full_like(output, math.inf)
     node = arguments.node
     rule = RULES[node.op]
     reads = rule.parameter_errors == "read"

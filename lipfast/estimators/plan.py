@@ -131,7 +131,8 @@ class Plan(Architecture):
         """Certified upper bounds on the Lipschitz constant; see `spectral_product.product_bounds`.
 
         Args:
-            state_dicts: one state dict, or a list of them (all layers of all are one native call).
+            state_dicts: one state dict, or a list of them, perhaps stacked
+                (`lipfast.plan.stacked.StackedStateDicts`); all layers of all are one native call.
             norm: 1, 2 or inf, of inputs and outputs alike.
             rtol: relative gap of each layer's bracket.
             seed: of the start vectors.

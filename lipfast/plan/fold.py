@@ -11,7 +11,7 @@ true one, where the second term is one number per weight (see `_underflow`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from lipfast.errors import ArgumentError, NonFiniteError
 from lipfast.graph.nodes import Argument, Constant, Graph, Node, Reference, error_name, is_computed
 from lipfast.plan.computed import evaluate_computed
+from lipfast.plan.state import stack
 from lipfast.rounding import SMALLEST, UNIT_ROUNDOFF
 from lipfast.rules.normalization import running_statistics
 from lipfast.rules.registry import Affine, rule_of
@@ -246,6 +247,49 @@ def folded_parameters(
         found[folded_name(node, "bias")] = bias
         found[folded_name(node, "underflow")] = underflow
     return found
+
+
+def folded_together(
+    maps: Mapping[str, Folded],
+    parameters: Sequence[Mapping[str, Tensor]],
+    constants: Mapping[str, Constant],
+) -> list[dict[str, Tensor]] | None:
+    """`folded_parameters` of many networks on a device, with one look at all numbers.
+
+    None on the CPU, where it gains nothing, or if something is not finite: `folded_parameters` says
+    of which network.
+    """
+    if len(parameters) < 2 or any(parameters[0][map_.weight].is_cpu for map_ in maps.values()):
+        return None
+    references = {
+        name
+        for folded in maps.values()
+        for name in (folded.weight, folded.bias, *_read_by(folded))
+        if name is not None
+    }
+    stacked = stack(parameters, sorted(references), torch.float64)
+    found: dict[str, Tensor] = {}
+    for node, folded in maps.items():
+
+        def compute(entry: Mapping[str, Tensor], folded: Folded = folded) -> tuple[Tensor, ...]:
+            return _compute(folded, entry, constants)
+
+        tensors = torch.func.vmap(compute)(stacked)
+        for part, tensor in zip(("weight", "bias", "underflow"), tensors, strict=True):
+            found[folded_name(node, part)] = tensor
+    finite = torch.stack([torch.isfinite(tensor).all() for tensor in found.values()])
+    if not bool(finite.all()):
+        return None
+    rows = zip(*(tensor.unbind() for tensor in found.values()), strict=True)
+    return [dict(zip(found, row, strict=True)) for row in rows]
+
+
+def _read_by(folded: Folded) -> Iterator[str]:
+    """Names of the parameters that the BatchNorms read."""
+    for scaling in folded.scalings:
+        for reference in (scaling.weight, scaling.bias, scaling.mean, scaling.variance):
+            if reference is not None and reference.kind == "parameter":
+                yield reference.name
 
 
 def _compute(

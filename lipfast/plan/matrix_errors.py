@@ -24,7 +24,14 @@ def frobenius_norm(matrix: Tensor) -> float:
     if peak == 0.0 or not math.isfinite(peak):
         return peak
     length = float((matrix / peak).square().sum().sqrt())
-    return length * peak * (1.0 + 2 * gamma(matrix.numel() + 8)) + UNDERFLOW
+    return frobenius_of_scaled(length, peak, matrix.numel())
+
+
+def frobenius_of_scaled(length: float, peak: float, count: int) -> float:
+    """A Frobenius norm, rounded up, from that of the entries divided by the largest of them."""
+    if peak == 0.0 or not math.isfinite(peak):
+        return peak
+    return length * peak * (1.0 + 2 * gamma(count + 8)) + UNDERFLOW
 
 
 _norm_of = frobenius_norm

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lipfast.ops.emulation import products_are_ieee
 from lipfast.plan.elementwise_errors import (
     absolute,
     largest_of_two,
@@ -193,6 +194,8 @@ def _weight_norm(v: object, g: object, dim: int = 0) -> Enclosure:
 def _matrix_product(a: Enclosure, b: Enclosure) -> Enclosure:
     """``A B`` over k terms: ``|A| e_B + e_A (|B| + e_B) + gamma_{k+2} |A| |B|``."""
     error = error_of_matmul(a.tensor, b.tensor, a.error, b.error)
+    if a.tensor.is_cuda and not products_are_ieee(a.tensor.device):
+        error = torch.full_like(error, math.inf)
     return Enclosure(a.tensor @ b.tensor, error)
 
 

@@ -95,7 +95,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "normalised": (lambda: nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 3)), (6,)),
     "folded": (lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU()), (6,)),
     "merged": (lambda: nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4)), (6,)),
-    "computed": (lambda: nn.Sequential(symmetric(nn.Linear(6, 6)), nn.Softplus()), (6,)),
+    "computed": (lambda: nn.Sequential(symmetric(nn.Linear(6, 6)), nn.GELU()), (6,)),
     "residual": (Residual, (6,)),
     "gated": (Gated, (6,)),
     "attention": (Attention, (3, 4)),
@@ -292,6 +292,29 @@ def test_the_host_waits_twice_for_any_number_of_state_dicts(name: str, norm: flo
                 assert len({bound.value for bound in upper}) == 1
     # A kernel of torch's takes 128 tensors.
     assert max(seen) <= min(seen) + 16
+
+
+@pytest.mark.parametrize(("name", "most"), [("folded", 4), ("normalised", 3), ("residual", 3)])
+def test_waits_do_not_grow_with_the_number_of_state_dicts(name: str, most: int) -> None:
+    """Where BatchNorm is folded, and where rules read weights."""
+    model, x = case(name)
+    plan = lipfast.compile(model, x)
+    for count in (4, 30):
+        state_dicts = [
+            {key: value * (1 + 0.1 * index) for key, value in model.state_dict().items()}
+            for index in range(count)
+        ]
+        expected = [bound.value for bound in plan.upper(state_dicts)]
+        with pretended_device() as counts:
+            found = plan.upper(on_device(state_dicts))
+            assert counts.syncs <= most
+        assert [bound.value for bound in found] == pytest.approx(expected, rel=2e-6)
+        assert all(bound.certified for bound in found)
+    broken = {key: value.clone() for key, value in model.state_dict().items()}
+    if name == "folded":
+        broken["1.running_var"][2] = -1.0
+        with pretended_device(), pytest.raises(NonFiniteError, match=r"state dict 1: BatchNorm"):
+            plan.upper(on_device([dict(model.state_dict()), broken]))
 
 
 def test_matrices_and_kernels() -> None:

@@ -66,14 +66,8 @@ _SYNCS = {
 }
 # Nothing is launched for these.
 _FREE = {
-    "_local_scalar_dense",
-    "_unsafe_view",
-    "detach",
-    "lift",
-    "lift_fresh",
-    "alias",
-    "set_",
-    "resize_",
+    *("_local_scalar_dense", "_unsafe_view", "detach", "lift", "lift_fresh", "alias", "set_"),
+    *("resize_", "is_same_size", "_has_same_storage_numel"),
 }
 # A kernel of torch's that takes a list takes this many tensors per launch.
 _PER_LAUNCH = 128
@@ -368,6 +362,10 @@ class _Moves(torch.overrides.TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in ("to", "cuda", "cpu") and args and isinstance(args[0], Tensor):
             return _moved(name, func, args, kwargs)
+        if name == "new_tensor" and isinstance(args[0], Pretended):
+            name, func = "tensor", torch.tensor
+            kwargs = {"dtype": args[0].dtype, "device": args[0].device, **kwargs}
+            args = args[1:]
         if name == "pin_memory" and args and isinstance(args[0], Tensor):
             return args[0].clone()
         if name == "one_hot" and isinstance(args[0], Pretended):  # makes its arange in C++

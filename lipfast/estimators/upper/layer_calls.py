@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lipfast.estimators.upper.convolution_norms import convolution_brackets
 from lipfast.estimators.upper.layer_bracket import LayerBrackets
-from lipfast.estimators.upper.layer_norms import error_of_kernel, error_of_matrix
+from lipfast.estimators.upper.layer_norms import error_of_kernel, errors_of_matrices
 from lipfast.estimators.upper.starts import StartVectors, start_of_matrix
 from lipfast.graph.nodes import error_name
 from lipfast.norms import Norm, dual_norm
@@ -113,9 +113,7 @@ def _matrix_brackets(
     for position, layer in enumerate(chosen):
         if layer.folds or any(error_name(layer.weight) in entry for entry in tensors):
             own = matrices[position :: len(chosen)]
-            pairs = zip(own, tensors, strict=True)
-            errors = [error_of_matrix(layer, *pair, call.norm) for pair in pairs]
-            found.widen(position, errors)
+            found.widen(position, errors_of_matrices(layer, own, tensors, call.norm))
         if norm == 2:
             starts.add(layer.parameter, partial(_start_of, result, len(chosen), position))
     return found

@@ -8,8 +8,9 @@ BatchNorm is folded into, or what is computed from parameters, differs from it b
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from lipfast.estimators.upper.convolution_norms import convolution_brackets, holder_bound
@@ -17,7 +18,7 @@ from lipfast.graph.nodes import error_name
 from lipfast.norms import Norm
 from lipfast.plan.fold import fold_roundings, folded_name
 from lipfast.plan.layers import Layer
-from lipfast.plan.matrix_errors import frobenius_norm
+from lipfast.plan.matrix_errors import frobenius_norm, frobenius_of_scaled
 from lipfast.rounding import widened
 
 # More roundings than a sum of 2^20 numbers and what is made of it have.
@@ -44,6 +45,30 @@ def error_of_matrix(
         size = _norm_of_magnitudes(layer, rounding, norm)
         error += widened(size, _MANY) + _UNDERFLOW_OF_SQUARES
     return error
+
+
+def errors_of_matrices(
+    layer: Layer,
+    matrices: Sequence[Tensor],
+    tensors: Sequence[Mapping[str, Tensor]],
+    norm: Norm,
+) -> list[float]:
+    """`error_of_matrix` of many networks; of folded ones on a device with one wait for it."""
+    rounding = any(error_name(layer.weight) in entry for entry in tensors)
+    if rounding or norm != 2 or matrices[0].is_cpu or not matrices[0].numel():
+        pairs = zip(matrices, tensors, strict=True)
+        return [error_of_matrix(layer, *pair, norm) for pair in pairs]
+    stacked = torch.stack([matrix.double() for matrix in matrices]).flatten(1)
+    peaks = stacked.abs().amax(1)
+    scaled = stacked / torch.where(peaks > 0, peaks, 1.0)[:, None]
+    lengths = scaled.square().sum(1).sqrt()
+    name = folded_name(layer.node, "underflow")
+    underflows = torch.stack([entry[name] for entry in tensors])
+    errors = []
+    for peak, length, underflow in torch.stack([peaks, lengths, underflows], 1).tolist():
+        size = frobenius_of_scaled(length, peak, stacked.shape[1])
+        errors.append(_folding_error(layer, size, underflow, matrices[0]))
+    return errors
 
 
 def error_of_kernel(
@@ -78,9 +103,14 @@ def _error_of_folding(
 
     m = 1, and 3 per axis of circular padding, which is at most an input's length on either side.
     """
+    underflow = float(tensors[folded_name(layer.node, "underflow")])
+    return _folding_error(layer, size, underflow, weight)
+
+
+def _folding_error(layer: Layer, size: float, underflow: float, weight: Tensor) -> float:
     circular = layer.convolution is not None and layer.convolution.circular
     often = 3 ** (weight.dim() - 2) if circular else 1
-    room = float(tensors[folded_name(layer.node, "underflow")]) * weight.numel() * often
+    room = underflow * weight.numel() * often
     return fold_roundings(layer.folds) * size + widened(room, 1 << 12)
 
 

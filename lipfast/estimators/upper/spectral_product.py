@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from lipfast.errors import NonFiniteError
@@ -31,7 +32,7 @@ from lipfast.ops.denormals import denormals_flushed
 from lipfast.ops.modes import plain_arithmetic
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.checked import StateDict, resolve_all
-from lipfast.plan.fold import FoldedGraph
+from lipfast.plan.fold import FoldedGraph, folded_together
 
 
 def product_bounds(
@@ -139,6 +140,8 @@ def _bounds_of_group(
     domain: Domain | None,
 ) -> UpperBoundsOfGraph:
     (brackets, starts), parameters = found, group.parameters
+    if not sweep.needs_sizes:
+        parameters = _as_rules_read(sweep, parameters)
     of: Callable[[int], Composition]
     if len(parameters) >= FEWEST and not sweep.needs_sizes:
         together = composed_together(plan, sweep, parameters, brackets.upper, norm=norm)
@@ -156,6 +159,36 @@ def _bounds_of_group(
         unbounded = [total.unbounded for total in totals]
     why = [_why_infinite(*found) for found in zip(values, unbounded, reasons, strict=True)]
     return UpperBoundsOfGraph(group.networks, brackets, starts, of, values, logs, why)
+
+
+def _as_rules_read(
+    sweep: Sweep, parameters: Sequence[Mapping[str, Tensor]]
+) -> Sequence[Mapping[str, Tensor]]:
+    """Parameters as rules read them: from a device in one copy, not number by number."""
+    names = [
+        name
+        for step in sweep.steps
+        if step.operation.layer is None
+        for reference in step.references
+        if reference.kind == "parameter"
+        for name in (reference.name, error_name(reference.name))
+    ]
+    read = [
+        (entry, name)
+        for entry in parameters
+        for name in names
+        if name in entry and entry[name].is_floating_point() and not entry[name].is_cpu
+    ]
+    if not read:
+        return parameters
+    tensors = [entry[name].detach() for entry, name in read]
+    together = torch.cat([tensor.double().flatten() for tensor in tensors]).cpu()
+    pieces = torch.split(together, [tensor.numel() for tensor in tensors])
+    copies: dict[int, dict[str, Tensor]] = {}
+    for (entry, name), tensor, piece in zip(read, tensors, pieces, strict=True):
+        own = piece.to(tensor.dtype).reshape(tensor.shape)
+        copies.setdefault(id(entry), {})[name] = own
+    return [{**entry, **copies.get(id(entry), {})} for entry in parameters]
 
 
 def _why_infinite(value: float, unbounded: bool, reasons: Sequence[str]) -> str | None:
@@ -205,6 +238,9 @@ def _folded(
 ) -> list[Mapping[str, Tensor]]:
     if not folded.maps:
         return list(tensors)
+    together = folded_together(folded.maps, tensors, plan.constants)
+    if together is not None:
+        return [{**entry, **own} for entry, own in zip(tensors, together, strict=True)]
     wheres = [f"state dict {index}: " for index in indices or range(len(tensors))]
     return [
         {**entry, **folded.parameters(entry, plan.constants, where)}
