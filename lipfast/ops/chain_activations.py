@@ -38,15 +38,12 @@ class ChainActivation:
         evaluate: value and derivative at z, float64, given its parameters; autograd's at kinks.
         parameters: their names, at most two.
         pieces: what `chain_secants` needs; None: it does not take the activation.
-        on_cuda: whether the CUDA kernel of `chain_jacobian_norms` takes it: 1 above 0, and below
-            the first parameter, or 0.
     """
 
     code: int
     evaluate: Callable[..., tuple[Tensor, Tensor]]
     parameters: tuple[str, ...] = ()
     pieces: PiecewiseLinear | None = None
-    on_cuda: bool = False
 
 
 def _relu(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,13 +100,12 @@ def _elu(z: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
 
 
 ACTIVATIONS = {
-    "relu": ChainActivation(0, _relu, pieces=PiecewiseLinear(lambda: (0.0,)), on_cuda=True),
+    "relu": ChainActivation(0, _relu, pieces=PiecewiseLinear(lambda: (0.0,))),
     "leaky_relu": ChainActivation(
         1,
         _leaky_relu,
         ("slope",),
         PiecewiseLinear(lambda slope: (0.0,), lambda slope: max(1.0, abs(slope))),
-        on_cuda=True,
     ),
     "relu6": ChainActivation(
         2,

@@ -91,8 +91,8 @@ def chain_jacobian_norms(
         ]
     if not has_chain_kernel(stages, x.device):
         raise ArgumentError(
-            f"on {x.device} a chain is up to {_MOST_LAYERS_ON_CUDA} linear stages with ReLU or "
-            "LeakyReLU between them: use the CPU, or explicit Jacobians (method='rows')"
+            f"on {x.device} a chain is up to {_MOST_LAYERS_ON_CUDA} linear stages with activations "
+            "after them: use the CPU, or explicit Jacobians (method='rows')"
         )
     numbers, parameters = encode_chain(stages, [tuple(weight.shape) for weight in weights[0]])
     spectral, frobenius = torch.ops.lipfast.chain_jacobian_norms(
@@ -135,29 +135,25 @@ def _check_network(
 def has_chain_kernel(stages: Sequence[Stage], device: torch.device) -> bool:
     """Whether `chain_jacobian_norms` takes a chain on a device.
 
-    The CPU takes every chain; CUDA takes linear stages, each followed by any number of ReLU and
-    LeakyReLU, up to 64 of them, and Flatten before the first.
+    The CPU takes every chain; CUDA takes up to 64 linear stages and 64 activations after them, and
+    Flatten before the first.
 
     Example:
         >>> from lipfast.ops.chain_stages import Activation, Linear
         >>> has_chain_kernel([Linear(), Activation("tanh")], torch.device("cpu"))
         True
-        >>> has_chain_kernel([Linear(), Activation("tanh")], torch.device("cuda"))
+        >>> has_chain_kernel([Activation("tanh"), Linear()], torch.device("cuda"))
         False
     """
     if device.type == "cpu":
         return True
-    linear, slope = 0, 1.0
+    linear, activations = 0, 0
     for stage in stages:
-        if isinstance(stage, Linear):
-            linear, slope = linear + 1, 1.0
-        elif isinstance(stage, Activation) and linear > 0 and slope >= 0:
-            if not stage.function.on_cuda:
-                return False
-            slope *= stage.parameters[0] if stage.parameters else 0.0
-        elif not isinstance(stage, Flatten):
+        linear += isinstance(stage, Linear)
+        activations += isinstance(stage, Activation)
+        if not (isinstance(stage, Linear | Flatten) or (isinstance(stage, Activation) and linear)):
             return False
-    return 1 <= linear <= _MOST_LAYERS_ON_CUDA
+    return 1 <= linear <= _MOST_LAYERS_ON_CUDA and activations <= _MOST_LAYERS_ON_CUDA
 
 
 def _as_planes(tensor: Tensor) -> Tensor:

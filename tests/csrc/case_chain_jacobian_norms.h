@@ -9,9 +9,25 @@
 namespace lipfast {
 namespace {
 
+struct ChainCut {
+  int64_t warps, rounds;
+};
+
+template <class T, int kRows>
+void run_chain_kernel(const cuda::ChainLaunch& chain, const cuda::ChainLayout& layout, char* workspace, unsigned grid,
+                      uint64_t seed) {
+  const int64_t outputs = chain.widths[chain.layers], inputs = chain.widths[0];
+  const std::unique_ptr<double[]> reduce(new double[grid * cuda::ReduceLayout(outputs, inputs).global()]);
+  const int64_t shared =
+      cuda::ChainShared<T>{layout.warps, kRows, cuda::reduction_bytes<kRows>(outputs, inputs, layout.warps)}.bytes();
+  const cuda_on_cpu::Launch launch{grid, static_cast<unsigned>(32 * layout.warps), static_cast<size_t>(shared), seed};
+  cuda_on_cpu::run(launch,
+                   [&] { cuda::chain_jacobian_norms_kernel<T, kRows>(chain, layout, reduce.get(), workspace); });
+}
+
 template <class T>
 void run_chain_jacobian_norms_as(Input& input, Output& output, cuda::ChainLaunch chain, Dtype dtype, unsigned grid,
-                                 uint64_t seed, int64_t offset) {
+                                 uint64_t seed, int64_t offset, ChainCut cut) {
   const std::vector<T> x = input.array<T>(chain.batch * chain.widths[0]);
   std::vector<std::vector<T>> kept;
   for (int i = 0; i < chain.networks * chain.layers; ++i) {
@@ -25,21 +41,18 @@ void run_chain_jacobian_norms_as(Input& input, Output& output, cuda::ChainLaunch
   chain.x = x.data();
   chain.spectral = spectral.data();
   chain.frobenius = frobenius.data();
-  const cuda::ChainLayout layout(chain, dtype);
-  const int64_t outputs = chain.widths[chain.layers], inputs = chain.widths[0];
-  const int64_t reduce = grid * cuda::ReduceLayout(outputs, inputs).global();
+  const int64_t outputs = chain.widths[chain.layers];
+  const int rows = cuda::chain_rows(outputs);
+  const cuda::ChainLayout layout(chain, dtype, cut.warps, cut.rounds);
   const std::unique_ptr<char[]> workspace(new char[grid * layout.bytes()]);
-  const std::unique_ptr<double[]> reduce_workspace(new double[reduce]);
   std::memset(workspace.get(), cuda_on_cpu::kPoison, grid * layout.bytes());
-  const cuda_on_cpu::Launch launch{grid, cuda::kChainThreads,
-                                   static_cast<size_t>(cuda::chain_shared<T>(outputs, inputs)), seed};
-  cuda_on_cpu::run(launch, [&] {
-    if (cuda::chain_rows(outputs) == 4) {
-      cuda::chain_jacobian_norms_kernel<T, 4>(chain, layout, reduce_workspace.get(), workspace.get());
-    } else {
-      cuda::chain_jacobian_norms_kernel<T, 12>(chain, layout, reduce_workspace.get(), workspace.get());
-    }
-  });
+  if (rows == 4) {
+    run_chain_kernel<T, 4>(chain, layout, workspace.get(), grid, seed);
+  } else if (rows == 8) {
+    run_chain_kernel<T, 8>(chain, layout, workspace.get(), grid, seed);
+  } else {
+    run_chain_kernel<T, 10>(chain, layout, workspace.get(), grid, seed);
+  }
   output.array(spectral);
   output.array(frobenius);
 }
@@ -53,10 +66,20 @@ void run_chain_jacobian_norms(Input& input, Output& output) {
   const auto grid = static_cast<unsigned>(input.number());
   const auto seed = static_cast<uint64_t>(input.number());
   const int64_t offset = input.number();
+  ChainCut cut{};
+  cut.warps = input.number();
+  cut.rounds = input.number();
   for (int l = 0; l <= chain.layers; ++l) chain.widths[l] = static_cast<int32_t>(input.number());
-  for (int l = 0; l < chain.layers; ++l) chain.slopes[l] = input.array<double>(1)[0];
-  dtype == Dtype::kFloat32 ? run_chain_jacobian_norms_as<float>(input, output, chain, dtype, grid, seed, offset)
-                           : run_chain_jacobian_norms_as<double>(input, output, chain, dtype, grid, seed, offset);
+  for (int l = 0; l <= chain.layers; ++l) chain.starts[l] = static_cast<uint8_t>(input.number());
+  for (int a = 0; a < chain.starts[chain.layers]; ++a) {
+    chain.activations[a].function = static_cast<Activation>(input.number());
+  }
+  for (int a = 0; a < chain.starts[chain.layers]; ++a) {
+    const std::vector<double> parameters = input.array<double>(2);
+    for (int i = 0; i < 2; ++i) chain.activations[a].parameters[i] = parameters[i];
+  }
+  dtype == Dtype::kFloat32 ? run_chain_jacobian_norms_as<float>(input, output, chain, dtype, grid, seed, offset, cut)
+                           : run_chain_jacobian_norms_as<double>(input, output, chain, dtype, grid, seed, offset, cut);
 }
 
 const RegisterCase registered_chain_jacobian_norms("chain_jacobian_norms", run_chain_jacobian_norms);

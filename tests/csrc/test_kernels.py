@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lipfast.ops.chain_activations import ACTIVATIONS
 from lipfast.ops.chain_stages import Activation, Linear, Stage
 from lipfast.reference import chain_jacobian_norms as reference_chain
 from lipfast.reference import cholesky_residual as reference_residual
@@ -306,7 +307,8 @@ def test_chain_jacobian_norms(checked: Harness, dtype: torch.dtype, dims: tuple[
         assert len(x) == 9
 
         def run(order: int) -> tuple[Tensor, ...]:
-            return kernels.chain_jacobian_norms(checked, x, weights, biases, slopes, seed=order)  # noqa: B023
+            chosen = stages(slopes)  # noqa: B023
+            return kernels.chain_jacobian_norms(checked, x, weights, biases, chosen, seed=order)  # noqa: B023
 
         found = same_under_every_order(run) if slope == 0 else run(1)
         truth = reference_chain.chain_jacobian_norms(x, weights, biases, stages(slopes))
@@ -332,34 +334,74 @@ def test_chain_batches(checked: Harness, batch: int) -> None:
     weights, biases = chain((6, 9, 3), torch.float64)
     x = off_kinks(normal(batch, 6), weights, biases, [0.0, 1.0])
     assert len(x) == batch
-    found = kernels.chain_jacobian_norms(checked, x, weights, biases, [0.0, 1.0], grid=3)
+    found = kernels.chain_jacobian_norms(checked, x, weights, biases, stages([0.0, 1.0]), grid=3)
     assert found[0].shape == (2, batch)
     if batch:
         truth = reference_chain.chain_jacobian_norms(x, weights, biases, stages([0.0, 1.0]))
         torch.testing.assert_close(found[0], truth[0], rtol=1e-13, atol=1e-14)
 
 
+@pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.parametrize("warps", [4, 8, 12])
+def test_a_chain_does_not_depend_on_the_blocks(checked: Harness, warps: int, rounds: int) -> None:
+    weights, biases = chain((9, 37, 5), torch.float32, networks=1)
+    x, relu = normal(13, 9, dtype=torch.float32), [Linear(), Activation("relu"), Linear()]
+    found = kernels.chain_jacobian_norms(checked, x, weights, biases, relu, rounds=1)
+    other = kernels.chain_jacobian_norms(
+        checked, x, weights, biases, relu, warps=warps, rounds=rounds, grid=1
+    )
+    assert torch.equal(found[0], other[0])
+    assert torch.equal(found[1], other[1])
+
+
+PARAMETERS = {
+    "leaky_relu": (0.2,),
+    "hardtanh": (-0.4, 0.5),
+    "softplus": (2.0, 3.0),
+    "elu": (1.3,),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_chain_activations(checked: Harness, dtype: torch.dtype, name: str) -> None:
+    """Two in a row after the first layer, one after the last; large inputs among the samples."""
+    activation = Activation(name, PARAMETERS.get(name, ()))
+    chosen = [Linear(), activation, Activation("tanh"), Linear(), activation]
+    weights, biases = chain((5, 34, 3), dtype)
+    x = normal(7, 5, seed=4, dtype=dtype) * torch.tensor([[1.0]] * 6 + [[30.0]], dtype=dtype)
+    found = kernels.chain_jacobian_norms(checked, x, weights, biases, chosen)
+    truth = reference_chain.chain_jacobian_norms(x, weights, biases, chosen)
+    tolerance = 400 * EPS[dtype]
+    for one, other in zip(found, truth, strict=True):
+        torch.testing.assert_close(
+            one.double(), other, rtol=tolerance, atol=tolerance * float(truth[1].max())
+        )
+
+
 def test_chain_of_sliced_weights(checked: Harness) -> None:
     """Copies of 16 bytes need addresses aligned to them, which a slice's are not."""
     for dtype in DTYPES:
         weights, biases = chain((8, 12, 3), dtype)
-        x = normal(5, 8, dtype=dtype)
-        whole = kernels.chain_jacobian_norms(checked, x, weights, biases, [0.0, 1.0])
-        slices = kernels.chain_jacobian_norms(checked, x, weights, biases, [0.0, 1.0], offset=1)
+        x, relu = normal(5, 8, dtype=dtype), stages([0.0, 1.0])
+        whole = kernels.chain_jacobian_norms(checked, x, weights, biases, relu)
+        slices = kernels.chain_jacobian_norms(checked, x, weights, biases, relu, offset=1)
         assert torch.equal(whole[0], slices[0])
 
 
 def test_chain_kinks_nan_and_dead_networks(checked: Harness) -> None:
     identity = [[torch.eye(2)]]
     x = torch.tensor([[0.0, 1.0], [-0.0, -1.0]])
-    found = kernels.chain_jacobian_norms(checked, x, identity, [[None]], [0.5])[0]
+    found = kernels.chain_jacobian_norms(checked, x, identity, [[None]], stages([0.5]))[0]
     assert found.tolist() == [[1.0, 0.5]]
     x[1, 0] = math.nan
-    found = kernels.chain_jacobian_norms(checked, x, identity, [[None]], [0.0])[0]
+    found = kernels.chain_jacobian_norms(checked, x, identity, [[None]], stages([0.0]))[0]
     assert found.isnan().tolist() == [[False, True]]
     dead = [[torch.ones(40, 3), torch.ones(2, 40)]]
     biases = [[torch.full((40,), -100.0), None]]
-    found = kernels.chain_jacobian_norms(checked, torch.ones(3, 3), dead, biases, [0.0, 1.0])
+    found = kernels.chain_jacobian_norms(
+        checked, torch.ones(3, 3), dead, biases, stages([0.0, 1.0])
+    )
     assert found[0].tolist() == found[1].tolist() == [[0.0] * 3]
 
 
@@ -372,7 +414,7 @@ def test_sanitizers_find_nothing(sanitized: Harness) -> None:
             kernels.jacobian_reduction(sanitized, normal(*shape, dtype=dtype))
         weights, biases = chain((33, 31, 5), dtype)
         kernels.chain_jacobian_norms(
-            sanitized, normal(9, 33, dtype=dtype), weights, biases, [0.1, 1.0], grid=1
+            sanitized, normal(9, 33, dtype=dtype), weights, biases, stages([0.1, 1.0]), grid=1
         )
     matrices = [matrix for matrix in spectral_matrices() if matrix.numel() < 1500]
     kernels.spectral_norms(sanitized, matrices, grid=2, block=32, tolerance=1e-4)
@@ -385,6 +427,6 @@ def test_sanitizers_find_nothing_in_large_cases(sanitized: Harness) -> None:
     for dtype in DTYPES:
         weights, biases = chain((20, 70, 30, 66), dtype)
         kernels.chain_jacobian_norms(
-            sanitized, normal(9, 20, dtype=dtype), weights, biases, [0.1, 0.0, 1.0], grid=1
+            sanitized, normal(9, 20, dtype=dtype), weights, biases, stages([0.1, 0.0, 1.0]), grid=1
         )
     kernels.spectral_norms(sanitized, [normal(5, 9000, dtype=torch.float32), normal(90, 70)])

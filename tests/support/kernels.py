@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lipfast.ops.chain_stages import Activation, Stage, encode_activation
 from tests.support.harness import Harness
 
 _CODES = {torch.float32: 0, torch.float64: 1}
@@ -109,18 +110,29 @@ def chain_jacobian_norms(
     x: Tensor,
     weights: Sequence[Sequence[Tensor]],
     biases: Sequence[Sequence[Tensor | None]],
-    slopes: Sequence[float],
+    stages: Sequence[Stage],
     *,
     grid: int = 2,
     seed: int = 1,
     offset: int = 0,
+    warps: int = 4,
+    rounds: int = 2,
 ) -> tuple[Tensor, Tensor]:
     """Spectral and Frobenius norms (networks, B). offset: where weights begin in their storage."""
     widths = [x.shape[1], *[len(weight) for weight in weights[0]]]
-    numbers = [_CODES[x.dtype], len(x), len(weights), len(slopes), *_seeded_grid(grid, seed)]
+    layers, activations, starts = 0, [], [0] * len(widths)
+    for stage in stages:
+        if isinstance(stage, Activation):
+            activations.append(stage)
+        else:
+            layers += 1
+        starts[layers] = len(activations)
+    numbers = [_CODES[x.dtype], len(x), len(weights), layers, *_seeded_grid(grid, seed)]
+    parameters = [encode_activation(stage, 0)[1] for stage in activations]
+    codes = [stage.function.code for stage in activations]
     inputs: list[np.ndarray | Sequence[int]] = [
-        [*numbers, offset, *widths],
-        np.array(slopes),
+        [*numbers, offset, warps, rounds, *widths, *starts, *codes],
+        np.array(parameters, dtype=np.float64),
         x.numpy(),
     ]
     for network, network_biases in zip(weights, biases, strict=True):

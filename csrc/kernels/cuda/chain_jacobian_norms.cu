@@ -9,38 +9,63 @@ static_assert(sizeof(ChainLaunch) + sizeof(ChainLayout) + 16 <= 4096, "kernel ar
 constexpr char kOp[] = "chain_jacobian_norms";
 constexpr int64_t kWorkspaceBytes = int64_t{2} << 30;  // in all
 
-using Kernel = void (*)(ChainLaunch, ChainLayout, double*, char*);
+struct ChainKernel {
+  void (*kernel)(ChainLaunch, ChainLayout, double*, char*);
+  int64_t side;                                          // up to which warps reduce
+  int64_t (*shared)(const ChainLaunch&, int64_t warps);  // bytes
+};
 
-Kernel kernel_for(const ChainLaunch& chain, Dtype dtype) {
-  const bool few = chain_rows(chain.widths[chain.layers]) == 4;
-  if (dtype == Dtype::kFloat32) {
-    return few ? &chain_jacobian_norms_kernel<float, 4> : &chain_jacobian_norms_kernel<float, 12>;
-  }
-  return few ? &chain_jacobian_norms_kernel<double, 4> : &chain_jacobian_norms_kernel<double, 12>;
+template <class T, int kRows>
+ChainKernel kernel_of() {
+  return {&chain_jacobian_norms_kernel<T, kRows>, kChainSide<kRows>, [](const ChainLaunch& chain, int64_t warps) {
+            const int64_t outputs = chain.widths[chain.layers], inputs = chain.widths[0];
+            return ChainShared<T>{warps, kRows, reduction_bytes<kRows>(outputs, inputs, warps)}.bytes();
+          }};
 }
 
-int64_t shared_bytes(const ChainLaunch& chain, Dtype dtype) {
-  const int64_t outputs = chain.widths[chain.layers], inputs = chain.widths[0];
-  return dtype == Dtype::kFloat32 ? chain_shared<float>(outputs, inputs) : chain_shared<double>(outputs, inputs);
+template <class T>
+ChainKernel kernel_of(int rows) {
+  return rows == 4 ? kernel_of<T, 4>() : rows == 8 ? kernel_of<T, 8>() : kernel_of<T, 10>();
+}
+
+ChainKernel kernel_for(const ChainLaunch& chain, Dtype dtype) {
+  const int rows = chain_rows(chain.widths[chain.layers]);
+  return dtype == Dtype::kFloat32 ? kernel_of<float>(rows) : kernel_of<double>(rows);
+}
+
+int64_t tiles(const ChainLaunch& chain, const ChainPlan& plan) {
+  const int64_t samples = plan.warps * plan.rounds;
+  return chain.networks * ((chain.batch + samples - 1) / samples);
 }
 
 }  // namespace
 
+// Large blocks read W for more samples at a time; they are no use where the device would not be full of them.
 ChainPlan plan_chain_jacobian_norms_cuda(const ChainLaunch& chain, Dtype dtype) {
-  const ChainLayout layout(chain, dtype);
+  const ChainKernel chosen = kernel_for(chain, dtype);
   const ReduceLayout reduction(chain.widths[chain.layers], chain.widths[0]);
-  const int64_t resident =
-      resident_blocks(kOp, kernel_for(chain, dtype), {0, kChainThreads, shared_bytes(chain, dtype)});
-  const int64_t per_block = layout.bytes() + 8 * reduction.global();
-  const int64_t items = chain.networks * ((chain.batch + kChainSamples - 1) / kChainSamples);
-  const int64_t fit = std::max<int64_t>(1, kWorkspaceBytes / std::max<int64_t>(1, per_block));
-  return {std::min({resident, items, fit}), layout.bytes(), reduction.global()};
+  const int64_t most = most_shared(kOp), rounds = reduction.side <= chosen.side ? kMaxChainRounds : 1;
+  ChainPlan plan{kMaxChainWarps + kMinChainWarps, 0, 0, 0, reduction.global()};
+  int64_t shared, resident;
+  do {
+    plan.warps -= kMinChainWarps;
+    plan.rounds = rounds;
+    shared = chosen.shared(chain, plan.warps);
+    if (shared > most && plan.warps > kMinChainWarps) continue;
+    resident = resident_blocks(kOp, chosen.kernel, {0, kWarp * plan.warps, shared});
+    while (plan.rounds > 1 && tiles(chain, plan) < resident) --plan.rounds;
+  } while (plan.warps > kMinChainWarps && (shared > most || tiles(chain, plan) < resident));
+  plan.bytes = ChainLayout(chain, dtype, plan.warps, plan.rounds).bytes();
+  const int64_t fit = std::max<int64_t>(1, kWorkspaceBytes / (plan.bytes + 8 * plan.reduce));
+  plan.blocks = std::min({resident, tiles(chain, plan), fit});
+  return plan;
 }
 
 void launch_chain_jacobian_norms_cuda(const ChainLaunch& chain, Dtype dtype, const ChainPlan& plan,
                                       double* reduce_workspace, void* workspace, void* stream) {
-  launch(kOp, kernel_for(chain, dtype), {plan.blocks, kChainThreads, shared_bytes(chain, dtype)}, stream, chain,
-         ChainLayout(chain, dtype), reduce_workspace, static_cast<char*>(workspace));
+  const ChainKernel chosen = kernel_for(chain, dtype);
+  launch(kOp, chosen.kernel, {plan.blocks, kWarp * plan.warps, chosen.shared(chain, plan.warps)}, stream, chain,
+         ChainLayout(chain, dtype, plan.warps, plan.rounds), reduce_workspace, static_cast<char*>(workspace));
 }
 
 }  // namespace lipfast::cuda

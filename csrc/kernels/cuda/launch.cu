@@ -86,16 +86,22 @@ void check_launch(const char* op, cudaError_t error, const Grid& grid) {
   refuse(op, meaning(error, grid));
 }
 
+int64_t most_shared(const char* op) {
+  int device = 0, most = 0;
+  check_launch(op, cudaGetDevice(&device), {});
+  check_launch(op, cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), {});
+  return most;
+}
+
 void allow_shared(const char* op, const void* kernel, const Grid& grid) {
   if (grid.shared <= kSharedWithoutAsking) return;
-  int device = 0, most = 0;
-  check_launch(op, cudaGetDevice(&device), grid);
-  check_launch(op, cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), grid);
+  const int64_t most = most_shared(op);
   if (grid.shared > most) {
     refuse(op, "a block needs " + std::to_string(grid.shared) + " bytes of shared memory, the device has " +
                    std::to_string(most));
   }
-  check_launch(op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), grid);
+  check_launch(op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most)),
+               grid);
 }
 
 int64_t resident_blocks(const char* op, const void* kernel, const Grid& grid) {

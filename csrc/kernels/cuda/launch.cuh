@@ -24,6 +24,9 @@ struct Grid {
 // Raises what a cudaError_t of a call for `grid` means; returns where there is none.
 void check_launch(const char* op, cudaError_t error, const Grid& grid);
 
+// Bytes of shared memory that a block can have on the current device.
+int64_t most_shared(const char* op);
+
 // How many blocks of a kernel the current device holds at once: at least 1. grid.blocks does not matter.
 int64_t resident_blocks(const char* op, const void* kernel, const Grid& grid);
 
