@@ -119,7 +119,6 @@ __device__ inline void solve(const SpectralLaunch& p, int32_t matrix, char* memo
                     work.statistics + 1, scratch);
   __syncthreads();
   finish(p, work, matrix, scratch);
-  __syncthreads();
 }
 
 // Blocks of a power of two of warps, at most kResidentSlots of them.
