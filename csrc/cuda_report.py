@@ -57,6 +57,7 @@ LAUNCHES = {
         for width, lanes in ((4, 4), (10, 16), (16, 16), (32, 32))
     },
     "spectral_norms_kernel": [(256, 38352, "")],
+    "spectral_resident_kernel": [(128, 80 << 10, "KB=64"), (256, 160 << 10, "KB=384")],
     "spectral_table_kernel": [(64, 0, "")],
     "cholesky_residual_kernel": [(256, 8 * (32 + 2 * 32 * 17), "")],
     **{

@@ -132,8 +132,8 @@ def spectral_norms(
         seed: of the start vectors. Results depend on the seed and the matrix, not on the other
             matrices of the call nor on the number of threads.
         max_passes: limit on passes over each matrix.
-        memory: bytes that one Gram matrix may take; beyond it the upper bound is Hoelder's
-            $\sqrt{\|W\|_1 \|W\|_\infty}$ or Frobenius', proved but loose.
+        memory: bytes that one Gram matrix may take, and on CUDA a batch of matrices; beyond it the
+            upper bound is Hoelder's $\sqrt{\|W\|_1 \|W\|_\infty}$ or Frobenius', proved but loose.
 
     Returns:
         A `SpectralNorms`, keyed like the input.

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "spectral_norms.cuh"
+#include "spectral_resident.cuh"
 
 #include <memory>
 
@@ -18,7 +19,7 @@ void run_spectral_norms(Input& input, Output& output) {
   options.seed = static_cast<uint64_t>(input.number());
   const auto grid = static_cast<unsigned>(input.number()), block = static_cast<unsigned>(input.number());
   const auto seed = static_cast<uint64_t>(input.number());
-  const int64_t item_bytes = input.number();
+  const int64_t item_bytes = input.number(), resident_shared = input.number();  // 0: the grid shares all matrices
   const std::vector<int64_t> shapes = input.array<int64_t>(4 * count);  // dtype, rows, cols, whether a start follows
   options.tolerance = input.array<double>(1)[0];
   std::vector<std::vector<float>> singles(count);
@@ -34,7 +35,7 @@ void run_spectral_norms(Input& input, Output& output) {
     }
     if (shape[3] != 0) starts[i] = input.array<double>(shape[2]);
     plan.add(single ? static_cast<const void*>(singles[i].data()) : doubles[i].data(), static_cast<Dtype>(shape[0]),
-             shape[1], shape[2], shape[3] != 0 ? starts[i].data() : nullptr, item_bytes, 1);
+             shape[1], shape[2], shape[3] != 0 ? starts[i].data() : nullptr, resident_shared > 0, item_bytes, 1);
   }
   const std::unique_ptr<char[]> workspace(new char[plan.bytes()]);
   std::memset(workspace.get(), cuda_on_cpu::kPoison, plan.bytes());
@@ -49,7 +50,16 @@ void run_spectral_norms(Input& input, Output& output) {
     std::copy_n(plan.entries.begin() + first, size, chunk.entries);
     cuda_on_cpu::run({1, 64, 0, seed}, [&] { cuda::spectral_table_kernel(chunk, first, size, p); });
   }
-  cuda_on_cpu::run({grid, block, sizeof(cuda::SpectralShared), seed, true}, [&] { cuda::spectral_norms_kernel(p); });
+  for (int32_t size = 0; size < 2; ++size) {
+    if (plan.resident[size] == 0) continue;
+    const auto shared = static_cast<size_t>(resident_shared);
+    const auto blocks = static_cast<unsigned>(std::min<int64_t>(grid, plan.resident[size]));
+    cuda_on_cpu::run({blocks, block, shared, seed},
+                     [&] { cuda::spectral_resident_kernel(p, {size, resident_shared}); });
+  }
+  if (p.items > 0) {
+    cuda_on_cpu::run({grid, block, sizeof(cuda::SpectralShared), seed, true}, [&] { cuda::spectral_norms_kernel(p); });
+  }
   output.array(lower);
   output.array(upper);
   output.array(passes);

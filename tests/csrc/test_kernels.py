@@ -227,6 +227,59 @@ def test_rows_longer_than_shared_memory(checked: Harness) -> None:
     check_bracket(kernels.spectral_norms(checked, matrices, item_bytes=1 << 16), matrices, 1e-9)
 
 
+# Of blocks that hold a matrix: all rows and the basis, some rows, two rows of the largest.
+SHARED = {"all": 60000, "some": 16000}
+
+
+@pytest.mark.parametrize("shared", SHARED.values(), ids=SHARED)
+def test_spectral_norms_of_matrices_that_a_block_holds(checked: Harness, shared: int) -> None:
+    matrices = [*spectral_matrices(), normal(20, 70), normal(19, 5, dtype=torch.float32)]
+
+    def run(order: int) -> tuple[Tensor, ...]:
+        found = kernels.spectral_norms(
+            checked, matrices, seed=order, block=128, resident_shared=shared
+        )
+        return found.lower, found.upper, found.passes, torch.cat(found.right)
+
+    same_under_every_order(run)
+    found = kernels.spectral_norms(checked, matrices, block=128, resident_shared=shared)
+    check_bracket(found, matrices, 1e-9)
+
+
+def test_matrices_that_a_block_holds_do_not_depend_on_the_company(checked: Harness) -> None:
+    matrices = spectral_matrices()[3:6]
+    together = kernels.spectral_norms(checked, matrices, grid=2, resident_shared=SHARED["some"])
+    for index, matrix in enumerate(matrices):
+        alone = kernels.spectral_norms(checked, [matrix], grid=1, resident_shared=SHARED["some"])
+        assert torch.equal(alone.lower[0], together.lower[index])
+        assert torch.equal(alone.right[0], together.right[index])
+
+
+def test_extreme_matrices_that_a_block_holds(checked: Harness) -> None:
+    shared = SHARED["all"]
+    matrices = [
+        torch.full((3, 2), 1e-40),
+        torch.ones(3, 3, dtype=torch.float64) * 1e300,
+        torch.full((2, 3), 2.0**-1040, dtype=torch.float64),
+    ]
+    check_bracket(kernels.spectral_norms(checked, matrices, resident_shared=shared), matrices, 1e-8)
+    odd = [torch.zeros(3, 4), torch.full((2, 2), math.nan), torch.tensor([[1.0, -math.inf]])]
+    found = kernels.spectral_norms(checked, odd, resident_shared=shared)
+    assert found.method.tolist() == [1, -1, -1] and found.lower[0] == found.upper[0] == 0
+    matrix = torch.diag(torch.tensor([3.0, 2.0, 1.0]))
+    power = {"power": True, "certify": False, "max_passes": 30}
+    found = kernels.spectral_norms(checked, [matrix], resident_shared=shared, **power)
+    assert found.passes.tolist() == [30] and abs(float(found.lower) - 3) < 1e-8
+
+
+@pytest.mark.long
+def test_large_matrices_that_a_block_holds(checked: Harness) -> None:
+    """More columns than two per lane, and both sizes of blocks."""
+    matrices = [normal(40, 250, dtype=torch.float32), normal(120, 100), normal(33, 256)]
+    found = kernels.spectral_norms(checked, matrices, block=128, resident_shared=30000)
+    check_bracket(found, matrices, 1e-9)
+
+
 # cholesky_residual
 
 
@@ -418,6 +471,7 @@ def test_sanitizers_find_nothing(sanitized: Harness) -> None:
         )
     matrices = [matrix for matrix in spectral_matrices() if matrix.numel() < 1500]
     kernels.spectral_norms(sanitized, matrices, grid=2, block=32, tolerance=1e-4)
+    kernels.spectral_norms(sanitized, matrices, grid=2, tolerance=1e-4, resident_shared=16000)
     kernels.cholesky_residual(sanitized, normal(1, 33, 7), normal(1, 33, 33), normal(1))
 
 

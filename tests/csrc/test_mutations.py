@@ -63,6 +63,8 @@ def spectral_cases() -> list[Case]:
         *each(tested.test_spectral_norms_start_where_they_are_told),
         *each(tested.test_spectral_norms_of_many_matrices),
         *each(tested.test_spectral_norms),
+        *each(tested.test_extreme_matrices_that_a_block_holds),
+        *each(tested.test_spectral_norms_of_matrices_that_a_block_holds, tested.SHARED.values()),
     ]
 
 
@@ -85,7 +87,7 @@ def cases(file: str) -> list[Case]:
     """The tests of the kernels that use a file, quick ones first."""
     if file.startswith("chain_"):
         return chain_cases()
-    if file in ("lanczos.cuh", "matrix.cuh", "spectral_norms.cuh"):
+    if file in ("lanczos.cuh", "matrix.cuh") or file.startswith("spectral_"):
         return spectral_cases()
     if file == "cholesky_residual.cuh":
         return residual_cases()

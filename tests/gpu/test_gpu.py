@@ -151,6 +151,17 @@ def test_results_repeat_in_any_company(device: torch.device, cases: int) -> None
         assert lipfast.spectral_norms([matrices[index]], certify=False).lower[0] == together[index]
 
 
+def test_little_memory_means_batches_small(device: torch.device) -> None:
+    """Matrices that blocks hold, and one that the grid shares; none depends on how they are cut."""
+    matrices = [normal(3 + seed % 4, 5, seed=seed).to(device) for seed in range(12)]
+    matrices.insert(5, normal(2, 300).to(device))
+    whole = lipfast.spectral_norms(matrices, certify=False)
+    cut = lipfast.spectral_norms(matrices, certify=False, memory=10_000)
+    assert torch.equal(whole.lower, cut.lower) and torch.equal(whole.passes, cut.passes)
+    for one, other in zip([*whole.right, *whole.left], [*cut.right, *cut.left], strict=True):
+        assert torch.equal(one, other)
+
+
 def test_other_norms(device: torch.device) -> None:
     matrix = normal(30, 20)
     for norm in (1, math.inf):

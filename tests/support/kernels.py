@@ -55,8 +55,12 @@ def spectral_norms(
     block: int = 64,
     seed: int = 1,
     item_bytes: int = 1024,
+    resident_shared: int = 0,
 ) -> Spectral:
-    """One call of the grouped kernel; small items, so that matrices have several."""
+    """One call of the grouped kernel; small items, so that matrices have several.
+
+    resident_shared: bytes of the blocks that hold a matrix; 0: the grid shares all of them.
+    """
     count = len(matrices)
     starts = starts or [None] * count
     shapes = [
@@ -64,7 +68,7 @@ def spectral_norms(
         for matrix, start in zip(matrices, starts, strict=True)
     ]
     inputs: list[np.ndarray | Sequence[int]] = [
-        [count, max_passes, power, certify, 0, grid, block, seed, item_bytes],
+        [count, max_passes, power, certify, 0, grid, block, seed, item_bytes, resident_shared],
         [int(number) for shape in shapes for number in shape],
         np.array([tolerance]),
     ]

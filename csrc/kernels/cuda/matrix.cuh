@@ -7,13 +7,21 @@ namespace lipfast::cuda {
 
 constexpr int64_t kStageBytes = 32 << 10;  // rows of W that lie in shared memory at a time
 constexpr int64_t kStagedRows = 64;        // rows at a time, at most
+constexpr int kOwnColumns = 4;             // of a product W^T y that a thread keeps in registers
 
-// Rows [0, count) of a dense row-major matrix, times 2^-e.
+// Rows [0, count) of a dense row-major matrix, times a power of two where they are float64: squares and sums of float32
+// neither overflow in float64 nor come near its denormal numbers. The first `held` rows lie in shared memory, too.
 template <class T>
 struct Rows {
   const T* data;
   int64_t count, cols;
-  PowerOfTwo scaling;
+  double scale;
+  const T* tile = nullptr;
+  int64_t held = 0;
+
+  __device__ const T* row(int64_t i) const { return (i < held ? tile : data) + i * cols; }
+  __device__ double entry(float value) const { return value; }
+  __device__ double entry(double value) const { return value * scale; }
 };
 
 // `count` contiguous values in shared memory, 16 bytes at a time: whatever the alignment of `from`, the copy is laid
@@ -35,40 +43,57 @@ __device__ const T* stage(const T* from, int64_t count, char* buffer) {
 }
 
 // z = W^T (W v): each tile of rows is read once, into shared memory, and used twice. Rows too long for that are read
-// again from the cache. y: kStagedRows doubles, buffer: kStageBytes + 16 bytes of shared memory. Ends with a barrier.
+// again from the cache. A thread keeps its columns of z in registers, as far as kOwnColumns reaches. y: kStagedRows
+// doubles, buffer: kStageBytes + 16 bytes of shared memory. Ends with a barrier.
 template <class T>
 __device__ void gram_product(const Rows<T>& w, const double* v, double* z, double* y, char* buffer) {
   const int64_t fit = kStageBytes / (w.cols * static_cast<int64_t>(sizeof(T)));
   const int64_t height = fit > 0 ? smaller(fit, kStagedRows) : kStagedRows;
+  double own[kOwnColumns] = {};
   for (int64_t first = 0; first < w.count; first += height) {
     const int64_t count = smaller(height, w.count - first);
     const T* tile = w.data + first * w.cols;
     if (fit > 0) tile = stage(tile, count * w.cols, buffer);
     for (int64_t i = warp(); i < count; i += warps()) {
       double sum = 0;
-      for (int64_t j = lane(); j < w.cols; j += kWarp) sum += w.scaling(tile[i * w.cols + j]) * v[j];
+      for (int64_t j = lane(); j < w.cols; j += kWarp) sum += w.entry(tile[i * w.cols + j]) * v[j];
       sum = warp_sum(sum);
       if (lane() == 0) y[i] = sum;
     }
     __syncthreads();
-    for (int64_t j = thread(); j < w.cols; j += threads()) {
+#pragma unroll
+    for (int c = 0; c < kOwnColumns; ++c) {
+      const int64_t j = thread() + c * threads();
+      if (j >= w.cols) break;
+      for (int64_t i = 0; i < count; ++i) own[c] += y[i] * w.entry(tile[i * w.cols + j]);
+    }
+    for (int64_t j = thread() + kOwnColumns * threads(); j < w.cols; j += threads()) {
       double sum = first == 0 ? 0 : z[j];
-      for (int64_t i = 0; i < count; ++i) sum += y[i] * w.scaling(tile[i * w.cols + j]);
+      for (int64_t i = 0; i < count; ++i) sum += y[i] * w.entry(tile[i * w.cols + j]);
       z[j] = sum;
     }
     __syncthreads();
   }
+#pragma unroll
+  for (int c = 0; c < kOwnColumns; ++c) {
+    const int64_t j = thread() + c * threads();
+    if (j < w.cols) z[j] = own[c];
+  }
+  __syncthreads();
 }
 
 // Largest magnitude and whether all entries are finite, in thread 0.
 template <class T>
-__device__ void examine(const T* data, int64_t size, double* largest, double* finite, double* scratch) {
+__device__ void examine(const Rows<T>& w, double* largest, double* finite, double* scratch) {
   double top = 0;
   int bad = 0;
-  for (int64_t i = thread(); i < size; i += threads()) {
-    const double magnitude = fabs(static_cast<double>(data[i]));
-    bad |= !(magnitude < INFINITY);
-    top = larger(top, magnitude);
+  for (int64_t i = warp(); i < w.count; i += warps()) {
+    const T* row = w.row(i);
+    for (int64_t j = lane(); j < w.cols; j += kWarp) {
+      const double magnitude = fabs(static_cast<double>(row[j]));
+      bad |= !(magnitude < INFINITY);
+      top = larger(top, magnitude);
+    }
   }
   const int bad_threads = __syncthreads_count(bad);
   top = block_max(top, scratch);
@@ -85,17 +110,18 @@ __device__ void certified_product(const Rows<T>& w, const double* x, double* y, 
                                   double* largest_row, double* squares, double* scratch) {
   double top = 0, square_sum = 0;
   for (int64_t i = warp(); i < w.count; i += warps()) {
-    double sum = 0, size = 0, row = 0;
+    const T* row = w.row(i);
+    double sum = 0, size = 0, row_sum = 0;
     for (int64_t j = lane(); j < w.cols; j += kWarp) {
-      const double entry = w.scaling(w.data[i * w.cols + j]), product = entry * x[j];
+      const double entry = w.entry(row[j]), product = entry * x[j];
       sum += product;
       size += fabs(product);
-      row += fabs(entry);
+      row_sum += fabs(entry);
       square_sum += entry * entry;
     }
     sum = warp_sum(sum);
     size = warp_sum(size);
-    top = larger(top, warp_sum(row));
+    top = larger(top, warp_sum(row_sum));
     if (lane() == 0) {
       y[i] = sum;
       bound[i] = size;
@@ -103,7 +129,7 @@ __device__ void certified_product(const Rows<T>& w, const double* x, double* y, 
   }
   for (int64_t j = thread(); j < w.cols; j += threads()) {
     double sum = 0;
-    for (int64_t i = 0; i < w.count; ++i) sum += fabs(w.scaling(w.data[i * w.cols + j]));
+    for (int64_t i = 0; i < w.count; ++i) sum += fabs(w.entry(w.row(i)[j]));
     column_sums[j] = sum;
   }
   top = block_max(top, scratch);
