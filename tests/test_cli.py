@@ -157,7 +157,9 @@ def test_failed_checkpoints_are_counted_and_change_the_exit_status(project):
         (["--out", "x.npy"], "is a file"),
         (["--out", "x.npy/below"], "a file is in its place"),
         (["--norm", "3"], "--norm 3: expected 1, 2 or inf"),
-        (["--device", "cuda"], "--device cuda: this version computes on cpu only"),
+        (["--device", "cuda"], "device cuda: no CUDA device"),
+        (["--device", "gpu"], "device 'gpu': expected cpu, cuda, cuda:1"),
+        (["--device", "mps"], "device 'mps': lipfast has no kernels for it"),
         (["--memory", "lots"], "--memory lots: expected bytes"),
     ],
 )

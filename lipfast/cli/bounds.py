@@ -55,7 +55,7 @@ def bounds(
     from lipfast.scoring.architectures import parse_arguments  # noqa: PLC0415 (start-up time: torch)
     from lipfast.scoring.single import bound_checkpoint  # noqa: PLC0415 (start-up time: torch)
 
-    with options.computing(device, threads):
+    with options.computing(threads):
         read, found = bound_checkpoint(
             checkpoint,
             arch=arch,
@@ -65,6 +65,7 @@ def bounds(
             prefix=prefix,
             norm=options.parse_norm(norm),
             seed=seed,
+            device=device,
         )
     note = f"\n{read.note}" if read.note else ""
     text = f"{read.file.uri}{note}\n\n{found}" + (f"\n\n{found.explain()}" if explain else "")

@@ -39,7 +39,13 @@ ThreadsOption = Annotated[
     int | None,
     typer.Option(help="CPU threads; by default as torch has it.", min=1, metavar="N"),
 ]
-DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu.", metavar="DEVICE")]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        help="Where to compute: cpu, cuda, cuda:1, or auto (cuda where it can be used, else cpu).",
+        metavar="DEVICE",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -93,16 +99,14 @@ def parse_shape(text: str) -> tuple[int, ...]:
 
 
 @contextmanager
-def computing(device: str, threads: int | None) -> Iterator[None]:
-    """Compute on a device with so many threads inside the block; None leaves them as they are.
+def computing(threads: int | None) -> Iterator[None]:
+    """Compute with so many threads inside the block; None leaves them as they are.
 
     Raises:
-        ArgumentError: it is not the CPU, or the threads are far more than its cores.
+        ArgumentError: the threads are far more than the processor's cores.
     """
     import torch  # noqa: PLC0415 (start-up time: torch)
 
-    if device != "cpu":
-        raise ArgumentError(f"--device {device}: this version computes on cpu only")
     most = 4 * (os.cpu_count() or 1)
     if threads is not None and threads > most:  # far more end in a crash of the thread library
         raise ArgumentError(f"--threads {threads}: expected at most {most} on this machine")

@@ -67,9 +67,18 @@ def score(
     ] = "local",
     workers: Annotated[
         int | None,
-        typer.Option(help="Of --engine ray; by default one per CPU.", min=1, metavar="N"),
+        typer.Option(
+            help="Of --engine ray: CPUs, or with --device cuda GPUs; by default all that are free.",
+            min=1,
+            metavar="N",
+        ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Checkpoints per call.", min=1, metavar="N")] = 64,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Checkpoints per call; by default 64, with --device cuda 1024.", min=1, metavar="N"
+        ),
+    ] = None,
     threads: options.ThreadsOption = None,
     device: options.DeviceOption = "cpu",
     memory: Annotated[
@@ -102,6 +111,7 @@ def score(
       lipfast score runs/ --arch models:mlp --data x.npy --out s/ --where 'step >= 1000' --every 10
       lipfast score runs/ --arch models:mlp --data x.npy --out s/ --prefix ema
       lipfast score runs/ --arch models:mlp --data x.npy --out s/ --watch
+      lipfast score runs/ --arch models:mlp --data x.npy --out s/ --device cuda
 
     \b
     Exit codes:
@@ -115,7 +125,7 @@ def score(
 
     try:
         with (
-            options.computing(device, threads),
+            options.computing(threads),
             _interruptible(),
             progress_bar(quiet) as report,
         ):
@@ -139,6 +149,7 @@ def score(
                 watch=interval if watch else None,
                 engine=engine,
                 workers=workers,
+                device=device,
                 progress=report,
             )
     except KeyboardInterrupt as interrupt:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from lipfast.ops.chain_stages import (
     is_affine,
     output_shape,
 )
+from lipfast.ops.threads import native_op
 
 _MOST_LAYERS_ON_CUDA = 64
 MAX_OUTPUTS = 1024
@@ -78,27 +80,50 @@ def chain_jacobian_norms(
         raise ArgumentError("a chain needs at least one Linear or ConvStage")
     none = x.new_empty(0)
     flat_weights, flat_biases = [], []
+    kinds: list[Any] | None = None
     for network, (network_weights, network_biases) in enumerate(zip(weights, biases, strict=True)):
         if len(network_weights) != affine or len(network_biases) != affine:
             raise ArgumentError(
                 f"network {network}: {len(network_weights)} weights, {len(network_biases)} biases, "
                 f"{affine} Linear and ConvStage stages"
             )
-        _check_network(f"network {network}", x, network_weights, network_biases, stages)
-        flat_weights += [_as_planes(weight.detach().contiguous()) for weight in network_weights]
-        flat_biases += [
-            none if bias is None else bias.detach().contiguous() for bias in network_biases
-        ]
+        own = _kinds_of_tensors((*network_weights, *network_biases))
+        if own is None or own != kinds:  # what is like the network before passed its checks
+            _check_network(f"network {network}", x, network_weights, network_biases, stages)
+            kinds = own
+        flat_weights += [_as_planes(_as_op_reads(weight)) for weight in network_weights]
+        flat_biases += [none if bias is None else _as_op_reads(bias) for bias in network_biases]
     if not has_chain_kernel(stages, x.device):
         raise ArgumentError(
             f"on {x.device} a chain is up to {_MOST_LAYERS_ON_CUDA} linear stages with activations "
             "after them: use the CPU, or explicit Jacobians (method='rows')"
         )
     numbers, parameters = encode_chain(stages, [tuple(weight.shape) for weight in weights[0]])
-    spectral, frobenius = torch.ops.lipfast.chain_jacobian_norms(
-        _as_planes(x), flat_weights, flat_biases, numbers, parameters
-    )
+    with native_op():
+        spectral, frobenius = torch.ops.lipfast.chain_jacobian_norms(
+            _as_planes(x), flat_weights, flat_biases, numbers, parameters
+        )
     return spectral, frobenius
+
+
+def _kinds_of_tensors(tensors: Iterable[object]) -> list[Any] | None:
+    """What is checked of the tensors of a network; None where one is none."""
+    found: list[Any] = []
+    for tensor in tensors:
+        if tensor is None:
+            found.append(None)
+        elif isinstance(tensor, Tensor):
+            found.append((tensor.dtype, tensor.shape, tensor.device))
+        else:
+            return None
+    return found
+
+
+def _as_op_reads(tensor: Tensor) -> Tensor:
+    """Without gradients, contiguous: most are so already, which is quick to see."""
+    if tensor.requires_grad or not tensor.is_contiguous():
+        return tensor.detach().contiguous()
+    return tensor
 
 
 def _check_network(

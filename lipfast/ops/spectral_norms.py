@@ -26,6 +26,7 @@ from lipfast.ops._keyed import UPPER_METHODS, Values, entry_name, keyed, keys_of
 from lipfast.ops._sum_norms import sum_norms, sums_on_device
 from lipfast.ops.denormals import denormals_flushed
 from lipfast.ops.gram_certificate import Brackets, tighten
+from lipfast.ops.threads import native_op
 from lipfast.ops.vectors import Vectors
 
 DEFAULT_MEMORY = 2 << 30
@@ -227,7 +228,7 @@ def _native_brackets(
     options: tuple[float, int, bool, int, int],
 ) -> Brackets:
     """Call the native op; on CUDA its upper bounds are Hoelder's."""
-    with running("spectral_norms"):
+    with running("spectral_norms"), native_op():
         flat = torch.ops.lipfast.spectral_norms(matrices, starts, certify, *options)
     lower, upper, passes, codes, right, left = flat
     return Brackets(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 
 import torch
 
 from lipfast.ops.restoring import Restoring
+
+_WORKERS: ContextVar[int | None] = ContextVar("lipfast.ops.threads", default=None)
 
 
 @contextmanager
@@ -47,4 +50,44 @@ def one_thread() -> Iterator[None]:
         True
     """
     with threads(1):
+        yield
+
+
+@contextmanager
+def native_ops_alone() -> Iterator[None]:
+    """Leave torch's threads to the native ops; all else inside is done by the calling thread.
+
+    Between native ops that take milliseconds there are dozens of small operations of torch, each of
+    which would wait for all threads.
+
+    Example:
+        >>> import torch
+        >>> before = torch.get_num_threads()
+        >>> with native_ops_alone():
+        ...     torch.get_num_threads(), native_workers() == before
+        (1, True)
+        >>> torch.get_num_threads() == before
+        True
+    """
+    token = _WORKERS.set(native_workers())
+    try:
+        with one_thread():
+            yield
+    finally:
+        _WORKERS.reset(token)
+
+
+def native_workers() -> int:
+    """How many threads a native op is meant to use here."""
+    return _WORKERS.get() or torch.get_num_threads()
+
+
+@contextmanager
+def native_op() -> Iterator[None]:
+    """Around the call of a native op: all threads that it may have."""
+    workers = _WORKERS.get()
+    if workers is None:
+        yield
+        return
+    with threads(workers):
         yield

@@ -269,15 +269,15 @@ def stack(
     """Parameters of many networks: (networks, *shape) each, numbers all of one dtype."""
     stacked = {}
     for name in names:
-        tensors = [entry[name].detach() for entry in state_dicts]
-        if all(tensor.dtype.is_floating_point for tensor in tensors) and tensors[0].is_cpu:
+        tensors = [entry[name] for entry in state_dicts]
+        if tensors[0].is_cpu and all(tensor.dtype.is_floating_point for tensor in tensors):
             # Converted one by one: a second copy of all of them would not stay in the cache.
             result = tensors[0].new_empty((len(tensors), *tensors[0].shape), dtype=dtype)
             for row, tensor in zip(result.unbind(), tensors, strict=True):
-                row.copy_(tensor)
+                row.copy_(tensor.detach())
             stacked[name] = result
         else:
-            stacked[name] = floating_as(torch.stack(tensors), dtype)
+            stacked[name] = floating_as(torch.stack(tensors).detach(), dtype)
     return stacked
 
 

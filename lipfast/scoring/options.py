@@ -30,14 +30,14 @@ class Options:
     Attributes:
         norm: 1, 2 or inf.
         seed: seed of the start vectors.
-        batch_size: checkpoints of one plan per call.
+        batch_size: checkpoints of one plan per call; None for what suits the device.
         memory: bytes of intermediate results to hold at most.
         prefix: of the names that belong to the architecture; None finds it out.
     """
 
     norm: Norm = 2
     seed: int = 0
-    batch_size: int = 64
+    batch_size: int | None = None
     memory: int = 1 << 30
     prefix: str | None = None
 

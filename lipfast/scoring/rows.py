@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -12,16 +12,19 @@ from lipfast import errors
 from lipfast._native import capability
 from lipfast._version import __version__
 from lipfast.checkpoints import Metadata
-from lipfast.estimators.results import LowerBound, UpperBound, check_order
+from lipfast.estimators.results import LowerBound, check_order
+from lipfast.estimators.upper.many import UpperBounds
 from lipfast.scoring.budget import BudgetError
+from lipfast.scoring.device import DeviceMemoryError
 from lipfast.scoring.done import MISMATCH, NON_FINITE, NOT_WEIGHTS
 from lipfast.scoring.options import Options
 from lipfast.scoring.reading import Reading
-from lipfast.scoring.schema import LAYER, READING, UNREADABLE, Row
+from lipfast.scoring.schema import READING, UNREADABLE, Row
 from lipfast.text import to_utf8
 
 _FAILURES: dict[type[Exception], str] = {
     errors.ArgumentError: "architecture or data does not fit",
+    DeviceMemoryError: "too large for the device's memory",
     BudgetError: "metadata asks for a far larger model",
     errors.CheckpointError: UNREADABLE,
     errors.NotWeightsError: NOT_WEIGHTS,
@@ -56,42 +59,52 @@ class RowMaker:
 
     def bounded(
         self,
-        reading: Reading,
+        readings: Sequence[Reading],
         fingerprint: str,
-        upper: UpperBound,
-        lower: LowerBound,
+        uppers: UpperBounds,
+        lowers: Sequence[LowerBound],
         seconds: Mapping[str, float],
-    ) -> Row:
-        """Make the row of a checkpoint with its bounds; of one that failed if these contradict.
+    ) -> list[Row]:
+        """Make the rows of checkpoints with their bounds; of one that failed if these contradict.
 
         Args:
-            reading: the checkpoint.
+            readings: the checkpoints.
             fingerprint: of plan, options and data.
-            upper: its upper bound.
-            lower: its lower bound.
+            uppers: their upper bounds.
+            lowers: their lower bounds.
             seconds: what either took, by column.
         """
-        try:
-            check_order(lower, upper)
-        except errors.LipfastError as error:
-            return self.failed(reading, fingerprint, error)
-        return self.readable(
-            reading,
-            fingerprint,
-            upper=upper.value,
-            log_upper=upper.log_value,
-            upper_certified=upper.certified,
-            lower=lower.value,
-            lower_certified=lower.certified,
-            lower_sample=lower.sample,
-            jacobian_max=lower.jacobian.value,
-            mean=lower.mean,
-            rms=lower.rms,
-            samples=lower.samples,
-            layers=[_layer_values(layer) for layer in upper.layers],
-            given=", ".join(sorted({*lower.given, *upper.given})) or None,
-            **seconds,
-        )
+        rows = []
+        columns = zip(uppers.values, uppers.logs, uppers.certified, _brackets(uppers), strict=True)
+        for index, (reading, lower, column) in enumerate(
+            zip(readings, lowers, columns, strict=True)
+        ):
+            value, log, certified, layers = column
+            if not lower.value <= value:
+                try:
+                    check_order(lower, uppers.of(index))
+                except errors.LipfastError as error:
+                    rows.append(self.failed(reading, fingerprint, error))
+                    continue
+            row = self.readable(
+                reading,
+                fingerprint,
+                upper=value,
+                log_upper=log,
+                upper_certified=certified,
+                lower=lower.value,
+                lower_certified=lower.certified,
+                lower_sample=lower.sample,
+                jacobian_max=lower.jacobian.value,
+                mean=lower.mean,
+                rms=lower.rms,
+                samples=lower.samples,
+                layers=layers,
+                given=", ".join(sorted({*lower.given, *uppers.given})) or None,
+                **seconds,
+            )
+            rows.append(row)
+        return rows
 
     def readable(self, reading: Reading, fingerprint: str, **values: Any) -> Row:
         """Make the row of a checkpoint that fits its plan."""
@@ -126,5 +139,24 @@ class RowMaker:
         }
 
 
-def _layer_values(layer: Any) -> Row:
-    return {field.name: getattr(layer, field.name) for field in LAYER}
+def _brackets(uppers: UpperBounds) -> Iterator[list[Row]]:
+    """The brackets of the layers of each network, as they are stored."""
+    for network in range(len(uppers)):
+        brackets, position = uppers.brackets(network)
+        columns = (brackets.lower, brackets.upper, brackets.certified, brackets.passes)
+        values = zip(
+            brackets.layers, *(column[position].tolist() for column in columns), strict=True
+        )
+        yield [
+            {
+                "index": layer.index,
+                "name": layer.name,
+                "kind": layer.kind,
+                "shape": layer.shape,
+                "lower": lower,
+                "upper": upper,
+                "certified": certified,
+                "passes": passes,
+            }
+            for layer, lower, upper, certified, passes in values
+        ]

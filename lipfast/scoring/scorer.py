@@ -1,37 +1,58 @@
-"""Score checkpoints: group them by plan, bound many in one call."""
+"""Score checkpoints: group them by plan, bound many in one call, on the CPU or on a device."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
 
-from lipfast._clock import clocked
 from lipfast.checkpoints import Checkpoint
 from lipfast.checkpoints.metadata import Scalar
 from lipfast.errors import LipfastError
+from lipfast.estimators.batch import batch_bounds
 from lipfast.estimators.plan import Plan
-from lipfast.estimators.upper.spectral_product import product_bounds
 from lipfast.estimators.upper.starts import StartVectors
+from lipfast.plan.checked import StateDict
 from lipfast.scoring.architectures import ArchArguments, ArchSource, ModelFamily
 from lipfast.scoring.budget import elements_allowed
 from lipfast.scoring.data import Samples
+from lipfast.scoring.device import Device, find_device
+from lipfast.scoring.feed import Feed, Packing, Sent
 from lipfast.scoring.fit import fitted
 from lipfast.scoring.options import Options, method_of
 from lipfast.scoring.reading import Reading
 from lipfast.scoring.rows import RowMaker
 from lipfast.scoring.schema import Row
+from lipfast.text import first_line
 
 _TIMED = 8  # checkpoints of each plan that a dry run times
 
 _Member = tuple[Reading, Checkpoint]
 _Failure = tuple[Reading, LipfastError]
 _ByArguments = dict[ArchArguments, list[_Member]]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Checkpoints of one plan that are bounded in one call, and rows of those that failed before.
+
+    Attributes:
+        plan: their architecture.
+        arguments: of it.
+        members: the checkpoints.
+        failed: rows of others that were read with them.
+    """
+
+    plan: Plan
+    arguments: ArchArguments
+    members: list[_Member]
+    failed: list[Row]
 
 
 @dataclass
@@ -43,6 +64,7 @@ class Scorer:
         samples: where lower bounds are evaluated.
         options: norm, seed, batch size.
         bounds: compute bounds; False only reads, checks and estimates the time.
+        device: where bounds are computed.
         seconds: time by stage so far: `wait`, `compile`, `check`, `upper`, `lower`, `rows`; and of
             this, under `ops`, inside the native ops `spectral_norms` and `chain_jacobian_norms`.
         estimate: seconds that scoring would take; without bounds only.
@@ -52,16 +74,23 @@ class Scorer:
     samples: Samples
     options: Options
     bounds: bool = True
+    device: Device = field(default_factory=lambda: find_device("cpu"))
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     estimate: float = 0.0
 
     def __post_init__(self) -> None:
-        self._samples_as: dict[torch.dtype, Tensor] = {self.samples.x.dtype: self.samples.x}
+        self._samples_as: dict[torch.dtype, Tensor] = {}
         self._fingerprints: dict[ArchArguments, str] = {}
         self._rates: dict[ArchArguments, float] = {}  # seconds per checkpoint, in a dry run
         # Of the last batch of every plan: run -> singular vectors of its last checkpoint there.
         self._vectors: dict[ArchArguments, dict[str, StartVectors]] = {}
         self._rows = RowMaker(self.architecture.name, self.samples.name, self.options)
+        self._most: dict[ArchArguments, int] = {}  # checkpoints that fit the device's memory
+
+    @property
+    def batch_size(self) -> int:
+        """Checkpoints of one plan per call at most."""
+        return self.options.batch_size or self.device.batch_size
 
     def fingerprint(self, metadata: Mapping[str, Scalar], size: int) -> str | None:
         """Hash what a score depends on beside the weights: plan, options and data.
@@ -81,13 +110,29 @@ class Scorer:
             return None
         return self._fingerprint(arguments)
 
-    def score(self, readings: Sequence[Reading]) -> Iterator[list[Row]]:
-        """Yield the rows of the readings, one list per batch; a failure is a row with its reason.
+    def score(self, windows: Iterable[Sequence[Reading]]) -> Iterator[list[Row]]:
+        """Yield the rows of readings, one list per batch; a failure is a row with its reason.
+
+        Args:
+            windows: readings that are parted by plan together.
 
         Raises:
-            LipfastError: there is no plan for any of them, nor was there one before: the
+            LipfastError: there is no plan for any of a window, nor was there one before: the
                 architecture or the data is wrong, not the checkpoints.
+            DeviceLostError: the device answers no more.
         """
+        batches = (batch for readings in windows for batch in self._batches(readings))
+        if self.device.is_cpu or not self.bounds:
+            yield from map(self._scored, batches)
+            return
+        feed = Feed(self.device.place)
+        try:
+            yield from self._fed(feed, batches)
+        finally:
+            feed.close()
+
+    def _batches(self, readings: Sequence[Reading]) -> Iterator[_Batch | list[Row]]:
+        """Batches to be bounded, and rows of what cannot be."""
         groups, failed, misfits = self._grouped(readings)
         plans: dict[ArchArguments, Plan] = {}
         for arguments in sorted(groups, key=repr):
@@ -104,9 +149,46 @@ class Scorer:
             yield [self._error_row(reading, error) for reading, error in failed + misfits]
         for arguments, plan in plans.items():
             members = groups[arguments]
-            for start in range(0, len(members), self.options.batch_size):
-                batch = members[start : start + self.options.batch_size]
-                yield self._score_batch(plan, arguments, *self._fitted(plan, arguments, batch))
+            while members:
+                size = max(reading.file.size for reading, _ in members)
+                most = self.device.batch(self.batch_size, size)
+                most = min(most, self._most.get(arguments, most))
+                batch, members = members[:most], members[most:]
+                yield _Batch(plan, arguments, *self._fitted(plan, arguments, batch))
+
+    def _scored(self, batch: _Batch | list[Row]) -> list[Row]:
+        return batch if isinstance(batch, list) else self._score_batch(batch)
+
+    def _fed(self, feed: Feed, batches: Iterator[_Batch | list[Row]]) -> Iterator[list[Row]]:
+        """Bound each batch on the device while the next is copied and the one after it packed."""
+        packing: tuple[_Batch, Packing | None] | None = None
+        sent: tuple[_Batch, Sent | None] | None = None
+        for batch in chain(batches, (None, None)):
+            if isinstance(batch, list):
+                yield batch
+                continue
+            started, following = time.perf_counter(), None
+            state_dicts = [] if batch is None else [own.state_dict for _, own in batch.members]
+            later = (
+                None if batch is None else (batch, feed.pack(state_dicts) if state_dicts else None)
+            )
+            if packing is not None:
+                following = (packing[0], self._sent(feed, packing[1]))
+            packing = later
+            self._count("copy", started)
+            if sent is not None:
+                yield self._score_batch(*sent)
+            sent = following
+
+    def _sent(self, feed: Feed, packing: Packing | None) -> Sent | None:
+        """The copy of a batch; None where the weights have to go one by one, with their errors."""
+        if packing is None:
+            return None
+        try:
+            return feed.send(packing)
+        except Exception as error:
+            self.device.check_alive(error)
+            return None
 
     def failed(self, reading: Reading) -> Row:
         """Return the row of a checkpoint that could not be read."""
@@ -158,29 +240,64 @@ class Scorer:
                 rows.append(self._error_row(reading, error, arguments))
         return good, rows
 
-    def _score_batch(
-        self, plan: Plan, arguments: ArchArguments, members: Sequence[_Member], failed: list[Row]
-    ) -> list[Row]:
-        """Score a batch in one call; if that fails, without those to blame, else one by one."""
+    def _score_batch(self, batch: _Batch, sent: Sent | None = None) -> list[Row]:
+        """Score a batch in one call; if that fails, without those to blame, else one by one.
+
+        Args:
+            batch: what to score.
+            sent: its weights on the device, where they went there together.
+        """
+        plan, arguments, members = batch.plan, batch.arguments, batch.members
         if not members:
-            return failed
-        if self.bounds:
-            with suppress(Exception):
-                return failed + self._bound(plan, arguments, members)
-        good, rows = self._check(plan, arguments, members)
-        rows = failed + rows
+            return batch.failed
         if not self.bounds:
-            self._estimate(plan, arguments, good)
-            fingerprint = self._fingerprint(arguments)
-            return rows + [self._rows.readable(reading, fingerprint) for reading, _ in good]
+            return self._looked_at(batch)
+        try:
+            return batch.failed + self._bound(plan, arguments, members, sent)
+        except torch.OutOfMemoryError as error:
+            lacking: str | None = first_line(error)
+        except Exception as error:
+            self.device.check_alive(error)
+            lacking, problem = None, error
+        if lacking is None:
+            return batch.failed + self._one_by_one(batch, problem)
+        del sent  # its memory is needed
+        return batch.failed + self._halved(batch, lacking)
+
+    def _one_by_one(self, batch: _Batch, problem: Exception) -> list[Row]:
+        """Score a batch that failed without those that do not fit, or else each alone."""
+        plan, arguments, members = batch.plan, batch.arguments, batch.members
+        good, rows = self._check(plan, arguments, members)
         if len(good) < len(members):
-            return self._score_batch(plan, arguments, good, rows)
-        for member in good:
-            try:
-                rows += self._bound(plan, arguments, [member])
-            except Exception as error:  # noqa: PERF203 (not foreseen: the row says what)
-                rows.append(self._error_row(member[0], error, arguments))
+            return rows + self._score_batch(_Batch(plan, arguments, good, []))
+        if len(members) == 1:
+            return [self._error_row(members[0][0], problem, arguments)]
+        for member in members:
+            rows += self._score_batch(_Batch(plan, arguments, [member], []))
         return rows
+
+    def _halved(self, batch: _Batch, lacking: str) -> list[Row]:
+        """Score a batch that the device has no memory for in two halves, and later ones alike."""
+        self.device.release()
+        plan, arguments, members = batch.plan, batch.arguments, batch.members
+        if len(members) == 1:
+            reading = members[0][0]
+            error = self.device.too_small(reading.file.uri, lacking)
+            return [self._error_row(reading, error, arguments)]
+        half = len(members) // 2
+        self._most[arguments] = min(half, self._most.get(arguments, half))
+        parts = (members[:half], members[half:])
+        return [
+            row for part in parts for row in self._score_batch(_Batch(plan, arguments, part, []))
+        ]
+
+    def _looked_at(self, batch: _Batch) -> list[Row]:
+        """Check a batch and estimate what scoring it would take."""
+        good, rows = self._check(batch.plan, batch.arguments, batch.members)
+        self._estimate(batch.plan, batch.arguments, good)
+        fingerprint = self._fingerprint(batch.arguments)
+        rows += [self._rows.readable(reading, fingerprint) for reading, _ in good]
+        return batch.failed + rows
 
     def _estimate(self, plan: Plan, arguments: ArchArguments, members: Sequence[_Member]) -> None:
         """Add the time that scoring would take, by that of a few checkpoints of each plan."""
@@ -207,47 +324,61 @@ class Scorer:
         self._count("check", started)
         return parted
 
-    def _bound(self, plan: Plan, arguments: ArchArguments, members: Sequence[_Member]) -> list[Row]:
-        options, inside = self.options, Counter[str]()
-        started = time.perf_counter()
-        state_dicts = plan.checked([checkpoint.state_dict for _, checkpoint in members])
+    def _bound(
+        self,
+        plan: Plan,
+        arguments: ArchArguments,
+        members: Sequence[_Member],
+        sent: Sent | None = None,
+    ) -> list[Row]:
+        """Bound checkpoints in one call; fails as a whole."""
+        options, started = self.options, time.perf_counter()
+        state_dicts = plan.checked(self._placed(members, sent))
+        self._count("check", started)
         # Batches are in the order of runs and steps: a run that goes on from the batch before
-        # starts from its last checkpoint there. Within a batch that would take several calls.
-        runs = [checkpoint.metadata.run for _, checkpoint in members]
-        known = self._vectors.get(arguments, {})
-        with clocked(inside):
-            uppers, vectors = product_bounds(
-                plan,
-                state_dicts,
-                norm=options.norm,
-                seed=options.seed,
-                start=[known.get(run) for run in runs],
-            )
-        self._vectors[arguments] = dict(zip(runs, vectors, strict=True))
-        seconds_upper = self._count("upper", started)
-        started = time.perf_counter()
-        with clocked(inside):
-            lowers = plan.lower(
-                state_dicts,
-                self._x(plan.dtype),
-                norm=options.norm,
-                memory=options.memory,
-                progress=False,
-            )
-        seconds_lower = self._count("lower", started)
-        self.seconds["ops"] += sum(inside.values())
+        # starts from its last checkpoint there. Within a batch that would take several calls, and
+        # on a device a pass over all matrices is less than what starts cost.
+        starts = self._starts(arguments, members) if self.device.is_cpu else None
+        found = batch_bounds(
+            plan,
+            state_dicts,
+            self._x(plan.dtype),
+            norm=options.norm,
+            seed=options.seed,
+            start=starts,
+            memory=self.device.memory(options.memory),
+        )
+        if self.device.is_cpu:
+            last = {checkpoint.metadata.run: at for at, (_, checkpoint) in enumerate(members)}
+            vectors = found.uppers.starts
+            self._vectors[arguments] = {run: vectors[at] for run, at in last.items()}
+        for stage, seconds in found.seconds.items():
+            self.seconds[stage] += seconds
         started = time.perf_counter()
         shares = {
-            "seconds_upper": seconds_upper / len(members),
-            "seconds_lower": seconds_lower / len(members),
+            f"seconds_{stage}": found.seconds[stage] / len(members) for stage in ("upper", "lower")
         }
         fingerprint = self._fingerprint(arguments)
-        rows = [
-            self._rows.bounded(reading, fingerprint, upper, lower, shares)
-            for (reading, _), upper, lower in zip(members, uppers, lowers, strict=True)
-        ]
+        readings = [reading for reading, _ in members]
+        rows = self._rows.bounded(readings, fingerprint, found.uppers, found.lowers, shares)
         self._count("rows", started)
         return rows
+
+    def _starts(
+        self, arguments: ArchArguments, members: Sequence[_Member]
+    ) -> list[StartVectors | None]:
+        """What the runs of checkpoints had in the batch before."""
+        known = self._vectors.get(arguments, {})
+        return [known.get(checkpoint.metadata.run) for _, checkpoint in members]
+
+    def _placed(self, members: Sequence[_Member], sent: Sent | None) -> Sequence[StateDict]:
+        """State dicts on the device of this scorer."""
+        if sent is not None:
+            return sent.state_dicts()
+        own = [checkpoint.state_dict for _, checkpoint in members]
+        if self.device.is_cpu:
+            return own
+        return [{name: self.device.take(tensor) for name, tensor in entry.items()} for entry in own]
 
     def _error_row(
         self, reading: Reading, error: Exception, arguments: ArchArguments | None = None
@@ -274,7 +405,7 @@ class Scorer:
 
     def _x(self, dtype: torch.dtype) -> Tensor:
         if dtype not in self._samples_as:
-            self._samples_as[dtype] = self.samples.x.to(dtype)
+            self._samples_as[dtype] = self.device.take(self.samples.x.to(dtype))
         return self._samples_as[dtype]
 
     def _count(self, stage: str, started: float) -> float:
@@ -292,18 +423,21 @@ class Recipe:
         arch_args: keyword arguments that go before the metadata.
         samples: where lower bounds are evaluated.
         options: norm, seed, batch size.
+        device: where bounds are computed, see `find_device`.
     """
 
     arch: ArchSource
     arch_args: Mapping[str, Scalar] | None
     samples: Samples
     options: Options
+    device: str = "cpu"
 
     def scorer(self, *, bounds: bool = True) -> Scorer:
         """Make a scorer.
 
         Raises:
-            ArgumentError: the architecture cannot be imported or read.
+            ArgumentError: the architecture cannot be imported or read, or there is no such device.
         """
+        device = find_device(self.device)
         architecture = ModelFamily(self.arch, self.arch_args)
-        return Scorer(architecture, self.samples, self.options, bounds)
+        return Scorer(architecture, self.samples, self.options, bounds, device)

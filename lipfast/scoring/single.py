@@ -16,6 +16,7 @@ from lipfast.estimators.results import Bounds, UpperBound
 from lipfast.norms import AnyNorm
 from lipfast.scoring.architectures import ArchArguments, ArchSource, ModelFamily
 from lipfast.scoring.data import DataSource, load_data
+from lipfast.scoring.device import find_device
 from lipfast.scoring.fit import fitted
 
 
@@ -29,6 +30,7 @@ def bound_checkpoint(
     prefix: str | None = None,
     norm: AnyNorm = 2,
     seed: int = 0,
+    device: str = "cpu",
 ) -> tuple[Checkpoint, Bounds | UpperBound]:
     """Bound the Lipschitz constant of one checkpoint.
 
@@ -42,6 +44,7 @@ def bound_checkpoint(
         prefix: of the network in the file, as for `score`.
         norm: 1, 2 or inf.
         seed: seed of the start vectors.
+        device: where bounds are computed, as for `score`.
 
     Returns:
         The checkpoint with its note, and its bounds; an `UpperBound` alone without data.
@@ -49,6 +52,7 @@ def bound_checkpoint(
     Raises:
         LipfastError: as `score` raises, and where `score` makes a row with an error.
     """
+    place = find_device(device)
     files = find_checkpoints(path)
     if len(files) > 1:
         raise ArgumentError(f"'{path}' holds {len(files)} checkpoints: use 'lipfast score'")
@@ -61,9 +65,10 @@ def bound_checkpoint(
     with _naming(files[0].uri):
         checkpoint = fitted(checkpoint, plan, prefix)
         plan.check(checkpoint.state_dict)
+    weights = {name: place.take(tensor) for name, tensor in checkpoint.state_dict.items()}
     if data is None:
-        return checkpoint, plan.upper(checkpoint.state_dict, norm=norm, seed=seed)
-    return checkpoint, plan.bounds(checkpoint.state_dict, x.to(plan.dtype), norm=norm, seed=seed)
+        return checkpoint, plan.upper(weights, norm=norm, seed=seed)
+    return checkpoint, plan.bounds(weights, place.take(x.to(plan.dtype)), norm=norm, seed=seed)
 
 
 @contextmanager

@@ -57,6 +57,7 @@ class Summary:
         estimate: seconds that scoring would take on this machine; for a dry run.
         dry_run: nothing was written.
         workers: that shared the work; stages are summed over them.
+        device: that they computed on, and where it was not asked for by name, why.
     """
 
     store: str
@@ -78,6 +79,7 @@ class Summary:
     estimate: float | None = None
     dry_run: bool = False
     workers: int = 1
+    device: str = "cpu"
 
     @property
     def rate(self) -> float:
@@ -122,6 +124,8 @@ class Summary:
                 f"{counted(self.plans, 'architecture')} ({_stages(self.seconds)})"
             )
             lines += self._inside_ops()
+        if self.device != "cpu":
+            lines.append(f"device: {self.device}")
         if self.estimate is not None:
             lines.append(f"scoring them takes about {duration(self.estimate)} on this machine")
         lines += [] if self.dry_run else [f"store: {self.store}"]

@@ -6,8 +6,10 @@ import os
 import signal
 import sys
 import types
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,12 @@ import pytest
 
 from lipfast.errors import ArchiveError, ArgumentError
 from lipfast.scoring import Progress, read_scores, score
+from lipfast.scoring.data import load_data
 from lipfast.scoring.engine import ray as engine
+from lipfast.scoring.options import Options
+from lipfast.scoring.scorer import Recipe
+from lipfast.scoring.where import Where
+from tests.support.pretended_device import pretended_device
 from tests.support.toy_archive import write_toy
 
 
@@ -25,13 +32,21 @@ class ActorDied(Exception):  # noqa: N818 (as Ray names it)
 
 
 class FakeRay(types.ModuleType):
-    """Runs actors at once, in this process; `dies(files)` says when one is lost instead."""
+    """Runs actors at once, in this process; `dies(files)` says when one is lost instead.
+
+    Attributes:
+        resources: of the cluster.
+        taken: by others.
+        asked: what each worker asked for.
+    """
 
     def __init__(self, dies: Callable[[list[str]], bool]) -> None:
         super().__init__("ray")
         self.dies = dies
         self.exceptions = types.SimpleNamespace(RayActorError=ActorDied)
         self.made, self.killed, self.tried = 0, 0, 0
+        self.resources, self.taken = {"CPU": 2.0}, Counter[str]()
+        self.asked: list[dict[str, float]] = []
 
     def is_initialized(self) -> bool:
         return True
@@ -40,7 +55,10 @@ class FakeRay(types.ModuleType):
         return value
 
     def cluster_resources(self) -> dict[str, float]:
-        return {"CPU": 2.0}
+        return self.resources
+
+    def available_resources(self) -> dict[str, float]:
+        return {name: value - self.taken[name] for name, value in self.resources.items()}
 
     def nodes(self) -> list[dict[str, Any]]:
         return [{"Alive": True, "NodeID": "here", "NodeManagerHostname": "here"}]
@@ -49,7 +67,7 @@ class FakeRay(types.ModuleType):
         return types.SimpleNamespace(get_node_id=lambda: "here")
 
     def remote(self, **resources: float) -> Callable[[type], Any]:
-        assert resources == {"num_cpus": 1}
+        self.asked.append(resources)
         return lambda kind: types.SimpleNamespace(remote=lambda *a, **k: self.make(kind, a, k))
 
     def make(self, kind: type, args: tuple, keywords: dict) -> Any:
@@ -93,6 +111,11 @@ def arguments(toy_models, samples, tmp_path) -> dict:
     return {"arch": toy_models, "data": samples, "out": tmp_path / "s", "engine": "ray"}
 
 
+@pytest.fixture
+def recipe(toy_models, samples) -> Recipe:
+    return Recipe(toy_models, None, load_data(samples), Options())
+
+
 def test_a_worker_with_another_lipfast_is_refused(fake, arguments, archive, monkeypatch):
     fake()
     make = engine.Worker.__init__
@@ -105,21 +128,83 @@ def test_a_worker_with_another_lipfast_is_refused(fake, arguments, archive, monk
         score(archive, **arguments)
 
 
+def test_workers_on_cuda_have_a_gpu_each(fake, arguments, archive):
+    ray = fake()
+    ray.resources = {"CPU": 8.0, "GPU": 2.0}
+    with pretended_device():
+        summary = score(archive, **arguments, device="cuda")
+    assert (summary.scored, summary.failed, summary.workers) == (12, 0, 2)
+    assert "device: cuda, one GPU for each worker" in str(summary)
+    assert ray.asked == [{"num_cpus": 1, "num_gpus": 1}] * 2
+
+
+CPUS, BOTH, SHORT = {"CPU": 8.0}, {"CPU": 8.0, "GPU": 2.0}, {"CPU": 1.0, "GPU": 2.0}
+
+
 @pytest.mark.parametrize(
-    ("kernel", "gpus", "expected"),
+    ("asked", "expected"),
     [
-        (True, 2.0, {"num_cpus": 1, "num_gpus": 1}),
-        (True, 0.0, {"num_cpus": 1}),
-        (False, 2.0, {"num_cpus": 1}),
+        ((BOTH, "cuda", 2), (2, "cuda")),
+        ((BOTH, "cuda", None), (2, "cuda")),
+        ((SHORT, "cuda", None), (1, "cuda")),
+        ((BOTH, "auto", None), (2, "cuda")),
+        ((BOTH, "cpu", None), (8, "cpu")),
+        ((CPUS, "auto", 5), (5, "cpu")),
     ],
 )
-def test_a_gpu_is_asked_for_where_there_is_one_and_a_kernel(
-    fake, monkeypatch, kernel, gpus, expected
+def test_workers_are_counted_by_what_they_compute_on(fake, recipe, asked, expected):
+    fake().resources, device, workers = asked
+    with pretended_device():
+        found = engine.RayEngine(replace(recipe, device=device), 1 << 20, Where(), workers)
+    assert (found.workers, found.device.partition(",")[0]) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (
+            (BOTH, "cuda", 3),
+            "3 workers of one GPU each: the Ray cluster has 2 GPUs, 2 of them",
+        ),
+        (
+            (SHORT, "cuda", 2),
+            "2 workers of one CPU each: the Ray cluster has 1 CPU, 1 of them",
+        ),
+        ((CPUS, "cpu", 9), "9 workers of one CPU each: the Ray cluster has 8 CPUs, 8 of them"),
+        ((CPUS, "cuda", None), "the Ray cluster has no GPU"),
+        (({}, "cpu", None), "1 worker of one CPU each: the Ray cluster has 0 CPUs"),
+        ((BOTH, "cuda:1", None), "every worker has a GPU of its own, say cuda"),
+        ((CPUS, "mps", None), "device mps with engine 'ray'"),
+    ],
+)
+def test_what_a_cluster_has_no_room_for_is_refused_at_once(
+    fake, recipe, monkeypatch, asked, message
+):
+    fake().resources, device, workers = asked
+    monkeypatch.setattr(engine.time, "sleep", lambda seconds: pytest.fail("waits"))
+    with pytest.raises(ArgumentError, match=message):
+        engine.RayEngine(replace(recipe, device=device), 1 << 20, Where(), workers)
+
+
+def test_what_earlier_workers_had_is_waited_for_and_what_others_have_is_not(
+    fake, recipe, monkeypatch
 ):
     ray = fake()
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": gpus})
-    monkeypatch.setattr("torch._C._dispatch_has_kernel_for_dispatch_key", lambda *names: kernel)
-    assert engine._resources(ray) == expected
+    ray.taken["CPU"] = 2
+    monkeypatch.setattr(engine.time, "sleep", lambda seconds: ray.taken.clear())
+    assert engine.RayEngine(recipe, 1 << 20, Where(), 2).workers == 2
+    ray.taken["CPU"] = 1
+    monkeypatch.setattr(engine.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(engine, "_GIVEN_BACK", 0.0)
+    with pytest.raises(ArgumentError, match="has 2 CPUs, 1 of them free"):
+        engine.RayEngine(recipe, 1 << 20, Where(), 2)
+    assert engine.RayEngine(recipe, 1 << 20, Where(), None).workers == 1
+
+
+def test_a_worker_without_the_device_says_which_machine_it_is(fake, arguments, archive):
+    fake().resources = {"CPU": 2.0, "GPU": 1.0}
+    with pytest.raises(ArgumentError, match=r"the machine .* of the Ray cluster: device cuda: no"):
+        score(archive, **arguments, device="cuda")
 
 
 def test_the_scores_are_those_of_the_local_engine(fake, arguments, archive, tmp_path):

@@ -118,8 +118,10 @@ def fused_chain(plan: Architecture, norm: Norm, device: torch.device) -> Chain |
 def _chain_norms(
     plan: Architecture, chain: Chain, tensors: Sequence[Mapping[str, Tensor]], x: Tensor
 ) -> Tensor:
+    dtype = x.dtype
+
     def typed(tensor: Tensor) -> Tensor:
-        return tensor.detach().to(x.dtype).contiguous()
+        return tensor if tensor.dtype is dtype else tensor.detach().to(dtype)
 
     weights, biases = [], []
     for entry in tensors:

@@ -40,13 +40,15 @@ from lipfast.estimators.lower.points import COUNT, points_around
 from lipfast.estimators.lower.quotients import differences, quotients, quotients_in_norm
 from lipfast.norms import Norm
 from lipfast.ops.modes import plain_arithmetic
-from lipfast.ops.threads import one_thread
+from lipfast.ops.threads import native_workers, one_thread
 from lipfast.plan.architecture import Architecture
 
 # Quotients below this share of those without errors: errors are then bounded in norm as well.
 _TIGHT = 0.99
 # Networks of the native op at a time, which reads their weights where they are.
 _NATIVE = 256
+# Multiplications of the native op; with fewer, threads wait for each other longer than they work.
+_SHARED = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ def certified_secants(
     chain = native_chain(plan, tensors, samples)
     most = together if chain is None else _NATIVE
     block = max(1, min(fitting, most if samples.is_cpu else fitting))
-    workers = torch.get_num_threads()
+    work = len(tensors) * COUNT * bytes_of_parameters(plan) // 8
+    workers = native_workers() if work > _SHARED else 1
     parts = []
     with one_thread() if together > 1 else nullcontext(), plain_arithmetic():
         for start in range(0, len(tensors), block):

@@ -164,7 +164,8 @@ def _kernel_brackets(
 
 def _native_dtype(weight: Tensor) -> Tensor:
     """Give the weight a dtype of the native op: half precision and integers widen exactly."""
-    weight = weight.detach()
-    if not weight.is_floating_point():
-        return weight.double()
-    return weight if weight.dtype in (torch.float32, torch.float64) else weight.float()
+    if weight.requires_grad:
+        weight = weight.detach()
+    if weight.dtype in (torch.float32, torch.float64):
+        return weight
+    return weight.float() if weight.is_floating_point() else weight.double()

@@ -14,6 +14,7 @@ class Engine(Protocol):
 
     left_out: int
     workers: int
+    device: str
 
     @property
     def seconds(self) -> Mapping[str, float]:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from collections import Counter, deque
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lipfast._native import cuda_info
 from lipfast._version import __version__
 from lipfast.checkpoints import CheckpointFile
 from lipfast.errors import ArchiveError, ArgumentError, LipfastError
+from lipfast.scoring.device import AUTO
 from lipfast.scoring.engine.cluster import connect, import_ray, unseen
 from lipfast.scoring.engine.local import LocalEngine
 from lipfast.scoring.order import pieces
@@ -23,12 +26,13 @@ from lipfast.scoring.reading import Reading
 from lipfast.scoring.schema import Row
 from lipfast.scoring.scorer import Recipe
 from lipfast.scoring.where import Where
-from lipfast.text import first_line
+from lipfast.text import counted, first_line
 
 PIECE_FILES = 256
 """Checkpoints that a worker takes at a time: what is done again when it is lost."""
 
 _LOSSES = 3  # of one piece before it is cut, and of one checkpoint before it is given up
+_GIVEN_BACK = 5.0  # seconds in which a cluster notices what earlier workers have given back
 _PROBED = 16  # files that every machine is asked to see
 
 
@@ -72,7 +76,6 @@ class Worker:
         where: which checkpoints, by their metadata.
         folder: the driver's current folder, from which architectures are imported.
         version: the driver's lipfast, which this machine must have as well.
-        threads: of the processor.
     """
 
     def __init__(
@@ -83,9 +86,8 @@ class Worker:
         *,
         folder: str,
         version: str,
-        threads: int,
     ) -> None:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(1)  # as many as it has CPUs
         with suppress(OSError):
             os.chdir(folder)
         self._engine: LocalEngine | None = None
@@ -100,6 +102,9 @@ class Worker:
             self._engine = LocalEngine(recipe.scorer(), memory, where)
         except LipfastError as error:  # an actor that cannot be made says less than its answer
             self._error = error
+            if recipe.device != "cpu":
+                machine = f"the machine {platform.node()} of the Ray cluster"
+                self._error = ArgumentError(f"{machine}: {error}")
 
     def score(self, files: list[CheckpointFile]) -> Result | LipfastError:
         """Score a piece; an error of the architecture is an answer too."""
@@ -126,29 +131,39 @@ class RayEngine:
         recipe: how to score.
         memory: bytes of checkpoints that each worker holds at most.
         where: which checkpoints, by their metadata.
-        workers: how many; None for one per CPU of the cluster.
+        workers: how many; None for one per CPU of the cluster that is free, or per GPU if workers
+            compute on CUDA.
 
     Attributes:
         left_out: how many checkpoints `where` left out so far.
         workers: how many there are at most.
+        device: that they compute on, for the reader.
 
     Raises:
-        ArgumentError: Ray is not installed, or cannot be reached.
+        ArgumentError: Ray is not installed, or cannot be reached; the recipe's device is not one
+            that workers can have, or they are more than the cluster has room for.
     """
 
     def __init__(self, recipe: Recipe, memory: int, where: Where, workers: int | None) -> None:
         self.left_out = 0
         self._seconds: Counter[str] = Counter()
+        self._running: dict[Any, tuple[Any, Piece]] = {}
+        self._idle: list[Any] = []
         self._ray = import_ray()
         self._started = not self._ray.is_initialized()
         if self._started:
             connect(self._ray)
-        self._recipe, self._memory, self._where = recipe, memory, where
-        self._resources = _resources(self._ray)
-        self.workers = workers or max(1, int(self._ray.cluster_resources().get("CPU", 1)))
-        self._shared = self._ray.put(recipe)
-        self._running: dict[Any, tuple[Any, Piece]] = {}
-        self._idle: list[Any] = []
+        self._memory, self._where = memory, where
+        try:
+            self._recipe = replace(recipe, device=_device_of_workers(self._ray, recipe.device))
+            on_gpus = self._recipe.device != "cpu"
+            self._resources = {"num_cpus": 1.0} | ({"num_gpus": 1.0} if on_gpus else {})
+            self.workers = _room(self._ray, workers, "GPU" if on_gpus else "CPU")
+        except LipfastError:
+            self.close()
+            raise
+        self.device = "cuda, one GPU for each worker" if on_gpus else "cpu"
+        self._shared = self._ray.put(self._recipe)
 
     @property
     def seconds(self) -> Mapping[str, float]:
@@ -196,14 +211,8 @@ class RayEngine:
 
     def _make(self) -> Any:
         actor = self._ray.remote(**self._resources)(Worker)
-        threads = max(1, int(self._resources["num_cpus"]))
         return actor.remote(
-            self._shared,
-            self._memory,
-            self._where,
-            folder=str(Path.cwd()),
-            version=__version__,
-            threads=threads,
+            self._shared, self._memory, self._where, folder=str(Path.cwd()), version=__version__
         )
 
     def _lost(
@@ -238,13 +247,54 @@ class RayEngine:
             )
 
 
-def _resources(ray: Any) -> dict[str, float]:
-    """What a worker asks for: a GPU only if there are any, and lipfast can compute on them."""
-    resources: dict[str, float] = {"num_cpus": 1}
-    on_gpu = torch._C._dispatch_has_kernel_for_dispatch_key("lipfast::chain_jacobian_norms", "CUDA")
-    if on_gpu and ray.cluster_resources().get("GPU", 0) > 0:
-        resources["num_gpus"] = 1
-    return resources
+def _device_of_workers(ray: Any, device: str) -> str:
+    """What a worker computes on: a GPU of its own is always its `cuda`.
+
+    Raises:
+        ArgumentError: a certain GPU is asked for, or there are none.
+    """
+    gpus = ray.cluster_resources().get("GPU", 0)
+    if device == AUTO:
+        return "cuda" if gpus and cuda_info() is not None else "cpu"
+    if device not in ("cpu", "cuda"):
+        raise ArgumentError(
+            f"device {device} with engine 'ray': every worker has a GPU of its own, say cuda"
+        )
+    if device == "cuda" and not gpus:
+        raise ArgumentError(
+            "device cuda: the Ray cluster has no GPU. Start it with some (ray start --num-gpus), "
+            "or use --device cpu"
+        )
+    return device
+
+
+def _room(ray: Any, workers: int | None, kind: str) -> int:
+    """How many workers there are; each takes a CPU, and those on CUDA a GPU.
+
+    Actors that find no room wait for ever, so that too many are refused at once.
+
+    Raises:
+        ArgumentError: there is not enough for so many.
+    """
+    wanted, until = workers or 1, time.monotonic() + _GIVEN_BACK
+    there, _ = _fewest(ray.cluster_resources(), kind)
+    free, rare = _fewest(ray.available_resources(), kind)
+    while free < wanted <= there and time.monotonic() < until:
+        time.sleep(_GIVEN_BACK / 50)
+        free, rare = _fewest(ray.available_resources(), kind)
+    if free >= wanted:
+        return workers or free
+    have = counted(int(ray.cluster_resources().get(rare, 0)), rare)
+    raise ArgumentError(
+        f"{counted(wanted, 'worker')} of one {rare} each: the Ray cluster has {have}, {free} of "
+        "them free. Ask for fewer with --workers, add machines to the cluster, or wait until "
+        "others are done with it"
+    )
+
+
+def _fewest(resources: Mapping[str, float], kind: str) -> tuple[int, str]:
+    """Of CPUs and `kind`, of which every worker takes one, the rarer: how many, and which."""
+    return min((int(resources.get(name, 0)), name) for name in dict.fromkeys((kind, "CPU")))
 
 
 def _container(file: CheckpointFile) -> str:
@@ -256,7 +306,7 @@ def _container(file: CheckpointFile) -> str:
 
 def _lost_row(recipe: Recipe, file: CheckpointFile, reason: str) -> Row:
     error = WorkerLostError(f"{file.uri}: every worker that tried it was lost: {reason}")
-    return recipe.scorer().failed(Reading(file, None, error, 0.0))
+    return replace(recipe, device="cpu").scorer().failed(Reading(file, None, error, 0.0))
 
 
 class WorkerLostError(LipfastError):
