@@ -1,6 +1,6 @@
 """Registers, shared memory, spills, occupancy and arithmetic share of every CUDA kernel.
 
-``python csrc/cuda_report.py`` compiles the kernels for sm_80 and sm_90, prints the table
+``python csrc/cuda_report.py`` compiles the kernels for sm_80, sm_90 and sm_100, prints the table
 and fails where a kernel spills, or has a lower theoretical occupancy or a smaller share of fused
 operations in its hot loop than the committed table (csrc/cuda_report.txt) says; ``--write``
 rewrites that table.
@@ -24,7 +24,7 @@ from machine_code import Loop, find_cuobjdump, hot_loops, listing
 from nvcc import ROOT, Toolkit, compile_command, find_toolkit, sources
 
 TABLE = ROOT / "csrc" / "cuda_report.txt"
-ARCHITECTURES = ("8.0", "9.0")
+ARCHITECTURES = ("8.0", "9.0", "10.0")
 HEADINGS = (
     "kernel",
     "arch",
