@@ -105,8 +105,8 @@ __device__ inline void solve(const SpectralLaunch& p, int32_t matrix, char* memo
   double* basis = used + basis_bytes <= room + 16 ? reinterpret_cast<double*>(arena + used) : slot;
   const SpectralWork work{e, shared.state, basis, next, next, slot + e.basis * e.cols, shared.statistics, 1, true};
   double* scratch = shared.lanczos.scratch;
+  // The statistics of the only item are thread 0's alone.
   examine(rows, work.statistics, work.statistics + 1, scratch);
-  __syncthreads();
   bool done = !begin(p, work, scratch);
   __syncthreads();
   rows.scale = shared.state.scale;
@@ -117,7 +117,6 @@ __device__ inline void solve(const SpectralLaunch& p, int32_t matrix, char* memo
   }
   certified_product(rows, p.out.right + e.right, p.out.left + e.left, work.bound, work.partial, work.statistics,
                     work.statistics + 1, scratch);
-  __syncthreads();
   finish(p, work, matrix, scratch);
 }
 
