@@ -33,6 +33,8 @@ def require_fresh(
     """
     with lock_of(module):
         _require_own_memory(named_tensors(module.state_dict()), read, name)
+    if not read:  # then nothing was kept
+        return
     used = {entry for node in plan.computed for entry in node.names("parameter")}
     used.update(plan.used_parameters)
     idle = {entry: p.numel() for entry, p in module.named_parameters() if entry not in used}

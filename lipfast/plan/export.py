@@ -232,8 +232,17 @@ def module_path(node: FxNode) -> str:
 
 
 def constants_read(program: ExportedProgram) -> dict[str, Tensor]:
-    """Tensors beside the state dict that a program computes with, those of the module itself."""
-    read = {node.name for node in program.graph.nodes if node.op == "placeholder" and node.users}
+    """Tensors beside the state dict that a program computes with, those of the module itself.
+
+    Numbers that forward writes out, such as ``torch.tensor([1.0, 2.0])``, are copied where they are
+    read, and are nobody's.
+    """
+    read = {
+        node.name
+        for node in program.graph.nodes
+        if node.op == "placeholder"
+        if any(op_name(user.target) != "aten.lift_fresh_copy" for user in node.users)
+    }
     names = {spec.target for spec in program.graph_signature.input_specs if spec.arg.name in read}
     return {
         name: value
