@@ -20,6 +20,8 @@ _ALIKE = 8
 # Rounding shrinks by 2^-29 from float32 to float64, a mixture not at all: half way between them.
 _SHRINKS = 2.0**-15
 _MASK = 1e8
+# Functions whose results are exact in any dtype.
+_EXACT = ("zeros", "ones", "empty", "eye", "new_zeros", "new_ones", "new_empty")
 # Parameters that are copied to another precision: a check should not take more than its model.
 LARGEST_COPY = 1 << 26
 # Evaluations where random numbers are drawn: a mask that drops one in a hundred often drops none.
@@ -52,8 +54,9 @@ def beyond_rounding(single: Gaps, double: Gaps) -> float | None:
         single: in float32, or in shorter numbers.
         double: of the same evaluations in float64.
     """
-    least = torch.finfo(torch.float32).eps * double[1]
-    return worst(double[0], _SHRINKS * torch.maximum(_magnitudes(single[0]), least))
+    # Where digits cancel, float32 has so few numbers that a row may show no difference by chance.
+    relative = _magnitudes(single[0] / single[1]).amax().clamp_min(torch.finfo(torch.float32).eps)
+    return worst(double[0], _SHRINKS * torch.maximum(_magnitudes(single[0]), relative * double[1]))
 
 
 def beyond_half_of_the_digits(gaps: Gaps, eps: float) -> float | None:
@@ -81,16 +84,17 @@ class Roundings(TorchFunctionMode):
 
     Attributes:
         eps: the distance from 1 to the next number of the shortest dtype that the function converts
-            numbers to, or computes with.
+            numbers to, or computes with; also what it makes of integers, such as tables of
+            positions, if `tables` is set.
         largest: the largest magnitude of any result, if it was asked for. Numbers above 1e8 are not
             counted: they are masks.
     """
 
-    def __init__(self, dtype: torch.dtype, *, sizes: bool = False) -> None:
+    def __init__(self, dtype: torch.dtype, *, sizes: bool = False, tables: bool = False) -> None:
         super().__init__()
         self.eps = torch.finfo(dtype).eps
         self.largest = 0.0
-        self._sizes = sizes
+        self._sizes, self._tables = sizes, tables
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
@@ -98,7 +102,8 @@ class Roundings(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         found = _floats(result)
         if found:
-            given = min(map(_eps, _floats(args)), default=1.0)
+            made = self._tables and func.__name__ not in _EXACT
+            given = min(map(_eps, _floats(args)), default=0.0 if made else 1.0)
             self.eps = max([self.eps, *(eps for eps in map(_eps, found) if eps > given)])
         for value in found if self._sizes else ():
             # Numbers of sparse tensors, and those inside torch.func's transforms, are not shown.

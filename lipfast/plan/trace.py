@@ -63,6 +63,10 @@ def trace(
     inputs = example_inputs(example_input)
     read: dict[str, Tensor] = {}
     answers: list[Any] | None = None
+
+    def trace_again(copy: nn.Module, samples: tuple[Tensor, ...]) -> Architecture:
+        return convert(exported(copy, samples), copy.state_dict(keep_vars=True))
+
     try:
         program = exported(module, inputs)
     except TraceError as error:
@@ -77,7 +81,7 @@ def trace(
     except TraceError:
         require_evaluates(module, inputs)
         raise
-    require_faithful(module, inputs, architecture, answers)
+    require_faithful(module, inputs, architecture, answers, trace_again)
     if fresh is not None:
         require_fresh(module, architecture, constants_read(program), fresh)
     return architecture

@@ -45,12 +45,21 @@ _TELLING = frozenset(
         "unique_consecutive",
         "storage",
         "untyped_storage",
+        "data_ptr",
+        "to_sparse",
+        "to_sparse_csr",
+        "to_sparse_csc",
+        "to_sparse_bsr",
+        "to_sparse_bsc",
     ]
 )
 # Where torch's Python stands between a user's line and such a function.
 _TORCHS_PYTHON = tuple(
     str(Path(torch.__file__).parent / file)
-    for file in ("_tensor.py", "overrides.py", "functional.py", "_jit_internal.py", "_ops.py")
+    for file in (
+        *("_tensor.py", "overrides.py", "functional.py", "_jit_internal.py"),
+        *("_ops.py", "serialization.py"),
+    )
 )
 
 

@@ -65,7 +65,7 @@ UNSEEN: dict[Function, str] = {
     data_is_set: "differs",
     data_of_a_weight_is_set: "differs",
     a_failure_decides: "reads values",
-    memory_decides: "differs",
+    memory_decides: "reads values",
     lambda m, x: m.layer(x) if torch.compiler.is_exporting() else 3 * m.layer(x): "differs",
     lambda m, x: 3 * m.layer(x) if type(x) is Tensor else m.layer(x): "differs",
     lambda m, x: 3 * m.layer(x) if isinstance(x.shape[0], int) else m.layer(x): "differs",
@@ -140,6 +140,19 @@ class Tables(nn.Module):
         return y[:, :1].squeeze()
 
 
+def positions(model: Any, x: Tensor) -> Tensor:
+    table = torch.arange(4, device=x.device).float().sin() / 3
+    return model.layer(x * table.to(x.dtype))
+
+
+NUMBERS_OF_A_DTYPE: dict[str, Function] = {
+    "tensor": lambda m, x: m.layer(x) * torch.tensor(0.1, dtype=x.dtype),
+    "new": lambda m, x: m.layer(x) * x.new_tensor([0.1, 0.2, 0.3, 0.7]),
+    "eps": lambda m, x: functional.layer_norm(m.layer(x), (4,), eps=torch.finfo(x.dtype).eps),
+    "positions": positions,
+}
+
+
 HONEST: dict[str, Callable[[], nn.Module]] = {
     "deep": deep,
     "tables": Tables,
@@ -150,6 +163,7 @@ HONEST: dict[str, Callable[[], nn.Module]] = {
     "dropout": lambda: nn.Sequential(nn.Linear(4, 4), nn.Dropout(), nn.BatchNorm1d(4)),
     "logarithm": lambda: Model(lambda m, x: (x.exp() + 1e-3).log()),
     "alone": lambda: Model(lambda m, x: m.layer(x) if x.shape[0] > 0 else x),
+    "positions": lambda: Model(positions),
 }
 
 
@@ -158,3 +172,19 @@ HONEST: dict[str, Callable[[], nn.Module]] = {
 def test_rounding_is_no_difference(make: Callable[[], nn.Module], dtype: torch.dtype) -> None:
     model = make().to(dtype).eval()
     assert lipfast.compile(model, X.to(dtype)).output_shapes
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("function", NUMBERS_OF_A_DTYPE.values(), ids=NUMBERS_OF_A_DTYPE)
+def test_numbers_that_depend_on_the_dtype_are_no_difference(
+    function: Function, dtype: torch.dtype
+) -> None:
+    def written(model: Any, x: Tensor) -> Tensor:
+        y = function(model, x)
+        y.data = 1.01 * y.detach()
+        return y
+
+    x = X.to(dtype)
+    assert lipfast.compile(Model(function).to(dtype), x).output_shapes
+    with pytest.raises(TraceError, match="differs"):
+        lipfast.compile(Model(written).to(dtype), x)

@@ -57,3 +57,17 @@ def test_the_shortest_numbers_and_the_largest() -> None:
     with Roundings(torch.float32) as found, torch.autocast("cpu", torch.bfloat16):
         nn.functional.linear(x.float(), torch.ones(2, 6))
     assert found.eps == torch.finfo(torch.bfloat16).eps
+
+
+def test_a_row_without_a_difference_in_float32_has_room_for_those_of_others() -> None:
+    double = torch.full((2,), 7e-12, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    single = torch.tensor([0.0, 1e-2]), torch.ones(2)
+    assert beyond_rounding(single, double) is None
+    assert beyond_rounding((0 * single[0], single[1]), double) == pytest.approx(7e-12)
+
+
+def test_tables_that_are_made_in_short_numbers() -> None:
+    for tables, eps in ((False, torch.float64), (True, torch.float32)):
+        with Roundings(torch.float64, tables=tables) as found:
+            torch.zeros(3).double() + torch.arange(3).float().sin().double()
+        assert found.eps == torch.finfo(eps).eps

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +36,9 @@ READ: dict[str, Callable[[Tensor], object]] = {
     "a copy": lambda x: float(torch.zeros(3).copy_(x[0]).max()),
     "a part": lambda x: [part for part in x.unbind(1) if part[0] > 0],
     "storage": lambda x: x.untyped_storage()[0],
+    "memory": lambda x: ctypes.c_float.from_address(x.data_ptr()).value,
+    "sparse": lambda x: x.relu().to_sparse(),
+    "a file": lambda x: torch.save(x, io.BytesIO()),
 }
 NOT: dict[str, Callable[[Tensor], object]] = {
     "shape": lambda x: (x.shape, len(x), x.dim(), x.dtype, x.is_floating_point(), x.stride()),
