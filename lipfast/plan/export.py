@@ -234,14 +234,14 @@ def module_path(node: FxNode) -> str:
 def constants_read(program: ExportedProgram) -> dict[str, Tensor]:
     """Tensors beside the state dict that a program computes with, those of the module itself.
 
-    Numbers that forward writes out, such as ``torch.tensor([1.0, 2.0])``, are copied where they are
-    read, and are nobody's.
+    Numbers that forward writes out, such as ``torch.tensor([1.0, 2.0])``, are nobody's: they are
+    copied and detached where they are read. Arrays of numpy are copied only.
     """
     read = {
         node.name
         for node in program.graph.nodes
         if node.op == "placeholder"
-        if any(op_name(user.target) != "aten.lift_fresh_copy" for user in node.users)
+        if any(not _is_written_out(user) for user in node.users)
     }
     names = {spec.target for spec in program.graph_signature.input_specs if spec.arg.name in read}
     return {
@@ -249,6 +249,11 @@ def constants_read(program: ExportedProgram) -> dict[str, Tensor]:
         for name, value in program.constants.items()
         if name in names and isinstance(value, Tensor)
     }
+
+
+def _is_written_out(copy: FxNode) -> bool:
+    users = {op_name(user.target) for user in copy.users}
+    return op_name(copy.target) == "aten.lift_fresh_copy" and users == {"aten.detach_"}
 
 
 def refuse_training(program: ExportedProgram) -> None:

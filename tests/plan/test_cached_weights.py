@@ -101,3 +101,40 @@ def test_copies_of_parameters_are_their_own() -> None:
 
 def _rows(value: Any) -> Tensor:
     return torch.as_tensor(value).reshape(-1, 4)
+
+
+class Idle(nn.Module):
+    """A parameter that nothing reads, and numbers that are as many."""
+
+    def __init__(self, numbers: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.numbers = nn.Linear(4, 4), numbers
+        self.unused = nn.Parameter(torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * self.numbers(x)
+
+
+KEPT = torch.tensor([1.0, 2.0, 3.0, 4.0])
+ARRAY = KEPT.numpy()
+WRITTEN_OUT = {
+    "literal": lambda x: torch.tensor([1.0, 2.0, 3.0, 4.0]),
+    "of a literal": lambda x: 2 * torch.tensor([1.0, 2.0, 3.0, 4.0]),
+    "like x": lambda x: x.new_tensor([1.0, 2.0, 3.0, 4.0]),
+    "calculated": lambda x: torch.arange(4.0).sin(),
+}
+
+
+@pytest.mark.parametrize("numbers", WRITTEN_OUT.values(), ids=WRITTEN_OUT)
+def test_numbers_that_forward_writes_out_are_no_weights(
+    numbers: Callable[[Tensor], Tensor],
+) -> None:
+    assert lipfast.compile(Idle(numbers), torch.zeros(2, 4)).layers
+
+
+@pytest.mark.parametrize(
+    "numbers", [lambda x: KEPT, lambda x: 2 * KEPT, lambda x: torch.from_numpy(ARRAY)]
+)
+def test_numbers_that_were_kept_are_taken_for_weights(numbers: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(ArgumentError, match="does not use its parameter 'unused'"):
+        lipfast.compile(Idle(numbers), torch.zeros(2, 4))
