@@ -80,7 +80,7 @@ def require_faithful(
 
 
 @dataclass(frozen=True)
-class _Batch:
+class _Trial:
     """Some of the samples that the graph is evaluated on, by their rows there."""
 
     rows: slice
@@ -93,8 +93,8 @@ class _Batch:
         """Whether these are samples of the caller."""
         return self.rows == slice(0, 2)
 
-    def to(self, dtype: torch.dtype) -> _Batch:
-        return _Batch(self.rows, tuple(value.to(dtype) for value in self.inputs), self.gradients)
+    def to(self, dtype: torch.dtype) -> _Trial:
+        return _Trial(self.rows, tuple(value.to(dtype) for value in self.inputs), self.gradients)
 
 
 class _Comparison:
@@ -125,7 +125,7 @@ class _Comparison:
         expected = _of_graph(self.plan, state, pool)
         # Where numbers are short, a few units in the last place are much.
         short = torch.finfo(pool[0].dtype).eps > _SINGLE
-        suspects: list[tuple[_Batch, Gaps]] = []
+        suspects: list[tuple[_Trial, Gaps]] = []
         for batch in batches:
             if batch is not batches[0]:
                 self.kept.restore()
@@ -138,7 +138,7 @@ class _Comparison:
         if suspects:
             self._require_rounding(suspects, state, pool)
 
-    def _outputs(self, batch: _Batch) -> Tensor | None:
+    def _outputs(self, batch: _Trial) -> Tensor | None:
         """Outputs (samples, K); None where it fails on what nobody gave: nothing follows then."""
         # These change what torch's own attention computes with, so not all batches are watched.
         watching = ValuesRead(batch.inputs) if batch.watched else nullcontext()
@@ -165,7 +165,7 @@ class _Comparison:
             )
         return _rows_of(outputs, batch)
 
-    def _require_repeatable(self, batch: _Batch, drawn: bool) -> None:
+    def _require_repeatable(self, batch: _Trial, drawn: bool) -> None:
         self.kept.restore()
         first = self._outputs(batch)
         for _ in range(REPEATS if drawn else 1):
@@ -184,7 +184,7 @@ class _Comparison:
                     "in training mode only (if self.training), and keep nothing between calls"
                 )
 
-    def _differences(self, outputs: Tensor | None, expected: Tensor, batch: _Batch) -> Gaps | None:
+    def _differences(self, outputs: Tensor | None, expected: Tensor, batch: _Trial) -> Gaps | None:
         """Differences in each row; None where there is nothing to compare."""
         if outputs is None:
             return None
@@ -202,7 +202,7 @@ class _Comparison:
 
     def _require_rounding(
         self,
-        suspects: Sequence[tuple[_Batch, Gaps]],
+        suspects: Sequence[tuple[_Trial, Gaps]],
         state: Mapping[str, Tensor],
         pool: tuple[Tensor, ...],
     ) -> None:
@@ -231,7 +231,7 @@ class _Comparison:
                 raise TraceError(self._unfaithful(batch, f"{where} differs by {beyond:.3g}"))
 
     def _beyond(
-        self, again: nn.Module, expected: Tensor, batch: _Batch, gaps: Gaps, inside: Roundings
+        self, again: nn.Module, expected: Tensor, batch: _Trial, gaps: Gaps, inside: Roundings
     ) -> float | None:
         """The largest difference that is not rounding, by a copy in another precision."""
         dtype = batch.inputs[0].dtype
@@ -282,7 +282,7 @@ class _Comparison:
     def _where(
         self,
         outputs: Tensor | None,
-        batch: _Batch,
+        batch: _Trial,
         state: Mapping[str, Tensor],
         pool: tuple[Tensor, ...],
     ) -> str:
@@ -296,7 +296,7 @@ class _Comparison:
         number = next(number for number, end in enumerate(ends) if column < end)
         return f"output {number} (of shape {tuple(shapes[number])} for each sample)"
 
-    def _unfaithful(self, batch: _Batch, what: str) -> str:
+    def _unfaithful(self, batch: _Trial, what: str) -> str:
         count = len(batch.inputs[0])
         return (
             f"{self.name} does not compute what its traced graph computes: for {count} "
@@ -330,7 +330,7 @@ def _entries_of(plan: Architecture) -> int:
 
 def _batches_of(
     inputs: tuple[Tensor, ...], plan: Architecture
-) -> tuple[tuple[Tensor, ...], list[_Batch]]:
+) -> tuple[tuple[Tensor, ...], list[_Trial]]:
     """All samples that are tried, and in which batches: the first two as they were given first."""
     activations = sum(torch.Size(node.shape).numel() for node in plan.graph.nodes)
     parameters, budget, sizes = _entries_of(plan), _BUDGET, list(_ALWAYS)
@@ -345,7 +345,7 @@ def _batches_of(
         first = start if index > 1 and start + size <= max(sizes) else 0
         rows = slice(first, first + size)
         batches.append(
-            _Batch(rows, tuple(value[rows] for value in pool), index % 2 == 1, index < 2)
+            _Trial(rows, tuple(value[rows] for value in pool), index % 2 == 1, index < 2)
         )
         start = rows.stop
     return pool, batches
@@ -373,14 +373,14 @@ def _of_graph(plan: Architecture, state: Mapping[str, Tensor], pool: tuple[Tenso
         return evaluate(plan.graph, parameters, plan.constants, inputs)[0].double()
 
 
-def _outputs_or_none(module: nn.Module, batch: _Batch) -> Tensor | None:
+def _outputs_or_none(module: nn.Module, batch: _Trial) -> Tensor | None:
     try:
         return _rows_of(evaluate_module(module, batch.inputs, gradients=batch.gradients), batch)
     except TraceError:
         return None
 
 
-def _rows_of(outputs: object, batch: _Batch) -> Tensor:
+def _rows_of(outputs: object, batch: _Trial) -> Tensor:
     """All outputs (samples, K) as one tensor; without rows where their number is another one."""
     count = len(batch.inputs[0])
     tensors = [value.detach() for value in returned_tensors(outputs)]

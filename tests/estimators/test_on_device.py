@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -192,7 +193,10 @@ def numbers(found: Any) -> list[Tensor]:
     return []
 
 
-# Of a call, at most so many launches, waits for the device, and copies to it.
+# Of a call, at most so many launches, waits for the device, and copies to it. A trace is compared
+# with its module first, on a dozen batches and in two precisions; most calls trace a model once.
+COMPARISON = (700, 95, 32)
+TRACING = ("jacobian_norms", "lower_bound", "upper_bound", "bounds")
 CEILINGS = {
     "jacobian_norms": (320, 75, 9),
     "jacobian_norms again": (320, 65, 9),
@@ -246,7 +250,11 @@ def check_calls(name: str, norm: float, chosen: Collection[str] | None = None) -
 def test_a_chain_in_every_call(norm: float) -> None:
     for key, counts in check_calls("chain", norm).items():
         found = (counts.launches, counts.syncs, counts.copies)
-        above = [count > most for count, most in zip(found, CEILINGS[key], strict=True)]
+        compared = COMPARISON if key in TRACING else (0, 0, 0)
+        above = [
+            count > most + more
+            for count, most, more in zip(found, CEILINGS[key], compared, strict=True)
+        ]
         assert not any(above), f"{key}: {found}"
 
 
@@ -454,7 +462,6 @@ def test_numbers_on_a_device_that_are_not_finite() -> None:
 def test_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "built without CUDA" in str(_native.no_cuda_device()) or torch.version.cuda
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pretended_device():
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pretended_device(), mock.patch.object(torch.cuda, "is_available", lambda: False):
         assert _native.no_cuda_device() == "no CUDA device: CUDA_VISIBLE_DEVICES is ''"
         assert lipfast.info()["devices"] == ("cpu",)
