@@ -78,7 +78,7 @@ clean: ## everything that was built
 	@echo "building the extension with $(JOBS) jobs: about a minute, two where nvcc is"
 	@PATH="$(abspath $(BIN)):$$PATH" PYTHONWARNINGS=ignore MAX_JOBS=$(JOBS) $(BIN)/python setup.py -q build_ext --inplace > .venv/build.log 2>&1 \
 		|| { cat .venv/build.log; exit 1; }
-	@LIPFAST_BUILD=0 $(BIN)/python -m pip install --quiet --no-build-isolation -e .
+	@LIPFAST_BUILD=0 PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-build-isolation -e .
 	@touch $@
 
 # What lists machine code, where the toolkit does not have it.
@@ -88,12 +88,12 @@ clean: ## everything that was built
 
 .venv/experiments: .venv/built
 	@echo "installing what the experiments need"
-	@LIPFAST_BUILD=0 $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[experiments]"
+	@LIPFAST_BUILD=0 PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[experiments]"
 	@touch $@
 
 .venv/test: .venv/experiments pyproject.toml
 	@echo "installing what the tests need"
-	@LIPFAST_BUILD=0 $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[test,experiments]"
+	@LIPFAST_BUILD=0 PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[test,experiments]"
 	@touch $@
 
 # The extension that is built in place serves this torch too (stable ABI), so nothing is compiled.
@@ -101,7 +101,7 @@ clean: ## everything that was built
 	$(PYTHON) -m venv .venv-architectures
 	.venv-architectures/bin/python -m pip install --quiet --upgrade "pip>=24" "setuptools>=77" wheel
 	.venv-architectures/bin/python -m pip install --quiet "torch==2.14.1" "torchvision==0.29.1" "pybind11>=2.13"
-	@LIPFAST_BUILD=0 .venv-architectures/bin/python -m pip install --quiet --no-build-isolation -e ".[test]"
+	@LIPFAST_BUILD=0 PYTHONWARNINGS=ignore .venv-architectures/bin/python -m pip install --quiet --no-build-isolation -e ".[test]"
 	@touch $@
 
 .venv/lint: .venv/test pyproject.toml

@@ -17,6 +17,25 @@ from lipfast.errors import TraceError
 from lipfast.plan.values_read import ValuesRead
 
 X = torch.linspace(-1, 1, 12).reshape(4, 3)
+
+
+@torch.jit.script
+def scripted(x: Tensor) -> bool:
+    return bool((x > 100).any())
+
+
+def unseen(x: Tensor) -> object:
+    with torch._C.DisableTorchFunction():
+        return bool((x > 100).any())
+
+
+def in_a_hook(x: Tensor) -> None:
+    start = x.detach().clone().requires_grad_()
+    doubled = start * 2
+    doubled.register_hook(lambda gradient: None if bool((gradient > 100).any()) else gradient)
+    (doubled**2).sum().backward()
+
+
 READ: dict[str, Callable[[Tensor], object]] = {
     "bool": lambda x: bool((x > 100).any()),
     "float": lambda x: float(x.max()),
@@ -40,6 +59,7 @@ READ: dict[str, Callable[[Tensor], object]] = {
     "sparse": lambda x: x.relu().to_sparse(),
     "a file": lambda x: torch.save(x, io.BytesIO()),
 }
+ELSEWHERE = {"unseen by functions": unseen, "TorchScript": scripted, "a hook": in_a_hook}
 NOT: dict[str, Callable[[Tensor], object]] = {
     "shape": lambda x: (x.shape, len(x), x.dim(), x.dtype, x.is_floating_point(), x.stride()),
     "others": lambda x: float(torch.ones(3).sum()) + bool(torch.zeros(x.shape).any()),
@@ -57,6 +77,15 @@ def test_the_line_is_found(function: Callable[[Tensor], object]) -> None:
     file, _, line = found.at.rpartition(":")
     assert file == __file__
     assert Path(file).read_text().splitlines()[int(line) - 1].lstrip().startswith('"')
+
+
+@pytest.mark.parametrize("function", ELSEWHERE.values(), ids=ELSEWHERE)
+def test_the_line_is_found_where_functions_are_not_seen(
+    function: Callable[[Tensor], object],
+) -> None:
+    with torch.enable_grad(), ValuesRead([X]) as found:
+        function(X)
+    assert found.at.startswith(f"{__file__}:")
 
 
 @pytest.mark.parametrize("function", NOT.values(), ids=NOT)
