@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -87,15 +88,14 @@ class ValuesRead:
         self._functions, self._ops = _FunctionsSeen(self, samples), _OpsSeen(self, samples)
 
     def __enter__(self) -> ValuesRead:
-        self._functions.__enter__()
-        self._ops.__enter__()
+        with ExitStack() as stack:
+            stack.enter_context(self._functions)
+            stack.enter_context(self._ops)
+            self._modes = stack.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        try:
-            self._ops.__exit__(*error)
-        finally:
-            self._functions.__exit__(*error)
+        self._modes.__exit__(*error)
 
     def note(self) -> None:
         """Note the line of the user's that called what calls this."""
@@ -136,14 +136,14 @@ class _FunctionsSeen(TorchFunctionMode):
                 self._dependent[id(value)] = weakref.ref(value)
 
 
-class _OpsSeen(TorchDispatchMode):
+class _OpsSeen(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """What reaches torch's dispatcher, whoever called it.
 
     Tensors are told by their memory: autograd has others of the same.
     """
 
     def __init__(self, found: ValuesRead, samples: Sequence[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._found = found
         self._dependent: dict[int, StorageWeakRef] = {}
         self._mark(samples)
@@ -164,7 +164,7 @@ class _OpsSeen(TorchDispatchMode):
     def _depends(self, value: object) -> bool:
         key = _memory_of(value)
         found = None if key is None else self._dependent.get(key.cdata)
-        return found is not None and not found.expired()
+        return found is not None and not found.expired()  # type: ignore[no-untyped-call]
 
     def _mark(self, values: Sequence[object]) -> None:
         for key in filter(None, map(_memory_of, values)):
@@ -173,7 +173,7 @@ class _OpsSeen(TorchDispatchMode):
 
 def _memory_of(value: object) -> StorageWeakRef | None:
     if isinstance(value, Tensor) and value.layout is torch.strided:
-        return StorageWeakRef(value.untyped_storage())
+        return StorageWeakRef(value.untyped_storage())  # type: ignore[no-untyped-call]
     return None
 
 
