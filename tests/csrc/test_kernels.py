@@ -272,6 +272,12 @@ def test_extreme_matrices_that_a_block_holds(checked: Harness) -> None:
     assert found.passes.tolist() == [30] and abs(float(found.lower) - 3) < 1e-8
 
 
+def test_blocks_pass_over_matrices_that_they_do_not_hold(checked: Harness) -> None:
+    matrices = [normal(1, 257), normal(2, 3)]  # one column too many, and one that a block holds
+    found = kernels.spectral_norms(checked, matrices, grid=1, resident_shared=SHARED["all"])
+    check_bracket(found, matrices, 1e-9)
+
+
 @pytest.mark.long
 def test_large_matrices_that_a_block_holds(checked: Harness) -> None:
     """More columns than two per lane, and both sizes of blocks."""
@@ -456,6 +462,16 @@ def test_chain_kinks_nan_and_dead_networks(checked: Harness) -> None:
         checked, torch.ones(3, 3), dead, biases, stages([0.0, 1.0])
     )
     assert found[0].tolist() == found[1].tolist() == [[0.0] * 3]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_chain_of_a_dead_layer_above_a_wide_one(checked: Harness, dtype: torch.dtype) -> None:
+    """Two panels of columns, with no barrier of the block between: no unit above is active."""
+    weights, biases = chain((3, 300, 2, 1), dtype, networks=1)
+    biases[0][1] = torch.full((2,), -1000.0, dtype=dtype)
+    x = normal(5, 3, dtype=dtype)
+    found = kernels.chain_jacobian_norms(checked, x, weights, biases, stages([0.0, 0.0, 1.0]))
+    assert found[0].tolist() == found[1].tolist() == [[0.0] * 5]
 
 
 # The same bodies under the sanitizers.

@@ -61,6 +61,7 @@ def spectral_cases() -> list[Case]:
         *each(tested.test_spectral_norms_by_power_iteration),
         *each(tested.test_spectral_norms_of_extreme_matrices),
         *each(tested.test_spectral_norms_start_where_they_are_told),
+        *each(tested.test_blocks_pass_over_matrices_that_they_do_not_hold),
         *each(tested.test_spectral_norms_of_many_matrices),
         *each(tested.test_spectral_norms),
         *each(tested.test_extreme_matrices_that_a_block_holds),
@@ -72,6 +73,7 @@ def chain_cases() -> list[Case]:
     dims = sorted(tested.CHAINS, key=sum)
     return [
         *each(tested.test_chain_kinks_nan_and_dead_networks),
+        *each(tested.test_chain_of_a_dead_layer_above_a_wide_one, DTYPES),
         *each(tested.test_chain_of_sliced_weights),
         *each(tested.test_chain_jacobian_norms, DTYPES, dims[:6]),
         *each(tested.test_chain_batches, tested.BATCHES),

@@ -115,7 +115,8 @@ __device__ void add_group(const T* panel, const T* factors, const int32_t* units
   add_units<T, kRows, kEach, kMost>(panel, factors, units, count, lanes.across, columns, sums);
 }
 
-// Lists this sample's active columns of a panel, counted from its first; their number.
+// Lists this sample's active columns of a panel, counted from its first; their number. A barrier must follow before the
+// list is read.
 template <class T>
 __device__ int list_columns(const ChainStep<T>& layer, int samples, int sample, int first, int32_t* list) {
   int count = 0;
@@ -126,13 +127,13 @@ __device__ int list_columns(const ChainStep<T>& layer, int samples, int sample, 
     }
     count += __popc(bits);
   }
-  __syncwarp();
   return count;
 }
 
 // next[active column][row ..] = sum over active units: product[unit][row ..] W[unit][column] derivative[column], for
 // kRows rows and `count` of the active columns of a panel, the listed ones, which are next[to] and those that follow; W
-// comes through shared memory, the next group while this one is used.
+// comes through shared memory, the next group while this one is used. A barrier of the warp must follow before `next`
+// is read or columns are listed anew.
 template <class T, int kRows>
 __device__ void multiply_columns(const ChainBlock<T>& block, const ChainStep<T>& layer, int round, int to, int first,
                                  int row, const int32_t* listed, int count) {
@@ -202,7 +203,6 @@ __device__ void multiply_columns(const ChainBlock<T>& block, const ChainStep<T>&
       *reinterpret_cast<Pack<T>*>(out + r) = pack;
     }
   }
-  __syncwarp();  // all lanes read what was written
 }
 
 // next = product W D of a layer, over panels of columns.
@@ -216,7 +216,7 @@ LIPFAST_PHASE void multiply_layer(const ChainBlock<T>& block, int round) {
         sample < block.count() ? list_columns(layer, block.samples(), sample, first, block.columns()) : 0;
     for (int before = 0; before < kPanel<T>; before += kTogether) {
       const int left = larger(0, columns - before);
-      const int wanted = __syncthreads_count(left > 0);
+      const int wanted = __syncthreads_count(left > 0);  // and the list is written
       if (wanted == 0) break;
 #pragma unroll 1
       for (int row = 0; row < block.units(block.chain.layers - 1); row += kRows) {
@@ -225,7 +225,7 @@ LIPFAST_PHASE void multiply_layer(const ChainBlock<T>& block, int round) {
       }
     }
     to += columns;
-    __syncwarp();  // columns are listed anew
+    __syncwarp();  // columns are listed anew; where no unit is active, no other barrier is between
   }
 }
 

@@ -75,7 +75,7 @@ template <class T>
 LIPFAST_PHASE bool next_tile(const ChainBlock<T>& block, char* workspace, double* reduction) {
   const int64_t samples = block.layout.samples(), tiles = (block.chain.batch + samples - 1) / samples;
   const int turn = block.tile().turn + 1;
-  __syncthreads();  // all have read it
+  __syncthreads();  // all have read it, and are done with the last tile
   const int64_t item = blockIdx.x + int64_t{turn} * gridDim.x;
   if (item >= block.chain.networks * tiles) return false;
   if (thread() == 0) {
@@ -107,12 +107,11 @@ __global__ void __launch_bounds__(kWarp* kMaxChainWarps)
   const ChainBlock<T> block{chain, layout, {layout.warps, kRows, 0}};
   if (thread() == 0) block.tile().turn = -1;
   __syncthreads();
-  while (next_tile(block, workspace, reduce_workspace)) {
+  while (next_tile(block, workspace, reduce_workspace)) {  // begins with a barrier
     forward(block);
     chain_products<T, kRows>(block);
     __syncthreads();  // the stages are free
     reduce_samples<T, kRows>(block);
-    __syncthreads();
   }
 }
 

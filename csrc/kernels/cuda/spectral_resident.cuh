@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(kSpectralThreads, 1)
     if (m >= p.count) return;
     const SpectralEntry& e = p.entries[m];
     const int64_t bytes = e.rows * e.cols * (e.dtype == Dtype::kFloat32 ? 4 : 8);
-    __syncthreads();
+    __syncthreads();  // all have read the turn: a matrix that is passed over has no other barrier
     if (e.items > 0 || (bytes > kSmallResidentBytes) != (which.size == 1)) continue;
     if (e.dtype == Dtype::kFloat32) {
       solve<float>(p, static_cast<int32_t>(m), memory, which.shared);
