@@ -194,4 +194,7 @@ def top_vectors(gram: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor
     projected = torch.bmm(basis.mH, images)
     values, vectors = torch.linalg.eigh(0.5 * (projected + projected.mH))
     found = torch.bmm(basis, vectors[:, :, -1:])[:, :, 0]
-    return values[:, -1], found / found.norm(dim=1, keepdim=True).clamp_min(1e-300)
+    size = found.norm(dim=1, keepdim=True)
+    # Of a Gram matrix that is zero on the basis the top vector may be beside it.
+    found = torch.where(size > 0, found / size.clamp_min(1e-300), basis[:, :, 0])
+    return values[:, -1], found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 
@@ -33,8 +33,7 @@ def threads(count: int) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread() -> AbstractContextManager[None]:
     """Compute on the calling thread alone, then as before.
 
     For many small operations in a row. With several threads each of them waits for the slowest
@@ -49,8 +48,7 @@ def one_thread() -> Iterator[None]:
         >>> torch.get_num_threads() == before
         True
     """
-    with threads(1):
-        yield
+    return threads(1)
 
 
 @contextmanager
@@ -69,12 +67,11 @@ def native_ops_alone() -> Iterator[None]:
         >>> torch.get_num_threads() == before
         True
     """
-    token = _WORKERS.set(native_workers())
-    try:
+    undo = Restoring(partial(_WORKERS.set, _WORKERS.get()))
+    with undo, undo, undo:
+        _WORKERS.set(native_workers())
         with one_thread():
             yield
-    finally:
-        _WORKERS.reset(token)
 
 
 def native_workers() -> int:
@@ -82,12 +79,7 @@ def native_workers() -> int:
     return _WORKERS.get() or torch.get_num_threads()
 
 
-@contextmanager
-def native_op() -> Iterator[None]:
+def native_op() -> AbstractContextManager[None]:
     """Around the call of a native op: all threads that it may have."""
     workers = _WORKERS.get()
-    if workers is None:
-        yield
-        return
-    with threads(workers):
-        yield
+    return nullcontext() if workers is None else threads(workers)

@@ -37,6 +37,7 @@ class Upward:
 
     mantissa: float
     exponent: int = 0
+    _many = False  # whether there is one per network
 
     @staticmethod
     def of(value: float) -> Upward:
@@ -88,6 +89,8 @@ class Upward:
 
     def maximum(self, other: Upward) -> Upward:
         """Return the larger of the two, exactly."""
+        if other._many:
+            return other.maximum(self)
         if self.mantissa == 0.0 or other.mantissa == 0.0:
             return other if self.mantissa == 0.0 else self
         if math.isinf(self.mantissa) or math.isinf(other.mantissa):

@@ -38,6 +38,7 @@ class Upwards(Upward):
 
     mantissa: Any
     exponent: Any
+    _many = True
 
     @staticmethod
     def of(values: Any) -> Upwards:
@@ -140,10 +141,11 @@ class Upwards(Upward):
         """The numbers as float64, rounded up; inf where one is too large for float64."""
         with np.errstate(over="ignore", under="ignore"):
             value = np.ldexp(self.mantissa, np.clip(self.exponent, -5000, 5000))
+            above = np.nextafter(value, np.inf)
         mantissa, exponent = np.frexp(value)
         exact = (self.mantissa == 0.0) | np.isinf(value)
         exact |= (mantissa == self.mantissa) & (exponent == self.exponent)
-        return np.where(exact, value, np.nextafter(value, np.inf))
+        return np.where(exact, value, above)
 
     @property
     def log(self) -> Any:

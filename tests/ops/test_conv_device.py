@@ -97,6 +97,26 @@ def test_zero_tiny_and_huge_taps() -> None:
         assert bracket.upper == pytest.approx(known.upper * scale)
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_kernels_of_zeros_alone_and_beside_others(shape: tuple[int, ...]) -> None:
+    taps = [torch.zeros(shape), normal(*shape).float(), torch.zeros(shape)]
+    for points in ((0, 0, 0), (5, 5, 5)):
+        sizes = zip(points, shape[1:4], strict=True)
+        grid = tuple(1 if points[0] and axis == 1 else size for size, axis in sizes)
+        found = brackets(taps, BUDGET._replace(rtol=0.1), grid)
+        assert [bracket.upper for bracket in found[::2]] == [0.0, 0.0] < [found[1].lower]
+        for bracket in found:
+            assert math.hypot(*bracket.left.tolist()) == pytest.approx(1.0)
+
+
+def test_the_top_vector_of_zero_is_the_start() -> None:
+    start = start_vectors(2, 4, 0, torch.zeros(1, dtype=torch.float64))
+    gram = torch.diag_embed(torch.tensor([[0.0] * 4, [1.0] * 4])).to(torch.complex128)
+    values, vectors = top_vectors(gram, start, 4)
+    torch.testing.assert_close(values, torch.tensor([0.0, 1.0], dtype=torch.float64))
+    torch.testing.assert_close(vectors, start / start.norm(dim=1, keepdim=True))
+
+
 def test_a_symbol_that_vanishes_on_the_grid() -> None:
     difference = torch.tensor([1.0, -1.0], dtype=torch.float64).reshape(1, 2, 1, 1, 1, 1)
     (found,) = brackets([difference], grid=(1, 1, 1))

@@ -12,7 +12,7 @@ import torch
 from lipfast.estimators.jacobian.function import differentiating
 from lipfast.ops.modes import forward_mode, plain_arithmetic
 from lipfast.ops.restoring import Modes, Restoring
-from lipfast.ops.threads import threads
+from lipfast.ops.threads import _WORKERS, native_ops_alone, threads
 from tests.support.interrupts import InterruptedAt
 
 FILES = ("restoring.py", "modes.py", "threads.py", "function.py")
@@ -21,12 +21,14 @@ BLOCKS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "forward_mode": forward_mode,
     "differentiating": differentiating,
     "threads": lambda: threads(3),
+    "native ops": native_ops_alone,
 }
 
 
 def modes() -> tuple[object, ...]:
     kept = Modes(attention=True)
-    return (kept._modes, kept._depth, id(kept._filters), kept._attention)
+    workers = _WORKERS.get()
+    return (kept._modes, kept._depth, id(kept._filters), kept._attention, workers)
 
 
 def interrupted(block: Callable[[], AbstractContextManager[None]], *numbers: int) -> InterruptedAt:

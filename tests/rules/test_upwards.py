@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from lipfast.rules.upward import Upward, p_norm
 from lipfast.rules.upwards import Upwards
 
 _RNG = np.random.default_rng(0)
-_SPECIAL = [0.0, math.inf, 0.5, 1.0, 2.0, 2.0**-1074, 2.0**1023, 1 - 2.0**-53, 1.7e308, 3e-310]
+_SPECIAL = [0.0, math.inf, 0.5, 1.0, 2.0, 2.0**-1074, 2.0**1023, 1 - 2.0**-53, 3e-310]
+_SPECIAL += [1.7e308, sys.float_info.max]
 SINGLE = [Upward.of(value) for value in _SPECIAL] + [
     Upward(float(mantissa), int(exponent))
     for mantissa, exponent in zip(
@@ -27,17 +29,18 @@ def same(found: Upwards, expected: list[Upward]) -> None:
     assert [found[index] for index in range(len(found))] == expected
 
 
-@pytest.mark.parametrize("apply", [operator.mul, operator.add, Upward.maximum])
+def maximum(a: Upward, b: Upward) -> Upward:
+    return a.maximum(b)
+
+
+@pytest.mark.parametrize("apply", [operator.mul, operator.add, maximum])
 def test_of_two(apply) -> None:
     many = (Upwards.joined(FIRST), Upwards.joined(SECOND))
-    method = "maximum" if apply is Upward.maximum else None
-    found = getattr(many[0], method)(many[1]) if method else apply(*many)
-    same(found, [apply(a, b) for a, b in zip(FIRST, SECOND, strict=True)])
+    same(apply(*many), [apply(a, b) for a, b in zip(FIRST, SECOND, strict=True)])
     one = Upward.of(0.3)
-    found = getattr(many[0], method)(one) if method else apply(many[0], one)
-    same(found, [apply(a, one) for a in FIRST])
-    if not method:
-        same(apply(one, many[0]), [apply(one, a) for a in FIRST])
+    same(apply(many[0], one), [apply(a, one) for a in FIRST])
+    same(apply(one, many[0]), [apply(one, a) for a in FIRST])
+    if apply is not maximum:
         same(apply(many[0], 0.7), [apply(a, 0.7) for a in FIRST])
 
 
@@ -58,9 +61,11 @@ def test_p_norms(norm: float) -> None:
     found = p_norm([Upwards.joined(part) for part in parts], norm)
     assert isinstance(found, Upwards)
     same(found, [p_norm(some, norm) for some in zip(*parts, strict=True)])
-    found = p_norm([Upward.of(0.0), Upwards.joined(FIRST), Upward.of(2.5)], norm)
-    assert isinstance(found, Upwards)
-    same(found, [p_norm([Upward.of(0.0), a, Upward.of(2.5)], norm) for a in FIRST])
+    for own in ([0.0, 2.5], [2.5, 0.0], [2.5, math.inf]):
+        first, last = map(Upward.of, own)
+        found = p_norm([first, Upwards.joined(FIRST), last], norm)
+        assert isinstance(found, Upwards)
+        same(found, [p_norm([first, a, last], norm) for a in FIRST])
 
 
 def test_what_asks_for_one_number_raises() -> None:

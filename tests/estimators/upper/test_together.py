@@ -41,7 +41,19 @@ CASES = {
     "weight norm": lambda: (nn.utils.parametrizations.weight_norm(nn.Linear(6, 5)), (6,)),
     "merged": lambda: (nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4)), (6,)),
     "unbounded": lambda: (MultipliedByItself(), (4,)),
+    "the input as an output": lambda: (WithItsInput(), (4,)),
 }
+
+
+class WithItsInput(nn.Module):
+    """The same number for all networks, ahead of one for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return x, self.linear(x), x.relu()
 
 
 class MultipliedByItself(nn.Module):
