@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import math
 import os
 import shutil
 import signal
@@ -30,6 +31,9 @@ PACKING = 5.0  # seconds that are kept for the archive
 MOST = 16 << 20  # bytes of it
 # Of a log: the beginning tells what failed first, the end what was concluded.
 MOST_OF_A_LOG = 1 << 20
+SUMMARY = "summary.tsv"
+INTERRUPTED = "interrupted"
+_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Step:
         seconds: it is stopped after these.
         required: nothing after it would say anything if it fails.
         program: what has to be installed, or the step is left out.
+        report: name of a file that it writes beside its log.
     """
 
     name: str
@@ -49,6 +54,11 @@ class Step:
     seconds: float
     required: bool = False
     program: str | None = None
+    report: str | None = None
+
+    def files(self, out: Path) -> list[Path]:
+        """All that it writes."""
+        return [out / name for name in (f"{self.name}.log", self.report) if name is not None]
 
 
 @dataclass(frozen=True)
@@ -88,7 +98,7 @@ def steps(out: Path, python: str = sys.executable) -> list[Step]:
         sanitized("memcheck", 45),
         sanitized("racecheck", 45),
         sanitized("synccheck", 35),
-        Step("profile", (*profile, *report), 45, program="ncu"),
+        Step("profile", (*profile, *report), 45, program="ncu", report="kernels.ncu-rep"),
     ]
 
 
@@ -126,6 +136,8 @@ def capability() -> str | None:
 
 def run(step: Step, seconds: float, out: Path, variables: dict[str, str]) -> Outcome:
     """Run a step for so many seconds at most; what it printed is in ``NAME.log``."""
+    for earlier in step.files(out):
+        earlier.unlink(missing_ok=True)
     if step.program is not None and shutil.which(step.program) is None:
         return Outcome(step, f"left out: {step.program} is not installed", 0.0)
     if seconds <= 0:
@@ -153,35 +165,42 @@ def run(step: Step, seconds: float, out: Path, variables: dict[str, str]) -> Out
 
 
 def go(todo: Sequence[Step], out: Path, seconds: float, variables: dict[str, str]) -> list[Outcome]:
-    """Run the steps in order within so many seconds in all, and say how each ends."""
-    deadline = time.monotonic() + seconds
+    """Run the steps in order within so many seconds in all, and say how each ends.
+
+    An interrupt ends the step that runs, and leaves the others out.
+    """
+    started = time.monotonic()
     outcomes: list[Outcome] = []
     for step in todo:
-        left = min(step.seconds, deadline - time.monotonic())
+        begun = time.monotonic() - started
         sys.stdout.write(f"== {step.name}\n")
         sys.stdout.flush()
-        outcome = run(step, left, out, variables)
+        try:
+            outcome = run(step, min(step.seconds, seconds - begun), out, variables)
+        except KeyboardInterrupt:
+            outcome = Outcome(step, INTERRUPTED, time.monotonic() - started - begun)
         outcomes.append(outcome)
         log = out / f"{step.name}.log"
         lines = log.read_text(errors="replace").splitlines() if log.exists() else []
         shown = lines if step.name in {"against-torch", "limits"} else lines[-4:]
         sys.stdout.writelines(f"   {line}\n" for line in shown)
         sys.stdout.write(f"   {outcome.said}, {outcome.seconds:.0f} s\n")
-        if step.required and not outcome.passed:
+        if outcome.said == INTERRUPTED or (step.required and not outcome.passed):
             break
     return outcomes
 
 
 def packed(out: Path, outcomes: Sequence[Outcome], most: int = MOST) -> Path:
-    """One archive of all files, at most so large.
+    """One archive of what the steps wrote, at most so large.
 
     The middle of a long log is cut; then what takes most of the archive is left out.
     """
     summary = "".join(f"{o.step.name}\t{o.said}\t{o.seconds:.0f} s\n" for o in outcomes)
-    (out / "summary.tsv").write_text(summary)
+    (out / SUMMARY).write_text(summary)
     archive = out / "gpu_day.tar.gz"
-    archive.unlink(missing_ok=True)
-    files = sorted(path for path in out.iterdir() if path.is_file())
+    # The folder may hold other things: OUT may be any.
+    written = (path for outcome in outcomes for path in outcome.step.files(out))
+    files = sorted(path for path in (out / SUMMARY, *written) if path.is_file())
     for path in files:
         if path.suffix == ".log":
             _cut(path)
@@ -219,20 +238,36 @@ def missing() -> str | None:
     return None
 
 
+def _interrupt(number: int, frame: object) -> None:
+    """End the step that runs, once: the archive follows. By default no signal but Ctrl-C would."""
+    for each in _ENDS:
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The whole run; 0 if every step passed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path(os.getenv("OUT", "runs/gpu-day")))
+    parser.add_argument("--out", type=Path, default=Path(os.getenv("OUT") or "runs/gpu-day"))
     parser.add_argument("--minutes", type=float, default=MINUTES, help="in all")
-    parser.add_argument("--only", nargs="+", metavar="STEP", help="names of steps")
+    names = [step.name for step in steps(Path())]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="these steps")
     given = parser.parse_args(arguments)
+    if not 0 < given.minutes < math.inf:
+        parser.error(f"argument --minutes: {given.minutes} is not more than 0")
     started = time.monotonic()
     reason = missing()
     if reason is not None:
         sys.stderr.write(f"gpu-day: {reason}\n")
         return 2
-    given.out.mkdir(parents=True, exist_ok=True)
-    todo = [step for step in steps(given.out) if not given.only or step.name in given.only]
+    try:
+        given.out.mkdir(parents=True, exist_ok=True)
+        (given.out / SUMMARY).write_text("")
+    except OSError as error:
+        parser.error(f"argument --out: {error}")
+    todo = [step for step in steps(given.out) if step.name in given.only]
+    for number in _ENDS:
+        signal.signal(number, _interrupt)
     spent = time.monotonic() - started
     outcomes = go(todo, given.out, 60 * given.minutes - PACKING - spent, environment())
     archive = packed(given.out, outcomes)

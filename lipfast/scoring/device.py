@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -107,28 +108,25 @@ def find_device(name: str) -> Device:
     """
     if name == "cpu":
         return Device(torch.device("cpu"), "cpu")
-    asked = "cuda" if name == AUTO else name
-    place = _cuda_device(asked)
-    reason = why_not(place)
+    index = 0 if name == AUTO else _index_of(name)
+    reason = why_not(index)
     if reason is None:
-        place = torch.device("cuda", place.index or 0)
+        place = torch.device("cuda", index)
         return Device(place, f"{place} ({torch.cuda.get_device_name(place)})")
     if name == AUTO:
         return Device(torch.device("cpu"), f"cpu ({reason})")
     raise ArgumentError(f"device {name}: {reason}. Use --device cpu, or auto")
 
 
-def _cuda_device(name: str) -> torch.device:
-    try:
-        place = torch.device(name)
-    except RuntimeError as error:
-        raise ArgumentError(f"device '{name}': {_EXPECTED}") from error
-    if place.type != "cuda":
-        raise ArgumentError(f"device '{name}': lipfast has no kernels for it; {_EXPECTED}")
-    return place
+def _index_of(name: str) -> int:
+    # torch keeps eight bits of an index: it takes cuda:255 for cuda, and cuda:256 for cuda:0.
+    found = re.fullmatch(r"cuda(?::([0-9]{1,9}))?", name)
+    if found is None:
+        raise ArgumentError(f"device '{name}': {_EXPECTED}")
+    return int(found[1] or 0)
 
 
-def why_not(place: torch.device) -> str | None:
+def why_not(index: int) -> str | None:
     """Why a CUDA device cannot be used; None where it can."""
     reason = no_cuda_device()
     if reason is not None:
@@ -136,11 +134,11 @@ def why_not(place: torch.device) -> str | None:
     if cuda_info() is None:
         return f"no CUDA kernels: {cuda_reason()}"
     count = torch.cuda.device_count()
-    if (place.index or 0) >= count:
+    if index >= count:
         there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
         return f"there is no such device; there {'is' if count == 1 else 'are'} {there}"
     try:
-        torch.ones(1, device=place).tolist()
+        torch.ones(1, device=torch.device("cuda", index)).tolist()
     except RuntimeError as error:  # too old a driver, another process's device, ...
         return f"it cannot be used ({first_line(error)})"
     return None

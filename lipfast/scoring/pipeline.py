@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 
+import torch
+
 from lipfast.checkpoints import CheckpointFile, find_checkpoints
 from lipfast.checkpoints.metadata import Scalar
 from lipfast.checkpoints.names import is_state_file
@@ -69,7 +71,7 @@ def score(
     retry_failed: bool = False,
     watch: float | None = None,
     workers: int | None = None,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
 ) -> Summary:
     """Bound the Lipschitz constant of every checkpoint of an archive, from both sides.
 
@@ -165,7 +167,7 @@ def score(
             return selection.described(files)
 
     with _timed(summary, "setup"):
-        recipe = Recipe(arch, arch_args, load_data(data), options, device)
+        recipe = Recipe(arch, arch_args, load_data(data), options, str(device))
         # Workers have devices of their own; this process only asks what is done.
         shared = engine == "ray" and not dry_run
         scorer = (replace(recipe, device="cpu") if shared else recipe).scorer(bounds=not dry_run)

@@ -30,7 +30,7 @@ def bound_checkpoint(
     prefix: str | None = None,
     norm: AnyNorm = 2,
     seed: int = 0,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
 ) -> tuple[Checkpoint, Bounds | UpperBound]:
     """Bound the Lipschitz constant of one checkpoint.
 
@@ -52,7 +52,7 @@ def bound_checkpoint(
     Raises:
         LipfastError: as `score` raises, and where `score` makes a row with an error.
     """
-    place = find_device(device)
+    place = find_device(str(device))
     files = find_checkpoints(path)
     if len(files) > 1:
         raise ArgumentError(f"'{path}' holds {len(files)} checkpoints: use 'lipfast score'")

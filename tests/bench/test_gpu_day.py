@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import tarfile
 import time
@@ -85,11 +86,63 @@ def test_a_step_that_hangs_is_stopped_with_its_children_and_the_time_is_kept(
     assert said(outcomes)[1] == "left out: no time was left"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_ends_the_step_and_its_children_and_what_there_is_is_packed(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    code = "import os, subprocess, sys, time; "
+    code += "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(100)']); "
+    code += f"print(child.pid, flush=True); os.kill(os.getppid(), {number.value}); time.sleep(100)"
+    kept = {each: signal.signal(each, gpu_day._interrupt) for each in gpu_day._ENDS}
+    started = time.monotonic()
+    try:
+        todo = [python("", "one"), python(code, "two"), python("", "three")]
+        outcomes = go(todo, tmp_path, 200, ENVIRONMENT)
+    finally:
+        for each, handler in kept.items():
+            signal.signal(each, handler)
+    assert time.monotonic() - started < 50
+    assert said(outcomes) == ["passed", "interrupted"]
+    status = Path(f"/proc/{(tmp_path / 'two.log').read_text().strip()}/status")
+    assert not status.exists() or "State:\tZ" in status.read_text()  # nobody may have waited for it
+    with tarfile.open(packed(tmp_path, outcomes)) as tar:
+        assert tar.getnames() == ["one.log", "summary.tsv", "two.log"]
+
+
+def test_what_lies_in_the_folder_is_neither_packed_nor_cut(tmp_path: Path) -> None:
+    (tmp_path / "theirs.log").write_bytes(bytes(3 << 20))
+    (tmp_path / "b.log").write_text("of another run")
+    steps = [python("print(1)"), Step("b", ("nothing",), 9, program="no-such-program")]
+    outcomes = go(steps, tmp_path, 60, ENVIRONMENT)
+    with tarfile.open(packed(tmp_path, outcomes)) as tar:
+        assert tar.getnames() == ["a.log", "summary.tsv"]
+    assert (tmp_path / "theirs.log").stat().st_size == 3 << 20
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["--minutes", value] for value in ("0", "-3", "nan", "inf", "ten")),
+        *(["--only", "nothing"], ["--only"], ["--out", f"{__file__}/below"]),
+    ],
+)
+def test_wrong_arguments_are_refused(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu_day, "missing", lambda: None)
+    monkeypatch.setattr(gpu_day, "go", lambda *_: pytest.fail("it began"))
+    with pytest.raises(SystemExit) as ended:
+        gpu_day.main(words)
+    assert ended.value.code == 2
+    assert f"argument {words[0]}: " in capsys.readouterr().err
+
+
 def test_the_archive_holds_what_fits(tmp_path: Path) -> None:
     noise = torch.randint(0, 256, (300_000,), dtype=torch.uint8).numpy().tobytes()
     (tmp_path / "large.bin").write_bytes(noise)
     (tmp_path / "long.log").write_bytes(b"begin" + bytes(3 << 20) + b"end")
-    archive = packed(tmp_path, [Outcome(python(""), "passed", 1.0)], most=100_000)
+    step = python("", "long", report="large.bin")
+    archive = packed(tmp_path, [Outcome(step, "passed", 1.0)], most=100_000)
     assert archive.stat().st_size <= 100_000
     with tarfile.open(archive) as tar:
         assert tar.getnames() == ["long.log", "summary.tsv"]
@@ -99,7 +152,7 @@ def test_the_archive_holds_what_fits(tmp_path: Path) -> None:
     assert text.startswith(b"begin")
     assert text.endswith(b"end")
     assert len(text) < 2 << 20
-    assert (tmp_path / "summary.tsv").read_text() == "a\tpassed\t1 s\n"
+    assert (tmp_path / "summary.tsv").read_text() == "long\tpassed\t1 s\n"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device: the run would begin")

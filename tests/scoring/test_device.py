@@ -46,11 +46,17 @@ def test_the_device_is_found_by_its_name() -> None:
     with pretended_device(pretence.Device(count=2)):
         assert [find_device(name).place.index for name in ("cuda", "cuda:1", "auto")] == [0, 1, 0]
         assert find_device("cuda:1").note == "cuda:1 (pretended)"
-        with pytest.raises(ArgumentError, match=r"no such device; there are cuda:0 to cuda:1\."):
-            find_device("cuda:7")
+        # torch itself takes the last ones for cuda and for cuda:0.
+        for name in ("cuda:7", "cuda:128", "cuda:255", "cuda:256"):
+            with pytest.raises(
+                ArgumentError, match=r"no such device; there are cuda:0 to cuda:1\."
+            ):
+                find_device(name)
 
 
-@pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "mps", "xpu:0", "meta", "cpu:1"])
+@pytest.mark.parametrize(
+    "name", ["gpu", "", "cuda:x", "cuda:-1", "mps", "xpu:0", "meta", "cpu:1", "None"]
+)
 def test_other_names_are_refused(name: str) -> None:
     with pretended_device(), pytest.raises(ArgumentError, match="expected cpu, cuda, cuda:1"):
         find_device(name)
@@ -105,6 +111,18 @@ def test_memory_is_that_of_the_device_where_it_is_less() -> None:
         assert (cuda.memory(1 << 30), cuda.memory(100)) == (500, 100)
         assert (cuda.batch(64, 10), cuda.batch(64, 1), cuda.batch(64, 10**6)) == (12, 64, 1)
     assert find_device("cpu").memory(1 << 30) == 1 << 30
+
+
+def test_a_device_of_torch_is_taken_as_its_name(arguments, archive) -> None:
+    assert score(**arguments, device=torch.device("cpu"), limit=1).device == "cpu"
+    one = {"arch": arguments["arch"], "data": arguments["data"]}
+    path = next(archive.rglob("*.safetensors"))
+    assert bound_checkpoint(path, **one, device=torch.device("cpu"))[1]
+    with pretended_device(pretence.Device(count=2)):
+        found = score(**arguments, device=torch.device("cuda", 1), limit=1)
+        with pytest.raises(ArgumentError, match="device 'None': expected cpu"):
+            score(**{**arguments, "device": None})
+    assert found.device == "cuda:1 (pretended)"
 
 
 # What is computed
