@@ -122,8 +122,18 @@ def _index_of(name: str) -> int:
     # torch keeps eight bits of an index: it takes cuda:255 for cuda, and cuda:256 for cuda:0.
     found = re.fullmatch(r"cuda(?::([0-9]{1,9}))?", name)
     if found is None:
-        raise ArgumentError(f"device '{name}': {_EXPECTED}")
+        kind = name.partition(":")[0]
+        other = kind not in {"cpu", "cuda"} and _is_known(kind)
+        lacking = "lipfast has no kernels for it; " if other else ""
+        raise ArgumentError(f"device '{name}': {lacking}{_EXPECTED}")
     return int(found[1] or 0)
+
+
+def _is_known(kind: str) -> bool:
+    try:
+        return torch.device(kind).type == kind
+    except RuntimeError:
+        return False
 
 
 def why_not(index: int) -> str | None:
