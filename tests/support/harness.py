@@ -79,7 +79,7 @@ def build_programs(folder: Path, kernels: Path) -> dict[str, Path]:
 
     def make(build: str) -> None:
         if not paths[build].exists():
-            part = folder / f"{build}.part"
+            part = folder / f"{build}.{os.getpid()}"
             build_program(build, kernels, part)
             part.rename(paths[build])
 
