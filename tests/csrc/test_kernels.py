@@ -14,6 +14,7 @@ from lipfast.ops.chain_activations import ACTIVATIONS
 from lipfast.ops.chain_stages import Activation, Linear, Stage
 from lipfast.reference import chain_jacobian_norms as reference_chain
 from lipfast.reference import cholesky_residual as reference_residual
+from lipfast.reference import hermitian_residual as reference_hermitian
 from lipfast.reference import jacobian_reduction as reference_reduction
 from tests.support import kernels
 from tests.support.harness import Harness
@@ -305,6 +306,31 @@ def test_cholesky_residual(checked: Harness, shape: tuple[int, int, int]) -> Non
     torch.testing.assert_close(partial.sum(1), truth, rtol=1e-13, atol=0)
 
 
+# hermitian_residual
+
+
+def complex_normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.complex(normal(*shape, seed=2 * seed), normal(*shape, seed=2 * seed + 1))
+
+
+HERMITIANS = [(2, 1, 1), (2, 33, 0), (1, 31, 33), (1, 70, 5)]
+
+
+@pytest.mark.parametrize("shape", HERMITIANS, ids=str)
+def test_hermitian_residual(checked: Harness, shape: tuple[int, int, int]) -> None:
+    batch, side, _ = shape
+    matrices = complex_normal(*shape)
+    above = torch.triu(normal(side, side) * math.nan, 1)  # not to be read
+    hermitian, factors = (complex_normal(batch, side, side, seed=seed) + above for seed in (1, 2))
+    (partial,) = same_under_every_order(
+        lambda order: (
+            kernels.hermitian_residual(checked, hermitian, matrices, factors, seed=order),
+        )
+    )
+    truth = reference_hermitian.hermitian_residual(hermitian, matrices, factors)
+    torch.testing.assert_close(partial.sum(1), truth, rtol=1e-13, atol=0)
+
+
 # chain_jacobian_norms
 
 CHAINS = [
@@ -489,6 +515,8 @@ def test_sanitizers_find_nothing(sanitized: Harness) -> None:
     kernels.spectral_norms(sanitized, matrices, grid=2, block=32, tolerance=1e-4)
     kernels.spectral_norms(sanitized, matrices, grid=2, tolerance=1e-4, resident_shared=16000)
     kernels.cholesky_residual(sanitized, normal(1, 33, 7), normal(1, 33, 33), normal(1))
+    square = complex_normal(1, 33, 33)
+    kernels.hermitian_residual(sanitized, square, complex_normal(1, 33, 7), square)
 
 
 @pytest.mark.long

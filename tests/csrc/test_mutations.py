@@ -85,6 +85,10 @@ def residual_cases() -> list[Case]:
     return each(tested.test_cholesky_residual, tested.RESIDUALS)
 
 
+def hermitian_cases() -> list[Case]:
+    return each(tested.test_hermitian_residual, tested.HERMITIANS)
+
+
 def cases(file: str) -> list[Case]:
     """The tests of the kernels that use a file, quick ones first."""
     if file.startswith("chain_"):
@@ -93,10 +97,12 @@ def cases(file: str) -> list[Case]:
         return spectral_cases()
     if file == "cholesky_residual.cuh":
         return residual_cases()
+    if file in ("hermitian_residual.cuh", "tile_products.cuh"):
+        return hermitian_cases()
     reduction = reduction_cases() + chain_cases()
     if file in ("jacobian_reduction.cuh", "warp_reduce.cuh"):
         return reduction
-    return reduction + spectral_cases() + residual_cases()
+    return reduction + spectral_cases() + residual_cases() + hermitian_cases()
 
 
 def noticed(harness: Harness, tests: list[Case]) -> bool:

@@ -15,9 +15,11 @@ from lipfast.errors import ArgumentError, NonFiniteError
 from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms
 from lipfast.ops.chain_stages import Activation, Linear, Stage
 from lipfast.ops.cholesky_residual import cholesky_residual
+from lipfast.ops.hermitian_residual import hermitian_residual
 from lipfast.ops.jacobian_reduction import jacobian_reduction
 from lipfast.reference import chain_jacobian_norms as reference_chain
 from lipfast.reference import cholesky_residual as reference_residual
+from lipfast.reference import hermitian_residual as reference_hermitian
 from lipfast.reference import jacobian_reduction as reference_reduction
 from tests.support.exact_norms import any_known, assert_known
 
@@ -114,6 +116,15 @@ def test_cholesky_residual_small(device: torch.device) -> None:
         )
         found = cholesky_residual(*[tensor.to(device) for tensor in case])
         truth = reference_residual.cholesky_residual(*case)
+        torch.testing.assert_close(found.cpu(), truth, rtol=1e-12, atol=0)
+
+
+def test_hermitian_residual_small(device: torch.device) -> None:
+    for batch, side, length in [(2, 1, 1), (3, 33, 0), (1, 40, 5)]:
+        shapes = [(batch, side, side), (batch, side, length), (batch, side, side)]
+        case = [torch.complex(normal(*s, seed=i), normal(*s)) for i, s in enumerate(shapes, 1)]
+        found = hermitian_residual(*[tensor.to(device) for tensor in case])
+        truth = reference_hermitian.hermitian_residual(*case)
         torch.testing.assert_close(found.cpu(), truth, rtol=1e-12, atol=0)
 
 

@@ -109,6 +109,25 @@ def cholesky_residual(
     return torch.from_numpy(partial).reshape(len(matrices), tiles, 2)
 
 
+def hermitian_residual(
+    harness: Harness,
+    hermitian: Tensor,
+    matrices: Tensor,
+    factors: Tensor,
+    *,
+    grid: int = 2,
+    seed: int = 1,
+) -> Tensor:
+    """Partial sums (B, tiles, 2)."""
+    edge = (matrices.shape[1] + 31) // 32
+    tiles = edge * (edge + 1) // 2
+    arrays = [tensor.numpy() for tensor in (hermitian, matrices, factors)]
+    numbers = [list(matrices.shape), _seeded_grid(grid, seed)]
+    result = harness.run("hermitian_residual", [*numbers, *arrays])
+    (partial,) = result.take((np.float64, 2 * len(matrices) * tiles))
+    return torch.from_numpy(partial).reshape(len(matrices), tiles, 2)
+
+
 def chain_jacobian_norms(
     harness: Harness,
     x: Tensor,
