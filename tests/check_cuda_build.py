@@ -17,6 +17,8 @@ from lipfast.ops import (
     hermitian_residual,
     jacobian_reduction,
     spectral_norms,
+    symbol_grams,
+    tap_products,
 )
 
 WITH_CUDA = (
@@ -25,6 +27,8 @@ WITH_CUDA = (
     hermitian_residual,
     jacobian_reduction,
     spectral_norms,
+    symbol_grams,
+    tap_products,
 )
 
 
