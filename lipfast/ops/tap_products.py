@@ -70,7 +70,7 @@ def _tap_products_fake(taps: Tensor, axes: Sequence[int]) -> Tensor:
 @torch.library.impl("lipfast::tap_products", "CPU")
 def _tap_products_cpu(taps: Tensor, axes: Sequence[int]) -> Tensor:
     """The CPU's own search has products of its own (csrc/kernels/cpu/conv_grams.h)."""
-    w = taps.unflatten(1, tuple(axes))
+    w = taps.reshape(len(taps), *axes, *taps.shape[2:])
     found = []
     for j in tap_differences(axes):
         ends = [
