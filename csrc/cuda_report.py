@@ -60,6 +60,10 @@ LAUNCHES = {
     "spectral_resident_kernel": [(128, 80 << 10, "KB=64"), (256, 160 << 10, "KB=384")],
     "spectral_table_kernel": [(64, 0, "")],
     "cholesky_residual_kernel": [(256, 8 * (32 + 2 * 32 * 17), "")],
+    "hermitian_residual_kernel": [(256, 8 * (32 + 2 * 2 * 32 * 17), "")],
+    "symbol_grams_kernel": [(256, 8 * (2 * 64 + 3 * 32 * 33), "")],
+    "tap_products_kernel<2>": [(256, 8 * 2 * 32 * 17, "")],
+    "tap_products_kernel<4>": [(256, 8 * 2 * 64 * 17, "")],
     **{
         f"chain_jacobian_norms_kernel<{rows}>": [(384, shared, "")]
         for rows, shared in ((4, 92640), (8, 104928), (10, 117216))

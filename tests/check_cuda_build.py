@@ -14,11 +14,22 @@ from lipfast import _native
 from lipfast.ops import (
     chain_jacobian_norms,
     cholesky_residual,
+    hermitian_residual,
     jacobian_reduction,
     spectral_norms,
+    symbol_grams,
+    tap_products,
 )
 
-WITH_CUDA = (chain_jacobian_norms, cholesky_residual, jacobian_reduction, spectral_norms)
+WITH_CUDA = (
+    chain_jacobian_norms,
+    cholesky_residual,
+    hermitian_residual,
+    jacobian_reduction,
+    spectral_norms,
+    symbol_grams,
+    tap_products,
+)
 
 
 def main() -> None:

@@ -74,6 +74,14 @@ inline void check_networks(const std::vector<Tensor>& weights, const std::vector
   }
 }
 
+// Taps of a convolution per axis, three; differences of two are counted in 64 bits.
+inline void check_tap_axes(const std::vector<int64_t>& axes, const std::string& op) {
+  STD_TORCH_CHECK(axes.size() == 3, op, ": expected taps of three axes");
+  for (const int64_t size : axes) {
+    STD_TORCH_CHECK(size > 0 && size < int64_t{1} << 20, op, ": expected between 1 and 2^20 taps per axis");
+  }
+}
+
 // An op's schema. It stands beside the op's checks, which _C_cuda compiles once more with LIPFAST_CHECKS_ONLY, without
 // the schemas.
 #if defined(LIPFAST_CHECKS_ONLY)
@@ -88,6 +96,10 @@ void check_conv_norms(const std::vector<Tensor>& taps, const std::vector<Tensor>
                       const std::vector<int64_t>& grid);
 Dtype check_jacobian_reduction(const Tensor& jacobian);
 void check_cholesky_residual(const Tensor& matrices, const Tensor& factors, const Tensor& shifts);
+void check_hermitian_residual(const Tensor& hermitian, const Tensor& matrices, const Tensor& factors);
+void check_tap_products(const Tensor& taps, const std::vector<int64_t>& axes);
+void check_symbol_grams(const Tensor& products, const std::vector<int64_t>& axes, const Tensor& symbols,
+                        const Tensor& centres, const std::vector<int64_t>& periods, const Tensor& shifts);
 // The stages with the shapes between them, and the shapes of the first input and the last output.
 struct ChainStages {
   std::vector<ChainStage> stages;

@@ -62,8 +62,7 @@ def looked_at(
     stack: SymbolStack, symbols: Tensor, centres: Tensor, start: Tensor, steps: int
 ) -> Peaks:
     """The top of the Gram matrices at given frequencies, from given vectors (C, n)."""
-    b = torch.complex(*stack.at(symbols, stack.phases(centres)))
-    values, vectors = top_vectors(torch.bmm(b, b.mH), start, steps)
+    values, vectors = top_vectors(stack.grams(symbols, centres), start, steps)
     return Peaks(values, symbols, centres, vectors)
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from lipfast.ops._conv_ascent import Peaks, ascended, joined, looked_at, start_vectors
 from lipfast.ops._conv_bracket import Budget
 from lipfast.ops._conv_cells import Cells
-from lipfast.ops._conv_symbols import SymbolStack, batches, prove, top_vectors
+from lipfast.ops._conv_proofs import prove, prove_grams
+from lipfast.ops._conv_symbols import SymbolStack, batches, top_vectors
 from lipfast.rounding import UNIT_ROUNDOFF
 
 # Steps of the search for a larger value at a cell that was not excluded.
@@ -52,12 +53,15 @@ class Cover:
     ) -> None:
         self._stack, self._cells, self._budget = stack, cells, budget
         self._kernels = len(stack.exponents)
-        self._errors = stack.errors()
-        self._batch = max(1, budget.memory // stack.bytes_per_symbol())
+        # What is proved is proved of symbols, or of squares.
+        self._errors = stack.errors() if stack.products is None else stack.gram_errors()
+        self._memory = budget.memory - stack.bytes_held()
+        self._batch = max(1, self._memory // stack.bytes_per_symbol())
         self._owners = stack.owners.tolist()
         # Of smaller values rounding leaves nothing, and of zero no factor.
         errors = torch.zeros(self._kernels, dtype=torch.float64, device=stack.taps.device)
         errors = errors.scatter_reduce(0, stack.owners, self._errors, "amax")
+        errors = errors if stack.products is None else errors.sqrt()
         self.tau = [max(4 * value, _LEAST_TAU) for value in errors.tolist()]
         self.tested = [0] * self._kernels
         self.best = self._surveyed() if known is None else self._ascended(known)
@@ -124,7 +128,7 @@ class Cover:
 
     def _ascended(self, peaks: Peaks) -> Peaks:
         """The highest peak of each kernel, from those given; one at least for each."""
-        found = ascended(self._stack, self._cells, peaks, self._budget.memory)
+        found = ascended(self._stack, self._cells, peaks, self._memory)
         owners = [self._owners[symbol] for symbol in found.symbols.tolist()]
         highest = self._highest(found, owners, 1)
         owners = [self._owners[symbol] for symbol in highest.symbols.tolist()]
@@ -162,17 +166,11 @@ class Cover:
         left, peaks = [], []
         for part in batches(len(cells.symbols), self._batch):
             symbols, centres = cells.symbols[part], cells.centres[part]
-            parts = self._stack.at(symbols, self._stack.phases(centres))
-            b = torch.complex(*parts)
-            gram = torch.bmm(b, b.mH)
-            most, errors = targets[symbols], self._errors[symbols]
-            # The second one is for the rounding of the sum.
-            bounds = prove(*parts, gram, most - 3 * errors)
-            open_ = (~(bounds + 2 * errors <= most)).nonzero()[:, 0]
+            open_, gram = self._not_excluded(symbols, centres, targets[symbols])
             if not len(open_):
                 continue
-            start = start_vectors(len(open_), b.shape[1], self._budget.seed, self._stack.taps)
-            values, vectors = top_vectors(gram[open_], start, _LOOK_STEPS)
+            start = start_vectors(len(open_), gram.shape[1], self._budget.seed, self._stack.taps)
+            values, vectors = top_vectors(gram, start, _LOOK_STEPS)
             left.append(_Open(symbols[open_], centres[open_]))
             peaks.append(Peaks(values, symbols[open_], centres[open_], vectors))
         if not left:
@@ -182,6 +180,25 @@ class Cover:
             torch.cat([one.symbols for one in left]), torch.cat([one.centres for one in left])
         )
         return together, joined(peaks)
+
+    def _not_excluded(
+        self, symbols: Tensor, centres: Tensor, most: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Which frequencies no proof says to be at most `most`, and their Gram matrices."""
+        if self._stack.products is not None:
+            at = symbols, centres
+            bounds, shifted, shifts = prove_grams(self._stack, self._errors, at, most)
+            open_ = (~(bounds <= most)).nonzero()[:, 0]
+            gram = shifted[open_].neg_()
+            gram.diagonal(dim1=1, dim2=2).add_(shifts[open_, None])
+            return open_, gram
+        parts = self._stack.at(symbols, self._stack.phases(centres))
+        b = torch.complex(*parts)
+        gram, errors = torch.bmm(b, b.mH), self._errors[symbols]
+        # The second one is for the rounding of the sum.
+        bounds = prove(*parts, gram, most - 3 * errors)
+        open_ = (~(bounds + 2 * errors <= most)).nonzero()[:, 0]
+        return open_, gram[open_]
 
     def _stays(self, owners: list[int], level: int) -> list[bool]:
         """Which cells are not split: those of kernels whose budget does not allow it."""

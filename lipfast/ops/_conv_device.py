@@ -12,9 +12,16 @@ from lipfast.ops._conv_ascent import Peaks, start_vectors
 from lipfast.ops._conv_bracket import Budget, NativeBracket
 from lipfast.ops._conv_cells import Cells, cells_of
 from lipfast.ops._conv_cover import Cover
-from lipfast.ops._conv_symbols import PHASE_ERROR, ROOT_OF_TWO, SymbolStack, symbol_stack
+from lipfast.ops._conv_symbols import (
+    PHASE_ERROR,
+    ROOT_OF_TWO,
+    SymbolStack,
+    batches,
+    symbol_stack,
+)
 from lipfast.ops._keyed import CHOLESKY, UPPER_METHODS
 from lipfast.ops.scaling import unscaled_down, unscaled_up
+from lipfast.ops.tap_products import tap_differences
 from lipfast.rounding import UNIT_ROUNDOFF, WIDE, wide_gamma, widened
 
 # Numbers in front of a start's vector: group, frequency on three axes.
@@ -44,28 +51,44 @@ def device_brackets(
     for indices in kinds.values():
         first = indices[0]
         cells = cells_of(taps[first].shape[1:4], grid[3 * first : 3 * first + 3])
-        near = [start for index in indices if (start := starts[index]) is not None]
-        brackets = _brackets_of_one_shape([taps[index] for index in indices], cells, near, budget)
-        found |= zip(indices, brackets, strict=True)
+        size = _kernels_at_once(taps[first].shape, cells, budget.memory)
+        for part in batches(len(indices), size or len(indices)):
+            chosen = indices[part]
+            near = [start for index in chosen if (start := starts[index]) is not None]
+            stack = symbol_stack(
+                [taps[index] for index in chosen], cells.periods, with_products=size > 0
+            )
+            brackets = _brackets_of_one_shape(stack, cells, near, budget)
+            found |= zip(chosen, brackets, strict=True)
     return [found[index] for index in range(len(taps))]
 
 
+def _kernels_at_once(shape: Sequence[int], cells: Cells, memory: int) -> int:
+    """How many kernels' products of taps fit into half of the memory; 0: none are to be formed.
+
+    On a grid a symbol may cancel, which its square's error would hide.
+    """
+    groups, *axes, n, _ = shape
+    return 0 if cells.on_grid else memory // (16 * groups * len(tap_differences(axes)) * n * n)
+
+
 def _brackets_of_one_shape(
-    taps: list[Tensor], cells: Cells, starts: list[Tensor], budget: Budget
+    stack: SymbolStack, cells: Cells, starts: list[Tensor], budget: Budget
 ) -> list[NativeBracket]:
-    stack, groups = symbol_stack(taps, cells.periods), taps[0].shape[0]
+    kernels = len(stack.exponents)
+    groups = len(stack.taps) // kernels
     known = _peaks_nearby(stack, starts, groups, budget) if starts else None
-    holder = stack.bytes_per_symbol() > budget.memory
+    holder = stack.bytes_held() + stack.bytes_per_symbol() > budget.memory
     if holder or (budget.max_cells == 0 and known is not None):
-        upper = _holder(stack) if holder and budget.max_cells > 0 else [math.inf] * len(taps)
-        tested = [0] * len(taps)
+        upper = _holder(stack) if holder and budget.max_cells > 0 else [math.inf] * kernels
+        tested = [0] * kernels
         best = known or _somewhere(stack, groups, budget)
     else:
         cover = Cover(stack, cells, budget, known)
         if budget.max_cells > 0:
             cover.run()
         best, tested = cover.best, cover.tested
-        upper = cover.tau if budget.max_cells > 0 else [math.inf] * len(taps)
+        upper = cover.tau if budget.max_cells > 0 else [math.inf] * kernels
     method = UPPER_METHODS[-1] if holder else UPPER_METHODS[CHOLESKY]
     lower, right = _lower(stack, best)
     scales = zip(stack.exponents.tolist(), stack.largest.tolist(), strict=True)

@@ -1,8 +1,8 @@
-r"""Symbols of many kernels of one shape, and what is proved of them, in torch.
+r"""Symbols of many kernels of one shape, and their Gram matrices, on the device of the taps.
 
-$\hat W(\theta) = \sum_k W_k e^{i k \theta}$. All of it on the device of the taps. Entries are sums
-of products in plain float64, formed by elementwise operations: a library's matrix product takes
-part in guesses only (docs/bounds.md, "Convolutions on CUDA").
+$\hat W(\theta) = \sum_k W_k e^{i k \theta}$. Entries are sums of products in plain float64, formed
+by elementwise operations or by lipfast's own kernels: a library's matrix product takes part in
+guesses only (docs/bounds.md, "Convolutions on CUDA").
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipfast.ops.gram_certificate import LEAST_SHIFT, bounds_from_residuals, residual_sums
 from lipfast.ops.scaling import powers_of_two
+from lipfast.ops.symbol_grams import Frequencies, symbol_grams
+from lipfast.ops.tap_products import tap_differences, tap_products
 from lipfast.rounding import UNIT_ROUNDOFF, WIDE, wide_gamma
 
 ROOT_OF_TWO = math.nextafter(math.sqrt(2), 2)
@@ -39,6 +40,9 @@ class SymbolStack:
         owners: (N,), which kernel a symbol belongs to.
         exponents: (kernels,), of the powers of two: taps are 2^e times what is here.
         largest: (kernels,), magnitudes of entries as they were given.
+        products: `tap_products` of the taps, (N, J, n, n), or None: symbols are formed one by one.
+        axes: taps per axis.
+        denominators: `periods`, on the host.
     """
 
     taps: Tensor
@@ -47,6 +51,9 @@ class SymbolStack:
     owners: Tensor
     exponents: Tensor
     largest: Tensor
+    products: Tensor | None
+    axes: tuple[int, int, int]
+    denominators: tuple[int, int, int]
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -65,6 +72,31 @@ class SymbolStack:
         sizes = self.magnitudes().square().sum((1, 2)).sqrt() * WIDE
         relative = ROOT_OF_TWO * (wide_gamma(len(self.offsets) + 1) + PHASE_ERROR) * WIDE
         return sizes * relative + 2.0**-500
+
+    def gram_errors(self) -> Tensor:
+        r"""(N,): how far a Gram matrix of the products is from the true one, in norm.
+
+        Entry by entry $\sqrt 2 (\gamma_{m T + 2 J + 2} + \eta) P P^T$, so in norm that times
+        $\|P\|_F^2$. Six more roundings are room for one of every diagonal entry.
+        """
+        count = self.sides[1] * len(self.offsets) + 2 * len(tap_differences(self.axes)) + 8
+        relative = ROOT_OF_TWO * (wide_gamma(count) + PHASE_ERROR) * WIDE
+        return self.magnitudes().square().sum((1, 2)) * (relative * WIDE) + 2.0**-500
+
+    def shifted_grams(self, symbols: Tensor, centres: Tensor, shifts: Tensor) -> Tensor:
+        """Hermitian t I - G (P, n, n) from the products."""
+        assert self.products is not None
+        at = Frequencies(symbols, centres, self.denominators)
+        return symbol_grams(self.products, self.axes, at, shifts)
+
+    def grams(self, symbols: Tensor, centres: Tensor) -> Tensor:
+        """Gram matrices (P, n, n) for guesses."""
+        if self.products is not None:
+            return self.shifted_grams(
+                symbols, centres, symbols.new_zeros(len(symbols)).double()
+            ).neg_()
+        b = torch.complex(*self.at(symbols, self.phases(centres)))
+        return torch.bmm(b, b.mH)
 
     def phases(self, centres: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines (P, T) of k.theta at theta = 2 pi centres / periods."""
@@ -97,10 +129,16 @@ class SymbolStack:
     def bytes_per_symbol(self) -> int:
         """Of everything that is held for one symbol at once while it is proved."""
         n, m = self.sides
-        return 80 * n * m + 112 * n * n
+        return 96 * n * n + (80 * n * m if self.products is None else 0)
+
+    def bytes_held(self) -> int:
+        """Bytes of the products."""
+        return 0 if self.products is None else 8 * self.products.numel()
 
 
-def symbol_stack(taps: Sequence[Tensor], periods: Sequence[int]) -> SymbolStack:
+def symbol_stack(
+    taps: Sequence[Tensor], periods: Sequence[int], *, with_products: bool = False
+) -> SymbolStack:
     """The symbols of kernels of one shape (groups, 3 axes, n, m), scaled kernel by kernel."""
     stacked = torch.stack([tensor.detach() for tensor in taps])
     kernels, groups, *axes, n, m = stacked.shape
@@ -110,52 +148,18 @@ def symbol_stack(taps: Sequence[Tensor], periods: Sequence[int]) -> SymbolStack:
     scaled = stacked * powers_of_two(-exponents).reshape(-1, *[1] * (stacked.dim() - 1))
     offsets = list(itertools.product(*(range(count) for count in axes)))
     device = stacked.device
+    scaled = scaled.reshape(kernels * groups, len(offsets), n, m)
     return SymbolStack(
-        scaled.reshape(kernels * groups, len(offsets), n, m),
+        scaled,
         torch.tensor(offsets, device=device),
         torch.tensor(periods, device=device),
         torch.arange(kernels, device=device).repeat_interleave(groups),
         exponents,
         largest,
+        tap_products(scaled, axes) if with_products else None,
+        (axes[0], axes[1], axes[2]),
+        (periods[0], periods[1], periods[2]),
     )
-
-
-def prove(real: Tensor, imaginary: Tensor, gram: Tensor, targets: Tensor) -> Tensor:
-    r"""Proved upper bounds of $\|B_i\|_2$, infinite where unproved.
-
-    From a complex Cholesky factor L of t I - B B^* by any library. With every complex number
-    a + i b written as ((a, -b), (b, a)) the singular values of B and the eigenvalues of
-    R = t I - B B^* - L L^* are the same, each twice, and L stays lower triangular as its diagonal
-    is real: the proof is that of real matrices.
-
-    Args:
-        real: parts of the matrices B (P, n, m).
-        imaginary: alike.
-        gram: B B^*, complex, as a library has it.
-        targets: (P,): what is to be proved. t is a little below its square.
-    """
-    n, m = real.shape[1:]
-    # Below by what the residual of an exact factor is bounded by; a shift proves what it proves.
-    slack = 8 * n * wide_gamma(2 * (n + m) + 1)
-    shifts = (targets.square() * (1 - slack)).clamp_min(LEAST_SHIFT)
-    shifted = gram.neg()
-    shifted.diagonal(dim1=1, dim2=2).add_(shifts[:, None])
-    upper, failures = torch.linalg.cholesky_ex(shifted, upper=True)
-    good = (failures == 0).nonzero()[:, 0]
-    bounds = torch.full_like(targets, math.inf)
-    if not len(good):
-        return bounds
-    # L is the conjugate of this.
-    conjugate, real, imaginary = upper[good].mT, real[good], imaginary[good]
-    pairs = torch.stack([real, -imaginary, imaginary, real], 2)
-    b = pairs.reshape(len(good), 2 * n, 2 * m)
-    parts = conjugate.real, conjugate.imag
-    quads = torch.stack([parts[0], parts[1], -parts[1], parts[0]], -1)
-    quads = quads.reshape(len(good), n, n, 2, 2).transpose(2, 3)
-    factors = quads.reshape(len(good), 2 * n, 2 * n)
-    sums = residual_sums(b, factors, shifts[good])
-    found = bounds_from_residuals(sums, failures[good], shifts[good])
-    return bounds.index_copy(0, good, found)
 
 
 def batches(count: int, size: int) -> Iterator[slice]:

@@ -512,6 +512,11 @@ inline uint32_t atomicOr(uint32_t* address, uint32_t value) {
 inline int __ffs(int value) { return __builtin_ffs(value); }
 inline int __popc(uint32_t value) { return __builtin_popcount(value); }
 
+inline void sincospi(double x, double* sine, double* cosine) {
+  *sine = std::sin(M_PI * x);
+  *cosine = std::cos(M_PI * x);
+}
+
 namespace lipfast::cuda {
 
 #define LIPFAST_DYNAMIC_SHARED(name) char* name = cuda_on_cpu::dynamic_shared()

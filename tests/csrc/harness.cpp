@@ -3,9 +3,12 @@
 #define LIPFAST_CUDA_ON_CPU
 #include "case_chain_jacobian_norms.h"
 #include "case_cholesky_residual.h"
+#include "case_hermitian_residual.h"
 #include "case_jacobian_reduction.h"
 #include "case_planted.h"
 #include "case_spectral_norms.h"
+#include "case_symbol_grams.h"
+#include "case_tap_products.h"
 
 int main(int argc, char** argv) {
   if (argc != 4 || lipfast::cases().count(argv[1]) == 0) {

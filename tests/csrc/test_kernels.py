@@ -14,7 +14,10 @@ from lipfast.ops.chain_activations import ACTIVATIONS
 from lipfast.ops.chain_stages import Activation, Linear, Stage
 from lipfast.reference import chain_jacobian_norms as reference_chain
 from lipfast.reference import cholesky_residual as reference_residual
+from lipfast.reference import hermitian_residual as reference_hermitian
 from lipfast.reference import jacobian_reduction as reference_reduction
+from lipfast.reference import symbol_grams as reference_grams
+from lipfast.reference import tap_products as reference_products
 from tests.support import kernels
 from tests.support.harness import Harness
 
@@ -305,6 +308,68 @@ def test_cholesky_residual(checked: Harness, shape: tuple[int, int, int]) -> Non
     torch.testing.assert_close(partial.sum(1), truth, rtol=1e-13, atol=0)
 
 
+# hermitian_residual
+
+
+def complex_normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.complex(normal(*shape, seed=2 * seed), normal(*shape, seed=2 * seed + 1))
+
+
+HERMITIANS = [(2, 1, 1), (2, 33, 0), (1, 31, 33), (1, 70, 5)]
+
+
+@pytest.mark.parametrize("shape", HERMITIANS, ids=str)
+def test_hermitian_residual(checked: Harness, shape: tuple[int, int, int]) -> None:
+    batch, side, _ = shape
+    matrices = complex_normal(*shape)
+    above = torch.triu(normal(side, side) * math.nan, 1)  # not to be read
+    hermitian, factors = (complex_normal(batch, side, side, seed=seed) + above for seed in (1, 2))
+    (partial,) = same_under_every_order(
+        lambda order: (
+            kernels.hermitian_residual(checked, hermitian, matrices, factors, seed=order),
+        )
+    )
+    truth = reference_hermitian.hermitian_residual(hermitian, matrices, factors)
+    torch.testing.assert_close(partial.sum(1), truth, rtol=1e-13, atol=0)
+
+
+# tap_products, symbol_grams
+
+# Symbols, taps per axis, rows and columns.
+Kernels = tuple[int, tuple[int, int, int], int, int]
+KERNELS: list[Kernels] = [
+    *[(2, (1, 1, 1), 1, 1), (2, (3, 2, 1), 3, 18), (1, (2, 1, 1), 33, 1), (1, (2, 2, 2), 2, 3)],
+    (1, (2, 1, 1), 50, 3),
+]
+LONG_KERNEL: Kernels = 1, (70, 1, 1), 1, 2  # more phases than are kept at a time
+
+
+@pytest.mark.parametrize("shape", KERNELS, ids=str)
+def test_tap_products(checked: Harness, shape: Kernels) -> None:
+    symbols, axes, n, m = shape
+    taps = normal(symbols, math.prod(axes), n, m)
+    (found,) = same_under_every_order(
+        lambda order: (kernels.tap_products(checked, taps, axes, seed=order),)
+    )
+    torch.testing.assert_close(found, reference_products.tap_products(taps, axes))
+
+
+@pytest.mark.parametrize("shape", [*KERNELS, LONG_KERNEL], ids=str)
+def test_symbol_grams(checked: Harness, shape: Kernels) -> None:
+    symbols, axes, n, m = shape
+    taps = normal(symbols, math.prod(axes), n, m)
+    periods = [9 if size > 1 else 1 for size in axes]
+    centres = torch.arange(9).reshape(3, 3) % torch.tensor(periods)
+    at, shifts = (torch.arange(3) % symbols, centres, periods), normal(3)
+    products = reference_products.tap_products(taps, axes)
+    (found,) = same_under_every_order(
+        lambda order: (kernels.symbol_grams(checked, products, axes, at, shifts, seed=order),)
+    )
+    truth = reference_grams.symbol_grams(taps, axes, at, shifts)
+    torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-12)
+    assert torch.equal(found, found.mH)
+
+
 # chain_jacobian_norms
 
 CHAINS = [
@@ -489,6 +554,13 @@ def test_sanitizers_find_nothing(sanitized: Harness) -> None:
     kernels.spectral_norms(sanitized, matrices, grid=2, block=32, tolerance=1e-4)
     kernels.spectral_norms(sanitized, matrices, grid=2, tolerance=1e-4, resident_shared=16000)
     kernels.cholesky_residual(sanitized, normal(1, 33, 7), normal(1, 33, 33), normal(1))
+    square = complex_normal(1, 33, 33)
+    kernels.hermitian_residual(sanitized, square, complex_normal(1, 33, 7), square)
+    taps, axes, centres = normal(1, 2, 33, 3), (2, 1, 1), torch.ones(1, 3, dtype=torch.int64)
+    products = kernels.tap_products(sanitized, taps, axes)
+    kernels.tap_products(sanitized, normal(1, 1, 50, 3), (1, 1, 1))
+    zero = torch.zeros(1, dtype=torch.int64)
+    kernels.symbol_grams(sanitized, products, axes, (zero, centres, axes), normal(1))
 
 
 @pytest.mark.long

@@ -85,18 +85,39 @@ def residual_cases() -> list[Case]:
     return each(tested.test_cholesky_residual, tested.RESIDUALS)
 
 
+def hermitian_cases() -> list[Case]:
+    return each(tested.test_hermitian_residual, tested.HERMITIANS)
+
+
+def tap_cases() -> list[Case]:
+    return each(tested.test_tap_products, tested.KERNELS)
+
+
+def gram_cases() -> list[Case]:
+    return each(tested.test_symbol_grams, [*tested.KERNELS, tested.LONG_KERNEL])
+
+
+BESIDE = {
+    "cholesky_residual.cuh": residual_cases,
+    "hermitian_residual.cuh": hermitian_cases,
+    "tile_products.cuh": hermitian_cases,
+    "tap_products.cuh": tap_cases,
+    "symbol_grams.cuh": gram_cases,
+}
+
+
 def cases(file: str) -> list[Case]:
     """The tests of the kernels that use a file, quick ones first."""
     if file.startswith("chain_"):
         return chain_cases()
     if file in ("lanczos.cuh", "matrix.cuh") or file.startswith("spectral_"):
         return spectral_cases()
-    if file == "cholesky_residual.cuh":
-        return residual_cases()
+    if file in BESIDE:
+        return BESIDE[file]()
     reduction = reduction_cases() + chain_cases()
     if file in ("jacobian_reduction.cuh", "warp_reduce.cuh"):
         return reduction
-    return reduction + spectral_cases() + residual_cases()
+    return reduction + spectral_cases() + residual_cases() + hermitian_cases()
 
 
 def noticed(harness: Harness, tests: list[Case]) -> bool:

@@ -15,10 +15,16 @@ from lipfast.errors import ArgumentError, NonFiniteError
 from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms
 from lipfast.ops.chain_stages import Activation, Linear, Stage
 from lipfast.ops.cholesky_residual import cholesky_residual
+from lipfast.ops.hermitian_residual import hermitian_residual
 from lipfast.ops.jacobian_reduction import jacobian_reduction
+from lipfast.ops.symbol_grams import Frequencies, symbol_grams
+from lipfast.ops.tap_products import tap_products
 from lipfast.reference import chain_jacobian_norms as reference_chain
 from lipfast.reference import cholesky_residual as reference_residual
+from lipfast.reference import hermitian_residual as reference_hermitian
 from lipfast.reference import jacobian_reduction as reference_reduction
+from lipfast.reference import symbol_grams as reference_grams
+from lipfast.reference import tap_products as reference_products
 from tests.support.exact_norms import any_known, assert_known
 
 DTYPES = [torch.float32, torch.float64]
@@ -115,6 +121,30 @@ def test_cholesky_residual_small(device: torch.device) -> None:
         found = cholesky_residual(*[tensor.to(device) for tensor in case])
         truth = reference_residual.cholesky_residual(*case)
         torch.testing.assert_close(found.cpu(), truth, rtol=1e-12, atol=0)
+
+
+def test_hermitian_residual_small(device: torch.device) -> None:
+    for batch, side, length in [(2, 1, 1), (3, 33, 0), (1, 40, 5)]:
+        shapes = [(batch, side, side), (batch, side, length), (batch, side, side)]
+        case = [torch.complex(normal(*s, seed=i), normal(*s)) for i, s in enumerate(shapes, 1)]
+        found = hermitian_residual(*[tensor.to(device) for tensor in case])
+        truth = reference_hermitian.hermitian_residual(*case)
+        torch.testing.assert_close(found.cpu(), truth, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("n", [3, 33, 50])
+def test_grams_of_symbols_small(n: int, device: torch.device) -> None:
+    axes, periods, shifts = (3, 2, 1), (2**40, 2**40, 1), normal(2)
+    taps, symbols = normal(2, 6, n, 4), torch.tensor([1, 0])
+    centres = torch.tensor([[2**30 + 1, 2**38, 0], [1, 0, 0]])
+    products = tap_products(taps.to(device), axes)
+    truth = reference_products.tap_products(taps, axes)
+    torch.testing.assert_close(products.cpu(), truth, rtol=1e-12, atol=1e-12)
+    chosen = symbols.to(device), centres.to(device)
+    found = symbol_grams(products, axes, Frequencies(*chosen, periods), shifts.to(device)).cpu()
+    expected = reference_grams.symbol_grams(taps, axes, (symbols, centres, periods), shifts)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(found, found.mH)
 
 
 def test_spectral_norms_small_never_below(device: torch.device, cases: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from lipfast.errors import ArgumentError, NonFiniteError
 from lipfast.ops._conv_ascent import start_vectors
 from lipfast.ops._conv_bracket import Budget, NativeBracket
 from lipfast.ops._conv_device import device_brackets
-from lipfast.ops._conv_symbols import prove, symbol_stack, top_vectors
+from lipfast.ops._conv_proofs import prove, prove_grams
+from lipfast.ops._conv_symbols import symbol_stack, top_vectors
 from lipfast.ops._conv_upper import native_brackets
 from lipfast.reference.conv_norms import symbol_maximum
 from tests.support.conv_cases import draw, together
@@ -147,15 +149,32 @@ def test_a_start_leads_to_the_maximum() -> None:
         assert warm.upper == math.inf if cells == 0 else warm.upper <= warm.lower * (1 + 1e-3)
 
 
-def test_a_wrong_factor_proves_nothing_false(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A library that emulates float64 may be off, or say that it succeeded when it did not."""
+def of_symbols(targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Bounds proved from symbols, and the truth; targets are relative to that."""
     real, imaginary = normal(5, 7, 9), normal(5, 7, 9, seed=1)
     b = torch.complex(real, imaginary)
     truth = torch.linalg.svdvals(b)[:, 0]
-    gram = b @ b.mH
-    honest = prove(real, imaginary, gram, truth * (1 + 1e-6))
+    return prove(real, imaginary, b @ b.mH, truth * targets), truth
+
+
+def of_products(targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Bounds proved from products of taps, and the truth."""
+    stack = symbol_stack([normal(2, 3, 3, 1, 7, 9)], [8, 8, 1], with_products=True)
+    at = torch.tensor([0, 1, 1, 0, 1]), torch.tensor([[i, 3, 0] for i in range(5)])
+    exact = torch.complex(*stack.at(at[0], stack.phases(at[1])))
+    truth = torch.linalg.svdvals(exact)[:, 0]
+    return prove_grams(stack, stack.gram_errors(), at, truth * targets)[0], truth
+
+
+@pytest.mark.parametrize("proof", [of_symbols, of_products])
+def test_a_wrong_factor_proves_nothing_false(
+    proof: Callable[[Tensor], tuple[Tensor, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library that emulates float64 may be off, or say that it succeeded when it did not."""
+    ones = torch.ones(5, dtype=torch.float64)
+    honest, truth = proof(ones * (1 + 1e-6))
     assert bool((honest >= truth).all()) and bool((honest <= truth * (1 + 2e-6)).all())
-    assert prove(real, imaginary, gram, truth * (1 - 1e-6)).tolist() == [math.inf] * 5
+    assert proof(ones * (1 - 1e-6))[0].tolist() == [math.inf] * 5
     factor = torch.linalg.cholesky_ex
 
     def off(shifted: Tensor, *, upper: bool) -> tuple[Tensor, Tensor]:
@@ -167,8 +186,33 @@ def test_a_wrong_factor_proves_nothing_false(monkeypatch: pytest.MonkeyPatch) ->
 
     for library in (off, lying):
         monkeypatch.setattr(torch.linalg, "cholesky_ex", library)
-        for goal in (0.5 * truth, truth * (1 + 1e-9)):
-            assert bool((prove(real, imaginary, gram, goal) >= truth * (1 - 1e-14)).all())
+        for goal in (0.5, 1 + 1e-9):
+            found, truth = proof(ones * goal)
+            assert bool((found >= truth * (1 - 1e-14)).all())
+
+
+def test_grams_are_as_exact_as_is_said() -> None:
+    taps = normal(2, 3, 3, 1, 3, 4)
+    stack = symbol_stack([taps], [8, 8, 1], with_products=True)
+    centres = torch.tensor([[i, j, 0] for i in range(8) for j in range(8)])
+    symbols = torch.ones(64, dtype=torch.long)
+    b = torch.complex(*stack.at(symbols, stack.phases(centres)))
+    errors = torch.linalg.matrix_norm(stack.grams(symbols, centres) - b @ b.mH, 2)
+    assert bool((errors <= stack.gram_errors()[1] + 1e-14).all())
+    assert float(stack.gram_errors().max()) < 1e-10
+
+
+def test_memory_decides_how_many_kernels_go_together() -> None:
+    """Products of all kernels, of two at a time, of none; the same brackets."""
+    taps = [normal(1, 3, 3, 1, 6, 8, seed=seed) for seed in range(5)]
+    together = brackets(taps)
+    for memory in (20_000, 7_400):
+        for here, there in zip(
+            together, brackets(taps, BUDGET._replace(memory=memory)), strict=True
+        ):
+            assert here.method == there.method == "cholesky"
+            assert here.upper - here.lower <= BUDGET.rtol * here.upper
+            assert there.upper == pytest.approx(here.upper, rel=1e-3)
 
 
 def test_symbols_are_as_exact_as_is_said() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lipfast.ops.chain_stages import Activation, Stage, encode_activation
+from lipfast.ops.tap_products import tap_differences
 from tests.support.harness import Harness
 
 _CODES = {torch.float32: 0, torch.float64: 1}
@@ -107,6 +108,57 @@ def cholesky_residual(
     result = harness.run("cholesky_residual", [*inputs, *arrays])
     (partial,) = result.take((np.float64, 2 * len(matrices) * tiles))
     return torch.from_numpy(partial).reshape(len(matrices), tiles, 2)
+
+
+def hermitian_residual(
+    harness: Harness,
+    hermitian: Tensor,
+    matrices: Tensor,
+    factors: Tensor,
+    *,
+    grid: int = 2,
+    seed: int = 1,
+) -> Tensor:
+    """Partial sums (B, tiles, 2)."""
+    edge = (matrices.shape[1] + 31) // 32
+    tiles = edge * (edge + 1) // 2
+    arrays = [tensor.numpy() for tensor in (hermitian, matrices, factors)]
+    numbers = [list(matrices.shape), _seeded_grid(grid, seed)]
+    result = harness.run("hermitian_residual", [*numbers, *arrays])
+    (partial,) = result.take((np.float64, 2 * len(matrices) * tiles))
+    return torch.from_numpy(partial).reshape(len(matrices), tiles, 2)
+
+
+def tap_products(
+    harness: Harness, taps: Tensor, axes: Sequence[int], *, grid: int = 2, seed: int = 1
+) -> Tensor:
+    """(symbols, differences, n, n)."""
+    symbols, _, n, m = taps.shape
+    numbers = [symbols, n, m, *axes, *_seeded_grid(grid, seed)]
+    count = symbols * len(tap_differences(axes))
+    (found,) = harness.run("tap_products", [numbers, taps.numpy()]).take(
+        (np.float64, count * n * n)
+    )
+    return torch.from_numpy(found).reshape(symbols, -1, n, n)
+
+
+def symbol_grams(
+    harness: Harness,
+    products: Tensor,
+    axes: Sequence[int],
+    frequencies: tuple[Tensor, Tensor, Sequence[int]],
+    shifts: Tensor,
+    *,
+    grid: int = 2,
+    seed: int = 1,
+) -> Tensor:
+    """(count, n, n), complex. frequencies: which symbols, centres, periods."""
+    symbols, centres, periods = frequencies
+    count, n = len(symbols), products.shape[3]
+    numbers = [len(products), count, n, *axes, *periods, *_seeded_grid(grid, seed)]
+    arrays = [tensor.numpy() for tensor in (products, symbols, centres, shifts)]
+    (found,) = harness.run("symbol_grams", [numbers, *arrays]).take((np.complex128, count * n * n))
+    return torch.from_numpy(found).reshape(count, n, n)
 
 
 def chain_jacobian_norms(

@@ -1,0 +1,22 @@
+#include "launch.cuh"
+#include "tap_products.cuh"
+
+namespace lipfast::cuda {
+namespace {
+
+template <int kEach>
+void launch_tiles(const TapProductsParams& p, void* stream) {
+  constexpr char kOp[] = "tap_products";
+  const int64_t across = tiles_across(p.rows, kTileAcross * kEach);
+  Grid grid{p.symbols * p.axes.differences() * across * across, kTileThreads, sizeof(TilePanels<double, kEach>)};
+  grid.blocks = std::min(grid.blocks, resident_blocks(kOp, &tap_products_kernel<kEach>, grid));
+  launch(kOp, &tap_products_kernel<kEach>, grid, stream, p);
+}
+
+}  // namespace
+
+void launch_tap_products_cuda(const TapProductsParams& p, void* stream) {
+  p.rows <= kSmallSide ? launch_tiles<2>(p, stream) : launch_tiles<4>(p, stream);
+}
+
+}  // namespace lipfast::cuda
