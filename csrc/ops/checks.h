@@ -88,6 +88,7 @@ void check_conv_norms(const std::vector<Tensor>& taps, const std::vector<Tensor>
                       const std::vector<int64_t>& grid);
 Dtype check_jacobian_reduction(const Tensor& jacobian);
 void check_cholesky_residual(const Tensor& matrices, const Tensor& factors, const Tensor& shifts);
+void check_stack(const std::vector<Tensor>& tensors);
 // The stages with the shapes between them, and the shapes of the first input and the last output.
 struct ChainStages {
   std::vector<ChainStage> stages;

@@ -2,10 +2,12 @@
 // as int64, then its arrays; harness.py writes and reads them.
 #define LIPFAST_CUDA_ON_CPU
 #include "case_chain_jacobian_norms.h"
+#include "case_chain_secants.h"
 #include "case_cholesky_residual.h"
 #include "case_jacobian_reduction.h"
 #include "case_planted.h"
 #include "case_spectral_norms.h"
+#include "case_stack.h"
 
 int main(int argc, char** argv) {
   if (argc != 4 || lipfast::cases().count(argv[1]) == 0) {
