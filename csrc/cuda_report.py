@@ -59,6 +59,9 @@ LAUNCHES = {
     "spectral_norms_kernel": [(256, 38352, "")],
     "spectral_resident_kernel": [(128, 80 << 10, "KB=64"), (256, 160 << 10, "KB=384")],
     "spectral_table_kernel": [(64, 0, "")],
+    "secant_lines_kernel": [(256, 320, "")],
+    "secant_quotients_kernel": [(256, 22960, "")],
+    "stack_kernel": [(256, 0, "")],
     "cholesky_residual_kernel": [(256, 8 * (32 + 2 * 32 * 17), "")],
     **{
         f"chain_jacobian_norms_kernel<{rows}>": [(384, shared, "")]

@@ -54,13 +54,13 @@ class Chain:
         constants: Mapping[str, Constant],
         dtype: torch.dtype | None = None,
     ) -> tuple[list[list[Tensor]], list[list[Tensor | None]]]:
-        """Weights and biases of each network; in a dtype, contiguous, if one is given.
+        """Weights and biases of each network; in a dtype, if one is given.
 
         Those of stacked state dicts are converted together.
         """
         found = [self.parameters(entry, constants) for entry in state_dicts]
         weights, biases = [own[0] for own in found], [own[1] for own in found]
-        if dtype is None:
+        if dtype is None or (len(found) == 1 and _all_are(dtype, found[0])):
             return weights, biases
         columns = [converted(own, dtype) for own in zip(*weights, strict=True)]
         shifts: list[Sequence[Tensor | None]] = [
@@ -69,6 +69,13 @@ class Chain:
         ]
         rows, others = zip(*columns, strict=True), zip(*shifts, strict=True)
         return [list(row) for row in rows], [list(row) for row in others]
+
+
+def _all_are(dtype: torch.dtype, found: tuple[list[Tensor], list[Tensor | None]]) -> bool:
+    weights, biases = found
+    return all(tensor.dtype is dtype for tensor in weights) and all(
+        tensor is None or tensor.dtype is dtype for tensor in biases
+    )
 
 
 def find_chain(graph: Graph) -> Chain | None:

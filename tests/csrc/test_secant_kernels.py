@@ -25,6 +25,7 @@ RELU, INF = Activation("relu"), math.inf
 CASES: dict[str, tuple[tuple[int, ...], list[Stage]]] = {
     "one map": ((3, 2), [Linear()]),
     "numbers": ((1, 1, 1), [Linear(), RELU, Linear()]),
+    "more inputs": ((21, 4, 2), [Linear(), RELU, Linear()]),
     "wide": ((5, 33, 3), [Linear(), RELU, Linear()]),
     "more outputs": ((4, 17, 9), [Linear(), Activation("leaky_relu", (-0.3,)), Linear()]),
     "clipped": (
@@ -85,7 +86,9 @@ def size(values: list[Fraction], norm: float) -> Fraction:
     return sum(sizes, Fraction(0)) if norm == 1 else max(sizes)
 
 
-def check_exactly(found: kernels.Secants, networks: Networks, stages: list, norm: float) -> None:
+def check_exactly(
+    found: kernels.Secants, networks: Networks, stages: list, norm: float, loss: float = 1e-9
+) -> None:
     """Quotients are not above those of their stored points in real arithmetic, nor far below."""
     weights, biases = networks
     for n, (value, (a, b)) in enumerate(zip(found.values.tolist(), found.ends, strict=True)):
@@ -95,7 +98,7 @@ def check_exactly(found: kernels.Secants, networks: Networks, stages: list, norm
         apart = size([p - q for p, q in zip(*ends, strict=True)], norm)
         known = Fraction(value) ** (2 if norm == 2 else 1)
         assert 0 <= known * apart <= moved
-        assert known * apart >= moved * Fraction(1 - 1e-9)
+        assert known * apart >= moved * Fraction(1 - loss)
 
 
 def best_quotients(points: Tensor, networks: Networks, stages: list, norm: float) -> Tensor:
@@ -186,6 +189,42 @@ def test_what_cannot_be_proved(checked: Harness) -> None:
     points = torch.zeros(5, 3, 2, dtype=torch.float64)  # that coincide
     found = kernels.chain_secants(checked, points, *networks, stages, fractions=(), ladder=(1.0,))
     assert found.values.tolist() == [0.0] * 5
+
+
+EXTREMES = [1e-100, 1e-140, 2.0**-530, 1e100, 1e140, 2.0**500]
+
+
+@pytest.mark.parametrize("scale", EXTREMES)
+def test_extreme_weights_and_samples(checked: Harness, scale: float) -> None:
+    """Squares that underflow or overflow, denormal products: never above the truth."""
+    dims, stages = CASES["clipped"]
+    weights, biases = networks_of(dims, torch.float64, 4)
+    for n, index in enumerate((0, 1, 2, 0)):
+        weights[n][index] *= scale
+    weights[3][1] /= scale
+    networks, x = (weights, biases), normal(4, dims[0], seed=3)
+    x[0] *= scale
+    for norm in (1, 2, INF):
+        found = kernels.chain_secants(checked, x, *networks, stages, norm=norm)
+        check_exactly(found, networks, stages, norm, loss=1.0)
+
+
+@pytest.mark.long
+def test_many_small_networks_exactly(checked: Harness) -> None:
+    """Weights of few bits lie on kinks and cancel: quotients are exact, or below."""
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        dims = torch.randint(1, 5, (4,), generator=generator).tolist()
+        draws = [
+            [torch.randint(-2, 3, (b, a), generator=generator).float() for a, b in pairwise(dims)]
+            for _ in range(8)
+        ]
+        shifts: list[list[Tensor | None]] = [[None] * 3 for _ in draws]
+        stages = [Linear(), RELU, Linear(), Activation("leaky_relu", (0.1,)), Linear()]
+        x = torch.randint(-1, 2, (8, dims[0]), generator=generator).double()
+        for norm in (1, 2, INF):
+            found = kernels.chain_secants(checked, x, draws, shifts, stages, norm=norm)
+            check_exactly(found, (draws, shifts), stages, norm, loss=1e-8)
 
 
 def test_deep_networks_are_loose(checked: Harness) -> None:

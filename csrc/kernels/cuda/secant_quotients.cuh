@@ -95,7 +95,7 @@ struct MapSums {
 };
 
 __device__ inline void add_staged(const EnclosureShared& shared, int row, int point, MapSums& sums) {
-#pragma unroll 4
+#pragma unroll 2
   for (int k = 0; k < kEnclosedDepth; ++k) {
     double weight[kThreadRows];
 #pragma unroll
@@ -225,11 +225,11 @@ __device__ void quotient_of(const SecantChains& chains, const SecantQuotients& q
                             Enclosed* from, Enclosed* to, EnclosureShared& shared) {
   const int inputs = chains.widths[0], count = 1 + 2 * quotients.count, pairs = 3 * quotients.count;
   const double* points = quotients.points + network * count * inputs;
-  for (int64_t at = thread(); at < int64_t{inputs} * kSecantPoints; at += threads()) {
+  // The first inputs that are staged are a thread's own, and barriers lie before the others.
+  for (int64_t at = thread(); at < int64_t{inputs} * kSecantPoints; at += kSecantThreads) {
     const int64_t i = at / kSecantPoints, p = at % kSecantPoints;
     from[at] = p < count ? activated(chains, 0, {points[p * inputs + i], 0}) : Enclosed{0, 0};
   }
-  __syncthreads();
   for (int l = 0; l < chains.layers; ++l) {
     enclose_layer<T>(chains, network, l, from, to, shared);
     Enclosed* swap = from;
