@@ -198,7 +198,7 @@ def test_an_op_has_one_stem_everywhere(stem: str) -> None:
     assert [path for path in expected if not (ROOT / path).is_file()] == []
 
 
-CPU_ONLY = ("conv_norms", "chain_secants")
+CPU_ONLY = ("conv_norms",)
 
 
 @pytest.mark.parametrize("stem", CPU_ONLY)

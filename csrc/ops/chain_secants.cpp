@@ -76,5 +76,16 @@ LIPFAST_SCHEMA(
 LIPFAST_SCHEMA(
     "chain_secants_enclosures(Tensor points, Tensor[] weights, Tensor[] biases, int[] stages, float[] parameters) -> "
     "(Tensor values, Tensor errors)")
+// On CUDA, all that the ops above are for, in two kernels. norm: 1, 2, or 0 for the largest entry. fractions: of the
+// way to the nearest kinks, which is at most `longest` times max |x_i|; ladder: relative to that size. points:
+// (networks, points, inputs).
+LIPFAST_SCHEMA(
+    "chain_secants_points(Tensor x, Tensor[] weights, Tensor[] biases, int[] stages, float[] parameters, int norm, "
+    "float[] fractions, float[] ladder, float longest) -> Tensor")
+// points: as chain_secants_points gives them, or moved. found: (networks, 2): the best proved quotient, and 1 where it
+// is below `tight` times the best without errors, otherwise 0; ends: (networks, 2, inputs).
+LIPFAST_SCHEMA(
+    "chain_secants_quotients(Tensor points, Tensor[] weights, Tensor[] biases, int[] stages, float[] parameters, int "
+    "norm, float tight) -> (Tensor found, Tensor ends)")
 
 }  // namespace lipfast

@@ -100,6 +100,7 @@ void check_hermitian_residual(const Tensor& hermitian, const Tensor& matrices, c
 void check_tap_products(const Tensor& taps, const std::vector<int64_t>& axes);
 void check_symbol_grams(const Tensor& products, const std::vector<int64_t>& axes, const Tensor& symbols,
                         const Tensor& centres, const std::vector<int64_t>& periods, const Tensor& shifts);
+void check_stack(const std::vector<Tensor>& tensors);
 // The stages with the shapes between them, and the shapes of the first input and the last output.
 struct ChainStages {
   std::vector<ChainStage> stages;

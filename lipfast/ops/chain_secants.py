@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
-from lipfast.ops._arguments import check_floating, native_dtype
+from lipfast.norms import Norm
+from lipfast.ops._arguments import check_floating, check_same_device, native_dtype
 from lipfast.ops.chain_activations import ACTIVATIONS
 from lipfast.ops.chain_stages import (
     Activation,
@@ -27,6 +29,8 @@ PIECEWISE_LINEAR = tuple(
 """Names of the activations that the op takes."""
 
 _LINEAR = -1
+_MOST_ON_CUDA = 48  # linear stages, and activations, of a chain
+_MOST_SIDE_ON_CUDA = 64  # of the smaller side of a Jacobian
 
 
 def has_secant_kernel(stages: Sequence[Stage]) -> bool:
@@ -46,14 +50,40 @@ def has_secant_kernel(stages: Sequence[Stage]) -> bool:
     )
 
 
+def has_secant_kernels_on(
+    stages: Sequence[Stage], jacobian_shape: tuple[int, int], device: torch.device
+) -> bool:
+    """Whether `PiecewiseLinearChains.points` and `best_quotients` take these stages on a device.
+
+    CUDA takes up to 48 linear stages and 48 activations whose Jacobians have a side of up to 64.
+
+    Example:
+        >>> from lipfast.ops.chain_stages import Activation, Linear
+        >>> stages = [Linear(), Activation("relu"), Linear()]
+        >>> has_secant_kernels_on(stages, (10, 784), torch.device("cuda"))
+        True
+        >>> has_secant_kernels_on(stages, (10, 784), torch.device("cpu"))
+        False
+    """
+    kinds = [sum(isinstance(stage, kind) for stage in stages) for kind in (Linear, Activation)]
+    return (
+        device.type == "cuda"
+        and has_secant_kernel(stages)
+        and max(kinds) <= _MOST_ON_CUDA
+        and min(jacobian_shape) <= _MOST_SIDE_ON_CUDA
+    )
+
+
 class PiecewiseLinearChains:
     r"""N networks $f_n$ of linear maps and piecewise-linear activations, evaluated in float64.
 
     The weights are read as they are, one network after the other on one thread each; float32
     becomes float64 exactly. Samples and points may have any shape; they are read row by row.
+    `jacobians`, `kink_distances` and `enclosures` are for the CPU, `points` and `best_quotients`,
+    which do all that those are for in two kernels, for CUDA (see `has_secant_kernels_on`).
 
     Args:
-        weights: per network, one (n_out, n_in) for each `Linear`, first stage first; on the CPU;
+        weights: per network, one (n_out, n_in) for each `Linear`, first stage first; on one device;
             all networks alike. Unless all are float64 or none is, they are copied to float64.
         biases: alike: (n_out,) or None.
         stages: `Linear`, `Flatten` (which changes nothing here) and the activations of
@@ -105,17 +135,18 @@ class PiecewiseLinearChains:
                     "stages"
                 )
         shapes = _map_shapes(stages, weights[0])
+        self._like = weights[0][0]
         self._networks, self._inputs = len(weights), shapes[0][1][1]
         flat_weights: list[Tensor] = []
         flat_biases: list[Tensor] = []
         for network, entries in enumerate(zip(weights, biases, strict=True)):
             for (stage, shape), weight, bias in zip(shapes, *entries, strict=True):
                 name = f"network {network}, stage {stage}"
-                flat_weights.append(_as_kernels_read(weight, shape, name, "weight"))
+                flat_weights.append(self._as_kernels_read(weight, shape, name, "weight"))
                 flat_biases.append(
                     flat_weights[-1].new_empty(0)
                     if bias is None
-                    else _as_kernels_read(bias, shape[:1], name, "bias")
+                    else self._as_kernels_read(bias, shape[:1], name, "bias")
                 )
         if len({tensor.dtype for tensor in (*flat_weights, *flat_biases)}) > 1:
             flat_weights = [weight.double() for weight in flat_weights]
@@ -123,9 +154,35 @@ class PiecewiseLinearChains:
         # What the native ops are given beside the points.
         self._chains = (flat_weights, flat_biases, *encode_secant_chain(stages))
 
+    def _as_kernels_read(
+        self, tensor: Tensor, shape: tuple[int, ...], name: str, kind: str
+    ) -> Tensor:
+        """A tensor in the layout that the op takes. Most are so already, which is quick to see."""
+        plain = (
+            isinstance(tensor, Tensor)
+            and tensor.dtype in (torch.float32, torch.float64)
+            and tensor.layout == torch.strided
+            and tensor.device == self._like.device
+        )
+        if not plain:
+            check_same_device(check_floating(tensor, name), self._like, name)
+        if tensor.shape != shape:
+            raise ArgumentError(f"{name}: expected a {kind} {shape}, got {tuple(tensor.shape)}")
+        if plain and tensor.is_contiguous() and not tensor.requires_grad:
+            return tensor
+        return native_dtype(tensor.detach())
+
+    def _require(self, device: str, method: str) -> None:
+        if self._like.device.type != device:
+            advice = " (tensor.cpu())" if device == "cpu" else ""
+            raise ArgumentError(
+                f"{method}: the networks are on {self._like.device}; this is for {device}{advice}"
+            )
+
     def _rows(self, x: Tensor, name: str, *middle: int) -> Tensor:
         """Dense (networks, *middle, inputs) in float64."""
-        x = _on_cpu(check_floating(x, name), name).detach().double()
+        check_same_device(check_floating(x, name), self._like, name)
+        x = x.detach().double()
         leading = (self._networks, *middle)
         sizes = math.prod(x.shape[len(leading) :])
         if tuple(x.shape[: len(leading)]) != leading or sizes != self._inputs:
@@ -141,6 +198,7 @@ class PiecewiseLinearChains:
         Args:
             x: (N, *shape), one sample per network.
         """
+        self._require("cpu", "jacobians")
         jacobians: Tensor = torch.ops.lipfast.chain_secants_jacobians(
             self._rows(x, "x"), *self._chains
         )
@@ -156,6 +214,7 @@ class PiecewiseLinearChains:
             x: (N, *shape), one sample per network.
             direction: alike.
         """
+        self._require("cpu", "kink_distances")
         reach = torch.ops.lipfast.chain_secants_kinks(
             self._rows(x, "x"), self._rows(direction, "direction"), *self._chains
         )
@@ -173,11 +232,69 @@ class PiecewiseLinearChains:
         Returns:
             Values and errors, (N, C, K) each, float64.
         """
+        self._require("cpu", "enclosures")
         count = points.shape[1] if points.dim() > 1 else 0
         values, errors = torch.ops.lipfast.chain_secants_enclosures(
             self._rows(points, "points", count), *self._chains
         )
         return values, errors
+
+    def points(
+        self,
+        x: Tensor,
+        norm: Norm,
+        fractions: Sequence[float],
+        ladder: Sequence[float],
+        longest: float,
+    ) -> Tensor:
+        """Points (N, C, D) on a line through each sample along which its Jacobian stretches most.
+
+        The sample, and for each step a point down and one up. Nothing is certified of them. On
+        CUDA, one launch.
+
+        Args:
+            x: (N, *shape), one sample per network.
+            norm: 1, 2 or inf.
+            fractions: shares of the way to the nearest kinks.
+            ladder: steps relative to the largest entry of the sample.
+            longest: of a way to the kinks, likewise.
+        """
+        self._require("cuda", "points")
+        rows = self._rows(x, "x")
+        found: Tensor = torch.ops.lipfast.chain_secants_points(
+            rows, *self._chains, _code_of(norm), list(fractions), list(ladder), longest
+        )
+        return found
+
+    def best_quotients(
+        self, points: Tensor, norm: Norm, tight: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        r"""The best certified quotient $\|f_n(a) - f_n(b)\| / \|a - b\|$, rounded down.
+
+        Of the pairs of each step: down and up, the sample and up, down and the sample. Holds in
+        real arithmetic for the stored points, whatever they are; see docs/bounds.md. On CUDA, one
+        launch.
+
+        Args:
+            points: (N, C, *shape): a sample, then points in pairs, as of `points`.
+            norm: 1, 2 or inf.
+            tight: quotients below this share of those without errors are loose.
+
+        Returns:
+            Quotients (N,), 0 where nothing is proved; 1.0 where they are loose and 0.0 elsewhere,
+            (N,); and the points of the best (N, 2, D).
+        """
+        self._require("cuda", "best_quotients")
+        count = points.shape[1] if points.dim() > 1 else 0
+        found, ends = torch.ops.lipfast.chain_secants_quotients(
+            self._rows(points, "points", count), *self._chains, _code_of(norm), tight
+        )
+        return found[:, 0], found[:, 1], ends
+
+
+def _code_of(norm: Norm) -> int:
+    """The native op's number of a norm."""
+    return 0 if math.isinf(norm) else int(norm)
 
 
 def encode_secant_chain(stages: Sequence[Stage]) -> tuple[list[int], list[float]]:
@@ -219,29 +336,6 @@ def _map_shapes(stages: Sequence[Stage], weights: Sequence[Tensor]) -> list[tupl
     return shapes
 
 
-def _as_kernels_read(tensor: Tensor, shape: tuple[int, ...], name: str, kind: str) -> Tensor:
-    """A tensor in the layout that the op takes. Most are so already, which is quick to see."""
-    plain = (
-        isinstance(tensor, Tensor)
-        and tensor.dtype in (torch.float32, torch.float64)
-        and tensor.layout == torch.strided
-        and tensor.device.type == "cpu"
-    )
-    if not plain:
-        _on_cpu(check_floating(tensor, name), name)
-    if tensor.shape != shape:
-        raise ArgumentError(f"{name}: expected a {kind} {shape}, got {tuple(tensor.shape)}")
-    if plain and tensor.is_contiguous() and not tensor.requires_grad:
-        return tensor
-    return native_dtype(tensor.detach())
-
-
-def _on_cpu(tensor: Tensor, name: str) -> Tensor:
-    if tensor.device.type != "cpu":
-        raise ArgumentError(f"{name}: is on {tensor.device}; this op is for the CPU (tensor.cpu())")
-    return tensor
-
-
 def _outputs_of(weights: Sequence[Tensor], stages: Sequence[int]) -> int:
     affine = sum(number == _LINEAR for number in stages)
     return weights[affine - 1].shape[0]
@@ -265,3 +359,15 @@ def _enclosures_fake(
 ) -> tuple[Tensor, Tensor]:
     shape = (*points.shape[:2], _outputs_of(weights, stages))
     return points.new_empty(shape), points.new_empty(shape)
+
+
+@torch.library.register_fake("lipfast::chain_secants_points")
+def _points_fake(x: Tensor, *arguments: Any) -> Tensor:
+    *_, fractions, ladder, _longest = arguments
+    return x.new_empty((x.shape[0], 1 + 2 * (len(fractions) + len(ladder)), x.shape[1]))
+
+
+@torch.library.register_fake("lipfast::chain_secants_quotients")
+def _quotients_fake(points: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    networks, _count, inputs = points.shape
+    return points.new_empty((networks, 2)), points.new_empty((networks, 2, inputs))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lipfast.graph.nodes import Constant, Graph, Node, Reference
 from lipfast.ops.chain_secants import has_secant_kernel
 from lipfast.ops.chain_stages import Stage, is_affine
+from lipfast.ops.stack import converted
 from lipfast.plan.fold import Folded, fold_batch_norm, folded_parameters
 from lipfast.rules.registry import rule_of
 
@@ -45,6 +47,35 @@ class Chain:
             for name, transposed in zip(self.weights, self.transposed, strict=True)
         ]
         return weights, [None if name is None else tensors[name] for name in self.biases]
+
+    def parameters_of(
+        self,
+        state_dicts: Sequence[Mapping[str, Tensor]],
+        constants: Mapping[str, Constant],
+        dtype: torch.dtype | None = None,
+    ) -> tuple[list[list[Tensor]], list[list[Tensor | None]]]:
+        """Weights and biases of each network; in a dtype, if one is given.
+
+        Those of stacked state dicts are converted together.
+        """
+        found = [self.parameters(entry, constants) for entry in state_dicts]
+        weights, biases = [own[0] for own in found], [own[1] for own in found]
+        if dtype is None or (len(found) == 1 and _all_are(dtype, found[0])):
+            return weights, biases
+        columns = [converted(own, dtype) for own in zip(*weights, strict=True)]
+        shifts: list[Sequence[Tensor | None]] = [
+            [None] * len(found) if name is None else converted([own[i] for own in biases], dtype)  # type: ignore[misc]
+            for i, name in enumerate(self.biases)
+        ]
+        rows, others = zip(*columns, strict=True), zip(*shifts, strict=True)
+        return [list(row) for row in rows], [list(row) for row in others]
+
+
+def _all_are(dtype: torch.dtype, found: tuple[list[Tensor], list[Tensor | None]]) -> bool:
+    weights, biases = found
+    return all(tensor.dtype is dtype for tensor in weights) and all(
+        tensor is None or tensor.dtype is dtype for tensor in biases
+    )
 
 
 def find_chain(graph: Graph) -> Chain | None:

@@ -17,7 +17,7 @@ from lipfast.ops.threads import one_thread
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.computed import evaluate_computed
 from lipfast.plan.masks import holds_minus_infinity, require_visible_entries
-from lipfast.plan.stacked import StackedStateDicts
+from lipfast.plan.stacked import StackedStateDicts, stacked_entries
 from lipfast.plan.state import entries_of, require_finite, require_finite_together
 
 _SMALL = 1 << 20  # elements of a state dict; below, several threads wait longer than they compute
@@ -71,7 +71,10 @@ def _resolved(
     entries = [
         _named(architecture, entry, where) for entry, where in zip(state_dicts, wheres, strict=True)
     ]
-    _device_of(architecture, entries, wheres)
+    device = _device_of(architecture, entries, wheres)
+    together = stacked_entries(entries) if device.type == "cuda" else None
+    if together is not None:
+        return _resolved_together(architecture, StackedStateDicts(together), wheres)
     masks = architecture.requirements.masks
     names = [_names_of_numbers(architecture, entry) for entry in entries]
     with _threads_for(architecture):
@@ -238,10 +241,18 @@ def _resolved_stack(
     if not together.keys() >= {*architecture.stored_parameters, *required.values}:
         return _resolved(architecture, networks, wheres)
     _device_of(architecture, [together], ["stacked state dicts: "])
+    return _resolved_together(architecture, networks, wheres)
+
+
+def _resolved_together(
+    architecture: Architecture, networks: StackedStateDicts, wheres: Sequence[str]
+) -> list[dict[str, Tensor]]:
+    """Numbers looked at once for all, and what is computed of them."""
+    together, masks = networks.tensors, architecture.requirements.masks
     floating = _names_of_numbers(architecture, together)
     try:
         require_finite_together([together], floating, [""])
     except NonFiniteError:  # of one network, which the error names
-        require_finite_together(networks, floating, wheres, required.masks)
+        require_finite_together(networks, floating, wheres, masks)
     entries = networks.entries
     return [_completed(architecture, *pair) for pair in zip(entries, wheres, strict=True)]

@@ -6,9 +6,16 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import overload
 
+import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
+from lipfast.ops.stack import stacked
+
+# Tensors that a kernel of torch takes at a time: fewer need not lie together.
+_AT_A_TIME = 128
+# Bytes of all networks: the copy of more of them would leave little memory for the work.
+_MOST_BYTES = 1 << 31
 
 
 class StackedStateDicts(Sequence[Mapping[str, Tensor]]):
@@ -57,3 +64,30 @@ class StackedStateDicts(Sequence[Mapping[str, Tensor]]):
 
     def __len__(self) -> int:
         return self._count
+
+
+def stacked_entries(entries: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor] | None:
+    """Many state dicts on a CUDA device as one tensor per name, so that launches take all of them.
+
+    None where they are few or large, differ in names, dtypes or devices, or do not fit into memory.
+    """
+    first = entries[0]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in first.values())
+    if len(entries) * len(first) <= _AT_A_TIME or len(entries) * size > _MOST_BYTES:
+        return None
+    forms = [_form(tensor) for tensor in first.values()]
+    for entry in entries:
+        if entry.keys() != first.keys() or [_form(entry[name]) for name in first] != forms:
+            return None
+    if not all(tensor.is_cuda and tensor.layout == torch.strided for tensor in first.values()):
+        return None
+    try:
+        return {name: stacked([entry[name] for entry in entries]) for name in first}
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        return None
+
+
+def _form(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.dtype, tensor.shape, tensor.device, tensor.layout, tensor.is_nested

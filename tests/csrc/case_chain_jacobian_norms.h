@@ -33,9 +33,9 @@ void run_chain_jacobian_norms_as(Input& input, Output& output, cuda::ChainLaunch
   for (int i = 0; i < chain.networks * chain.layers; ++i) {
     const int64_t inputs = chain.widths[i % chain.layers], outputs = chain.widths[i % chain.layers + 1];
     kept.push_back(input.array<T>(outputs * inputs, offset));
-    chain.weights[i] = kept.back().data() + offset;
+    chain.weights.at[i] = kept.back().data() + offset;
     kept.push_back(input.array<T>(input.number() != 0 ? outputs : 0));
-    chain.biases[i] = kept.back().empty() ? nullptr : kept.back().data();
+    chain.biases.at[i] = kept.back().empty() ? nullptr : kept.back().data();
   }
   std::vector<T> spectral(chain.networks * chain.batch), frobenius(chain.networks * chain.batch);
   chain.x = x.data();

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.csrc import test_kernels as tested
+from tests.csrc import test_secant_kernels as secants
 from tests.csrc.test_kernels import DTYPES
 from tests.support.harness import KERNELS, ROOT, Harness, build_programs, compiler, fingerprint
 from tests.support.mutations import Mutation, plant
@@ -106,8 +107,20 @@ BESIDE = {
 }
 
 
+def secant_cases() -> list[Case]:
+    return [
+        *each(secants.test_points_lie_where_the_jacobian_stretches_most, ["wide"], [2, 1]),
+        *each(
+            secants.test_secants_of_chains, ["more inputs", "more outputs", "clipped"], DTYPES[:1]
+        ),
+        *each(secants.test_what_cannot_be_proved),
+    ]
+
+
 def cases(file: str) -> list[Case]:
     """The tests of the kernels that use a file, quick ones first."""
+    if file.startswith("secant_"):
+        return secant_cases()
     if file.startswith("chain_"):
         return chain_cases()
     if file in ("lanczos.cuh", "matrix.cuh") or file.startswith("spectral_"):
@@ -117,7 +130,8 @@ def cases(file: str) -> list[Case]:
     reduction = reduction_cases() + chain_cases()
     if file in ("jacobian_reduction.cuh", "warp_reduce.cuh"):
         return reduction
-    return reduction + spectral_cases() + residual_cases() + hermitian_cases()
+    others = residual_cases() + hermitian_cases() + secant_cases()
+    return reduction + spectral_cases() + others
 
 
 def noticed(harness: Harness, tests: list[Case]) -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import lipfast
 from lipfast import _native
 from lipfast.errors import ArgumentError, NonFiniteError
+from lipfast.plan import stacked as stacked_module
 from lipfast.plan.stacked import StackedStateDicts
 from tests.support.networks import randomised
 from tests.support.pretended_device import (
@@ -300,6 +301,88 @@ def test_the_host_waits_twice_for_any_number_of_state_dicts(name: str, norm: flo
                 assert len({bound.value for bound in upper}) == 1
     # A kernel of torch's takes 128 tensors.
     assert max(seen) <= min(seen) + 16
+
+
+def many(count: int, dtype: torch.dtype) -> tuple[Any, list[dict[str, Tensor]], Tensor]:
+    """A plan of 40-256-256-10, as many state dicts of it, and samples."""
+    torch.manual_seed(0)
+    model, x = mlp(40, 256, 256, 10), torch.randn(5, 40)
+    state_dicts = [
+        {key: (value * (1 + 0.01 * index)).to(dtype) for key, value in model.state_dict().items()}
+        for index in range(count)
+    ]
+    return lipfast.compile(model, x), state_dicts, x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_launches_of_lower_bounds_do_not_grow_with_the_number_of_state_dicts(
+    dtype: torch.dtype,
+) -> None:
+    """Beside `most`, of half types a conversion per parameter, and a list is brought together."""
+    most, converted, listed = 18, (0 if dtype == torch.float32 else 16), 6
+    for count in (30, 90):
+        plan, state_dicts, x = many(count, dtype)
+        expected = [bound.value for bound in plan.lower(state_dicts, x)]
+        there = on_device(state_dicts)
+        stacked = StackedStateDicts(
+            {key: on_device(torch.stack([own[key] for own in state_dicts])) for key in there[0]}
+        )
+        samples = on_device(x)
+        for networks, more in ((there, listed), (stacked, 0)):
+            with pretended_device() as counts:
+                found = plan.lower(networks, samples)
+                assert counts.launches <= most + converted + more, counts.ops
+                assert counts.syncs <= 2 and counts.copies == 0
+                assert counts.ops["chain_jacobian_norms"] == 1
+                assert counts.ops["chain_secants_points"] == 1
+                assert counts.ops["chain_secants_quotients"] == 1
+            assert all(bound.certified for bound in found)
+            assert [bound.value for bound in found] == pytest.approx(expected, rel=1e-6)
+
+
+def test_launches_of_lower_bounds_of_a_thousand_state_dicts() -> None:
+    plan, state_dicts, x = many(1000, torch.float32)
+    there, samples = on_device(state_dicts), on_device(x)
+    stacked = StackedStateDicts(
+        {key: on_device(torch.stack([own[key] for own in state_dicts])) for key in there[0]}
+    )
+    for networks in (there, stacked):
+        with pretended_device() as counts:
+            assert all(bound.certified for bound in plan.lower(networks, samples))
+            assert counts.launches <= 25 and counts.syncs <= 2 and counts.copies == 0
+
+
+def test_large_or_unlike_state_dicts_stay_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of them all might not fit; one of another dtype does not belong to the others."""
+    plan, state_dicts, x = many(30, torch.float32)
+    expected = [bound.value for bound in plan.lower(state_dicts, x)]
+    wide = [*state_dicts[:-1], {key: value.double() for key, value in state_dicts[-1].items()}]
+    with pretended_device() as counts:
+        found = plan.lower(on_device(wide), on_device(x))
+        assert "stack" in counts.ops and counts.ops["_foreach_norm"] > 1
+        assert [bound.value for bound in found] == pytest.approx(expected, rel=1e-6)
+        monkeypatch.setattr(stacked_module, "_MOST_BYTES", 1 << 20)
+        counts.clear()
+        found = plan.lower(on_device(state_dicts), on_device(x))
+        assert counts.ops["chain_jacobian_norms"] == counts.ops["chain_secants_points"] == 1
+        assert counts.syncs <= 2
+        assert [bound.value for bound in found] == pytest.approx(expected, rel=1e-6)
+
+
+def test_loose_secants_on_a_device_are_bounded_in_norm() -> None:
+    """Of a deep network, elementwise bounds leave little."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*[layer for _ in range(30) for layer in (nn.Linear(8, 8), nn.ReLU())])
+    for layer in model[::2]:
+        nn.init.orthogonal_(layer.weight, 1.5)
+        nn.init.constant_(layer.bias, 0.3)
+    model, x = model.double(), torch.randn(5, 8).double()
+    plan, state = lipfast.compile(model, x), dict(model.state_dict())
+    expected = plan.lower(state, x)
+    with pretended_device() as counts:
+        found = plan.lower(on_device(state), on_device(x))
+        assert counts.ops["chain_secants_quotients"] > 0 and counts.launches > 100
+    assert found.certified and found.value == pytest.approx(expected.value, rel=1e-6)
 
 
 @pytest.mark.parametrize(("name", "most"), [("folded", 4), ("normalised", 3), ("residual", 3)])

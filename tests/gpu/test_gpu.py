@@ -13,12 +13,15 @@ from torch import Tensor
 import lipfast
 from lipfast.errors import ArgumentError, NonFiniteError
 from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms
+from lipfast.ops.chain_secants import PiecewiseLinearChains
 from lipfast.ops.chain_stages import Activation, Linear, Stage
 from lipfast.ops.cholesky_residual import cholesky_residual
 from lipfast.ops.hermitian_residual import hermitian_residual
 from lipfast.ops.jacobian_reduction import jacobian_reduction
+from lipfast.ops.stack import stacked
 from lipfast.ops.symbol_grams import Frequencies, symbol_grams
 from lipfast.ops.tap_products import tap_products
+from lipfast.plan.stacked import StackedStateDicts
 from lipfast.reference import chain_jacobian_norms as reference_chain
 from lipfast.reference import cholesky_residual as reference_residual
 from lipfast.reference import hermitian_residual as reference_hermitian
@@ -109,6 +112,60 @@ def test_chain_small(dims: tuple[int, ...], dtype: torch.dtype, device: torch.de
 @pytest.mark.parametrize("dims", [(784, 256, 10), (40, 1000, 500, 10), (60, 90, 70)], ids=str)
 def test_chain_large(dims: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
     check_chain(dims, dtype, 70, device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_chains_of_stacked_and_of_listed_weights(dtype: torch.dtype, device: torch.device) -> None:
+    """One launch for all networks, or one per table of 128 maps: the same numbers."""
+    weights, biases = chain((5, 6, 3), dtype, 70)
+    x, stages = normal(9, 5, seed=5, dtype=dtype).to(device), relu_between(2)
+    columns = [torch.stack(column).to(device) for column in zip(*weights, strict=True)]
+    shifts = [torch.stack(column).to(device) for column in zip(*biases, strict=True)]
+    rows = [
+        [list(row) for row in zip(*(column.unbind() for column in some), strict=True)]
+        for some in (columns, shifts)
+    ]
+    together = chain_jacobian_norms(x, *rows, stages)
+    alone = chain_jacobian_norms(x, moved(weights, device), moved(biases, device), stages)
+    assert torch.equal(together[0], alone[0]) and torch.equal(together[1], alone[1])
+
+
+SECANTS = [((3, 2), 2), ((7, 13, 5, 3), 2), ((6, 9, 4), 1), ((6, 9, 4), math.inf)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dims", "norm"), SECANTS, ids=str)
+def test_secants_small(
+    dims: tuple[int, ...], norm: float, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Points and certified quotients: those of the CPU's enclosures at the same points."""
+    weights, biases = chain(dims, dtype, 5)
+    stages, x = relu_between(len(dims) - 1), normal(5, dims[0], seed=3)
+    here = PiecewiseLinearChains(weights, biases, stages)
+    there = PiecewiseLinearChains(moved(weights, device), moved(biases, device), stages)
+    points = there.points(x.to(device), norm, (0.99,), (1.0, 0.01), 100.0)
+    assert torch.equal(points[:, 0].cpu(), x)
+    values, loose, ends = there.best_quotients(points, norm, 0.99)
+    assert not loose.any()
+    outputs, _ = here.enclosures(ends.cpu())
+    moves, gaps = (
+        torch.linalg.vector_norm(pair[:, 0] - pair[:, 1], norm, 1) for pair in (outputs, ends.cpu())
+    )
+    torch.testing.assert_close(values.cpu(), moves / gaps, rtol=1e-9, atol=0)
+    jacobians = torch.linalg.matrix_norm(here.jacobians(x), norm)
+    assert bool((values.cpu() >= jacobians * (1 - 1e-9)).all())
+
+
+def test_stacked_tensors(device: torch.device) -> None:
+    """More than one launch takes; views at odd places; types of two bytes and of eight."""
+    for dtype, count in ((torch.float32, 1003), (torch.float16, 3), (torch.int64, 2)):
+        flat = torch.arange(7 * count).to(dtype)
+        tensors = [flat[7 * index + 1 : 7 * index + 6] for index in range(count)]
+        there = [tensor.clone().to(device) for tensor in tensors]
+        assert torch.equal(stacked(there).cpu(), torch.stack(tensors))
+        assert stacked(there).data_ptr() != there[0].data_ptr()
+    rows = flat.to(device).reshape(count, 7).unbind()
+    assert stacked(rows).data_ptr() == rows[0].data_ptr()
 
 
 def test_cholesky_residual_small(device: torch.device) -> None:
@@ -303,3 +360,23 @@ def test_public_calls(make: Callable[[], torch.nn.Module], device: torch.device)
     assert float(found.lower) <= float(expected.upper)
     assert float(expected.lower) <= float(found.upper) <= float(expected.upper) * (1 + 1e-4)
     assert float(norms.max()) <= float(found.upper) * (1 + 1e-5)
+
+
+def test_lower_bounds_of_many_state_dicts(device: torch.device, cases: int) -> None:
+    """Stacked or in a list: the values of the CPU, certified."""
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    x = normal(9, 6, dtype=torch.float32)
+    plan = lipfast.compile(model, x)
+    state_dicts = [
+        {key: value * (1 + 0.1 * index) for key, value in model.state_dict().items()}
+        for index in range(max(40, cases))
+    ]
+    expected = [bound.value for bound in plan.lower(state_dicts, x)]
+    there = [{key: value.to(device) for key, value in own.items()} for own in state_dicts]
+    whole = {key: torch.stack([own[key] for own in there]) for key in there[0]}
+    for networks in (there, StackedStateDicts(whole)):
+        found = plan.lower(networks, x.to(device))
+        assert all(bound.certified for bound in found)
+        assert [bound.value for bound in found] == pytest.approx(expected, rel=1e-6)
+    wide = plan.lower(there, x.to(device), domain=lipfast.Box(-1.0, 1.0))
+    assert all(bool((bound.points.abs() <= 1).all()) for bound in wide)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -201,3 +202,73 @@ def chain_jacobian_norms(
     norms = result.take((kind, count), (kind, count))
     spectral, frobenius = [torch.from_numpy(norm.reshape(len(weights), -1)) for norm in norms]
     return spectral, frobenius
+
+
+@dataclass(frozen=True)
+class Secants:
+    """What the two kernels of secants return; `loose` as numbers."""
+
+    points: Tensor
+    values: Tensor
+    loose: Tensor
+    ends: Tensor
+
+
+def chain_secants(
+    harness: Harness,
+    x: Tensor,
+    weights: Sequence[Sequence[Tensor]],
+    biases: Sequence[Sequence[Tensor | None]],
+    stages: Sequence[Stage],
+    *,
+    norm: float = 2,
+    fractions: Sequence[float] = (0.99, 0.5),
+    ladder: Sequence[float] = (1.0, 0.1, 1e-3),
+    spaced: bool = False,
+    grid: int = 2,
+    seed: int = 1,
+) -> Secants:
+    """From samples (networks, D), or the quotients alone from points (networks, C, D)."""
+    widths = [x.shape[-1], *[len(weight) for weight in weights[0]]]
+    layers, activations, starts = 0, [], [0] * (len(widths) + 1)
+    for stage in stages:
+        if isinstance(stage, Activation):
+            activations.append(stage)
+        else:
+            layers += 1
+        starts[layers + 1] = len(activations)
+    code = 0 if math.isinf(norm) else int(norm)
+    dtype, networks = weights[0][0].dtype, len(weights)
+    inputs: list[np.ndarray | Sequence[int]] = [
+        [_CODES[dtype], networks, layers, code, spaced, grid, seed, *widths, *starts]
+    ]
+    for stage in activations:
+        low, high = stage.parameters if stage.name == "hardtanh" else (0.0, math.inf)
+        leaky, limited = stage.name == "leaky_relu", stage.name == "relu6"
+        slope = stage.parameters[0] if leaky else 0.0
+        inputs += [[leaky, limited], np.array([low, 6.0 if limited else high, slope])]
+    for index in range(layers) if spaced else range(networks * layers):
+        own = [index] if not spaced else [n * layers + index for n in range(networks)]
+        pairs = [(weights[i // layers][i % layers], biases[i // layers][i % layers]) for i in own]
+        inputs += [torch.stack([weight for weight, _ in pairs]).numpy(), [pairs[0][1] is not None]]
+        inputs += [bias.numpy() for _, bias in pairs if bias is not None]
+    count = 1 + 2 * (len(fractions) + len(ladder))
+    inputs += [[x.dim() == 3, len(fractions), len(fractions) + len(ladder)]]
+    inputs += [np.array([*fractions, *ladder]), x.double().numpy()]
+    result = harness.run("chain_secants", inputs)
+    sizes = (count * networks * widths[0], 2 * networks, 2 * networks * widths[0])
+    points, found, ends = [
+        torch.from_numpy(values) for values in result.take(*((np.float64, n) for n in sizes))
+    ]
+    found = found.reshape(networks, 2)
+    return Secants(
+        points.reshape(networks, count, -1), found[:, 0], found[:, 1], ends.reshape(networks, 2, -1)
+    )
+
+
+def stack(harness: Harness, values: Tensor, places: Sequence[int], size: int, unit: int) -> Tensor:
+    """(tensors, size) bytes from an array of them, at places that `unit` divides."""
+    numbers = [len(places), size, unit, len(values), 1, *(place // unit for place in places)]
+    result = harness.run("stack", [numbers, values.numpy()])
+    (out,) = result.take((np.uint8, len(places) * size))
+    return torch.from_numpy(out).reshape(len(places), size)

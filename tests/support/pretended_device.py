@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +32,7 @@ from torch.utils._python_dispatch import (
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lipfast import _native
+from tests.support import secants_on_cpu  # noqa: F401 - registers what has no CPU kernel
 
 CUDA = torch.device("cuda:0")
 CPU = torch.device("cpu")
@@ -38,10 +41,11 @@ ELSEWHERE = ("cuda", "mps", "xpu")
 # Of tangents and gradients that C++ fills in, which knows of no device here: fitting to any.
 NOWHERE = torch.device("lazy")
 _ROOT = Path(__file__).parents[2]
-# Native ops with kernels for CUDA: one file each.
-NATIVE_ON_CUDA = {path.stem for path in (_ROOT / "csrc/ops/cuda").glob("*.cpp")} - {
-    "bindings",
-    "device",
+# Native ops with kernels for CUDA.
+NATIVE_ON_CUDA = {
+    name
+    for path in (_ROOT / "csrc/ops/cuda").glob("*.cpp")
+    for name in re.findall(r'm\.impl\("(\w+)"', path.read_text())
 }
 
 _INDEXING = {"index", "index_put_", "index_put", "_index_put_impl_", "_unsafe_index"}
@@ -320,8 +324,30 @@ def _count(
         or name.startswith(("empty", "new_empty"))
     ):
         return
+    if func._schema.name.startswith("lipfast::chain_"):
+        return COUNTS.launch(name, _launches_of_chains(name, *args[1:4]))
     listed = max((len(a) for a in args if isinstance(a, (list, tuple)) and _tensors(a)), default=1)
+    if func._schema.name == "lipfast::stack":
+        return COUNTS.launch(name, math.ceil(listed / 1000))
     COUNTS.launch(name, 1 if name in ("spectral_norms", *_INDEXING) else _launches(listed))
+
+
+def _launches_of_chains(
+    name: str, weights: Sequence[Tensor], biases: Sequence[Tensor], stages: Sequence[int]
+) -> int:
+    """As csrc/ops/cuda/chain_maps.h: one for rows of stacked tensors, else one per table."""
+    affine = [kind in (0, 1) for kind in stages[::12]]
+    layers = sum(affine) if name == "chain_jacobian_norms" else list(stages).count(-1)
+
+    def spaced(tensors: Sequence[Tensor]) -> bool:
+        places = [tensor.data_ptr() if tensor.numel() else 0 for tensor in tensors]
+        columns = [places[layer::layers] for layer in range(layers)]
+        steps = [{b - a for a, b in itertools.pairwise(column)} for column in columns]
+        return all(len(step) < 2 for step in steps)
+
+    if spaced(weights) and spaced(biases):
+        return 1
+    return math.ceil(len(weights) // layers / (_PER_LAUNCH // layers))
 
 
 def _tensors(values: Sequence[Any]) -> bool:

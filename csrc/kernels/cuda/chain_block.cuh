@@ -5,13 +5,6 @@
 
 namespace lipfast::cuda {
 
-// A phase that is called: its registers are its own, and none of another phase's are spilled for them.
-#if defined(__CUDACC__)
-#define LIPFAST_PHASE __noinline__ __device__
-#else
-#define LIPFAST_PHASE __device__
-#endif
-
 constexpr int kUnits = 32;      // of a layer that pass together: one word of bits
 constexpr int kWarpUnits = 24;  // of a layer that a warp of the forward pass has
 constexpr int kTileSamples = kMaxChainWarps * kMaxChainRounds;
@@ -111,10 +104,10 @@ struct ChainBlock {
   __device__ int samples() const { return static_cast<int>(layout.samples()); }
   __device__ int rows() const { return static_cast<int>(layout.rows); }
   __device__ const T* weight(int l) const {
-    return static_cast<const T*>(chain.weights[tile().network * chain.layers + l]);
+    return static_cast<const T*>(chain.weights.of(tile().network, chain.layers, l));
   }
   __device__ const T* bias(int l) const {
-    return static_cast<const T*>(chain.biases[tile().network * chain.layers + l]);
+    return static_cast<const T*>(chain.biases.of(tile().network, chain.layers, l));
   }
   __device__ int units(int l) const { return chain.widths[l + 1]; }
   __device__ int inputs(int l) const { return chain.widths[l]; }

@@ -13,7 +13,7 @@
 // clang-format on
 #pragma once
 
-#include "../params.h"
+#include "chain_maps.h"
 
 namespace lipfast::cuda {
 
@@ -22,7 +22,6 @@ constexpr int kMinChainWarps = 4;
 constexpr int kMaxChainRounds = 2;
 constexpr int kMaxChainLayers = 64;
 constexpr int kMaxChainActivations = 64;
-constexpr int kMaxChainMaps = 128;  // networks times layers of one launch
 
 struct ChainActivation {
   Activation function;
@@ -34,8 +33,7 @@ struct ChainLaunch {
   const void* x;  // (batch, widths[0])
   int64_t batch;
   int32_t networks, layers;
-  const void* weights[kMaxChainMaps];  // network by network
-  const void* biases[kMaxChainMaps];   // nullptr: none
+  ChainMaps weights, biases;
   ChainActivation activations[kMaxChainActivations];
   int32_t widths[kMaxChainLayers + 1];
   uint8_t starts[kMaxChainLayers + 1];  // those of layer l: activations[starts[l]] up to activations[starts[l + 1]]

@@ -35,6 +35,13 @@ __device__ __forceinline__ void copy_async_wait() {
 }  // namespace lipfast::cuda
 #endif
 
+// A phase that is called: its registers are its own, and none of another phase's are spilled for them.
+#if defined(__CUDACC__)
+#define LIPFAST_PHASE __noinline__ __device__
+#else
+#define LIPFAST_PHASE __device__
+#endif
+
 namespace lipfast::cuda {
 
 constexpr int kWarp = 32;

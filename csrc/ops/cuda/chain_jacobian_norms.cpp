@@ -1,28 +1,22 @@
 #include "../../kernels/cuda/chain_jacobian_norms.h"
 
-#include <algorithm>
 #include <tuple>
 
-#include "device.h"
+#include "chain_maps.h"
 
 namespace lipfast {
 namespace {
 
-int32_t narrow(int64_t width) {
-  STD_TORCH_CHECK(width < int64_t{1} << 31, "chain_jacobian_norms: a layer of ", width, " units is too wide");
-  return static_cast<int32_t>(width);
-}
-
 // Sets the layers, widths and activations of a chain of linear stages with pointwise activations after each.
 void read_chain(const ChainStages& decoded, cuda::ChainLaunch& chain) {
-  chain.widths[0] = narrow(elements(decoded.in));
+  chain.widths[0] = narrow_width(elements(decoded.in), "chain_jacobian_norms");
   int32_t activations = 0;
   for (size_t i = 0; i < decoded.stages.size(); ++i) {
     const ChainStage& stage = decoded.stages[i];
     if (stage.kind == StageKind::kLinear) {
       STD_TORCH_CHECK(chain.layers < cuda::kMaxChainLayers, "chain_jacobian_norms: on CUDA at most ",
                       cuda::kMaxChainLayers, " layers");
-      chain.widths[++chain.layers] = narrow(stage.out.channels);
+      chain.widths[++chain.layers] = narrow_width(stage.out.channels, "chain_jacobian_norms");
     } else {
       STD_TORCH_CHECK(stage.kind == StageKind::kActivation && chain.layers > 0, "chain_jacobian_norms: stage ", i,
                       ": on CUDA a chain is linear stages with activations after them");
@@ -39,27 +33,18 @@ std::tuple<Tensor, Tensor> chain_jacobian_norms_cuda(Tensor x, std::vector<Tenso
   const ChainStages decoded = check_chain_jacobian_norms(x, weights, biases, stages, parameters);
   cuda::ChainLaunch chain{};
   read_chain(decoded, chain);
-  const int64_t layers = chain.layers;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    check_device(weights[i], x, "chain_jacobian_norms: weight " + std::to_string(i));
-    if (biases[i].numel() > 0) check_device(biases[i], x, "chain_jacobian_norms: bias " + std::to_string(i));
-  }
+  const NetworksOnDevice all(weights, biases, chain.layers, x, "chain_jacobian_norms");
   const DeviceGuard guard(x.get_device_index());
-  const int64_t batch = x.size(0), networks = static_cast<int64_t>(weights.size()) / layers;
+  const int64_t batch = x.size(0), networks = all.count();
   Tensor spectral = torch::stable::new_empty(x, {networks, batch});
   Tensor frobenius = torch::stable::new_empty(x, {networks, batch});
   if (batch == 0) return {spectral, frobenius};
   const Dtype dtype = dtype_of(x);
-  const int64_t element = dtype == Dtype::kFloat32 ? 4 : 8, most = cuda::kMaxChainMaps / layers;
+  const int64_t element = dtype == Dtype::kFloat32 ? 4 : 8;
   chain.x = x.data_ptr();
   chain.batch = batch;
-  for (int64_t first = 0; first < networks; first += most) {
-    chain.networks = static_cast<int32_t>(std::min(most, networks - first));
-    for (int64_t i = 0; i < chain.networks * layers; ++i) {
-      const Tensor& bias = biases[first * layers + i];
-      chain.weights[i] = weights[first * layers + i].data_ptr();
-      chain.biases[i] = bias.numel() > 0 ? bias.data_ptr() : nullptr;
-    }
+  for (int64_t first = 0; first < networks; first += chain.networks) {
+    chain.networks = static_cast<int32_t>(all.take(first, chain.weights, chain.biases));
     chain.spectral = static_cast<char*>(spectral.data_ptr()) + first * batch * element;
     chain.frobenius = static_cast<char*>(frobenius.data_ptr()) + first * batch * element;
     const cuda::ChainPlan plan = cuda::plan_chain_jacobian_norms_cuda(chain, dtype);

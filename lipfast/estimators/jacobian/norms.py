@@ -118,16 +118,7 @@ def fused_chain(plan: Architecture, norm: Norm, device: torch.device) -> Chain |
 def _chain_norms(
     plan: Architecture, chain: Chain, tensors: Sequence[Mapping[str, Tensor]], x: Tensor
 ) -> Tensor:
-    dtype = x.dtype
-
-    def typed(tensor: Tensor) -> Tensor:
-        return tensor if tensor.dtype is dtype else tensor.detach().to(dtype)
-
-    weights, biases = [], []
-    for entry in tensors:
-        found = chain.parameters(entry, plan.constants)
-        weights.append([typed(tensor) for tensor in found[0]])
-        biases.append([None if tensor is None else typed(tensor) for tensor in found[1]])
+    weights, biases = chain.parameters_of(tensors, plan.constants, x.dtype)
     spectral, _ = chain_jacobian_norms(x.contiguous(), weights, biases, chain.stages)
     return spectral
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -146,22 +147,31 @@ def _waiting_once(
     with shown_progress("Jacobian norms", len(x), options.progress):
         largest.take(x, plan_jacobian_norms(plan, tensors, x, norm=norm, memory=memory))
     secants = options.secants(tensors, largest, in_norm=False)
-    finite = torch.isfinite(x).all() & torch.isfinite(largest.norms).all(1)
-    columns = [finite, *largest.statistics()]
+    norms, size = largest.norms, torch.linalg.vector_norm(x, math.inf, dtype=torch.float64)
+    columns = [
+        *largest.best(),
+        norms.mean(1, dtype=torch.float64),
+        torch.linalg.vector_norm(norms, 2, 1, dtype=torch.float64),
+        size.expand(len(norms)),
+    ]
     columns += [] if secants is None else [secants.values, secants.loose]
-    host = torch.stack([column.double() for column in columns]).tolist()
-    if not all(host[0]):
+    values, positions, means, lengths, sizes, *proved = torch.stack(
+        [column.double() for column in columns]
+    ).tolist()
+    # The largest of some norms is NaN if one of them is.
+    if not all(map(math.isfinite, (*values, sizes[0]))):
         return None
+    known = (values, positions, means, [length / math.sqrt(len(x)) for length in lengths])
     if secants is not None:
-        secants = replace(secants, known=host[5])
-        loose = [index for index, value in enumerate(host[6]) if value]
+        secants = replace(secants, known=proved[0])
+        loose = [index for index, value in enumerate(proved[1]) if value]
         if loose:
             own, points = [tensors[index] for index in loose], largest.points[loose]
             again = certified_secants(
                 plan, own, points, norm=norm, memory=memory, domain=options.domain
             )
             secants = secants.replaced(loose, again)
-    return options.assembled(largest.of_each_network(host[1:5]), secants)
+    return options.assembled(largest.of_each_network(known), secants)
 
 
 def require_one_device(x: Tensor, tensors: Sequence[Mapping[str, Tensor]]) -> None:
@@ -217,8 +227,8 @@ class Largest:
         """See a batch (b, D...) with its norms (networks, b)."""
         values, positions = norms.max(1)
         points = x[positions]
-        positions = positions + self._count
         if self._norms:
+            positions = positions + self._count
             better = values > self._values
             values = torch.where(better, values, self._values)
             positions = torch.where(better, positions, self._positions)
@@ -234,10 +244,14 @@ class Largest:
             self._norms = [torch.cat(self._norms, 1)]
         return self._norms[0]
 
+    def best(self) -> tuple[Tensor, Tensor]:
+        """Largest norm and its sample's position, (networks,) each."""
+        return self._values, self._positions
+
     def statistics(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Largest norm, its sample's position, mean and root mean square, (networks,) each."""
         wide = self.norms.double()
-        return self._values, self._positions, wide.mean(1), wide.square().mean(1).sqrt()
+        return *self.best(), wide.mean(1), wide.square().mean(1).sqrt()
 
     def of_each_network(self, known: Sequence[Sequence[float]] | None = None) -> list[Sample]:
         """What was found of each network; `known` are the `statistics`, if they are on the host."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from lipfast.estimators.enclosure import enclose
 from lipfast.graph.nodes import Node
 from lipfast.ops._arguments import FLOATING
-from lipfast.ops.chain_secants import PiecewiseLinearChains
+from lipfast.ops.chain_secants import PiecewiseLinearChains, has_secant_kernels_on
 from lipfast.ops.modes import forward_mode
 from lipfast.ops.threads import threads
 from lipfast.plan.architecture import Architecture
@@ -117,9 +117,31 @@ def networks_of(
     """Networks of one architecture, on `workers` threads if natively: see `native_chain`."""
     if chain is None:
         return TracedNetworks(plan, stack(tensors, plan.used_parameters, torch.float64))
-    parameters = [chain.parameters(entry, plan.constants) for entry in tensors]
-    weights, biases = [entry[0] for entry in parameters], [entry[1] for entry in parameters]
+    weights, biases = chain.parameters_of(tensors, plan.constants)
     return _Native(PiecewiseLinearChains(weights, biases, chain.stages), workers)
+
+
+def chains_on_device(
+    plan: Architecture, tensors: Sequence[Mapping[str, Tensor]], samples: Tensor
+) -> PiecewiseLinearChains | None:
+    """The networks for the kernels of secants of the samples' device, if there are some for them.
+
+    What is larger gains more from products on the whole device.
+    """
+    chain = plan.piecewise_linear_chain if samples.is_cuda else None
+    if (
+        chain is None
+        or _is_large(plan)
+        or not has_secant_kernels_on(chain.stages, plan.jacobian_shape, samples.device)
+    ):
+        return None
+    used = [entry[name] for entry in tensors for name in plan.used_parameters]
+    if not all(tensor.is_cuda and tensor.dtype in FLOATING for tensor in used):
+        return None
+    wide = any(tensor.dtype == torch.float64 for tensor in used)
+    dtype = torch.float64 if wide else torch.float32  # exact
+    weights, biases = chain.parameters_of(tensors, plan.constants, dtype)
+    return PiecewiseLinearChains(weights, biases, chain.stages)
 
 
 def native_chain(
@@ -129,14 +151,17 @@ def native_chain(
 
     What is larger gains more from products on all threads.
     """
-    large = bytes_of_parameters(plan) > STACKED or math.prod(plan.jacobian_shape) > LARGEST_JACOBIAN
-    if large or samples.device.type != "cpu":
+    if _is_large(plan) or samples.device.type != "cpu":
         return None
     names = plan.used_parameters
     used = (entry[name] for entry in tensors for name in names)
     if not all(tensor.device.type == "cpu" and tensor.dtype in FLOATING for tensor in used):
         return None
     return plan.piecewise_linear_chain
+
+
+def _is_large(plan: Architecture) -> bool:
+    return bytes_of_parameters(plan) > STACKED or math.prod(plan.jacobian_shape) > LARGEST_JACOBIAN
 
 
 def bytes_of_parameters(plan: Architecture) -> int:

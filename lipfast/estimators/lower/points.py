@@ -16,13 +16,13 @@ from lipfast.plan.interpret import evaluate
 
 # Relative to the size of the sample: long steps average out rounding errors, short ones
 # curvature and kinks.
-_LADDER = tuple(10.0**-power for power in range(7))
+LADDER = tuple(10.0**-power for power in range(7))
 # Steps to the nearest kinks and half way; a network without kinks is linear everywhere.
-_FRACTIONS = (0.99, 0.5)
-_LONGEST = 100.0
+FRACTIONS = (0.99, 0.5)
+LONGEST = 100.0
 _POWER_ITERATIONS = 20
 # Points on one line: the sample, and a step of each kind either way.
-COUNT = 1 + 2 * (len(_LADDER) + len(_FRACTIONS))
+COUNT = 1 + 2 * (len(LADDER) + len(FRACTIONS))
 
 
 def points_around(
@@ -83,12 +83,12 @@ def _steps(
     size = x.reshape(len(x), -1).abs().amax(1)
     scale = torch.where(size > 0, size, torch.ones_like(size))
     backward, forward = networks.kink_distances(x, direction)
-    forward = torch.minimum(forward, _LONGEST * scale)
-    backward = torch.minimum(backward, _LONGEST * scale)
+    forward = torch.minimum(forward, LONGEST * scale)
+    backward = torch.minimum(backward, LONGEST * scale)
     columns = [torch.zeros_like(scale)]
     pairs: list[tuple[int, int]] = []
-    steps = [(fraction * backward, fraction * forward) for fraction in _FRACTIONS]
-    steps += [(step * scale, step * scale) for step in _LADDER]
+    steps = [(fraction * backward, fraction * forward) for fraction in FRACTIONS]
+    steps += [(step * scale, step * scale) for step in LADDER]
     for down, up in steps:
         low, high = len(columns), len(columns) + 1
         columns += [-down, up]

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -33,12 +34,14 @@ from lipfast.estimators.lower.networks import (
     activations_of,
     bytes_of_parameters,
     bytes_per_network,
+    chains_on_device,
     native_chain,
     networks_of,
 )
-from lipfast.estimators.lower.points import COUNT, points_around
+from lipfast.estimators.lower.points import COUNT, FRACTIONS, LADDER, LONGEST, points_around
 from lipfast.estimators.lower.quotients import differences, quotients, quotients_in_norm
 from lipfast.norms import Norm
+from lipfast.ops.chain_secants import PiecewiseLinearChains
 from lipfast.ops.modes import plain_arithmetic
 from lipfast.ops.threads import native_workers, one_thread
 from lipfast.plan.architecture import Architecture
@@ -58,8 +61,8 @@ class Secants:
     Attributes:
         values: (networks,), rounded down; 0 where nothing could be proved.
         points: (networks, 2, *shape), the two stored points in float64.
-        loose: (networks,): where little is left of the quotients that would hold without errors,
-            so that errors bounded in norm might give more.
+        loose: (networks,), not zero where little is left of the quotients that would hold without
+            errors, so that errors bounded in norm might give more.
         known: the values, where they are on the host already.
     """
 
@@ -108,6 +111,42 @@ def certified_secants(
         The best secant of each network among several steps along the direction that the Jacobian
         stretches most.
     """
+    through_torch = partial(_block_by_block, plan, norm=norm, memory=memory, domain=domain)
+    with plain_arithmetic():
+        chains = chains_on_device(plan, tensors, samples)
+        if chains is not None:
+            found = _by_kernels(chains, samples, norm, domain)
+            again = found.loose.nonzero().flatten().tolist() if in_norm else ()
+            if not again:
+                return found
+            own = [tensors[network] for network in again]
+            return found.replaced(again, through_torch(own, samples[again], in_norm=True))
+    return through_torch(tensors, samples, in_norm=in_norm)
+
+
+def _by_kernels(
+    chains: PiecewiseLinearChains, samples: Tensor, norm: Norm, domain: Domain | None
+) -> Secants:
+    """Two launches on the samples' device, however many networks there are."""
+    x = samples.detach().to(torch.float64)
+    points = chains.points(x, norm, FRACTIONS, LADDER, LONGEST)
+    points = points.reshape(len(x), -1, *x.shape[1:])
+    points = points if domain is None else domain.project(points)
+    values, loose, ends = chains.best_quotients(points, norm, _TIGHT)
+    return Secants(values, ends.reshape(len(x), 2, *x.shape[1:]), loose)
+
+
+def _block_by_block(
+    plan: Architecture,
+    tensors: Sequence[Mapping[str, Tensor]],
+    samples: Tensor,
+    *,
+    norm: Norm,
+    memory: int,
+    domain: Domain | None,
+    in_norm: bool,
+) -> Secants:
+    """Through torch, and natively on the CPU: networks that fit into memory at a time."""
     fitting = int(memory // bytes_per_network(plan, COUNT))
     together = STACKED // max(1, bytes_of_parameters(plan))
     chain = native_chain(plan, tensors, samples)
