@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from lipfast.estimators.domain import Domain
-from lipfast.estimators.upper.sizes import Sizes
+from lipfast.estimators.upper.sizes import Sizes, SizesLater
 from lipfast.estimators.upper.sweep import Sweep
 from lipfast.graph.nodes import error_name
 from lipfast.norms import Norm
@@ -39,11 +39,10 @@ class NumbersRead:
         domain: Domain | None,
     ) -> None:
         self._networks = networks
-        self._names: list[str] = []
-        self._sizes: Sequence[Sizes | None] = [None] * len(networks)
-        if sweep.needs_sizes:
-            self._sizes = [Sizes(plan, entry, norm, domain) for entry in networks]
-            return
+        self._sizes: SizesLater | None = None
+        if sweep.needs_sizes and networks:
+            references = [reference for step in sweep.steps for reference in step.references]
+            self._sizes = SizesLater(plan, networks, references, norm, domain)
         names = (
             name
             for step in sweep.steps
@@ -68,4 +67,4 @@ class NumbersRead:
 
     def sizes(self) -> Sequence[Sizes | None]:
         """Each network's magnitudes, where a product needs some."""
-        return self._sizes
+        return [None] * len(self._networks) if self._sizes is None else self._sizes.read()
