@@ -8,7 +8,9 @@ namespace lipfast::cuda {
 constexpr int kUnits = 32;      // of a layer that pass together: one word of bits
 constexpr int kWarpUnits = 24;  // of a layer that a warp of the forward pass has
 constexpr int kTileSamples = kMaxChainWarps * kMaxChainRounds;
-constexpr int kInputs = 16;  // of a layer that the forward pass takes at a time
+constexpr int kInputs = 16;       // of a layer that the forward pass takes at a time
+constexpr int kForwardParts = 4;  // in which it adds up the inputs of a layer that one warp could hold
+static_assert(kMinChainWarps % kForwardParts == 0 && kMaxChainRounds <= 2);
 
 // 16 bytes: what a lane moves at once.
 template <class T>
@@ -26,8 +28,8 @@ constexpr int kLaneColumns = (kRows == 4   ? 32
                                            : 20) /
                              sizeof(T);
 // Elements of a row of the forward pass in shared memory: 16 bytes more than it holds, against bank conflicts.
-template <class T>
-constexpr int kForwardStride = kInputs + Pack<T>::kSize;
+template <class T, int kWidth>
+constexpr int kForwardStride = kWidth + Pack<T>::kSize;
 template <class T>
 __host__ __device__ constexpr int round_to_pack(int rows) {
   return (rows + Pack<T>::kSize - 1) / Pack<T>::kSize * Pack<T>::kSize;
@@ -45,7 +47,10 @@ struct ChainShared {
   static constexpr int64_t kStep = 64;
   static constexpr int64_t kLists = kStep + 4 * (kPanel<T> + kUnits);
   __host__ __device__ int64_t stage() const {
-    const int64_t backward = kUnits * kPanel<T>, forward = (kWarpUnits * warps + kTileSamples) * kForwardStride<T>;
+    const int64_t backward = kUnits * kPanel<T>;
+    const int64_t wide = (kWarpUnits * warps + kTileSamples) * kForwardStride<T, kInputs>;
+    const int64_t narrow = (kWarpUnits + kTileSamples) * kForwardStride<T, kInputs * kForwardParts>;
+    const int64_t forward = larger(wide, narrow);
     return larger(backward, forward) * static_cast<int64_t>(sizeof(T));
   }
   __host__ __device__ int64_t factors() const {
@@ -92,6 +97,8 @@ struct ChainBlock {
   const ChainLaunch& chain;
   const ChainLayout& layout;
   ChainShared<T> memory;
+  char* workspace;           // layout.bytes() per block
+  double* reduce_workspace;  // ReduceLayout::global() doubles per block
 
   // Not a member: the compiler must see that it points to shared memory, in every phase.
   __device__ static char* shared() {

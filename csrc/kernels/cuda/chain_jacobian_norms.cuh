@@ -7,16 +7,24 @@
 
 namespace lipfast::cuda {
 
-// The largest smaller side of a Jacobian that a warp of this kernel reduces; blocks reduce larger ones.
+// Smaller sides of Jacobians up to which part of a warp of this kernel reduces, and a whole warp does; blocks reduce
+// larger ones.
 template <int kRows>
-constexpr int kChainSide = kRows == 8 ? 16 : kRows;
+constexpr int kGroupSide = kRows == 8 ? 16 : kRows;
+template <int kRows>
+constexpr int kChainSide = kRows == 8 ? kWarpSide : kRows;
 
+template <int kWidth>
+__host__ __device__ constexpr int64_t group_bytes(int64_t warps) {
+  return 8 * warps * Group<kWidth>::kCount * Group<kWidth>::kDoubles;
+}
 // Bytes of shared memory that the reduction of K x D Jacobians takes.
 template <int kRows>
 __host__ __device__ int64_t reduction_bytes(int64_t outputs, int64_t inputs, int64_t warps) {
-  using G = Group<kChainSide<kRows>>;
   const ReduceLayout layout(outputs, inputs);
-  return layout.side <= kChainSide<kRows> ? 8 * warps * G::kCount * G::kDoubles : 8 * layout.shared();
+  if (layout.side > kChainSide<kRows>) return 8 * layout.shared();
+  return layout.side > kGroupSide<kRows> ? group_bytes<kChainSide<kRows>>(warps)
+                                         : group_bytes<kGroupSide<kRows>>(warps);
 }
 
 template <class T>
@@ -33,15 +41,16 @@ __device__ JacobianView<T> jacobian_of_chain(const ChainBlock<T>& block, const T
 }
 
 // The samples of this warp; as many at a time as there are groups of lanes.
-template <class T, int kRows>
-__device__ void reduce_by_warps(const ChainBlock<T>& block) {
-  using G = Group<kChainSide<kRows>>;
+template <class T, int kSide>
+LIPFAST_PHASE void reduce_by_warps(const ChainBlock<T>& block) {
+  using G = Group<kSide>;
   auto* shared = reinterpret_cast<double*>(block.shared() + block.memory.stages());
+#pragma unroll 1
   for (int first = 0; first < block.layout.rounds; first += G::kCount) {
     const int round = first + G::index(), s = round * warps() + warp();
     const bool given = round < block.layout.rounds && s < block.count();
     double spectral, frobenius;
-    reduce_in_warp<kChainSide<kRows>, sizeof(T) == sizeof(double) ? 54 : 32>(
+    reduce_in_warp<kSide, sizeof(T) == sizeof(double) ? 54 : 32>(
         jacobian_of_chain(block, block.product(block.step().done[given ? round : 0])), given,
         shared + (warp() * G::kCount + G::index()) * G::kDoubles, &spectral, &frobenius);
     if (given && G::row() == 0) store_chain_norms(block, s, spectral, frobenius);
@@ -61,18 +70,21 @@ LIPFAST_PHASE void reduce_by_block(const ChainBlock<T>& block) {
 }
 
 template <class T, int kRows>
-LIPFAST_PHASE void reduce_samples(const ChainBlock<T>& block) {
-  if (smaller(block.chain.widths[block.chain.layers], block.chain.widths[0]) <= kChainSide<kRows>) {
-    reduce_by_warps<T, kRows>(block);
+__device__ void reduce_samples(const ChainBlock<T>& block) {
+  const int64_t side = smaller(block.chain.widths[block.chain.layers], block.chain.widths[0]);
+  if (side <= kGroupSide<kRows>) {
+    reduce_by_warps<T, kGroupSide<kRows>>(block);
+  } else if (side <= kChainSide<kRows>) {
+    reduce_by_warps<T, kChainSide<kRows>>(block);
   } else {
     reduce_by_block(block);
   }
 }
 
 // Sets the block's next tile: blocks take every gridDim.x-th pair of a network and a tile of samples. Returns whether
-// there is one. workspace: layout.bytes() per block; reduction: ReduceLayout::global() doubles per block.
+// there is one.
 template <class T>
-LIPFAST_PHASE bool next_tile(const ChainBlock<T>& block, char* workspace, double* reduction) {
+LIPFAST_PHASE bool next_tile(const ChainBlock<T>& block) {
   const int64_t samples = block.layout.samples(), tiles = (block.chain.batch + samples - 1) / samples;
   const int turn = block.tile().turn + 1;
   __syncthreads();  // all have read it, and are done with the last tile
@@ -81,7 +93,7 @@ LIPFAST_PHASE bool next_tile(const ChainBlock<T>& block, char* workspace, double
   if (thread() == 0) {
     const ChainLayout& layout = block.layout;
     const int64_t first = item % tiles * samples;
-    char* base = workspace + blockIdx.x * layout.bytes();
+    char* base = block.workspace + blockIdx.x * layout.bytes();
     char* derivatives = base + 2 * layout.activations();
     char* products = derivatives + layout.derivatives();
     const int64_t doubles = ReduceLayout(block.chain.widths[block.chain.layers], block.chain.widths[0]).global();
@@ -94,7 +106,7 @@ LIPFAST_PHASE bool next_tile(const ChainBlock<T>& block, char* workspace, double
                     reinterpret_cast<T*>(derivatives),
                     reinterpret_cast<T*>(products),
                     reinterpret_cast<uint32_t*>(products + layout.warps * (layout.rounds + 1) * layout.product()),
-                    reduction + blockIdx.x * doubles};
+                    block.reduce_workspace + blockIdx.x * doubles};
   }
   __syncthreads();
   return true;
@@ -104,10 +116,10 @@ template <class T, int kRows>
 __global__ void __launch_bounds__(kWarp* kMaxChainWarps)
     chain_jacobian_norms_kernel(const __grid_constant__ ChainLaunch chain, const __grid_constant__ ChainLayout layout,
                                 double* reduce_workspace, char* workspace) {
-  const ChainBlock<T> block{chain, layout, {layout.warps, kRows, 0}};
+  const ChainBlock<T> block{chain, layout, {layout.warps, kRows, 0}, workspace, reduce_workspace};
   if (thread() == 0) block.tile().turn = -1;
   __syncthreads();
-  while (next_tile(block, workspace, reduce_workspace)) {  // begins with a barrier
+  while (next_tile(block)) {  // begins with a barrier
     forward(block);
     chain_products<T, kRows>(block);
     __syncthreads();  // the stages are free

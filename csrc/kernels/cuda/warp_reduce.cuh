@@ -7,8 +7,12 @@
 
 namespace lipfast::cuda {
 
-constexpr int64_t kWarpSide = 32;  // largest side
+constexpr int kWarpSide = 32;      // largest side
 constexpr int kGroupColumns = 16;  // columns of a Jacobian in shared memory at a time
+
+// Steps of a loop that are taken together: the largest Gram matrix leaves few registers.
+template <int kWidth>
+constexpr int kUnroll = kWidth > 16 ? 1 : 4;
 
 // Two neighbours that move together.
 struct alignas(16) Pair {
@@ -67,7 +71,7 @@ __device__ void load_group(const JacobianView<T>& j, bool given, int64_t first, 
     for (int column = G::row() % kAcross; column < kGroupColumns; column += kAcross) {
       const int64_t rows = first + column < longer ? side : 0;
       const T* from = j.data + G::row() / kAcross * side_step + first + column;
-#pragma unroll 5
+#pragma unroll(kUnroll<kWidth> + 1)
       for (int row = G::row() / kAcross; row < kWidth; row += kDown, from += kDown * side_step) {
         columns[column * G::kStride + row] = row < rows ? entry(from) : 0.0;
       }
@@ -75,7 +79,7 @@ __device__ void load_group(const JacobianView<T>& j, bool given, int64_t first, 
   } else if (G::row() < kWidth) {
     const T* from = j.data + G::row() * side_step + first * long_step;
     const int64_t count = G::row() < side ? longer - first : 0;
-#pragma unroll 4
+#pragma unroll(kUnroll<kWidth>)
     for (int column = 0; column < kGroupColumns; ++column, from += long_step) {
       columns[column * G::kStride + G::row()] = column < count ? entry(from) : 0.0;
     }
@@ -88,7 +92,8 @@ template <int kWidth>
 __device__ void tridiagonalize_group(double (&gram)[kWidth], int n, int exponent, double* row, double* v, double* w,
                                      Pair* out) {
   using G = Group<kWidth>;
-  const PowerOfTwo scaling = power_of_two(exponent);
+  // One factor holds it: the entries come from squares of float32, or of float64 that was scaled.
+  const double scaling = ldexp(1.0, exponent);
   const int i = G::row();
 #pragma unroll 1
   for (int k = 0; k < n; ++k) {
@@ -127,7 +132,7 @@ __device__ void tridiagonalize_group(double (&gram)[kWidth], int n, int exponent
     } else {
       __syncwarp();  // all have read this row
     }
-    if (i == 0) out[k] = {scaling(diagonal), scaling(off) * scaling(off)};
+    if (i == 0) out[k] = {scaling * diagonal, scaling * off * (scaling * off)};
   }
   __syncwarp();
 }
@@ -196,7 +201,7 @@ __device__ void reduce_in_warp(const JacobianView<T>& j, bool given, double* sha
   for (int64_t first = 0; first < longer; first += kGroupColumns) {
     load_group<kWidth>(j, given, first, scaling, shared);
     __syncwarp();
-#pragma unroll 2
+#pragma unroll((kUnroll<kWidth> + 1) / 2)
     for (int column = 0; column < kGroupColumns; ++column) {
       const double* entries = shared + column * G::kStride;
       const double factor = entries[own];
@@ -216,8 +221,7 @@ __device__ void reduce_in_warp(const JacobianView<T>& j, bool given, double* sha
   const int size = binary_exponent(trace);
   auto* matrix = reinterpret_cast<Pair*>(shared + 3 * G::kLanes);
   tridiagonalize_group<kWidth>(gram, n, -size, shared, shared + G::kLanes, shared + 2 * G::kLanes, matrix);
-  const double top =
-      power_of_two(size)(largest_eigenvalue_of_group<kWidth>(matrix, n, multisection_rounds<kWidth>(kBits)));
+  const double top = ldexp(largest_eigenvalue_of_group<kWidth>(matrix, n, multisection_rounds<kWidth>(kBits)), size);
   const bool finite = trace < INFINITY;
   // top <= trace holds exactly; rounding may break it for matrices of rank one.
   *spectral = finite ? ldexp(sqrt(larger(0.0, smaller(top, trace))), exponent) : NAN;
