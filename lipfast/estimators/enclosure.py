@@ -114,23 +114,24 @@ def node_error(
             error = error + _error_of_parameters(arguments, parameters, errors)
     # An overflow, perhaps of a partial sum only, is not a number near the truth.
     known = torch.isfinite(output) & ~torch.isnan(error)
-    if masked and not bool(known.all()):  # only what a mask hides is -inf and exact
+    # Only what a mask hides is -inf and exact. A look at a device would make the host wait.
+    if masked and (output.is_cuda or not bool(known.all())):
         known |= (output == -math.inf) & (error == 0) & _holds_a_mask(arguments, incoming)
     return torch.where(known, error, math.inf)
 
 
-def _holds_a_mask(arguments: NodeArguments, errors: Sequence[Tensor | None]) -> bool:
+def _holds_a_mask(arguments: NodeArguments, errors: Sequence[Tensor | None]) -> bool | Tensor:
     """Whether an operand is -inf without an error: a constant, or what one was added to."""
     if -math.inf in arguments.node.args:
         return True
+    found: bool | Tensor = False
     tensors = [ref for ref in arguments.node.references() if ref.kind not in ("batch", "dtype")]
     for reference, error in zip(tensors, errors, strict=True):
         hidden = arguments.value(reference) == -math.inf
         if error is not None:
             hidden &= error == 0
-        if bool(hidden.any()):
-            return True
-    return False
+        found = hidden.any() | found
+    return found
 
 
 def _error_of_parameters(
@@ -143,7 +144,8 @@ def _error_of_parameters(
     node = arguments.node
     named = [ref.name for ref in node.references() if ref.kind == "parameter"]
     bounds = {name: parameters.get(error_name(name)) for name in named}
-    if not any(bound is not None and bool(bound.any()) for bound in bounds.values()):
+    rounded = [bound for bound in bounds.values() if bound is not None]
+    if not any(bound.is_cuda or bool(bound.any()) for bound in rounded):
         return 0.0
     changed = {
         name: torch.zeros_like(parameters[name]) if bound is None else bound

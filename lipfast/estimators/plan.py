@@ -30,7 +30,13 @@ from lipfast.estimators.upper.starts import Starts, StartVectors
 from lipfast.estimators.upper.tracker import Tracker
 from lipfast.norms import AnyNorm
 from lipfast.plan.architecture import SCHEMA_VERSION, Architecture, architecture_from_json
-from lipfast.plan.checked import CheckedStateDict, StateDict, resolve, resolve_all
+from lipfast.plan.checked import (
+    CheckedStateDict,
+    StateDict,
+    checked_all,
+    resolve,
+    resolve_all,
+)
 from lipfast.plan.compositions import by_their_rules
 from lipfast.plan.trace import Source, trace
 from lipfast.rules.registry import require_rules
@@ -88,7 +94,7 @@ class Plan(Architecture):
 
     def resolve_all(self, state_dicts: StateDict | Sequence[StateDict]) -> list[dict[str, Tensor]]:
         """`resolve` one or many state dicts; errors say which entry of a list."""
-        return resolve_all(self, state_dicts)
+        return list(resolve_all(self, state_dicts))
 
     def checked(self, state_dicts: Sequence[StateDict]) -> list[CheckedStateDict]:
         """Check state dicts once for several bounds; until then their tensors must not change.
@@ -369,7 +375,7 @@ def bounds_from(
 ) -> list[Bounds]:
     """`Plan.bounds` of checked options and opened data."""
     norm, domain = shared["norm"], shared["domain"]
-    state_dicts = [CheckedStateDict(entry, plan) for entry in resolve_all(plan, state_dicts)]
+    state_dicts = checked_all(plan, state_dicts)
     with shown_progress("layer norms", None, shared["progress"]):
         uppers, _ = product_bounds(
             plan, state_dicts, norm=norm, rtol=rtol, seed=seed, domain=domain

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from lipfast.errors import NonFiniteError
 from lipfast.norms import Norm
+from lipfast.ops.fetched import Fetched
+from lipfast.ops.in_one import in_one
 from lipfast.rounding import UNIT_ROUNDOFF
 
 
@@ -38,10 +40,8 @@ def sum_norms(
         value = sums[top]
         if not bool(torch.isfinite(value)) and not bool(torch.isfinite(matrix).all()):
             raise NonFiniteError(f"{name}: holds NaN or Inf; its norm is not defined")
-        # Any order of summation of n non-negative terms: relative error at most gamma_{n-1}. A sum
-        # that overflows is finite all the same: about the largest float64 at least.
-        terms = matrix.numel() // sums.numel()
-        slack = 1.0 + 2.0 * terms * UNIT_ROUNDOFF if terms > 1 else 1.0
+        # A sum that overflows is finite all the same: about the largest float64 at least.
+        slack = _slack(matrix.numel() // sums.numel())
         lower.append(value.clamp(max=sys.float_info.max) / slack)
         upper.append(value * slack)
         vector, image = _extremal(matrix.detach(), norm, top)
@@ -92,14 +92,57 @@ def sums_on_device(
     return fields[0], fields[1], right, left, [lower, upper, ones, ones]
 
 
+class SumsLater:
+    """Norms 1 or inf of matrices on a device, on their way from it.
+
+    Args:
+        groups: finite matrices, those of a group of one shape and dtype.
+        norm: 1 or inf.
+        memory: bytes that copies may take.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[Tensor]], norm: Norm, memory: int) -> None:
+        self._groups, largest = groups, []
+        self._terms = [group[0].shape[0 if norm == 1 else 1] for group in groups]
+        for group in groups:
+            # In float64, and perhaps put together.
+            count = max(1, memory // ((8 + group[0].itemsize) * group[0].numel()))
+            for first in range(0, len(group), count):
+                wide = in_one(group[first : first + count]).double()
+                sums = torch.linalg.vector_norm(wide, 1, dim=1 if norm == 1 else 2)
+                largest.append(sums.amax(1))
+        self._read = Fetched(largest)
+
+    def bounds(self) -> tuple[list[list[float]], list[list[float]]]:
+        """Lower and upper bounds, for each group.
+
+        Raises:
+            NonFiniteError: a matrix holds NaN or Inf.
+        """
+        values = torch.split(torch.cat(self._read.read()), [len(group) for group in self._groups])
+        lower, upper = [], []
+        for own, group, terms in zip(values, self._groups, self._terms, strict=True):
+            # A sum of finite numbers may overflow, so only then is there a second look.
+            for value, matrix in zip(own.tolist(), group, strict=True):
+                if not math.isfinite(value) and not bool(matrix.isfinite().all()):
+                    raise NonFiniteError("a matrix holds NaN or Inf; its norm is not defined")
+            lower.append((own.clamp(max=sys.float_info.max) / _slack(terms)).tolist())
+            upper.append((own * _slack(terms)).tolist())
+        return lower, upper
+
+
+def _slack(terms: int) -> float:
+    """What rounding makes of a sum of so many non-negative numbers, in any order: gamma_{n-1}."""
+    return 1.0 + 2.0 * terms * UNIT_ROUNDOFF if terms > 1 else 1.0
+
+
 def _largest_sums(stacked: Tensor, norm: Norm) -> tuple[Tensor, Tensor, Tensor]:
     """Lower and upper bounds of matrices (n, rows, cols) and whether finite, (3, n); vectors."""
     wide = stacked.double()
     sums = wide.abs().sum(1 if norm == 1 else 2)
     top = sums.detach().argmax(1, keepdim=True)
     value = sums.gather(1, top)[:, 0]
-    terms = wide[0].numel() // sums.shape[1]
-    slack = 1.0 + 2.0 * terms * UNIT_ROUNDOFF if terms > 1 else 1.0
+    slack = _slack(wide[0].numel() // sums.shape[1])
     wide = wide.detach()
     finite = torch.isfinite(value.detach()) | torch.isfinite(wide).flatten(1).all(1)
     sides = value.clamp(max=sys.float_info.max) / slack, value * slack, finite.double()

@@ -17,8 +17,14 @@ from lipfast.ops.threads import one_thread
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.computed import evaluate_computed
 from lipfast.plan.masks import holds_minus_infinity, require_visible_entries
-from lipfast.plan.stacked import StackedStateDicts
-from lipfast.plan.state import entries_of, require_finite, require_finite_together
+from lipfast.plan.on_device import Resolved, resolved_on_device
+from lipfast.plan.stacked import ResolvedNetworks, StackedStateDicts
+from lipfast.plan.state import (
+    entries_of,
+    require_dense_numbers,
+    require_finite,
+    require_finite_together,
+)
 
 _SMALL = 1 << 20  # elements of a state dict; below, several threads wait longer than they compute
 StateDict: TypeAlias = Mapping[str, Tensor]
@@ -48,15 +54,7 @@ def resolve(
     """
     if isinstance(state_dict, CheckedStateDict) and state_dict.architecture is architecture:
         return state_dict
-    tensors = _named(architecture, state_dict, where)
-    names, masks = _names_of_numbers(architecture, tensors), architecture.requirements.masks
-    device = _device_of(architecture, [tensors], [where])
-    with _threads_for(architecture):
-        if device.type == "cpu":
-            require_finite(tensors, names, where, masks)
-        else:
-            require_finite_together([tensors], names, [where], masks)
-    return _completed(architecture, tensors, where)
+    return _resolved(architecture, [state_dict], [where]).settled()[0]
 
 
 def _threads_for(architecture: Architecture) -> contextlib.AbstractContextManager[None]:
@@ -66,23 +64,43 @@ def _threads_for(architecture: Architecture) -> contextlib.AbstractContextManage
 
 def _resolved(
     architecture: Architecture, state_dicts: Sequence[StateDict], wheres: Sequence[str]
-) -> list[dict[str, Tensor]]:
+) -> Resolved:
     """`resolve` of many, with their numbers looked at together."""
     entries = [
         _named(architecture, entry, where) for entry, where in zip(state_dicts, wheres, strict=True)
     ]
-    _device_of(architecture, entries, wheres)
-    masks = architecture.requirements.masks
+    on_cpu = _device_of(architecture, entries, wheres).type == "cpu"
     names = [_names_of_numbers(architecture, entry) for entry in entries]
+    for entry, own, where in zip(entries, names, wheres, strict=True):
+        for name in () if on_cpu else own:
+            require_dense_numbers(entry[name], name, where)
+
+    def carefully() -> ResolvedNetworks:
+        return _each_resolved(architecture, entries, names, wheres)
+
+    if on_cpu or not entries:
+        return Resolved(carefully(), None, carefully)
+    for entry, where in zip(entries, wheres, strict=True):
+        _require_dtype(architecture, entry, where)
+    return resolved_on_device(architecture, ResolvedNetworks(entries), names, carefully)
+
+
+def _each_resolved(
+    architecture: Architecture,
+    entries: Sequence[dict[str, Tensor]],
+    names: Sequence[Sequence[str]],
+    wheres: Sequence[str],
+) -> ResolvedNetworks:
+    """Networks whose names fit, each with its own look at its numbers."""
+    masks = architecture.requirements.masks
     with _threads_for(architecture):
-        if all(own == names[0] for own in names[1:]):
-            require_finite_together(entries, names[0] if names else [], wheres, masks)
+        if len(entries) > 1 and all(own == names[0] for own in names[1:]):
+            require_finite_together(entries, names[0], wheres, masks)
         else:
             for entry, own, where in zip(entries, names, wheres, strict=True):
                 require_finite(entry, own, where, masks)
-    return [
-        _completed(architecture, entry, where) for entry, where in zip(entries, wheres, strict=True)
-    ]
+    pairs = zip(entries, wheres, strict=True)
+    return ResolvedNetworks(_completed(architecture, entry, where) for entry, where in pairs)
 
 
 def _names_of_numbers(architecture: Architecture, tensors: Mapping[str, Tensor]) -> Sequence[str]:
@@ -195,10 +213,44 @@ def _require_dtype(architecture: Architecture, tensors: Mapping[str, Tensor], wh
 
 def resolve_all(
     architecture: Architecture, state_dicts: StateDict | Sequence[StateDict]
-) -> list[dict[str, Tensor]]:
+) -> ResolvedNetworks:
     """`resolve` one or many state dicts, perhaps stacked; errors say which entry of a list."""
+    return resolve_later(architecture, state_dicts).settled()
+
+
+def resolve_later(
+    architecture: Architecture, state_dicts: StateDict | Sequence[StateDict]
+) -> Resolved:
+    """`resolve_all`, of which checks may still be on their way from a device."""
+    if isinstance(state_dicts, StackedStateDicts):
+        return _resolved_stack(architecture, state_dicts)
+    if isinstance(state_dicts, _CheckedNetworks) and state_dicts.architecture is architecture:
+        return _right(state_dicts)
+    wheres, entries = _by_name(state_dicts)
+    known = [
+        isinstance(entry, CheckedStateDict) and entry.architecture is architecture
+        for entry in entries
+    ]
+    others = [index for index, is_known in enumerate(known) if not is_known]
+    if not others:
+        return _right(ResolvedNetworks(dict(entry) for entry in entries))
+    found = _resolved(
+        architecture,
+        [entries[index] for index in others],
+        [wheres[index] for index in others],
+    )
+    if len(others) == len(entries):
+        return found
+    every = [dict(entry) for entry in entries]
+    for index, tensors in zip(others, found.settled(), strict=True):
+        every[index] = tensors
+    return _right(ResolvedNetworks(every))
+
+
+def _by_name(state_dicts: StateDict | Sequence[StateDict]) -> tuple[list[str], list[StateDict]]:
+    """What errors call state dicts, and the state dicts."""
     if isinstance(state_dicts, Mapping):
-        return [resolve(architecture, state_dicts)]
+        return [""], [state_dicts]
     if isinstance(state_dicts, torch.nn.Module):
         raise ArgumentError("expected a state dict or a list of them: give model.state_dict()")
     given: object = state_dicts  # a tensor can be iterated over, but for one without dimensions
@@ -206,29 +258,30 @@ def resolve_all(
         raise ArgumentError(
             f"expected a state dict or a list of them, not {type(state_dicts).__name__}"
         )
-    if isinstance(state_dicts, StackedStateDicts):
-        return _resolved_stack(architecture, state_dicts)
     entries = list(state_dicts)
-    found: list[dict[str, Tensor] | None] = [
-        entry
-        if isinstance(entry, CheckedStateDict) and entry.architecture is architecture
-        else None
-        for entry in entries
-    ]
-    others = [index for index, entry in enumerate(found) if entry is None]
-    resolved = _resolved(
-        architecture,
-        [entries[index] for index in others],
-        [f"state dict {index}: " for index in others],
-    )
-    for index, tensors in zip(others, resolved, strict=True):
-        found[index] = tensors
-    return [entry for entry in found if entry is not None]
+    return [f"state dict {index}: " for index in range(len(entries))], entries
 
 
-def _resolved_stack(
-    architecture: Architecture, stacked: StackedStateDicts
-) -> list[dict[str, Tensor]]:
+def _right(networks: ResolvedNetworks) -> Resolved:
+    return Resolved(networks, None, lambda: networks)
+
+
+class _CheckedNetworks(ResolvedNetworks):
+    """Networks that were checked against an architecture."""
+
+    def __init__(self, networks: ResolvedNetworks, architecture: Architecture) -> None:
+        super().__init__(networks, networks.stacked)
+        self.architecture = architecture
+
+
+def checked_all(
+    architecture: Architecture, state_dicts: StateDict | Sequence[StateDict]
+) -> ResolvedNetworks:
+    """`resolve_all` for several bounds: they take what it gives as it is."""
+    return _CheckedNetworks(resolve_all(architecture, state_dicts), architecture)
+
+
+def _resolved_stack(architecture: Architecture, stacked: StackedStateDicts) -> Resolved:
     """`resolve` of stacked state dicts: names, shapes and numbers are looked at once for all."""
     count = len(stacked)
     shapes = {name: (count, *shape) for name, shape in architecture.parameters.items()}
@@ -237,11 +290,19 @@ def _resolved_stack(
     wheres = [f"state dict {index}: " for index in range(count)]
     if not together.keys() >= {*architecture.stored_parameters, *required.values}:
         return _resolved(architecture, networks, wheres)
-    _device_of(architecture, [together], ["stacked state dicts: "])
+    on_cpu = _device_of(architecture, [together], ["stacked state dicts: "]).type == "cpu"
     floating = _names_of_numbers(architecture, together)
+
+    def carefully() -> ResolvedNetworks:
+        return _each_resolved(architecture, networks.entries, [floating] * count, wheres)
+
+    if not on_cpu:
+        _require_dtype(architecture, together, wheres[0])
+        own = ResolvedNetworks(networks.entries, together)
+        return resolved_on_device(architecture, own, [floating], carefully)
     try:
         require_finite_together([together], floating, [""])
     except NonFiniteError:  # of one network, which the error names
         require_finite_together(networks, floating, wheres, required.masks)
-    entries = networks.entries
-    return [_completed(architecture, *pair) for pair in zip(entries, wheres, strict=True)]
+    pairs = zip(networks.entries, wheres, strict=True)
+    return _right(ResolvedNetworks(_completed(architecture, *pair) for pair in pairs))

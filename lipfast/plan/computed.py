@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,7 +20,11 @@ from lipfast.graph.nodes import Argument, Constant, Node, Reference, computed_na
 from lipfast.plan import elementwise_errors, matrix_errors, product_errors  # noqa: F401 (registered)
 from lipfast.plan.canonical import CASTS
 from lipfast.plan.parameter_rules import PARAMETER_RULES, Enclosure, beyond_rule, bind
+from lipfast.plan.stacked import ResolvedNetworks
+from lipfast.plan.state import device_of
 from lipfast.rules.registry import rule_of
+
+_Result = TypeVar("_Result")
 
 # Ops on parameters, by what happens to rounding errors. Ops with a bound of those they make are
 # in `parameter_rules`; of ops that activations may meet, too, `Rule.moves` says what these say.
@@ -102,12 +107,23 @@ class _Evaluation:
     tensors: Mapping[str, Tensor]
     constants: Mapping[str, Constant]
     values: dict[str, Enclosure]
+    # Of many networks at once: what has to hold, and has been taken to hold without a look.
+    assumed: list[Tensor] | None = None
+
+    def are_exact(self, values: Sequence[Enclosure]) -> bool:
+        """Whether none of them has an error that is not zero."""
+        errors = [value.error for value in values if value.error is not None]
+        if self.assumed is None:
+            return not any(bool(error.any()) for error in errors)
+        self.assumed.extend(~error.any() for error in errors)
+        return True
 
     def value(self, reference: Reference) -> Enclosure:
         if reference.kind == "node":
             return self.values[reference.name]
         if reference.kind == "constant":
-            return Enclosure(_as_double(self.constants[reference.name].tensor()))
+            constant = self.constants[reference.name].tensor()
+            return Enclosure(_as_double(constant.to(device_of(self.tensors))))
         error = self.tensors.get(error_name(reference.name))
         return Enclosure(_as_double(self.tensors[reference.name].detach()), error)
 
@@ -144,7 +160,7 @@ def evaluate_computed(
         value = _evaluated(node, state)
         state.values[node.name] = value
         name = computed_name(node.name)
-        if node.name in inexact and not _sure(value):
+        if node.name in inexact and not bool(_sure(value)):
             raise NonFiniteError(
                 f"{where}{node.op} in module '{node.module}', which computes a weight from "
                 "parameters, gives numbers that are not finite, or that rounding may make so"
@@ -155,12 +171,70 @@ def evaluate_computed(
     return found
 
 
-def _sure(value: Enclosure) -> bool:
+def evaluate_many(
+    nodes: Sequence[Node],
+    tensors: Mapping[str, Tensor],
+    constants: Mapping[str, Constant],
+) -> tuple[dict[str, Tensor], Tensor]:
+    """`evaluate_computed` for `torch.func.vmap`: nothing looks at a number.
+
+    Also returns whether all values are what `evaluate_computed` would give: finite, and those
+    exact that have to be. A rule that looks at numbers makes vmap raise.
+    """
+    state, found = _Evaluation(tensors, constants, {}, []), {}
+    inexact, assumed = rounded(nodes), state.assumed
+    assert assumed is not None
+    for node in nodes:
+        value = state.values[node.name] = _evaluated(node, state)
+        name = computed_name(node.name)
+        found[name] = value.tensor
+        if node.name in inexact:
+            assumed.append(_sure(value))
+            found[error_name(name)] = value.radius
+    fine = torch.ones((), dtype=torch.bool, device=device_of(tensors))
+    for own in assumed:
+        fine = fine & own
+    return found, fine
+
+
+def evaluate_together(
+    nodes: Sequence[Node], networks: ResolvedNetworks, constants: Mapping[str, Constant]
+) -> tuple[dict[str, Tensor], Tensor] | None:
+    """`evaluate_computed` of many networks: (N, *shape) each, and for each whether it is right.
+
+    None where a rule looks at numbers, so that networks have to be evaluated one by one.
+    """
+
+    def evaluate(entry: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        return evaluate_many(nodes, entry, constants)
+
+    names = parameters_read(nodes)
+    # Where nothing is read, any tensor says where numbers are to be.
+    return mapped(evaluate, networks.tensors(names) or networks.tensors(list(networks[0])[:1]))
+
+
+def parameters_read(nodes: Iterable[Node]) -> list[str]:
+    """Names of the parameters that computed nodes read, and of the bounds of their errors."""
+    names = dict.fromkeys(name for node in nodes for name in node.names("parameter"))
+    return [*names, *map(error_name, names)]
+
+
+def mapped(function: Callable[..., _Result], entries: Mapping[str, Tensor]) -> _Result | None:
+    """A function of one network's tensors, of all networks at once; None where it looks at one."""
+    if not entries:
+        return None
+    try:
+        return torch.func.vmap(function)(dict(entries))
+    except (RuntimeError, ValueError, TraceError):  # what is wrong shows in the evaluation of each
+        return None
+
+
+def _sure(value: Enclosure) -> Tensor:
     """Whether every entry is a number near the truth; masks hold -inf on purpose."""
     if value.error is None:
-        return not bool(value.tensor.isnan().any())
+        return ~value.tensor.isnan().any()
     meant = torch.isinf(value.tensor) & (value.error == 0)
-    return bool((torch.isfinite(value.error) & (torch.isfinite(value.tensor) | meant)).all())
+    return (torch.isfinite(value.error) & (torch.isfinite(value.tensor) | meant)).all()
 
 
 def _evaluated(node: Node, state: _Evaluation) -> Enclosure:
@@ -178,11 +252,13 @@ def _value_of(node: Node, state: _Evaluation) -> Enclosure:
         args = [_operand(argument, state) for argument in bound.args]
         kwargs = {key: _operand(entry, state) for key, entry in bound.kwargs.items()}
         return rule.evaluate(*args, **kwargs)
-    errors = [value.error for value in _operand_values(node, state)]
-    exact = all(error is None or not bool(error.any()) for error in errors)
     if node.op in _CASTS:
-        return _cast(node, state, exact=exact)
+        return _cast(node, state)
+    operands = _operand_values(node, state)
     value = _as_double(_called(node, lambda ref: state.value(ref).tensor))
+    # Moved errors are right whether or not they are zero: many networks need no look at them.
+    moved = state.assumed is not None and node.op not in _EXACT_ON_EXACT | _ON_INTEGERS
+    exact = all(entry.error is None for entry in operands) if moved else state.are_exact(operands)
     if exact and (node.op not in _ON_INTEGERS or not value.is_floating_point()):
         return Enclosure(value)
     if node.op in _EXACT_ON_EXACT or node.op in _ON_INTEGERS:
@@ -225,7 +301,7 @@ def _called(node: Node, tensor: Callable[[Reference], Tensor]) -> Tensor:
     return call_op(replace(node, kwargs=kwargs), tensor, 1, double=True)
 
 
-def _cast(node: Node, state: _Evaluation, *, exact: bool) -> Enclosure:
+def _cast(node: Node, state: _Evaluation) -> Enclosure:
     """Between floating dtypes the identity; to integers only what is exact."""
     first = next(ref for ref in node.references() if ref.kind != "dtype")
     value = state.value(first)
@@ -234,7 +310,7 @@ def _cast(node: Node, state: _Evaluation, *, exact: bool) -> Enclosure:
         return Enclosure(_as_double(result))
     if result.is_floating_point():
         return value
-    if not exact:
+    if not state.are_exact(_operand_values(node, state)):
         raise TraceError(
             f"{node.op} in module '{node.module}' rounds a computed weight to integers"
         )

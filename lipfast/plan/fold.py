@@ -19,8 +19,9 @@ from torch import Tensor
 
 from lipfast.errors import ArgumentError, NonFiniteError
 from lipfast.graph.nodes import Argument, Constant, Graph, Node, Reference, error_name, is_computed
-from lipfast.plan.computed import evaluate_computed
-from lipfast.plan.state import stack
+from lipfast.plan.computed import evaluate_computed, evaluate_many, mapped, parameters_read
+from lipfast.plan.stacked import ResolvedNetworks
+from lipfast.plan.state import device_of
 from lipfast.rounding import SMALLEST, UNIT_ROUNDOFF
 from lipfast.rules.normalization import running_statistics
 from lipfast.rules.registry import Affine, rule_of
@@ -96,7 +97,12 @@ class FoldedGraph:
         found = folded_parameters(self.maps, tensors, constants, where)
         if not self.merged:
             return found
-        errors = {
+        known = {**tensors, **found, **self._errors(found)}
+        return {**found, **evaluate_computed(self.merged, known, constants, where)}
+
+    def _errors(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Bounds of the errors of folded weights, entry by entry."""
+        return {
             error_name(folded_name(node, "weight")): (
                 found[folded_name(node, "weight")].abs() * fold_roundings(len(map_.scalings))
                 + found[folded_name(node, "underflow")]
@@ -104,8 +110,42 @@ class FoldedGraph:
             * (1.0 + 2.0**-30)
             for node, map_ in self.maps.items()
         }
-        merged = evaluate_computed(self.merged, {**tensors, **found, **errors}, constants, where)
-        return {**found, **merged}
+
+    def parameters_together(
+        self, networks: ResolvedNetworks, constants: Mapping[str, Constant]
+    ) -> tuple[dict[str, Tensor], Tensor] | None:
+        """`parameters` of many networks, (N, *shape) each, without a look at a number.
+
+        Also returns for each network whether `parameters` gives them: all are finite. None where
+        networks have to be taken one by one.
+        """
+
+        def compute(entry: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+            found: dict[str, Tensor] = {}
+            for node, folded in self.maps.items():
+                tensors = _compute(folded, entry, constants)
+                for part, tensor in zip(("weight", "bias", "underflow"), tensors, strict=True):
+                    found[folded_name(node, part)] = tensor
+            fine = torch.ones((), dtype=torch.bool, device=device_of(entry))
+            for tensor in found.values():
+                fine = fine & torch.isfinite(tensor).all()
+            if not self.merged:
+                return found, fine
+            known = {**entry, **found, **self._errors(found)}
+            merged, right = evaluate_many(self.merged, known, constants)
+            return {**found, **merged}, fine & right
+
+        return mapped(compute, networks.tensors(self._parameters_read()))
+
+    def _parameters_read(self) -> list[str]:
+        """Names of the parameters that the new ones are computed from."""
+        own = [
+            name
+            for folded in self.maps.values()
+            for name in (folded.weight, folded.bias, *_read_by(folded))
+            if name is not None
+        ]
+        return list(dict.fromkeys([*own, *parameters_read(self.merged)]))
 
 
 def fold_roundings(folds: int) -> float:
@@ -249,41 +289,6 @@ def folded_parameters(
     return found
 
 
-def folded_together(
-    maps: Mapping[str, Folded],
-    parameters: Sequence[Mapping[str, Tensor]],
-    constants: Mapping[str, Constant],
-) -> list[dict[str, Tensor]] | None:
-    """`folded_parameters` of many networks on a device, with one look at all numbers.
-
-    None on the CPU, where it gains nothing, or if something is not finite: `folded_parameters` says
-    of which network.
-    """
-    if len(parameters) < 2 or any(parameters[0][map_.weight].is_cpu for map_ in maps.values()):
-        return None
-    references = {
-        name
-        for folded in maps.values()
-        for name in (folded.weight, folded.bias, *_read_by(folded))
-        if name is not None
-    }
-    stacked = stack(parameters, sorted(references), torch.float64)
-    found: dict[str, Tensor] = {}
-    for node, folded in maps.items():
-
-        def compute(entry: Mapping[str, Tensor], folded: Folded = folded) -> tuple[Tensor, ...]:
-            return _compute(folded, entry, constants)
-
-        tensors = torch.func.vmap(compute)(stacked)
-        for part, tensor in zip(("weight", "bias", "underflow"), tensors, strict=True):
-            found[folded_name(node, part)] = tensor
-    finite = torch.stack([torch.isfinite(tensor).all() for tensor in found.values()])
-    if not bool(finite.all()):
-        return None
-    rows = zip(*(tensor.unbind() for tensor in found.values()), strict=True)
-    return [dict(zip(found, row, strict=True)) for row in rows]
-
-
 def _read_by(folded: Folded) -> Iterator[str]:
     """Names of the parameters that the BatchNorms read."""
     for scaling in folded.scalings:
@@ -297,7 +302,8 @@ def _compute(
 ) -> tuple[Tensor, Tensor, Tensor]:
     def tensor(reference: Reference) -> Tensor:
         if reference.kind == "constant":
-            return constants[reference.name].tensor().double()
+            constant = constants[reference.name].tensor()
+            return constant.to(parameters[folded.weight].device, torch.float64)
         return parameters[reference.name].detach().double()
 
     weight = parameters[folded.weight].detach().double()

@@ -7,7 +7,7 @@ it the weight 0. Everywhere else an infinite parameter is an error.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ from lipfast.ops.modes import plain_arithmetic
 from lipfast.plan.computed import moves
 from lipfast.plan.constant_folding import ATTENTION
 from lipfast.plan.interpret import NodeArguments, walk
-from lipfast.plan.state import device_of, stack
+from lipfast.plan.stacked import ResolvedNetworks
+from lipfast.plan.state import device_of, floating_as
 from lipfast.rules.registry import rule_of
 
 
@@ -79,23 +80,53 @@ def require_visible_entries(
         NonFiniteError: a softmax gives NaN there, and so at every input; names the module.
     """
 
-    def visit(arguments: NodeArguments, output: Tensor) -> None:
-        node = arguments.node
-        if not rule_of(node.op).maskable or not bool(torch.isnan(output).any()):
-            return
-        if not bool(torch.isnan(arguments.value(node.args[0])).any()):
+    def visit(node: Node, hidden: Callable[[], Tensor]) -> None:
+        if bool(hidden()):
             raise NonFiniteError(
                 f"{where}{node.op} in module '{node.module}' gives NaN: a mask of -inf leaves it "
                 "no entry. Leave at least one entry of every row finite"
             )
 
+    _look_at_softmaxes(graph, ResolvedNetworks([dict(parameters)]), constants, visit)
+
+
+def all_visible(
+    graph: Graph, networks: ResolvedNetworks, constants: Mapping[str, Constant]
+) -> Tensor | None:
+    """Whether `require_visible_entries` holds of all networks, without a wait; None: it does."""
+    found: list[Tensor] = []
+    _look_at_softmaxes(graph, networks, constants, lambda _, hidden: found.append(~hidden()))
+    return torch.stack(found).all() if found else None
+
+
+def _look_at_softmaxes(
+    graph: Graph,
+    networks: ResolvedNetworks,
+    constants: Mapping[str, Constant],
+    visit: Callable[[Node, Callable[[], Tensor]], None],
+) -> None:
+    """Shows every softmax, and whether masks leave it no entry at the input 0."""
+
+    def look(arguments: NodeArguments, output: Tensor) -> None:
+        if not rule_of(arguments.node.op).maskable:
+            return
+
+        def hidden() -> Tensor:
+            source = arguments.value(arguments.node.args[0])
+            given, found = (torch.isnan(value).flatten(1).any(1) for value in (source, output))
+            return (found & ~given).any()
+
+        visit(arguments.node, hidden)
+
     with plain_arithmetic():
         used = {ref.name for node in graph.nodes for ref in node.references()}
-        names = [name for name in used if name in parameters]
-        stacked = stack([parameters], names, torch.float64)
+        stacked = {
+            name: floating_as(tensor, torch.float64)
+            for name, tensor in networks.tensors(sorted(used)).items()
+        }
         device = device_of(stacked)
         zeros = [
-            torch.zeros(1, 1, *node.shape, dtype=torch.float64, device=device)
+            torch.zeros(len(networks), 1, *node.shape, dtype=torch.float64, device=device)
             for node in graph.inputs
         ]
-        walk(graph, stacked, constants, zeros, visit)
+        walk(graph, stacked, constants, zeros, look)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import overload
 
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
+from lipfast.ops.in_one import in_one
 
 
 class StackedStateDicts(Sequence[Mapping[str, Tensor]]):
@@ -57,3 +58,59 @@ class StackedStateDicts(Sequence[Mapping[str, Tensor]]):
 
     def __len__(self) -> int:
         return self._count
+
+
+class ResolvedNetworks(list[dict[str, Tensor]]):
+    """Tensors of some networks under an architecture's names: of each, and of all together.
+
+    A list of state dicts becomes one tensor per name only where somebody asks for it.
+
+    Args:
+        entries: of each network.
+        stacked: name -> (N, *shape), of the tensors that lie together already.
+    """
+
+    def __init__(
+        self, entries: Iterable[dict[str, Tensor]], stacked: Mapping[str, Tensor] | None = None
+    ) -> None:
+        super().__init__(entries)
+        self._stacked = dict(stacked or {})
+
+    def together(self, name: str) -> Tensor:
+        """(N, *shape), in the common dtype; without gradients."""
+        found = self._stacked.get(name)
+        if found is None:
+            found = self._stacked[name] = _in_one([entry[name].detach() for entry in self])
+        return found.detach()
+
+    def tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """`together` of those names that every network has."""
+        return {name: self.together(name) for name in names if all(name in one for one in self)}
+
+    @property
+    def stacked(self) -> Mapping[str, Tensor]:
+        """The tensors that lie together."""
+        return self._stacked
+
+    def lies_together(self, name: str) -> bool:
+        """Whether the tensors of a name are one already."""
+        return name in self._stacked
+
+    def with_tensors(self, more: Mapping[str, Tensor]) -> ResolvedNetworks:
+        """With other tensors beside these, (N, *shape) each."""
+        rows = zip(*(tensor.unbind() for tensor in more.values()), strict=True)
+        added = [dict(zip(more, row, strict=True)) for row in rows] or [{} for _ in self]
+        entries = [{**entry, **own} for entry, own in zip(self, added, strict=True)]
+        return ResolvedNetworks(entries, {**self._stacked, **more})
+
+    def some(self, chosen: Sequence[int]) -> ResolvedNetworks:
+        """Those at some positions."""
+        if list(chosen) == list(range(len(self))):
+            return self
+        return ResolvedNetworks(self[index] for index in chosen)
+
+
+def _in_one(tensors: list[Tensor]) -> Tensor:
+    if len({tensor.dtype for tensor in tensors}) > 1:  # integers would be rounded to float32
+        tensors = [tensor.double() for tensor in tensors]
+    return in_one(tensors)

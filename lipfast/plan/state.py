@@ -164,7 +164,7 @@ def require_finite(
     """
     for name in used:
         tensor = tensors[name]
-        _require_dense_numbers(tensor, name, where)
+        require_dense_numbers(tensor, name, where)
         # One cheap reduction; a sum of finite entries may overflow, so only then look closely.
         if tensor.element_size() == 1:  # float8: torch does not add it
             tensor = tensor.float()
@@ -182,7 +182,12 @@ def require_finite(
             )
 
 
-def _require_dense_numbers(tensor: Tensor, name: str, where: str) -> None:
+def require_dense_numbers(tensor: Tensor, name: str, where: str) -> None:
+    """Check what can be said of a parameter without its numbers.
+
+    Raises:
+        StateDictError: it has no data, is not dense, or not of a floating dtype.
+    """
     if tensor.is_meta:
         raise StateDictError(
             f"{where}parameter '{name}' has no data (device meta): load the weights first"
@@ -206,7 +211,7 @@ def require_finite_together(
     wheres: Sequence[str],
     masks: Collection[str] = (),
 ) -> None:
-    """`require_finite` of many state dicts, with one look at all numbers on a device.
+    """`require_finite` of many state dicts.
 
     Args:
         state_dicts: name -> tensor, all on one device.
@@ -220,13 +225,10 @@ def require_finite_together(
     pairs = list(zip(state_dicts, wheres, strict=True))
     for tensors, where in pairs:
         for name in used:
-            _require_dense_numbers(tensors[name], name, where)
+            require_dense_numbers(tensors[name], name, where)
     suspects = used
-    if state_dicts and used:
-        if state_dicts[0][used[0]].device.type == "cpu":
-            suspects = [name for name in used if not _sum_is_finite(name, state_dicts)]
-        elif _all_finite([tensors[name] for tensors in state_dicts for name in used]):
-            return
+    if state_dicts and used and state_dicts[0][used[0]].is_cpu:
+        suspects = [name for name in used if not _sum_is_finite(name, state_dicts)]
     for tensors, where in pairs:
         require_finite(tensors, suspects, where, masks)
 
@@ -243,8 +245,8 @@ def _sum_is_finite(name: str, state_dicts: Sequence[Mapping[str, Tensor]]) -> bo
     return math.isfinite(torch.stack(tensors).sum().item())
 
 
-def _all_finite(tensors: Sequence[Tensor]) -> bool:
-    """Whether all entries are finite: the largest magnitudes of all tensors, and one look at them.
+def largest_magnitudes(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The largest magnitude of each tensor that is not empty, or NaN: numbers on the device.
 
     They are of a few kernels, whatever the number of tensors.
     """
@@ -252,9 +254,10 @@ def _all_finite(tensors: Sequence[Tensor]) -> bool:
     for tensor in tensors:
         if tensor.numel():
             by_dtype.setdefault(tensor.dtype, []).append(tensor.detach())
-    largest = [torch._foreach_norm(some, math.inf) for some in by_dtype.values()]
-    flags = [torch.isfinite(torch.stack(list(some))).all() for some in largest]
-    return not flags or bool(torch.stack(flags).all())
+    return [
+        torch.stack(list(torch._foreach_norm(some, math.inf))).double()
+        for some in by_dtype.values()
+    ]
 
 
 def _widened(tensor: Tensor) -> Tensor:

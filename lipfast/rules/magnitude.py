@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lipfast.rounding import gamma
@@ -65,15 +66,32 @@ def _root(count: int) -> Upward:
 
 def of_tensor(tensor: Tensor) -> Magnitude:
     """The size of a parameter or a constant; unknown of one that is not finite (a mask)."""
-    values = tensor.detach().double().abs()
-    peak = float(values.max()) if values.numel() else 0.0
+    return of_numbers(*numbers_of_tensors(tensor[None])[0].tolist(), tensor.numel())
+
+
+def numbers_of_tensors(tensors: Tensor) -> Tensor:
+    """(N, 3): what `of_numbers` takes of each of (N, *shape).
+
+    The largest magnitude, and of what is divided by it the squares of the largest Euclidean norm
+    along the last axis and of the whole: scaled, so that squares neither overflow nor all
+    underflow.
+    """
+    values = tensors.detach().double().abs()
+    if not values[0].numel():
+        return values.new_zeros(len(values), 3)
+    peaks = values.flatten(1).amax(1)
+    scales = torch.where(peaks > 0, peaks, 1.0)
+    rows = values.reshape(len(values), -1, values.shape[-1] if values.dim() > 1 else 1)
+    squares = (rows / scales[:, None, None]).square().sum(-1)
+    return torch.stack([peaks, squares.amax(1), squares.sum(1)], 1)
+
+
+def of_numbers(peak: float, row: float, total: float, count: int) -> Magnitude:
+    """The size of a tensor of `count` entries, from its `numbers_of_tensors`."""
     if not math.isfinite(peak):
         return Magnitude()
     if peak == 0.0:
         return Magnitude(Upward.of(0.0), Upward.of(0.0), Upward.of(0.0))
-    # Scaled, so that squares neither overflow nor all underflow.
-    scaled = values / peak
-    wide = 1.0 + 2 * gamma(values.numel() + 8)
-    rows = scaled.reshape(-1, values.shape[-1] if values.dim() else 1).square().sum(-1)
-    row, total = (Upward.of(float(v)) * wide for v in (rows.max(), rows.sum()))
-    return Magnitude(Upward.of(peak), row.square_root() * peak, total.square_root() * peak)
+    wide = 1.0 + 2 * gamma(count + 8)
+    lengths = [(Upward.of(value) * wide).square_root() * peak for value in (row, total)]
+    return Magnitude(Upward.of(peak), *lengths)

@@ -83,6 +83,8 @@ class Counts:
         copies: from the host to the device; every one that is not ``non_blocking`` makes the host
             wait as well, for the stream, and is in `blocking`.
         blocking: see `copies`.
+        fetches: copies from the device that are ``non_blocking``: until the host has waited, what
+            they fill holds no numbers.
         ops: launches by the name of the op.
         waits: syncs by the name of the op.
     """
@@ -91,6 +93,7 @@ class Counts:
     syncs: int = 0
     copies: int = 0
     blocking: int = 0
+    fetches: int = 0
     ops: Counter[str] = field(default_factory=Counter)
     waits: Counter[str] = field(default_factory=Counter)
 
@@ -104,9 +107,13 @@ class Counts:
         self.ops[name] += times
 
     def sync(self, name: str) -> None:
-        """Count a sync of an op."""
+        """Count a sync of an op; all that was queued before it is done."""
         self.syncs += 1
         self.waits[name] += 1
+        while _UNDER_WAY:
+            copied, values = _UNDER_WAY.pop()
+            with _disable_current_modes():
+                copied.copy_(values)
 
     def copy(self, non_blocking: bool) -> None:
         """Count a copy to the device."""
@@ -114,6 +121,8 @@ class Counts:
         self.blocking += not non_blocking
 
 
+# Copies to the host that nobody has waited for, and what they will hold.
+_UNDER_WAY: list[tuple[Tensor, Tensor]] = []
 COUNTS = Counts()
 
 
@@ -429,6 +438,8 @@ class _Carry(torch.autograd.Function):
         inner = tensor.detach().inner if isinstance(tensor, Pretended) else tensor.detach()
         with _disable_current_modes():
             values = inner.clone()
+        if target == CPU and non_blocking:
+            return _under_way(values)
         if target == CPU:
             COUNTS.sync("copy to the host")
             return values
@@ -439,6 +450,16 @@ class _Carry(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         return _carried(gradients[0], ctx.back, False), None, None
+
+
+def _under_way(values: Tensor) -> Tensor:
+    """A tensor of the host that `values` are copied to when it waits; until then it is garbage."""
+    COUNTS.fetches += 1
+    with _disable_current_modes():
+        fills = math.nan if values.is_floating_point() else 1
+        copied = torch.full_like(values, fills)
+    _UNDER_WAY.append((copied, values))
+    return copied
 
 
 def on_device(value: Any, device: torch.device | str = CUDA) -> Any:
@@ -540,8 +561,10 @@ class Stream:
         """Wait on the device, not on the host."""
 
     def record_event(self, event: Event | None = None) -> Event:
-        """An event that is over."""
-        return event or Event()
+        """An event that is over when all copies so far have arrived."""
+        event = event or Event()
+        event.record(self)
+        return event
 
     def query(self) -> bool:
         """Whether all is done."""
@@ -553,20 +576,21 @@ class Stream:
 
 
 class Event:
-    """An event in pretence: over when it is recorded."""
+    """An event in pretence: over when the host has waited for anything since it was recorded."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
-        pass
+        self._copies: list[Tensor] = []
 
     def record(self, stream: Stream | None = None) -> None:
-        """Nothing to record."""
+        """Note what is under way."""
+        self._copies = [copied for copied, _ in _UNDER_WAY]
 
     def wait(self, stream: Stream | None = None) -> None:
         """Wait on the device, not on the host."""
 
     def query(self) -> bool:
-        """Whether it is over."""
-        return True
+        """Whether all copies before it have arrived."""
+        return not any(copied is other for copied in self._copies for other, _ in _UNDER_WAY)
 
     def synchronize(self) -> None:
         """The host waits."""
@@ -641,6 +665,7 @@ def pretended_device(device: Device | None = None) -> Iterator[Counts]:
         of_cuda("default_stream", Stream),
     ]
     COUNTS.clear()
+    _UNDER_WAY.clear()
     threads = torch.autograd.is_multithreading_enabled()
     with contextlib.ExitStack() as stack:
         for patch in patches:

@@ -28,6 +28,7 @@ from lipfast.estimators.upper.layer_calls import LayerCall, layer_brackets
 from lipfast.estimators.upper.sweep import ZERO, Step, sweep_of
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.interpret import NodeArguments, joined_outputs, walk
+from lipfast.plan.stacked import ResolvedNetworks
 from lipfast.plan.state import stack
 from lipfast.rounding import gamma
 from lipfast.rules.upward import Upward, p_norm
@@ -38,7 +39,9 @@ _RTOL = 0.1  # of the layers' norms: an error ten per cent larger costs nothing
 def layer_norms(plan: Architecture, tensors: Mapping[str, Tensor]) -> tuple[LayerBracket, ...]:
     """Certified spectral norms of the layers of one network, not merged, not tight."""
     layers = sweep_of(plan, plan.unfolded).layers
-    found, _ = layer_brackets(LayerCall(layers, [tensors], 2, _RTOL, 0, [{}]))
+    found, _ = layer_brackets(
+        LayerCall(layers, ResolvedNetworks([dict(tensors)]), 2, _RTOL, 0, [{}])
+    )
     return found.of(0)
 
 

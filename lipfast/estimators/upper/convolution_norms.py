@@ -1,6 +1,6 @@
 """Brackets of the operator norms of convolutions at their true input size.
 
-Part of the proof of upper bounds: norms 1 and inf and `holder_bound` are proved here, norm 2 in
+Part of the proof of upper bounds: norms 1 and inf and `holder` are proved here, norm 2 in
 `lipfast.ops.conv_norms`.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.nn import functional
 from lipfast.errors import ArgumentError
 from lipfast.norms import Norm, dual_norm
 from lipfast.ops.conv_norms import ConvStart, conv_norms
+from lipfast.ops.fetched import Fetched
 from lipfast.plan.layers import Layer
 from lipfast.rounding import widened
 from lipfast.rules.registry import ConvSettings
@@ -83,10 +84,9 @@ def convolution_brackets(
     if not layers:
         return []
     if norm != 2:
-        return [
-            _sums(layer, weight.detach().to(torch.float64), norm)
-            for layer, weight in zip(layers, weights, strict=True)
-        ]
+        pairs = zip(layers, weights, strict=True)
+        sums = [sums_of_kernels(layer, weight[None], norm) for layer, weight in pairs]
+        return [own()[0] for own in sums]
     names = ("stride", "dilation", "groups", "transposed")
     settings = [_settings(layer) for layer in layers]
     keys = [str(index) for index in range(len(layers))]
@@ -153,28 +153,58 @@ def _started(
     return known
 
 
-def holder_bound(layer: Layer, weight: Tensor) -> float:
-    """``sqrt(||.||_1 ||.||_inf)`` of the convolution, at least its norm 2; rounded up."""
-    column, row = (_sums(layer, weight.detach().double(), norm).upper for norm in (1, math.inf))
-    return math.nextafter(widened(math.sqrt(column) * math.sqrt(row), 4), math.inf)
+def sums_of_kernels(layer: Layer, weights: Tensor, norm: Norm) -> Callable[[], list[NormBracket]]:
+    """Norms 1 or inf of one layer of many networks, (N, *kernel), when somebody asks.
+
+    On a device they are computed together and on their way; on the CPU one by one, as libraries may
+    sum in another order where there are more channels.
+    """
+    stacks = torch.split(weights, 1) if weights.is_cpu else [weights]
+    sums = [_KernelSums(layer, stack.detach(), norm) for stack in stacks]
+    return lambda: [bracket for own in sums for bracket in own.brackets()]
 
 
-def _sums(layer: Layer, weight: Tensor, norm: Norm) -> NormBracket:
-    settings, sizes = _settings(layer), layer.input_shape[1:]
-    if settings.transposed:  # the adjoint: rows are columns, and the output is its input
-        settings, sizes = replace(settings, transposed=False), layer.output_shape[1:]
-        norm = dual_norm(norm)
-    # Twice as many as there are in the longest sum, and in what follows it.
-    roundings = 2 * (8 + weight.numel() // min(weight.shape[0], weight.shape[1]))
-    magnitude = weight.abs()
-    # Sums must not overflow: inf is no lower end, and inf times the zeros of padding is NaN. What a
-    # power of two so small makes of denormal entries is far below the slack.
-    scale = _SHRINKING if float(magnitude.max()) > _HUGE else 1.0
-    value = _largest_sum(magnitude * scale, settings, sizes, columns=norm == 1)
-    lower = min(value / widened(1.0, roundings) / scale, sys.float_info.max)
-    if settings.circular and _wraps_onto_itself(settings, weight.shape[2:], sizes):
-        lower = 0.0  # taps of different signs may meet in one entry
-    return NormBracket(lower, widened(value, roundings) / scale, True, "sums of magnitudes", 1)
+def holder(column: NormBracket, row: NormBracket) -> float:
+    """At least the norm 2, from brackets of the norms 1 and inf."""
+    return math.nextafter(widened(math.sqrt(column.upper) * math.sqrt(row.upper), 4), math.inf)
+
+
+class _KernelSums:
+    """Norms 1 or inf of one layer of many networks, on their way from a device.
+
+    Args:
+        layer: a convolution.
+        weights: kernels, (N, *shape).
+        norm: 1 or inf.
+    """
+
+    def __init__(self, layer: Layer, weights: Tensor, norm: Norm) -> None:
+        settings, sizes = _settings(layer), layer.input_shape[1:]
+        if settings.transposed:  # the adjoint: rows are columns, and the output is its input
+            settings, sizes = replace(settings, transposed=False), layer.output_shape[1:]
+            norm = dual_norm(norm)
+        shape = weights.shape[1:]
+        # Twice as many as there are in the longest sum, and in what follows it.
+        self._roundings = 2 * (8 + shape.numel() // min(shape[0], shape[1]))
+        magnitude = weights.to(torch.float64).abs()
+        # Sums must not overflow: inf is no lower end, and inf times the zeros of padding is NaN.
+        # What a power of two so small makes of denormal entries is far below the slack.
+        scales = torch.where(magnitude.flatten(1).amax(1) > _HUGE, _SHRINKING, 1.0).double()
+        scaled = magnitude * scales.reshape(-1, *[1] * len(shape))
+        sums = _largest_operator_sums(scaled, settings, sizes, columns=norm == 1)
+        # Taps of different signs may meet in one entry.
+        self._meet = settings.circular and _wraps_onto_itself(settings, shape[2:], sizes)
+        self._read = Fetched([sums, scales])
+
+    def brackets(self) -> list[NormBracket]:
+        """One per network."""
+        sums, scales = (numbers.tolist() for numbers in self._read.read())
+        return [self._bracket(*pair) for pair in zip(sums, scales, strict=True)]
+
+    def _bracket(self, value: float, scale: float) -> NormBracket:
+        lower = min(value / widened(1.0, self._roundings) / scale, sys.float_info.max)
+        upper = widened(value, self._roundings) / scale
+        return NormBracket(0.0 if self._meet else lower, upper, True, "sums of magnitudes", 1)
 
 
 def _wraps_onto_itself(settings: ConvSettings, kernel: Sequence[int], sizes: Sequence[int]) -> bool:
@@ -185,34 +215,36 @@ def _wraps_onto_itself(settings: ConvSettings, kernel: Sequence[int], sizes: Seq
     )
 
 
-def _largest_sum(
-    magnitude: Tensor, settings: ConvSettings, sizes: Sequence[int], *, columns: bool
-) -> float:
-    """Largest row or column sum of the operator with the non-negative kernel `magnitude`.
+def _largest_operator_sums(
+    magnitudes: Tensor, settings: ConvSettings, sizes: Sequence[int], *, columns: bool
+) -> Tensor:
+    """Largest row or column sums of operators with the non-negative kernels `magnitudes`.
 
     A row sum is the convolution of ones: channels are summed first, positions by a convolution with
     one input channel per group. A column sum is the transposed convolution of ones, and what it
-    puts into circular padding belongs to the entries that are read there.
+    puts into circular padding belongs to the entries that are read there. The channels of many
+    kernels are those of one.
     """
-    axes, groups = len(sizes), settings.groups
-    sides = settings.sides(magnitude.shape[2:])
+    axes, groups, count = len(sizes), settings.groups, len(magnitudes)
+    sides = settings.sides(magnitudes.shape[3:])
     flat = [side for pair in reversed(sides) for side in pair]
     strides: dict[str, Any] = {"stride": settings.stride, "dilation": settings.dilation}
     if not columns:
-        kernel = magnitude.sum(1, keepdim=True)
-        ones = magnitude.new_ones(1, 1, *sizes)
+        kernel = magnitudes.sum(2, keepdim=True).flatten(0, 1)
+        ones = magnitudes.new_ones(1, 1, *sizes)
         ones = functional.pad(ones, flat, value=1.0 if settings.circular else 0.0)
-        return float(getattr(functional, f"conv{axes}d")(ones, kernel, **strides).max())
-    blocks = magnitude.reshape(groups, -1, *magnitude.shape[1:]).sum(1)
-    kernel = blocks.reshape(1, -1, *magnitude.shape[2:])  # (1, channels in, ...)
+        rows: Tensor = getattr(functional, f"conv{axes}d")(ones, kernel, **strides)
+        return rows.reshape(count, -1).amax(1)
+    blocks = magnitudes.reshape(count, groups, -1, *magnitudes.shape[2:]).sum(2)
+    kernel = blocks.reshape(1, -1, *magnitudes.shape[3:])  # (1, kernels x channels in, ...)
     padded = [size + sum(pair) for size, pair in zip(sizes, sides, strict=True)]
     counts = [
         (size - step * (length - 1) - 1) // stride + 1
         for size, length, stride, step in zip(
-            padded, magnitude.shape[2:], settings.stride, settings.dilation, strict=True
+            padded, magnitudes.shape[3:], settings.stride, settings.dilation, strict=True
         )
     ]
-    ones = magnitude.new_ones(1, 1, *counts)
+    ones = magnitudes.new_ones(1, 1, *counts)
     sums: Tensor = getattr(functional, f"conv_transpose{axes}d")(ones, kernel, **strides)
     # Cut the padding off again; what no window reaches is missing at the end, and zero.
     for axis, ((before, _), size) in enumerate(zip(sides, sizes, strict=True), start=2):
@@ -223,4 +255,5 @@ def _largest_sum(
             continue
         length = min(size, sums.shape[axis] - before)
         sums = sums.narrow(axis, before, max(0, length))
-    return float(sums.max()) if sums.numel() else 0.0
+    found = sums.reshape(count, -1) if sums.numel() else sums.new_zeros(count, 1)
+    return found.amax(1)

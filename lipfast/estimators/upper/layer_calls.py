@@ -5,7 +5,7 @@ No part of a proof: what is proved of each layer is in the ops and in `layer_nor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, overload
 
@@ -14,17 +14,26 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lipfast.estimators.upper.convolution_norms import convolution_brackets
+from lipfast.estimators.upper.convolution_norms import (
+    NormBracket,
+    convolution_brackets,
+    sums_of_kernels,
+)
 from lipfast.estimators.upper.layer_bracket import LayerBrackets
-from lipfast.estimators.upper.layer_norms import error_of_kernel, errors_of_matrices
+from lipfast.estimators.upper.layer_norms import errors_of_kernels, errors_of_matrices
 from lipfast.estimators.upper.starts import StartVectors, start_of_matrix
-from lipfast.graph.nodes import error_name
 from lipfast.norms import Norm, dual_norm
+from lipfast.ops._sum_norms import SumsLater
 from lipfast.ops.conv_norms import ConvStart
-from lipfast.ops.spectral_norms import SpectralNorms, spectral_norms
+from lipfast.ops.spectral_norms import DEFAULT_MEMORY, SpectralNorms, spectral_norms
 from lipfast.plan.layers import Layer
+from lipfast.plan.stacked import ResolvedNetworks
 
 _FIELDS = ("lower", "upper", "certified", "passes")
+
+
+_Queued = Callable[[], LayerBrackets]
+"""Reads brackets, which may be on their way from a device."""
 
 
 class LayerCall(NamedTuple):
@@ -32,7 +41,7 @@ class LayerCall(NamedTuple):
 
     Attributes:
         layers: of the architecture.
-        tensors: parameters of each network.
+        networks: with their parameters.
         norm: 1, 2 or inf.
         rtol: relative gap of each bracket.
         seed: of the start vectors.
@@ -40,7 +49,7 @@ class LayerCall(NamedTuple):
     """
 
     layers: Sequence[Layer]
-    tensors: Sequence[Mapping[str, Tensor]]
+    networks: ResolvedNetworks
     norm: Norm
     rtol: float
     seed: int
@@ -79,44 +88,79 @@ class FoundStarts(Sequence[StartVectors]):
 
 
 def layer_brackets(call: LayerCall) -> tuple[LayerBrackets, FoundStarts]:
-    """Brackets of all layers of all networks, and what to start from at similar weights."""
-    starts = FoundStarts(len(call.tensors))
+    """Brackets of all layers of all networks, and what to start from at similar weights.
+
+    Of networks on a device everything is queued before anything is read.
+    """
+    starts = FoundStarts(len(call.networks))
     matrices = [layer for layer in call.layers if layer.convolution is None]
     kernels = [layer for layer in call.layers if layer.convolution is not None]
     turned = [layer for layer in matrices if layer.transposed and call.norm != 2]
-    if matrices and not turned and not kernels:
-        return _matrix_brackets(call, matrices, call.norm, starts), starts
-    found = LayerBrackets.empty(call.layers, len(call.tensors))
     plain = [layer for layer in matrices if layer not in turned]
-    for chosen, norm in ((plain, call.norm), (turned, dual_norm(call.norm))):
-        if chosen:
-            found.put(_matrix_brackets(call, chosen, norm, starts))
+    queued = []
     if kernels:
-        found.put(_kernel_brackets(call, kernels, starts))
+        queued.append(_kernel_brackets(call, kernels, starts))
+    for chosen, norm in ((turned, dual_norm(call.norm)), (plain, call.norm)):
+        if chosen:
+            queued.append(_matrix_brackets(call, chosen, norm, starts))
+    if len(queued) == 1:
+        return queued[0](), starts
+    found = LayerBrackets.empty(call.layers, len(call.networks))
+    for own in queued:
+        found.put(own())
     return found, starts
 
 
 def _matrix_brackets(
     call: LayerCall, chosen: Sequence[Layer], norm: Norm, starts: FoundStarts
-) -> LayerBrackets:
+) -> _Queued:
     """Brackets of some layers, which are matrices, in this norm of the stored ones."""
-    _, tensors, _, rtol, seed, start = call
-    matrices = [_native_dtype(entry[layer.weight]) for entry in tensors for layer in chosen]
+    networks = call.networks
+    errors = [errors_of_matrices(layer, networks, call.norm) for layer in chosen]
+    by_layer = [[_native_dtype(entry[layer.weight]) for entry in networks] for layer in chosen]
+    if norm == 2 or by_layer[0][0].is_cpu or not all(own[0].numel() for own in by_layer):
+        found = _brackets_of_matrices(call, chosen, by_layer, norm, starts)
+    else:
+        sums = SumsLater(by_layer, norm, DEFAULT_MEMORY)
+        found = partial(_brackets_of_sums, chosen, sums)
+
+    def read() -> LayerBrackets:
+        brackets = found()
+        for position, own in enumerate(errors):
+            if own is not None:
+                brackets.widen(position, own())
+        return brackets
+
+    return read
+
+
+def _brackets_of_sums(chosen: Sequence[Layer], sums: SumsLater) -> LayerBrackets:
+    lower, upper = (np.array(side).T for side in sums.bounds())
+    ones = np.ones(lower.shape, dtype=np.int64)
+    methods = np.full(lower.shape, "sums", dtype=object)
+    return LayerBrackets.of_all(chosen, lower, upper, ones.astype(bool), ones, methods)
+
+
+def _brackets_of_matrices(
+    call: LayerCall,
+    chosen: Sequence[Layer],
+    by_layer: Sequence[Sequence[Tensor]],
+    norm: Norm,
+    starts: FoundStarts,
+) -> _Queued:
+    matrices = [matrix for row in zip(*by_layer, strict=True) for matrix in row]
     begin = None
-    if any(start):
+    if any(call.start):
         names = [layer.parameter for layer in chosen]
-        begin = [start_of_matrix(entry, name) for entry in start for name in names]
-    result = spectral_norms(matrices, norm=norm, rtol=rtol, seed=seed, start=begin)
+        begin = [start_of_matrix(entry, name) for entry in call.start for name in names]
+    result = spectral_norms(matrices, norm=norm, rtol=call.rtol, seed=call.seed, start=begin)
     lower, upper, certified, passes = _on_the_host(result)
     fields = (lower, upper, certified.astype(bool), passes.astype(np.int64))
     found = LayerBrackets.of_all(chosen, *fields, np.array(result.method, dtype=object))
     for position, layer in enumerate(chosen):
-        if layer.folds or any(error_name(layer.weight) in entry for entry in tensors):
-            own = matrices[position :: len(chosen)]
-            found.widen(position, errors_of_matrices(layer, own, tensors, call.norm))
         if norm == 2:
             starts.add(layer.parameter, partial(_start_of, result, len(chosen), position))
-    return found
+    return lambda: found
 
 
 def _start_of(
@@ -133,33 +177,50 @@ def _on_the_host(result: SpectralNorms[Any]) -> list[npt.NDArray[Any]]:
     return [f.numpy() for f in (result.lower, result.upper, result.certified, result.passes)]
 
 
-def _kernel_brackets(
-    call: LayerCall, kernels: Sequence[Layer], starts: FoundStarts
-) -> LayerBrackets:
+def _kernel_brackets(call: LayerCall, kernels: Sequence[Layer], starts: FoundStarts) -> _Queued:
     """Brackets of the layers that are convolutions."""
-    _, tensors, norm, rtol, seed, start = call
-    chosen = [(network, layer) for network in range(len(tensors)) for layer in kernels]
-    weights = [tensors[network][layer.weight] for network, layer in chosen]
-    begin = [start[network].get(layer.parameter) for network, layer in chosen]
-    own = [layer for _, layer in chosen]
-    results = convolution_brackets(own, weights, norm, rtol=rtol, seed=seed, start=begin)
-    found = LayerBrackets.of_all(
-        kernels,
-        *(np.array([getattr(result, name) for result in results]) for name in _FIELDS),
-        np.array([result.method for result in results], dtype=object),
+    networks = call.networks
+    errors = [errors_of_kernels(layer, networks, call.norm) for layer in kernels]
+    if call.norm == 2 or networks[0][kernels[0].weight].is_cpu:
+        results = _brackets_of_kernels(call, kernels)
+    else:
+        results = [
+            sums_of_kernels(layer, networks.together(layer.weight), call.norm) for layer in kernels
+        ]
+
+    def read() -> LayerBrackets:
+        by_layer = [own() for own in results]
+        for layer, own in zip(kernels, by_layer, strict=True):
+            starts.add(layer.parameter, [result.start for result in own].__getitem__)
+        rows = [result for row in zip(*by_layer, strict=True) for result in row]
+        found = LayerBrackets.of_all(
+            kernels,
+            *(np.array([getattr(result, name) for result in rows]) for name in _FIELDS),
+            np.array([result.method for result in rows], dtype=object),
+        )
+        for position, errors_of in enumerate(errors):
+            if errors_of is not None:
+                found.widen(position, errors_of(found.upper[:, position].tolist()))
+        return found
+
+    return read
+
+
+def _brackets_of_kernels(
+    call: LayerCall, kernels: Sequence[Layer]
+) -> list[Callable[[], list[NormBracket]]]:
+    """For each layer those of all networks, in one native call."""
+    chosen = [(network, layer) for network in range(len(call.networks)) for layer in kernels]
+    results = convolution_brackets(
+        [layer for _, layer in chosen],
+        [call.networks[network][layer.weight] for network, layer in chosen],
+        call.norm,
+        rtol=call.rtol,
+        seed=call.seed,
+        start=[call.start[network].get(layer.parameter) for network, layer in chosen],
     )
-    for position, layer in enumerate(kernels):
-        pairs = [
-            (weights[network * len(kernels) + position], tensors[network], upper)
-            for network, upper in enumerate(found.upper[:, position].tolist())
-        ]
-        errors = [
-            error_of_kernel(layer, weight, entry, norm, upper) for weight, entry, upper in pairs
-        ]
-        found.widen(position, errors)
-        own_starts = [result.start for result in results[position :: len(kernels)]]
-        starts.add(layer.parameter, own_starts.__getitem__)
-    return found
+    by_layer = [results[position :: len(kernels)] for position in range(len(kernels))]
+    return [own.copy for own in by_layer]
 
 
 def _native_dtype(weight: Tensor) -> Tensor:

@@ -8,23 +8,31 @@ BatchNorm is folded into, or what is computed from parameters, differs from it b
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from lipfast.estimators.upper.convolution_norms import convolution_brackets, holder_bound
+from lipfast.estimators.upper.convolution_norms import NormBracket, holder, sums_of_kernels
 from lipfast.graph.nodes import error_name
 from lipfast.norms import Norm
+from lipfast.ops.fetched import Fetched
 from lipfast.plan.fold import fold_roundings, folded_name
 from lipfast.plan.layers import Layer
 from lipfast.plan.matrix_errors import frobenius_norm, frobenius_of_scaled
+from lipfast.plan.stacked import ResolvedNetworks
 from lipfast.rounding import widened
 
 # More roundings than a sum of 2^20 numbers and what is made of it have.
 _MANY = 1 << 22
 # Beside it where squares, or products with a bound of an error, may underflow.
 _UNDERFLOW_OF_SQUARES = 2.0**-900
+
+MatrixErrors = Callable[[], list[float]] | None
+"""For each network what a stored weight is off by, in the norm; None: it is the true one."""
+
+KernelErrors = Callable[[Sequence[float]], list[float]] | None
+"""`MatrixErrors` of convolutions, from the upper ends of the brackets of the stored kernels."""
 
 
 def error_of_matrix(
@@ -39,75 +47,91 @@ def error_of_matrix(
     error = 0.0
     if layer.folds:
         size = _norm_of_magnitudes(layer, matrix.double(), norm)
-        error = _error_of_folding(layer, size, matrix, tensors)
+        underflow = float(tensors[folded_name(layer.node, "underflow")])
+        error = _folding_error(layer, size, underflow, matrix)
     rounding = tensors.get(error_name(layer.weight))
     if rounding is not None:
         size = _norm_of_magnitudes(layer, rounding, norm)
-        error += widened(size, _MANY) + _UNDERFLOW_OF_SQUARES
+        error += _computing_error(size)
     return error
 
 
-def errors_of_matrices(
-    layer: Layer,
-    matrices: Sequence[Tensor],
-    tensors: Sequence[Mapping[str, Tensor]],
-    norm: Norm,
-) -> list[float]:
-    """`error_of_matrix` of many networks; of folded ones on a device with one wait for it."""
-    rounding = any(error_name(layer.weight) in entry for entry in tensors)
-    if rounding or norm != 2 or matrices[0].is_cpu or not matrices[0].numel():
-        pairs = zip(matrices, tensors, strict=True)
-        return [error_of_matrix(layer, *pair, norm) for pair in pairs]
-    stacked = torch.stack([matrix.double() for matrix in matrices]).flatten(1)
-    peaks = stacked.abs().amax(1)
-    scaled = stacked / torch.where(peaks > 0, peaks, 1.0)[:, None]
-    lengths = scaled.square().sum(1).sqrt()
-    name = folded_name(layer.node, "underflow")
-    underflows = torch.stack([entry[name] for entry in tensors])
-    errors = []
-    for peak, length, underflow in torch.stack([peaks, lengths, underflows], 1).tolist():
-        size = frobenius_of_scaled(length, peak, stacked.shape[1])
-        errors.append(_folding_error(layer, size, underflow, matrices[0]))
-    return errors
+def errors_of_matrices(layer: Layer, networks: ResolvedNetworks, norm: Norm) -> MatrixErrors:
+    """`error_of_matrix` of many networks, when somebody asks; on a device they are on their way."""
+    if layer.folds == 0 and not any(error_name(layer.weight) in entry for entry in networks):
+        return None
+    if networks[0][layer.weight].is_cpu:
+        errors = [error_of_matrix(layer, entry[layer.weight], entry, norm) for entry in networks]
+        return lambda: errors
+    weights = networks.together(layer.weight)
+    folded = _MagnitudesLater(layer, weights.double(), norm) if layer.folds else None
+    names = [folded_name(layer.node, "underflow")] if layer.folds else []
+    underflows = Fetched([networks.together(name) for name in names])
+    computed = networks.tensors([error_name(layer.weight)]).get(error_name(layer.weight))
+    rounded = None if computed is None else _MagnitudesLater(layer, computed, norm)
+
+    def read() -> list[float]:
+        errors = [0.0] * len(networks)
+        if folded is not None:
+            pairs = zip(folded.norms(), underflows.read()[0].tolist(), strict=True)
+            errors = [_folding_error(layer, *pair, weights[0]) for pair in pairs]
+        if rounded is not None:
+            sizes = zip(errors, rounded.norms(), strict=True)
+            errors = [error + _computing_error(size) for error, size in sizes]
+        return errors
+
+    return read
 
 
-def error_of_kernel(
-    layer: Layer, weight: Tensor, tensors: Mapping[str, Tensor], norm: Norm, upper: float
-) -> float:
-    """``||E||`` of a convolution with a kernel; norm 2 by `holder_bound`.
+def errors_of_kernels(layer: Layer, networks: ResolvedNetworks, norm: Norm) -> KernelErrors:
+    """``||E||`` of a convolution of many networks, from the upper ends of their brackets.
 
-    Args:
-        layer: the convolution.
-        weight: its kernel.
-        tensors: parameters with the bounds of their errors.
-        norm: 1, 2 or inf.
-        upper: end of the bracket for `weight`; for norms 1 and inf it is that of ``|W|``, too.
+    E is what folding and what computing the kernel rounded. Norm 2 is bounded by `holder`; for
+    norms 1 and inf the upper end for a kernel is that for ``|W|``, too.
     """
-    error = 0.0
-    if layer.folds:
-        size = holder_bound(layer, weight) if norm == 2 else upper
-        error = _error_of_folding(layer, size, weight, tensors)
-    rounding = tensors.get(error_name(layer.weight))
-    if rounding is not None:
-        size = holder_bound(layer, rounding)
-        if norm != 2:
-            size = convolution_brackets([layer], [rounding], norm)[0].upper
-        error += size
-    return error
+    computed = networks.tensors([error_name(layer.weight)]).get(error_name(layer.weight))
+    if layer.folds == 0 and computed is None:
+        return None
+    weights = networks.together(layer.weight)
+    norms: tuple[Norm, ...] = (1, math.inf) if norm == 2 else (norm,)
+
+    def queued(kernels: Tensor | None) -> list[Callable[[], list[NormBracket]]]:
+        return [] if kernels is None else [sums_of_kernels(layer, kernels, own) for own in norms]
+
+    def sizes(sums: Sequence[Callable[[], list[NormBracket]]]) -> list[float]:
+        brackets = [own() for own in sums]
+        if norm == 2:
+            return [holder(*pair) for pair in zip(*brackets, strict=True)]
+        return [bracket.upper for bracket in brackets[0]]
+
+    names = [folded_name(layer.node, "underflow")] if layer.folds else []
+    underflows = Fetched([networks.together(name) for name in names])
+    folded = queued(weights if layer.folds and norm == 2 else None)
+    rounded = queued(computed)
+
+    def read(uppers: Sequence[float]) -> list[float]:
+        errors = [0.0] * len(networks)
+        if layer.folds:
+            known = sizes(folded) if folded else uppers
+            pairs = zip(known, underflows.read()[0].tolist(), strict=True)
+            errors = [_folding_error(layer, *pair, weights[0]) for pair in pairs]
+        if rounded:
+            pairs = zip(errors, sizes(rounded), strict=True)
+            errors = [error + size for error, size in pairs]
+        return errors
+
+    return read
 
 
-def _error_of_folding(
-    layer: Layer, size: float, weight: Tensor, tensors: Mapping[str, Tensor]
-) -> float:
+def _computing_error(size: float) -> float:
+    return widened(size, _MANY) + _UNDERFLOW_OF_SQUARES
+
+
+def _folding_error(layer: Layer, size: float, underflow: float, weight: Tensor) -> float:
     """``eps size + t m n``: no row or column of an operator holds an entry m + 1 times.
 
     m = 1, and 3 per axis of circular padding, which is at most an input's length on either side.
     """
-    underflow = float(tensors[folded_name(layer.node, "underflow")])
-    return _folding_error(layer, size, underflow, weight)
-
-
-def _folding_error(layer: Layer, size: float, underflow: float, weight: Tensor) -> float:
     circular = layer.convolution is not None and layer.convolution.circular
     often = 3 ** (weight.dim() - 2) if circular else 1
     room = underflow * weight.numel() * often
@@ -121,3 +145,31 @@ def _norm_of_magnitudes(layer: Layer, matrix: Tensor, norm: Norm) -> float:
     rows = math.isinf(norm) is not layer.transposed  # whether sums run along the rows
     sums = matrix.abs().sum(-1 if rows else 0)
     return widened(float(sums.max()), _MANY) if sums.numel() else 0.0
+
+
+class _MagnitudesLater:
+    """`_norm_of_magnitudes` of many matrices (N, rows, columns), on its way from a device."""
+
+    def __init__(self, layer: Layer, matrices: Tensor, norm: Norm) -> None:
+        self._count = matrices[0].numel()
+        self._euclidean = norm == 2
+        magnitudes = matrices.abs()
+        if not self._count:
+            numbers = [magnitudes.new_zeros(len(matrices))]
+        elif norm == 2:
+            flat = magnitudes.flatten(1)
+            peaks = flat.amax(1)
+            scaled = flat / torch.where(peaks > 0, peaks, 1.0)[:, None]
+            numbers = [peaks, scaled.square().sum(1).sqrt()]
+        else:
+            rows = math.isinf(norm) is not layer.transposed
+            numbers = [magnitudes.sum(2 if rows else 1).amax(1)]
+        self._read = Fetched(numbers)
+
+    def norms(self) -> list[float]:
+        """Rounded up."""
+        first, *lengths = (numbers.tolist() for numbers in self._read.read())
+        if lengths:
+            pairs = zip(lengths[0], first, strict=True)
+            return [frobenius_of_scaled(*pair, self._count) for pair in pairs]
+        return first if self._euclidean else [widened(value, _MANY) for value in first]

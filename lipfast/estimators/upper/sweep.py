@@ -190,7 +190,7 @@ def composed(
         operands = [ZERO if name is None else constants[name] for name in step.names]
         call = step.call(operands, layers, parameters, plan.constants, norm)
         if sizes is not None:
-            call.magnitudes = [sizes.of(reference, parameters) for reference in step.references]
+            call.magnitudes = [sizes.of(reference) for reference in step.references]
         try:
             constants[name] = step.bound(call)
             if sizes is not None:
