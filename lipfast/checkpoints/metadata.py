@@ -17,6 +17,7 @@ _WHOLE_NUMBER = re.compile(r"[+-]?(0|[1-9][0-9]*)\Z")
 _FLOAT = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?\Z")
 _NON_FINITE = re.compile(r"[+-]?(nan|inf|infinity)\Z", re.IGNORECASE)
 _BOOLEANS = {"true": True, "True": True, "false": False, "False": False}
+_JSON = json.JSONEncoder(separators=(",", ":"))  # `json.dumps` makes one for every line
 _MAX_VALUE_LENGTH = 4000  # int() refuses longer ones, and takes quadratic time
 
 STEP_KEYS = ("step", "global_step", "global_steps", "iteration")
@@ -85,8 +86,9 @@ class Metadata:
     @property
     def step(self) -> int | None:
         """Optimiser steps taken, from the first of `STEP_KEYS` that is there."""
+        values = self.values
         for key in STEP_KEYS:
-            value = self.values.get(key)
+            value = values.get(key)
             if isinstance(value, float) and value.is_integer():
                 value = int(value)
             if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= INT64_MAX:
@@ -106,10 +108,9 @@ class Metadata:
 
     def to_json(self) -> str:
         """One line of strict JSON; non-finite numbers are the texts `nan`, `inf` and `-inf`."""
-        return json.dumps(
+        return _JSON.encode(
             {
                 to_utf8(key): to_utf8(value) if isinstance(value, str) else strict_json(value)
                 for key, value in self.values.items()
-            },
-            separators=(",", ":"),
+            }
         )

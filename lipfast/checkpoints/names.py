@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
+from functools import lru_cache
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".pyth", ".th", ".pth.tar", ".pt.tar")
 """File name endings that mark a checkpoint."""
@@ -79,6 +80,7 @@ def is_checkpoint(name: str) -> bool:
     return named or _BIN.fullmatch(name) is not None
 
 
+@lru_cache(maxsize=1 << 12)  # the files of many runs are called alike, and each is asked for often
 def is_state_file(name: str) -> bool:
     """Say whether a file holds what trainers keep beside the weights, by its name.
 

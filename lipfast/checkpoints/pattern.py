@@ -195,6 +195,7 @@ def is_level(folder: str) -> bool:
     return _LEVEL.fullmatch(folder) is not None
 
 
+@lru_cache(maxsize=1 << 12)
 def run_folder(folder: str) -> str:
     """Name a run by its folder, without the levels that trainers add below it.
 

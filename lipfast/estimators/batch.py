@@ -20,7 +20,7 @@ from lipfast.estimators.upper.spectral_product import upper_bounds_together
 from lipfast.estimators.upper.starts import StartVectors
 from lipfast.norms import Norm
 from lipfast.ops.threads import native_ops_alone
-from lipfast.plan.checked import CheckedStateDict
+from lipfast.plan.checked import StateDict
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class BatchBounds:
 
 def batch_bounds(
     plan: Plan,
-    state_dicts: Sequence[CheckedStateDict],
+    state_dicts: Sequence[StateDict],
     x: Tensor,
     *,
     norm: Norm,
@@ -52,7 +52,7 @@ def batch_bounds(
 
     Args:
         plan: the architecture.
-        state_dicts: of `Plan.checked`.
+        state_dicts: of `lipfast.plan.checked.checked_all`, which are not checked again.
         x: samples (B, D...), on the device of the state dicts.
         norm: 1, 2 or inf.
         seed: of the start vectors.

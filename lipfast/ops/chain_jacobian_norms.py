@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -70,14 +71,10 @@ def chain_jacobian_norms(
         >>> chain_jacobian_norms(x, [[hidden, torch.eye(2)]], [[None, None]], stages)[0]
         tensor([[5., 3.]])
     """
-    x = native_dtype(check_floating(x, "x").detach())
-    if x.dim() < 2:
-        raise ArgumentError(f"x: expected samples (B, *shape), got shape {tuple(x.shape)}")
+    x = _checked_samples(x)
     if len(weights) == 0 or len(weights) != len(biases):
         raise ArgumentError(f"{len(weights)} networks' weights and {len(biases)} networks' biases")
-    affine = sum(is_affine(stage) for stage in stages)
-    if affine == 0:
-        raise ArgumentError("a chain needs at least one Linear or ConvStage")
+    affine = _count_of_maps(stages)
     none = x.new_empty(0)
     flat_weights, flat_biases = [], []
     kinds: list[Any] | None = None
@@ -93,15 +90,80 @@ def chain_jacobian_norms(
             kinds = own
         flat_weights += [_as_planes(_as_op_reads(weight)) for weight in network_weights]
         flat_biases += [none if bias is None else _as_op_reads(bias) for bias in network_biases]
+    return _native_norms(x, flat_weights, flat_biases, stages, weights[0])
+
+
+def chain_jacobian_norms_together(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    stages: Sequence[Stage],
+) -> tuple[Tensor, Tensor]:
+    """`chain_jacobian_norms` of networks whose parameters lie together: one look at all of them.
+
+    Args:
+        x: as there.
+        weights: (N, *shape) for each `Linear` and `ConvStage`, first stage first.
+        biases: (N, n_out) each, or None.
+        stages: as there.
+
+    Raises:
+        ArgumentError: as there.
+    """
+    x = _checked_samples(x)
+    counts = {len(tensor) for tensor in (*weights, *biases) if tensor is not None}
+    affine = _count_of_maps(stages)
+    if len(counts) != 1 or counts == {0} or not affine == len(weights) == len(biases):
+        raise ArgumentError(
+            f"{len(weights)} weights and {len(biases)} biases of {sorted(counts)} networks, for "
+            f"{affine} Linear and ConvStage stages"
+        )
+    first = [None if bias is None else bias[0] for bias in biases]
+    _check_network("network 0", x, [weight[0] for weight in weights], first, stages)
+    nones = [x.new_empty(0)] * counts.pop()
+    columns = [_as_op_reads(weight).unbind() for weight in weights]
+    shifts = [nones if bias is None else _as_op_reads(bias).unbind() for bias in biases]
+    planes = [
+        [_as_planes(own) for own in column] if column[0].dim() == 3 else column
+        for column in columns
+    ]
+    flat, offsets = (
+        list(chain.from_iterable(zip(*side, strict=True))) for side in (planes, shifts)
+    )
+    return _native_norms(x, flat, offsets, stages, [weight[0] for weight in weights])
+
+
+def _checked_samples(x: Tensor) -> Tensor:
+    x = native_dtype(check_floating(x, "x").detach())
+    if x.dim() < 2:
+        raise ArgumentError(f"x: expected samples (B, *shape), got shape {tuple(x.shape)}")
+    return x
+
+
+def _count_of_maps(stages: Sequence[Stage]) -> int:
+    affine = sum(is_affine(stage) for stage in stages)
+    if affine == 0:
+        raise ArgumentError("a chain needs at least one Linear or ConvStage")
+    return affine
+
+
+def _native_norms(
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    stages: Sequence[Stage],
+    first: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Call the native op with the parameters of all networks, one after the other."""
     if not has_chain_kernel(stages, x.device):
         raise ArgumentError(
             f"on {x.device} a chain is up to {_MOST_LAYERS_ON_CUDA} linear stages with activations "
             "after them: use the CPU, or explicit Jacobians (method='rows')"
         )
-    numbers, parameters = encode_chain(stages, [tuple(weight.shape) for weight in weights[0]])
+    numbers, parameters = encode_chain(stages, [tuple(weight.shape) for weight in first])
     with native_op():
         spectral, frobenius = torch.ops.lipfast.chain_jacobian_norms(
-            _as_planes(x), flat_weights, flat_biases, numbers, parameters
+            _as_planes(x), weights, biases, numbers, parameters
         )
     return spectral, frobenius
 

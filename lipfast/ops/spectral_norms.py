@@ -262,9 +262,10 @@ def _matrices(tensors: object) -> tuple[list[Any], list[Tensor]]:
         tensors = list(tensors) if tensors.dim() == 3 else [tensors]
     keys, values = named_entries(tensors, "matrices", _is_no_matrix, 2)
     matrices = []
+    device: torch.device | None = None  # of the matrices, once one of them passed its checks
     on_cpu = isinstance(values[0], Tensor) and values[0].is_cpu
     for key, value in zip(keys, values, strict=True):
-        if on_cpu and _is_ready(value):
+        if (on_cpu or device is not None) and _is_ready(value, device):
             matrices.append(value)
             continue
         name = entry_name("matrix", key)
@@ -273,17 +274,23 @@ def _matrices(tensors: object) -> tuple[list[Any], list[Tensor]]:
             raise ArgumentError(f"{name}: is empty, shape {tuple(matrix.shape)}")
         check_same_device(matrix, values[0], name)
         matrices.append(native_dtype(matrix))
+        device = None if on_cpu else matrix.device
     return keys, matrices
 
 
-def _is_ready(value: object) -> bool:
-    """Whether a value passes every check as it is: the usual case, in a tenth of the time."""
+def _is_ready(value: object, device: torch.device | None) -> bool:
+    """Whether a value passes every check as it is: the usual case, in a tenth of the time.
+
+    Args:
+        value: may be anything.
+        device: of the others; None for the CPU.
+    """
     return (
         isinstance(value, Tensor)
         and value.dtype is torch.float32
         and value.layout is torch.strided
         and value.dim() == 2
-        and value.is_cpu
+        and (value.is_cpu if device is None else value.device == device)
         and value.is_contiguous()
         and value.numel() > 0
     )

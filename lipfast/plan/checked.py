@@ -84,8 +84,8 @@ def _resolved(
         _require_dtype(architecture, entry, where)
     together = stacked_entries(entries)
     if together is not None:
-        own = ResolvedNetworks(StackedStateDicts(together).entries, together)
-        return resolved_on_device(architecture, own, names[:1], carefully)
+        networks = ResolvedNetworks(StackedStateDicts(together).entries, together)
+        return resolved_on_device(architecture, networks, names[:1], carefully)
     return resolved_on_device(architecture, ResolvedNetworks(entries), names, carefully)
 
 

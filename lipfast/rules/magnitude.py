@@ -66,7 +66,8 @@ def _root(count: int) -> Upward:
 
 def of_tensor(tensor: Tensor) -> Magnitude:
     """The size of a parameter or a constant; unknown of one that is not finite (a mask)."""
-    return of_numbers(*numbers_of_tensors(tensor[None])[0].tolist(), tensor.numel())
+    peak, row, total = numbers_of_tensors(tensor[None])[0].tolist()
+    return of_numbers(peak, row, total, tensor.numel())
 
 
 def numbers_of_tensors(tensors: Tensor) -> Tensor:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 
 from lipfast.checkpoints import CheckpointFile, Metadata
+from lipfast.checkpoints.metadata import Scalar
 from lipfast.checkpoints.pattern import customary
 
 _DIGITS = re.compile(r"(\d+)")
@@ -70,7 +72,24 @@ def every(files: Sequence[CheckpointFile], step: int) -> list[CheckpointFile]:
 
 def _position(file: CheckpointFile) -> tuple[float, list[str], str]:
     path = file.path
-    known = customary(path.rpartition("/")[2])
-    step = Metadata({**known, **file.extra}).step if known or file.extra else None
-    natural = [part.zfill(20) if part.isdecimal() else part for part in _DIGITS.split(path)]
+    folder, _, name = path.rpartition("/")
+    step = _step_of(name) if not file.extra else _step_beside(name, file.extra)
+    *above, last = _natural(folder)
+    first, *rest = _natural(name)
+    natural = [*above, f"{last}/{first}", *rest]  # of the path, of which many files share the parts
     return (float("-inf") if step is None else step), natural, file.uri
+
+
+@lru_cache(maxsize=1 << 12)
+def _step_of(name: str) -> int | None:
+    return Metadata(customary(name)).step
+
+
+def _step_beside(name: str, extra: Mapping[str, Scalar]) -> int | None:
+    return Metadata({**customary(name), **extra}).step
+
+
+@lru_cache(maxsize=1 << 12)
+def _natural(text: str) -> list[str]:
+    """A key to sort by: numbers count as numbers."""
+    return [part.zfill(20) if part.isdecimal() else part for part in _DIGITS.split(text)]

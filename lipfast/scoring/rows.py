@@ -74,7 +74,7 @@ class RowMaker:
             lowers: their lower bounds.
             seconds: what either took, by column.
         """
-        rows = []
+        rows, now = [], datetime.now(timezone.utc)
         columns = zip(uppers.values, uppers.logs, uppers.certified, _brackets(uppers), strict=True)
         for index, (reading, lower, column) in enumerate(
             zip(readings, lowers, columns, strict=True)
@@ -89,6 +89,7 @@ class RowMaker:
             row = self.readable(
                 reading,
                 fingerprint,
+                scored_at=now,
                 upper=value,
                 log_upper=log,
                 upper_certified=certified,
@@ -130,33 +131,30 @@ class RowMaker:
             "step": metadata.step,
             "epoch": metadata.epoch,
             "seconds_read": reading.seconds,
-            "scored_at": datetime.now(timezone.utc),
             "fingerprint": fingerprint,
             "metadata": metadata.to_json() if checkpoint else None,
             "note": (to_utf8(checkpoint.note) or None) if checkpoint else None,
             **self._constants,
+            **({} if "scored_at" in values else {"scored_at": datetime.now(timezone.utc)}),
             **values,
         }
 
 
 def _brackets(uppers: UpperBounds) -> Iterator[list[Row]]:
     """The brackets of the layers of each network, as they are stored."""
+    known: dict[int, tuple[list[Row], list[list[Any]]]] = {}  # of the arrays that hold them
     for network in range(len(uppers)):
         brackets, position = uppers.brackets(network)
-        columns = (brackets.lower, brackets.upper, brackets.certified, brackets.passes)
-        values = zip(
-            brackets.layers, *(column[position].tolist() for column in columns), strict=True
-        )
+        if id(brackets) not in known:
+            layers: list[Row] = [
+                {"index": layer.index, "name": layer.name, "kind": layer.kind, "shape": layer.shape}
+                for layer in brackets.layers
+            ]
+            columns = (brackets.lower, brackets.upper, brackets.certified, brackets.passes)
+            known[id(brackets)] = layers, [column.tolist() for column in columns]
+        layers, values = known[id(brackets)]
+        rows = zip(layers, *(column[position] for column in values), strict=True)
         yield [
-            {
-                "index": layer.index,
-                "name": layer.name,
-                "kind": layer.kind,
-                "shape": layer.shape,
-                "lower": lower,
-                "upper": upper,
-                "certified": certified,
-                "passes": passes,
-            }
-            for layer, lower, upper, certified, passes in values
+            {**layer, "lower": lower, "upper": upper, "certified": certified, "passes": passes}
+            for layer, lower, upper, certified, passes in rows
         ]

@@ -18,7 +18,7 @@ from lipfast.errors import LipfastError
 from lipfast.estimators.batch import batch_bounds
 from lipfast.estimators.plan import Plan
 from lipfast.estimators.upper.starts import StartVectors
-from lipfast.plan.checked import StateDict
+from lipfast.plan.checked import StateDict, checked_all
 from lipfast.scoring.architectures import ArchArguments, ArchSource, ModelFamily
 from lipfast.scoring.budget import elements_allowed
 from lipfast.scoring.data import Samples
@@ -235,7 +235,8 @@ class Scorer:
         for reading, checkpoint in members:
             try:
                 done = work(checkpoint)
-                good.append((replace(reading, checkpoint=done), done))
+                own = reading if done is checkpoint else replace(reading, checkpoint=done)
+                good.append((own, done))
             except Exception as error:  # noqa: PERF203 (one bad one must not end the run)
                 rows.append(self._error_row(reading, error, arguments))
         return good, rows
@@ -333,7 +334,7 @@ class Scorer:
     ) -> list[Row]:
         """Bound checkpoints in one call; fails as a whole."""
         options, started = self.options, time.perf_counter()
-        state_dicts = plan.checked(self._placed(members, sent))
+        state_dicts = checked_all(plan, self._placed(members, sent))
         self._count("check", started)
         # Batches are in the order of runs and steps: a run that goes on from the batch before
         # starts from its last checkpoint there. Within a batch that would take several calls, and

@@ -375,7 +375,10 @@ def test_symbol_grams(checked: Harness, shape: Kernels) -> None:
 CHAINS = [
     *[(1, 1), (3, 2), (1, 1, 1), (5, 1, 7), (33, 31, 10), (40, 33, 17, 10), (7, 13, 5, 31, 3)],
     *[(3, 70, 2), (5, 4, 14)],  # three groups of units; more rows than a warp sums at a time
-    *[(19, 7, 18), (150, 6)],  # Jacobians of a whole warp; several chunks of a narrow layer's inputs
+    *[
+        (19, 7, 18),
+        (150, 6),
+    ],  # Jacobians of a whole warp; a narrow layer of many inputs
 ]
 LARGE_CHAINS = [(40, 64, 10), (50, 20, 1), (16, 8, 6, 14), (130, 140, 4), (20, 70, 30, 66)]
 

@@ -68,14 +68,24 @@ void product_linear(const ChainLayer& layer, const T* packed, int64_t first, int
   }
   for (int64_t j = 0; j < inputs; j += kColumns<T>) {
     const T* panel = panel_at<T>(packed, units, j);
+    const bool joined = !layer.triangular && joins_last_panels<T>(inputs - j);
+    const T* next = joined ? panel_at<T>(packed, units, j + kColumns<T>) : nullptr;
     for (int64_t t = first; t < end; ++t) {
       const int32_t* active = buffers.active + t * buffers.most_units;
       // Rows of a lower triangle before column j are zero there.
       while (layer.triangular && starts[t] < counts[t] && active[starts[t]] < j) ++starts[t];
       active += starts[t];
-      all_rows_times_panel(g + t * size, buffers.outputs, buffers.stride, {active, active, counts[t] - starts[t]},
-                           panel, panel_width<T>(inputs - j), out + t * size + j, buffers.stride);
+      const Terms terms{active, active, counts[t] - starts[t]};
+      const T* rows = g + t * size;
+      T* to = out + t * size + j;
+      if (joined) {
+        all_rows_times_joined_panels(rows, buffers.outputs, buffers.stride, terms, panel, next, to, buffers.stride);
+      } else {
+        all_rows_times_panel(rows, buffers.outputs, buffers.stride, terms, panel, panel_width<T>(inputs - j), to,
+                             buffers.stride);
+      }
     }
+    if (joined) break;
   }
 }
 

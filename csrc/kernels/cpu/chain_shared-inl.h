@@ -109,6 +109,16 @@ bool reaches(const T* magnitudes, const T* limits, int64_t columns) {
   return horizontal_sum<T>(short_of) == 0;
 }
 
+// What the next sample starts from: it has left the nearest cache since.
+template <class T, int kVectors>
+LIPFAST_INLINE void prefetch_rows(const SharedRows<T>& rows, int64_t count) {
+  for (int64_t r = 0; r <= count; ++r) {
+    const T* row = rows.row(r, r == count);
+    LIPFAST_UNROLL
+    for (int c = 0; c < kVectors; ++c) __builtin_prefetch(row + c * Simd<T>::kLanes);
+  }
+}
+
 template <class T, int kVectors>
 void product_panel(const T* shared, const T* panel, int64_t j, int64_t samples, T* out, ChainBuffers<T>& buffers) {
   const int64_t stride = buffers.stride, size = buffers.outputs * stride;
@@ -118,6 +128,8 @@ void product_panel(const T* shared, const T* panel, int64_t j, int64_t samples, 
   for (int64_t k = 0; k < samples; ++k) {
     const int64_t t = buffers.order[k], from = buffers.from[t];
     const SharedRows<T> to = rows_of(t);
+    const int64_t next = k + 1 < samples ? buffers.from[buffers.order[k + 1]] : -1;
+    if (next >= 0 && next != t) prefetch_rows<T, kVectors>(rows_of(next), buffers.outputs);
     change_all_rows<T, kVectors>(buffers.outputs + 1, shared, buffers.active + t * buffers.most_units,
                                  buffers.changes[t], panel, from < 0 ? SharedRows<T>{} : rows_of(from), to);
   }

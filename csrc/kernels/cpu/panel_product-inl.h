@@ -105,4 +105,40 @@ void all_rows_times_panel(const T* g, int64_t rows, int64_t g_stride, const Term
   });
 }
 
+// The last two panels of a matrix at once where the last one is a single vector: each entry of g is read once for both.
+constexpr int kJoinedRowTile = LIPFAST_VECTOR_BYTES == 64 ? 8 : 3;  // rows x 3 accumulators, 3 + 1 operands
+
+template <class T>
+LIPFAST_INLINE bool joins_last_panels(int64_t columns_left) {
+  return columns_left > kColumns<T> && columns_left <= kColumns<T> + Simd<T>::kLanes;
+}
+template <class T, int kRows>
+void rows_times_joined_panels(const T* g, int64_t g_stride, const Terms& terms, const T* panel, const T* last, T* out,
+                              int64_t out_stride) {
+  typedef typename Simd<T>::Vector Vector;
+  constexpr int kLanes = Simd<T>::kLanes;
+  Vector sum[kRows][3] = {};
+  for (int64_t a = 0; a < terms.count; ++a) {
+    const T* left = g + terms.left[a];
+    const int64_t right = terms.right[a];
+    const Vector w[3] = {load(panel + right * 2 * kLanes), load(panel + right * 2 * kLanes + kLanes),
+                         load(last + right * kLanes)};
+    LIPFAST_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const Vector factor = splat(left[r * g_stride]);
+      LIPFAST_UNROLL
+      for (int v = 0; v < 3; ++v) sum[r][v] += factor * w[v];
+    }
+  }
+  store_tile(out, out_stride, sum);
+}
+template <class T>
+void all_rows_times_joined_panels(const T* g, int64_t rows, int64_t g_stride, const Terms& terms, const T* panel,
+                                  const T* last, T* out, int64_t out_stride) {
+  for_tiles<kJoinedRowTile>(rows, [&]<int kRows>(int64_t r) {
+    rows_times_joined_panels<T, kRows>(g + r * g_stride, g_stride, terms, panel, last, out + r * out_stride,
+                                       out_stride);
+  });
+}
+
 #endif

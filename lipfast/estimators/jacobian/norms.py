@@ -38,13 +38,18 @@ from lipfast.estimators.options import check_flags, check_options, refuse
 from lipfast.estimators.progress import shown_progress
 from lipfast.estimators.samples import Data, check_inputs, read_samples
 from lipfast.norms import AnyNorm, Norm
-from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms, has_chain_kernel
+from lipfast.ops.chain_jacobian_norms import (
+    chain_jacobian_norms,
+    chain_jacobian_norms_together,
+    has_chain_kernel,
+)
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.cache import cached_plan, is_known, known_plan
 from lipfast.plan.chain import Chain
 from lipfast.plan.checked import resolve
 from lipfast.plan.interpret import evaluate
 from lipfast.plan.modules import lock_of
+from lipfast.plan.stacked import ResolvedNetworks
 from lipfast.plan.state import entries_of, floating_as
 from lipfast.plan.trace import Source, trace
 
@@ -54,7 +59,11 @@ METHODS: tuple[str, ...] = get_args(Method)
 
 def compute_dtype(tensors: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> torch.dtype:
     """float64 if any parameter is, else float32."""
-    wide = any(entry[name].dtype == torch.float64 for entry in tensors for name in names)
+    stacked = tensors.stacked if isinstance(tensors, ResolvedNetworks) else {}
+    apart = [name for name in names if name not in stacked]
+    wide = any(stacked[name].dtype == torch.float64 for name in names if name in stacked) or any(
+        entry[name].dtype == torch.float64 for entry in tensors for name in apart
+    )
     return torch.float64 if wide else torch.float32
 
 
@@ -118,9 +127,29 @@ def fused_chain(plan: Architecture, norm: Norm, device: torch.device) -> Chain |
 def _chain_norms(
     plan: Architecture, chain: Chain, tensors: Sequence[Mapping[str, Tensor]], x: Tensor
 ) -> Tensor:
+    x = x.contiguous()
+    together = _chain_together(chain, tensors, x.dtype)
+    if together is not None:
+        return chain_jacobian_norms_together(x, *together, chain.stages)[0]
     weights, biases = chain.parameters_of(tensors, plan.constants, x.dtype)
-    spectral, _ = chain_jacobian_norms(x.contiguous(), weights, biases, chain.stages)
+    spectral, _ = chain_jacobian_norms(x, weights, biases, chain.stages)
     return spectral
+
+
+def _chain_together(
+    chain: Chain, tensors: Sequence[Mapping[str, Tensor]], dtype: torch.dtype
+) -> tuple[list[Tensor], list[Tensor | None]] | None:
+    """Weights and biases of all networks, (N, *shape) each, where they lie together already."""
+    if chain.maps or not isinstance(tensors, ResolvedNetworks):
+        return None
+    names = [name for name in (*chain.weights, *chain.biases) if name is not None]
+    if not all(tensors.lies_together(name) for name in names):
+        return None
+    weights, biases = chain.parameters(tensors.tensors(names), {})
+    return (
+        [weight.to(dtype) for weight in weights],
+        [None if bias is None else bias.to(dtype) for bias in biases],
+    )
 
 
 def _interpreted(plan: Architecture, parameters: Mapping[str, Tensor], x: Tensor) -> SampleFunction:

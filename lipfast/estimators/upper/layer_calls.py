@@ -117,7 +117,7 @@ def _matrix_brackets(
     """Brackets of some layers, which are matrices, in this norm of the stored ones."""
     networks = call.networks
     errors = [errors_of_matrices(layer, networks, call.norm) for layer in chosen]
-    by_layer = [[_native_dtype(entry[layer.weight]) for entry in networks] for layer in chosen]
+    by_layer = [_weights_of(networks, layer.weight) for layer in chosen]
     if norm == 2 or by_layer[0][0].is_cpu or not all(own[0].numel() for own in by_layer):
         found = _brackets_of_matrices(call, chosen, by_layer, norm, starts)
     else:
@@ -221,6 +221,13 @@ def _brackets_of_kernels(
     )
     by_layer = [results[position :: len(kernels)] for position in range(len(kernels))]
     return [own.copy for own in by_layer]
+
+
+def _weights_of(networks: ResolvedNetworks, name: str) -> list[Tensor]:
+    """A weight of all networks, in a dtype of the native op."""
+    if networks.lies_together(name):
+        return list(_native_dtype(networks.together(name)).unbind())
+    return [_native_dtype(entry[name]) for entry in networks]
 
 
 def _native_dtype(weight: Tensor) -> Tensor:
