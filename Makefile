@@ -14,7 +14,7 @@ demo: .venv/experiments ## train, score and draw the double descent (minutes)
 	$(BIN)/python -m experiments run double-descent --scale demo
 
 test: .venv/test ## the tests, doctests included; without those that need a GPU
-	$(BIN)/python -m pytest -m "not long and not gpu"
+	$(BIN)/python -m pytest -m "not long and not gpu" -n $(JOBS) --dist worksteal
 
 test-long: .venv/test ## the slow campaigns
 	$(BIN)/python -m pytest -m long

@@ -25,6 +25,11 @@ settings.load_profile("lipfast")
 # accident.
 os.environ.setdefault("LIPFAST_CPU_CAPABILITY", "")
 
+# Processes that run tests at the same time share the cores: threads that wait for each other spin.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if WORKERS > 1:
+    torch.set_num_threads(max(1, torch.get_num_threads() // WORKERS))
+
 
 @pytest.fixture(params=_native.available_capabilities())
 def capability(request: pytest.FixtureRequest) -> Iterator[str]:

@@ -123,13 +123,13 @@ def _index_of(name: str) -> int:
     found = re.fullmatch(r"cuda(?::([0-9]{1,9}))?", name)
     if found is None:
         kind = name.partition(":")[0]
-        other = kind not in {"cpu", "cuda"} and _is_torchs(kind)
+        other = kind not in {"cpu", "cuda"} and _is_a_kind(kind)
         lacking = "lipfast has no kernels for it; " if other else ""
         raise ArgumentError(f"device '{name}': {lacking}{_EXPECTED}")
     return int(found[1] or 0)
 
 
-def _is_torchs(kind: str) -> bool:
+def _is_a_kind(kind: str) -> bool:
     try:
         return torch.device(kind).type == kind
     except RuntimeError:

@@ -94,7 +94,7 @@ FOREIGN = [
 ]
 
 
-@pytest.mark.parametrize(("content", "message"), FOREIGN)
+@pytest.mark.parametrize(("content", "message"), FOREIGN, ids=range(len(FOREIGN)))
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors", "a.ckpt", "mp_rank_00_model_states.pt"])
 def test_what_a_file_is(tmp_path, content, message, name):
     (tmp_path / name).write_bytes(content)

@@ -43,7 +43,6 @@ CALLS: dict[str, Callable[..., Any]] = {
         (None, "not NoneType"),
         ([MODEL], "not list"),
     ],
-    ids=str,
 )
 def test_what_is_no_model(call: str, model: object, message: str) -> None:
     with pytest.raises(ArgumentError, match=f"model must be an nn.Module.*{message}"):

@@ -212,7 +212,7 @@ def zero_error(arguments: object, errors: object, output: Tensor) -> Tensor:
     return torch.zeros_like(output)
 
 
-@pytest.mark.parametrize("answer", [ZeroDivisionError, "rubbish", 3, object()], ids=str)
+@pytest.mark.parametrize("answer", [ZeroDivisionError, "rubbish", 3, object()])
 @pytest.mark.parametrize(
     "part",
     ["bound", "error", "evaluate", "stage", "layer", "breakpoints", "magnitude", "supports"],
