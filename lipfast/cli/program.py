@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import warnings
 from typing import Annotated
@@ -13,6 +14,8 @@ from lipfast.cli.bounds import bounds
 from lipfast.cli.info import info
 from lipfast.cli.score import score
 from lipfast.cli.store import store_app
+
+_FEWEST_NEW = 50_000  # objects since the last collection, before the next one
 
 # torch takes a second to import: each command imports what it needs, and --help nothing of it.
 
@@ -53,4 +56,6 @@ def main() -> None:
     warnings.filterwarnings("ignore", module=r"torch\b")
     # File systems log the errors, with tracebacks, that lipfast reports itself in a line.
     logging.getLogger().addHandler(logging.NullHandler())
+    # Imports and traces make a million objects that stay: the collector would go over them often.
+    gc.set_threshold(_FEWEST_NEW, *gc.get_threshold()[1:])
     app(prog_name="lipfast")

@@ -127,10 +127,9 @@ def chain_jacobian_norms_together(
         [_as_planes(own) for own in column] if column[0].dim() == 3 else column
         for column in columns
     ]
-    flat, offsets = (
-        list(chain.from_iterable(zip(*side, strict=True))) for side in (planes, shifts)
-    )
-    return _native_norms(x, flat, offsets, stages, [weight[0] for weight in weights])
+    flat_weights = list(chain.from_iterable(zip(*planes, strict=True)))
+    flat_biases = list(chain.from_iterable(zip(*shifts, strict=True)))
+    return _native_norms(x, flat_weights, flat_biases, stages, [weight[0] for weight in weights])
 
 
 def _checked_samples(x: Tensor) -> Tensor:

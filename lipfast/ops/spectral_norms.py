@@ -330,9 +330,11 @@ def _start_vectors(
             raise ArgumentError(
                 f"{name}: expected {matrix.shape[1]} values, got {checked.shape[0]}"
             )
-        if not bool(torch.isfinite(checked).all()):
-            raise NonFiniteError(f"{name}: holds NaN or Inf")
         vectors.append(checked.detach().double().contiguous())
+    if not bool(torch.isfinite(torch.cat(vectors)).all()):  # one look at all of them
+        wrong = next(i for i, own in enumerate(vectors) if not bool(torch.isfinite(own).all()))
+        entry = entry_name("matrix", keys[wrong])
+        raise NonFiniteError(f"start vector of {entry}: holds NaN or Inf")
     return vectors
 
 

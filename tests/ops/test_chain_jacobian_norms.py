@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
-from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms
+from lipfast.ops.chain_jacobian_norms import (
+    chain_jacobian_norms,
+    chain_jacobian_norms_together,
+)
 from lipfast.ops.chain_stages import Activation, Flatten, Linear, MaxPool, Stage, encode_chain
 from lipfast.reference.chain_jacobian_norms import chain_jacobian_norms as reference
 from tests.support.chain_cases import (
@@ -41,6 +44,10 @@ CHAINS = [
     (50, 20, 1),
     (16, 8, 6, 12),
     (100, 70, 90, 80),
+    # panels of columns of which the last is half as wide, for every width of vectors
+    (20, 30, 12, 9),
+    (48, 9, 25),
+    (11, 6, 17),
 ]
 
 
@@ -246,7 +253,10 @@ def test_memory_does_not_grow_with_the_batch() -> None:
     script = """
 import torch
 from tests.support.chain_cases import RELU, draw, mlp, mlp_shapes
-from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms
+from lipfast.ops.chain_jacobian_norms import (
+    chain_jacobian_norms,
+    chain_jacobian_norms_together,
+)
 def peak():
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
@@ -284,6 +294,35 @@ def test_nan_passes_through_pools_and_clipping(capability: str) -> None:
         chosen = [activation if stage == RELU else stage for stage in stages]
         spectral, _ = chain_jacobian_norms(x, weights, biases, chosen)
         assert spectral[0].isnan().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", CASES)
+def test_networks_that_lie_together(name: str, bias: bool) -> None:
+    shape, stages, shapes = CASES[name]
+    weights, biases = draw(shapes, torch.float32, networks=3, bias=bias)
+    x = samples(5, shape, torch.float32)
+    stacked = [torch.stack(column) for column in zip(*weights, strict=True)]
+    shifts = [
+        None if own[0] is None else torch.stack(own)  # type: ignore[arg-type]
+        for own in zip(*biases, strict=True)
+    ]
+    found = chain_jacobian_norms_together(x, stacked, shifts, stages)
+    expected = chain_jacobian_norms(x, weights, biases, stages)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def test_bad_input_of_networks_that_lie_together() -> None:
+    x, weight, bias = torch.ones(2, 3), torch.ones(2, 4, 3), torch.ones(2, 4)
+    for weights, biases, message in [
+        ([weight], [], "1 weights and 0 biases"),
+        ([weight], [bias[:1]], r"of \[1, 2\] networks"),
+        ([weight[:0]], [bias[:0]], r"of \[0\] networks"),
+        ([weight], [bias[:, :3]], r"network 0, stage 0: expected a bias \(4,\)"),
+        ([weight.double()], [bias], "network 0, stage 0: weights must have the dtype of x"),
+    ]:
+        with pytest.raises(ArgumentError, match=message):
+            chain_jacobian_norms_together(x, weights, biases, [Linear()])
 
 
 def test_bad_input() -> None:

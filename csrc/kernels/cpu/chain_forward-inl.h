@@ -162,8 +162,7 @@ void read_sample(const ChainParams& p, int64_t sample, T* h) {
 }
 
 template <class T>
-void forward_map(const ChainParams& p, int64_t network, const T* packed, const ChainLayer& layer, int64_t count,
-                 ChainBuffers<T>& buffers) {
+void forward_map(const T* packed, const ChainLayer& layer, int64_t count, ChainBuffers<T>& buffers) {
   const ChainStage& map = *layer.map;
   if (map.kind == StageKind::kLinear) {
     forward_linear(map, packed + layer.forward, count, buffers);
@@ -179,26 +178,38 @@ void forward_map(const ChainParams& p, int64_t network, const T* packed, const C
     }
   }
   exchange(buffers.activations, buffers.spare);
-  const T* bias = has_weight(map) ? static_cast<const T*>(p.biases[network * p.affine + map.affine]) : nullptr;
+}
+
+// z: one sample behind the map of a layer.
+template <class T>
+void add_bias(const ChainParams& p, int64_t network, const ChainLayer& layer, T* z) {
+  if (layer.map == nullptr || !has_weight(*layer.map)) return;
+  const ChainStage& map = *layer.map;
+  const T* bias = static_cast<const T*>(p.biases[network * p.affine + map.affine]);
   if (bias == nullptr) return;
   const int64_t units = map.out.channels, pixels = map.out.height * map.out.width;
-  for (int64_t t = 0; t < count; ++t) {
-    T* z = buffers.activations + t * buffers.width;
-    for (int64_t pixel = 0; pixel < pixels; ++pixel, z += units) {
-      for (int64_t o = 0; o < units; ++o) z[o] += bias[o];
-    }
+  for (int64_t pixel = 0; pixel < pixels; ++pixel, z += units) {
+    for (int64_t o = 0; o < units; ++o) z[o] += bias[o];
   }
 }
 
+// Bias and derivatives of the stages that follow a map. What touches one sample only comes one after the other, while
+// the sample lies in the nearest cache.
 template <class T>
-void forward_selection(const ChainParams& p, const ChainLayer& layer, int64_t count, ChainBuffers<T>& buffers) {
+void forward_selection(const ChainParams& p, int64_t network, const ChainLayer& layer, int64_t count,
+                       ChainBuffers<T>& buffers) {
+  int64_t s = layer.first;
   for (int64_t t = 0; t < count; ++t) {
-    T* factors = buffers.factors + t * buffers.kept + layer.factors;
+    T *h = buffers.activations + t * buffers.width, *factors = buffers.factors + t * buffers.kept + layer.factors;
+    add_bias(p, network, layer, h);
     const int64_t units = elements(layer.out);
     for (int64_t i = 0; i < units; ++i) factors[i] = 1;
+    for (s = layer.first; s < layer.end && p.stage[s].kind == StageKind::kActivation; ++s) {
+      activate(p.stage[s], h, factors, elements(p.stage[s].in));
+    }
   }
   bool first_pool = true;
-  for (int64_t s = layer.first; s < layer.end; ++s) {
+  for (; s < layer.end; ++s) {
     const ChainStage& stage = p.stage[s];
     for (int64_t t = 0; t < count; ++t) {
       T* h = buffers.activations + t * buffers.width;
@@ -223,8 +234,8 @@ void forward(const ChainParams& p, int64_t network, const T* packed, const int64
   for (int64_t t = 0; t < count; ++t) read_sample(p, samples[t], buffers.activations + t * buffers.width);
   for (int64_t l = 0; l < buffers.layers; ++l) {
     const ChainLayer& layer = buffers.layer[l];
-    if (layer.map != nullptr) forward_map(p, network, packed, layer, count, buffers);
-    forward_selection(p, layer, count, buffers);
+    if (layer.map != nullptr) forward_map(packed, layer, count, buffers);
+    forward_selection(p, network, layer, count, buffers);
   }
   for (int64_t t = 0; t < count; ++t) {
     const T* y = buffers.activations + t * buffers.width;
