@@ -59,7 +59,11 @@ LAUNCHES = {
     "spectral_norms_kernel": [(256, 38352, "")],
     "spectral_resident_kernel": [(128, 80 << 10, "KB=64"), (256, 160 << 10, "KB=384")],
     "spectral_table_kernel": [(64, 0, "")],
-    "cholesky_residual_kernel": [(256, 8 * (32 + 2 * 32 * 17), "")],
+    **{
+        f"{name}_kernel": [(256, 8 * (32 + 2 * 32 * 17), "")]
+        for name in ("cholesky_residual", "shifted_grams", "residual_parts")
+    },
+    "cholesky_bounds_kernel": [(128, 256, "")],
     **{
         f"chain_jacobian_norms_kernel<{rows}>": [(384, shared, "")]
         for rows, shared in ((4, 92640), (8, 104928), (10, 117216))

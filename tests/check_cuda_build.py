@@ -13,12 +13,21 @@ import torch
 from lipfast import _native
 from lipfast.ops import (
     chain_jacobian_norms,
+    cholesky_bounds,
     cholesky_residual,
     jacobian_reduction,
+    shifted_grams,
     spectral_norms,
 )
 
-WITH_CUDA = (chain_jacobian_norms, cholesky_residual, jacobian_reduction, spectral_norms)
+WITH_CUDA = (
+    chain_jacobian_norms,
+    cholesky_bounds,
+    cholesky_residual,
+    jacobian_reduction,
+    shifted_grams,
+    spectral_norms,
+)
 
 
 def main() -> None:

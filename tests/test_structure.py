@@ -208,7 +208,11 @@ def test_ops_for_the_cpu_only_are_named_here(stem: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "stem", [*(stem for stem in STEMS if stem not in CPU_ONLY), "cholesky_residual"]
+    "stem",
+    [
+        *(stem for stem in STEMS if stem not in CPU_ONLY),
+        *("cholesky_residual", "shifted_grams", "cholesky_bounds"),
+    ],
 )
 def test_an_op_has_one_stem_on_cuda(stem: str) -> None:
     expected = [

@@ -88,6 +88,11 @@ void check_conv_norms(const std::vector<Tensor>& taps, const std::vector<Tensor>
                       const std::vector<int64_t>& grid);
 Dtype check_jacobian_reduction(const Tensor& jacobian);
 void check_cholesky_residual(const Tensor& matrices, const Tensor& factors, const Tensor& shifts);
+void check_shifted_grams(const Tensor& matrices, const Tensor& lower);
+void check_cholesky_bounds(const Tensor& matrices, const Tensor& factors, const Tensor& failures, const Tensor& scales,
+                           const Tensor& shifts);
+// (n, s, l), float32 or float64, of any strides.
+Dtype check_wide(const Tensor& matrices, const std::string& op);
 // The stages with the shapes between them, and the shapes of the first input and the last output.
 struct ChainStages {
   std::vector<ChainStage> stages;

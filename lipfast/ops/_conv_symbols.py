@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipfast.ops.gram_certificate import LEAST_SHIFT, bounds_from_residuals, residual_sums
+from lipfast.ops.cholesky_bounds import cholesky_bounds
 from lipfast.ops.scaling import powers_of_two
+from lipfast.ops.shifted_grams import LEAST_SHIFT
 from lipfast.rounding import UNIT_ROUNDOFF, WIDE, wide_gamma
 
 ROOT_OF_TWO = math.nextafter(math.sqrt(2), 2)
@@ -153,8 +154,8 @@ def prove(real: Tensor, imaginary: Tensor, gram: Tensor, targets: Tensor) -> Ten
     quads = torch.stack([parts[0], parts[1], -parts[1], parts[0]], -1)
     quads = quads.reshape(len(good), n, n, 2, 2).transpose(2, 3)
     factors = quads.reshape(len(good), 2 * n, 2 * n)
-    sums = residual_sums(b, factors, shifts[good])
-    found = bounds_from_residuals(sums, failures[good], shifts[good])
+    ones = torch.ones_like(shifts[good])
+    found = cholesky_bounds(b, factors, failures[good], ones, shifts[good])
     return bounds.index_copy(0, good, found)
 
 

@@ -226,7 +226,7 @@ def resolve_later(
         return _resolved_stack(architecture, state_dicts)
     if isinstance(state_dicts, _CheckedNetworks) and state_dicts.architecture is architecture:
         return _right(state_dicts)
-    wheres, entries = _by_name(state_dicts)
+    wheres, entries = _with_wheres(state_dicts)
     known = [
         isinstance(entry, CheckedStateDict) and entry.architecture is architecture
         for entry in entries
@@ -247,7 +247,7 @@ def resolve_later(
     return _right(ResolvedNetworks(every))
 
 
-def _by_name(state_dicts: StateDict | Sequence[StateDict]) -> tuple[list[str], list[StateDict]]:
+def _with_wheres(state_dicts: StateDict | Sequence[StateDict]) -> tuple[list[str], list[StateDict]]:
     """What errors call state dicts, and the state dicts."""
     if isinstance(state_dicts, Mapping):
         return [""], [state_dicts]

@@ -254,10 +254,7 @@ def largest_magnitudes(tensors: Sequence[Tensor]) -> list[Tensor]:
     for tensor in tensors:
         if tensor.numel():
             by_dtype.setdefault(tensor.dtype, []).append(tensor.detach())
-    return [
-        torch.stack(list(torch._foreach_norm(some, math.inf))).double()
-        for some in by_dtype.values()
-    ]
+    return [torch.stack(list(torch._foreach_norm(some, math.inf))) for some in by_dtype.values()]
 
 
 def _widened(tensor: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 #define LIPFAST_CUDA_ON_CPU
 #include "case_chain_jacobian_norms.h"
 #include "case_cholesky_residual.h"
+#include "case_gram_certificate.h"
 #include "case_jacobian_reduction.h"
 #include "case_planted.h"
 #include "case_spectral_norms.h"

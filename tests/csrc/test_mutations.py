@@ -63,6 +63,7 @@ def spectral_cases() -> list[Case]:
         *each(tested.test_spectral_norms_start_where_they_are_told),
         *each(tested.test_blocks_pass_over_matrices_that_they_do_not_hold),
         *each(tested.test_spectral_norms_of_many_matrices),
+        *each(tested.test_spectral_norms_of_stacked_networks, [0, 16000]),
         *each(tested.test_spectral_norms),
         *each(tested.test_extreme_matrices_that_a_block_holds),
         *each(tested.test_spectral_norms_of_matrices_that_a_block_holds, tested.SHARED.values()),
@@ -85,6 +86,13 @@ def residual_cases() -> list[Case]:
     return each(tested.test_cholesky_residual, tested.RESIDUALS)
 
 
+def certificate_cases() -> list[Case]:
+    return [
+        *each(tested.test_certificates, tested.CERTIFIED, [False, True], DTYPES),
+        *each(tested.test_certificates_of_extreme_matrices),
+    ]
+
+
 def cases(file: str) -> list[Case]:
     """The tests of the kernels that use a file, quick ones first."""
     if file.startswith("chain_"):
@@ -93,10 +101,14 @@ def cases(file: str) -> list[Case]:
         return spectral_cases()
     if file == "cholesky_residual.cuh":
         return residual_cases()
+    if file in ("shifted_grams.cuh", "cholesky_bounds.cuh"):
+        return certificate_cases()
+    if file == "gram_tiles.cuh":
+        return residual_cases() + certificate_cases()
     reduction = reduction_cases() + chain_cases()
     if file in ("jacobian_reduction.cuh", "warp_reduce.cuh"):
         return reduction
-    return reduction + spectral_cases() + residual_cases()
+    return reduction + spectral_cases() + residual_cases() + certificate_cases()
 
 
 def noticed(harness: Harness, tests: list[Case]) -> bool:
