@@ -2,10 +2,11 @@
 // as int64, then its arrays; harness.py writes and reads them.
 #define LIPFAST_CUDA_ON_CPU
 #include "case_chain_jacobian_norms.h"
+#include "case_cholesky_bounds.h"
 #include "case_cholesky_residual.h"
-#include "case_gram_certificate.h"
 #include "case_jacobian_reduction.h"
 #include "case_planted.h"
+#include "case_shifted_grams.h"
 #include "case_spectral_norms.h"
 
 int main(int argc, char** argv) {

@@ -24,10 +24,13 @@ __global__ void __launch_bounds__(kGramThreads)
   }
 }
 
+// The next number; both double, as a float among them would make it the host's.
+__device__ inline double next_above(double value) { return nextafter(value, static_cast<double>(INFINITY)); }
+
 // A value >= 0 over a power of two, rounded up.
 __device__ inline double unscaled_up(double value, double scale) {
   const double result = value / scale;  // exact, but for overflow and below the normal numbers
-  return result < 0x1p-1021 ? nextafter(result, INFINITY) : result;
+  return result < 0x1p-1021 ? next_above(result) : result;
 }
 
 __global__ void __launch_bounds__(kBoundThreads)
@@ -45,8 +48,8 @@ __global__ void __launch_bounds__(kBoundThreads)
     trace = block_sum(trace, scratch);
     if (thread() != 0) continue;
     const double residual = (sqrt(squares) + trace * p.rounding) * p.room;
-    const double bound = nextafter(p.shifts[matrix] + residual, INFINITY);
-    const double root = unscaled_up(nextafter(sqrt(bound), INFINITY), p.scales[matrix]);
+    const double bound = next_above(p.shifts[matrix] + residual);
+    const double root = unscaled_up(next_above(sqrt(bound)), p.scales[matrix]);
     p.upper[matrix] = p.failures[matrix] == 0 && root >= 0 ? root : INFINITY;
   }
 }
