@@ -99,12 +99,14 @@ def cases(file: str) -> list[Case]:
         return chain_cases()
     if file in ("lanczos.cuh", "matrix.cuh") or file.startswith("spectral_"):
         return spectral_cases()
-    if file == "cholesky_residual.cuh":
-        return residual_cases()
-    if file in ("shifted_grams.cuh", "cholesky_bounds.cuh"):
-        return certificate_cases()
-    if file == "gram_tiles.cuh":
-        return residual_cases() + certificate_cases()
+    certificates = {
+        "cholesky_residual.cuh": residual_cases(),
+        "shifted_grams.cuh": certificate_cases(),
+        "cholesky_bounds.cuh": certificate_cases(),
+        "gram_tiles.cuh": residual_cases() + certificate_cases(),
+    }
+    if file in certificates:
+        return certificates[file]
     reduction = reduction_cases() + chain_cases()
     if file in ("jacobian_reduction.cuh", "warp_reduce.cuh"):
         return reduction

@@ -150,7 +150,7 @@ class _Numbers:
         for (reference, size), numbers in pairs:
             for known, own in zip(found, numbers.tolist(), strict=True):
                 if reference.kind == "parameter" or math.isfinite(own[0]):
-                    known[reference] = of_numbers(*own, size)
+                    known[reference] = of_numbers(own, size)
         return found
 
 
