@@ -7,7 +7,7 @@
 namespace lipfast::cuda {
 
 template <class T>
-__global__ void __launch_bounds__(kGramThreads)
+__global__ void __launch_bounds__(kGramThreads, 6)
     residual_parts_kernel(const __grid_constant__ CholeskyBoundParams p, int64_t tiles) {
   LIPFAST_DYNAMIC_SHARED(memory);
   GramShared& shared = *reinterpret_cast<GramShared*>(memory);

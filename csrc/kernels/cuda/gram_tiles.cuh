@@ -51,25 +51,27 @@ struct GramScaled {
 // kGramTile rows from `row` on and kGramDepth columns from `column` on; zeros beyond `side` rows and `length` columns.
 // Neighbouring threads read what lies together.
 template <class Source>
-__device__ inline void load_tile(const Source& from, int64_t side, int64_t length, int64_t row, int64_t column,
-                                 double (*to)[kGramDepth + 1]) {
+__device__ __forceinline__ void load_tile(const Source& from, int64_t side, int64_t length, int64_t row, int64_t column,
+                                          double (*to)[kGramDepth + 1]) {
+  constexpr unsigned kTile = kGramTile, kDepth = kGramDepth;
   const bool along = from.along_rows();
-  for (int64_t at = thread(); at < kGramTile * kGramDepth; at += threads()) {
-    const int64_t i = along ? at / kGramDepth : at % kGramTile, j = along ? at % kGramDepth : at / kGramTile;
+  for (unsigned at = threadIdx.x; at < kTile * kDepth; at += blockDim.x) {
+    const unsigned i = along ? at / kDepth : at % kTile, j = along ? at % kDepth : at / kTile;
     to[i][j] = row + i < side && column + j < length ? from.at(row + i, column + j) : 0;
   }
 }
 
 // sums += the tile (row, column) of M M^T, row >= column; of M the first `end` columns.
 template <class Source>
-__device__ inline void add_products(const Source& m, int64_t side, int64_t end, int64_t row, int64_t column,
-                                    GramShared& shared, GramSums& sums) {
-  const int64_t i = 2 * (thread() / (kGramTile / 2)), j = 2 * (thread() % (kGramTile / 2));
+__device__ __forceinline__ void add_products(const Source& m, int64_t side, int64_t end, int64_t row, int64_t column,
+                                             GramShared& shared, GramSums& sums) {
+  constexpr unsigned kHalf = kGramTile / 2;
+  const unsigned i = 2 * (threadIdx.x / kHalf), j = 2 * (threadIdx.x % kHalf);
   for (int64_t k = 0; k < end; k += kGramDepth) {
     load_tile(m, side, end, row, k, shared.a);
     load_tile(m, side, end, column, k, shared.b);
     __syncthreads();
-    for (int64_t d = 0; d < kGramDepth; ++d) {
+    for (int d = 0; d < kGramDepth; ++d) {
       for (int r = 0; r < 2; ++r) {
         for (int c = 0; c < 2; ++c) sums.at[r][c] += shared.a[i + r][d] * shared.b[j + c][d];
       }
@@ -80,6 +82,7 @@ __device__ inline void add_products(const Source& m, int64_t side, int64_t end, 
 
 // Where a tile of the lower triangle begins, by its number edge (edge + 1) / 2 + position.
 struct GramPlace {
+  static constexpr unsigned kHalf = kGramTile / 2;
   int64_t row, column;
 
   __device__ explicit GramPlace(int64_t tile) {
@@ -89,13 +92,13 @@ struct GramPlace {
     column = tile * kGramTile;
   }
   // The entries that are this thread's: 0 to 1 each.
-  __device__ int64_t row_of(int r) const { return row + 2 * (thread() / (kGramTile / 2)) + r; }
-  __device__ int64_t column_of(int c) const { return column + 2 * (thread() % (kGramTile / 2)) + c; }
+  __device__ int64_t row_of(int r) const { return row + 2 * (threadIdx.x / kHalf) + r; }
+  __device__ int64_t column_of(int c) const { return column + 2 * (threadIdx.x % kHalf) + c; }
 };
 
 // Sum of squares of the tile of t I - `sums`, twice off the diagonal, and its part of the trace of `sums`.
-__device__ inline void write_residual(const GramPlace& place, const GramSums& sums, int64_t side, double shift,
-                                      GramShared& shared, double* out) {
+__device__ __forceinline__ void write_residual(const GramPlace& place, const GramSums& sums, int64_t side, double shift,
+                                               GramShared& shared, double* out) {
   double squares = 0, trace = 0;
   for (int r = 0; r < 2; ++r) {
     for (int c = 0; c < 2; ++c) {

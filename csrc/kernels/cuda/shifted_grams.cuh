@@ -13,7 +13,7 @@ __device__ inline GramScaled<T> scaled_matrix(const WideMatrices& m, int64_t mat
 }
 
 template <class T>
-__global__ void __launch_bounds__(kGramThreads)
+__global__ void __launch_bounds__(kGramThreads, 6)
     shifted_grams_kernel(const __grid_constant__ ShiftedGramParams p, int64_t tiles) {
   LIPFAST_DYNAMIC_SHARED(memory);
   GramShared& shared = *reinterpret_cast<GramShared*>(memory);
