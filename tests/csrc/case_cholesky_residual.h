@@ -17,13 +17,13 @@ void run_cholesky_residual(Input& input, Output& output) {
   const std::vector<double> matrices = input.array<double>(p.batch * p.side * p.length);
   const std::vector<double> factors = input.array<double>(p.batch * p.side * p.side);
   const std::vector<double> shifts = input.array<double>(p.batch);
-  const int64_t tiles = cuda::gram_tiles(p.side);
+  const int64_t tiles = cuda::residual_tiles(p.side);
   std::vector<double> out(2 * p.batch * tiles);
   p.matrices = matrices.data();
   p.factors = factors.data();
   p.shifts = shifts.data();
   p.out = out.data();
-  cuda_on_cpu::run({grid, cuda::kGramThreads, sizeof(cuda::GramShared), seed},
+  cuda_on_cpu::run({grid, cuda::kResidualThreads, sizeof(cuda::ResidualShared), seed},
                    [&] { cuda::cholesky_residual_kernel(p, tiles); });
   output.array(out);
 }

@@ -7,7 +7,7 @@
 namespace lipfast::cuda {
 
 template <class T>
-__global__ void __launch_bounds__(kGramThreads, 6)
+__global__ void __launch_bounds__(kGramThreads)
     residual_parts_kernel(const __grid_constant__ CholeskyBoundParams p, int64_t tiles) {
   LIPFAST_DYNAMIC_SHARED(memory);
   GramShared& shared = *reinterpret_cast<GramShared*>(memory);
@@ -18,8 +18,8 @@ __global__ void __launch_bounds__(kGramThreads, 6)
     GramSums sums;
     const auto b = scaled_matrix<T>(p.matrices, matrix, p.scales[matrix]);
     const GramRows l{p.factors + matrix * side * side, side, true};
-    add_products(b, side, p.matrices.length, place.row, place.column, shared, sums);
-    add_products(l, side, smaller(side, place.column + kGramTile), place.row, place.column, shared, sums);
+    add_gram_products(b, side, p.matrices.length, place.row, place.column, shared, sums);
+    add_gram_products(l, side, smaller(side, place.column + kGramTile), place.row, place.column, shared, sums);
     write_residual(place, sums, side, p.shifts[matrix], shared, p.parts + 2 * at);
   }
 }

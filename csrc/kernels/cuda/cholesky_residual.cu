@@ -3,12 +3,10 @@
 
 namespace lipfast::cuda {
 
-int64_t residual_tiles(int64_t side) { return gram_tiles(side); }
-
 void launch_cholesky_residual_cuda(const ResidualParams& p, void* stream) {
   constexpr char kOp[] = "cholesky_residual";
-  const int64_t tiles = gram_tiles(p.side);
-  Grid grid{p.batch * tiles, kGramThreads, sizeof(GramShared)};
+  const int64_t tiles = residual_tiles(p.side);
+  Grid grid{p.batch * tiles, kResidualThreads, sizeof(ResidualShared)};
   grid.blocks = std::min(grid.blocks, resident_blocks(kOp, &cholesky_residual_kernel, grid));
   launch(kOp, &cholesky_residual_kernel, grid, stream, p, tiles);
 }

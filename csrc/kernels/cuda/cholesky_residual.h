@@ -16,6 +16,9 @@
 
 namespace lipfast::cuda {
 
+constexpr int64_t kResidualTile = 32;
+constexpr int64_t kResidualThreads = 256;
+
 struct ResidualParams {
   const double* matrices;  // (batch, side, length)
   const double* factors;   // (batch, side, side)
@@ -25,7 +28,10 @@ struct ResidualParams {
 };
 
 // Tiles of the lower triangle.
-int64_t residual_tiles(int64_t side);
+inline int64_t residual_tiles(int64_t side) {
+  const int64_t edge = (side + kResidualTile - 1) / kResidualTile;
+  return edge * (edge + 1) / 2;
+}
 
 // Queues the kernel on `stream` (a cudaStream_t).
 void launch_cholesky_residual_cuda(const ResidualParams& params, void* stream);

@@ -1,4 +1,5 @@
-// Tiles of products M M^T in float64: what the certificates' kernels share.
+// Tiles of products M M^T in float64, of matrices of any strides and of triangular ones: what shifted_grams and
+// cholesky_bounds share. cholesky_residual has its own: for a row-major float64 matrix alone they take fewer registers.
 #pragma once
 
 #include "device.cuh"
@@ -51,8 +52,8 @@ struct GramScaled {
 // kGramTile rows from `row` on and kGramDepth columns from `column` on; zeros beyond `side` rows and `length` columns.
 // Neighbouring threads read what lies together.
 template <class Source>
-__device__ __forceinline__ void load_tile(const Source& from, int64_t side, int64_t length, int64_t row, int64_t column,
-                                          double (*to)[kGramDepth + 1]) {
+__device__ __forceinline__ void load_gram_tile(const Source& from, int64_t side, int64_t length, int64_t row,
+                                               int64_t column, double (*to)[kGramDepth + 1]) {
   constexpr unsigned kTile = kGramTile, kDepth = kGramDepth;
   const bool along = from.along_rows();
   for (unsigned at = threadIdx.x; at < kTile * kDepth; at += blockDim.x) {
@@ -63,13 +64,13 @@ __device__ __forceinline__ void load_tile(const Source& from, int64_t side, int6
 
 // sums += the tile (row, column) of M M^T, row >= column; of M the first `end` columns.
 template <class Source>
-__device__ __forceinline__ void add_products(const Source& m, int64_t side, int64_t end, int64_t row, int64_t column,
-                                             GramShared& shared, GramSums& sums) {
+__device__ __forceinline__ void add_gram_products(const Source& m, int64_t side, int64_t end, int64_t row,
+                                                  int64_t column, GramShared& shared, GramSums& sums) {
   constexpr unsigned kHalf = kGramTile / 2;
   const unsigned i = 2 * (threadIdx.x / kHalf), j = 2 * (threadIdx.x % kHalf);
   for (int64_t k = 0; k < end; k += kGramDepth) {
-    load_tile(m, side, end, row, k, shared.a);
-    load_tile(m, side, end, column, k, shared.b);
+    load_gram_tile(m, side, end, row, k, shared.a);
+    load_gram_tile(m, side, end, column, k, shared.b);
     __syncthreads();
     for (int d = 0; d < kGramDepth; ++d) {
       for (int r = 0; r < 2; ++r) {

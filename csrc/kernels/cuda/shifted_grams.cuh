@@ -13,7 +13,7 @@ __device__ inline GramScaled<T> scaled_matrix(const WideMatrices& m, int64_t mat
 }
 
 template <class T>
-__global__ void __launch_bounds__(kGramThreads, 6)
+__global__ void __launch_bounds__(kGramThreads)
     shifted_grams_kernel(const __grid_constant__ ShiftedGramParams p, int64_t tiles) {
   LIPFAST_DYNAMIC_SHARED(memory);
   GramShared& shared = *reinterpret_cast<GramShared*>(memory);
@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kGramThreads, 6)
     const double shift = larger(lower * scale * (lower * scale) * (1 + p.excess), 0x1p-150);
     GramSums sums;
     const auto b = scaled_matrix<T>(p.matrices, matrix, scale);
-    add_products(b, side, p.matrices.length, place.row, place.column, shared, sums);
+    add_gram_products(b, side, p.matrices.length, place.row, place.column, shared, sums);
     double* gram = p.grams + matrix * side * side;
     for (int r = 0; r < 2; ++r) {
       for (int c = 0; c < 2; ++c) {
