@@ -62,11 +62,15 @@ LAUNCHES = {
     "secant_lines_kernel": [(256, 320, "")],
     "secant_quotients_kernel": [(256, 22960, "")],
     "stack_kernel": [(256, 0, "")],
-    "cholesky_residual_kernel": [(256, 8 * (32 + 2 * 32 * 17), "")],
     "hermitian_residual_kernel": [(256, 8 * (32 + 2 * 2 * 32 * 17), "")],
     "symbol_grams_kernel": [(256, 8 * (2 * 64 + 3 * 32 * 33), "")],
     "tap_products_kernel<2>": [(256, 8 * 2 * 32 * 17, "")],
     "tap_products_kernel<4>": [(256, 8 * 2 * 64 * 17, "")],
+    **{
+        f"{name}_kernel": [(256, 8 * (32 + 2 * 32 * 17), "")]
+        for name in ("cholesky_residual", "shifted_grams", "residual_parts")
+    },
+    "cholesky_bounds_kernel": [(128, 256, "")],
     **{
         f"chain_jacobian_norms_kernel<{rows}>": [(384, shared, "")]
         for rows, shared in ((4, 92640), (8, 104928), (10, 117216))

@@ -13,9 +13,11 @@ import torch
 from lipfast import _native
 from lipfast.ops import (
     chain_jacobian_norms,
+    cholesky_bounds,
     cholesky_residual,
     hermitian_residual,
     jacobian_reduction,
+    shifted_grams,
     spectral_norms,
     symbol_grams,
     tap_products,
@@ -23,9 +25,11 @@ from lipfast.ops import (
 
 WITH_CUDA = (
     chain_jacobian_norms,
+    cholesky_bounds,
     cholesky_residual,
     hermitian_residual,
     jacobian_reduction,
+    shifted_grams,
     spectral_norms,
     symbol_grams,
     tap_products,

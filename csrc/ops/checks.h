@@ -101,6 +101,11 @@ void check_tap_products(const Tensor& taps, const std::vector<int64_t>& axes);
 void check_symbol_grams(const Tensor& products, const std::vector<int64_t>& axes, const Tensor& symbols,
                         const Tensor& centres, const std::vector<int64_t>& periods, const Tensor& shifts);
 void check_stack(const std::vector<Tensor>& tensors);
+void check_shifted_grams(const Tensor& matrices, const Tensor& lower);
+void check_cholesky_bounds(const Tensor& matrices, const Tensor& factors, const Tensor& failures, const Tensor& scales,
+                           const Tensor& shifts);
+// (n, s, l), float32 or float64, of any strides.
+Dtype check_wide(const Tensor& matrices, const std::string& op);
 // The stages with the shapes between them, and the shapes of the first input and the last output.
 struct ChainStages {
   std::vector<ChainStage> stages;

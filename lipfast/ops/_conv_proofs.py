@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from lipfast.ops._conv_symbols import ROOT_OF_TWO, SymbolStack
-from lipfast.ops.gram_certificate import LEAST_SHIFT, bounds_from_residuals
+from lipfast.ops.cholesky_bounds import bounds_from_residuals
 from lipfast.ops.hermitian_residual import hermitian_residual
+from lipfast.ops.shifted_grams import LEAST_SHIFT
 from lipfast.rounding import UNIT_ROUNDOFF, WIDE, wide_gamma
 
 
@@ -21,6 +22,11 @@ def _factored(shifted: Tensor) -> tuple[Tensor, Tensor]:
     # transpose is the conjugate, so that its factor from above is this one's transpose.
     upper, failures = torch.linalg.cholesky_ex(shifted.mT, upper=True)
     return upper.mT, failures
+
+
+def _bounds(sums: Tensor, failures: Tensor, shifts: Tensor) -> Tensor:
+    """Bounds of the norms; `sums`, (n, 2), of squares and of what rounding leaves beside them."""
+    return bounds_from_residuals(sums, failures, shifts, 1.0, WIDE * WIDE)
 
 
 def prove_grams(
@@ -49,7 +55,7 @@ def prove_grams(
     room = room.add(shifts, alpha=2 * UNIT_ROUNDOFF)
     rounding = sums[:, 1].mul_(ROOT_OF_TWO * wide_gamma(2 * n) * WIDE).add_(room)
     sums = torch.stack([sums[:, 0], rounding], 1)
-    return bounds_from_residuals(sums, failures, shifts), shifted, shifts
+    return _bounds(sums, failures, shifts), shifted, shifts
 
 
 def prove(real: Tensor, imaginary: Tensor, gram: Tensor, targets: Tensor) -> Tensor:
@@ -70,4 +76,4 @@ def prove(real: Tensor, imaginary: Tensor, gram: Tensor, targets: Tensor) -> Ten
     identity = torch.diag_embed(shifts[:, None].expand(-1, n)).to(shifted.dtype)
     sums = hermitian_residual(identity, torch.complex(real, imaginary), factors)
     sums[:, 1].mul_(ROOT_OF_TWO * wide_gamma(2 * (n + m)) * WIDE)
-    return bounds_from_residuals(sums, failures, shifts)
+    return _bounds(sums, failures, shifts)

@@ -11,19 +11,17 @@ import torch
 from torch import Tensor
 
 from lipfast.ops._keyed import CHOLESKY
-from lipfast.ops.cholesky_residual import cholesky_residual
-from lipfast.ops.scaling import multiplied_up, powers_of_two
+from lipfast.ops.cholesky_bounds import cholesky_bounds
+from lipfast.ops.shifted_grams import shifted_grams
 from lipfast.ops.sides import is_wide, wide
+from lipfast.ops.stack import stacked
 from lipfast.ops.vectors import Vectors
-from lipfast.rounding import WIDE, wide_gamma
 
 _ATTEMPTS = 7
 # Of a proof and a lower bound from its factor; the vectors that this is found among.
 _ROUNDS, _SUBSPACE = 8, 8
-# Exponents whose powers of two, and their inverses, are float64 numbers and not denormal.
-_LEAST_EXPONENT, _LARGEST_EXPONENT = -1000, 1022
-# Far above every underflow, and below the square of any number that is scaled.
-LEAST_SHIFT = 2.0**-150
+# Tensors that one launch of torch's puts together.
+_PUT_TOGETHER = 128
 
 
 _Inspect = Callable[[list[int], Tensor, Tensor, Tensor], None]
@@ -46,10 +44,10 @@ def prove_upper_bounds(
 
     because $L L^T$ is positive semidefinite. L is a Cholesky factor of $t I - B B^T$, from whatever
     library; the residual's Frobenius norm is computed anew in float64 with its rounding accounted
-    for (`cholesky_residual`), so nothing that a library returns enters the proof unchecked. t is
+    for (`cholesky_bounds`), so nothing that a library returns enters the proof unchecked. t is
     the lower bound's square times 1 + `excess`: where the factorisation fails, nothing is proved.
 
-    A batch takes one launch per stage, and none of them waits for the device.
+    A batch takes three launches and a factorisation, and none of them waits for the device.
 
     Args:
         matrices: float32 or float64, all on one device.
@@ -64,32 +62,28 @@ def prove_upper_bounds(
     """
     batches = list(_of_one_shape(matrices, memory))
     order = [index for batch in batches for index in batch]
-    infinite = torch.full_like(lower, math.inf)
     if not order:
-        return infinite
+        return torch.full_like(lower, math.inf)
     places = None
     if order != list(range(len(matrices))):
         places = torch.tensor(order, device=lower.device)
         lower = lower.index_select(0, places)
-    exponents = torch.frexp(lower).exponent.clamp(_LEAST_EXPONENT, _LARGEST_EXPONENT)
-    scales = powers_of_two(-exponents)
-    shifts = ((lower * scales).square() * (1 + excess)).clamp_min(LEAST_SHIFT)
-    first, tested = 0, []
+    first, found = 0, []
     for batch in batches:
         part = slice(first, first + len(batch))
         first = part.stop
-        # float32 times float64 is float64, in one launch.
-        b = torch.stack([wide(matrices[index].detach()) for index in batch])
-        b = b * scales[part, None, None]
-        sums, failures, factors = _tested(b, shifts[part])
-        tested.append((sums, failures))
+        w = stacked([wide(matrices[index].detach()) for index in batch])
+        grams, scales, shifts = shifted_grams(w, lower[part], excess=excess)
+        # Torch's factors are stored by columns: the upper one's transpose is the lower one by rows.
+        upper, failures = torch.linalg.cholesky_ex(grams.mT, upper=True)
+        found.append(cholesky_bounds(w, upper.mT, failures, scales, shifts))
         if inspect is not None:
-            inspect(batch, b, factors, failures)
-    sums, failures = (torch.cat(parts) for parts in zip(*tested, strict=True))
-    roots = bounds_from_residuals(sums, failures, shifts)
-    # The inverse of a power of two is one.
-    found = multiplied_up(roots, scales.reciprocal())
-    return found if places is None else infinite.index_copy(0, places, found)
+            inspect(batch, w.double() * scales[:, None, None], upper.mT, failures)
+    values = found[0] if len(found) == 1 else torch.cat(found)
+    if places is None:
+        return values
+    infinite = values.new_full((len(matrices),), math.inf)
+    return infinite.index_copy_(0, places, values)
 
 
 def _of_one_shape(matrices: Sequence[Tensor], memory: int) -> Iterator[list[int]]:
@@ -98,43 +92,23 @@ def _of_one_shape(matrices: Sequence[Tensor], memory: int) -> Iterator[list[int]
     for index, matrix in enumerate(matrices):
         rows, columns = matrix.shape
         kinds.setdefault((min(rows, columns), max(rows, columns), matrix.dtype), []).append(index)
-    for (side, length, dtype), indices in kinds.items():
+    for (side, length, dtype), alike in kinds.items():
         if 8 * side * side > memory:
             continue
-        # The matrices as they are and scaled; Gram matrix, factor, and what a library takes beside.
-        count = memory // ((8 + dtype.itemsize) * side * length + 32 * side * side)
-        for first in range(0, len(indices), max(1, count)):
-            yield indices[first : first + max(1, count)]
+        # A Gram matrix, its factor, what a library takes beside, and the matrix where it has to be
+        # put beside the others.
+        count = max(1, memory // (24 * side * side + dtype.itemsize * side * length))
+        for indices in _lying_alike(matrices, alike):
+            for first in range(0, len(indices), count):
+                yield indices[first : first + count]
 
 
-def _tested(b: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`residual_sums` of t I - B B^T - L L^T, failures of the factorisations, and the factors L."""
-    count, side, _ = b.shape
-    shifted = torch.baddbmm(b.new_empty(()).expand(count, side, side), b, b.mT, beta=0, alpha=-1)
-    shifted.diagonal(dim1=1, dim2=2).add_(shifts[:, None])
-    # Torch's factors are stored by columns: the upper one's transpose is the lower one by rows.
-    upper, failures = torch.linalg.cholesky_ex(shifted, upper=True)
-    return residual_sums(b, upper.mT, shifts), failures, upper.mT
-
-
-def residual_sums(b: Tensor, factors: Tensor, shifts: Tensor) -> Tensor:
-    """(n, 2): the squared Frobenius norm of t I - B B^T - L L^T, and what rounding adds to it."""
-    sums = cholesky_residual(b, factors, shifts)
-    # Sums of k < 2^30 numbers: off by less than 2^-22, relatively, which WIDE covers.
-    sums[:, 1].mul_(wide_gamma(b.shape[1] + b.shape[2] + 1) * WIDE)
-    return sums
-
-
-def bounds_from_residuals(sums: Tensor, failures: Tensor, shifts: Tensor) -> Tensor:
-    """Upper bounds of the norms of B, infinite where unproved. t is 2^-150 at least."""
-    squares, rounding = sums.unbind(1)
-    infinity = shifts.new_full((), math.inf)
-    # WIDE covers the squares' sums and what is rounded here, the step to the next number the sum's
-    # rounding and, as a half of it is 2^-54 t at least, every underflow.
-    residual = squares.sqrt().add_(rounding)
-    bounds = torch.nextafter(shifts.add(residual, alpha=WIDE * WIDE), infinity)
-    roots = torch.where(failures == 0, torch.nextafter(bounds.sqrt(), infinity), infinity)
-    return roots.nan_to_num_(nan=math.inf, posinf=math.inf)
+def _lying_alike(matrices: Sequence[Tensor], indices: list[int]) -> list[list[int]]:
+    """One list, or wide and tall matrices apart where putting them together takes many launches."""
+    if len(indices) <= _PUT_TOGETHER:
+        return [indices]
+    sides = ([i for i in indices if is_wide(*matrices[i].shape) is way] for way in (True, False))
+    return [side for side in sides if side]
 
 
 def _top_vectors(b: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
@@ -294,6 +268,8 @@ def tighten(
     Gradients are those of `found`.
     """
     better, codes = _tightened(matrices, found, estimate, rtol, memory)
+    if not found.lower.requires_grad:
+        return better, codes
     lower = _WithValue.apply(found.lower, better.lower)  # type: ignore[no-untyped-call]
     upper = _WithValue.apply(found.upper, better.upper)  # type: ignore[no-untyped-call]
     return replace(better, lower=lower, upper=upper), codes

@@ -91,7 +91,7 @@ def exponential(value: Enclosure) -> Enclosure:
     steps = max(0, math.frexp(norm)[1] + 1)
     b = a * 2.0**-steps
     small = norm * 2.0**-steps
-    identity = torch.eye(len(a), dtype=torch.float64, device="cpu")
+    identity = torch.eye(len(a), dtype=torch.float64, device=a.device)
     result, error = identity.clone(), 0.0
     for k in range(_DEGREE, 0, -1):
         product = b @ result
@@ -145,7 +145,7 @@ def solution(m: Enclosure, b: Enclosure) -> Enclosure:
     given = 0.0 if m.error is None else _norm_of(m.error)
     right = 0.0 if b.error is None else _norm_of(b.error)
     reach, length = _norm_of(inverse), _norm_of(found)
-    identity = torch.eye(len(inverse), dtype=torch.float64, device="cpu")
+    identity = torch.eye(len(inverse), dtype=torch.float64, device=inverse.device)
     defect = widened(_norm_of(identity - inverse @ m.tensor), 2)
     alpha = defect + _product_error(inverse, m.tensor) + reach * given + 4 * u * len(inverse)
     if not alpha < 0.5:
@@ -170,7 +170,7 @@ def reflections(value: Enclosure, tau: Enclosure) -> Enclosure:
     $\|H\|_2 = \max(1, |1 - \tau \|v\|^2|)$ and adds that of $\tau$ and v, and its own rounding.
     """
     rows, columns = value.tensor.shape
-    result = torch.eye(rows, columns, dtype=torch.float64, device="cpu")
+    result = torch.eye(rows, columns, dtype=torch.float64, device=value.tensor.device)
     errors, moved = tau.radius, value.radius
     error = 0.0
     for index in range(len(tau.tensor) - 1, -1, -1):

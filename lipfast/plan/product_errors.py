@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lipfast.ops.emulation import products_are_ieee
+from lipfast.ops.scaling import powers_of_two
 from lipfast.plan.elementwise_errors import (
     absolute,
     largest_of_two,
@@ -145,7 +146,9 @@ def _euclidean(x: Enclosure, axes: list[int], keep: bool) -> Enclosure:
 
     def length(tensor: Tensor) -> Tensor:
         peak = tensor.abs().max() if tensor.numel() else tensor.sum()
-        scale = 2.0 ** (math.frexp(float(peak))[1] - 1) if float(peak) > 0 else 1.0
+        known = torch.isfinite(peak) & (peak > 0)
+        exponent = (torch.frexp(peak).exponent - 1) * known
+        scale = powers_of_two(exponent.clamp(-1022, 1023))
         return (tensor / scale).square().sum(axes, keepdim=keep).sqrt() * scale
 
     result = length(x.tensor)

@@ -260,10 +260,7 @@ def largest_magnitudes(tensors: Sequence[Tensor]) -> list[Tensor]:
             alone.append(torch.linalg.vector_norm(tensor.detach(), math.inf).double())
         elif tensor.numel():
             by_dtype.setdefault(tensor.dtype, []).append(tensor.detach())
-    found = [
-        torch.stack(list(torch._foreach_norm(some, math.inf))).double()
-        for some in by_dtype.values()
-    ]
+    found = [torch.stack(list(torch._foreach_norm(some, math.inf))) for some in by_dtype.values()]
     return [*found, torch.stack(alone)] if alone else found
 
 

@@ -66,8 +66,7 @@ def _root(count: int) -> Upward:
 
 def of_tensor(tensor: Tensor) -> Magnitude:
     """The size of a parameter or a constant; unknown of one that is not finite (a mask)."""
-    peak, row, total = numbers_of_tensors(tensor[None])[0].tolist()
-    return of_numbers(peak, row, total, tensor.numel())
+    return of_numbers(numbers_of_tensors(tensor[None])[0].tolist(), tensor.numel())
 
 
 def numbers_of_tensors(tensors: Tensor) -> Tensor:
@@ -87,8 +86,9 @@ def numbers_of_tensors(tensors: Tensor) -> Tensor:
     return torch.stack([peaks, squares.amax(1), squares.sum(1)], 1)
 
 
-def of_numbers(peak: float, row: float, total: float, count: int) -> Magnitude:
+def of_numbers(numbers: Sequence[float], count: int) -> Magnitude:
     """The size of a tensor of `count` entries, from its `numbers_of_tensors`."""
+    peak, row, total = numbers
     if not math.isfinite(peak):
         return Magnitude()
     if peak == 0.0:

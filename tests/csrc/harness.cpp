@@ -3,10 +3,12 @@
 #define LIPFAST_CUDA_ON_CPU
 #include "case_chain_jacobian_norms.h"
 #include "case_chain_secants.h"
+#include "case_cholesky_bounds.h"
 #include "case_cholesky_residual.h"
 #include "case_hermitian_residual.h"
 #include "case_jacobian_reduction.h"
 #include "case_planted.h"
+#include "case_shifted_grams.h"
 #include "case_spectral_norms.h"
 #include "case_stack.h"
 #include "case_symbol_grams.h"

@@ -16,8 +16,10 @@ from lipfast.reference import chain_jacobian_norms as reference_chain
 from lipfast.reference import cholesky_residual as reference_residual
 from lipfast.reference import hermitian_residual as reference_hermitian
 from lipfast.reference import jacobian_reduction as reference_reduction
+from lipfast.reference import shifted_grams as reference_shifted
 from lipfast.reference import symbol_grams as reference_grams
 from lipfast.reference import tap_products as reference_products
+from lipfast.rounding import WIDE, wide_gamma
 from tests.support import kernels
 from tests.support.harness import Harness
 
@@ -208,6 +210,33 @@ def test_spectral_norms_of_many_matrices(checked: Harness) -> None:
     check_bracket(kernels.spectral_norms(checked, matrices, grid=2, block=32), matrices, 1e-9)
 
 
+@pytest.mark.parametrize("shared", [0, 16000])
+def test_spectral_norms_of_stacked_networks(checked: Harness, shared: int) -> None:
+    """Matrices at equal distances, of shapes that repeat, are one table; others are as many."""
+    singles, odd = torch.float32, [normal(2, 3), normal(4, 2)]
+    networks = [
+        [normal(5, 3, seed=i, dtype=singles), normal(3, 4, seed=i), normal(9, 5, seed=i)]
+        for i in range(20)
+    ]
+    matrices = [matrix for network in networks for matrix in network]
+    apart = kernels.spectral_norms(checked, matrices, resident_shared=shared, tolerance=1e-4)
+    found = kernels.spectral_norms(
+        checked, matrices, resident_shared=shared, tolerance=1e-4, together=True
+    )
+    assert found.tables == 1 <= apart.tables <= 3
+    for name in ("lower", "upper", "passes", "method"):
+        assert torch.equal(getattr(found, name), getattr(apart, name))
+    assert all(map(torch.equal, found.right + found.left, apart.right + apart.left))
+    # What does not repeat comes before, between and behind.
+    mixed = [*odd, *matrices[:36], odd[0], *matrices[36:], *odd]
+    parts = kernels.spectral_norms(
+        checked, mixed, resident_shared=shared, tolerance=1e-4, together=True
+    )
+    assert 3 <= parts.tables <= 5
+    assert torch.equal(parts.lower[2:38], found.lower[:36])
+    assert torch.equal(parts.lower[39:-2], found.lower[36:])
+
+
 @pytest.mark.long
 def test_spectral_norms_restart_the_basis(checked: Harness) -> None:
     """A spectrum dense at the top and an error that is never small enough: the basis fills up."""
@@ -368,6 +397,63 @@ def test_symbol_grams(checked: Harness, shape: Kernels) -> None:
     truth = reference_grams.symbol_grams(taps, axes, at, shifts)
     torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-12)
     assert torch.equal(found, found.mH)
+
+
+# shifted_grams, cholesky_bounds
+
+CERTIFIED = [(2, 1, 1), (1, 31, 33), (2, 33, 40), (1, 70, 75)]
+
+
+def certificate(
+    checked: Harness, matrices: Tensor, lower: Tensor, seed: int = 1
+) -> tuple[Tensor, ...]:
+    """Gram matrices, scales, shifts, and bounds from torch's factors."""
+    grams, scales, shifts = kernels.shifted_grams(checked, matrices, lower, seed=seed)
+    factors, failures = torch.linalg.cholesky_ex(grams)
+    factors += torch.triu(torch.full_like(factors, math.nan), 1)  # not to be read
+    room = wide_gamma(sum(matrices.shape[1:]) + 1) * WIDE, WIDE * WIDE
+    bounds = kernels.cholesky_bounds(
+        checked, matrices, factors, failures, scales, shifts, room=room, seed=seed
+    )
+    return grams, scales, shifts, bounds
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("shape", CERTIFIED, ids=str)
+def test_certificates(
+    checked: Harness, shape: tuple[int, int, int], turned: bool, dtype: torch.dtype
+) -> None:
+    matrices = normal(*shape, dtype=dtype) * 37.0
+    matrices = matrices.mT.contiguous().mT if turned else matrices
+    truth = torch.linalg.matrix_norm(matrices.double(), 2)
+    grams, scales, shifts, bounds = same_under_every_order(
+        lambda order: certificate(checked, matrices, truth * (1 - 1e-9), order)
+    )
+    expected = reference_shifted.shifted_grams(matrices, truth * (1 - 1e-9), excess=1e-6)
+    assert torch.equal(scales, expected[1])
+    torch.testing.assert_close(shifts, expected[2], rtol=1e-15, atol=0)
+    torch.testing.assert_close(grams, expected[0], rtol=1e-12, atol=1e-14)
+    assert bool((truth <= bounds).all()) and bool((bounds <= truth * (1 + 1e-6)).all())
+
+
+def test_certificates_of_extreme_matrices(checked: Harness) -> None:
+    """Any factor proves something true; none proves nothing, and neither does one of NaN."""
+    powers = torch.tensor([2.0**-1060, 2.0**-600, 1.0, 2.0**1000], dtype=torch.float64)
+    powers = powers[:, None, None]
+    matrices = normal(1, 3, 4).expand(4, 3, 4) * powers
+    truth = torch.linalg.matrix_norm(normal(1, 3, 4), 2) * powers[:, 0, 0]
+    _, scales, shifts, bounds = certificate(checked, matrices, truth)
+    assert bool((truth <= bounds).all())
+    assert bool((bounds <= truth * (1 + 1e-6))[1:].all())
+    assert float(shifts[1:].min()) > 0.2
+    room = wide_gamma(8) * WIDE, WIDE * WIDE
+    factors = torch.zeros(4, 3, 3).double()
+    factors[3, 2, 0] = math.nan
+    failures = torch.tensor([0, 3, 0, 0])
+    loose = kernels.cholesky_bounds(checked, matrices, factors, failures, scales, shifts, room=room)
+    assert loose.isinf().tolist() == [False, True, False, True]
+    assert bool((loose >= bounds).all())
 
 
 # chain_jacobian_norms
@@ -565,6 +651,9 @@ def test_sanitizers_find_nothing(sanitized: Harness) -> None:
     kernels.tap_products(sanitized, normal(1, 1, 50, 3), (1, 1, 1))
     zero = torch.zeros(1, dtype=torch.int64)
     kernels.symbol_grams(sanitized, products, axes, (zero, centres, axes), normal(1))
+    many = [normal(3, 2, seed=index) for index in range(50)]
+    kernels.spectral_norms(sanitized, many, grid=2, block=32, tolerance=1e-2, together=True)
+    certificate(sanitized, normal(2, 33, 34), torch.full((2,), 12.0).double())
 
 
 @pytest.mark.long

@@ -64,6 +64,7 @@ def spectral_cases() -> list[Case]:
         *each(tested.test_spectral_norms_start_where_they_are_told),
         *each(tested.test_blocks_pass_over_matrices_that_they_do_not_hold),
         *each(tested.test_spectral_norms_of_many_matrices),
+        *each(tested.test_spectral_norms_of_stacked_networks, [0, 16000]),
         *each(tested.test_spectral_norms),
         *each(tested.test_extreme_matrices_that_a_block_holds),
         *each(tested.test_spectral_norms_of_matrices_that_a_block_holds, tested.SHARED.values()),
@@ -98,15 +99,6 @@ def gram_cases() -> list[Case]:
     return each(tested.test_symbol_grams, [*tested.KERNELS, tested.LONG_KERNEL])
 
 
-BESIDE = {
-    "cholesky_residual.cuh": residual_cases,
-    "hermitian_residual.cuh": hermitian_cases,
-    "tile_products.cuh": hermitian_cases,
-    "tap_products.cuh": tap_cases,
-    "symbol_grams.cuh": gram_cases,
-}
-
-
 def secant_cases() -> list[Case]:
     return [
         *each(secants.test_points_lie_where_the_jacobian_stretches_most, ["wide"], [2, 1]),
@@ -115,6 +107,25 @@ def secant_cases() -> list[Case]:
         ),
         *each(secants.test_what_cannot_be_proved),
     ]
+
+
+def certificate_cases() -> list[Case]:
+    return [
+        *each(tested.test_certificates, tested.CERTIFIED, [False, True], DTYPES),
+        *each(tested.test_certificates_of_extreme_matrices),
+    ]
+
+
+BESIDE = {
+    "cholesky_residual.cuh": residual_cases,
+    "hermitian_residual.cuh": hermitian_cases,
+    "tile_products.cuh": hermitian_cases,
+    "shifted_grams.cuh": certificate_cases,
+    "cholesky_bounds.cuh": certificate_cases,
+    "gram_tiles.cuh": lambda: residual_cases() + certificate_cases(),
+    "tap_products.cuh": tap_cases,
+    "symbol_grams.cuh": gram_cases,
+}
 
 
 def cases(file: str) -> list[Case]:
@@ -130,8 +141,8 @@ def cases(file: str) -> list[Case]:
     reduction = reduction_cases() + chain_cases()
     if file in ("jacobian_reduction.cuh", "warp_reduce.cuh"):
         return reduction
-    others = residual_cases() + hermitian_cases() + secant_cases()
-    return reduction + spectral_cases() + others
+    certificates = residual_cases() + hermitian_cases() + certificate_cases()
+    return reduction + spectral_cases() + certificates + secant_cases()
 
 
 def noticed(harness: Harness, tests: list[Case]) -> bool:

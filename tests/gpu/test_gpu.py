@@ -15,14 +15,17 @@ from lipfast.errors import ArgumentError, NonFiniteError
 from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms
 from lipfast.ops.chain_secants import PiecewiseLinearChains
 from lipfast.ops.chain_stages import Activation, Linear, Stage
+from lipfast.ops.cholesky_bounds import cholesky_bounds
 from lipfast.ops.cholesky_residual import cholesky_residual
 from lipfast.ops.hermitian_residual import hermitian_residual
 from lipfast.ops.jacobian_reduction import jacobian_reduction
+from lipfast.ops.shifted_grams import shifted_grams
 from lipfast.ops.stack import stacked
 from lipfast.ops.symbol_grams import Frequencies, symbol_grams
 from lipfast.ops.tap_products import tap_products
 from lipfast.plan.stacked import StackedStateDicts
 from lipfast.reference import chain_jacobian_norms as reference_chain
+from lipfast.reference import cholesky_bounds as reference_bounds
 from lipfast.reference import cholesky_residual as reference_residual
 from lipfast.reference import hermitian_residual as reference_hermitian
 from lipfast.reference import jacobian_reduction as reference_reduction
@@ -247,6 +250,41 @@ def test_little_memory_means_batches_small(device: torch.device) -> None:
     assert torch.equal(whole.lower, cut.lower) and torch.equal(whole.passes, cut.passes)
     for one, other in zip([*whole.right, *whole.left], [*cut.right, *cut.left], strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_certificates_small(dtype: torch.dtype, device: torch.device) -> None:
+    """Gram matrices and bounds are those of the reference, of matrices that lie either way."""
+    for turned in (False, True):
+        w = normal(3, 33, 40, dtype=dtype)
+        w = w.mT.contiguous().mT if turned else w
+        truth = torch.linalg.matrix_norm(w.double(), 2)
+        there = w.mT.to(device).mT if turned else w.to(device)
+        grams, scales, shifts = shifted_grams(there, truth.to(device), excess=1e-6)
+        known = reference_shifted.shifted_grams(w, truth, excess=1e-6)
+        torch.testing.assert_close(grams.cpu(), known[0], rtol=1e-12, atol=1e-14)
+        assert torch.equal(scales.cpu(), known[1])
+        factors, failures = torch.linalg.cholesky_ex(grams)
+        found = cholesky_bounds(there, factors, failures, scales, shifts).cpu()
+        bounds = reference_bounds.cholesky_bounds(w, factors.cpu(), failures.cpu(), *known[1:])
+        torch.testing.assert_close(found, bounds, rtol=1e-9, atol=0)
+        assert bool((truth <= found).all())
+
+
+def test_stacked_networks_small(device: torch.device) -> None:
+    """Bounds of networks that lie together are those of each alone."""
+    model = mlp()
+    plan = lipfast.compile(model, torch.randn(2, 20))
+    stacked = {
+        name: torch.stack([value * (1 + 0.1 * index) for index in range(5)]).to(device)
+        for name, value in model.state_dict().items()
+    }
+    networks = StackedStateDicts(stacked)
+    for norm in (1, 2, math.inf):
+        together = plan.upper(networks, norm=norm)
+        alone = [plan.upper(dict(entry), norm=norm) for entry in networks]
+        assert [one.value for one in together] == [one.value for one in alone]
+        assert all(one.certified for one in together)
 
 
 def test_other_norms(device: torch.device) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +43,7 @@ class Spectral:
     method: Tensor
     right: list[Tensor]
     left: list[Tensor]
+    tables: int  # launches that it took to say where the matrices are
 
 
 def spectral_norms(
@@ -58,10 +60,12 @@ def spectral_norms(
     seed: int = 1,
     item_bytes: int = 1024,
     resident_shared: int = 0,
+    together: bool = False,
 ) -> Spectral:
     """One call of the grouped kernel; small items, so that matrices have several.
 
     resident_shared: bytes of the blocks that hold a matrix; 0: the grid shares all of them.
+    together: matrices of a type lie in one array.
     """
     count = len(matrices)
     starts = starts or [None] * count
@@ -70,7 +74,8 @@ def spectral_norms(
         for matrix, start in zip(matrices, starts, strict=True)
     ]
     inputs: list[np.ndarray | Sequence[int]] = [
-        [count, max_passes, power, certify, 0, grid, block, seed, item_bytes, resident_shared],
+        [count, max_passes, power, certify, 0, grid, block, seed, item_bytes],
+        [resident_shared, together],
         [int(number) for shape in shapes for number in shape],
         np.array([tolerance]),
     ]
@@ -87,9 +92,10 @@ def spectral_norms(
         (np.int64, count),
         (np.float64, sum(cols)),
         (np.float64, sum(rows)),
+        (np.int64, 1),
     )
-    lower, upper, passes, method, right, left = [torch.from_numpy(value) for value in values]
-    return Spectral(lower, upper, passes, method, list(right.split(cols)), list(left.split(rows)))
+    *tensors, right, left, tables = [torch.from_numpy(value) for value in values]
+    return Spectral(*tensors, list(right.split(cols)), list(left.split(rows)), int(tables))
 
 
 def cholesky_residual(
@@ -160,6 +166,47 @@ def symbol_grams(
     arrays = [tensor.numpy() for tensor in (products, symbols, centres, shifts)]
     (found,) = harness.run("symbol_grams", [numbers, *arrays]).take((np.complex128, count * n * n))
     return torch.from_numpy(found).reshape(count, n, n)
+
+
+def shifted_grams(
+    harness: Harness,
+    matrices: Tensor,
+    lower: Tensor,
+    *,
+    excess: float = 1e-6,
+    grid: int = 2,
+    seed: int = 1,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gram matrices (B, s, s), scales and shifts (B,); transposed matrices are read as they lie."""
+    count, side, _ = matrices.shape
+    given = _certificate_inputs(matrices, grid, seed)
+    result = harness.run("shifted_grams", [*given, lower.numpy(), np.array([excess])])
+    sizes = (count * side * side, count, count)
+    grams, *rest = [torch.from_numpy(v) for v in result.take(*((np.float64, n) for n in sizes))]
+    return grams.reshape(count, side, side), *rest
+
+
+def cholesky_bounds(
+    harness: Harness,
+    matrices: Tensor,
+    *given: Tensor,
+    room: tuple[float, float],
+    grid: int = 2,
+    seed: int = 1,
+) -> Tensor:
+    """Upper bounds (B,); given: factors, failures, scales and shifts."""
+    factors, failures, *rest = given
+    arrays = [tensor.numpy() for tensor in (factors, failures.long(), *rest)]
+    inputs = [*_certificate_inputs(matrices, grid, seed), *arrays, np.array(room)]
+    (upper,) = harness.run("cholesky_bounds", inputs).take((np.float64, len(matrices)))
+    return torch.from_numpy(upper)
+
+
+def _certificate_inputs(matrices: Tensor, grid: int, seed: int) -> list[Any]:
+    transposed = not matrices.is_contiguous()
+    stored = matrices.mT if transposed else matrices
+    numbers = [*_seeded_grid(grid, seed), matrices.dtype == torch.float32, transposed]
+    return [list(matrices.shape), numbers, stored.numpy()]
 
 
 def chain_jacobian_norms(

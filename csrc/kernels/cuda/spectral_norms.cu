@@ -5,11 +5,12 @@
 namespace lipfast::cuda {
 
 static_assert(sizeof(SpectralShared) == 38352, "cuda_report.py counts with it");
-static_assert(sizeof(SpectralChunk) + sizeof(SpectralLaunch) + 16 <= 4096, "kernel arguments hold 4 KB");
+static_assert(sizeof(SpectralChunk) + sizeof(SpectralLaunch) <= 4096, "kernel arguments hold 4 KB");
 
 namespace {
 
 constexpr char kOp[] = "spectral_norms";
+constexpr int64_t kTableThreads = 64;
 
 // Matrices that one block holds: of one size.
 void launch_resident(const SpectralPlan& plan, const SpectralLaunch& p, int32_t size, void* stream) {
@@ -24,11 +25,9 @@ void launch_resident(const SpectralPlan& plan, const SpectralLaunch& p, int32_t 
 }  // namespace
 
 void launch_spectral_norms_cuda(const SpectralPlan& plan, const SpectralLaunch& p, void* stream) {
-  for (int64_t first = 0; first < p.count; first += kChunkEntries) {
-    SpectralChunk chunk{};
-    const int64_t count = std::min<int64_t>(kChunkEntries, p.count - first);
-    std::copy_n(plan.entries.begin() + first, count, chunk.entries);
-    launch(kOp, &spectral_table_kernel, {1, 64}, stream, chunk, first, count, p);
+  for (const SpectralChunk& chunk : plan.chunks()) {
+    const int64_t blocks = (chunk.period * chunk.repeats + kTableThreads - 1) / kTableThreads;
+    launch(kOp, &spectral_table_kernel, {blocks, kTableThreads}, stream, chunk, p);
   }
   launch_resident(plan, p, 0, stream);
   launch_resident(plan, p, 1, stream);

@@ -123,13 +123,15 @@ __device__ inline void iterate(const SpectralLaunch& p, SpectralShared& shared) 
   }
 }
 
-__global__ void spectral_table_kernel(const __grid_constant__ SpectralChunk chunk, int64_t first, int64_t count,
+__global__ void spectral_table_kernel(const __grid_constant__ SpectralChunk chunk,
                                       const __grid_constant__ SpectralLaunch p) {
-  for (int64_t i = thread(); i < count; i += threads()) {
-    const_cast<SpectralEntry*>(p.entries)[first + i] = chunk.entries[i];
+  const int64_t count = chunk.period * chunk.repeats;
+  for (int64_t i = blockIdx.x * threads() + thread(); i < count; i += gridDim.x * threads()) {
+    const_cast<SpectralEntry*>(p.entries)[chunk.first + i] = entry_of(chunk, i);
   }
-  if (first == 0 && thread() < 9) p.counters[thread()] = 0;
-  if (first == 0 && thread() < 2) p.turns[thread()] = 0;
+  if (chunk.first > 0 || blockIdx.x > 0) return;
+  if (thread() < 9) p.counters[thread()] = 0;
+  if (thread() < 2) p.turns[thread()] = 0;
 }
 
 // A cooperative launch of any number of blocks of whole warps. Dynamic shared memory: SpectralShared.

@@ -12,11 +12,15 @@
 // Determinism  how a matrix is cut depends on its shape only, and every sum has a fixed order: results do not depend on
 //              the grid, on the other matrices, or on timing.
 // Host         nothing waits for the device; the table of matrices travels in kernel arguments, so that a captured CUDA
-//              graph holds all that it needs.
+//              graph holds all that it needs. Matrices at equal distances in memory, of shapes that repeat (the layers of
+//              stacked networks), take one launch for all of them.
 // Errors       of launches: launch.cuh. Of values none: a NaN or infinite entry gives upper_method -1.
 // clang-format on
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "../params.h"
@@ -27,7 +31,7 @@ constexpr int kSpectralThreads = 256;
 constexpr int kMaxBasis = 120;           // Lanczos vectors kept before a restart
 constexpr int64_t kItemBytes = 1 << 18;  // of W per work item
 constexpr int64_t kMinItemRows = 16;  // an item's partial sums are one row of float64: they must stay the smaller part
-constexpr int kChunkEntries = 36;     // entries that fit a kernel's arguments
+constexpr int kChunkEntries = 22;     // entries that fit a kernel's arguments, with what they grow by
 constexpr int64_t kFewItems = 4;      // up to so many partial sums are added by the block that needs them
 constexpr int64_t kSumColumns = 32;   // of the others, columns that one block adds
 // Matrices that one block holds, a third of them in shared memory at least: of two blocks on a multiprocessor, or of
@@ -56,9 +60,36 @@ struct SpectralEntry {
   Dtype dtype;
 };
 
-struct SpectralChunk {
-  SpectralEntry entries[kChunkEntries];
+// What an entry differs by from the one a period before.
+struct SpectralStep {
+  int64_t data, start;  // bytes
+  int64_t first_item, vectors, right, left, state;
 };
+
+// Entries first, first + 1, ...: `period` of them, and again `repeats` times, each time a step further.
+struct SpectralChunk {
+  int64_t first, period, repeats;
+  SpectralEntry entries[kChunkEntries];
+  SpectralStep steps[kChunkEntries];
+};
+
+LIPFAST_SHARED const char* moved(const void* address, int64_t bytes) {
+  return address == nullptr ? nullptr : static_cast<const char*>(address) + bytes;
+}
+
+LIPFAST_SHARED SpectralEntry entry_of(const SpectralChunk& chunk, int64_t at) {
+  const int64_t repeat = at / chunk.period;
+  const SpectralStep& step = chunk.steps[at % chunk.period];
+  SpectralEntry entry = chunk.entries[at % chunk.period];
+  entry.data = moved(entry.data, repeat * step.data);
+  entry.start = reinterpret_cast<const double*>(moved(entry.start, repeat * step.start));
+  entry.first_item += repeat * step.first_item;
+  entry.vectors += repeat * step.vectors;
+  entry.right += repeat * step.right;
+  entry.left += repeat * step.left;
+  entry.state += static_cast<int32_t>(repeat * step.state);
+  return entry;
+}
 
 struct SpectralOptions {
   uint64_t seed;
@@ -159,11 +190,62 @@ struct SpectralPlan {
     const int64_t growth = grown.slot_size > slot_size ? (grown.slot_size - slot_size) * slots : 0;
     return grown.bytes() + growth * static_cast<int64_t>(sizeof(double));
   }
+  // The entries as few chunks.
+  std::vector<SpectralChunk> chunks() const {
+    std::vector<SpectralChunk> found;
+    const auto count = static_cast<int64_t>(entries.size());
+    for (int64_t first = 0; first < count; first += found.back().period * found.back().repeats) {
+      SpectralChunk best = chunk_of(first, std::min<int64_t>(kChunkEntries, count - first), 1);
+      for (int64_t period = 1; period <= kChunkEntries && first + 2 * period <= count; ++period) {
+        const SpectralChunk chunk = chunk_of(first, period, count);
+        if (chunk.period * chunk.repeats <= best.period * best.repeats) continue;
+        best = chunk;
+        if (first + chunk.period * chunk.repeats == count) break;
+      }
+      found.push_back(best);
+    }
+    return found;
+  }
   // Bytes of workspace; place() cuts them. Everything is aligned to 16.
   int64_t bytes() const { return place(nullptr).second; }
   SpectralLaunch launch(char* base) const { return place(base).first; }
 
  private:
+  // `period` entries from `first` on, as often as they repeat, `most` times at most.
+  SpectralChunk chunk_of(int64_t first, int64_t period, int64_t most) const {
+    SpectralChunk chunk{first, period, 1, {}, {}};
+    const auto count = static_cast<int64_t>(entries.size());
+    const SpectralEntry* from = entries.data() + first;
+    std::copy_n(from, period, chunk.entries);
+    if (most == 1 || first + 2 * period > count) return chunk;
+    for (int64_t i = 0; i < period; ++i) chunk.steps[i] = step_between(from[i], from[i + period]);
+    for (int64_t end = std::min(count - first, most * period), at = period; at < end; ++at) {
+      if (!same(entry_of(chunk, at), from[at])) break;
+      if ((at + 1) % period == 0) ++chunk.repeats;
+    }
+    return chunk;
+  }
+  static int64_t bytes_between(const void* before, const void* after) {
+    return before == nullptr || after == nullptr
+               ? 0
+               : static_cast<int64_t>(reinterpret_cast<intptr_t>(after) - reinterpret_cast<intptr_t>(before));
+  }
+  static SpectralStep step_between(const SpectralEntry& a, const SpectralEntry& b) {
+    return {bytes_between(a.data, b.data),
+            bytes_between(a.start, b.start),
+            b.first_item - a.first_item,
+            b.vectors - a.vectors,
+            b.right - a.right,
+            b.left - a.left,
+            b.state - a.state};
+  }
+  static bool same(const SpectralEntry& a, const SpectralEntry& b) {
+    return a.data == b.data && a.start == b.start && a.rows == b.rows && a.cols == b.cols &&
+           a.item_rows == b.item_rows && a.items == b.items && a.first_item == b.first_item && a.vectors == b.vectors &&
+           a.right == b.right && a.left == b.left && a.basis == b.basis && a.sums == b.sums && a.state == b.state &&
+           a.dtype == b.dtype;
+  }
+
   std::pair<SpectralLaunch, int64_t> place(char* base) const {
     int64_t used = 0;
     const auto take = [&](int64_t size) {

@@ -148,9 +148,9 @@ class _Numbers:
         found: list[dict[Reference, Magnitude]] = [{} for _ in range(self._count)]
         pairs = zip(self._sizes.items(), self._numbers.read(), strict=True)
         for (reference, size), numbers in pairs:
-            for known, (peak, row, total) in zip(found, numbers.tolist(), strict=True):
-                if reference.kind == "parameter" or math.isfinite(peak):
-                    known[reference] = of_numbers(peak, row, total, size)
+            for known, own in zip(found, numbers.tolist(), strict=True):
+                if reference.kind == "parameter" or math.isfinite(own[0]):
+                    known[reference] = of_numbers(own, size)
         return found
 
 
