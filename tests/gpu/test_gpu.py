@@ -29,6 +29,7 @@ from lipfast.reference import cholesky_bounds as reference_bounds
 from lipfast.reference import cholesky_residual as reference_residual
 from lipfast.reference import hermitian_residual as reference_hermitian
 from lipfast.reference import jacobian_reduction as reference_reduction
+from lipfast.reference import shifted_grams as reference_shifted
 from lipfast.reference import symbol_grams as reference_grams
 from lipfast.reference import tap_products as reference_products
 from tests.support.exact_norms import any_known, assert_known

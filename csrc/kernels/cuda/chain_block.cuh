@@ -110,10 +110,11 @@ struct ChainBlock {
   __device__ int count() const { return tile().count; }
   __device__ int samples() const { return static_cast<int>(layout.samples()); }
   __device__ int rows() const { return static_cast<int>(layout.rows); }
-  __device__ const T* weight(int l) const {
+  // Called, so that hot loops hold the address and do not look it up again.
+  LIPFAST_PHASE const T* weight(int l) const {
     return static_cast<const T*>(chain.weights.of(tile().network, chain.layers, l));
   }
-  __device__ const T* bias(int l) const {
+  LIPFAST_PHASE const T* bias(int l) const {
     return static_cast<const T*>(chain.biases.of(tile().network, chain.layers, l));
   }
   __device__ int units(int l) const { return chain.widths[l + 1]; }
