@@ -15,7 +15,9 @@ from torch import Tensor
 from lipfast.ops._conv_cells import Cells
 from lipfast.ops._conv_symbols import SymbolStack, batches, top_vectors
 
-_ROUNDS, _SHRINKS = 6, 9
+# Rounds from a survey, and from a place that is near a peak already.
+ROUNDS, FEW_ROUNDS = 6, 2
+_SHRINKS = 9
 _BASIS_SIZE = 12
 
 
@@ -66,15 +68,17 @@ def looked_at(
     return Peaks(values, symbols, centres, vectors)
 
 
-def ascended(stack: SymbolStack, cells: Cells, peaks: Peaks, memory: int) -> Peaks:
+def ascended(
+    stack: SymbolStack, cells: Cells, peaks: Peaks, memory: int, rounds: int = ROUNDS
+) -> Peaks:
     """Alternates between the best frequency for a vector and the top vector there."""
     size = 2 * stack.bytes_per_symbol() + 24 * stack.taps[0].numel()
     parts = batches(len(peaks.values), max(1, memory // size))
-    return joined([_ascended(stack, cells, peaks[part]) for part in parts])
+    return joined([_ascended(stack, cells, peaks[part], rounds) for part in parts])
 
 
-def _ascended(stack: SymbolStack, cells: Cells, peaks: Peaks) -> Peaks:
-    for _ in range(0 if cells.on_grid or cells.axes == 0 else _ROUNDS):
+def _ascended(stack: SymbolStack, cells: Cells, peaks: Peaks, rounds: int) -> Peaks:
+    for _ in range(0 if cells.on_grid or cells.axes == 0 else rounds):
         moves = _best_moves(stack, cells, peaks)
         # With the vector held fixed the frequency moves too little: twice as far is tried, too.
         centres = torch.cat([peaks.centres + moves, peaks.centres + 2 * moves]) % stack.periods
@@ -99,21 +103,29 @@ def _best_moves(stack: SymbolStack, cells: Cells, peaks: Peaks) -> Tensor:
         *(torch.einsum("ctnm,cn->ctm", taps, x) for x in (peaks.vectors.real, peaks.vectors.imag))
     )
     products = torch.bmm(a, a.mH)
-    device, count = taps.device, len(taps)
+    device = taps.device
     ranges = [(-2, -1, 0, 1, 2) if axis < cells.axes else (0,) for axis in range(3)]
     pattern = torch.tensor(list(itertools.product(*ranges)), device=device)
     widths = torch.tensor(cells.widths(), dtype=torch.float64, device=device)
+    steps = (widths * stack.periods).mul(0.25)
+    shrinks = 0.35 ** torch.arange(_SHRINKS, dtype=torch.float64, device=device)
+    tried = pattern * (steps * shrinks[:, None, None]).round().long()
+    # e^{-i k.theta} at the centres, and of all that is added to them: a sum's is their product.
+    at = _waves(stack, peaks.centres)
+    turns = _waves(stack, tried.reshape(-1, 3)).reshape(_SHRINKS, len(pattern), -1)
     moves = torch.zeros_like(peaks.centres)
     for shrink in range(_SHRINKS):
-        step = (widths * stack.periods * (0.25 * 0.35**shrink)).round().long()
-        near = moves[:, None] + pattern * step
-        places = (peaks.centres[:, None] + near).reshape(-1, 3)
-        cosines, sines = stack.phases(places)
-        z = torch.complex(cosines, -sines).reshape(count, len(pattern), -1)
-        values = (torch.bmm(z, products) * z.conj()).sum(-1).real
+        z = at[:, None] * turns[shrink]
+        values = (torch.bmm(z, products) * z.conj()).real.sum(-1)
         best = values.argmax(1)
-        moves = near[torch.arange(count, device=device), best]
+        moves = moves + tried[shrink].index_select(0, best)
+        at = at * turns[shrink].index_select(0, best)
     return moves
+
+
+def _waves(stack: SymbolStack, places: Tensor) -> Tensor:
+    cosines, sines = stack.phases(places)
+    return torch.complex(cosines, -sines)
 
 
 def start_vectors(count: int, n: int, seed: int, like: Tensor) -> Tensor:

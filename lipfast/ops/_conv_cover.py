@@ -13,7 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipfast.ops._conv_ascent import Peaks, ascended, joined, looked_at, start_vectors
+from lipfast.ops._conv_ascent import (
+    FEW_ROUNDS,
+    ROUNDS,
+    Peaks,
+    ascended,
+    joined,
+    looked_at,
+    start_vectors,
+)
 from lipfast.ops._conv_bracket import Budget
 from lipfast.ops._conv_cells import Cells
 from lipfast.ops._conv_proofs import prove, prove_grams
@@ -126,9 +134,9 @@ class Cover:
                 chosen.append(index)
         return peaks[torch.tensor(chosen, device=peaks.values.device)]
 
-    def _ascended(self, peaks: Peaks) -> Peaks:
+    def _ascended(self, peaks: Peaks, rounds: int = ROUNDS) -> Peaks:
         """The highest peak of each kernel, from those given; one at least for each."""
-        found = ascended(self._stack, self._cells, peaks, self._memory)
+        found = ascended(self._stack, self._cells, peaks, self._memory, rounds)
         owners = [self._owners[symbol] for symbol in found.symbols.tolist()]
         highest = self._highest(found, owners, 1)
         owners = [self._owners[symbol] for symbol in highest.symbols.tolist()]
@@ -151,7 +159,7 @@ class Cover:
         some = peaks[torch.tensor(promising, device=peaks.values.device)]
         some = self._highest(some, [owners[index] for index in promising], 1)
         before = list(self.tau)
-        self.best = self._ascended(joined([self.best, some]))
+        self.best = self._ascended(joined([self.best, some]), FEW_ROUNDS)
         self._raise_to_best()
         return self.tau != before
 

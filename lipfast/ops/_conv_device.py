@@ -90,7 +90,7 @@ def _brackets_of_one_shape(
         best, tested = cover.best, cover.tested
         upper = cover.tau if budget.max_cells > 0 else [math.inf] * kernels
     method = UPPER_METHODS[-1] if holder else UPPER_METHODS[CHOLESKY]
-    lower, right = _lower(stack, best)
+    lower, right = _lower(stack, best, budget.memory)
     scales = zip(stack.exponents.tolist(), stack.largest.tolist(), strict=True)
     frequencies, symbols = best.centres / stack.periods.double(), best.symbols.tolist()
     return [
@@ -147,7 +147,7 @@ def _holder(stack: SymbolStack) -> list[float]:
     return [widened(value, 4) for value in largest.tolist()]
 
 
-def _lower(stack: SymbolStack, best: Peaks) -> tuple[list[float], Tensor]:
+def _lower(stack: SymbolStack, best: Peaks, memory: int) -> tuple[list[float], Tensor]:
     r"""Proved lower values $\|\hat W(\theta)^* x\| / \|x\|$, and the images' directions (K, m).
 
     The image is formed by products of entries and their sums, its error bounded entry by entry.
@@ -156,20 +156,21 @@ def _lower(stack: SymbolStack, best: Peaks) -> tuple[list[float], Tensor]:
     n, m = stack.sides
     terms = 2 * n + len(stack.offsets) + 8
     relative = ROOT_OF_TWO * (wide_gamma(terms) + 2 * PHASE_ERROR) * WIDE
-    for i in range(len(best.symbols)):
-        at = best[slice(i, i + 1)]
-        real, imaginary = (part[0] for part in stack.at(at.symbols, stack.phases(at.centres)))
-        x = at.vectors[0]
-        re, im = x.real[:, None], x.imag[:, None]
+    size = 8 * n * m * (len(stack.offsets) + 12)
+    for part in batches(len(best.symbols), max(1, memory // size)):
+        at = best[part]
+        real, imaginary = stack.at(at.symbols, stack.phases(at.centres))
+        re, im = (x[:, :, None] for x in (at.vectors.real, at.vectors.imag))
         image = torch.complex(
-            (real * re + imaginary * im).sum(0), (real * im - imaginary * re).sum(0)
+            (real * re + imaginary * im).sum(1), (real * im - imaginary * re).sum(1)
         )
-        reach = (stack.taps[at.symbols[0]].abs().sum(0) * x.abs()[:, None]).sum(0)
-        sizes = (_squared_norm(image), reach.square().sum(), _squared_norm(x))
-        values.append(torch.stack(sizes).sqrt())
-        images.append(image / values[-1][0].clamp_min(1e-300))
+        magnitudes = stack.taps[at.symbols].abs().sum(1)
+        reach = (magnitudes * at.vectors.abs()[:, :, None]).sum(1)
+        squares = [_squared_norms(image), reach.square().sum(1), _squared_norms(at.vectors)]
+        values.append(torch.stack(squares, 1).sqrt())
+        images.append(image / values[-1][:, :1].clamp_min(1e-300))
     found = []
-    for image_size, reach_size, size in torch.stack(values).tolist():
+    for image_size, reach_size, size in torch.cat(values).tolist():
         # Where squares may have been denormal, nothing is said.
         if not (image_size > 1e-100 and size > 1e-100):
             found.append(0.0)
@@ -177,8 +178,8 @@ def _lower(stack: SymbolStack, best: Peaks) -> tuple[list[float], Tensor]:
         numerator = image_size * (1 - wide_gamma(2 * m + 4)) - relative * reach_size * WIDE
         value = numerator / (size * (1 + wide_gamma(2 * n + 4))) * (1 - 8 * UNIT_ROUNDOFF)
         found.append(max(value, 0.0))
-    return found, torch.stack(images)
+    return found, torch.cat(images)
 
 
-def _squared_norm(x: Tensor) -> Tensor:
-    return x.real.square().sum() + x.imag.square().sum()
+def _squared_norms(x: Tensor) -> Tensor:
+    return x.real.square().sum(1) + x.imag.square().sum(1)

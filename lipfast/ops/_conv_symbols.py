@@ -182,20 +182,18 @@ def top_vectors(gram: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor
     count, n = start.shape
     steps = min(steps, n)
     basis = torch.zeros(count, n, steps, dtype=gram.dtype, device=gram.device)
-    images = torch.zeros_like(basis)
     vector = start / start.norm(dim=1, keepdim=True)
     for step in range(steps):
         basis[:, :, step] = vector
         image = torch.bmm(gram, vector[:, :, None])
-        images[:, :, step] = image[:, :, 0]
         known = basis[:, :, : step + 1]
         before = image.norm(dim=1)
         for _ in range(2):
-            image = image - torch.bmm(known, torch.bmm(known.mH, image))
+            image = torch.baddbmm(image, known, torch.bmm(known.mH, image), alpha=-1)
         size = image.norm(dim=1)
         alive = size > 1e-13 * before
         vector = torch.where(alive, image[:, :, 0] / size.clamp_min(1e-300), 0)
-    projected = torch.bmm(basis.mH, images)
+    projected = torch.bmm(basis.mH, torch.bmm(gram, basis))
     values, vectors = torch.linalg.eigh(0.5 * (projected + projected.mH))
     found = torch.bmm(basis, vectors[:, :, -1:])[:, :, 0]
     size = found.norm(dim=1, keepdim=True)

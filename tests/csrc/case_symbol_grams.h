@@ -25,8 +25,8 @@ void run_symbol_grams(Input& input, Output& output) {
   p.centres = centres.data();
   p.shifts = shifts.data();
   p.out = reinterpret_cast<double*>(out.data());
-  const int64_t tiles = cuda::lower_tiles(p.rows, cuda::kGramTile);
-  cuda_on_cpu::run({grid, cuda::kGramThreads, sizeof(cuda::SymbolGramsShared), seed},
+  const int64_t tiles = cuda::lower_tiles(p.rows, cuda::kSymbolTile);
+  cuda_on_cpu::run({grid, cuda::kSymbolThreads, sizeof(cuda::SymbolGramsShared), seed},
                    [&] { cuda::symbol_grams_kernel(p, tiles); });
   output.array(out);
 }

@@ -371,6 +371,20 @@ def test_torch_is_found() -> None:
     assert _C_cuda.bound_to_torch()
 
 
+def test_conv_norms_agree_with_the_cpu(device: torch.device) -> None:
+    """Two kernels of one shape, and one on a grid of frequencies, which goes another way."""
+    kernels = [normal(5, 4, 3, 3, seed=seed) for seed in range(3)]
+    options = {"input_sizes": (5, 6), "rtol": 1e-2, "padding": 1}
+    modes = ["zeros", "zeros", "circular"]
+    here = lipfast.conv_norms(kernels, padding_mode=modes, **options)
+    there = lipfast.conv_norms([w.to(device) for w in kernels], padding_mode=modes, **options)
+    assert there.upper.device.type == "cuda" and bool(there.certified.all())
+    for lower, upper in ((here.lower, there.upper.cpu()), (there.lower.cpu(), here.upper)):
+        assert bool((lower <= upper).all())
+    low, high = (bound.cpu() for bound in there.supremum)
+    assert bool((high - low <= 1e-2 * high).all())
+
+
 def mlp() -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.ReLU(), torch.nn.Linear(30, 5))
 

@@ -20,7 +20,7 @@ from lipfast.ops._conv_symbols import symbol_stack, top_vectors
 from lipfast.ops._conv_upper import native_brackets
 from lipfast.reference.conv_norms import symbol_maximum
 from tests.support.conv_cases import draw, together
-from tests.support.pretended_device import on_device, pretended_device
+from tests.support.pretended_device import COUNTS, on_device, pretended_device
 
 BUDGET = Budget(rtol=1e-3, seed=0, max_passes=300, max_cells=100_000, memory=1 << 30)
 SVD_ERROR = 1e-13
@@ -278,6 +278,17 @@ def test_a_later_call_on_the_device_starts_there(on_the_device: tuple[Any, Any])
         again = lipfast.conv_norms(kernels, **together(cases), start=norms)
     assert "difference" in again.method
     torch.testing.assert_close(again.lower.tolist(), norms.lower.tolist(), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("count", [1, 12])
+def test_launches_do_not_grow_with_the_kernels_of_a_shape(count: int) -> None:
+    taps = [normal(1, 3, 3, 1, 6, 8, seed=seed) for seed in range(count)]
+    with pretended_device():
+        there = [on_device(tensor) for tensor in taps]
+        COUNTS.clear()
+        brackets(there, BUDGET._replace(rtol=1e-2))
+    assert COUNTS.ops["tap_products"] == 1
+    assert COUNTS.launches <= 8000 and COUNTS.syncs <= 120
 
 
 def test_mixed_devices_and_bad_numbers_are_refused() -> None:

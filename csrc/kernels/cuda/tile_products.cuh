@@ -30,8 +30,8 @@ struct TilePanels {
   Number left[kTileAcross * kEach][kTileDepth + 1], right[kTileAcross * kEach][kTileDepth + 1];
 };
 
-// What a thread sums: rows first_row() + kTileAcross r of the tile, columns first_column() + kTileAcross c, so that
-// neighbouring threads read neighbouring rows.
+// What a thread sums: rows row(r) of the tile and columns column(c), kTileAcross apart, so that neighbouring threads
+// read neighbouring rows.
 template <class Number, int kEach>
 struct TileSums {
   Number at[kEach][kEach] = {};
@@ -40,8 +40,7 @@ struct TileSums {
   __device__ static int64_t column(int c) { return thread() % kTileAcross + kTileAcross * c; }
 };
 
-// Edge of the tiles that matrices of a side are cut into, and how many there are: of all, and of the lower triangle.
-LIPFAST_SHARED int64_t tile_edge(int64_t side) { return kTileAcross * (side <= kSmallSide ? 2 : 4); }
+// How many tiles of an edge matrices of a side are cut into: along an edge, and in the lower triangle.
 LIPFAST_SHARED int64_t tiles_across(int64_t side, int64_t edge) { return (side + edge - 1) / edge; }
 LIPFAST_SHARED int64_t lower_tiles(int64_t side, int64_t edge) {
   const int64_t across = tiles_across(side, edge);
