@@ -61,8 +61,9 @@ LAUNCHES = {
     "spectral_table_kernel": [(64, 0, "")],
     "cholesky_residual_kernel": [(256, 8 * (32 + 2 * 32 * 17), "")],
     **{
-        f"chain_jacobian_norms_kernel<{rows}>": [(384, shared, "")]
+        f"chain_jacobian_norms_kernel<{rows}, {dense}>": [(384, shared + more, "")]
         for rows, shared in ((4, 92640), (8, 104928), (10, 117216))
+        for dense, more in (("false", 0), ("true", 8192))
     },
 }
 

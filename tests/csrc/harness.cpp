@@ -4,6 +4,7 @@
 #include "case_chain_jacobian_norms.h"
 #include "case_cholesky_residual.h"
 #include "case_jacobian_reduction.h"
+#include "case_mma.h"
 #include "case_planted.h"
 #include "case_spectral_norms.h"
 
