@@ -128,5 +128,7 @@ def _count(code: list[tuple[int, str, str]], loop: Span, loops: list[Span]) -> L
         for at, name, _ in code
         if loop[0] <= at <= loop[1] and not any(a <= at <= b for a, b in inner)
     ]
-    fused, tensor = [sum(kind.match(name) is not None for name in names) for kind in (FUSED, TENSOR)]
+    fused, tensor = [
+        sum(kind.match(name) is not None for name in names) for kind in (FUSED, TENSOR)
+    ]
     return Loop(len(names), fused, tensor)
