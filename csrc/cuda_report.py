@@ -72,8 +72,9 @@ LAUNCHES = {
     },
     "cholesky_bounds_kernel": [(128, 256, "")],
     **{
-        f"chain_jacobian_norms_kernel<{rows}>": [(384, shared, "")]
+        f"chain_jacobian_norms_kernel<{rows}, {dense}>": [(384, shared + more, "")]
         for rows, shared in ((4, 92640), (8, 104928), (10, 117216))
+        for dense, more in (("false", 0), ("true", 8192))
     },
 }
 

@@ -19,6 +19,8 @@ from typing import TypeAlias
 
 # Fused operations on a warp's 32 lanes, and those of tensor cores.
 FUSED = re.compile(r"(?:FFMA|FFMA2|DFMA|HMMA|DMMA)\b")
+TENSOR = re.compile(r"(?:HMMA|DMMA)\b")
+TENSOR_WORK = 32  # fused operations of a lane in one of TF32: 16 x 8 x 8 for 32 lanes
 _LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)(.*?);")
 _FUNCTION = re.compile(r"Function : (?:void )?lipfast::cuda::(\w+(?:<[^>]*>)?)\(")
 
@@ -30,12 +32,20 @@ Span: TypeAlias = tuple[int, int]  # addresses of the first and the last instruc
 class Loop:
     """Instructions of the loop in which arithmetic is densest, and how many are fused operations.
 
-    The densest has the largest product of their number and their share. Loops within it are counted
-    apart. A kernel without a loop counts as one.
+    The densest has the largest product of their work and its share of the instructions, where those
+    of tensor cores count as many as the work that they do. Loops within it are counted apart. A
+    kernel without a loop counts as one.
     """
 
     instructions: int
     fused: int
+    tensor: int = 0  # of the fused operations, those of tensor cores
+
+    @property
+    def density(self) -> float:
+        """Of arithmetic."""
+        work = self.fused + (TENSOR_WORK - 1) * self.tensor
+        return work**2 / max(1, self.instructions)
 
     @property
     def share(self) -> int:
@@ -92,7 +102,7 @@ def hot_loop(body: str) -> Loop:
     code = [(int(at, 16), name, rest) for at, name, rest in _instructions(body)]
     loops = [(target, at) for target, at in _branches(code) if target <= at]
     counts = [_count(code, loop, loops) for loop in loops or [(0, code[-1][0])]]
-    return max(counts, key=lambda loop: loop.fused**2 / max(1, loop.instructions))
+    return max(counts, key=lambda loop: loop.density)
 
 
 def _instructions(body: str) -> Iterator[tuple[str, str, str]]:
@@ -118,4 +128,7 @@ def _count(code: list[tuple[int, str, str]], loop: Span, loops: list[Span]) -> L
         for at, name, _ in code
         if loop[0] <= at <= loop[1] and not any(a <= at <= b for a, b in inner)
     ]
-    return Loop(len(names), sum(FUSED.match(name) is not None for name in names))
+    fused, tensor = [
+        sum(kind.match(name) is not None for name in names) for kind in (FUSED, TENSOR)
+    ]
+    return Loop(len(names), fused, tensor)

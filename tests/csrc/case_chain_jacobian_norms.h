@@ -11,18 +11,21 @@ namespace {
 
 struct ChainCut {
   int64_t warps, rounds;
+  bool dense;  // whether tensor cores may be used
 };
 
-template <class T, int kRows>
+template <class T, int kRows, bool kDense>
 void run_chain_kernel(const cuda::ChainLaunch& chain, const cuda::ChainLayout& layout, char* workspace, unsigned grid,
                       uint64_t seed) {
   const int64_t outputs = chain.widths[chain.layers], inputs = chain.widths[0];
   const std::unique_ptr<double[]> reduce(new double[grid * cuda::ReduceLayout(outputs, inputs).global()]);
   const int64_t shared =
-      cuda::ChainShared<T>{layout.warps, kRows, cuda::reduction_bytes<kRows>(outputs, inputs, layout.warps)}.bytes();
+      cuda::ChainShared<T>{layout.warps, kRows, cuda::reduction_bytes<kRows, kDense>(outputs, inputs, layout.warps),
+                           kDense}
+          .bytes();
   const cuda_on_cpu::Launch launch{grid, static_cast<unsigned>(32 * layout.warps), static_cast<size_t>(shared), seed};
-  cuda_on_cpu::run(launch,
-                   [&] { cuda::chain_jacobian_norms_kernel<T, kRows>(chain, layout, reduce.get(), workspace); });
+  cuda_on_cpu::run(
+      launch, [&] { cuda::chain_jacobian_norms_kernel<T, kRows, kDense>(chain, layout, reduce.get(), workspace); });
 }
 
 template <class T>
@@ -43,15 +46,22 @@ void run_chain_jacobian_norms_as(Input& input, Output& output, cuda::ChainLaunch
   chain.frobenius = frobenius.data();
   const int64_t outputs = chain.widths[chain.layers];
   const int rows = cuda::chain_rows(outputs);
-  const cuda::ChainLayout layout(chain, dtype, cut.warps, cut.rounds);
+  cuda::ChainLayout layout(chain, dtype, cut.warps, cut.rounds);
+  layout.dense = layout.dense && cut.dense;
   const std::unique_ptr<char[]> workspace(new char[grid * layout.bytes()]);
   std::memset(workspace.get(), cuda_on_cpu::kPoison, grid * layout.bytes());
+  const auto run = [&]<int kRows>() {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (layout.dense) return run_chain_kernel<T, kRows, true>(chain, layout, workspace.get(), grid, seed);
+    }
+    run_chain_kernel<T, kRows, false>(chain, layout, workspace.get(), grid, seed);
+  };
   if (rows == 4) {
-    run_chain_kernel<T, 4>(chain, layout, workspace.get(), grid, seed);
+    run.template operator()<4>();
   } else if (rows == 8) {
-    run_chain_kernel<T, 8>(chain, layout, workspace.get(), grid, seed);
+    run.template operator()<8>();
   } else {
-    run_chain_kernel<T, 10>(chain, layout, workspace.get(), grid, seed);
+    run.template operator()<10>();
   }
   output.array(spectral);
   output.array(frobenius);
@@ -69,6 +79,7 @@ void run_chain_jacobian_norms(Input& input, Output& output) {
   ChainCut cut{};
   cut.warps = input.number();
   cut.rounds = input.number();
+  cut.dense = input.number() != 0;
   for (int l = 0; l <= chain.layers; ++l) chain.widths[l] = static_cast<int32_t>(input.number());
   for (int l = 0; l <= chain.layers; ++l) chain.starts[l] = static_cast<uint8_t>(input.number());
   for (int a = 0; a < chain.starts[chain.layers]; ++a) {

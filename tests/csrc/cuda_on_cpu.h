@@ -510,6 +510,8 @@ inline uint32_t atomicOr(uint32_t* address, uint32_t value) {
 }
 
 inline int __ffs(int value) { return __builtin_ffs(value); }
+inline uint32_t __float_as_uint(float value) { return static_cast<uint32_t>(cuda_on_cpu::to_bits(value)); }
+inline float __uint_as_float(uint32_t bits) { return cuda_on_cpu::from_bits<float>(bits); }
 inline int __popc(uint32_t value) { return __builtin_popcount(value); }
 
 inline void sincospi(double x, double* sine, double* cosine) {

@@ -7,6 +7,7 @@
 #include "case_cholesky_residual.h"
 #include "case_hermitian_residual.h"
 #include "case_jacobian_reduction.h"
+#include "case_mma.h"
 #include "case_planted.h"
 #include "case_shifted_grams.h"
 #include "case_spectral_norms.h"

@@ -568,6 +568,122 @@ def test_a_chain_does_not_depend_on_the_blocks(checked: Harness, warps: int, rou
     assert torch.equal(found[1], other[1])
 
 
+# By tensor cores: chains in float32 whose units are all active.
+
+SMOOTH = [(3, 5, 2), (33, 31, 10), (9, 70, 37, 5), (7, 13, 100, 3), (19, 34, 18), (5, 40, 33)]
+
+
+def smooth(name: str, layers: int) -> list[Stage]:
+    """Linear layers, each but the last with an activation."""
+    return [stage for _ in range(layers) for stage in (Linear(), Activation(name))][:-1]
+
+
+@pytest.mark.parametrize("dims", SMOOTH, ids=str)
+def test_chain_on_tensor_cores(checked: Harness, dims: tuple[int, ...]) -> None:
+    weights, biases = chain(dims, torch.float32)
+    x, stages = normal(9, dims[0], seed=3, dtype=torch.float32), smooth("gelu", len(dims) - 1)
+
+    def run(order: int) -> tuple[Tensor, ...]:
+        return kernels.chain_jacobian_norms(checked, x, weights, biases, stages, seed=order)
+
+    found = same_under_every_order(run)
+    for one, truth in zip(
+        found, reference_chain.chain_jacobian_norms(x, weights, biases, stages), strict=True
+    ):
+        torch.testing.assert_close(one.double(), truth, rtol=1e-6, atol=0)
+    plain = kernels.chain_jacobian_norms(checked, x, weights, biases, stages, dense=False)
+    assert not torch.equal(found[1], plain[1])  # another way it was
+
+
+@pytest.mark.parametrize("name", ["tanh", "silu", "softplus", "elu", "leaky_relu"])
+def test_activations_that_leave_units_active(checked: Harness, name: str) -> None:
+    weights, biases = chain((9, 37, 40, 4), torch.float32, networks=1)
+    stages: list[Stage] = [
+        stage
+        for layer in (Linear(), Linear())
+        for stage in (layer, Activation(name, PARAMETERS.get(name, ())))
+    ]
+    stages.append(Linear())
+    x = normal(5, 9, seed=3, dtype=torch.float32)
+    found = kernels.chain_jacobian_norms(checked, x, weights, biases, stages)
+    for one, truth in zip(
+        found, reference_chain.chain_jacobian_norms(x, weights, biases, stages), strict=True
+    ):
+        torch.testing.assert_close(one.double(), truth, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("warps", [4, 8, 12])
+def test_tensor_cores_do_not_depend_on_the_blocks(checked: Harness, warps: int) -> None:
+    weights, biases = chain((9, 70, 37, 5), torch.float32, networks=1)
+    x, stages = normal(13, 9, dtype=torch.float32), smooth("gelu", 3)
+    found = kernels.chain_jacobian_norms(checked, x, weights, biases, stages, rounds=1)
+    other = kernels.chain_jacobian_norms(checked, x, weights, biases, stages, warps=warps, grid=1)
+    assert torch.equal(found[0], other[0])
+    assert torch.equal(found[1], other[1])
+
+
+def test_tensor_cores_where_terms_cancel(checked: Harness) -> None:
+    """Sums of terms 300 times as large as they are, and rows of sizes that differ by 2^40."""
+    weights, biases = chain((12, 80, 40, 6), torch.float32, networks=1, bias=False)
+    first, middle, last = weights[0]
+    last[:, 20:] = -last[:, :20] + 0.003 * last[:, 20:]
+    middle[20:] = middle[:20]
+    first *= torch.logspace(-3, 3, 80)[:, None]
+    middle /= torch.logspace(-3, 3, 80)
+    last *= torch.logspace(-6, 6, 6)[:, None]
+    x, stages = 1e-4 * normal(5, 12, dtype=torch.float32), smooth("tanh", 3)
+    found = kernels.chain_jacobian_norms(checked, x, weights, biases, stages)
+    plain = kernels.chain_jacobian_norms(checked, x, weights, biases, stages, dense=False)
+    truth = reference_chain.chain_jacobian_norms(x, weights, biases, stages)
+    for one, other, right in zip(found, plain, truth, strict=True):
+        # Terms that cancel cost float32 bits in any order.
+        error = float((other.double() / right - 1).abs().max())
+        torch.testing.assert_close(one.double(), right, rtol=max(1e-6, 4 * error), atol=0)
+
+
+# Powers of two for the weights of three layers; what tensor cores drop is above 1e-6 there.
+SCALES = [(-60, 0, -66), (100, -4, -110), (-118, 30, 60), (-118, 60, 58), (20, -142, 126)]
+
+
+@pytest.mark.parametrize("scales", SCALES, ids=str)
+def test_weights_beyond_the_range_of_tensor_cores(
+    checked: Harness, scales: tuple[int, ...]
+) -> None:
+    weights, biases = chain((6, 12, 9, 3), torch.float32, networks=1, bias=False)
+    weights[0] = [weight * 2.0**power for weight, power in zip(weights[0], scales, strict=True)]
+    # Nearly linear, whatever the scale.
+    stages: list[Stage] = smooth("leaky_relu", 3)
+    stages = [
+        Activation("leaky_relu", (0.99,)) if isinstance(stage, Activation) else stage
+        for stage in stages
+    ]
+    x = normal(5, 6, dtype=torch.float32) * 2.0 ** -sum(power for power in scales[:1])
+    run = [
+        kernels.chain_jacobian_norms(checked, x, weights, biases, stages, dense=dense)
+        for dense in (True, False)
+    ]
+    truth = reference_chain.chain_jacobian_norms(x, weights, biases, stages)
+    for one, plain, right in zip(*run, truth, strict=True):
+        assert torch.equal(one, plain)
+        torch.testing.assert_close(one.double(), right, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_tensor_cores_keep_bad_samples_apart(checked: Harness, bad: float) -> None:
+    weights, biases = chain((6, 40, 3), torch.float32, networks=2)
+    x, stages = normal(6, 6, dtype=torch.float32), smooth("gelu", 2)
+    good = kernels.chain_jacobian_norms(checked, x, weights, biases, stages)
+    x[2, 1] = bad
+    found = kernels.chain_jacobian_norms(checked, x, weights, biases, stages)
+    assert found[0].isnan().tolist() == [[i == 2 for i in range(6)]] * 2
+    keep = [0, 1, 3, 4, 5]
+    assert torch.equal(found[0][:, keep], good[0][:, keep])
+    weights[1][0][3, 2] = bad
+    found = kernels.chain_jacobian_norms(checked, x, weights, biases, stages)
+    assert bool(found[0][1].isnan().all())
+    assert torch.equal(found[0][0, keep], good[0][0, keep])
+
+
 PARAMETERS = {
     "leaky_relu": (0.2,),
     "hardtanh": (-0.4, 0.5),

@@ -77,6 +77,8 @@ def chain_cases() -> list[Case]:
         *each(tested.test_chain_kinks_nan_and_dead_networks),
         *each(tested.test_chain_of_a_dead_layer_above_a_wide_one, DTYPES),
         *each(tested.test_chain_of_sliced_weights),
+        *each(tested.test_chain_on_tensor_cores, tested.SMOOTH),
+        *each(tested.test_weights_beyond_the_range_of_tensor_cores, tested.SCALES),
         *each(tested.test_chain_jacobian_norms, DTYPES, dims[:6]),
         *each(tested.test_chain_batches, tested.BATCHES),
         *each(tested.test_chain_jacobian_norms, DTYPES, dims[6:]),

@@ -221,8 +221,12 @@ def chain_jacobian_norms(
     offset: int = 0,
     warps: int = 4,
     rounds: int = 2,
+    dense: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Spectral and Frobenius norms (networks, B). offset: where weights begin in their storage."""
+    """Spectral and Frobenius norms (networks, B).
+
+    offset: where weights begin in their storage. dense: whether tensor cores may be used.
+    """
     widths = [x.shape[1], *[len(weight) for weight in weights[0]]]
     layers, activations, starts = 0, [], [0] * len(widths)
     for stage in stages:
@@ -235,7 +239,7 @@ def chain_jacobian_norms(
     parameters = [encode_activation(stage, 0)[1] for stage in activations]
     codes = [stage.function.code for stage in activations]
     inputs: list[np.ndarray | Sequence[int]] = [
-        [*numbers, offset, warps, rounds, *widths, *starts, *codes],
+        [*numbers, offset, warps, rounds, dense, *widths, *starts, *codes],
         np.array(parameters, dtype=np.float64),
         x.numpy(),
     ]

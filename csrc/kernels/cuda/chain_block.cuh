@@ -30,6 +30,8 @@ constexpr int kLaneColumns = (kRows == 4   ? 32
 // Elements of a row of the forward pass in shared memory: 16 bytes more than it holds, against bank conflicts.
 template <class T, int kWidth>
 constexpr int kForwardStride = kWidth + Pack<T>::kSize;
+constexpr int kDenseSide = 32;            // rows and columns of a product on tensor cores that a warp has
+constexpr int kDenseStride = kUnits + 4;  // of rows in shared memory
 template <class T>
 __host__ __device__ constexpr int round_to_pack(int rows) {
   return (rows + Pack<T>::kSize - 1) / Pack<T>::kSize * Pack<T>::kSize;
@@ -41,6 +43,7 @@ __host__ __device__ constexpr int round_to_pack(int rows) {
 template <class T>
 struct ChainShared {
   int64_t warps, rows, reduction;
+  bool dense;
 
   static constexpr int64_t kTile = 128;
   static constexpr int64_t kFlags = 4 * kMaxChainWarps * kMaxChainRounds;
@@ -51,7 +54,11 @@ struct ChainShared {
     const int64_t wide = (kWarpUnits * warps + kTileSamples) * kForwardStride<T, kInputs>;
     const int64_t narrow = (kWarpUnits + kTileSamples) * kForwardStride<T, kInputs * kForwardParts>;
     const int64_t forward = larger(wide, narrow);
-    return larger(backward, forward) * static_cast<int64_t>(sizeof(T));
+    // A stage of a product on tensor cores: rows, and columns with 8 more elements against bank conflicts; 32 x 32 for
+    // each warp, four or two side by side.
+    const int64_t tall = kDenseSide * (warps / 2) * kDenseStride + kUnits * (2 * kDenseSide + 8);
+    const int64_t broad = kDenseSide * (warps / 4) * kDenseStride + kUnits * (4 * kDenseSide + 8);
+    return larger(larger(backward, forward), dense ? larger(tall, broad) : 0) * static_cast<int64_t>(sizeof(T));
   }
   __host__ __device__ int64_t factors() const {
     return kUnits * round_to_pack<T>(static_cast<int>(rows)) * static_cast<int64_t>(sizeof(T));
@@ -74,9 +81,11 @@ struct ChainTile {
   int turn, count;         // samples [first, first + count)
   T *activations, *spare;  // [sample][widest]
   T* derivatives;          // [layer with values][sample][unit]
-  T* products;             // [warp][rounds + 1]
+  T* products;             // [warp][rounds + 1], or two of [sample][output][pitch] on tensor cores
   uint32_t* words;         // [layer][word][sample]: which units are active
   double* reduction;
+  const T* jacobians;  // of tensor cores, or nullptr
+  double least;        // Frobenius norm that those must have
 };
 
 // What a warp multiplies with: a layer, words and derivatives of its units and of its inputs (nullptr: all count, with

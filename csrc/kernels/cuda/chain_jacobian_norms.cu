@@ -15,22 +15,24 @@ struct ChainKernel {
   int64_t (*shared)(const ChainLaunch&, int64_t warps);  // bytes
 };
 
-template <class T, int kRows>
+template <class T, int kRows, bool kDense>
 ChainKernel kernel_of() {
-  return {&chain_jacobian_norms_kernel<T, kRows>, kChainSide<kRows>, [](const ChainLaunch& chain, int64_t warps) {
+  return {&chain_jacobian_norms_kernel<T, kRows, kDense>, kChainSide<kRows, kDense>,
+          [](const ChainLaunch& chain, int64_t warps) {
             const int64_t outputs = chain.widths[chain.layers], inputs = chain.widths[0];
-            return ChainShared<T>{warps, kRows, reduction_bytes<kRows>(outputs, inputs, warps)}.bytes();
+            return ChainShared<T>{warps, kRows, reduction_bytes<kRows, kDense>(outputs, inputs, warps), kDense}.bytes();
           }};
 }
 
-template <class T>
+template <class T, bool kDense>
 ChainKernel kernel_of(int rows) {
-  return rows == 4 ? kernel_of<T, 4>() : rows == 8 ? kernel_of<T, 8>() : kernel_of<T, 10>();
+  return rows == 4 ? kernel_of<T, 4, kDense>() : rows == 8 ? kernel_of<T, 8, kDense>() : kernel_of<T, 10, kDense>();
 }
 
 ChainKernel kernel_for(const ChainLaunch& chain, Dtype dtype) {
   const int rows = chain_rows(chain.widths[chain.layers]);
-  return dtype == Dtype::kFloat32 ? kernel_of<float>(rows) : kernel_of<double>(rows);
+  if (dtype == Dtype::kFloat64) return kernel_of<double, false>(rows);
+  return is_dense(chain) ? kernel_of<float, true>(rows) : kernel_of<float, false>(rows);
 }
 
 int64_t tiles(const ChainLaunch& chain, const ChainPlan& plan) {

@@ -2,46 +2,59 @@
 #pragma once
 
 #include "chain_backward.cuh"
+#include "chain_dense.cuh"
 #include "chain_forward.cuh"
 #include "warp_reduce.cuh"
 
 namespace lipfast::cuda {
 
 // Smaller sides of Jacobians up to which part of a warp of this kernel reduces, and a whole warp does; blocks reduce
-// larger ones.
+// larger ones. With two layouts of Jacobians, those of tensor cores and the warps' own, registers hold no more than 16.
 template <int kRows>
 constexpr int kGroupSide = kRows == 8 ? 16 : kRows;
-template <int kRows>
-constexpr int kChainSide = kRows == 8 ? kWarpSide : kRows;
+template <int kRows, bool kDense>
+constexpr int kChainSide = kRows == 8 && !kDense ? kWarpSide : kGroupSide<kRows>;
 
 template <int kWidth>
 __host__ __device__ constexpr int64_t group_bytes(int64_t warps) {
   return 8 * warps * Group<kWidth>::kCount * Group<kWidth>::kDoubles;
 }
 // Bytes of shared memory that the reduction of K x D Jacobians takes.
-template <int kRows>
+template <int kRows, bool kDense>
 __host__ __device__ int64_t reduction_bytes(int64_t outputs, int64_t inputs, int64_t warps) {
   const ReduceLayout layout(outputs, inputs);
-  if (layout.side > kChainSide<kRows>) return 8 * layout.shared();
-  return layout.side > kGroupSide<kRows> ? group_bytes<kChainSide<kRows>>(warps)
+  if (layout.side > kChainSide<kRows, kDense>) return 8 * layout.shared();
+  return layout.side > kGroupSide<kRows> ? group_bytes<kChainSide<kRows, kDense>>(warps)
                                          : group_bytes<kGroupSide<kRows>>(warps);
 }
 
+constexpr uint32_t kBad = 1, kStored = 2;  // in ChainBlock::poison()
+
 template <class T>
 __device__ void store_chain_norms(const ChainBlock<T>& block, int s, double spectral, double frobenius) {
-  const int64_t at = block.tile().network * block.chain.batch + block.tile().first + s;
-  const bool bad = block.poison()[s] != 0;
+  const ChainTile<T>& tile = block.tile();
+  const int64_t at = tile.network * block.chain.batch + tile.first + s;
+  const uint32_t flags = block.poison()[s];
+  const bool bad = (flags & kBad) != 0;
+  const bool lost = tile.jacobians != nullptr && !bad && !(frobenius >= tile.least);
+  if (lost || (flags & kStored) != 0) return;
+  block.poison()[s] = flags | kStored;
   static_cast<T*>(block.chain.spectral)[at] = bad ? static_cast<T>(NAN) : static_cast<T>(spectral);
   static_cast<T*>(block.chain.frobenius)[at] = bad ? static_cast<T>(NAN) : static_cast<T>(frobenius);
 }
 
-template <class T>
-__device__ JacobianView<T> jacobian_of_chain(const ChainBlock<T>& block, const T* product) {
-  return {product, block.chain.widths[block.chain.layers], block.chain.widths[0], 1, block.layout.rows};
+// Of a sample, whose warp has it in a buffer, or where tensor cores left it.
+template <class T, bool kDense>
+__device__ JacobianView<T> jacobian_of_chain(const ChainBlock<T>& block, int s, int buffer) {
+  const int64_t outputs = block.layout.outputs, inputs = block.chain.widths[0], pitch = block.layout.pitch();
+  const T* dense = kDense ? block.tile().jacobians : nullptr;
+  if (dense != nullptr) return {dense + s * outputs * pitch, outputs, inputs, pitch, 1};
+  const int64_t product = s % warps() * (block.layout.rounds + 1) + buffer;
+  return {block.tile().products + product * block.layout.product_size(), outputs, inputs, 1, block.layout.rows};
 }
 
 // The samples of this warp; as many at a time as there are groups of lanes.
-template <class T, int kSide>
+template <class T, int kSide, bool kDense>
 LIPFAST_PHASE void reduce_by_warps(const ChainBlock<T>& block) {
   using G = Group<kSide>;
   auto* shared = reinterpret_cast<double*>(block.shared() + block.memory.stages());
@@ -51,33 +64,32 @@ LIPFAST_PHASE void reduce_by_warps(const ChainBlock<T>& block) {
     const bool given = round < block.layout.rounds && s < block.count();
     double spectral, frobenius;
     reduce_in_warp<kSide, sizeof(T) == sizeof(double) ? 54 : 32>(
-        jacobian_of_chain(block, block.product(block.step().done[given ? round : 0])), given,
+        jacobian_of_chain<T, kDense>(block, given ? s : warp(), block.step().done[given ? round : 0]), given,
         shared + (warp() * G::kCount + G::index()) * G::kDoubles, &spectral, &frobenius);
     if (given && G::row() == 0) store_chain_norms(block, s, spectral, frobenius);
   }
 }
 
-template <class T>
+template <class T, bool kDense>
 LIPFAST_PHASE void reduce_by_block(const ChainBlock<T>& block) {
   auto* shared = reinterpret_cast<double*>(block.shared() + block.memory.stages());
   for (int s = 0; s < block.count(); ++s) {
-    const int64_t buffer = s % warps() * (block.layout.rounds + 1) + block.step().done[s / warps()];
     double spectral, frobenius;
-    reduce_jacobian(jacobian_of_chain(block, block.tile().products + buffer * block.layout.product_size()), shared,
+    reduce_jacobian(jacobian_of_chain<T, kDense>(block, s, block.step().done[s / warps()]), shared,
                     block.tile().reduction, &spectral, &frobenius);
     if (thread() == 0) store_chain_norms(block, s, spectral, frobenius);
   }
 }
 
-template <class T, int kRows>
+template <class T, int kRows, bool kDense>
 __device__ void reduce_samples(const ChainBlock<T>& block) {
   const int64_t side = smaller(block.chain.widths[block.chain.layers], block.chain.widths[0]);
   if (side <= kGroupSide<kRows>) {
-    reduce_by_warps<T, kGroupSide<kRows>>(block);
-  } else if (side <= kChainSide<kRows>) {
-    reduce_by_warps<T, kChainSide<kRows>>(block);
+    reduce_by_warps<T, kGroupSide<kRows>, kDense>(block);
+  } else if (side <= kChainSide<kRows, kDense>) {
+    reduce_by_warps<T, kChainSide<kRows, kDense>, kDense>(block);
   } else {
-    reduce_by_block(block);
+    reduce_by_block<T, kDense>(block);
   }
 }
 
@@ -105,25 +117,40 @@ LIPFAST_PHASE bool next_tile(const ChainBlock<T>& block) {
                     reinterpret_cast<T*>(base + layout.activations()),
                     reinterpret_cast<T*>(derivatives),
                     reinterpret_cast<T*>(products),
-                    reinterpret_cast<uint32_t*>(products + layout.warps * (layout.rounds + 1) * layout.product()),
-                    block.reduce_workspace + blockIdx.x * doubles};
+                    reinterpret_cast<uint32_t*>(products + layout.products()),
+                    block.reduce_workspace + blockIdx.x * doubles,
+                    nullptr,
+                    0};
   }
   __syncthreads();
   return true;
 }
 
-template <class T, int kRows>
+// Whether samples are left whose Jacobians need more range than tensor cores gave them. Begins with and ends after a
+// barrier.
+template <class T>
+LIPFAST_PHASE bool samples_are_left(const ChainBlock<T>& block) {
+  __syncthreads();  // the flags are written, and all are done with the Jacobians
+  const bool left = thread() < block.count() && (block.poison()[thread()] & kStored) == 0;
+  if (thread() == 0) block.tile().jacobians = nullptr;
+  return __syncthreads_count(left) != 0;
+}
+
+template <class T, int kRows, bool kDense>
 __global__ void __launch_bounds__(kWarp* kMaxChainWarps)
     chain_jacobian_norms_kernel(const __grid_constant__ ChainLaunch chain, const __grid_constant__ ChainLayout layout,
                                 double* reduce_workspace, char* workspace) {
-  const ChainBlock<T> block{chain, layout, {layout.warps, kRows, 0}, workspace, reduce_workspace};
+  const ChainBlock<T> block{chain, layout, {layout.warps, kRows, 0, kDense}, workspace, reduce_workspace};
   if (thread() == 0) block.tile().turn = -1;
   __syncthreads();
   while (next_tile(block)) {  // begins with a barrier
     forward(block);
-    chain_products<T, kRows>(block);
-    __syncthreads();  // the stages are free
-    reduce_samples<T, kRows>(block);
+    if constexpr (kDense) dense_products(block);
+    do {
+      if (!kDense || block.tile().jacobians == nullptr) chain_products<T, kRows>(block);
+      __syncthreads();  // the stages are free
+      reduce_samples<T, kRows, kDense>(block);
+    } while (kDense && samples_are_left(block));
   }
 }
 

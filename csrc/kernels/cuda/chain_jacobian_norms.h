@@ -5,7 +5,8 @@
 // Types        float32 or float64 for x, weights, products and results; the reduction in float64.
 // Error        that of a forward pass and of L products in the type, about n eps elementwise; activations and their
 //              derivatives to a few eps. Where rounding carries a unit over a kink the Jacobian of the neighbouring
-//              linear region is taken.
+//              linear region is taken. Products in float32 whose units are all active are three of TF32 each, with
+//              float32's accuracy; Jacobians that need more than TF32's range are found without.
 // Conventions  autograd's, as on the CPU.
 // Memory       a workspace per resident block; nothing of size B x K x n.
 // Results      do not depend on the grid, on the size of a block or on the other samples and networks of a call.
@@ -52,30 +53,51 @@ LIPFAST_HOST_DEVICE inline bool has_values(const ChainLaunch& chain, int layer) 
   return false;
 }
 
+// Whether no derivative of a hidden layer is 0, but for what lies below the type's range: all units are active.
+inline bool is_dense(const ChainLaunch& chain) {
+  for (int i = 0; i < chain.starts[chain.layers - 1]; ++i) {
+    const ChainActivation& activation = chain.activations[i];
+    const bool scaled = activation.function == Activation::kLeakyReLU || activation.function == Activation::kELU;
+    if (is_switch(activation.function) || (scaled && activation.parameters[0] == 0)) return false;
+  }
+  return chain.layers > 1;
+}
+
 // Rows of a Jacobian that a warp sums in registers at a time.
 inline int chain_rows(int64_t outputs) { return outputs <= 4 ? 4 : outputs == 9 || outputs == 10 ? 10 : 8; }
 
 // How a block's part of the workspace is cut; `samples` are a tile's.
 struct ChainLayout {
-  int64_t warps, rounds, widest = 0, words = 0, values = 0, rows, element;
+  int64_t warps, rounds, widest = 0, words = 0, values = 0, outputs, rows, element;
+  bool dense;  // products by tensor cores
 
   ChainLayout(const ChainLaunch& chain, Dtype dtype, int64_t warps, int64_t rounds)
-      : warps(warps), rounds(rounds), element(dtype == Dtype::kFloat32 ? 4 : 8) {
+      : warps(warps),
+        rounds(rounds),
+        outputs(chain.widths[chain.layers]),
+        element(dtype == Dtype::kFloat32 ? 4 : 8),
+        dense(dtype == Dtype::kFloat32 && is_dense(chain)) {
     for (int l = 0; l <= chain.layers; ++l) widest = chain.widths[l] > widest ? chain.widths[l] : widest;
     for (int l = 0; l < chain.layers; ++l) words += (chain.widths[l + 1] + 31) / 32;
     for (int l = 0; l < chain.layers; ++l) values += has_values(chain, l) ? chain.widths[l + 1] : 0;
-    const int64_t outputs = chain.widths[chain.layers], step = chain_rows(outputs);
+    const int64_t step = chain_rows(outputs);
     rows = (outputs + step - 1) / step * step;
     rows = (rows * element + 15) / 16 * 16 / element;
   }
   LIPFAST_HOST_DEVICE int64_t samples() const { return warps * rounds; }
   LIPFAST_HOST_DEVICE int64_t product_size() const { return widest * rows; }
+  LIPFAST_HOST_DEVICE int64_t pitch() const { return (widest + 31) / 32 * 32; }
+  LIPFAST_HOST_DEVICE int64_t dense_size() const { return samples() * outputs * pitch(); }
   // In bytes.
   LIPFAST_HOST_DEVICE int64_t activations() const { return aligned(samples() * widest * element); }
   LIPFAST_HOST_DEVICE int64_t product() const { return product_size() * element; }  // of a warp
   LIPFAST_HOST_DEVICE int64_t derivatives() const { return aligned(samples() * values * element); }
+  LIPFAST_HOST_DEVICE int64_t products() const {
+    const int64_t sparse = warps * (rounds + 1) * product(), all = dense ? 2 * dense_size() * element : 0;
+    return sparse < all ? all : sparse;
+  }
   LIPFAST_HOST_DEVICE int64_t bytes() const {
-    return 2 * activations() + derivatives() + warps * (rounds + 1) * product() + aligned(samples() * words * 4);
+    return 2 * activations() + derivatives() + products() + aligned(samples() * words * 4);
   }
   LIPFAST_HOST_DEVICE static int64_t aligned(int64_t bytes) { return (bytes + 15) / 16 * 16; }
 };
