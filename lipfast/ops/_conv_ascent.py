@@ -17,7 +17,7 @@ from lipfast.ops._conv_symbols import SymbolStack, batches, top_vectors
 
 # Rounds from a survey, and from a place that is near a peak already.
 ROUNDS, FEW_ROUNDS = 6, 2
-_SHRINKS = 9
+_STEPS_TRIED = 9
 _BASIS_SIZE = 12
 
 
@@ -108,13 +108,13 @@ def _best_moves(stack: SymbolStack, cells: Cells, peaks: Peaks) -> Tensor:
     pattern = torch.tensor(list(itertools.product(*ranges)), device=device)
     widths = torch.tensor(cells.widths(), dtype=torch.float64, device=device)
     steps = (widths * stack.periods).mul(0.25)
-    shrinks = 0.35 ** torch.arange(_SHRINKS, dtype=torch.float64, device=device)
+    shrinks = 0.35 ** torch.arange(_STEPS_TRIED, dtype=torch.float64, device=device)
     tried = pattern * (steps * shrinks[:, None, None]).round().long()
     # e^{-i k.theta} at the centres, and of all that is added to them: a sum's is their product.
     at = _waves(stack, peaks.centres)
-    turns = _waves(stack, tried.reshape(-1, 3)).reshape(_SHRINKS, len(pattern), -1)
+    turns = _waves(stack, tried.reshape(-1, 3)).reshape(_STEPS_TRIED, len(pattern), -1)
     moves = torch.zeros_like(peaks.centres)
-    for shrink in range(_SHRINKS):
+    for shrink in range(_STEPS_TRIED):
         z = at[:, None] * turns[shrink]
         values = (torch.bmm(z, products) * z.conj()).real.sum(-1)
         best = values.argmax(1)

@@ -39,7 +39,7 @@ def rows_of_one(tensors: Sequence[Tensor]) -> Tensor | None:
 def stacked(tensors: Sequence[Tensor]) -> Tensor:
     """Stack tensors without gradients, (N, *shape), CUDA's in a launch per 1,000.
 
-    Rows of one tensor are not copied.
+    Rows of one tensor are not copied, and transposed matrices stay so.
 
     Args:
         tensors: of one shape, dtype and device.
@@ -53,6 +53,12 @@ def stacked(tensors: Sequence[Tensor]) -> Tensor:
     whole = rows_of_one(tensors)
     if whole is not None:
         return whole
+    if all(tensor.dim() == 2 and tensor.mT.is_contiguous() for tensor in tensors):
+        return _copied([tensor.mT for tensor in tensors]).mT
+    return _copied(tensors)
+
+
+def _copied(tensors: Sequence[Tensor]) -> Tensor:
     result: Tensor = torch.ops.lipfast.stack([tensor.detach().contiguous() for tensor in tensors])
     return result
 

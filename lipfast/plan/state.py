@@ -249,19 +249,21 @@ def _sum_is_finite(name: str, state_dicts: Sequence[Mapping[str, Tensor]]) -> bo
 
 
 def largest_magnitudes(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The largest magnitude of each tensor that is not empty, or NaN: numbers on the device.
+    """The largest magnitudes of the tensors that are not empty, or NaN: numbers on the device.
 
     They are of a few kernels, whatever the number of tensors.
     """
-    by_dtype: dict[torch.dtype, list[Tensor]] = {}
-    alone: list[Tensor] = []
+    together: dict[torch.dtype, list[Tensor]] = {}
+    largest: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
         if tensor.numel() > _SHARE:
-            alone.append(torch.linalg.vector_norm(tensor.detach(), math.inf).double())
+            norm = torch.linalg.vector_norm(tensor.detach(), math.inf)
+            largest.setdefault(tensor.dtype, []).append(norm)
         elif tensor.numel():
-            by_dtype.setdefault(tensor.dtype, []).append(tensor.detach())
-    found = [torch.stack(list(torch._foreach_norm(some, math.inf))) for some in by_dtype.values()]
-    return [*found, torch.stack(alone)] if alone else found
+            together.setdefault(tensor.dtype, []).append(tensor.detach())
+    for dtype, some in together.items():
+        largest.setdefault(dtype, []).extend(torch._foreach_norm(some, math.inf))
+    return [torch.stack(some) for some in largest.values()]
 
 
 def _widened(tensor: Tensor) -> Tensor:

@@ -79,9 +79,9 @@ def numbers_of_tensors(tensors: Tensor) -> Tensor:
     values = tensors.detach().double().abs()
     if not values[0].numel():
         return values.new_zeros(len(values), 3)
-    peaks = values.flatten(1).amax(1)
-    scales = torch.where(peaks > 0, peaks, 1.0)
     rows = values.reshape(len(values), -1, values.shape[-1] if values.dim() > 1 else 1)
+    peaks = rows.amax((1, 2))
+    scales = torch.where(peaks > 0, peaks, 1.0)
     squares = (rows / scales[:, None, None]).square().sum(-1)
     return torch.stack([peaks, squares.amax(1), squares.sum(1)], 1)
 
