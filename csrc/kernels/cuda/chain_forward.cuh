@@ -106,13 +106,17 @@ __device__ void affine(const ChainBlock<T>& block, int l, const T* h, int64_t h_
   const int inputs = block.inputs(l), units = block.units(l), chunks = (inputs + kWidth - 1) / kWidth;
   const ForwardCut cut = forward_cut<kPer, kParts>(units);
   const int panel = kWarpUnits * cut.down, sample = cut.sample + lane() / 8, unit = cut.unit + lane() % 8;
+  // Read once: copies may write to any memory, as far as the compiler knows.
+  const int count = block.count();
+  const bool busy = cut.sample < count;
+  T *const even = block.stage(0), *const odd = block.stage(1);
 #pragma unroll 1
   for (int first = 0; first < units; first += panel) {
     const int here = smaller(panel, units - first);
     const auto queue = [&](int chunk) {
-      T* to = block.stage(chunk % 2);
+      T* to = chunk % 2 == 0 ? even : odd;
       stage_rows<T, kWidth>(w + int64_t{first} * inputs, here, inputs, inputs, chunk * kWidth, to);
-      stage_rows<T, kWidth>(h, block.count(), inputs, h_step, chunk * kWidth, to + panel * kStride);
+      stage_rows<T, kWidth>(h, count, inputs, h_step, chunk * kWidth, to + panel * kStride);
     };
     T sums[kPer][3] = {};
     queue(0);
@@ -123,8 +127,8 @@ __device__ void affine(const ChainBlock<T>& block, int l, const T* h, int64_t h_
       copy_async_commit();
       copy_async_wait<1>();
       __syncthreads();
-      if (cut.sample < block.count()) {
-        const T* staged = block.stage(chunk % 2) + cut.part * kInputs;
+      if (busy) {
+        const T* staged = (chunk % 2 == 0 ? even : odd) + cut.part * kInputs;
         add_inputs<T, kPer, kStride>(staged + (panel + sample) * kStride, staged + unit * kStride, sums);
       }
       __syncthreads();  // before the stage is overwritten
