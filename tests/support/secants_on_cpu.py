@@ -34,13 +34,11 @@ class _Chains:
         return reach[:, 0], reach[:, 1]
 
 
-@torch.library.impl("lipfast::chain_secants_points", "CPU")
 def _points(x: Tensor, *arguments: Any) -> Tensor:
     *chains, norm, _fractions, _ladder, _longest = arguments
     return points_around(_Chains(tuple(chains)), x, _NORMS[norm])[0]  # type: ignore[arg-type]
 
 
-@torch.library.impl("lipfast::chain_secants_quotients", "CPU")
 def _quotients(points: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     *chains, norm, tight = arguments
     outputs, errors = torch.ops.lipfast.chain_secants_enclosures(points, *chains)
@@ -57,3 +55,12 @@ def _quotients(points: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     loose = (found < tight * promised.amax(1)).double()
     ends = torch.stack([points[rows, side[best]] for side in (first, second)], 1)
     return torch.stack([found, loose], 1), ends
+
+
+for _name, _function in (
+    ("chain_secants_points", _points),
+    ("chain_secants_quotients", _quotients),
+):
+    # Pytest may import this file twice.
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"lipfast::{_name}", "CPU"):
+        torch.library.impl(f"lipfast::{_name}", "CPU")(_function)
