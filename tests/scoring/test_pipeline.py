@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import pickle
@@ -10,6 +11,8 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import fsspec
 import pytest
@@ -146,11 +149,43 @@ def test_readers_step_back_and_the_scorer_does_not(
         return genuine(file)
 
     monkeypatch.setattr(local, "read", read)
+    monkeypatch.setattr(local, "SMALL_BYTES", 0)
     summary = score(archive, arch=toy_models, data=samples, out=tmp_path / "s")
     assert (summary.scored, len(seen), priority()) == (12, 12, before)
     lower = min(before + 10, 19) if sys.platform == "linux" else before
     assert set(seen) == {lower}
     assert 0 <= summary.seconds["wait"] <= summary.seconds["total"]
+
+
+# (which file has to be waited for, files of a window)
+@pytest.mark.parametrize("case", list(itertools.product((0, 1, 7, 100), (3, 5, 512))))
+def test_small_files_are_read_between_batches_until_they_are_waited_for(
+    toy_models, archive, samples, tmp_path, case
+):
+    waits, window = case
+    own, readers, genuine, clock = threading.get_ident(), [], local.read, [0.0]
+
+    def read(file: CheckpointFile, prefix: str | None) -> Reading:
+        clock[0] += len(readers) == waits
+        readers.append(threading.get_ident())
+        return genuine(file, prefix)
+
+    still = SimpleNamespace(perf_counter=lambda: clock[0], thread_time=lambda: 0.0)
+    # Two files are read before one looks.
+    with mock.patch.multiple(local, time=still, read=read, _HANDED_OVER=2, WINDOW_FILES=window):
+        summary = score(archive, arch=toy_models, data=samples, out=tmp_path / "s")
+    assert summary.scored == read_scores(tmp_path / "s").num_rows == len(readers) == 12
+    looks = {
+        2,
+        *(
+            min(start + at, start + window, 12)
+            for start in range(2, 12, window)
+            for at in range(2, window + 2, 2)
+        ),
+    }
+    here = min((at for at in looks if at > waits), default=12)
+    assert [reader == own for reader in readers[:here]] == [True] * here
+    assert own not in readers[here:]
 
 
 def test_more_threads_read_where_each_file_costs_a_round_trip(toy_models, samples, tmp_path):

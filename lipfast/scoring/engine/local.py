@@ -1,4 +1,9 @@
-"""The local engine: one process scores while a few threads read ahead."""
+"""The local engine: one process scores while a few threads read ahead.
+
+Files that are small and at hand are read between batches instead. To read one takes some 80 us, of
+which hardly any is waiting: a thread that does this beside the scorer takes as long from it in
+turns of the interpreter's lock, several times over.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +34,12 @@ READERS = 2
 
 REMOTE_READERS = 16
 """Threads that read where each file costs a round trip."""
+
+SMALL_BYTES = 1 << 17
+"""Local files of this size, on average, are read between batches, unless that means waiting."""
+
+# Seconds that such a file may be waited for, on average.
+_MOST_WAITING = 2e-4
 
 # Local files that a reader takes at a time: less is spent on handing them over than on reading.
 _HANDED_OVER = 16
@@ -71,34 +82,65 @@ class LocalEngine:
             REMOTE_READERS if remote else READERS, "lipfast-read", initializer=step_back
         )
         try:
-            yield from self._scorer.score(self._windows(files, pool, 1 if remote else _HANDED_OVER))
+            yield from self._scorer.score(self._windows(files, pool, remote))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _windows(
-        self, files: Sequence[CheckpointFile], pool: ThreadPoolExecutor, most_together: int
+        self, files: Sequence[CheckpointFile], pool: ThreadPoolExecutor, remote: bool
     ) -> Iterator[list[Reading]]:
-        """Windows of readings; while one is scored the next is read."""
+        """Windows of readings; while one is scored the next is read, unless that is quick."""
         batch, prefix = self._scorer.batch_size, self._scorer.options.prefix
         most, size = WINDOW_FILES, self._memory // 2
         if not self._scorer.device.is_cpu:
             # Beside two windows there are as many bytes in the buffers of what goes to the device.
             most, size = max(most, batch), self._memory // 4
+        ordered = interleaved(files, batch)
+        here = not remote and _are_small(ordered, size)
+        done, here = self._read_here(ordered[:_HANDED_OVER]) if here else ([], False)
+        # Nothing is scored while readers read the first window.
+        first = most if here else min(batch, most)
         ahead: list[Future[list[Reading]]] = []
-        for window in _windows(interleaved(files, batch), size, batch, most):
-            together = max(1, min(most_together, len(window) // (2 * _HANDED_OVER)))
-            parts = [window[at : at + together] for at in range(0, len(window), together)]
-            behind, ahead = ahead, [pool.submit(_read_all, part, prefix) for part in parts]
-            yield from self._read(behind)
-        yield from self._read(ahead)
+        for window in _windows(ordered[len(done) :], size, batch, first, most):
+            readings, here = self._read_here(window) if here else ([], False)
+            done, rest = done + readings, window[len(readings) :]
+            if here:
+                yield from self._kept(done)
+            else:
+                most_together = 1 if remote else _HANDED_OVER
+                together = max(1, min(most_together, len(rest) // (2 * _HANDED_OVER)))
+                parts = [rest[at : at + together] for at in range(0, len(rest), together)]
+                behind, ahead = ahead, [pool.submit(_read_all, part, prefix) for part in parts]
+                yield from self._kept(done, behind)
+            done = []
+        yield from self._kept(done, ahead)
 
-    def _read(self, futures: list[Future[list[Reading]]]) -> Iterator[list[Reading]]:
-        started = time.perf_counter()
-        readings = list(filter(self._keep, chain.from_iterable(f.result() for f in futures)))
+    def _read_here(self, files: Sequence[CheckpointFile]) -> tuple[list[Reading], bool]:
+        """Read files, up to those that have to be waited for; whether there were none."""
+        started, readings, quick = time.perf_counter(), [], True
+        for at in range(0, len(files), _HANDED_OVER):
+            part = files[at : at + _HANDED_OVER]
+            wall, own = time.perf_counter(), time.thread_time()
+            readings += _read_all(part, self._scorer.options.prefix)
+            waited = time.perf_counter() - wall - (time.thread_time() - own)
+            quick = waited <= _MOST_WAITING * len(part)
+            if not quick:
+                break
         self._scorer.seconds["wait"] += time.perf_counter() - started
-        futures.clear()  # what was read lives as long as it is needed, no longer
-        if readings:
-            yield readings
+        return readings, quick
+
+    def _kept(
+        self, readings: list[Reading], futures: list[Future[list[Reading]]] | None = None
+    ) -> Iterator[list[Reading]]:
+        """Yield the readings that are asked for, with those that threads were given, as one."""
+        started = time.perf_counter()
+        read_ahead = chain.from_iterable(future.result() for future in futures or [])
+        kept = list(filter(self._keep, chain(readings, read_ahead)))
+        self._scorer.seconds["wait"] += time.perf_counter() - started
+        if futures is not None:
+            futures.clear()  # what was read lives as long as it is needed, no longer
+        if kept:
+            yield kept
 
     def close(self) -> None:
         """Nothing to release."""
@@ -126,12 +168,17 @@ def step_back() -> None:
             os.setpriority(os.PRIO_PROCESS, thread, min(own + _NICENESS, 19))
 
 
+def _are_small(files: Sequence[CheckpointFile], most: int) -> bool:
+    size = sum(file.size for file in files)
+    return size <= SMALL_BYTES * len(files) and most >= SMALL_BYTES * _HANDED_OVER
+
+
 def _windows(
-    files: Sequence[CheckpointFile], size: int, batch: int, most_files: int
+    files: Sequence[CheckpointFile], size: int, batch: int, first: int, most_files: int
 ) -> Iterator[list[CheckpointFile]]:
-    """Cut files into windows; the first is one batch: nothing is scored while it is read."""
+    """Cut files into windows, of which the first is of another length."""
     window: list[CheckpointFile] = []
-    filled, most = 0, min(batch, most_files)
+    filled, most = 0, first
     for file in files:
         enough = len(window) % batch == 0 and filled > WINDOW_BYTES
         if window and (enough or len(window) >= most or filled + file.size > size):
