@@ -27,7 +27,9 @@ from tests.support.chain_cases import (
 
 FEWEST = 16  # samples of a batch, below which none are shared
 CHAINS = [
-    (7, 5, 3),
+    (7, 5, 3),  # too few units to share anything
+    (7, 31, 3),
+    (7, 32, 3),
     (12, 64, 1),
     (9, 65, 4),
     (30, 130, 257, 11),
@@ -142,19 +144,19 @@ def test_sums_that_overflow_are_not_shared(capability: str) -> None:
 
 
 def test_one_pattern_for_all_and_one_for_each(capability: str) -> None:
-    dims = (8, 24, 3)
+    dims = (8, 40, 3)
     weights, biases = draw(mlp_shapes(dims), torch.float64)
     stages = mlp(dims, RELU)
     x = samples(1, (8,), torch.float64).expand(50, 8).contiguous()
     got = chain_jacobian_norms(x, weights, biases, stages)[0]
     assert bool((got == got[0, 0]).all())
     # Unit i is on in sample i alone.
-    weights = [[torch.eye(24, dtype=torch.float64), torch.ones(2, 24, dtype=torch.float64)]]
-    weights[0][1] *= torch.arange(1, 25)
-    x = 2 * torch.eye(24, dtype=torch.float64) - 1
+    weights = [[torch.eye(40, dtype=torch.float64), torch.ones(2, 40, dtype=torch.float64)]]
+    weights[0][1] *= torch.arange(1, 41)
+    x = 2 * torch.eye(40, dtype=torch.float64) - 1
     got = chain_jacobian_norms(x, weights, [[None, None]], stages)[0]
     torch.testing.assert_close(
-        got[0], math.sqrt(2) * torch.arange(1, 25, dtype=torch.float64), rtol=1e-14, atol=0.0
+        got[0], math.sqrt(2) * torch.arange(1, 41, dtype=torch.float64), rtol=1e-14, atol=0.0
     )
 
 
@@ -172,7 +174,7 @@ def test_order_of_the_samples_changes_the_last_digits_only(capability: str) -> N
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e38, 0.0])
 def test_samples_that_no_direction_tells_apart(capability: str, value: float) -> None:
     """NaN, infinity, overflow and equal samples make a poor order of samples, and no crash."""
-    dims = (4, 10, 3)
+    dims = (4, 40, 3)
     weights, biases = draw(mlp_shapes(dims), torch.float32)
     x = samples(200, (4,), torch.float32)
     expected = chain_jacobian_norms(x, weights, biases, mlp(dims, RELU))[0][0]

@@ -88,15 +88,16 @@ int64_t product_size(const ChainParams& p, const ChainStage& stage) {
 }
 
 // Whether samples share terms of the first product: the chain ends with a linear stage, units that are on or off, and
-// another linear stage, and there are samples enough to find some that resemble one another. The bound on units keeps
-// rounding away from the magnitudes' check.
+// another linear stage, there are samples enough to find some that resemble one another, and units enough for their
+// terms to take longer than looking for them. The upper bound on units keeps rounding away from the magnitudes' check.
 constexpr int64_t kFewestSharing = 16;
-constexpr int64_t kMostPatternUnits = 1 << 14;
+constexpr int64_t kFewestPatternUnits = 32, kMostPatternUnits = 1 << 14;
 LIPFAST_INLINE bool shares_terms(const ChainParams& p) {
   int64_t s = p.stages - 1;
   while (s > 0 && p.stage[s].kind == StageKind::kActivation) --s;
   const ChainStage& last = p.stage[s];
-  if (last.kind != StageKind::kLinear || last.out.channels > kSmallSide || last.in.channels > kMostPatternUnits) {
+  if (last.kind != StageKind::kLinear || last.out.channels > kSmallSide || last.in.channels < kFewestPatternUnits ||
+      last.in.channels > kMostPatternUnits) {
     return false;
   }
   const int64_t activations = s;

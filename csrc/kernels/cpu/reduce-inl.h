@@ -119,8 +119,12 @@ inline void gram_lanes(const DoubleVector* x, int64_t s, int64_t depth, int64_t 
           sums[1][c] += b[k] * column;
         }
       }
-      for (int r = 0; r < smaller<int64_t>(kGramTileRows, s - i); ++r) {
-        for (int c = 0; c < smaller<int64_t>(kGramTileColumns, s - j); ++c) {
+      // Constant indices: the sums stay in registers.
+      LIPFAST_UNROLL
+      for (int r = 0; r < kGramTileRows; ++r) {
+        LIPFAST_UNROLL
+        for (int c = 0; c < kGramTileColumns; ++c) {
+          if (i + r >= s || j + c >= s) continue;
           DoubleVector& to = gram[(i + r) * s + j + c];
           to = more ? to + sums[r][c] : sums[r][c];
         }

@@ -27,11 +27,10 @@ V largest_eigenvalue(const V* diagonal, const V* off, int64_t n) {
   x += scale * 4e-16;
   const double count = static_cast<double>(n);
   for (int iteration = 0; iteration < 60; ++iteration) {
-    V d = diagonal[0] - x, r = -1.0 / d, q = zero, sum = r, squares = r * r;
+    V inverse = 1.0 / (diagonal[0] - x), r = -inverse, q = zero, sum = r, squares = r * r;
     for (int64_t i = 1; i < n; ++i) {
-      const V c = off[i - 1] * off[i - 1] / d;
-      d = diagonal[i] - x - c;
-      const V inverse = 1.0 / d;
+      const V c = off[i - 1] * off[i - 1] * inverse;
+      inverse = 1.0 / (diagonal[i] - x - c);
       q = c * (q - 2.0 * r * r) * inverse;
       r = (c * r - 1.0) * inverse;
       sum += r;
