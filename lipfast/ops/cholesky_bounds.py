@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lipfast.ops._arguments import check_terms
 from lipfast.ops.scaling import multiplied_up
 from lipfast.rounding import WIDE, wide_gamma
 
@@ -32,6 +33,9 @@ def cholesky_bounds(
         (n,), float64: never below the norm; infinite where the factorisation failed, or a number is
         NaN.
 
+    Raises:
+        ArgumentError: s + l + 1 is 2^30 or more.
+
     Example:
         >>> import torch
         >>> one, none = torch.ones(1).double(), torch.zeros(1, dtype=torch.int32)
@@ -39,8 +43,10 @@ def cholesky_bounds(
         >>> cholesky_bounds(matrices, factors, none, one, 26 * one)
         tensor([5.0990], dtype=torch.float64)
     """
+    terms = matrices.shape[1] + matrices.shape[2] + 1
+    check_terms(terms, "matrices")
     # Sums of k < 2^30 numbers are off by less than 2^-22, relatively, which WIDE covers.
-    rounding = wide_gamma(matrices.shape[1] + matrices.shape[2] + 1) * WIDE
+    rounding = wide_gamma(terms) * WIDE
     found: Tensor = torch.ops.lipfast.cholesky_bounds(
         matrices, factors.contiguous(), failures, scales, shifts, rounding, WIDE * WIDE
     )
