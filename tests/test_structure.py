@@ -211,8 +211,7 @@ def test_ops_for_the_cpu_only_are_named_here(stem: str) -> None:
     "stem",
     [
         *(stem for stem in STEMS if stem not in CPU_ONLY),
-        *("cholesky_bounds", "cholesky_residual", "hermitian_residual"),
-        *("shifted_grams", "symbol_grams", "tap_products"),
+        *("cholesky_bounds", "hermitian_residual", "shifted_grams", "symbol_grams", "tap_products"),
     ],
 )
 def test_an_op_has_one_stem_on_cuda(stem: str) -> None:

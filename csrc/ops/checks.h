@@ -95,7 +95,6 @@ void check_spectral_norms(const std::vector<Tensor>& matrices, const std::vector
 void check_conv_norms(const std::vector<Tensor>& taps, const std::vector<Tensor>& start,
                       const std::vector<int64_t>& grid);
 Dtype check_jacobian_reduction(const Tensor& jacobian);
-void check_cholesky_residual(const Tensor& matrices, const Tensor& factors, const Tensor& shifts);
 void check_hermitian_residual(const Tensor& hermitian, const Tensor& matrices, const Tensor& factors);
 void check_tap_products(const Tensor& taps, const std::vector<int64_t>& axes);
 void check_symbol_grams(const Tensor& products, const std::vector<int64_t>& axes, const Tensor& symbols,

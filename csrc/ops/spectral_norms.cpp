@@ -3,6 +3,8 @@
 
 namespace lipfast {
 
+constexpr int64_t kMostSide = int64_t{1} << 30;
+
 void check_spectral_norms(const std::vector<Tensor>& matrices, const std::vector<Tensor>& start) {
   STD_TORCH_CHECK(!matrices.empty(), "spectral_norms: no matrices");
   STD_TORCH_CHECK(start.empty() || start.size() == matrices.size(), "spectral_norms: ", start.size(),
@@ -10,6 +12,8 @@ void check_spectral_norms(const std::vector<Tensor>& matrices, const std::vector
   for (size_t i = 0; i < matrices.size(); ++i) {
     const std::string name = "spectral_norms: matrix " + std::to_string(i);
     check_dense(matrices[i], 2, name);
+    STD_TORCH_CHECK(matrices[i].size(0) < kMostSide && matrices[i].size(1) < kMostSide, name, ": is ",
+                    text(matrices[i]), "; roundings are bounded for sides below 2^30");
     STD_TORCH_CHECK(matrices[i].numel() > 0, name, ": is empty");
     if (start.empty() || start[i].numel() == 0) continue;
     const std::string vector = "spectral_norms: start vector " + std::to_string(i);

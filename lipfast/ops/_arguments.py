@@ -47,6 +47,14 @@ def check_device(device: torch.device, what: str) -> None:
         )
 
 
+def check_terms(count: int, name: str) -> None:
+    """Raise an error for sums of so many numbers that the room for their roundings does not do."""
+    if count >= 2**30:
+        raise ArgumentError(
+            f"{name}: sums of {count} numbers; roundings are bounded for fewer than 2^30"
+        )
+
+
 def check_rtol(rtol: object) -> None:
     """Raise an error unless 0 < rtol < 1."""
     if not isinstance(rtol, Real) or not 0 < rtol < 1:  # type: ignore[operator]

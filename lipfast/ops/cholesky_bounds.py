@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipfast.ops.cholesky_residual import cholesky_residual
+from lipfast.ops._arguments import check_terms
 from lipfast.ops.scaling import multiplied_up
 from lipfast.rounding import WIDE, wide_gamma
 
@@ -33,6 +33,9 @@ def cholesky_bounds(
         (n,), float64: never below the norm; infinite where the factorisation failed, or a number is
         NaN.
 
+    Raises:
+        ArgumentError: s + l + 1 is 2^30 or more.
+
     Example:
         >>> import torch
         >>> one, none = torch.ones(1).double(), torch.zeros(1, dtype=torch.int32)
@@ -40,8 +43,10 @@ def cholesky_bounds(
         >>> cholesky_bounds(matrices, factors, none, one, 26 * one)
         tensor([5.0990], dtype=torch.float64)
     """
+    terms = matrices.shape[1] + matrices.shape[2] + 1
+    check_terms(terms, "matrices")
     # Sums of k < 2^30 numbers are off by less than 2^-22, relatively, which WIDE covers.
-    rounding = wide_gamma(matrices.shape[1] + matrices.shape[2] + 1) * WIDE
+    rounding = wide_gamma(terms) * WIDE
     found: Tensor = torch.ops.lipfast.cholesky_bounds(
         matrices, factors.contiguous(), failures, scales, shifts, rounding, WIDE * WIDE
     )
@@ -57,8 +62,11 @@ def _cholesky_bounds_fake(*tensors: Any) -> Tensor:
 def _cholesky_bounds_cpu(matrices: Tensor, factors: Tensor, failures: Tensor, *rest: Any) -> Tensor:
     """The CPU's own certificate needs no residual, so this is for checks."""
     scales, shifts, rounding, room = rest
-    b = matrices.double() * scales[:, None, None]
-    sums = cholesky_residual(b, factors, shifts)
+    b, factors = matrices.double() * scales[:, None, None], factors.tril()
+    products = torch.baddbmm(b @ b.mT, factors, factors.mT)
+    sizes = products.diagonal(dim1=1, dim2=2).sum(1)
+    residual = torch.diag_embed(shifts[:, None].expand(-1, b.shape[1])) - products
+    sums = torch.stack([residual.square().sum((1, 2)), sizes], 1)
     roots = bounds_from_residuals(sums, failures, shifts, rounding, room)
     # The inverse of a power of two is one.
     return multiplied_up(roots, scales.reciprocal())
@@ -67,10 +75,10 @@ def _cholesky_bounds_cpu(matrices: Tensor, factors: Tensor, failures: Tensor, *r
 def bounds_from_residuals(
     sums: Tensor, failures: Tensor, shifts: Tensor, rounding: float, room: float
 ) -> Tensor:
-    """Upper bounds of the norms of B, infinite where unproved. t is 2^-150 at least.
+    r"""Upper bounds of the norms of B, infinite where unproved. t is 2^-150 at least.
 
     Args:
-        sums: `cholesky_residual` of B, (n, 2).
+        sums: $\|R\|_F^2$ and $\|B\|_F^2 + \|L\|_F^2$, (n, 2).
         failures: not 0 where a factorisation failed.
         shifts: t.
         rounding: what entries of the residual are off by, relative to the sums of magnitudes.

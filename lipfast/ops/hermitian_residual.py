@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
-from lipfast.ops._arguments import check_device, check_same_device
+from lipfast.ops._arguments import check_device, check_same_device, check_terms
 
 _EDGE_OF_TILES = 32
 
@@ -29,7 +29,7 @@ def hermitian_residual(hermitian: Tensor, matrices: Tensor, factors: Tensor) -> 
         (k, 2), float64, not rounded in any direction.
 
     Raises:
-        ArgumentError: wrong types, dtypes, shapes or devices.
+        ArgumentError: wrong types, dtypes, shapes or devices, or 2 (n + m) is 2^30 or more.
 
     Example:
         >>> import torch
@@ -57,6 +57,7 @@ def hermitian_residual(hermitian: Tensor, matrices: Tensor, factors: Tensor) -> 
         )
     if matrices.shape[:2] != (count, side):
         raise ArgumentError(f"matrices: expected ({count}, {side}, m), got {tuple(matrices.shape)}")
+    check_terms(2 * (side + matrices.shape[2]), "matrices")
     pairs = [
         torch.view_as_real(tensor.detach().resolve_conj().contiguous())
         for tensor in (hermitian, matrices, factors)

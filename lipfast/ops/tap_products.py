@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
-from lipfast.ops._arguments import check_floating
+from lipfast.ops._arguments import check_floating, check_terms
 
 
 def tap_differences(axes: Sequence[int]) -> list[tuple[int, ...]]:
@@ -39,7 +39,7 @@ def tap_products(taps: Tensor, axes: Sequence[int]) -> Tensor:
         (symbols, differences, n, n), float64, in the order of `tap_differences`.
 
     Raises:
-        ArgumentError: wrong types, dtypes or shapes.
+        ArgumentError: wrong types, dtypes or shapes, or T m is 2^30 or more.
 
     Example:
         >>> import torch
@@ -57,6 +57,7 @@ def tap_products(taps: Tensor, axes: Sequence[int]) -> Tensor:
         )
     if 0 in taps.shape[2:]:
         raise ArgumentError(f"taps: shape {tuple(taps.shape)} holds empty matrices")
+    check_terms(taps.shape[1] * taps.shape[3], "taps")
     found: Tensor = torch.ops.lipfast.tap_products(taps.detach().contiguous(), counts)
     return found
 

@@ -8,7 +8,7 @@ namespace {
 
 void run_cholesky_bounds(Input& input, Output& output) {
   const CertificateInput given(input);
-  const int64_t batch = given.shape[0], side = given.shape[1], tiles = cuda::gram_tiles(side);
+  const int64_t batch = given.shape[0], side = given.shape[1], tiles = cuda::residual_tiles(side);
   const std::vector<double> factors = input.array<double>(batch * side * side);
   const std::vector<int64_t> failed = input.array<int64_t>(batch);
   const std::vector<int32_t> failures(failed.begin(), failed.end());
@@ -17,7 +17,7 @@ void run_cholesky_bounds(Input& input, Output& output) {
   std::vector<double> parts(2 * batch * tiles), upper(batch);
   const cuda::CholeskyBoundParams p{given.matrices, factors.data(), failures.data(), scales.data(), shifts.data(),
                                     room[0],        room[1],        parts.data(),    upper.data()};
-  cuda_on_cpu::run({given.grid, cuda::kGramThreads, sizeof(cuda::GramShared), given.seed}, [&] {
+  cuda_on_cpu::run({given.grid, cuda::kTileThreads, sizeof(cuda::ResidualShared<double>), given.seed}, [&] {
     given.single ? cuda::residual_parts_kernel<float>(p, tiles) : cuda::residual_parts_kernel<double>(p, tiles);
   });
   cuda_on_cpu::run({given.grid, cuda::kBoundThreads, cuda::kMaxWarps * sizeof(double), given.seed},

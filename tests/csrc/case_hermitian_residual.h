@@ -25,13 +25,13 @@ void run_hermitian_residual(Input& input, Output& output) {
   const auto hermitian = complex_array(input, p.batch * p.side * p.side);
   const auto matrices = complex_array(input, p.batch * p.side * p.length);
   const auto factors = complex_array(input, p.batch * p.side * p.side);
-  const int64_t tiles = cuda::hermitian_tiles(p.side);
+  const int64_t tiles = cuda::residual_tiles(p.side);
   std::vector<double> out(2 * p.batch * tiles);
   p.hermitian = reinterpret_cast<const double*>(hermitian.data());
   p.matrices = reinterpret_cast<const double*>(matrices.data());
   p.factors = reinterpret_cast<const double*>(factors.data());
   p.out = out.data();
-  cuda_on_cpu::run({grid, cuda::kTileThreads, sizeof(cuda::HermitianShared), seed},
+  cuda_on_cpu::run({grid, cuda::kTileThreads, sizeof(cuda::ResidualShared<cuda::Complex>), seed},
                    [&] { cuda::hermitian_residual_kernel(p, tiles); });
   output.array(out);
 }

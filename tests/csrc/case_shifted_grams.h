@@ -44,13 +44,14 @@ struct CertificateInput {
 
 void run_shifted_grams(Input& input, Output& output) {
   const CertificateInput given(input);
-  const int64_t batch = given.shape[0], side = given.shape[1], tiles = cuda::gram_tiles(side);
+  const int64_t batch = given.shape[0], side = given.shape[1], tiles = cuda::lower_tiles(side, cuda::kGramTile);
   const std::vector<double> lower = input.array<double>(batch), excess = input.array<double>(1);
   std::vector<double> grams(batch * side * side), scales(batch), shifts(batch);
   const cuda::ShiftedGramParams p{given.matrices, lower.data(), excess[0], grams.data(), scales.data(), shifts.data()};
-  cuda_on_cpu::run({given.grid, cuda::kGramThreads, sizeof(cuda::GramShared), given.seed}, [&] {
-    given.single ? cuda::shifted_grams_kernel<float>(p, tiles) : cuda::shifted_grams_kernel<double>(p, tiles);
-  });
+  cuda_on_cpu::run(
+      {given.grid, cuda::kTileThreads, sizeof(cuda::TilePanels<double, cuda::kGramEach>), given.seed}, [&] {
+        given.single ? cuda::shifted_grams_kernel<float>(p, tiles) : cuda::shifted_grams_kernel<double>(p, tiles);
+      });
   output.array(grams);
   output.array(scales);
   output.array(shifts);

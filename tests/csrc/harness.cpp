@@ -4,7 +4,6 @@
 #include "case_chain_jacobian_norms.h"
 #include "case_chain_secants.h"
 #include "case_cholesky_bounds.h"
-#include "case_cholesky_residual.h"
 #include "case_hermitian_residual.h"
 #include "case_jacobian_reduction.h"
 #include "case_mma.h"

@@ -13,7 +13,7 @@ from torch import Tensor
 from lipfast.ops.chain_activations import ACTIVATIONS
 from lipfast.ops.chain_stages import Activation, Linear, Stage
 from lipfast.reference import chain_jacobian_norms as reference_chain
-from lipfast.reference import cholesky_residual as reference_residual
+from lipfast.reference import cholesky_bounds as reference_bounds
 from lipfast.reference import hermitian_residual as reference_hermitian
 from lipfast.reference import jacobian_reduction as reference_reduction
 from lipfast.reference import shifted_grams as reference_shifted
@@ -318,25 +318,6 @@ def test_large_matrices_that_a_block_holds(checked: Harness) -> None:
     check_bracket(found, matrices, 1e-9)
 
 
-# cholesky_residual
-
-
-RESIDUALS = [(2, 1, 1), (1, 31, 33), (2, 33, 40), (1, 70, 5)]
-
-
-@pytest.mark.parametrize("shape", RESIDUALS, ids=str)
-def test_cholesky_residual(checked: Harness, shape: tuple[int, int, int]) -> None:
-    batch, side, _ = shape
-    matrices, factors = normal(*shape), normal(batch, side, side, seed=1)
-    factors += torch.triu(torch.full_like(factors, math.nan), 1)  # not to be read
-    shifts = normal(batch, seed=2)
-    (partial,) = same_under_every_order(
-        lambda order: (kernels.cholesky_residual(checked, matrices, factors, shifts, seed=order),)
-    )
-    truth = reference_residual.cholesky_residual(matrices, factors, shifts)
-    torch.testing.assert_close(partial.sum(1), truth, rtol=1e-13, atol=0)
-
-
 # hermitian_residual
 
 
@@ -454,6 +435,30 @@ def test_certificates_of_extreme_matrices(checked: Harness) -> None:
     loose = kernels.cholesky_bounds(checked, matrices, factors, failures, scales, shifts, room=room)
     assert loose.isinf().tolist() == [False, True, False, True]
     assert bool((loose >= bounds).all())
+
+
+@pytest.mark.parametrize("shape", CERTIFIED, ids=str)
+def test_bounds_from_any_factor(checked: Harness, shape: tuple[int, int, int]) -> None:
+    """The residual and the sums of magnitudes, each to its last digits."""
+    batch, side, _ = shape
+    matrices, factors = normal(*shape), normal(batch, side, side, seed=1)
+    above = torch.triu(torch.full_like(factors, math.nan), 1)  # not to be read
+    scales, shifts = torch.tensor([0.5, 2.0][:batch]).double(), normal(batch, seed=2).square() + 1
+    failures = torch.zeros(batch, dtype=torch.int32)
+    given = failures, scales, shifts
+    truth = reference_bounds.cholesky_bounds(matrices, factors, *given)
+    sizes = (matrices * scales[:, None, None]).square().sum((1, 2))
+    sizes += factors.tril().square().sum((1, 2))
+    for rounding in (0.0, 1.0):
+        (found,) = same_under_every_order(
+            lambda order, room=(rounding, 1.0): (
+                kernels.cholesky_bounds(
+                    checked, matrices, factors + above, *given, room=room, seed=order
+                ),
+            )
+        )
+        expected = ((truth * scales).square() + rounding * sizes).sqrt() / scales
+        torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
 
 
 # chain_jacobian_norms
@@ -759,7 +764,6 @@ def test_sanitizers_find_nothing(sanitized: Harness) -> None:
     matrices = [matrix for matrix in spectral_matrices() if matrix.numel() < 1500]
     kernels.spectral_norms(sanitized, matrices, grid=2, block=32, tolerance=1e-4)
     kernels.spectral_norms(sanitized, matrices, grid=2, tolerance=1e-4, resident_shared=16000)
-    kernels.cholesky_residual(sanitized, normal(1, 33, 7), normal(1, 33, 33), normal(1))
     square = complex_normal(1, 33, 33)
     kernels.hermitian_residual(sanitized, square, complex_normal(1, 33, 7), square)
     taps, axes, centres = normal(1, 2, 33, 3), (2, 1, 1), torch.ones(1, 3, dtype=torch.int64)

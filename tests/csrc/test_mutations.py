@@ -85,10 +85,6 @@ def chain_cases() -> list[Case]:
     ]
 
 
-def residual_cases() -> list[Case]:
-    return each(tested.test_cholesky_residual, tested.RESIDUALS)
-
-
 def hermitian_cases() -> list[Case]:
     return each(tested.test_hermitian_residual, tested.HERMITIANS)
 
@@ -115,16 +111,16 @@ def certificate_cases() -> list[Case]:
     return [
         *each(tested.test_certificates, tested.CERTIFIED, [False, True], DTYPES),
         *each(tested.test_certificates_of_extreme_matrices),
+        *each(tested.test_bounds_from_any_factor, tested.CERTIFIED),
     ]
 
 
 BESIDE = {
-    "cholesky_residual.cuh": residual_cases,
     "hermitian_residual.cuh": hermitian_cases,
-    "tile_products.cuh": hermitian_cases,
+    "factor_residual.cuh": lambda: hermitian_cases() + certificate_cases(),
+    "tile_products.cuh": lambda: hermitian_cases() + certificate_cases() + tap_cases(),
     "shifted_grams.cuh": certificate_cases,
     "cholesky_bounds.cuh": certificate_cases,
-    "gram_tiles.cuh": lambda: residual_cases() + certificate_cases(),
     "tap_products.cuh": tap_cases,
     "symbol_grams.cuh": gram_cases,
 }
@@ -143,7 +139,7 @@ def cases(file: str) -> list[Case]:
     reduction = reduction_cases() + chain_cases()
     if file in ("jacobian_reduction.cuh", "warp_reduce.cuh"):
         return reduction
-    certificates = residual_cases() + hermitian_cases() + certificate_cases()
+    certificates = hermitian_cases() + certificate_cases()
     return reduction + spectral_cases() + certificates + secant_cases()
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lipfast.errors import ArgumentError
 from lipfast.ops.cholesky_bounds import cholesky_bounds
 from lipfast.ops.shifted_grams import shifted_grams
 from lipfast.reference import cholesky_bounds as reference
@@ -56,3 +57,10 @@ def test_as_an_op_of_torch() -> None:
     checks = ("test_schema", "test_faketensor")
     arguments = matrices, *given, 1e-15, 1.0
     torch.library.opcheck(torch.ops.lipfast.cholesky_bounds.default, arguments, test_utils=checks)
+
+
+def test_sums_too_long_are_refused() -> None:
+    one = torch.ones(1, dtype=torch.float64)
+    long, factor = torch.ones(1, 1, 1).expand(1, 1, 2**30 - 2), one.reshape(1, 1, 1)
+    with pytest.raises(ArgumentError, match=r"matrices: sums of 1073741824 .* fewer than 2\^30"):
+        cholesky_bounds(long, factor, torch.zeros(1, dtype=torch.int32), one, one)

@@ -68,6 +68,7 @@ def test_bad_input() -> None:
         (a, b, factor[:, :2], "of one shape"),
         (a[:, :, :2], b, factor[:, :, :2], "of one shape"),
         (a, b[:1], factor, r"matrices: expected \(2, 3, m\)"),
+        (a, b[..., :1].expand(2, 3, 2**29), factor, r"matrices: sums of .* fewer than 2\^30"),
         (a, None, factor, "matrices: expected a torch.Tensor"),
     ]
     for *given, message in bad:

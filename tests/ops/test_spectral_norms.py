@@ -452,6 +452,12 @@ def test_bad_input(case: str) -> None:
         lipfast.spectral_norms(tensors)
 
 
+def test_sides_beyond_what_is_proved() -> None:
+    matrices = [torch.eye(2), torch.empty(0, 2**30)]
+    with pytest.raises(RuntimeError, match=r"matrix 1: is 0 x 1073741824; .* sides below 2\^30"):
+        torch.ops.lipfast.spectral_norms(matrices, [], False, 1e-6, 1, False, 0, 1)
+
+
 @pytest.mark.parametrize("norm", [1, math.inf])
 def test_bad_input_other_norms(norm: float) -> None:
     with pytest.raises(NonFiniteError, match="matrix 1"):

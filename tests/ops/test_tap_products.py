@@ -35,6 +35,7 @@ def test_bad_input() -> None:
         (taps, (3, 2, 1), "expected three sizes with a product of 4"),
         (taps, (-2, -2, 1), "expected three sizes with a product of 4"),
         (taps[:, :, :0], (2, 2, 1), "empty"),
+        (taps[..., :1].expand(1, 4, 2, 2**28), (2, 2, 1), r"taps: sums of .* fewer than 2\^30"),
     ]
     for tensor, axes, message in bad:
         with pytest.raises(ArgumentError, match=message):

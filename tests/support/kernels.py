@@ -98,25 +98,6 @@ def spectral_norms(
     return Spectral(*tensors, list(right.split(cols)), list(left.split(rows)), int(tables))
 
 
-def cholesky_residual(
-    harness: Harness,
-    matrices: Tensor,
-    factors: Tensor,
-    shifts: Tensor,
-    *,
-    grid: int = 2,
-    seed: int = 1,
-) -> Tensor:
-    """Partial sums (B, tiles, 2)."""
-    edge = (matrices.shape[1] + 31) // 32
-    tiles = edge * (edge + 1) // 2
-    inputs = [list(matrices.shape), _seeded_grid(grid, seed)]
-    arrays = [matrices.numpy(), factors.numpy(), shifts.numpy()]
-    result = harness.run("cholesky_residual", [*inputs, *arrays])
-    (partial,) = result.take((np.float64, 2 * len(matrices) * tiles))
-    return torch.from_numpy(partial).reshape(len(matrices), tiles, 2)
-
-
 def hermitian_residual(
     harness: Harness,
     hermitian: Tensor,
@@ -209,6 +190,18 @@ def _certificate_inputs(matrices: Tensor, grid: int, seed: int) -> list[Any]:
     return [list(matrices.shape), numbers, stored.numpy()]
 
 
+def _activations_of(stages: Sequence[Stage], layers: int) -> tuple[list[Activation], list[int]]:
+    """All activations, and where those before and after each layer begin and end."""
+    activations, starts, layer = [], [0] * (layers + 2), 0
+    for stage in stages:
+        if isinstance(stage, Activation):
+            activations.append(stage)
+        else:
+            layer += 1
+        starts[layer + 1] = len(activations)
+    return activations, starts
+
+
 def chain_jacobian_norms(
     harness: Harness,
     x: Tensor,
@@ -228,13 +221,8 @@ def chain_jacobian_norms(
     offset: where weights begin in their storage. dense: whether tensor cores may be used.
     """
     widths = [x.shape[1], *[len(weight) for weight in weights[0]]]
-    layers, activations, starts = 0, [], [0] * len(widths)
-    for stage in stages:
-        if isinstance(stage, Activation):
-            activations.append(stage)
-        else:
-            layers += 1
-        starts[layers] = len(activations)
+    layers = len(widths) - 1
+    activations, (_, *starts) = _activations_of(stages, layers)
     numbers = [_CODES[x.dtype], len(x), len(weights), layers, *_seeded_grid(grid, seed)]
     parameters = [encode_activation(stage, 0)[1] for stage in activations]
     codes = [stage.function.code for stage in activations]
@@ -281,13 +269,8 @@ def chain_secants(
 ) -> Secants:
     """From samples (networks, D), or the quotients alone from points (networks, C, D)."""
     widths = [x.shape[-1], *[len(weight) for weight in weights[0]]]
-    layers, activations, starts = 0, [], [0] * (len(widths) + 1)
-    for stage in stages:
-        if isinstance(stage, Activation):
-            activations.append(stage)
-        else:
-            layers += 1
-        starts[layers + 1] = len(activations)
+    layers = len(widths) - 1
+    activations, starts = _activations_of(stages, layers)
     code = 0 if math.isinf(norm) else int(norm)
     dtype, networks = weights[0][0].dtype, len(weights)
     inputs: list[np.ndarray | Sequence[int]] = [

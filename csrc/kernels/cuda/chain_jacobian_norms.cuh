@@ -57,13 +57,15 @@ __device__ JacobianView<T> jacobian_of_chain(const ChainBlock<T>& block, int s, 
 template <class T, int kSide, bool kDense>
 LIPFAST_PHASE void reduce_by_warps(const ChainBlock<T>& block) {
   using G = Group<kSide>;
+  // The largest Gram matrix leaves few of the registers that the kernel's many threads have.
+  constexpr int kUnroll = kSide > 16 ? 1 : 4;
   auto* shared = reinterpret_cast<double*>(block.shared() + block.memory.stages());
 #pragma unroll 1
   for (int first = 0; first < block.layout.rounds; first += G::kCount) {
     const int round = first + G::index(), s = round * warps() + warp();
     const bool given = round < block.layout.rounds && s < block.count();
     double spectral, frobenius;
-    reduce_in_warp<kSide, sizeof(T) == sizeof(double) ? 54 : 32>(
+    reduce_in_warp<kSide, sizeof(T) == sizeof(double) ? 54 : 32, kUnroll>(
         jacobian_of_chain<T, kDense>(block, given ? s : warp(), block.step().done[given ? round : 0]), given,
         shared + (warp() * G::kCount + G::index()) * G::kDoubles, &spectral, &frobenius);
     if (given && G::row() == 0) store_chain_norms(block, s, spectral, frobenius);

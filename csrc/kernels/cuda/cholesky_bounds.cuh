@@ -2,25 +2,22 @@
 #pragma once
 
 #include "cholesky_bounds.h"
-#include "shifted_grams.cuh"
+#include "factor_residual.cuh"
 
 namespace lipfast::cuda {
 
 template <class T>
-__global__ void __launch_bounds__(kGramThreads)
+__global__ void __launch_bounds__(kTileThreads)
     residual_parts_kernel(const __grid_constant__ CholeskyBoundParams p, int64_t tiles) {
   LIPFAST_DYNAMIC_SHARED(memory);
-  GramShared& shared = *reinterpret_cast<GramShared*>(memory);
+  auto& shared = *reinterpret_cast<ResidualShared<double>*>(memory);
   const int64_t side = p.matrices.side;
   for (int64_t at = blockIdx.x; at < p.matrices.batch * tiles; at += gridDim.x) {
     const int64_t matrix = at / tiles;
-    const GramPlace place(at % tiles);
-    GramSums sums;
-    const auto b = scaled_matrix<T>(p.matrices, matrix, p.scales[matrix]);
-    const GramRows l{p.factors + matrix * side * side, side, true};
-    add_gram_products(b, side, p.matrices.length, place.row, place.column, shared, sums);
-    add_gram_products(l, side, smaller(side, place.column + kGramTile), place.row, place.column, shared, sums);
-    write_residual(place, sums, side, p.shifts[matrix], shared, p.parts + 2 * at);
+    const auto shifted = [&](int64_t i, int64_t j) { return i == j ? p.shifts[matrix] : 0; };
+    const Scaled<T> b(p.matrices, matrix, p.scales[matrix]);
+    const LowerTriangle<double> factor{p.factors + matrix * side * side, side};
+    write_residual(shifted, b, factor, lower_tile(at % tiles, kResidualTile), shared, p.parts + 2 * at);
   }
 }
 

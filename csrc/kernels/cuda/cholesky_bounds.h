@@ -14,7 +14,8 @@
 // clang-format on
 #pragma once
 
-#include "shifted_grams.h"
+#include "tiles.h"
+#include "wide_matrices.h"
 
 namespace lipfast::cuda {
 
@@ -26,12 +27,9 @@ struct CholeskyBoundParams {
   const int32_t* failures;        // (batch)
   const double *scales, *shifts;  // (batch)
   double rounding, room;
-  double* parts;  // (batch, tiles, 2)
+  double* parts;  // (batch, residual_tiles(side), 2)
   double* upper;  // (batch)
 };
-
-// Parts of a matrix's sums.
-int64_t bound_tiles(int64_t side);
 
 // Queues two kernels on `stream` (a cudaStream_t).
 void launch_cholesky_bounds_cuda(const CholeskyBoundParams& params, void* stream);

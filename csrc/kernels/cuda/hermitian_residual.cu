@@ -4,11 +4,9 @@
 namespace lipfast::cuda {
 
 void launch_hermitian_residual_cuda(const HermitianResidualParams& p, void* stream) {
-  constexpr char kOp[] = "hermitian_residual";
-  const int64_t tiles = hermitian_tiles(p.side);
-  Grid grid{p.batch * tiles, kTileThreads, sizeof(HermitianShared)};
-  grid.blocks = std::min(grid.blocks, resident_blocks(kOp, &hermitian_residual_kernel, grid));
-  launch(kOp, &hermitian_residual_kernel, grid, stream, p, tiles);
+  const int64_t tiles = residual_tiles(p.side);
+  launch_in_turn("hermitian_residual", &hermitian_residual_kernel,
+                 {p.batch * tiles, kTileThreads, sizeof(ResidualShared<Complex>)}, stream, p, tiles);
 }
 
 }  // namespace lipfast::cuda

@@ -12,25 +12,17 @@
 // clang-format on
 #pragma once
 
-#include "../params.h"
+#include "tiles.h"
 
 namespace lipfast::cuda {
-
-constexpr int64_t kHermitianTile = 32;
 
 struct HermitianResidualParams {
   const double* hermitian;  // (batch, side, side, 2)
   const double* matrices;   // (batch, side, length, 2)
   const double* factors;    // (batch, side, side, 2)
   int64_t batch, side, length;
-  double* out;  // (batch, tiles, 2)
+  double* out;  // (batch, residual_tiles(side), 2)
 };
-
-// Tiles of the lower triangle.
-inline int64_t hermitian_tiles(int64_t side) {
-  const int64_t edge = (side + kHermitianTile - 1) / kHermitianTile;
-  return edge * (edge + 1) / 2;
-}
 
 // Queues the kernel on `stream` (a cudaStream_t).
 void launch_hermitian_residual_cuda(const HermitianResidualParams& params, void* stream);

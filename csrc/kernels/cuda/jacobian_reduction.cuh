@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kWarpReduceThreads, kWidth <= 10   ? 4
     const int64_t b = first + G::index();
     const bool given = b < p.batch;
     double spectral, frobenius;
-    reduce_in_warp<kWidth, 54>(jacobian_of<T>(p, given ? b : first), given, memory, &spectral, &frobenius);
+    reduce_in_warp<kWidth, 54, 4>(jacobian_of<T>(p, given ? b : first), given, memory, &spectral, &frobenius);
     if (given && G::row() == 0) store_norms<T>(p, b, spectral, frobenius);
   }
 }

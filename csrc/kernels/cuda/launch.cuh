@@ -60,4 +60,13 @@ void launch(const char* op, void (*kernel)(Parameters...), const Grid& grid, voi
   check_launch(op, cudaLaunchKernelEx(&launched.config, kernel, arguments...), grid);
 }
 
+// As many blocks as the device holds at once, where grid.blocks are more: they take their work in turn.
+template <class... Parameters>
+void launch_in_turn(const char* op, void (*kernel)(Parameters...), Grid grid, void* stream,
+                    const std::type_identity_t<Parameters>&... arguments) {
+  if (grid.blocks == 0) return;
+  grid.blocks = std::min(grid.blocks, resident_blocks(op, kernel, grid));
+  launch(op, kernel, grid, stream, arguments...);
+}
+
 }  // namespace lipfast::cuda

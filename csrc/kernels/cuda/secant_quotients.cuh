@@ -223,10 +223,11 @@ LIPFAST_PHASE void quotients_of(const SecantChains& chains, const double* points
 template <class T>
 __device__ void quotient_of(const SecantChains& chains, const SecantQuotients& quotients, int64_t network,
                             Enclosed* from, Enclosed* to, EnclosureShared& shared) {
-  const int inputs = chains.widths[0], count = 1 + 2 * quotients.count, pairs = 3 * quotients.count;
+  const int64_t inputs = chains.widths[0];
+  const int count = 1 + 2 * quotients.count, pairs = 3 * quotients.count;
   const double* points = quotients.points + network * count * inputs;
   // The first inputs that are staged are a thread's own, and barriers lie before the others.
-  for (int64_t at = thread(); at < int64_t{inputs} * kSecantPoints; at += kSecantThreads) {
+  for (int64_t at = thread(); at < inputs * kSecantPoints; at += kSecantThreads) {
     const int64_t i = at / kSecantPoints, p = at % kSecantPoints;
     from[at] = p < count ? activated(chains, 0, {points[p * inputs + i], 0}) : Enclosed{0, 0};
   }

@@ -11,19 +11,11 @@
 // clang-format on
 #pragma once
 
-#include "../params.h"
+#include "wide_matrices.h"
 
 namespace lipfast::cuda {
 
 constexpr int kLeastGramExponent = -1000, kLargestGramExponent = 1022;
-
-// Matrices (batch, side, length) of any strides, in entries.
-struct WideMatrices {
-  const void* data;
-  Dtype dtype;
-  int64_t batch, side, length;
-  int64_t step, row_step, column_step;
-};
 
 struct ShiftedGramParams {
   WideMatrices matrices;

@@ -8,7 +8,7 @@
 //              again. Larger ones are cut into work items that the whole grid shares.
 // Lower        ||W v|| / ||v|| at the final vector, less its own rounding: never above the truth.
 // Upper        with `certify`, Hoelder's or Frobenius' bound, rounded up: never below the truth, loose. The tight one
-//              is cholesky_residual's business. Otherwise +inf.
+//              is cholesky_bounds' business. Otherwise +inf.
 // Determinism  how a matrix is cut depends on its shape only, and every sum has a fixed order: results do not depend on
 //              the grid, on the other matrices, or on timing.
 // Host         nothing waits for the device; the table of matrices travels in kernel arguments, so that a captured CUDA

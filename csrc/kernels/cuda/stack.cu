@@ -27,10 +27,9 @@ void set_stacked(const void* const* addresses, int64_t count, StackLaunch& stack
 
 void launch_stack_cuda(const StackLaunch& stack, void* stream) {
   static_assert(sizeof(StackLaunch) <= 4096, "kernel arguments hold 4 KB");
-  constexpr char kOp[] = "stack";
-  Grid grid{(stack.count * stack.bytes + 16 * kStackThreads - 1) / (16 * kStackThreads), kStackThreads};
-  grid.blocks = std::min(grid.blocks, resident_blocks(kOp, &stack_kernel, grid));
-  launch(kOp, &stack_kernel, grid, stream, stack);
+  constexpr int64_t kBlockBytes = 16 * kStackThreads;
+  launch_in_turn("stack", &stack_kernel, {(stack.count * stack.bytes + kBlockBytes - 1) / kBlockBytes, kStackThreads},
+                 stream, stack);
 }
 
 }  // namespace lipfast::cuda

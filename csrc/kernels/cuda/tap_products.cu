@@ -6,11 +6,10 @@ namespace {
 
 template <int kEach>
 void launch_tiles(const TapProductsParams& p, void* stream) {
-  constexpr char kOp[] = "tap_products";
   const int64_t across = tiles_across(p.rows, kTileAcross * kEach);
-  Grid grid{p.symbols * p.axes.differences() * across * across, kTileThreads, sizeof(TilePanels<double, kEach>)};
-  grid.blocks = std::min(grid.blocks, resident_blocks(kOp, &tap_products_kernel<kEach>, grid));
-  launch(kOp, &tap_products_kernel<kEach>, grid, stream, p);
+  launch_in_turn("tap_products", &tap_products_kernel<kEach>,
+                 {p.symbols * p.axes.differences() * across * across, kTileThreads, sizeof(TilePanels<double, kEach>)},
+                 stream, p);
 }
 
 }  // namespace

@@ -20,7 +20,7 @@ __device__ inline int64_t moved_tap(const TapAxes& axes, int64_t k, const TapOff
 
 // kEach: 2 or 4, for tiles with edges of 32 or 64.
 template <int kEach>
-__global__ void __launch_bounds__(kTileThreads) tap_products_kernel(TapProductsParams p) {
+__global__ void __launch_bounds__(kTileThreads, kEach == 2 ? 4 : 3) tap_products_kernel(TapProductsParams p) {
   LIPFAST_DYNAMIC_SHARED(memory);
   auto& panels = *reinterpret_cast<TilePanels<double, kEach>*>(memory);
   const int64_t edge = kTileAcross * kEach, across = tiles_across(p.rows, edge), tiles = across * across;
@@ -33,7 +33,9 @@ __global__ void __launch_bounds__(kTileThreads) tap_products_kernel(TapProductsP
     TileSums<double, kEach> sums;
     for (int64_t k = 0; k < p.axes.count(); ++k) {
       const int64_t moved = moved_tap(p.axes, k, difference);
-      if (moved >= 0) add_products(taps + moved * size, taps + k * size, p.rows, p.cols, false, place, panels, sums);
+      if (moved < 0) continue;
+      const RowMajor<double> left{taps + moved * size, p.cols}, right{taps + k * size, p.cols};
+      add_products(left, right, p.rows, place, panels, sums);
     }
     for (int r = 0; r < kEach; ++r) {
       for (int c = 0; c < kEach; ++c) {

@@ -3,13 +3,15 @@
 #pragma once
 
 #include "device.cuh"
+#include "tiles.h"
+#include "wide_matrices.h"
 
 namespace lipfast::cuda {
 
 constexpr int64_t kTileThreads = 256;
-constexpr int64_t kTileAcross = 16;  // threads along an edge of a tile
-constexpr int64_t kTileDepth = 16;   // columns in shared memory at a time
-constexpr int64_t kSmallSide = 48;   // up to here edges of 32 waste less than edges of 64 gain
+constexpr unsigned kTileAcross = 16;  // threads along an edge of a tile
+constexpr unsigned kTileDepth = 16;   // columns in shared memory at a time
+constexpr int64_t kSmallSide = 48;    // up to here edges of 32 waste less than edges of 64 gain
 
 struct alignas(16) Complex {
   double re, im;
@@ -24,10 +26,60 @@ __device__ inline void add_product(const Complex& a, const Complex& b, Complex& 
   sum.im -= a.re * b.im;
 }
 
+// Matrices that can be factors: their entries, how many columns there are in rows before `last`, and whether the
+// entries of a row lie closer together than those of a column. The first is row-major.
+template <class Value>
+struct RowMajor {
+  using Number = Value;
+  const Number* data;
+  int64_t length;
+
+  __device__ int64_t columns(int64_t /*last*/) const { return length; }
+  __device__ static constexpr bool along_rows() { return true; }
+  __device__ Number at(int64_t i, int64_t j) const { return data[i * length + j]; }
+};
+
+// A square one of which only the lower triangle is read; the rest counts as zero.
+template <class Value>
+struct LowerTriangle {
+  using Number = Value;
+  const Number* data;
+  int64_t side;
+
+  __device__ int64_t columns(int64_t last) const { return smaller(side, last); }
+  __device__ static constexpr bool along_rows() { return true; }
+  __device__ Number at(int64_t i, int64_t j) const { return j <= i ? data[i * side + j] : Number{}; }
+};
+
+// One of any strides, times a power of two.
+template <class T>
+struct Scaled {
+  using Number = double;
+  const T* data;
+  int64_t length, row_step, column_step;
+  double scale;
+
+  __device__ Scaled(const WideMatrices& all, int64_t matrix, double scale)
+      : data(static_cast<const T*>(all.data) + matrix * all.step),
+        length(all.length),
+        row_step(all.row_step),
+        column_step(all.column_step),
+        scale(scale) {}
+  __device__ int64_t columns(int64_t /*last*/) const { return length; }
+  __device__ bool along_rows() const { return column_step <= row_step; }
+  __device__ double at(int64_t i, int64_t j) const {
+    return static_cast<double>(data[i * row_step + j * column_step]) * scale;
+  }
+};
+
+// Numbers of a row in shared memory: 16 bytes more than there are, so that neighbouring rows begin in other banks and
+// two doubles move at once.
+template <class Number>
+constexpr int kPanelStride = kTileDepth + 16 / sizeof(Number);
+
 template <class Number, int kEach>
-struct TilePanels {
-  // One column more than there is: neighbouring rows begin in other banks.
-  Number left[kTileAcross * kEach][kTileDepth + 1], right[kTileAcross * kEach][kTileDepth + 1];
+struct alignas(16) TilePanels {
+  Number left[kTileAcross * kEach][kPanelStride<Number>], right[kTileAcross * kEach][kPanelStride<Number>];
 };
 
 // What a thread sums: rows row(r) of the tile and columns column(c), kTileAcross apart, so that neighbouring threads
@@ -36,16 +88,9 @@ template <class Number, int kEach>
 struct TileSums {
   Number at[kEach][kEach] = {};
 
-  __device__ static int64_t row(int r) { return thread() / kTileAcross + kTileAcross * r; }
-  __device__ static int64_t column(int c) { return thread() % kTileAcross + kTileAcross * c; }
+  __device__ static unsigned row(unsigned r) { return threadIdx.x / kTileAcross + kTileAcross * r; }
+  __device__ static unsigned column(unsigned c) { return threadIdx.x % kTileAcross + kTileAcross * c; }
 };
-
-// How many tiles of an edge matrices of a side are cut into: along an edge, and in the lower triangle.
-LIPFAST_SHARED int64_t tiles_across(int64_t side, int64_t edge) { return (side + edge - 1) / edge; }
-LIPFAST_SHARED int64_t lower_tiles(int64_t side, int64_t edge) {
-  const int64_t across = tiles_across(side, edge);
-  return across * (across + 1) / 2;
-}
 
 // First row and column of a tile of the lower triangle: its number is i (i + 1) / 2 + j.
 struct TilePlace {
@@ -57,30 +102,39 @@ __device__ inline TilePlace lower_tile(int64_t tile, int64_t edge) {
   return {i * edge, tile * edge};
 }
 
-// Rows of a row-major matrix from (row, column) on; zeros beyond `side` rows, `length` columns, and above the diagonal
-// of a triangular one.
-template <int kEach, class Number>
-__device__ void load_panel(const Number* from, int64_t side, int64_t length, bool triangular, int64_t row,
-                           int64_t column, Number (*to)[kTileDepth + 1]) {
-  for (int64_t at = thread(); at < kTileAcross * kEach * kTileDepth; at += threads()) {
-    const int64_t i = row + at / kTileDepth, j = column + at % kTileDepth;
-    const bool inside = i < side && j < length && (!triangular || j <= i);
-    to[at / kTileDepth][at % kTileDepth] = inside ? from[i * length + j] : Number{};
+// Rows of a matrix from (row, column) on; zeros beyond `side` rows and `columns` columns. Neighbouring threads read
+// what lies together.
+template <int kEach, class Matrix, class Number>
+__device__ __forceinline__ void load_panel(const Matrix& from, int64_t side, int64_t columns, int64_t row,
+                                           int64_t column, Number (*to)[kPanelStride<Number>]) {
+  constexpr unsigned kEdge = kTileAcross * kEach;
+  const bool along = from.along_rows();
+  for (unsigned at = threadIdx.x; at < kEdge * kTileDepth; at += blockDim.x) {
+    const unsigned r = along ? at / kTileDepth : at % kEdge, c = along ? at % kTileDepth : at / kEdge;
+    const int64_t i = row + r, j = column + c;
+    to[r][c] = i < side && j < columns ? from.at(i, j) : Number{};
   }
 }
 
-// sums += the tile at `place` of left right^*, both side x length, or both lower triangular.
+// Columns that are summed without a branch between, as far as registers allow.
 template <class Number, int kEach>
-__device__ void add_products(const Number* left, const Number* right, int64_t side, int64_t length, bool triangular,
-                             const TilePlace& place, TilePanels<Number, kEach>& panels, TileSums<Number, kEach>& sums) {
-  const int64_t edge = kTileAcross * kEach;
-  const int64_t end = triangular ? smaller(length, smaller(place.row, place.column) + edge) : length;
-  for (int64_t k = 0; k < end; k += kTileDepth) {
-    load_panel<kEach>(left, side, length, triangular, place.row, k, panels.left);
-    load_panel<kEach>(right, side, length, triangular, place.column, k, panels.right);
+constexpr int kTogether = kEach > 2            ? 2
+                          : sizeof(Number) > 8 ? 4
+                                               : kTileDepth;
+
+// sums += the tile at `place` of left right^*, both with `side` rows.
+template <class Matrix, class Number, int kEach>
+__device__ __forceinline__ void add_products(const Matrix& left, const Matrix& right, int64_t side,
+                                             const TilePlace& place, TilePanels<Number, kEach>& panels,
+                                             TileSums<Number, kEach>& sums) {
+  constexpr int64_t kEdge = kTileAcross * kEach;
+  const int64_t columns = smaller(left.columns(place.row + kEdge), right.columns(place.column + kEdge));
+  for (int64_t k = 0; k < columns; k += kTileDepth) {
+    load_panel<kEach>(left, side, columns, place.row, k, panels.left);
+    load_panel<kEach>(right, side, columns, place.column, k, panels.right);
     __syncthreads();
-#pragma unroll 4
-    for (int64_t d = 0; d < kTileDepth; ++d) {
+#pragma unroll(kTogether<Number, kEach>)
+    for (unsigned d = 0; d < kTileDepth; ++d) {
       Number a[kEach], b[kEach];
       for (int r = 0; r < kEach; ++r) a[r] = panels.left[sums.row(r)][d];
       for (int c = 0; c < kEach; ++c) b[c] = panels.right[sums.column(c)][d];

@@ -10,10 +10,6 @@ namespace lipfast::cuda {
 constexpr int kWarpSide = 32;      // largest side
 constexpr int kGroupColumns = 16;  // columns of a Jacobian in shared memory at a time
 
-// Steps of a loop that are taken together: the largest Gram matrix leaves few registers.
-template <int kWidth>
-constexpr int kUnroll = kWidth > 16 ? 1 : 4;
-
 // Two neighbours that move together.
 struct alignas(16) Pair {
   double first, second;
@@ -54,7 +50,7 @@ __host__ __device__ constexpr int multisection_rounds(int bits) {
 
 // Columns [first, first + kGroupColumns) along the longer side, scaled, rows of the smaller side; zeros beyond the
 // ends.
-template <int kWidth, class T>
+template <int kWidth, int kUnroll, class T>
 __device__ void load_group(const JacobianView<T>& j, bool given, int64_t first, PowerOfTwo scaling, double* columns) {
   using G = Group<kWidth>;
   const bool wide = j.outputs <= j.inputs;
@@ -71,7 +67,7 @@ __device__ void load_group(const JacobianView<T>& j, bool given, int64_t first, 
     for (int column = G::row() % kAcross; column < kGroupColumns; column += kAcross) {
       const int64_t rows = first + column < longer ? side : 0;
       const T* from = j.data + G::row() / kAcross * side_step + first + column;
-#pragma unroll(kUnroll<kWidth> + 1)
+#pragma unroll(kUnroll + 1)
       for (int row = G::row() / kAcross; row < kWidth; row += kDown, from += kDown * side_step) {
         columns[column * G::kStride + row] = row < rows ? entry(from) : 0.0;
       }
@@ -79,7 +75,7 @@ __device__ void load_group(const JacobianView<T>& j, bool given, int64_t first, 
   } else if (G::row() < kWidth) {
     const T* from = j.data + G::row() * side_step + first * long_step;
     const int64_t count = G::row() < side ? longer - first : 0;
-#pragma unroll(kUnroll<kWidth>)
+#pragma unroll(kUnroll)
     for (int column = 0; column < kGroupColumns; ++column, from += long_step) {
       columns[column * G::kStride + G::row()] = column < count ? entry(from) : 0.0;
     }
@@ -176,8 +172,9 @@ __device__ double largest_eigenvalue_of_group(const Pair* matrix, int n, int rou
 
 // The norms, in every lane of the group; the square of the spectral one to 2^-kBits. given: whether the group has a
 // Jacobian; the sizes are alike in the whole warp. shared: Group::kDoubles doubles for this group alone, aligned to 16
-// bytes. What was written to the Jacobian must lie before a barrier. Ends with __syncwarp.
-template <int kWidth, int kBits, class T>
+// bytes. What was written to the Jacobian must lie before a barrier. Ends with __syncwarp. kUnroll: steps of a loop
+// that are taken together, 4 where registers allow it.
+template <int kWidth, int kBits, int kUnroll, class T>
 __device__ void reduce_in_warp(const JacobianView<T>& j, bool given, double* shared, double* spectral,
                                double* frobenius) {
   using G = Group<kWidth>;
@@ -199,9 +196,9 @@ __device__ void reduce_in_warp(const JacobianView<T>& j, bool given, double* sha
   const int own = row < kWidth ? row : 0;  // lanes without a row repeat the first
 #pragma unroll 1
   for (int64_t first = 0; first < longer; first += kGroupColumns) {
-    load_group<kWidth>(j, given, first, scaling, shared);
+    load_group<kWidth, kUnroll>(j, given, first, scaling, shared);
     __syncwarp();
-#pragma unroll((kUnroll<kWidth> + 1) / 2)
+#pragma unroll((kUnroll + 1) / 2)
     for (int column = 0; column < kGroupColumns; ++column) {
       const double* entries = shared + column * G::kStride;
       const double factor = entries[own];

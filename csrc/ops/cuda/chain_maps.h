@@ -4,6 +4,7 @@
 #include "../../kernels/cuda/chain_maps.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "device.h"
 
@@ -32,8 +33,8 @@ class NetworksOnDevice {
 
   // Sets the maps of networks from `first` on; returns how many networks that are.
   int64_t take(int64_t first, cuda::ChainMaps& weights, cuda::ChainMaps& biases) const {
-    const int64_t networks =
-        spaced_ ? count() - first : std::min<int64_t>(cuda::kMaxChainMaps / layers_, count() - first);
+    const int64_t most = spaced_ ? std::numeric_limits<int32_t>::max() : cuda::kMaxChainMaps / layers_;
+    const int64_t networks = std::min(most, count() - first);
     set(weights_, first, networks, weights);
     set(biases_, first, networks, biases);
     return networks;

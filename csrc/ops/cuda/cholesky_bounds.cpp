@@ -15,7 +15,7 @@ Tensor cholesky_bounds_cuda(Tensor matrices, Tensor factors, Tensor failures, Te
   check_device(shifts, matrices, "cholesky_bounds: shifts");
   const DeviceGuard guard(matrices.get_device_index());
   const int64_t batch = matrices.size(0);
-  Tensor parts = torch::stable::new_empty(scales, {batch, cuda::bound_tiles(matrices.size(1)), 2});
+  Tensor parts = torch::stable::new_empty(scales, {batch, cuda::residual_tiles(matrices.size(1)), 2});
   Tensor upper = torch::stable::new_empty(scales, {batch});
   const cuda::CholeskyBoundParams params{wide_matrices(matrices),
                                          values<double>(factors),

@@ -11,7 +11,7 @@ Tensor hermitian_residual_cuda(Tensor hermitian, Tensor matrices, Tensor factors
   check_device(factors, hermitian, "hermitian_residual: factors");
   const DeviceGuard guard(hermitian.get_device_index());
   const int64_t batch = hermitian.size(0), side = hermitian.size(1);
-  Tensor out = torch::stable::new_empty(hermitian, {batch, cuda::hermitian_tiles(side), 2});
+  Tensor out = torch::stable::new_empty(hermitian, {batch, cuda::residual_tiles(side), 2});
   const cuda::HermitianResidualParams params{
       values<double>(hermitian), values<double>(matrices),   values<double>(factors), batch, side,
       matrices.size(2),          mutable_values<double>(out)};

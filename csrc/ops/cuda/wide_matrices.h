@@ -1,7 +1,7 @@
 // Matrices of any strides as the certificates' kernels take them.
 #pragma once
 
-#include "../../kernels/cuda/shifted_grams.h"
+#include "../../kernels/cuda/wide_matrices.h"
 #include "../checks.h"
 
 namespace lipfast {
