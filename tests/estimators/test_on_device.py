@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import lipfast
 from lipfast import _native
 from lipfast.errors import ArgumentError, NonFiniteError
+from lipfast.estimators.upper.together import FEWEST
 from lipfast.ops.emulation import products_are_ieee
 from lipfast.plan import stacked as stacked_module
 from lipfast.plan.stacked import StackedStateDicts
@@ -473,6 +474,15 @@ def test_what_is_wrong_with_one_of_many_is_said_as_for_one() -> None:
             for norm in NORMS:
                 with pretended_device(), pytest.raises(NonFiniteError, match=says):
                     plan.upper(networks, norm=norm)
+    # What is made of many networks at once is no bracket for one that cannot be folded.
+    model, x = case("convolutional")
+    plan = lipfast.compile(model, x)
+    state_dicts = similar(model, FEWEST)
+    state_dicts[2]["1.running_var"] = torch.tensor([1.0, -1.0])
+    for networks in both_forms(state_dicts):
+        for norm in NORMS:
+            with pretended_device(), pytest.raises(NonFiniteError, match="state dict 2: BatchNorm"):
+                plan.upper(networks, norm=norm)
     model, x = case("merged")
     plan = lipfast.compile(model, x)
     state_dicts = [{key: value.double() for key, value in one.items()} for one in similar(model, 4)]
