@@ -373,6 +373,26 @@ def test_large_or_unlike_state_dicts_stay_where_they_are(monkeypatch: pytest.Mon
         assert [bound.value for bound in found] == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_state_dicts_of_several_dtypes(norm: float) -> None:
+    """Each network in its own, also where the others' numbers do not hold its."""
+    for name in ("chain", "convolutional", "merged", "residual"):
+        model, x = case(name)
+        plan, state_dicts = lipfast.compile(model, x), similar(model, 4)
+        for index, dtype in ((1, torch.float64), (2, torch.float16)):
+            state_dicts[index] = {key: value.to(dtype) if value.is_floating_point() else value
+                                  for key, value in state_dicts[index].items()}  # fmt: skip
+        last = next(key for key, value in reversed(state_dicts[1].items()) if value.dim() > 1)
+        state_dicts[1][last] *= 1e200
+        expected = plan.bounds(state_dicts, x, norm=norm)
+        with pretended_device():
+            found = plan.bounds(on_device(state_dicts), on_device(x), norm=norm)
+        for one, other in zip(found, expected, strict=True):
+            assert one.upper.certified
+            assert one.upper.value == pytest.approx(other.upper.value, rel=3e-3)
+            assert one.lower.value == pytest.approx(other.lower.value, rel=1e-5)
+
+
 def test_loose_secants_on_a_device_are_bounded_in_norm() -> None:
     """Of a deep network, elementwise bounds leave little."""
     torch.manual_seed(0)
