@@ -181,3 +181,17 @@ def test_a_quotient_may_be_a_product_with_the_reciprocal(divisor: float) -> None
         truth = Fraction(point) / Fraction(divisor)
         assert abs(Fraction(point * (1.0 / divisor)) - truth) <= Fraction(error)
         assert error <= 1e-15 * float(abs(truth)) + 1e-15
+
+
+@pytest.mark.parametrize("norm", [1, math.inf])
+def test_huge_kernels_while_torch_makes_half_precision_by_default(norm: float) -> None:
+    """The power of two that keeps their sums from overflowing is none of float16's numbers."""
+    kernel = nn.Conv1d(1, 1, 2, bias=False).double()
+    kernel.weight.data.copy_(torch.tensor([[[1e308, 0.5e308]]], dtype=torch.float64))
+    plan = Plan.trace(kernel, torch.zeros(2, 1, 5, dtype=torch.float64))
+    torch.set_default_dtype(torch.float16)
+    try:
+        found = plan.upper(dict(kernel.state_dict()), norm=norm)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert 1.5e308 <= found.value <= 1.5e308 * (1 + 1e-12)
