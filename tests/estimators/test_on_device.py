@@ -5,10 +5,11 @@ The device is `tests.support.pretended_device`: CUDA's rules on a CPU.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -391,6 +392,37 @@ def test_state_dicts_of_several_dtypes(norm: float) -> None:
             assert one.upper.certified
             assert one.upper.value == pytest.approx(other.upper.value, rel=3e-3)
             assert one.lower.value == pytest.approx(other.lower.value, rel=1e-5)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_modes_of_torch(norm: float) -> None:
+    """Autocast refuses to put half types together that are not its own."""
+
+    @contextlib.contextmanager
+    def default_dtype() -> Iterator[None]:
+        torch.set_default_dtype(torch.float16)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+    for name in ("chain", "convolutional", "computed"):
+        model, x = case(name)
+        plan, state_dicts = lipfast.compile(model, x), similar(model, 3)
+        state_dicts = [
+            {key: value.half() if value.dim() == 1 else value for key, value in one.items()}
+            for one in state_dicts
+        ]
+        expected = numbers(plan.bounds(state_dicts, x, norm=norm))
+        for mode in (default_dtype, lambda: torch.autocast("cpu", torch.bfloat16)):
+            for networks in both_forms(state_dicts):
+                with pretended_device():
+                    samples = on_device(x)
+                    with mode():
+                        found = numbers(plan.bounds(networks, samples, norm=norm))
+                        found = [one.cpu() for one in found]
+                for one, other in zip(found, expected, strict=True):
+                    torch.testing.assert_close(one.double(), other.double(), rtol=3e-3, atol=1e-5)
 
 
 def test_loose_secants_on_a_device_are_bounded_in_norm() -> None:
