@@ -239,6 +239,8 @@ def resolve_later(
     ]
     others = [index for index, is_known in enumerate(known) if not is_known]
     if not others:
+        if len(entries) > 1:
+            _device_of(architecture, entries, wheres)
         return _right(ResolvedNetworks(dict(entry) for entry in entries))
     found = _resolved(
         architecture,
@@ -250,6 +252,7 @@ def resolve_later(
     every = [dict(entry) for entry in entries]
     for index, tensors in zip(others, found.settled(), strict=True):
         every[index] = tensors
+    _device_of(architecture, every, wheres)
     return _right(ResolvedNetworks(every))
 
 

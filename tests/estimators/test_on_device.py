@@ -653,6 +653,21 @@ def test_mixed_placements_are_refused(name: str) -> None:
         call(module_on_device(model), plan, x)
 
 
+@pytest.mark.parametrize("name", ["chain", "folded", "convolutional"])
+def test_checked_state_dicts_on_several_devices_are_refused(name: str) -> None:
+    model, x = case(name)
+    plan, state = lipfast.compile(model, x), dict(model.state_dict())
+    with pretended_device():
+        here, there = plan.checked([state])[0], plan.checked([on_device(state)])[0]
+        samples = on_device(x)
+        for pair in ((there, here), (there, state), (here, there), (on_device(state), here)):
+            for call in (plan.upper, lambda both: plan.lower(both, samples)):
+                with pytest.raises(
+                    ArgumentError, match=r"state dict 1: parameter '0\.weight' is on"
+                ):
+                    call(pair)
+
+
 @pytest.mark.parametrize("device", ["mps:0", "xpu:0", "cuda:0"])
 def test_devices_without_kernels_are_refused(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As is CUDA where lipfast was built without it."""
