@@ -96,7 +96,7 @@ class SumsLater:
     """Norms 1 or inf of matrices on a device, on their way from it.
 
     Args:
-        groups: finite matrices, those of a group of one shape and dtype.
+        groups: finite matrices, those of a group of one shape.
         norm: 1 or inf.
         memory: bytes that copies may take.
     """

@@ -82,8 +82,9 @@ def _hermitian_residual_cpu(hermitian: Tensor, matrices: Tensor, factors: Tensor
     factor = torch.view_as_complex(factors).tril()
     products = torch.baddbmm(b @ b.mH, factor, factor.mH)
     residual = (a - products).tril()
+    diagonals = torch.view_as_real(residual).diagonal(dim1=1, dim2=2)  # (k, 2, n)
+    diagonals[:, 1] = 0  # taken off a sum of squares it might hide what is beside it
     squares = 2 * torch.view_as_real(residual).square().sum((1, 2, 3))
-    squares -= residual.diagonal(dim1=1, dim2=2).abs().square().sum(1)
-    squares -= residual.diagonal(dim1=1, dim2=2).imag.square().sum(1)
+    squares -= diagonals.square().sum((1, 2))
     sizes = products.diagonal(dim1=1, dim2=2).real.sum(1)
     return torch.stack([squares, sizes], 1)[:, None]

@@ -23,10 +23,10 @@ def rows_of_one(tensors: Sequence[Tensor]) -> Tensor | None:
     """
     first, storage = tensors[0], tensors[0].untyped_storage().data_ptr()
     step = tensors[1].storage_offset() - first.storage_offset() if len(tensors) > 1 else 0
-    like = (first.dtype, first.device, first.shape, first.stride())
+    like = (first.dtype, first.device, first.shape, first.stride(), first.is_neg())
     for index, tensor in enumerate(tensors):
         if (
-            (tensor.dtype, tensor.device, tensor.shape, tensor.stride()) != like
+            (tensor.dtype, tensor.device, tensor.shape, tensor.stride(), tensor.is_neg()) != like
             or tensor.storage_offset() != first.storage_offset() + index * step
             or tensor.untyped_storage().data_ptr() != storage
         ):
@@ -39,10 +39,11 @@ def rows_of_one(tensors: Sequence[Tensor]) -> Tensor | None:
 def stacked(tensors: Sequence[Tensor]) -> Tensor:
     """Stack tensors without gradients, (N, *shape), CUDA's in a launch per 1,000.
 
-    Rows of one tensor are not copied, and transposed matrices stay so.
+    Rows of one tensor are not copied, and transposed matrices stay so. Where dtypes differ the
+    result is float64.
 
     Args:
-        tensors: of one shape, dtype and device.
+        tensors: of one shape and device.
 
     Example:
         >>> import torch
@@ -53,6 +54,8 @@ def stacked(tensors: Sequence[Tensor]) -> Tensor:
     whole = rows_of_one(tensors)
     if whole is not None:
         return whole
+    if len({tensor.dtype for tensor in tensors}) > 1:  # integers would be rounded to float32
+        tensors = [tensor.double() for tensor in tensors]
     if all(tensor.dim() == 2 and tensor.mT.is_contiguous() for tensor in tensors):
         return _copied([tensor.mT for tensor in tensors]).mT
     return _copied(tensors)
@@ -87,4 +90,6 @@ def _stack_fake(tensors: list[Tensor]) -> Tensor:
 
 @torch.library.impl("lipfast::stack", "CPU")
 def _stack_cpu(tensors: list[Tensor]) -> Tensor:
+    if any(tensor.dtype != tensors[0].dtype for tensor in tensors):  # torch's own would convert
+        raise RuntimeError("stack: expected tensors of one type")
     return torch.stack(tensors)

@@ -36,12 +36,12 @@ class Chain:
     maps: Mapping[str, Folded]
 
     def parameters(
-        self, state_dict: Mapping[str, Tensor], constants: Mapping[str, Constant]
+        self, state_dict: Mapping[str, Tensor], constants: Mapping[str, Constant], where: str = ""
     ) -> tuple[list[Tensor], list[Tensor | None]]:
         """Weights and biases of one network, in the order of the stages."""
         tensors = state_dict
         if self.maps:
-            tensors = {**state_dict, **folded_parameters(self.maps, state_dict, constants)}
+            tensors = {**state_dict, **folded_parameters(self.maps, state_dict, constants, where)}
         weights = [
             tensors[name].mT if transposed else tensors[name]
             for name, transposed in zip(self.weights, self.transposed, strict=True)
@@ -56,9 +56,13 @@ class Chain:
     ) -> tuple[list[list[Tensor]], list[list[Tensor | None]]]:
         """Weights and biases of each network; in a dtype, if one is given.
 
-        Those of stacked state dicts are converted together.
+        Those of stacked state dicts are converted together. Errors say which of several networks.
         """
-        found = [self.parameters(entry, constants) for entry in state_dicts]
+        several = len(state_dicts) > 1
+        found = [
+            self.parameters(entry, constants, f"state dict {index}: " if several else "")
+            for index, entry in enumerate(state_dicts)
+        ]
         weights, biases = [own[0] for own in found], [own[1] for own in found]
         if dtype is None or (len(found) == 1 and _all_are(dtype, found[0])):
             return weights, biases

@@ -13,6 +13,7 @@ from torch import Tensor
 from lipfast.errors import ArgumentError, NonFiniteError, StateDictError
 from lipfast.graph.nodes import Constant
 from lipfast.ops._arguments import check_device
+from lipfast.ops.modes import plain_arithmetic
 from lipfast.ops.threads import one_thread
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.computed import evaluate_computed
@@ -82,11 +83,12 @@ def _resolved(
         return Resolved(carefully(), None, carefully)
     for entry, where in zip(entries, wheres, strict=True):
         _require_dtype(architecture, entry, where)
-    together = stacked_entries(entries)
-    if together is not None:
-        networks = ResolvedNetworks(StackedStateDicts(together).entries, together)
-        return resolved_on_device(architecture, networks, names[:1], carefully)
-    return resolved_on_device(architecture, ResolvedNetworks(entries), names, carefully)
+    with plain_arithmetic():
+        together = stacked_entries(entries)
+        if together is not None:
+            networks = ResolvedNetworks(StackedStateDicts(together).entries, together)
+            return resolved_on_device(architecture, networks, names[:1], carefully)
+        return resolved_on_device(architecture, ResolvedNetworks(entries), names, carefully)
 
 
 def _each_resolved(
@@ -237,6 +239,8 @@ def resolve_later(
     ]
     others = [index for index, is_known in enumerate(known) if not is_known]
     if not others:
+        if len(entries) > 1:
+            _device_of(architecture, entries, wheres)
         return _right(ResolvedNetworks(dict(entry) for entry in entries))
     found = _resolved(
         architecture,
@@ -248,6 +252,7 @@ def resolve_later(
     every = [dict(entry) for entry in entries]
     for index, tensors in zip(others, found.settled(), strict=True):
         every[index] = tensors
+    _device_of(architecture, every, wheres)
     return _right(ResolvedNetworks(every))
 
 
@@ -302,8 +307,9 @@ def _resolved_stack(architecture: Architecture, stacked: StackedStateDicts) -> R
 
     if not on_cpu:
         _require_dtype(architecture, together, wheres[0])
-        own = ResolvedNetworks(networks.entries, together)
-        return resolved_on_device(architecture, own, [floating], carefully)
+        with plain_arithmetic():
+            own = ResolvedNetworks(networks.entries, together)
+            return resolved_on_device(architecture, own, [floating], carefully)
     try:
         require_finite_together([together], floating, [""])
     except NonFiniteError:  # of one network, which the error names

@@ -78,7 +78,9 @@ def quotient(x: object, y: object) -> Enclosure:
     first, second = enclosed(x), enclosed(y)
     result = first.tensor / second.tensor
     least = (second.tensor.abs() - second.radius) * (1.0 - 4 * u)
-    error = (first.radius + widened(result.abs(), 2) * second.radius) / least
+    moved = first.radius + widened(result.abs(), 2) * second.radius
+    # The product may underflow, and then be divided by a small number.
+    error = torch.where(second.radius > 0, moved + SMALLEST, moved) / least
     error = error + 2 * u * result.abs() + first.tensor.abs() * SMALLEST
     error = torch.where(least > 0, error, math.inf)
     certain = first.exact & second.exact

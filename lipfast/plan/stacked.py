@@ -113,7 +113,7 @@ class ResolvedNetworks(list[dict[str, Tensor]]):
         """(N, *shape), in the common dtype; without gradients."""
         found = self._stacked.get(name)
         if found is None:
-            found = self._stacked[name] = _in_one([entry[name].detach() for entry in self])
+            found = self._stacked[name] = stacked([entry[name] for entry in self])
         return found.detach()
 
     def tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
@@ -141,9 +141,3 @@ class ResolvedNetworks(list[dict[str, Tensor]]):
         if list(chosen) == list(range(len(self))):
             return self
         return ResolvedNetworks(self[index] for index in chosen)
-
-
-def _in_one(tensors: list[Tensor]) -> Tensor:
-    if len({tensor.dtype for tensor in tensors}) > 1:  # integers would be rounded to float32
-        tensors = [tensor.double() for tensor in tensors]
-    return stacked(tensors)

@@ -84,7 +84,7 @@ def _error_stored(arguments: Arguments, errors: Errors, output: Tensor) -> Tenso
     x = arguments.value(arguments.node.args[0])
     scale, centre, _ = _scale(arguments)
     distance = (x - centre).abs()
-    spread = distance * (8 * UNIT_ROUNDOFF)
+    spread = distance * (8 * UNIT_ROUNDOFF) + SMALLEST  # it may underflow, and s be huge
     incoming = spread if errors[0] is None else widened(errors[0], 4) + spread
     total = incoming * scale.abs() + (distance + incoming) * SMALLEST
     total = total + output.abs() * UNIT_ROUNDOFF

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lipfast.graph.nodes import Node, Reference
-from lipfast.rounding import UNDERFLOW, UNIT_ROUNDOFF, widened
+from lipfast.rounding import SMALLEST, UNDERFLOW, UNIT_ROUNDOFF, widened
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.registry import Arguments, Call, Errors, rule
 from lipfast.rules.running_errors import error_of_matmul, finished
@@ -94,7 +94,8 @@ def error_of_quotient(y: Tensor, errors: Errors, output: Tensor) -> Tensor:
     least = y.abs() if second is None else (y.abs() - widened(second, 2)) * (1 - 4 * UNIT_ROUNDOFF)
     total = torch.zeros_like(output) if first is None else first + torch.zeros_like(output)
     if second is not None:
-        total = total + output.abs() * second
+        # The product may underflow, and then be divided by a small number.
+        total = torch.where(second > 0, total + output.abs() * second + SMALLEST, total)
     total = torch.where(total > 0, total / least, 0.0) + output.abs() * (2 * UNIT_ROUNDOFF)
     return torch.where(least > 0, finished(total, 8), math.inf)
 

@@ -17,7 +17,10 @@ from lipfast.estimators.enclosure import enclose
 from lipfast.estimators.lower.quotients import differences, quotients
 from lipfast.estimators.plan import Plan
 from lipfast.ops.denormals import denormals_flushed
+from lipfast.plan.elementwise_errors import quotient
+from lipfast.plan.parameter_rules import Enclosure
 from lipfast.plan.state import stack
+from lipfast.rules.products import error_of_quotient
 
 
 class Pointwise(nn.Module):
@@ -181,3 +184,43 @@ def test_a_quotient_may_be_a_product_with_the_reciprocal(divisor: float) -> None
         truth = Fraction(point) / Fraction(divisor)
         assert abs(Fraction(point * (1.0 / divisor)) - truth) <= Fraction(error)
         assert error <= 1e-15 * float(abs(truth)) + 1e-15
+
+
+@pytest.mark.parametrize("norm", [1, math.inf])
+def test_huge_kernels_while_torch_makes_half_precision_by_default(norm: float) -> None:
+    """The power of two that keeps their sums from overflowing is none of float16's numbers."""
+    kernel = nn.Conv1d(1, 1, 2, bias=False).double()
+    kernel.weight.data.copy_(torch.tensor([[[1e308, 0.5e308]]], dtype=torch.float64))
+    plan = Plan.trace(kernel, torch.zeros(2, 1, 5, dtype=torch.float64))
+    torch.set_default_dtype(torch.float16)
+    try:
+        found = plan.upper(dict(kernel.state_dict()), norm=norm)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert 1.5e308 <= found.value <= 1.5e308 * (1 + 1e-12)
+
+
+def test_a_huge_scale_of_batch_norm() -> None:
+    """Times the rounding of a denormal number, which underflows."""
+    norm = nn.BatchNorm1d(1, eps=0.0, affine=False).double().eval()
+    points = [[k * 1e-312] for k in range(1, 40)]
+    for variance in (3e-300, 7e-290, 1.1e-310):
+        norm.running_var.fill_(variance)
+        outputs, errors = enclosed(nn.Sequential(nn.ReLU(), norm).eval(), points)
+        for point, output, error in zip(points, outputs, errors.tolist(), strict=True):
+            truth = mpmath.mpf(point[0]) / mpmath.sqrt(mpmath.mpf(variance))
+            assert abs(mpmath.mpf(output[0]) - truth) <= error[0]
+
+
+@pytest.mark.parametrize("size", [1e-115, 1e-170, 1e-250])
+def test_errors_of_tiny_divisors(size: float) -> None:
+    """A tiny quotient times the divisor's error underflows, and is divided by the divisor."""
+    x, y = torch.tensor([1.7e-313], dtype=torch.float64), torch.tensor([1.3, 2.9, 7.1]).double()
+    y, e = y * size, y * size * 1e-12
+    z = x / y
+    exact = torch.zeros_like(x)
+    errors = quotient(Enclosure(x), Enclosure(y, e)).radius, error_of_quotient(y, [exact, e], z)
+    for found in errors:
+        for divisor, off, value, error in zip(*(t.tolist() for t in (y, e, z, found)), strict=True):
+            for truth in (Fraction(divisor) - Fraction(off), Fraction(divisor) + Fraction(off)):
+                assert abs(Fraction(value) - Fraction(float(x)) / truth) <= Fraction(error)

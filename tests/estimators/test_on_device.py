@@ -5,10 +5,11 @@ The device is `tests.support.pretended_device`: CUDA's rules on a CPU.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 import lipfast
 from lipfast import _native
 from lipfast.errors import ArgumentError, NonFiniteError
+from lipfast.estimators.upper.together import FEWEST
 from lipfast.ops.emulation import products_are_ieee
 from lipfast.plan import stacked as stacked_module
 from lipfast.plan.stacked import StackedStateDicts
@@ -372,6 +374,57 @@ def test_large_or_unlike_state_dicts_stay_where_they_are(monkeypatch: pytest.Mon
         assert [bound.value for bound in found] == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_state_dicts_of_several_dtypes(norm: float) -> None:
+    """Each network in its own, also where the others' numbers do not hold its."""
+    for name in ("chain", "convolutional", "merged", "residual"):
+        model, x = case(name)
+        plan, state_dicts = lipfast.compile(model, x), similar(model, 4)
+        for index, dtype in ((1, torch.float64), (2, torch.float16)):
+            state_dicts[index] = {key: value.to(dtype) if value.is_floating_point() else value
+                                  for key, value in state_dicts[index].items()}  # fmt: skip
+        last = next(key for key, value in reversed(state_dicts[1].items()) if value.dim() > 1)
+        state_dicts[1][last] *= 1e200
+        expected = plan.bounds(state_dicts, x, norm=norm)
+        with pretended_device():
+            found = plan.bounds(on_device(state_dicts), on_device(x), norm=norm)
+        for one, other in zip(found, expected, strict=True):
+            assert one.upper.certified
+            assert one.upper.value == pytest.approx(other.upper.value, rel=3e-3)
+            assert one.lower.value == pytest.approx(other.lower.value, rel=1e-5)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_modes_of_torch(norm: float) -> None:
+    """Autocast refuses to put half types together that are not its own."""
+
+    @contextlib.contextmanager
+    def default_dtype() -> Iterator[None]:
+        torch.set_default_dtype(torch.float16)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+    for name in ("chain", "convolutional", "computed"):
+        model, x = case(name)
+        plan, state_dicts = lipfast.compile(model, x), similar(model, 3)
+        state_dicts = [
+            {key: value.half() if value.dim() == 1 else value for key, value in one.items()}
+            for one in state_dicts
+        ]
+        expected = numbers(plan.bounds(state_dicts, x, norm=norm))
+        for mode in (default_dtype, lambda: torch.autocast("cpu", torch.bfloat16)):
+            for networks in both_forms(state_dicts):
+                with pretended_device():
+                    samples = on_device(x)
+                    with mode():
+                        found = numbers(plan.bounds(networks, samples, norm=norm))
+                        found = [one.cpu() for one in found]
+                for one, other in zip(found, expected, strict=True):
+                    torch.testing.assert_close(one.double(), other.double(), rtol=3e-3, atol=1e-5)
+
+
 def test_loose_secants_on_a_device_are_bounded_in_norm() -> None:
     """Of a deep network, elementwise bounds leave little."""
     torch.manual_seed(0)
@@ -473,6 +526,15 @@ def test_what_is_wrong_with_one_of_many_is_said_as_for_one() -> None:
             for norm in NORMS:
                 with pretended_device(), pytest.raises(NonFiniteError, match=says):
                     plan.upper(networks, norm=norm)
+    # What is made of many networks at once is no bracket for one that cannot be folded.
+    model, x = case("convolutional")
+    plan = lipfast.compile(model, x)
+    state_dicts = similar(model, FEWEST)
+    state_dicts[2]["1.running_var"] = torch.tensor([1.0, -1.0])
+    for networks in both_forms(state_dicts):
+        for norm in NORMS:
+            with pretended_device(), pytest.raises(NonFiniteError, match="state dict 2: BatchNorm"):
+                plan.upper(networks, norm=norm)
     model, x = case("merged")
     plan = lipfast.compile(model, x)
     state_dicts = [{key: value.double() for key, value in one.items()} for one in similar(model, 4)]
@@ -589,6 +651,21 @@ def test_mixed_placements_are_refused(name: str) -> None:
     says, call = mixed()[name]
     with pretended_device(), pytest.raises(ArgumentError, match=says):
         call(module_on_device(model), plan, x)
+
+
+@pytest.mark.parametrize("name", ["chain", "folded", "convolutional"])
+def test_checked_state_dicts_on_several_devices_are_refused(name: str) -> None:
+    model, x = case(name)
+    plan, state = lipfast.compile(model, x), dict(model.state_dict())
+    with pretended_device():
+        here, there = plan.checked([state])[0], plan.checked([on_device(state)])[0]
+        samples = on_device(x)
+        for pair in ((there, here), (there, state), (here, there), (on_device(state), here)):
+            for call in (plan.upper, lambda both: plan.lower(both, samples)):
+                with pytest.raises(
+                    ArgumentError, match=r"state dict 1: parameter '0\.weight' is on"
+                ):
+                    call(pair)
 
 
 @pytest.mark.parametrize("device", ["mps:0", "xpu:0", "cuda:0"])

@@ -12,12 +12,14 @@ from lipfast.ops.chain_stages import Linear
 from lipfast.ops.stack import converted, rows_of_one, stacked
 
 WHOLE = torch.arange(24.0).reshape(4, 3, 2)
+COMPLEX = torch.complex(WHOLE, WHOLE + 0.5)
 ROWS: dict[str, list[Tensor]] = {
     "rows": list(WHOLE.unbind()),
     "every second": list(WHOLE[::2].unbind()),
     "one": [WHOLE[1]],
     "transposed": [row.mT for row in WHOLE],
     "the same": [WHOLE[2]] * 3,
+    "negated": list(COMPLEX.conj().imag.unbind()),
     "overlapping": [WHOLE.flatten()[i : i + 5] for i in range(3)],
 }
 OTHERS: dict[str, list[Tensor]] = {
@@ -26,6 +28,7 @@ OTHERS: dict[str, list[Tensor]] = {
     "of two tensors": [WHOLE[0], WHOLE.clone()[1]],
     "one of them turned": [WHOLE[0, :2], WHOLE[1, :2].mT],
     "of two types": [WHOLE[0], WHOLE[1].double()],
+    "one of them negated": [COMPLEX.imag[0], COMPLEX.conj().imag[1]],
 }
 
 
@@ -45,8 +48,15 @@ def test_others_are_not_rows(name: str) -> None:
     assert rows_of_one(tensors) is None
     for one, other in zip(converted(tensors, torch.float16), tensors, strict=True):
         assert one.is_contiguous() and torch.equal(one, other.half())
-    if len({tensor.dtype for tensor in tensors}) == 1:
-        assert torch.equal(stacked(tensors), torch.stack(tensors))
+    dtypes = {tensor.dtype for tensor in tensors}
+    expected = torch.stack(tensors)
+    assert torch.equal(stacked(tensors), expected)
+    assert stacked(tensors).dtype == (torch.float64 if len(dtypes) > 1 else WHOLE.dtype)
+
+
+def test_integers_beside_others_are_not_rounded_to_float32() -> None:
+    tensors = [torch.tensor([2**24 + 1]), torch.tensor([0.5])]
+    assert stacked(tensors).tolist() == [[2.0**24 + 1], [0.5]]
 
 
 def test_nothing_is_done_without_need() -> None:

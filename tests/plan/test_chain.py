@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lipfast.errors import NonFiniteError
 from lipfast.estimators.plan import Plan
 from lipfast.ops.chain_stages import Activation, AveragePool, ConvStage, Flatten, Linear, MaxPool
 from lipfast.plan.chain import Chain
@@ -154,3 +155,13 @@ class Transposed(nn.Module):
 def test_piecewise_linear_chains(model: nn.Module, shape: tuple[int, ...], *, taken: bool) -> None:
     plan = Plan.trace(model.eval(), torch.zeros(2, *shape))
     assert (plan.piecewise_linear_chain is not None) == taken
+
+
+def test_which_of_several_networks_cannot_be_folded() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU()).eval(), torch.ones(2, 4)
+    plan, fine = Plan.trace(model, x), dict(model.state_dict())
+    wrong = {**fine, "1.running_var": torch.tensor([1.0, -1.0, 1.0])}
+    with pytest.raises(NonFiniteError, match=r"^state dict 2: BatchNorm with '1\.running_var'"):
+        plan.lower([fine, fine, wrong], x)
+    with pytest.raises(NonFiniteError, match=r"^BatchNorm with '1\.running_var'"):
+        plan.lower(wrong, x)

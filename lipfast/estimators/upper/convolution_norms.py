@@ -189,7 +189,8 @@ class _KernelSums:
         magnitude = weights.to(torch.float64).abs()
         # Sums must not overflow: inf is no lower end, and inf times the zeros of padding is NaN.
         # What a power of two so small makes of denormal entries is far below the slack.
-        scales = torch.where(magnitude.flatten(1).amax(1) > _HUGE, _SHRINKING, 1.0).double()
+        peaks = magnitude.flatten(1).amax(1)
+        scales = torch.ones_like(peaks).masked_fill_(peaks > _HUGE, _SHRINKING)
         scaled = magnitude * scales.reshape(-1, *[1] * len(shape))
         sums = _largest_operator_sums(scaled, settings, sizes, columns=norm == 1)
         # Taps of different signs may meet in one entry.

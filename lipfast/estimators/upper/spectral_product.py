@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from lipfast.errors import NonFiniteError
 from lipfast.estimators.domain import Domain
 from lipfast.estimators.options import check_flags
 from lipfast.estimators.results import UpperBound
@@ -130,10 +129,10 @@ class _Call(NamedTuple):
         """Bounds of networks that are right, by the graphs that they are bounded by."""
         groups = prepared(self.plan, networks, simplify=self.simplify)
         parts: list[UpperBoundsOfGraph] = []
-        failure: NonFiniteError | None = None
+        failure: Exception | None = None
         try:
             parts = [self._bounds_of(group) for group in groups]
-        except NonFiniteError as error:
+        except Exception as error:  # perhaps of numbers of networks that the graph is wrong for
             failure = error
         # What has come from a device since says whether networks were bounded by the right graph.
         apart = [index for group in groups for index in group.doubtful()]
