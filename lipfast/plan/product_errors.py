@@ -247,7 +247,10 @@ def _composed(outer: Tensor, inner: Tensor, near: Sequence[int], far: Sequence[i
     sizes = [
         (inner.shape[2 + a] - 1) * near[a] + (outer.shape[2 + a] - 1) * far[a] + 1 for a in axes
     ]
-    result = torch.zeros(outer.shape[0], inner.shape[1], *sizes, dtype=torch.float64, device="cpu")
+    # Of many networks at once what is written to must be of as many.
+    origin: tuple[Any, ...] = (..., *(0 for _ in near))
+    like = outer[origin] @ inner[origin]
+    result = like.new_zeros(outer.shape[0], inner.shape[1], *sizes)
     for second in itertools.product(*(range(count) for count in outer.shape[2:])):
         for first in itertools.product(*(range(count) for count in inner.shape[2:])):
             at = tuple(first[a] * near[a] + second[a] * far[a] for a in axes)
@@ -271,4 +274,6 @@ def composed_kernels(
 
     operands = outer.tensor, inner.tensor, outer.error, inner.error
     error = error_of_bilinear_map(composed, *operands, roundings=terms, room=terms + 8)
+    if outer.tensor.is_cuda and not products_are_ieee(outer.tensor.device):
+        error = torch.full_like(error, math.inf)
     return Enclosure(composed(outer.tensor, inner.tensor), error)
