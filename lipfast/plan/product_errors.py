@@ -194,7 +194,7 @@ def _weight_norm(v: object, g: object, dim: int = 0) -> Enclosure:
     return times(value, quotient(g, _euclidean(value, axes, dim != -1)))
 
 
-def _matrix_product(a: Enclosure, b: Enclosure) -> Enclosure:
+def matrix_product(a: Enclosure, b: Enclosure) -> Enclosure:
     """``A B`` over k terms: ``|A| e_B + e_A (|B| + e_B) + gamma_{k+2} |A| |B|``."""
     error = error_of_matmul(a.tensor, b.tensor, a.error, b.error)
     if a.tensor.is_cuda and not products_are_ieee(a.tensor.device):
@@ -204,7 +204,7 @@ def _matrix_product(a: Enclosure, b: Enclosure) -> Enclosure:
 
 @parameter_rule("matmul", "mm", "bmm", "mv", "dot", "vdot")
 def _matmul(x: object, y: object) -> Enclosure:
-    return _matrix_product(enclosed(x), enclosed(y))
+    return matrix_product(enclosed(x), enclosed(y))
 
 
 @parameter_rule("inner")
@@ -217,7 +217,7 @@ def _inner(x: object, y: object) -> Enclosure:
     rows = first.rearranged(lambda tensor: tensor.reshape(-1, width))
     columns = second.rearranged(lambda tensor: tensor.reshape(-1, width).mT)
     shape = (*first.tensor.shape[:-1], *second.tensor.shape[:-1])
-    return _matrix_product(rows, columns).rearranged(lambda tensor: tensor.reshape(shape))
+    return matrix_product(rows, columns).rearranged(lambda tensor: tensor.reshape(shape))
 
 
 @parameter_rule("outer", "ger")
@@ -227,7 +227,7 @@ def _outer(x: object, y: object) -> Enclosure:
 
 @parameter_rule("linear")
 def _linear(x: object, weight: object, bias: object = None) -> Enclosure:
-    product = _matrix_product(enclosed(x), enclosed(weight).rearranged(_turned))
+    product = matrix_product(enclosed(x), enclosed(weight).rearranged(_turned))
     return product if bias is None else plus(product, bias)
 
 

@@ -420,9 +420,8 @@ def test_upper_bounds_wait_twice(name: str, domain: lipfast.Box | None) -> None:
             known = [bound.value for bound in plan.upper(state_dicts, norm=norm, domain=domain)]
             for networks in both_forms(state_dicts):
                 with pretended_device() as counts:
-                    if domain is not None:  # the first look at how a device multiplies
-                        products_are_ieee(CUDA)
-                        counts.clear()
+                    products_are_ieee(CUDA)  # the first look at how a device multiplies
+                    counts.clear()
                     found = plan.upper(networks, norm=norm, domain=domain)
                     assert counts.syncs <= 2, counts.waits
                 launches.append(counts.launches)
@@ -604,17 +603,42 @@ def test_what_is_wrong_with_one_of_many_is_said_as_for_one() -> None:
 
 
 @pytest.mark.parametrize("kind", ["matrix_exp", "cayley", "householder"])
-def test_orthogonal_maps(kind: str) -> None:
-    """Matrix functions look at their numbers, matrix by matrix."""
+def test_orthogonal_maps_wait_twice(kind: str) -> None:
     torch.manual_seed(0)
-    layer = nn.utils.parametrizations.orthogonal(nn.Linear(4, 4), orthogonal_map=kind)
-    model = nn.Sequential(layer, nn.ReLU()).eval()
+    made = (nn.Linear(4, 4), nn.Linear(4, 3))
+    layers = [nn.utils.parametrizations.orthogonal(one, orthogonal_map=kind) for one in made]
+    model = nn.Sequential(layers[0], nn.ReLU(), layers[1]).eval()
     plan = lipfast.compile(model, torch.randn(2, 4))
-    known = plan.upper(dict(model.state_dict()))
-    with pretended_device():
-        found = plan.upper(on_device(dict(model.state_dict())))
-    assert found.certified
-    assert found.value == pytest.approx(known.value, rel=1e-6)
+    launches = []
+    for count in (2, 4):
+        state_dicts = [
+            {key: value + 0.01 * index * ("original" in key) for key, value in state.items()}
+            for index, state in enumerate([dict(model.state_dict())] * count)
+        ]
+        known = plan.upper(state_dicts)
+        for networks in both_forms(state_dicts):
+            with pretended_device() as counts:
+                products_are_ieee(CUDA)  # the first look at how a device multiplies
+                counts.clear()
+                found = plan.upper(networks)
+                assert counts.syncs <= 2, counts.waits
+            launches.append(counts.launches)
+            for one, other in zip(found, known, strict=True):
+                assert one.certified and one.value == pytest.approx(other.value, rel=1e-6)
+    assert launches[0] == launches[2] and launches[1] == launches[3] and max(launches) <= 1700
+
+
+def test_orthogonal_maps_that_need_another_look() -> None:
+    """A parameter too large for the schedule of exponentials."""
+    layer = nn.utils.parametrizations.orthogonal(nn.Linear(3, 3), orthogonal_map="matrix_exp")
+    plan = lipfast.compile(nn.Sequential(layer).eval(), torch.randn(2, 3))
+    state = {key: value.clone() for key, value in layer.state_dict(prefix="0.").items()}
+    state["0.parametrizations.weight.original"][2, 0] = 3e4
+    known = plan.upper(state)
+    with pretended_device() as counts:
+        found = plan.upper(on_device(state))
+        assert counts.syncs > 2
+    assert found.certified and found.value == pytest.approx(known.value, rel=1e-6)
 
 
 def test_matrices_and_kernels() -> None:

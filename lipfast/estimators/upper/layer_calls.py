@@ -283,7 +283,8 @@ def _matrices_of(networks: ResolvedNetworks, layer: Layer) -> list[list[Tensor]]
     name = layer.weight
     if layer.convolution is None:
         if networks.lies_together(name):
-            return [list(_native_dtype(networks.together(name)).unbind())]
+            # One copy where there must be one, not one for each network.
+            return [list(_native_dtype(networks.together(name)).contiguous().unbind())]
         return [[_native_dtype(entry[name]) for entry in networks]]
     weights = _native_dtype(networks.together(name))
     conv = operator_of(layer, weights[0])
