@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lipfast.ops._conv_cells import Cells
 from lipfast.ops._conv_symbols import SymbolStack, batches, top_vectors
+from lipfast.ops.fetched import sent
 
 # Rounds from a survey, and from a place that is near a peak already.
 ROUNDS, FEW_ROUNDS = 6, 2
@@ -131,5 +132,6 @@ def _waves(stack: SymbolStack, places: Tensor) -> Tensor:
 def start_vectors(count: int, n: int, seed: int, like: Tensor) -> Tensor:
     """(count, n), complex, all the same seeded vector."""
     generator = torch.Generator(device="cpu").manual_seed(seed % 2**63)
-    vector = torch.randn(2, n, generator=generator, dtype=torch.float64, device="cpu").to(like)
+    vector = torch.randn(2, n, generator=generator, dtype=torch.float64, device="cpu")
+    vector = sent(vector, like.device).to(like.dtype)
     return torch.complex(vector[0], vector[1]).expand(count, n)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lipfast.ops.fetched import sent
+
 CYCLE = 2**40
 _DEEPEST_LEVEL = 24
 # Taken off a cosine: more than it, its argument and the quotient are rounded by.
@@ -57,18 +59,24 @@ class Cells:
 
     def children(self, centres: Tensor, level: int) -> tuple[Tensor, Tensor]:
         """Centres (Q, 3) of the next level, which cover those given, and their parents."""
+        found, keep = self.all_children(centres, level)
+        parents = torch.arange(len(centres), device=centres.device)
+        return found[keep], parents[:, None].expand_as(keep)[keep]
+
+    def all_children(self, centres: Tensor, level: int) -> tuple[Tensor, Tensor]:
+        """Centres (P, C, 3) of the next level, and which of them are needed to cover the parents.
+
+        Of a cell that is its own mirror image, one child of each mirrored pair is enough.
+        """
         half = [self._width(axis, level) // 2 for axis in range(self.axes)]
         moves = [[-half[0], 0, 0], [half[0], 0, 0]]
         if self.axes >= 2:
             moves += [[0, -half[1], 0], [0, half[1], 0]]
         if self.axes == 3:
             moves = [[*move[:2], step] for move in moves for step in (-half[2], half[2])]
-        periods = torch.tensor(self.periods, device=centres.device)
-        found = (centres[:, None] + torch.tensor(moves, device=centres.device)) % periods
-        # Of a cell that is its own mirror image, one child of each mirrored pair is enough.
-        keep = ~(2 * centres % periods == 0).all(1)[:, None] | self._is_kept(found)
-        parents = torch.arange(len(centres), device=centres.device)
-        return found[keep], parents[:, None].expand_as(keep)[keep]
+        periods = sent(self.periods, centres.device)
+        found = (centres[:, None] + sent(moves, centres.device)) % periods
+        return found, ~(2 * centres % periods == 0).all(1)[:, None] | self._is_kept(found)
 
     def splits(self, level: int) -> bool:
         """Whether cells of a level have children."""
@@ -97,10 +105,10 @@ class Cells:
 
     def _is_kept(self, centres: Tensor) -> Tensor:
         """Of p and -p, one: the first axis on which they differ decides."""
-        periods = torch.tensor(self.periods, device=centres.device)
+        periods = sent(self.periods, centres.device)
         mirrored = (periods - centres) % periods
         order = (centres - mirrored).sign()
-        weights = torch.tensor([4, 2, 1], device=centres.device)
+        weights = sent([4, 2, 1], centres.device)
         return (order * weights).sum(-1) <= 0
 
 

@@ -12,17 +12,12 @@ from lipfast.ops._conv_ascent import Peaks, start_vectors
 from lipfast.ops._conv_bracket import Budget, NativeBracket
 from lipfast.ops._conv_cells import Cells, cells_of
 from lipfast.ops._conv_cover import Cover
-from lipfast.ops._conv_symbols import (
-    PHASE_ERROR,
-    ROOT_OF_TWO,
-    SymbolStack,
-    batches,
-    symbol_stack,
-)
+from lipfast.ops._conv_symbol_lower import image_sizes, lower_value
+from lipfast.ops._conv_symbols import SymbolStack, batches, symbol_stack
 from lipfast.ops._keyed import CHOLESKY, UPPER_METHODS
 from lipfast.ops.scaling import unscaled_down, unscaled_up
 from lipfast.ops.tap_products import tap_differences
-from lipfast.rounding import UNIT_ROUNDOFF, WIDE, wide_gamma, widened
+from lipfast.rounding import wide_gamma, widened
 
 # Numbers in front of a start's vector: group, frequency on three axes.
 _HEADER = 4
@@ -51,7 +46,7 @@ def device_brackets(
     for indices in kinds.values():
         first = indices[0]
         cells = cells_of(taps[first].shape[1:4], grid[3 * first : 3 * first + 3])
-        size = _kernels_at_once(taps[first].shape, cells, budget.memory)
+        size = kernels_at_once(taps[first].shape, cells, budget.memory)
         for part in batches(len(indices), size or len(indices)):
             chosen = indices[part]
             near = [start for index in chosen if (start := starts[index]) is not None]
@@ -63,13 +58,20 @@ def device_brackets(
     return [found[index] for index in range(len(taps))]
 
 
-def _kernels_at_once(shape: Sequence[int], cells: Cells, memory: int) -> int:
+def kernels_at_once(shape: Sequence[int], cells: Cells, memory: int) -> int:
     """How many kernels' products of taps fit into half of the memory; 0: none are to be formed.
 
     On a grid a symbol may cancel, which its square's error would hide.
     """
     groups, *axes, n, _ = shape
     return 0 if cells.on_grid else memory // (16 * groups * len(tap_differences(axes)) * n * n)
+
+
+def products_fit(shape: Sequence[int], cells: Cells, memory: int) -> bool:
+    """Whether a kernel's products, and a symbol beside them, fit into the memory."""
+    groups, *axes, n, _ = shape
+    held = 8 * groups * len(tap_differences(axes)) * n * n
+    return kernels_at_once(shape, cells, memory) > 0 and held + 96 * n * n <= memory
 
 
 def _brackets_of_one_shape(
@@ -90,7 +92,8 @@ def _brackets_of_one_shape(
         best, tested = cover.best, cover.tested
         upper = cover.tau if budget.max_cells > 0 else [math.inf] * kernels
     method = UPPER_METHODS[-1] if holder else UPPER_METHODS[CHOLESKY]
-    lower, right = _lower(stack, best, budget.memory)
+    sizes, right = image_sizes(stack, best, budget.memory)
+    lower = [lower_value(stack.taps.shape, row) for row in sizes.tolist()]
     scales = zip(stack.exponents.tolist(), stack.largest.tolist(), strict=True)
     frequencies, symbols = best.centres / stack.periods.double(), best.symbols.tolist()
     return [
@@ -145,41 +148,3 @@ def _holder(stack: SymbolStack) -> list[float]:
     roots = (squares * (1 + wide_gamma(terms)) + 2.0**-900).sqrt()
     largest = roots.new_zeros(len(stack.exponents)).scatter_reduce(0, stack.owners, roots, "amax")
     return [widened(value, 4) for value in largest.tolist()]
-
-
-def _lower(stack: SymbolStack, best: Peaks, memory: int) -> tuple[list[float], Tensor]:
-    r"""Proved lower values $\|\hat W(\theta)^* x\| / \|x\|$, and the images' directions (K, m).
-
-    The image is formed by products of entries and their sums, its error bounded entry by entry.
-    """
-    values, images = [], []
-    n, m = stack.sides
-    terms = 2 * n + len(stack.offsets) + 8
-    relative = ROOT_OF_TWO * (wide_gamma(terms) + 2 * PHASE_ERROR) * WIDE
-    size = 8 * n * m * (len(stack.offsets) + 12)
-    for part in batches(len(best.symbols), max(1, memory // size)):
-        at = best[part]
-        real, imaginary = stack.at(at.symbols, stack.phases(at.centres))
-        re, im = (x[:, :, None] for x in (at.vectors.real, at.vectors.imag))
-        image = torch.complex(
-            (real * re + imaginary * im).sum(1), (real * im - imaginary * re).sum(1)
-        )
-        magnitudes = stack.taps[at.symbols].abs().sum(1)
-        reach = (magnitudes * at.vectors.abs()[:, :, None]).sum(1)
-        squares = [_squared_norms(image), reach.square().sum(1), _squared_norms(at.vectors)]
-        values.append(torch.stack(squares, 1).sqrt())
-        images.append(image / values[-1][:, :1].clamp_min(1e-300))
-    found = []
-    for image_size, reach_size, size in torch.cat(values).tolist():
-        # Where squares may have been denormal, nothing is said.
-        if not (image_size > 1e-100 and size > 1e-100):
-            found.append(0.0)
-            continue
-        numerator = image_size * (1 - wide_gamma(2 * m + 4)) - relative * reach_size * WIDE
-        value = numerator / (size * (1 + wide_gamma(2 * n + 4))) * (1 - 8 * UNIT_ROUNDOFF)
-        found.append(max(value, 0.0))
-    return found, torch.cat(images)
-
-
-def _squared_norms(x: Tensor) -> Tensor:
-    return x.real.square().sum(1) + x.imag.square().sum(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -64,6 +64,10 @@ class ConvOperator:
             size + left + right
             for size, (left, right) in zip(self.input_size, self.pads, strict=True)
         )
+
+    def side_by_side(self, weights: Tensor) -> ConvOperator:
+        """Convolutions (N, *kernel) like this one: groups of channels of one operator."""
+        return replace(self, weight=weights.flatten(0, 1), groups=self.groups * len(weights))
 
     def pad(self, x: Tensor) -> Tensor:
         """(N, C, *input_size) to (N, C, *padded_size)."""
@@ -174,8 +178,8 @@ class ConvOperator:
                 else:
                     image = torch.baddbmm(image, tap, window)
             assert image is not None
-            pieces.append(image.reshape(-1))
-        return torch.cat(pieces)
+            pieces.append(image)
+        return torch.cat(pieces, 2).reshape(-1)
 
     def taps(self, *, strided: bool = True) -> Tensor:
         """Taps of the symbol: (groups, 3 axes, rows, cols), rows <= cols, axes with one tap last.

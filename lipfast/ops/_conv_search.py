@@ -74,22 +74,24 @@ def symbol_maximum(
     return SymbolMaximum(torch.cat([header, frequency, left]), group, theta, vector)
 
 
-def _plane_wave(conv: ConvOperator, maximum: SymbolMaximum) -> Tensor:
-    """Where the symbol's maximum is nearly attained on the true input size.
+def plane_waves(conv: ConvOperator, theta: Tensor, vectors: Tensor) -> Tensor | None:
+    """Where maxima of symbols are nearly attained on the true input size: (N, cols, *input_size).
 
     The real part of v e^{i theta.x}, v the right singular vector of the symbol, under half a period
-    of a sine per axis for zero padding: what the top vector of a truncated Toeplitz matrix is. Of
-    strides with dilations, zeros.
+    of a sine per axis for zero padding: what the top vector of a truncated Toeplitz matrix is. None
+    for strides with dilations.
+
+    Args:
+        conv: one of the operators, all of one kind.
+        theta: (N, axes), radians per tap.
+        vectors: (N, cols of the symbol), complex.
     """
-    _, channels = conv.channels
     steps = conv.stride
-    device = conv.weight.device
-    wave = torch.zeros(channels, *conv.input_size, dtype=torch.float64, device=device)
+    device = vectors.device
     if any(s > 1 and d > 1 for s, d in zip(steps, conv.dilation, strict=True)):
-        return wave
-    cols = conv.weight.shape[1]
-    vector = maximum.vector.reshape(cols, *steps)
-    phase = torch.zeros(conv.input_size, dtype=torch.float64, device=device)
+        return None
+    vectors = vectors.reshape(len(vectors), -1, *steps)
+    phase = torch.zeros((len(theta), *conv.input_size), dtype=torch.float64, device=device)
     window = torch.ones(conv.input_size, dtype=torch.float64, device=device)
     components = []
     for axis, size in enumerate(conv.input_size):
@@ -99,16 +101,27 @@ def _plane_wave(conv: ConvOperator, maximum: SymbolMaximum) -> Tensor:
         block = position.div(steps[axis], rounding_mode="floor").double()
         if conv.stride[axis] == 1:
             block = block / conv.dilation[axis]
-        phase = phase + (maximum.theta[axis] * block).reshape(shape)
+        phase = phase + (theta[:, axis, None] * block).reshape(-1, *shape)
         components.append(position % steps[axis])
         if conv.mode == "zeros":
             places = torch.arange(size, device=device) + 1
             bump = torch.sin(math.pi * places / (size + 1)).double()
             window = window * bump.reshape(shape)
     for axis, component in enumerate(components):
-        vector = vector.index_select(1 + axis, component)
-    first = maximum.group * cols
-    wave[first : first + cols] = (vector * torch.polar(window, phase)).real
+        vectors = vectors.index_select(2 + axis, component)
+    return (vectors * torch.polar(window.expand_as(phase), phase)[:, None]).real
+
+
+def _plane_wave(conv: ConvOperator, maximum: SymbolMaximum) -> Tensor:
+    """Among all channels the wave of the group with the maximum; zeros where there is none."""
+    _, channels = conv.channels
+    cols = conv.weight.shape[1]
+    shape = channels, *conv.input_size
+    wave = torch.zeros(shape, dtype=torch.float64, device=conv.weight.device)
+    found = plane_waves(conv, maximum.theta[None], maximum.vector[None])
+    if found is not None:
+        first = maximum.group * cols
+        wave[first : first + cols] = found[0]
     return wave
 
 

@@ -134,15 +134,29 @@ def bound_at_true_size(supremum: float, conv: ConvOperator, budget: Budget) -> f
             (unstrided,) = native_brackets([conv.taps(strided=False)], budget)
             bound = min(bound, unstrided.upper)
         return bound
-    if conv.mode == "circular" and set(conv.stride) == {1} and max(conv.kernel_size) > 1:
-        periods = _periods(conv)
-        if math.prod(periods) <= _GRID_POINTS:
-            wrapped, rounding = _wrapped(conv, periods)
-            grid = [periods[axis] for axis in wrapped.tap_axes()] + [1] * (3 - wrapped.axes)
-            (circulant,) = native_brackets([wrapped.taps()], budget, grid=grid)
-            bound = circulant.upper
-            return min(supremum, widened(bound + rounding, 2) if rounding > 0 else bound)
+    periods = circulant_periods(conv)
+    if periods is not None:
+        wrapped = wrapped_taps(conv, periods)
+        grid = grid_of(wrapped, periods)
+        (circulant,) = native_brackets([wrapped.taps()], budget, grid=grid)
+        if wrapped is conv:
+            return min(supremum, circulant.upper)
+        size = float(conv.weight.detach().to(torch.float64).abs().sum())
+        return min(supremum, with_wrapping_error(circulant.upper, conv, size))
     return supremum
+
+
+def circulant_periods(conv: ConvOperator) -> list[int] | None:
+    """How many places a circulant's taps have per axis, where its own norm can be searched for."""
+    if conv.mode != "circular" or set(conv.stride) != {1} or max(conv.kernel_size) == 1:
+        return None
+    periods = _periods(conv)
+    return periods if math.prod(periods) <= _GRID_POINTS else None
+
+
+def grid_of(conv: ConvOperator, periods: Sequence[int]) -> list[int]:
+    """The frequencies' numbers on three axes, in the order of `conv.taps()`."""
+    return [periods[axis] for axis in conv.tap_axes()] + [1] * (3 - conv.axes)
 
 
 def _periods(conv: ConvOperator) -> list[int]:
@@ -151,23 +165,35 @@ def _periods(conv: ConvOperator) -> list[int]:
     return [size // math.gcd(size, step) if taps > 1 else 1 for taps, size, step in sizes]
 
 
-def _wrapped(conv: ConvOperator, periods: Sequence[int]) -> tuple[ConvOperator, float]:
-    r"""A circulant by taps that do not meet, and what its norm may be off by.
+def wrapped_taps(conv: ConvOperator, periods: Sequence[int]) -> ConvOperator:
+    """A circulant by taps that do not meet: itself, or in float64 with a rounding.
 
     Tap t reads from place t modulo the period. Taps that meet may cancel; the symbol of others is
-    as large as they are on some of the grid's frequencies (Parseval). The sums' errors are
-    coefficients of permutations, and all their entries together at most n u times the taps' (no
-    rounding of a sum is an underflow).
+    as large as they are on some of the grid's frequencies (Parseval).
     """
     weight = conv.weight.detach()
     if all(taps <= period for taps, period in zip(conv.kernel_size, periods, strict=True)):
-        return conv, 0.0
+        return conv
     weight = weight.to(torch.float64)
-    size = float(weight.abs().sum()) * (1 + 2.0**-20)  # with the rounding of this
     for axis, (taps, period) in enumerate(zip(conv.kernel_size, periods, strict=True), start=2):
         if taps > period:
             shape = (*weight.shape[:axis], period, *weight.shape[axis + 1 :])
             places = torch.arange(taps, device=weight.device) % period
             weight = weight.new_zeros(shape).index_add_(axis, places, weight)
-    rounding = math.prod(conv.kernel_size) * UNIT_ROUNDOFF * size
-    return replace(conv, weight=weight), math.nextafter(rounding, math.inf)
+    return replace(conv, weight=weight)
+
+
+def with_wrapping_error(bound: float, conv: ConvOperator, size: float) -> float:
+    """A bound of a circulant from one of its `wrapped_taps`.
+
+    The sums' errors are coefficients of permutations, and all their entries together at most n u
+    times the taps' (no rounding of a sum is an underflow).
+
+    Args:
+        bound: of the wrapped taps.
+        conv: the circulant.
+        size: the computed sum of all magnitudes of its entries.
+    """
+    size = size * (1 + 2.0**-20)  # with its own rounding
+    rounding = math.nextafter(math.prod(conv.kernel_size) * UNIT_ROUNDOFF * size, math.inf)
+    return widened(bound + rounding, 2)

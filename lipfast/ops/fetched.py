@@ -1,4 +1,4 @@
-"""Numbers of a device that come to the host with the next wait for it."""
+"""Numbers on their way between the host and a device, which neither waits for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def sent(numbers: Sequence[Any] | Tensor, device: torch.device) -> Tensor:
+    """Numbers of the host on a device, which it does not wait for: they are in pinned memory.
+
+    Example:
+        >>> sent([[1, 2], [3, 4]], torch.device("cpu"))
+        tensor([[1, 2],
+                [3, 4]])
+    """
+    made = numbers if isinstance(numbers, Tensor) else torch.tensor(numbers, device="cpu")
+    if device.type == "cpu":
+        return made
+    return made.pin_memory().to(device, non_blocking=True)
 
 
 class Fetched:

@@ -251,7 +251,8 @@ def _value_of(node: Node, state: _Evaluation) -> Enclosure:
         bound = bind(node)
         args = [_operand(argument, state) for argument in bound.args]
         kwargs = {key: _operand(entry, state) for key, entry in bound.kwargs.items()}
-        return rule.evaluate(*args, **kwargs)
+        evaluate = rule.evaluate if state.assumed is None else rule.together or rule.evaluate
+        return evaluate(*args, **kwargs)
     if node.op in _CASTS:
         return _cast(node, state)
     operands = _operand_values(node, state)

@@ -12,10 +12,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lipfast.ops.emulation import products_are_ieee
+from lipfast.plan.matrix_errors_together import (
+    DEGREE,
+    exponentials,
+    householder_products,
+    solved,
+)
 from lipfast.plan.parameter_rules import Enclosure, parameter_rule
 from lipfast.rounding import UNDERFLOW, gamma, u, widened
-
-_DEGREE = 18
 
 
 def frobenius_norm(matrix: Tensor) -> float:
@@ -43,6 +48,8 @@ def _product_error(a: Tensor, b: Tensor) -> float:
 
 
 def _within(result: Tensor, bound: float) -> Enclosure:
+    if result.is_cuda and not products_are_ieee(result.device):
+        bound = math.inf
     return Enclosure(result, torch.full_like(result, bound))
 
 
@@ -66,7 +73,7 @@ def _unbound(value: Enclosure, leading: int) -> list[Enclosure]:
     return [Enclosure(tensor, error) for tensor, error in zip(*both, strict=True)]
 
 
-@parameter_rule("matrix_exp", "linalg_matrix_exp")
+@parameter_rule("matrix_exp", "linalg_matrix_exp", together=exponentials)
 def matrix_exponential(matrix: Enclosure) -> Enclosure:
     """``exp(A)`` of each matrix, see `exponential`."""
     return _of_each(exponential, matrix)
@@ -93,7 +100,7 @@ def exponential(value: Enclosure) -> Enclosure:
     small = norm * 2.0**-steps
     identity = torch.eye(len(a), dtype=torch.float64, device=a.device)
     result, error = identity.clone(), 0.0
-    for k in range(_DEGREE, 0, -1):
+    for k in range(DEGREE, 0, -1):
         product = b @ result
         local = _product_error(b, result) / k + 4 * u * (_norm_of(product) / k + _norm_of(result))
         result = identity + product / k
@@ -113,7 +120,7 @@ def exponential(value: Enclosure) -> Enclosure:
     return _within(result, error)
 
 
-@parameter_rule("linalg_solve")
+@parameter_rule("linalg_solve", together=solved)
 def linalg_solve(a: Enclosure, b: Enclosure, *, left: bool = True) -> Enclosure:
     """``A^-1 B``, or ``B A^-1 = (A^-T B^T)^T`` for `left` False."""
     if b.tensor.dim() == 1 or b.tensor.dim() == a.tensor.dim() - 1:
@@ -156,7 +163,7 @@ def solution(m: Enclosure, b: Enclosure) -> Enclosure:
     return _within(found, widened(reach * residual / (1.0 - alpha), 32))
 
 
-@parameter_rule("linalg_householder_product")
+@parameter_rule("linalg_householder_product", together=householder_products)
 def householder_product(a: Enclosure, tau: Enclosure) -> Enclosure:
     """Products of reflections, for each matrix, see `reflections`."""
     return _of_each(reflections, a, tau)

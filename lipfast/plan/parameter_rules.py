@@ -60,17 +60,24 @@ class Enclosure:
 
 @dataclass(frozen=True)
 class ParameterRule:
-    """How an op is evaluated with its error, and why particular options are beyond that."""
+    """How an op is evaluated with its error, and why particular options are beyond that.
+
+    `together` is for many networks at once, where `evaluate` looks at numbers.
+    """
 
     evaluate: Callable[..., Enclosure]
     supports: Callable[..., str | None] | None = None
+    together: Callable[..., Enclosure] | None = None
 
 
 PARAMETER_RULES: dict[str, ParameterRule] = {}
 
 
 def parameter_rule(
-    *names: str, supports: Callable[..., str | None] | None = None, namespace: str = "aten"
+    *names: str,
+    supports: Callable[..., str | None] | None = None,
+    together: Callable[..., Enclosure] | None = None,
+    namespace: str = "aten",
 ) -> Callable[[Callable[..., Enclosure]], Callable[..., Enclosure]]:
     """Register a function under names of ops.
 
@@ -78,12 +85,13 @@ def parameter_rule(
         names: without their namespace.
         supports: gets what the function gets, with references in the place of tensors; says why
             these arguments are beyond the rule, or None.
+        together: takes the same arguments where no number may be looked at, if the function does.
         namespace: of the names.
     """
 
     def register(function: Callable[..., Enclosure]) -> Callable[..., Enclosure]:
         for name in names:
-            PARAMETER_RULES[f"{namespace}.{name}"] = ParameterRule(function, supports)
+            PARAMETER_RULES[f"{namespace}.{name}"] = ParameterRule(function, supports, together)
         return function
 
     return register

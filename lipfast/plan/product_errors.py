@@ -194,7 +194,7 @@ def _weight_norm(v: object, g: object, dim: int = 0) -> Enclosure:
     return times(value, quotient(g, _euclidean(value, axes, dim != -1)))
 
 
-def _matrix_product(a: Enclosure, b: Enclosure) -> Enclosure:
+def matrix_product(a: Enclosure, b: Enclosure) -> Enclosure:
     """``A B`` over k terms: ``|A| e_B + e_A (|B| + e_B) + gamma_{k+2} |A| |B|``."""
     error = error_of_matmul(a.tensor, b.tensor, a.error, b.error)
     if a.tensor.is_cuda and not products_are_ieee(a.tensor.device):
@@ -204,7 +204,7 @@ def _matrix_product(a: Enclosure, b: Enclosure) -> Enclosure:
 
 @parameter_rule("matmul", "mm", "bmm", "mv", "dot", "vdot")
 def _matmul(x: object, y: object) -> Enclosure:
-    return _matrix_product(enclosed(x), enclosed(y))
+    return matrix_product(enclosed(x), enclosed(y))
 
 
 @parameter_rule("inner")
@@ -217,7 +217,7 @@ def _inner(x: object, y: object) -> Enclosure:
     rows = first.rearranged(lambda tensor: tensor.reshape(-1, width))
     columns = second.rearranged(lambda tensor: tensor.reshape(-1, width).mT)
     shape = (*first.tensor.shape[:-1], *second.tensor.shape[:-1])
-    return _matrix_product(rows, columns).rearranged(lambda tensor: tensor.reshape(shape))
+    return matrix_product(rows, columns).rearranged(lambda tensor: tensor.reshape(shape))
 
 
 @parameter_rule("outer", "ger")
@@ -227,7 +227,7 @@ def _outer(x: object, y: object) -> Enclosure:
 
 @parameter_rule("linear")
 def _linear(x: object, weight: object, bias: object = None) -> Enclosure:
-    product = _matrix_product(enclosed(x), enclosed(weight).rearranged(_turned))
+    product = matrix_product(enclosed(x), enclosed(weight).rearranged(_turned))
     return product if bias is None else plus(product, bias)
 
 
@@ -247,7 +247,10 @@ def _composed(outer: Tensor, inner: Tensor, near: Sequence[int], far: Sequence[i
     sizes = [
         (inner.shape[2 + a] - 1) * near[a] + (outer.shape[2 + a] - 1) * far[a] + 1 for a in axes
     ]
-    result = torch.zeros(outer.shape[0], inner.shape[1], *sizes, dtype=torch.float64, device="cpu")
+    # Of many networks at once what is written to must be of as many.
+    origin: tuple[Any, ...] = (..., *(0 for _ in near))
+    like = outer[origin] @ inner[origin]
+    result = like.new_zeros(outer.shape[0], inner.shape[1], *sizes)
     for second in itertools.product(*(range(count) for count in outer.shape[2:])):
         for first in itertools.product(*(range(count) for count in inner.shape[2:])):
             at = tuple(first[a] * near[a] + second[a] * far[a] for a in axes)
@@ -271,4 +274,6 @@ def composed_kernels(
 
     operands = outer.tensor, inner.tensor, outer.error, inner.error
     error = error_of_bilinear_map(composed, *operands, roundings=terms, room=terms + 8)
+    if outer.tensor.is_cuda and not products_are_ieee(outer.tensor.device):
+        error = torch.full_like(error, math.inf)
     return Enclosure(composed(outer.tensor, inner.tensor), error)

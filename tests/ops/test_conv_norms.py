@@ -187,6 +187,15 @@ def test_budget_and_memory_leave_a_proved_bound() -> None:
     assert float(none.lower[0]) == pytest.approx(float(full.lower[0]), rel=1e-3)
 
 
+def test_vectors_belong_together_whatever_the_memory() -> None:
+    """The image of the right vector is made row by row where there is little."""
+    kernel = torch.randn(3, 2, 3, 3, generator=torch.Generator().manual_seed(0)).double()
+    for memory in (1 << 30, 6_000, 0):
+        norms = lipfast.conv_norms([kernel], input_sizes=(6, 5), padding=1, memory=memory)
+        image = torch.nn.functional.conv2d(norms.right[0][None], kernel, padding=1)[0]
+        torch.testing.assert_close(norms.left[0], image / image.norm())
+
+
 def test_warm_start_begins_at_the_maximum() -> None:
     generator = torch.Generator().manual_seed(14)
     kernel = torch.randn(16, 16, 3, 3, generator=generator)

@@ -418,6 +418,21 @@ def _device_of(value: object) -> torch.device | None:
     return None
 
 
+# What a tensor says of its device; one that `torch.func.vmap` maps over asks C++, not Python.
+_SAYS_WHERE = ("device", "is_cuda", "is_cpu")
+
+
+def _said(name: str, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """As torch says it, but where a tensor is that vmap maps over."""
+    if name == "__get__" and func.__self__.__name__ in _SAYS_WHERE:
+        tensor = args[0]
+        while torch._C._functorch.is_batchedtensor(tensor):
+            tensor = torch._C._functorch.get_unwrapped(tensor)
+        if isinstance(tensor, Pretended):
+            return getattr(tensor, func.__self__.__name__)
+    return func(*args, **kwargs)
+
+
 class _Moves(torch.overrides.TorchFunctionMode):
     """What a CPU build of torch refuses: factories on the device, and moves to and from it."""
 
@@ -425,9 +440,9 @@ class _Moves(torch.overrides.TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if not _AWAKE[0]:
-            return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
+        if name == "__get__" or not _AWAKE[0]:
+            return _said(name, func, args, kwargs)
         if name in ("to", "cuda", "cpu") and args and isinstance(args[0], Tensor):
             return _moved(name, func, args, kwargs)
         if name == "new_tensor" and isinstance(args[0], Pretended):
@@ -487,24 +502,30 @@ def _moved(name: str, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) ->
 def _carried(tensor: Tensor, target: torch.device, non_blocking: bool) -> Tensor:
     if target.type == "meta":
         return tensor.to("meta")
-    return _Carry.apply(tensor, target, non_blocking)
+    if tensor.requires_grad and torch.is_grad_enabled():
+        return _Carry.apply(tensor, target, non_blocking)
+    return _copied(tensor, target, non_blocking)  # vmap takes no function with a gradient
+
+
+def _copied(tensor: Tensor, target: torch.device, non_blocking: bool) -> Tensor:
+    inner = tensor.detach().inner if isinstance(tensor, Pretended) else tensor.detach()
+    with _disable_current_modes():
+        values = inner.clone()
+    if target == CPU and non_blocking:
+        return _under_way(values)
+    if target == CPU:
+        COUNTS.sync("copy to the host")
+        return values
+    if tensor.device == CPU:
+        COUNTS.copy(non_blocking)
+    return Pretended(values, target)
 
 
 class _Carry(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, target: torch.device, non_blocking: bool) -> Tensor:
         ctx.back = tensor.device
-        inner = tensor.detach().inner if isinstance(tensor, Pretended) else tensor.detach()
-        with _disable_current_modes():
-            values = inner.clone()
-        if target == CPU and non_blocking:
-            return _under_way(values)
-        if target == CPU:
-            COUNTS.sync("copy to the host")
-            return values
-        if tensor.device == CPU:
-            COUNTS.copy(non_blocking)
-        return Pretended(values, target)
+        return _copied(tensor, target, non_blocking)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:

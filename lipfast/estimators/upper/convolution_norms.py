@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +19,12 @@ from torch.nn import functional
 
 from lipfast.errors import ArgumentError
 from lipfast.norms import Norm, dual_norm
+from lipfast.ops._arguments import check_integer, check_rtol
+from lipfast.ops._conv_operator import ConvOperator, conv_operator
 from lipfast.ops.conv_norms import ConvStart, conv_norms
+from lipfast.ops.conv_norms_later import ConvNorm, ConvNormsLater
 from lipfast.ops.fetched import Fetched
+from lipfast.ops.spectral_norms import DEFAULT_MEMORY
 from lipfast.plan.layers import Layer
 from lipfast.rounding import widened
 from lipfast.rules.registry import ConvSettings
@@ -42,7 +47,7 @@ class NormBracket:
         certified: whether both are proved.
         method: how it was got.
         passes: applications of the operator that it took.
-        start: what a later call at similar weights may start from.
+        start: what a later call at similar weights may start from, when somebody asks.
     """
 
     lower: float
@@ -50,7 +55,7 @@ class NormBracket:
     certified: bool
     method: str
     passes: int = 0
-    start: ConvStart | None = None
+    start: Callable[[], ConvStart] | None = None
 
 
 def convolution_brackets(
@@ -113,10 +118,95 @@ def convolution_brackets(
             bool(result.certified[key]),
             result.method[key],
             int(result.passes[key]),
-            result.start_of(key),
+            partial(result.start_of, key),
         )
         for key in keys
     ]
+
+
+def brackets_later(
+    layers: Sequence[Layer], weights: Sequence[Tensor], *, rtol: float, seed: int
+) -> Callable[[], list[list[NormBracket]]]:
+    """Brackets of norm 2 of many networks' convolutions on a device: by layers, then networks.
+
+    All are queued before anybody waits. What one look does not bound to `rtol`, `conv_norms`
+    looks for again, where somebody asks; it raises what is wrong with numbers.
+
+    Args:
+        layers: as of `convolution_brackets`.
+        weights: theirs, (N, *kernel), float32 or float64.
+        rtol: see `convolution_brackets`.
+        seed: of start vectors.
+    """
+    rtol = max(rtol, SMALLEST_RTOL)
+    check_rtol(rtol)
+    check_integer("seed", seed, 0)
+    queued: list[ConvNormsLater | None] = []
+    for layer, stack in zip(layers, weights, strict=True):
+        conv, memory = operator_of(layer, stack[0]), DEFAULT_MEMORY
+        fits = ConvNormsLater.takes(conv, memory)
+        own = ConvNormsLater(conv, stack, rtol=rtol, seed=seed, memory=memory) if fits else None
+        queued.append(own)
+
+    def read() -> list[list[NormBracket]]:
+        first = [None if own is None else own.norms() for own in queued]
+        found = [[_taken(norm) for norm in own or []] for own in first]
+        open_ = [
+            (position, network)
+            for position, own in enumerate(first)
+            for network in range(len(weights[position]))
+            if own is None or not own[network].reached
+        ]
+        again = convolution_brackets(
+            [layers[position] for position, _ in open_],
+            [weights[position][network] for position, network in open_],
+            2,
+            rtol=rtol,
+            seed=seed,
+        )
+        for (position, network), bracket in zip(open_, again, strict=True):
+            if first[position] is None:
+                found[position].append(bracket)
+            elif not found[position][network].upper < bracket.upper:
+                found[position][network] = bracket
+        return found
+
+    return read
+
+
+def _taken(norm: ConvNorm) -> NormBracket:
+    return NormBracket(norm.lower, norm.upper, norm.certified, norm.method, norm.passes, norm.start)
+
+
+def operator_of(layer: Layer, weight: Tensor) -> ConvOperator:
+    """A convolution of samples of the layer's size."""
+    entry = _settings(layer)
+    return conv_operator(
+        weight,
+        f"'{layer.parameter}'",
+        input_size=layer.input_shape[1:],
+        stride=entry.stride,
+        padding=entry.wrapped or entry.padding,
+        dilation=entry.dilation,
+        groups=entry.groups,
+        padding_mode="circular" if entry.circular else "zeros",
+        transposed=entry.transposed,
+        output_padding=entry.output_padding or 0,
+    )
+
+
+def is_matrix(conv: ConvOperator) -> bool:
+    """Whether the norm is that of one matrix for each group, and attained on this input size.
+
+    That is so for one tap, where some window reads no padding.
+    """
+    *taps, _, _ = conv.taps_shape()[1:]
+    whole = True
+    for axis, (size, (left, _)) in enumerate(zip(conv.input_size, conv.pads, strict=True)):
+        reach = conv.dilation[axis] * (conv.kernel_size[axis] - 1)
+        begins = range(-left, size, conv.stride[axis])[: conv.output_size[axis]]
+        whole &= any(begin >= 0 and begin + reach < size for begin in begins)
+    return set(taps) == {1} and whole and conv.padding_factor()[0] == 1
 
 
 def _settings(layer: Layer) -> ConvSettings:
@@ -136,21 +226,32 @@ def _started(
     """What `conv_norms` starts from, of the layers that have something."""
     known: dict[str, ConvStart] = {}
     for layer, key, entry in zip(layers, keys, start, strict=True):
-        if entry is None:
-            continue
-        if not isinstance(entry, ConvStart):
-            raise ArgumentError(
-                f"start: '{layer.parameter}' is a convolution's: expected what an earlier call "
-                f"gave (Tracker.vectors), got {type(entry).__name__}"
-            )
-        sizes = tuple(entry.right.shape), tuple(entry.left.shape)
-        if sizes != (layer.input_shape, layer.output_shape):
-            raise ArgumentError(
-                f"start: '{layer.parameter}' was applied to samples of shape "
-                f"{sizes[0]}, now of {layer.input_shape}"
-            )
-        known[key] = entry
+        checked = check_start(layer, entry)
+        if checked is not None:
+            known[key] = checked
     return known
+
+
+def check_start(layer: Layer, entry: Tensor | ConvStart | None) -> ConvStart | None:
+    """A start that fits a convolution, if there is one.
+
+    Raises:
+        ArgumentError: it is of another kind or size.
+    """
+    if entry is None:
+        return None
+    if not isinstance(entry, ConvStart):
+        raise ArgumentError(
+            f"start: '{layer.parameter}' is a convolution's: expected what an earlier call "
+            f"gave (Tracker.vectors), got {type(entry).__name__}"
+        )
+    sizes = tuple(entry.right.shape), tuple(entry.left.shape)
+    if sizes != (layer.input_shape, layer.output_shape):
+        raise ArgumentError(
+            f"start: '{layer.parameter}' was applied to samples of shape "
+            f"{sizes[0]}, now of {layer.input_shape}"
+        )
+    return entry
 
 
 def sums_of_kernels(layer: Layer, weights: Tensor, norm: Norm) -> Callable[[], list[NormBracket]]:

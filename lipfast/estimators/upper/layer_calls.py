@@ -16,11 +16,15 @@ from torch import Tensor
 
 from lipfast.estimators.upper.convolution_norms import (
     NormBracket,
+    brackets_later,
+    check_start,
     convolution_brackets,
+    is_matrix,
+    operator_of,
     sums_of_kernels,
 )
 from lipfast.estimators.upper.layer_bracket import LayerBrackets
-from lipfast.estimators.upper.layer_norms import errors_of_kernels, errors_of_matrices
+from lipfast.estimators.upper.layer_norms import errors_of_layer
 from lipfast.estimators.upper.starts import StartVectors, start_of_matrix
 from lipfast.norms import Norm, dual_norm
 from lipfast.ops._sum_norms import SumsLater
@@ -97,10 +101,13 @@ def layer_brackets(call: LayerCall) -> tuple[LayerBrackets, FoundStarts]:
     kernels = [layer for layer in call.layers if layer.convolution is not None]
     turned = [layer for layer in matrices if layer.transposed and call.norm != 2]
     plain = [layer for layer in matrices if layer not in turned]
+    flat = _kernels_of_one_tap(call, kernels)
+    kernels = [layer for layer in kernels if layer not in flat]
     queued = []
     if kernels:
         queued.append(_kernel_brackets(call, kernels, starts))
-    for chosen, norm in ((turned, dual_norm(call.norm)), (plain, call.norm)):
+    straight = [layer for layer in call.layers if layer in plain or layer in flat]
+    for chosen, norm in ((turned, dual_norm(call.norm)), (straight, call.norm)):
         if chosen:
             queued.append(_matrix_brackets(call, chosen, norm, starts))
     if len(queued) == 1:
@@ -111,24 +118,32 @@ def layer_brackets(call: LayerCall) -> tuple[LayerBrackets, FoundStarts]:
     return found, starts
 
 
+def _kernels_of_one_tap(call: LayerCall, kernels: Sequence[Layer]) -> list[Layer]:
+    """On a device, those whose norm 2 is that of a matrix: they go together with the matrices."""
+    networks = call.networks
+    if call.norm != 2 or not kernels or networks[0][kernels[0].weight].is_cpu:
+        return []
+    return [layer for layer in kernels if is_matrix(operator_of(layer, networks[0][layer.weight]))]
+
+
 def _matrix_brackets(
     call: LayerCall, chosen: Sequence[Layer], norm: Norm, starts: FoundStarts
 ) -> _Queued:
     """Brackets of some layers, which are matrices, in this norm of the stored ones."""
     networks = call.networks
-    errors = [errors_of_matrices(layer, networks, call.norm) for layer in chosen]
-    by_layer = [_weights_of(networks, layer.weight) for layer in chosen]
-    if norm == 2 or by_layer[0][0].is_cpu or not all(own[0].numel() for own in by_layer):
+    errors = [errors_of_layer(layer, networks, call.norm) for layer in chosen]
+    by_layer = [_matrices_of(networks, layer) for layer in chosen]
+    if norm == 2 or by_layer[0][0][0].is_cpu or not all(own[0][0].numel() for own in by_layer):
         found = _brackets_of_matrices(call, chosen, by_layer, norm, starts)
     else:
-        sums = SumsLater(by_layer, norm, DEFAULT_MEMORY)
+        sums = SumsLater([own[0] for own in by_layer], norm, DEFAULT_MEMORY)
         found = partial(_brackets_of_sums, chosen, sums)
 
     def read() -> LayerBrackets:
         brackets = found()
         for position, own in enumerate(errors):
             if own is not None:
-                brackets.widen(position, own())
+                brackets.widen(position, own(brackets.upper[:, position].tolist()))
         return brackets
 
     return read
@@ -144,29 +159,60 @@ def _brackets_of_sums(chosen: Sequence[Layer], sums: SumsLater) -> LayerBrackets
 def _brackets_of_matrices(
     call: LayerCall,
     chosen: Sequence[Layer],
-    by_layer: Sequence[Sequence[Tensor]],
+    by_layer: Sequence[Sequence[Sequence[Tensor]]],
     norm: Norm,
     starts: FoundStarts,
 ) -> _Queued:
-    matrices = [matrix for row in zip(*by_layer, strict=True) for matrix in row]
+    columns = [column for own in by_layer for column in own]
+    matrices = [matrix for row in zip(*columns, strict=True) for matrix in row]
     begin = None
     if any(call.start):
-        names = [layer.parameter for layer in chosen]
-        begin = [start_of_matrix(entry, name) for entry in call.start for name in names]
+        begin = [
+            start if len(own) == 1 else None
+            for entry in call.start
+            for layer, own in zip(chosen, by_layer, strict=True)
+            for start in [_start_of_layer(entry, layer)] * len(own)
+        ]
     result = spectral_norms(matrices, norm=norm, rtol=call.rtol, seed=call.seed, start=begin)
     lower, upper, certified, passes = _on_the_host(result)
-    fields = (lower, upper, certified.astype(bool), passes.astype(np.int64))
-    found = LayerBrackets.of_all(chosen, *fields, np.array(result.method, dtype=object))
-    for position, layer in enumerate(chosen):
-        if norm == 2:
-            starts.add(layer.parameter, partial(_start_of, result, len(chosen), position))
+    fields = [lower, upper, certified.astype(bool), passes.astype(np.int64)]
+    fields.append(np.array(result.method, dtype=object))
+    ends = np.cumsum([len(own) for own in by_layer])
+    if len(columns) > len(chosen):
+        fields = _of_groups(fields, len(columns), [0, *ends[:-1].tolist()])
+    found = LayerBrackets.of_all(chosen, *fields)
+    for position, (layer, end) in enumerate(zip(chosen, ends.tolist(), strict=True)):
+        if layer.convolution is not None:
+            methods = found.methods[:, position]
+            methods[methods != "holder"] = "matrix"
+        elif norm == 2:
+            starts.add(layer.parameter, partial(_start_of, result, len(columns), end - 1))
     return lambda: found
 
 
+def _of_groups(fields: Sequence[npt.NDArray[Any]], columns: int, begins: Any) -> list[Any]:
+    """What is said of some matrices side by side, of each layer's: their largest norm."""
+    lower, upper, certified, passes, methods = (own.reshape(-1, columns) for own in fields)
+    return [
+        np.maximum.reduceat(lower, begins, axis=1),
+        np.maximum.reduceat(upper, begins, axis=1),
+        np.logical_and.reduceat(certified, begins, axis=1),
+        np.add.reduceat(passes, begins, axis=1),
+        np.maximum.reduceat(methods, begins, axis=1),  # the loose one's name is the last
+    ]
+
+
+def _start_of_layer(start: StartVectors, layer: Layer) -> Tensor | None:
+    if layer.convolution is None:
+        return start_of_matrix(start, layer.parameter)
+    check_start(layer, start.get(layer.parameter))
+    return None
+
+
 def _start_of(
-    result: SpectralNorms[Any], layers: int, position: int, network: int
+    result: SpectralNorms[Any], columns: int, position: int, network: int
 ) -> Tensor | None:
-    vector: Tensor = result.right[network * layers + position]
+    vector: Tensor = result.right[network * columns + position]
     return vector
 
 
@@ -180,18 +226,13 @@ def _on_the_host(result: SpectralNorms[Any]) -> list[npt.NDArray[Any]]:
 def _kernel_brackets(call: LayerCall, kernels: Sequence[Layer], starts: FoundStarts) -> _Queued:
     """Brackets of the layers that are convolutions."""
     networks = call.networks
-    errors = [errors_of_kernels(layer, networks, call.norm) for layer in kernels]
-    if call.norm == 2 or networks[0][kernels[0].weight].is_cpu:
-        results = _brackets_of_kernels(call, kernels)
-    else:
-        results = [
-            sums_of_kernels(layer, networks.together(layer.weight), call.norm) for layer in kernels
-        ]
+    errors = [errors_of_layer(layer, networks, call.norm) for layer in kernels]
+    results = _brackets_of_kernels(call, kernels)
 
     def read() -> LayerBrackets:
-        by_layer = [own() for own in results]
+        by_layer = results()
         for layer, own in zip(kernels, by_layer, strict=True):
-            starts.add(layer.parameter, [result.start for result in own].__getitem__)
+            starts.add(layer.parameter, partial(_start_of_kernel, own))
         rows = [result for row in zip(*by_layer, strict=True) for result in row]
         found = LayerBrackets.of_all(
             kernels,
@@ -206,28 +247,50 @@ def _kernel_brackets(call: LayerCall, kernels: Sequence[Layer], starts: FoundSta
     return read
 
 
+def _start_of_kernel(found: Sequence[NormBracket], network: int) -> ConvStart | None:
+    start = found[network].start
+    return None if start is None else start()
+
+
 def _brackets_of_kernels(
     call: LayerCall, kernels: Sequence[Layer]
-) -> list[Callable[[], list[NormBracket]]]:
-    """For each layer those of all networks, in one native call."""
-    chosen = [(network, layer) for network in range(len(call.networks)) for layer in kernels]
-    results = convolution_brackets(
-        [layer for _, layer in chosen],
-        [call.networks[network][layer.weight] for network, layer in chosen],
-        call.norm,
-        rtol=call.rtol,
-        seed=call.seed,
-        start=[call.start[network].get(layer.parameter) for network, layer in chosen],
-    )
-    by_layer = [results[position :: len(kernels)] for position in range(len(kernels))]
-    return [own.copy for own in by_layer]
+) -> Callable[[], list[list[NormBracket]]]:
+    """For each layer those of all networks: on the CPU in one native call."""
+    networks = call.networks
+    begin = [[entry.get(layer.parameter) for layer in kernels] for entry in call.start]
+    if networks[0][kernels[0].weight].is_cpu:
+        results = convolution_brackets(
+            [layer for _ in networks for layer in kernels],
+            [entry[layer.weight] for entry in networks for layer in kernels],
+            call.norm,
+            rtol=call.rtol,
+            seed=call.seed,
+            start=[start for own in begin for start in own],
+        )
+        return lambda: [results[position :: len(kernels)] for position in range(len(kernels))]
+    if call.norm == 2:
+        for own in begin:
+            for layer, start in zip(kernels, own, strict=True):
+                check_start(layer, start)
+        weights = [_native_dtype(networks.together(layer.weight)) for layer in kernels]
+        return brackets_later(kernels, weights, rtol=call.rtol, seed=call.seed)
+    sums = [sums_of_kernels(layer, networks.together(layer.weight), call.norm) for layer in kernels]
+    return lambda: [own() for own in sums]
 
 
-def _weights_of(networks: ResolvedNetworks, name: str) -> list[Tensor]:
-    """A weight of all networks, in a dtype of the native op."""
-    if networks.lies_together(name):
-        return list(_native_dtype(networks.together(name)).unbind())
-    return [_native_dtype(entry[name]) for entry in networks]
+def _matrices_of(networks: ResolvedNetworks, layer: Layer) -> list[list[Tensor]]:
+    """The matrices of all networks whose norm is a layer's: one, or one for each group."""
+    name = layer.weight
+    if layer.convolution is None:
+        if networks.lies_together(name):
+            # One copy where there must be one, not one for each network.
+            return [list(_native_dtype(networks.together(name)).contiguous().unbind())]
+        return [[_native_dtype(entry[name]) for entry in networks]]
+    weights = _native_dtype(networks.together(name))
+    conv = operator_of(layer, weights[0])
+    taps = conv.side_by_side(weights).taps()
+    taps = taps.reshape(len(networks), -1, *taps.shape[4:])
+    return [list(column.unbind()) for column in taps.unbind(1)]
 
 
 def _native_dtype(weight: Tensor) -> Tensor:

@@ -31,8 +31,8 @@ _UNDERFLOW_OF_SQUARES = 2.0**-900
 MatrixErrors = Callable[[], list[float]] | None
 """For each network what a stored weight is off by, in the norm; None: it is the true one."""
 
-KernelErrors = Callable[[Sequence[float]], list[float]] | None
-"""`MatrixErrors` of convolutions, from the upper ends of the brackets of the stored kernels."""
+LayerErrors = Callable[[Sequence[float]], list[float]] | None
+"""`MatrixErrors` of any layer, from the upper ends of the brackets of the stored weights."""
 
 
 def error_of_matrix(
@@ -83,7 +83,7 @@ def errors_of_matrices(layer: Layer, networks: ResolvedNetworks, norm: Norm) -> 
     return read
 
 
-def errors_of_kernels(layer: Layer, networks: ResolvedNetworks, norm: Norm) -> KernelErrors:
+def errors_of_kernels(layer: Layer, networks: ResolvedNetworks, norm: Norm) -> LayerErrors:
     """``||E||`` of a convolution of many networks, from the upper ends of their brackets.
 
     E is what folding and what computing the kernel rounded. Norm 2 is bounded by `holder`; for
@@ -145,6 +145,14 @@ def _norm_of_magnitudes(layer: Layer, matrix: Tensor, norm: Norm) -> float:
     rows = math.isinf(norm) is not layer.transposed  # whether sums run along the rows
     sums = matrix.abs().sum(-1 if rows else 0)
     return widened(float(sums.max()), _MANY) if sums.numel() else 0.0
+
+
+def errors_of_layer(layer: Layer, networks: ResolvedNetworks, norm: Norm) -> LayerErrors:
+    """For each network what a layer's stored weight is off by, when somebody asks."""
+    if layer.convolution is not None:
+        return errors_of_kernels(layer, networks, norm)
+    errors = errors_of_matrices(layer, networks, norm)
+    return None if errors is None else lambda _: errors()
 
 
 class _MagnitudesLater:

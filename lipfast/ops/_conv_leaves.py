@@ -1,0 +1,176 @@
+r"""Cells that cover half of the torus, small where symbols are large: as many as a schedule says.
+
+Nothing here waits for a device, or proves anything. Of every level a fixed number of cells is split
+for each kernel, those with the largest symbols at their centres; the others are leaves, and so are
+all of the last level. That is a covering whatever was split. How good a bound it gives is said by
+the proofs of its leaves (`_conv_queued`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipfast.ops._conv_ascent import Peaks, joined, looked_at, start_vectors
+from lipfast.ops._conv_cells import Cells
+from lipfast.ops._conv_symbols import SymbolStack, batches
+from lipfast.ops.fetched import sent
+
+# Cells that are split, level by level, of all groups of a kernel together: by axes. More than are
+# needed for kernels of Gaussian entries (32 x 64 channels and 5 x 5 taps; 16 x 32 and 3 x 3 x 3).
+_SPLIT = {
+    1: (64, 32, 16, 8),
+    2: (256, 256, 64, 32, 16),
+    3: (256, 512, 256, 64, 64, 16),
+}
+# Steps of Lanczos' process at roots, at children, from their parents' vectors, and at last.
+_FIRST_STEPS, _LATER_STEPS, _LAST_STEPS = 8, 5, 20
+# Of each level and of the last one, how many cells a maximum is looked for at.
+_CANDIDATES = 6
+# A child's vector is its parent's, and as much of another that leads out of subspaces.
+_NOISE = 1e-2
+
+
+@dataclass(frozen=True)
+class Places:
+    """P cells of each kernel, of any of its groups.
+
+    Attributes:
+        symbols: (kernels, P), which of the stack.
+        centres: (kernels, P, 3), frequencies in units of the cells.
+        needed: (kernels, P): whether a cell is part of the covering.
+        values: (kernels, P), the Gram matrices' largest eigenvalues at the centres, about; from
+            below. Negative where a cell is not needed.
+        vectors: (kernels, P, n), complex, theirs.
+    """
+
+    symbols: Tensor
+    centres: Tensor
+    needed: Tensor
+    values: Tensor
+    vectors: Tensor
+
+    def at(self, places: Tensor) -> Places:
+        """Those at (kernels, Q) places."""
+        wide = places[:, :, None]
+        return Places(
+            self.symbols.gather(1, places),
+            self.centres.gather(1, wide.expand(-1, -1, 3)),
+            self.needed.gather(1, places),
+            self.values.gather(1, places),
+            self.vectors.gather(1, wide.expand(-1, -1, self.vectors.shape[2])),
+        )
+
+
+def _put_beside(parts: Sequence[Places]) -> Places:
+    columns = zip(*(vars(part).values() for part in parts), strict=True)
+    return Places(*(torch.cat(column, 1) for column in columns))
+
+
+class Exploration:
+    """A covering, and where symbols are largest as far as was seen.
+
+    Attributes:
+        leaves: the covering of half of the torus, for each group.
+        cosines: (P,), `Cells.cosine` of the leaves' levels.
+        cosine: of the last level.
+        best: one place for each kernel, in their order.
+    """
+
+    def __init__(
+        self, stack: SymbolStack, cells: Cells, *, rtol: float, seed: int, memory: int
+    ) -> None:
+        self._stack, self._cells = stack, cells
+        self._batch = max(1, memory // stack.bytes_per_symbol())
+        self._start = start_vectors(1, stack.sides[0], seed, stack.taps)
+        last = last_level(cells, rtol)
+        self.cosine = cells.cosine(last)
+        leaves: list[Places] = []
+        candidates: list[Places] = []
+        cosines: list[Tensor] = []
+        current = self._roots()
+        for level in range(last + 1):
+            order = current.values.argsort(dim=1, descending=True)
+            count = order.shape[1]
+            split = min(_most_split(cells, level), count) if level < last else 0
+            if split < count:
+                leaves.append(current.at(order[:, split:]))
+                cosines.append(current.values.new_full((count - split,), cells.cosine(level)))
+            candidates.append(current.at(order[:, : _CANDIDATES if level == last else 1]))
+            if split:
+                current = self._children(current.at(order[:, :split]), level)
+        self.leaves, self.cosines = _put_beside(leaves), torch.cat(cosines)
+        self.best = self._highest(candidates)
+
+    def _roots(self) -> Places:
+        roots = sent(self._cells.roots(), self._stack.taps.device)
+        kernels, count = len(self._stack.exponents), len(self._stack.taps)
+        symbols = torch.arange(count, device=roots.device)[:, None].expand(-1, len(roots))
+        symbols = symbols.reshape(kernels, -1)
+        centres = roots.repeat(count, 1).reshape(kernels, -1, 3)
+        vectors = self._start.expand(*symbols.shape, -1)
+        return self._looked_at(
+            symbols, centres, torch.ones_like(symbols).bool(), vectors, steps=_FIRST_STEPS
+        )
+
+    def _children(self, parents: Places, level: int) -> Places:
+        kernels = len(parents.symbols)
+        centres, needed = self._cells.all_children(parents.centres.flatten(0, 1), level)
+        each = centres.shape[1]
+        needed = needed.reshape(kernels, -1, each) & parents.needed[:, :, None]
+        noise = self._start * (_NOISE / self._start.norm())
+        vectors = (parents.vectors + noise)[:, :, None].expand(-1, -1, each, -1)
+        return self._looked_at(
+            parents.symbols[:, :, None].expand(-1, -1, each).flatten(1),
+            centres.reshape(kernels, -1, 3),
+            needed.flatten(1),
+            vectors.flatten(1, 2),
+            steps=_LATER_STEPS,
+        )
+
+    def _looked_at(
+        self, symbols: Tensor, centres: Tensor, needed: Tensor, vectors: Tensor, *, steps: int
+    ) -> Places:
+        flat = Peaks(
+            symbols.new_empty(symbols.numel(), dtype=torch.float64),
+            symbols.flatten(),
+            centres.flatten(0, 1),
+            vectors.flatten(0, 1),
+        )
+        peaks = joined(
+            [
+                looked_at(self._stack, at.symbols, at.centres, at.vectors, steps)
+                for part in batches(symbols.numel(), self._batch)
+                for at in [flat[part]]
+            ]
+        )
+        values = peaks.values.reshape(symbols.shape)
+        # What is not part of the covering is split last.
+        values = torch.where(needed, values, -1.0)
+        return Places(symbols, centres, needed, values, peaks.vectors.reshape(*vectors.shape))
+
+    def _highest(self, candidates: Sequence[Places]) -> Peaks:
+        """The largest symbol of each kernel, looked at more closely."""
+        some = _put_beside(candidates)
+        some = some.at(some.values.argsort(dim=1, descending=True)[:, :_CANDIDATES])
+        found = self._looked_at(
+            some.symbols, some.centres, some.needed, some.vectors, steps=_LAST_STEPS
+        )
+        best = found.at(found.values.argmax(dim=1, keepdim=True))
+        return Peaks(best.values[:, 0], best.symbols[:, 0], best.centres[:, 0], best.vectors[:, 0])
+
+
+def last_level(cells: Cells, rtol: float) -> int:
+    """The first level that costs no more than a quarter of `rtol`; 0 where nothing is split."""
+    level = 0
+    while cells.splits(level) and cells.cosine(level) * (1 + 0.25 * rtol) < 1:
+        level += 1
+    return level
+
+
+def _most_split(cells: Cells, level: int) -> int:
+    counts = _SPLIT[cells.axes]
+    return counts[min(level, len(counts) - 1)]

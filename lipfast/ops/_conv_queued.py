@@ -1,0 +1,140 @@
+r"""Brackets of the suprema of symbols that nobody waits for: a covering, proved leaf by leaf.
+
+A maximum that is attained in a cell with centre c is at most $\|\hat W(c)\|_2 / \cos D$, D the
+cell's largest angle. So S is at most the largest of these over the leaves of any covering of half
+of the torus (docs/bounds.md, "Convolutions on CUDA"). Cells, shifts and vectors are choices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipfast.ops._conv_cells import cells_of
+from lipfast.ops._conv_device import kernels_at_once
+from lipfast.ops._conv_leaves import Exploration
+from lipfast.ops._conv_proofs import prove, prove_grams
+from lipfast.ops._conv_symbol_lower import image_sizes, lower_value
+from lipfast.ops._conv_symbols import SymbolStack, batches, symbol_stack
+from lipfast.ops.fetched import Fetched
+from lipfast.ops.scaling import unscaled_down, unscaled_up
+from lipfast.rounding import UNIT_ROUNDOFF
+
+# The largest entry of a kernel lies in [1/2, 1), where it is not zero.
+_LEAST_BOUND = 2.0**-70
+
+
+@dataclass(frozen=True)
+class SymbolPeaks:
+    """Where the symbols of K kernels are largest, as far as was seen; on the device.
+
+    Attributes:
+        groups: (K,), of channels.
+        frequencies: (K, 3), cycles per tap.
+        left: (K, n), complex, singular vectors.
+        right: (K, m), complex.
+    """
+
+    groups: Tensor
+    frequencies: Tensor
+    left: Tensor
+    right: Tensor
+
+    def some(self, part: slice) -> SymbolPeaks:
+        """Those of some kernels."""
+        return SymbolPeaks(*(own[part] for own in vars(self).values()))
+
+
+class QueuedSuprema:
+    """Brackets of S of kernels of one shape, or of the maxima over a grid, on their way.
+
+    Args:
+        taps: (K, groups, 3 axes, n, m), n <= m, axes with one tap last.
+        grid: three sizes, or zeros: all frequencies.
+        rtol: what the bracket should be relative to its upper end. Whether it is must be looked at.
+        seed: of start vectors.
+        memory: bytes; of one kernel there must be room for its products of taps.
+
+    Attributes:
+        peaks: where the symbols are largest.
+    """
+
+    def __init__(
+        self, taps: Tensor, grid: Sequence[int], *, rtol: float, seed: int, memory: int
+    ) -> None:
+        self._cells = cells_of(taps.shape[2:5], grid)
+        self._rtol, self._seed, self._memory = rtol, seed, memory
+        size = kernels_at_once(taps.shape[1:], self._cells, memory)
+        parts = [self._part(taps[part], size > 0) for part in batches(len(taps), size or len(taps))]
+        self._shape = len(taps), taps.shape[2:5].numel(), *taps.shape[5:]
+        read, peaks = (
+            [torch.cat(column) for column in zip(*own, strict=True)]
+            for own in zip(*parts, strict=True)
+        )
+        self._read, self.peaks = Fetched(read), SymbolPeaks(*peaks)
+
+    def _part(self, taps: Tensor, with_products: bool) -> tuple[list[Tensor], list[Tensor]]:
+        """What is to be read of some kernels, and their peaks."""
+        stack = symbol_stack(taps, self._cells.periods, with_products=with_products)
+        room = self._memory - stack.bytes_held()
+        found = Exploration(stack, self._cells, rtol=self._rtol, seed=self._seed, memory=room)
+        sizes, right = image_sizes(stack, found.best, self._memory)
+        read = [self._proved(stack, found, room), sizes, stack.exponents.double(), stack.largest]
+        best = found.best
+        peaks = [
+            best.symbols % taps.shape[1],
+            best.centres / stack.periods.double(),
+            best.vectors,
+            right,
+        ]
+        return read, peaks
+
+    def _proved(self, stack: SymbolStack, found: Exploration, memory: int) -> Tensor:
+        """(K,): S is at most this, infinite where a leaf was not proved."""
+        leaves, kernels = found.leaves, len(stack.exponents)
+        errors = stack.errors() if stack.products is None else stack.gram_errors()
+        # Of smaller values rounding leaves nothing, and of zero no factor.
+        least = 4 * (errors if stack.products is None else errors.sqrt())
+        least = least.reshape(kernels, -1).amax(1).clamp_min(_LEAST_BOUND)
+        room = 1 + self._rtol / 16
+        goal = torch.maximum(found.best.values.clamp_min(0).sqrt() * (room / found.cosine), least)
+        cosines = found.cosines * (1 - 16 * UNIT_ROUNDOFF)
+        own = leaves.values.clamp_min(0).sqrt() * room
+        targets = torch.maximum(goal[:, None] * cosines, own)
+        flat = [leaves.symbols.flatten(), leaves.centres.flatten(0, 1), targets.flatten()]
+        batch = max(1, memory // stack.bytes_per_symbol())
+        bounds = [
+            self._at_centres(stack, errors, *(own[part] for own in flat))
+            for part in batches(len(flat[0]), batch)
+        ]
+        # Two roundings; the cosine is diminished by the product's.
+        bounds_of_cells = torch.cat(bounds).reshape(kernels, -1) / cosines * (1 + 8 * UNIT_ROUNDOFF)
+        return torch.where(leaves.needed, bounds_of_cells, 0.0).amax(1)
+
+    @staticmethod
+    def _at_centres(
+        stack: SymbolStack, errors: Tensor, symbols: Tensor, centres: Tensor, targets: Tensor
+    ) -> Tensor:
+        r"""Bounds of $\|\hat W(c)\|_2$, infinite where nothing was proved."""
+        if stack.products is not None:
+            return prove_grams(stack, errors, (symbols, centres), targets)[0]
+        parts = stack.at(symbols, stack.phases(centres))
+        b, own = torch.complex(*parts), errors[symbols]
+        # The second one is for the rounding of the sum.
+        return prove(*parts, torch.bmm(b, b.mH), targets - 3 * own) + 2 * own
+
+    def brackets(self) -> list[tuple[float, float]]:
+        """Lower and upper ends, one pair for each kernel."""
+        upper, sizes, exponents, largest = (values.tolist() for values in self._read.read())
+        found = []
+        for bound, row, power, most in zip(upper, sizes, exponents, largest, strict=True):
+            lower = unscaled_down(lower_value(self._shape, row), int(power))
+            # The largest tap entry is a lower bound without rounding: it is a mean of symbols.
+            lower = max(lower, 0.0 if self._cells.on_grid else most)
+            above = unscaled_up(bound, int(power)) if bound >= 0 else math.inf
+            found.append((lower, above if most != 0 else 0.0))
+        return found
