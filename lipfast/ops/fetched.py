@@ -1,4 +1,4 @@
-"""Numbers of a device that come to the host with the next wait for it."""
+"""Numbers that come from a device, or go to one, without a wait of their own."""
 
 from __future__ import annotations
 
@@ -49,3 +49,16 @@ class Fetched:
             for index, piece in zip(indices, torch.split(together, sizes), strict=True):
                 found[index] = piece.reshape(self._shapes[index])
         return found
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device; to CUDA from pinned memory, so that the host goes on.
+
+    Example:
+        >>> import torch
+        >>> sent(torch.tensor([1, 2]), torch.device("cpu"))
+        tensor([1, 2])
+    """
+    if device.type != "cuda" or not tensor.is_cpu:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

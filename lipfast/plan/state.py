@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lipfast.errors import NonFiniteError, StateDictError
 from lipfast.plan.renamed import is_counter, is_extra_state, loaded_names
+from lipfast.plan.stacked import ResolvedNetworks
 
 # What DataParallel and torch.compile put in front of every name.
 _PREFIXES = ("module.", "_orig_mod.")
@@ -278,6 +279,9 @@ def stack(
     """Parameters of many networks: (networks, *shape) each, numbers all of one dtype."""
     stacked = {}
     for name in names:
+        if isinstance(state_dicts, ResolvedNetworks) and not state_dicts[0][name].is_cpu:
+            stacked[name] = floating_as(state_dicts.together(name), dtype)
+            continue
         tensors = [entry[name] for entry in state_dicts]
         if tensors[0].is_cpu and all(tensor.dtype.is_floating_point for tensor in tensors):
             # Converted one by one: a second copy of all of them would not stay in the cache.

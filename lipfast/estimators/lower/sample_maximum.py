@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lipfast._clock import running
 from lipfast.estimators.estimate import Estimate, log_down
-from lipfast.estimators.jacobian.norms import fused_chain, plan_jacobian_norms
+from lipfast.estimators.jacobian.networks import fused_chain, plan_jacobian_norms
 from lipfast.estimators.results import LowerBound, Search
 from lipfast.norms import Norm
 from lipfast.ops.denormals import FLUSHED
@@ -27,8 +27,11 @@ def finite_norms(
     """Jacobian norms (networks, B); networks that overflow float32 again in float64."""
     # Then it is the native op and little else.
     fused = fused_chain(plan, norm, x.device) is not None
+    checks: list[Tensor] | None = None if x.is_cpu else []
     with running("chain_jacobian_norms") if fused else nullcontext():
-        norms = plan_jacobian_norms(plan, tensors, x, norm=norm, memory=memory)
+        norms = plan_jacobian_norms(plan, tensors, x, norm=norm, memory=memory, checks=checks)
+        if checks and not bool(torch.stack(checks).all()):
+            norms = plan_jacobian_norms(plan, tensors, x, norm=norm, memory=memory)
     broken = (~torch.isfinite(norms)).any(1).nonzero().flatten().tolist()
     if not broken:
         return norms

@@ -157,7 +157,7 @@ def _block_by_block(
     parts = []
     with one_thread() if together > 1 else nullcontext(), plain_arithmetic():
         for start in range(0, len(tensors), block):
-            own = tensors[start : start + block]
+            own = tensors if block >= len(tensors) else tensors[start : start + block]
             x = samples[start : start + block].detach().to(torch.float64).clone()
             networks = networks_of(plan, own, chain, workers)
             points, pairs = points_around(networks, x, norm)

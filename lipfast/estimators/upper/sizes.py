@@ -16,7 +16,7 @@ from lipfast.estimators.domain import Domain
 from lipfast.estimators.enclosure import enclose_nodes, missing_error_rules
 from lipfast.graph.nodes import Node, Reference, error_name
 from lipfast.norms import Norm
-from lipfast.ops.fetched import Fetched
+from lipfast.ops.fetched import Fetched, sent
 from lipfast.ops.modes import plain_arithmetic
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.stacked import ResolvedNetworks
@@ -165,7 +165,7 @@ def _at_centre(
         }
         shape = len(networks), 1
         points = [
-            domain.middle(own).to(device_of(stacked)).expand(*shape, *own).clone()
+            sent(domain.middle(own), device_of(stacked)).expand(*shape, *own).clone()
             for own in plan.input_shapes
         ]
         values, errors = enclose_nodes(plan, stacked, points)
