@@ -276,7 +276,7 @@ class Largest:
     def of_each_network(self, known: Sequence[Sequence[float]] | None = None) -> list[Sample]:
         """What was found of each network; `known` are the `statistics`, if they are on the host."""
         if known is None:
-            known = [column.tolist() for column in self.statistics()]
+            known = torch.stack([column.double() for column in self.statistics()]).tolist()
         values, positions, means, squares = known
         columns = zip(self.norms, values, positions, self.points, means, squares, strict=True)
         return [
