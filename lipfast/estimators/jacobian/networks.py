@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -140,11 +139,13 @@ def _norms_together(
 ) -> Tensor | None:
     """Through torch from rows, as many networks at once as fit; None where there are no rows."""
     with differentiating():
-        size = footprint(_interpreted(plan, tensors[:1], x))
+        alone = _interpreted(plan, tensors[:1], x)
+        size = footprint(alone)
         if prefers_lanczos(size, norm, method, x.device):
             return None
-        parameters = size.item * sum(math.prod(plan.shapes[name]) for name in plan.used_parameters)
-        count = max(1, memory // (len(x) * bytes_of_rows(size, size.outputs) + parameters))
+        each = sum(parameter.nbytes for parameter in alone.constants)
+        each += len(x) * bytes_of_rows(size, size.outputs)
+        count = max(1, memory // each)
         found = []
         for start in range(0, len(tensors), count):
             own = tensors if count >= len(tensors) else tensors[start : start + count]
