@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lipfast._clock import clocked
-from lipfast.estimators.jacobian.norms import fused_chain
+from lipfast.estimators.jacobian.networks import fused_chain
 from lipfast.estimators.plan import Plan
 from lipfast.estimators.results import LowerBound
 from lipfast.estimators.upper.many import UpperBounds

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lipfast.errors import ArgumentError
 from lipfast.norms import Norm
+from lipfast.ops.fetched import sent
 from lipfast.rounding import UNIT_ROUNDOFF, gamma
 
 
@@ -26,6 +27,13 @@ def _float64(value: float | Tensor) -> Tensor:
         raise ArgumentError(
             f"the limits or the middle of a domain are numbers or tensors of them, not {value!r}"
         ) from error
+
+
+def _limit_like(points: Tensor, value: float | Tensor) -> Tensor:
+    """In the points' dtype, on their device."""
+    if not isinstance(value, Tensor):
+        value = torch.as_tensor(value, dtype=points.dtype, device="cpu")
+    return sent(value.to(points.dtype), points.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +98,7 @@ class Box:
 
     def project(self, points: Tensor) -> Tensor:
         """The nearest points inside, for points (..., *shape)."""
-        low = torch.as_tensor(self.low, dtype=points.dtype, device=points.device)
-        high = torch.as_tensor(self.high, dtype=points.dtype, device=points.device)
+        low, high = (_limit_like(points, limit) for limit in (self.low, self.high))
         return torch.minimum(torch.maximum(points, low), high)
 
     def contains(self, points: Tensor) -> Tensor:
@@ -171,25 +178,23 @@ class Ball:
         """
         narrow = points.dtype != torch.float64
         rounding = torch.finfo(points.dtype).eps if narrow else 0.0
-        whole = _float64(self.centre).to(points.device).expand(points.shape[2:])
+        whole = sent(_float64(self.centre), points.device).expand(points.shape[2:])
         underflow = whole.numel() * torch.finfo(points.dtype).tiny if narrow else 2.0**-1000
         offset = points.double() - whole
         length = _length(offset.reshape(*points.shape[:2], -1))
-        room = (2.0 * UNIT_ROUNDOFF + rounding) * float(_length(whole.flatten())) + underflow
+        room = (2.0 * UNIT_ROUNDOFF + rounding) * _length(whole.flatten()) + underflow
         slack = 1e-9 + 4 * gamma(whole.numel() + 8) + rounding
         limit = self.radius * (1.0 - slack) - room * (1.0 + slack)
-        if not limit > 0.0:
-            return whole.expand(points.shape).to(points.dtype, copy=True)
-        factor = torch.where(length > limit, limit / length, 1.0)
+        factor = torch.where(length > limit, length.reciprocal() * limit, 1.0)
         moved = whole + offset * factor.reshape(*factor.shape, *[1] * (points.dim() - 2))
-        return moved.to(points.dtype)
+        return torch.where(limit > 0.0, moved, whole).to(points.dtype)
 
     def contains(self, points: Tensor) -> Tensor:
         """Which points (B, *shape) lie inside, (B,), up to the rounding of the points' dtype."""
-        centre = self.middle(tuple(points.shape[1:])).to(points.device).flatten()
+        centre = sent(self.middle(tuple(points.shape[1:])), points.device).flatten()
         distance = _length(points.double().reshape(len(points), -1) - centre)
         rounding = torch.finfo(points.dtype).eps
-        return distance <= self.radius + rounding * (self.radius + float(_length(centre)))
+        return distance <= self.radius + rounding * (self.radius + _length(centre))
 
     def flattened(self, shapes: Sequence[tuple[int, ...]]) -> Ball:
         """The ball of inputs of these shapes, flattened and joined."""

@@ -26,7 +26,7 @@ class SampleStream:
         first: the first batch, one tensor (b, D...) per input of the model.
         count: how many samples there are, None where the data do not say so.
         unread: whether nobody has looked yet whether the only batch holds finite numbers; see
-            `require_finite_samples`.
+            `check_inputs`.
     """
 
     def __init__(
@@ -56,13 +56,14 @@ def read_samples(
         data: see `sample_batches`, as `shapes` and `whole`.
         shapes: what the samples must be like.
         whole: take tensors as one batch.
-        later: leave it to the caller whether a tensor on a device holds finite numbers, which waits
+        later: leave it to the caller whether tensors on a device hold finite numbers, which waits
             for the device.
 
     Raises:
         ArgumentError, NonFiniteError: see `sample_batches`.
     """
-    unread = later and isinstance(data, Tensor) and data.is_cuda
+    given = data if isinstance(data, (tuple, list)) else (data,)
+    unread = later and all(isinstance(value, Tensor) and value.is_cuda for value in given)
     batches = sample_batches(data, shapes=shapes, whole=whole, look=not unread)
     # Loaders draw from the global generator, shuffled or not.
     with torch.random.fork_rng(devices=[]):
@@ -193,7 +194,7 @@ def check_inputs(
         x: what was given.
         first: index of the first sample.
         shapes: of a sample of each input, where they are known.
-        look: whether numbers of a single input are finite.
+        look: whether numbers are finite.
 
     Raises:
         ArgumentError, NonFiniteError: see `check_samples`; or the inputs differ in their samples,
@@ -211,7 +212,7 @@ def check_inputs(
     if not isinstance(x, (tuple, list)):
         return (check_samples(x, expected[0], first, look=look),)
     checked = [
-        _check_input(position, value, shape, first)
+        _check_input(position, value, shape, first, look=look)
         for position, (value, shape) in enumerate(zip(values, expected, strict=True))
     ]
     counts = [value.shape[0] for value in checked]
@@ -226,9 +227,11 @@ def check_inputs(
     return tuple(checked)
 
 
-def _check_input(position: int, value: object, shape: tuple[int, ...] | None, first: int) -> Tensor:
+def _check_input(
+    position: int, value: object, shape: tuple[int, ...] | None, first: int, *, look: bool
+) -> Tensor:
     try:
-        return check_samples(value, shape, first)
+        return check_samples(value, shape, first, look=look)
     except (ArgumentError, NonFiniteError) as error:
         raise type(error)(f"input {position}: {error}") from error
 

@@ -197,6 +197,8 @@ def is_affine(stage: Stage) -> bool:
 # What the native op takes: these numbers per stage, and two parameters.
 NUMBERS = 12
 AFFINE_KINDS = (0, 1)
+# Kernel sizes, strides, padding, dilation, groups and flags of a stage without windows.
+_NO_WINDOW = (1, 1, 1, 1, 0, 0, 1, 1, 1, 0)
 _KINDS = {Linear: 0, ConvStage: 1, MaxPool: 2, AveragePool: 3, Activation: 4, Flatten: 5}
 
 
@@ -222,6 +224,10 @@ def encode_chain(
     for stage in stages:
         weight = next(remaining) if is_affine(stage) else ()
         code, values = encode_activation(stage, 0)
+        parameters += values
+        if isinstance(stage, Linear | Activation | Flatten):
+            numbers += [_KINDS[type(stage)], code, *_NO_WINDOW]
+            continue
         axes = [_two(getattr(stage, name, ()), 1) for name in ("kernel_size", "stride")]
         axes += [_two(getattr(stage, "padding", ()), 0), _two(getattr(stage, "dilation", ()), 1)]
         if isinstance(stage, ConvStage):
@@ -229,7 +235,6 @@ def encode_chain(
         flags = getattr(stage, "count_include_pad", False) + 2 * getattr(stage, "ceil_mode", False)
         groups = getattr(stage, "groups", 1)
         numbers += [_KINDS[type(stage)], code, *(n for pair in axes for n in pair), groups, flags]
-        parameters += values
     return numbers, parameters
 
 

@@ -1,4 +1,4 @@
-"""Numbers on their way between the host and a device, which neither waits for."""
+"""Numbers that come from a device, or go to one, without a wait of their own."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def sent(numbers: Sequence[Any] | Tensor, device: torch.device) -> Tensor:
                 [3, 4]])
     """
     made = numbers if isinstance(numbers, Tensor) else torch.tensor(numbers, device="cpu")
-    if device.type == "cpu":
-        return made
+    if device.type != "cuda" or not made.is_cpu:
+        return made.to(device)
     return made.pin_memory().to(device, non_blocking=True)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lipfast.ops._keyed import CHOLESKY
 from lipfast.ops.cholesky_bounds import cholesky_bounds
+from lipfast.ops.fetched import sent
 from lipfast.ops.shifted_grams import shifted_grams
 from lipfast.ops.sides import is_wide, wide
 from lipfast.ops.stack import stacked
@@ -66,7 +67,7 @@ def prove_upper_bounds(
         return torch.full_like(lower, math.inf)
     places = None
     if order != list(range(len(matrices))):
-        places = torch.tensor(order, device=lower.device)
+        places = sent(torch.tensor(order, device="cpu"), lower.device)
         lower = lower.index_select(0, places)
     first, found = 0, []
     for batch in batches:

@@ -12,7 +12,8 @@ from lipfast.graph.nodes import Constant, Graph, Node, Reference
 from lipfast.ops.chain_secants import has_secant_kernel
 from lipfast.ops.chain_stages import Stage, is_affine
 from lipfast.ops.stack import converted
-from lipfast.plan.fold import Folded, fold_batch_norm, folded_parameters
+from lipfast.plan.fold import Folded, fold_batch_norm, folded_parameters, folded_together
+from lipfast.plan.stacked import ResolvedNetworks
 from lipfast.rules.registry import rule_of
 
 _PARAMETERS = ((1, "weight"), (2, "bias"))
@@ -36,17 +37,62 @@ class Chain:
     maps: Mapping[str, Folded]
 
     def parameters(
-        self, state_dict: Mapping[str, Tensor], constants: Mapping[str, Constant], where: str = ""
+        self,
+        state_dict: Mapping[str, Tensor],
+        constants: Mapping[str, Constant],
+        where: str = "",
     ) -> tuple[list[Tensor], list[Tensor | None]]:
-        """Weights and biases of one network, in the order of the stages."""
-        tensors = state_dict
-        if self.maps:
-            tensors = {**state_dict, **folded_parameters(self.maps, state_dict, constants, where)}
+        """Weights and biases of one network, in the order of the stages.
+
+        Raises:
+            NonFiniteError: a BatchNorm cannot be folded.
+        """
+        if not self.maps:
+            return self._in_order(state_dict)
+        found = folded_parameters(self.maps, state_dict, constants, where)
+        return self._in_order({**state_dict, **found})
+
+    def _in_order(self, tensors: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor | None]]:
         weights = [
             tensors[name].mT if transposed else tensors[name]
             for name, transposed in zip(self.weights, self.transposed, strict=True)
         ]
         return weights, [None if name is None else tensors[name] for name in self.biases]
+
+    def parameters_together(
+        self,
+        networks: ResolvedNetworks,
+        constants: Mapping[str, Constant],
+        dtype: torch.dtype,
+        checks: list[Tensor] | None,
+    ) -> tuple[list[Tensor], list[Tensor | None]] | None:
+        """Weights and biases of all networks in a dtype, (N, *shape) each.
+
+        None where they do not lie together, or would have to be looked at one by one.
+
+        Args:
+            networks: resolved.
+            constants: of the plan.
+            dtype: of the result.
+            checks: a truth value is put here that must be looked at before they are used; without
+                a list, what has to be folded is not.
+        """
+        names = [*self.weights, *(name for name in self.biases if name is not None)]
+        new: dict[str, Tensor] = {}
+        if self.maps:
+            found = None if checks is None else folded_together(self.maps, networks, constants)
+            if found is None or checks is None:
+                return None
+            new, right = found
+            checks.append(right.all())
+        elif not all(map(networks.lies_together, names)):
+            return None
+        stored = networks.tensors(name for name in names if name not in new)
+        weights, biases = self._in_order({**stored, **new})
+        return (
+            [weight.to(dtype) for weight in weights],
+            [None if bias is None else bias.to(dtype) for bias in biases],
+        )
 
     def parameters_of(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 import torch
@@ -231,7 +232,7 @@ def resolve_later(
     if isinstance(state_dicts, StackedStateDicts):
         return _resolved_stack(architecture, state_dicts)
     if isinstance(state_dicts, _CheckedNetworks) and state_dicts.architecture is architecture:
-        return _right(state_dicts)
+        return state_dicts.resolved
     wheres, entries = _with_wheres(state_dicts)
     known = [
         isinstance(entry, CheckedStateDict) and entry.architecture is architecture
@@ -276,18 +277,19 @@ def _right(networks: ResolvedNetworks) -> Resolved:
 
 
 class _CheckedNetworks(ResolvedNetworks):
-    """Networks that were checked against an architecture."""
+    """Networks that were checked against an architecture, and what is on its way of the checks."""
 
-    def __init__(self, networks: ResolvedNetworks, architecture: Architecture) -> None:
-        super().__init__(networks, networks.stacked)
+    def __init__(self, resolved: Resolved, architecture: Architecture) -> None:
+        super().__init__(resolved.networks, resolved.networks.stacked)
         self.architecture = architecture
+        self.resolved = replace(resolved, networks=self)
 
 
 def checked_all(
     architecture: Architecture, state_dicts: StateDict | Sequence[StateDict]
 ) -> ResolvedNetworks:
-    """`resolve_all` for several bounds: they take what it gives as it is."""
-    return _CheckedNetworks(resolve_all(architecture, state_dicts), architecture)
+    """`resolve_later` for several bounds, which take what it gives as it is, and settle it."""
+    return _CheckedNetworks(resolve_later(architecture, state_dicts), architecture)
 
 
 def _resolved_stack(architecture: Architecture, stacked: StackedStateDicts) -> Resolved:

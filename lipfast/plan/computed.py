@@ -17,6 +17,7 @@ from torch import Tensor
 from lipfast.errors import NonFiniteError, TraceError, naming
 from lipfast.graph.apply import call_op
 from lipfast.graph.nodes import Argument, Constant, Node, Reference, computed_name, error_name
+from lipfast.ops.fetched import sent
 from lipfast.plan import elementwise_errors, matrix_errors, product_errors  # noqa: F401 (registered)
 from lipfast.plan.canonical import CASTS
 from lipfast.plan.parameter_rules import PARAMETER_RULES, Enclosure, beyond_rule, bind
@@ -123,7 +124,7 @@ class _Evaluation:
             return self.values[reference.name]
         if reference.kind == "constant":
             constant = self.constants[reference.name].tensor()
-            return Enclosure(_as_double(constant.to(device_of(self.tensors))))
+            return Enclosure(sent(_as_double(constant), device_of(self.tensors)))
         error = self.tensors.get(error_name(reference.name))
         return Enclosure(_as_double(self.tensors[reference.name].detach()), error)
 

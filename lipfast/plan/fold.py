@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lipfast.errors import ArgumentError, NonFiniteError
 from lipfast.graph.nodes import Argument, Constant, Graph, Node, Reference, error_name, is_computed
+from lipfast.ops.fetched import sent
 from lipfast.plan.computed import evaluate_computed, evaluate_many, mapped, parameters_read
 from lipfast.plan.stacked import ResolvedNetworks
 from lipfast.plan.state import device_of
@@ -121,31 +122,15 @@ class FoldedGraph:
         """
 
         def compute(entry: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-            found: dict[str, Tensor] = {}
-            for node, folded in self.maps.items():
-                tensors = _compute(folded, entry, constants)
-                for part, tensor in zip(("weight", "bias", "underflow"), tensors, strict=True):
-                    found[folded_name(node, part)] = tensor
-            fine = torch.ones((), dtype=torch.bool, device=device_of(entry))
-            for tensor in found.values():
-                fine = fine & torch.isfinite(tensor).all()
+            found, fine = _folded_and_finite(self.maps, entry, constants)
             if not self.merged:
                 return found, fine
             known = {**entry, **found, **self._errors(found)}
             merged, right = evaluate_many(self.merged, known, constants)
             return {**found, **merged}, fine & right
 
-        return mapped(compute, networks.tensors(self._parameters_read()))
-
-    def _parameters_read(self) -> list[str]:
-        """Names of the parameters that the new ones are computed from."""
-        own = [
-            name
-            for folded in self.maps.values()
-            for name in (folded.weight, folded.bias, *_read_by(folded))
-            if name is not None
-        ]
-        return list(dict.fromkeys([*own, *parameters_read(self.merged)]))
+        names = dict.fromkeys([*_parameters_of(self.maps), *parameters_read(self.merged)])
+        return mapped(compute, networks.tensors(names))
 
 
 def fold_roundings(folds: int) -> float:
@@ -289,6 +274,46 @@ def folded_parameters(
     return found
 
 
+def folded_together(
+    maps: Mapping[str, Folded], networks: ResolvedNetworks, constants: Mapping[str, Constant]
+) -> tuple[dict[str, Tensor], Tensor] | None:
+    """`folded_parameters` of many networks, (N, *shape) each, without a look at a number.
+
+    Also returns for each network whether all are finite. None where networks have to be taken one
+    by one.
+    """
+
+    def compute(entry: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        return _folded_and_finite(maps, entry, constants)
+
+    return mapped(compute, networks.tensors(_parameters_of(maps)))
+
+
+def _folded_and_finite(
+    maps: Mapping[str, Folded], entry: Mapping[str, Tensor], constants: Mapping[str, Constant]
+) -> tuple[dict[str, Tensor], Tensor]:
+    found: dict[str, Tensor] = {}
+    for node, folded in maps.items():
+        tensors = _compute(folded, entry, constants)
+        for part, tensor in zip(("weight", "bias", "underflow"), tensors, strict=True):
+            found[folded_name(node, part)] = tensor
+    fine = torch.ones((), dtype=torch.bool, device=device_of(entry))
+    for tensor in found.values():
+        fine = fine & torch.isfinite(tensor).all()
+    return found, fine
+
+
+def _parameters_of(maps: Mapping[str, Folded]) -> list[str]:
+    """Names of the parameters that folded ones are computed from."""
+    names = [
+        name
+        for folded in maps.values()
+        for name in (folded.weight, folded.bias, *_read_by(folded))
+        if name is not None
+    ]
+    return list(dict.fromkeys(names))
+
+
 def _read_by(folded: Folded) -> Iterator[str]:
     """Names of the parameters that the BatchNorms read."""
     for scaling in folded.scalings:
@@ -303,7 +328,7 @@ def _compute(
     def tensor(reference: Reference) -> Tensor:
         if reference.kind == "constant":
             constant = constants[reference.name].tensor()
-            return constant.to(parameters[folded.weight].device, torch.float64)
+            return sent(constant.double(), parameters[folded.weight].device)
         return parameters[reference.name].detach().double()
 
     weight = parameters[folded.weight].detach().double()

@@ -13,6 +13,7 @@ from torch import Tensor
 from lipfast.errors import ArgumentError, naming
 from lipfast.graph.apply import call_op
 from lipfast.graph.nodes import Argument, Constant, Graph, Node, Reference
+from lipfast.ops.fetched import sent
 from lipfast.rules.registry import rule_of
 
 
@@ -128,8 +129,8 @@ def walk(
 
 def _like(constant: Tensor, activation: Tensor) -> Tensor:
     """On the activations' device; numbers in their dtype, indices and masks as they are."""
-    floating = constant.dtype.is_floating_point
-    return constant.to(activation.device, activation.dtype if floating else constant.dtype)
+    typed = constant.to(activation.dtype) if constant.dtype.is_floating_point else constant
+    return sent(typed, activation.device)
 
 
 def evaluate(

@@ -19,7 +19,7 @@ from lipfast.plan.computed import moves
 from lipfast.plan.constant_folding import ATTENTION
 from lipfast.plan.interpret import NodeArguments, walk
 from lipfast.plan.stacked import ResolvedNetworks
-from lipfast.plan.state import device_of, floating_as
+from lipfast.plan.state import device_of, stack
 from lipfast.rules.registry import rule_of
 
 
@@ -119,11 +119,8 @@ def _look_at_softmaxes(
         visit(arguments.node, hidden)
 
     with plain_arithmetic():
-        used = {ref.name for node in graph.nodes for ref in node.references()}
-        stacked = {
-            name: floating_as(tensor, torch.float64)
-            for name, tensor in networks.tensors(sorted(used)).items()
-        }
+        used = {name for node in graph.nodes for name in node.names("parameter")}
+        stacked = stack(networks, sorted(used), torch.float64)
         device = device_of(stacked)
         zeros = [
             torch.zeros(len(networks), 1, *node.shape, dtype=torch.float64, device=device)

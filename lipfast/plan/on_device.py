@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipfast.ops.fetched import Fetched
+from lipfast.ops.fetched import Fetched, sent
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.computed import evaluate_together
 from lipfast.plan.masks import all_visible
@@ -101,7 +101,10 @@ class _Look:
         read = [mask for mask in read if mask.numel()]
         ends = [end.double() for mask in read for end in (mask.amin(), mask.amax())]
         equal = [
-            (networks.together(name).double() == constant.tensor().to(_device(networks)).double())
+            (
+                networks.together(name).double()
+                == sent(constant.tensor().double(), _device(networks))
+            )
             .all()
             .double()
             for name, constant in required.values.items()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -29,6 +30,9 @@ Traced = TypeVar("Traced", bound=Architecture)
 _DATA_DEPENDENT = ("aten._local_scalar_dense", "aten.item", "aten.nonzero", "aten.is_nonzero")
 
 
+_spelled = cache(str)  # what an op is called: torch makes it anew every time
+
+
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Lists the calls below autograd, operands named by where they come from."""
 
@@ -43,9 +47,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = str(func)
+        name = _spelled(func)
         self.comparable &= not name.startswith(_DATA_DEPENDENT)
-        operands = self._name(tuple(args)), self._name(tuple(sorted(kwargs.items())))
+        named = self._name(tuple(sorted(kwargs.items()))) if kwargs else ()
+        operands = self._name(tuple(args)), named
         self.calls.append((name, *operands))
         result = func(*args, **kwargs)
         for value in result if isinstance(result, (tuple, list)) else (result,):

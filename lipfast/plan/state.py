@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lipfast.errors import NonFiniteError, StateDictError
 from lipfast.plan.renamed import is_counter, is_extra_state, loaded_names
+from lipfast.plan.stacked import ResolvedNetworks
 
 # What DataParallel and torch.compile put in front of every name.
 _PREFIXES = ("module.", "_orig_mod.")
@@ -162,7 +163,13 @@ def require_finite(
         StateDictError: one is not of a floating dtype.
         NonFiniteError: one holds NaN or Inf; says which and how many.
     """
-    for name in used:
+    names = list(used)
+    if names and not tensors[names[0]].is_cpu:
+        for name in names:
+            require_dense_numbers(tensors[name], name, where)
+        if _look_finite([tensors[name] for name in names]):
+            return
+    for name in names:
         tensor = tensors[name]
         require_dense_numbers(tensor, name, where)
         # One cheap reduction; a sum of finite entries may overflow, so only then look closely.
@@ -180,6 +187,15 @@ def require_finite(
                 f"{where}parameter '{name}' of shape {tuple(tensor.shape)} holds {bad} "
                 f"non-finite {'entry' if bad == 1 else 'entries'} ({nan} NaN, {bad - nan} Inf)"
             )
+
+
+def _look_finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether one look says that all numbers are finite, of tensors on one device."""
+    if len({tensor.device for tensor in tensors}) > 1:
+        return False
+    numbers = [tensor.float() if tensor.element_size() == 1 else tensor for tensor in tensors]
+    largest = largest_magnitudes(numbers)
+    return not largest or math.isfinite(torch.cat(largest).amax().item())
 
 
 def require_dense_numbers(tensor: Tensor, name: str, where: str) -> None:
@@ -278,6 +294,9 @@ def stack(
     """Parameters of many networks: (networks, *shape) each, numbers all of one dtype."""
     stacked = {}
     for name in names:
+        if isinstance(state_dicts, ResolvedNetworks) and not state_dicts[0][name].is_cpu:
+            stacked[name] = floating_as(state_dicts.together(name), dtype)
+            continue
         tensors = [entry[name] for entry in state_dicts]
         if tensors[0].is_cpu and all(tensor.dtype.is_floating_point for tensor in tensors):
             # Converted one by one: a second copy of all of them would not stay in the cache.

@@ -59,7 +59,9 @@ def aligned(value: Tensor, argument: Argument, rank: int) -> Tensor:
 def _entries(arguments: Arguments, argument: Argument, output: Tensor) -> Tensor:
     """`_aligned`, a number as a tensor like the result."""
     value = _aligned(arguments, argument)
-    return torch.as_tensor(value, dtype=output.dtype, device=output.device)
+    if isinstance(value, Tensor):
+        return value.to(output)
+    return torch.full((), value, dtype=output.dtype, device=output.device)
 
 
 def _evaluate_sum(arguments: Arguments) -> Tensor:

@@ -137,6 +137,7 @@ def load(folder: Path) -> None:
     torch.cuda.device_count = lambda: 2
     torch.cuda.current_device = lambda: 0
     torch.cuda.synchronize = lambda device=None: None
+    torch.Tensor.pin_memory = lambda self, device=None: self.clone()  # type: ignore[method-assign]
     # Everything is done when it is queued.
     over = SimpleNamespace(query=lambda: True)
     torch.cuda.current_stream = lambda device=None: SimpleNamespace(record_event=lambda: over)  # type: ignore[assignment,return-value]

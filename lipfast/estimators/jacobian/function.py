@@ -37,12 +37,15 @@ class SampleFunction:
         x: the samples in the dtype of the computation; several inputs are flattened and joined.
         outputs: K.
         constants: tensors that the function holds (parameters), which take no memory per sample.
+        checks: where there is a list, truth values that its derivatives rest on are put there, to
+            be looked at later.
     """
 
     function: Function
     x: Tensor
     outputs: int
     constants: tuple[Tensor, ...] = ()
+    checks: list[Tensor] | None = None
 
 
 @contextlib.contextmanager

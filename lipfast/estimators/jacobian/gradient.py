@@ -94,7 +94,7 @@ def _maximisers(
 ) -> tuple[Tensor, Tensor]:
     """Constants u (B, K) and v (B, D) with ``u^T J v = ||J||``."""
     detached = replace(problem, x=problem.x.detach())
-    if prefers_lanczos(size, norm, method):
+    if prefers_lanczos(size, norm, method, problem.x.device):
         try:
             found = lanczos_triplets(detached, size, memory=memory)
             return found.left.detach(), found.right.detach()

@@ -11,11 +11,14 @@ from torch import Tensor
 from lipfast.errors import ArgumentError, LipfastError
 from lipfast.estimators.jacobian.function import Function, SampleFunction
 from lipfast.norms import Norm
+from lipfast.ops.fetched import sent
 from lipfast.ops.modes import forward_mode
 from lipfast.plan.kept_values import strided_parts
 
 # Up to here all min(K, D) rows or columns are formed; beyond, Lanczos needs fewer products.
 _SMALL_SIDE = 64
+# On a device a product more in a batch of them costs little, and each look at Lanczos a wait.
+_SMALL_SIDE_ON_DEVICE = 128
 # Relative difference of two products that should agree: far above rounding, far below an error.
 ADJOINT_TOLERANCE = 0.01
 # Products shorter than so many of the shortest normal numbers may have lost most of their digits.
@@ -41,13 +44,19 @@ class Linearization:
 
     To be used inside `function.differentiating`.
 
+    Args:
+        function: (B, D...) -> (B, K).
+        x: the samples of the block.
+        checks: see `SampleFunction`.
+
     Attributes:
         outputs: K.
         inputs: D.
     """
 
-    def __init__(self, function: Function, x: Tensor) -> None:
+    def __init__(self, function: Function, x: Tensor, checks: list[Tensor] | None = None) -> None:
         self._function = function
+        self._checks = checks
         self._x = x.detach().clone().requires_grad_()
         self._output = function(self._x)
         self._pulled: tuple[Tensor, Tensor] | None = None
@@ -134,10 +143,8 @@ class Linearization:
         generator = torch.Generator(device="cpu").manual_seed(0)
 
         def draw(size: int) -> Tensor:
-            vector = torch.randn(
-                self.samples, size, generator=generator, dtype=torch.float64, device="cpu"
-            )
-            return vector.to(self._x)
+            vector = torch.randn(1, size, generator=generator, dtype=torch.float64, device="cpu")
+            return sent(vector.to(self._x.dtype), self._x.device).expand(self.samples, -1)
 
         u, v = draw(self.outputs), draw(self.inputs)
         least = torch.finfo(v.dtype).tiny
@@ -147,7 +154,10 @@ class Linearization:
         wrong = ((u * pushed).sum(1) - (v * pulled).sum(1)).abs() > ADJOINT_TOLERANCE * size
         # Of what is nearly as short as the dtype's numbers can be, digits are lost on the way.
         lost = _UNDERFLOW * least * (u.norm(dim=1) + v.norm(dim=1))
-        if bool((wrong & (size > lost)).any()):
+        wrong = (wrong & (size > lost)).any()
+        if self._checks is not None:
+            self._checks.append(~wrong)
+        elif bool(wrong):
             raise DerivativeError(
                 "a custom backward pass has a wrong second derivative, or rounding leaves no "
                 "digits of it"
@@ -224,9 +234,10 @@ def require_constant(function: Function, x: Tensor, output: Tensor) -> None:
         )
 
 
-def prefers_lanczos(size: Footprint, norm: Norm, method: str) -> bool:
+def prefers_lanczos(size: Footprint, norm: Norm, method: str, device: torch.device) -> bool:
     """Whether norms are found by products with the Jacobian instead of its rows."""
-    large = not is_small(size.outputs, size.inputs)
+    most = _SMALL_SIDE if device.type == "cpu" else _SMALL_SIDE_ON_DEVICE
+    large = min(size.outputs, size.inputs) > most
     return norm == 2 and (method == "lanczos" or (method == "auto" and large))
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
-from typing import Literal, NoReturn, TypedDict, get_args, overload
+from typing import Literal, NoReturn, TypedDict, overload
 
 import torch
 from torch import Tensor, nn
@@ -14,198 +13,32 @@ from typing_extensions import Unpack
 
 from lipfast.errors import ArgumentError
 from lipfast.estimators.jacobian.function import (
-    SampleFunction,
     check_state,
-    differentiating,
     model_function,
     module_of,
     ordinary,
-    separate_inputs,
     state_dtype,
 )
 from lipfast.estimators.jacobian.gradient import differentiable_values
-from lipfast.estimators.jacobian.lanczos import lanczos_triplets
-from lipfast.estimators.jacobian.linearization import (
-    DerivativeError,
-    footprint,
-    is_small,
-    prefers_lanczos,
+from lipfast.estimators.jacobian.linearization import is_small
+from lipfast.estimators.jacobian.methods import (
+    METHODS,
+    JacobianNorms,
+    Method,
+    function_jacobian_norms,
 )
+from lipfast.estimators.jacobian.networks import chain_norms, fused_chain, plan_jacobian_norms
 from lipfast.estimators.jacobian.precision import other_precision
-from lipfast.estimators.jacobian.rows import row_norms
 from lipfast.estimators.jacobian.trust import require_autograd
 from lipfast.estimators.options import check_flags, check_options, refuse
 from lipfast.estimators.progress import shown_progress
 from lipfast.estimators.samples import Data, check_inputs, read_samples
 from lipfast.norms import AnyNorm, Norm
-from lipfast.ops.chain_jacobian_norms import (
-    chain_jacobian_norms,
-    chain_jacobian_norms_together,
-    has_chain_kernel,
-)
-from lipfast.plan.architecture import Architecture
 from lipfast.plan.cache import cached_plan, is_known, known_plan
-from lipfast.plan.chain import Chain
 from lipfast.plan.checked import resolve
-from lipfast.plan.interpret import evaluate
 from lipfast.plan.modules import lock_of
-from lipfast.plan.stacked import ResolvedNetworks
-from lipfast.plan.state import entries_of, floating_as
+from lipfast.plan.state import entries_of
 from lipfast.plan.trace import Source, trace
-
-Method = Literal["auto", "fused", "rows", "lanczos"]
-METHODS: tuple[str, ...] = get_args(Method)
-
-
-def compute_dtype(tensors: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> torch.dtype:
-    """float64 if any parameter is, else float32."""
-    stacked = tensors.stacked if isinstance(tensors, ResolvedNetworks) else {}
-    apart = [name for name in names if name not in stacked]
-    wide = any(stacked[name].dtype == torch.float64 for name in names if name in stacked) or any(
-        entry[name].dtype == torch.float64 for entry in tensors for name in apart
-    )
-    return torch.float64 if wide else torch.float32
-
-
-def plan_jacobian_norms(
-    plan: Architecture,
-    tensors: Sequence[Mapping[str, Tensor]],
-    x: Tensor,
-    *,
-    norm: Norm = 2,
-    dtype: torch.dtype | None = None,
-    method: Method = "auto",
-    memory: int = 1 << 30,
-) -> Tensor:
-    """``||J_n(x_b)||`` for networks n and samples b.
-
-    Args:
-        plan: the architecture.
-        tensors: checked parameters of each network.
-        x: samples (B, D...); of several inputs flattened and joined.
-        norm: 1, 2 or inf.
-        dtype: float32 or float64; by default that of the parameters.
-        method: ``fused`` (native op for chains), ``rows``, ``lanczos``, or whichever fits.
-        memory: bytes that intermediate results may take.
-
-    Returns:
-        (networks, B) in `dtype`.
-
-    Raises:
-        ArgumentError: `method` is ``fused`` and the plan is not a chain.
-    """
-    dtype = dtype or compute_dtype(tensors, plan.stored_parameters)
-    x = x.to(dtype)
-    chain = fused_chain(plan, norm, x.device) if method == "auto" else None
-    if method == "fused" and norm == 2:
-        chain = plan.chain
-    if chain is not None:
-        return _chain_norms(plan, chain, tensors, x)
-    if method == "fused":
-        raise ArgumentError(
-            "method='fused' needs a chain of linear layers, convolutions, pools and activations, "
-            "and norm=2; use 'auto'"
-        )
-    with torch.inference_mode(False):
-        norms = [
-            function_jacobian_norms(
-                _interpreted(plan, entry, x), norm=norm, method=method, memory=memory
-            ).values
-            for entry in tensors
-        ]
-    return torch.stack(norms)
-
-
-def fused_chain(plan: Architecture, norm: Norm, device: torch.device) -> Chain | None:
-    """The chain that the native op takes, if there is one and nothing else is faster."""
-    if norm != 2 or not is_small(*plan.jacobian_shape):
-        return None
-    chain = plan.chain
-    return chain if chain is not None and has_chain_kernel(chain.stages, device) else None
-
-
-def _chain_norms(
-    plan: Architecture, chain: Chain, tensors: Sequence[Mapping[str, Tensor]], x: Tensor
-) -> Tensor:
-    x = x.contiguous()
-    together = _chain_together(chain, tensors, x.dtype)
-    if together is not None:
-        return chain_jacobian_norms_together(x, *together, chain.stages)[0]
-    weights, biases = chain.parameters_of(tensors, plan.constants, x.dtype)
-    spectral, _ = chain_jacobian_norms(x, weights, biases, chain.stages)
-    return spectral
-
-
-def _chain_together(
-    chain: Chain, tensors: Sequence[Mapping[str, Tensor]], dtype: torch.dtype
-) -> tuple[list[Tensor], list[Tensor | None]] | None:
-    """Weights and biases of all networks, (N, *shape) each, where they lie together already."""
-    if chain.maps or not isinstance(tensors, ResolvedNetworks):
-        return None
-    names = [name for name in (*chain.weights, *chain.biases) if name is not None]
-    if not all(tensors.lies_together(name) for name in names):
-        return None
-    weights, biases = chain.parameters(tensors.tensors(names), {})
-    return (
-        [weight.to(dtype) for weight in weights],
-        [None if bias is None else bias.to(dtype) for bias in biases],
-    )
-
-
-def _interpreted(plan: Architecture, parameters: Mapping[str, Tensor], x: Tensor) -> SampleFunction:
-    def function(samples: Tensor) -> Tensor:
-        inputs = separate_inputs(samples, plan.input_shapes)
-        stacks = [value.unsqueeze(0) for value in inputs]
-        return evaluate(plan.graph, stacked, plan.constants, stacks)[0]
-
-    stacked = {
-        name: floating_as(ordinary(parameters[name]), x.dtype).unsqueeze(0)
-        for name in plan.used_parameters
-    }
-    outputs, _ = plan.jacobian_shape
-    return SampleFunction(function, ordinary(x), outputs, tuple(stacked.values()))
-
-
-@dataclass(frozen=True)
-class JacobianNorms:
-    """Per-sample Jacobian norms and how they were computed.
-
-    Attributes:
-        values: (B,).
-        method: ``fused``, ``rows`` or ``lanczos``.
-        residuals: (B,) for Lanczos, else None: ``||J^T u - value v|| / value`` of the last vectors.
-            A singular value lies within that relative distance of `value`; the error of the largest
-            one is of the order of its square.
-        passes: (B,) for Lanczos, else None: products with J and J^T that the sample took.
-    """
-
-    values: Tensor
-    method: str
-    residuals: Tensor | None = None
-    passes: Tensor | None = None
-
-
-def function_jacobian_norms(
-    problem: SampleFunction, *, norm: Norm, method: Method, memory: int
-) -> JacobianNorms:
-    """Norms of the Jacobians of any function that treats samples apart.
-
-    Raises:
-        ArgumentError: `method` is ``lanczos`` and the norm is not 2.
-        DerivativeError: `method` is ``lanczos`` and the function has no Jacobian-vector products.
-    """
-    if method == "lanczos" and norm != 2:
-        raise ArgumentError("method='lanczos' computes norm 2 only; use 'rows' or 'auto'")
-    with differentiating():
-        size = footprint(problem)
-        if prefers_lanczos(size, norm, method):
-            try:
-                found = lanczos_triplets(problem, size, memory=memory)
-                return JacobianNorms(found.values, "lanczos", found.residuals, found.passes)
-            except DerivativeError:
-                if method == "lanczos":
-                    raise
-        return JacobianNorms(row_norms(problem, size, norm, memory), "rows")
 
 
 class _NormOptions(TypedDict, total=False):
@@ -264,7 +97,8 @@ def jacobian_norms(
         norm: 1 (largest absolute column sum), 2 (largest singular value) or inf (row sum).
         method: ``fused`` for the native op (norm 2, recognised chains), ``rows`` for explicit
             Jacobians, ``lanczos`` for products with J and J^T only (norm 2). ``auto`` takes the
-            fused op where it can, Lanczos where K and D both exceed 64, else rows.
+            fused op where it can, Lanczos where K and D both exceed 64 (128 on a device), else
+            rows.
         memory: bytes for Jacobians and intermediate results; samples go in blocks of that size,
             and rows in blocks where a single sample exceeds it.
         progress: None shows it on a terminal after two seconds, False never, True from the start
@@ -409,4 +243,4 @@ def _known_chain_norms(module: nn.Module, x: Tensor) -> Tensor | None:
             if plan is None or chain is None:
                 return None
             tensors = entries_of(module.state_dict(), plan.parameters, plan.aliases)
-            return _chain_norms(plan, chain, [tensors], samples)[0]
+            return chain_norms(plan, chain, [tensors], samples)[0]

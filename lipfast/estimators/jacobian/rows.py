@@ -21,7 +21,7 @@ from lipfast.ops.jacobian_reduction import RowReduction, operator_norms
 
 # Tensors of the largest activation's size that a backward pass holds at once.
 _WORKING = 4
-# Larger blocks are no faster: their intermediates leave the cache.
+# On the CPU larger blocks are no faster: their intermediates leave the cache.
 _FASTEST_BYTES = 1 << 26
 
 
@@ -39,11 +39,11 @@ def row_norms(problem: SampleFunction, size: Footprint, norm: Norm, memory: int)
 def explicit_jacobians(problem: SampleFunction, memory: int) -> Iterator[Tensor]:
     """Jacobians (b, K, D) of blocks of samples, by backward passes; at least one sample a block."""
     size = footprint(problem)
-    for part in _blocks(problem.x, max(1, memory // _bytes(size, size.outputs))):
+    for part in _blocks(problem.x, max(1, memory // bytes_of_rows(size, size.outputs))):
         yield Linearization(problem.function, part).rows(0, size.outputs)
 
 
-def _bytes(size: Footprint, products: int) -> int:
+def bytes_of_rows(size: Footprint, products: int) -> int:
     """Per sample: what the passes keep, their working set, and the Jacobian twice (a copy)."""
     jacobian = 2 * size.inputs * size.outputs * size.item
     return 3 * size.saved + _WORKING * products * size.largest + jacobian
@@ -58,14 +58,15 @@ def _block_norms(
     problem: SampleFunction, size: Footprint, norm: Norm, memory: int, *, by_columns: bool
 ) -> Tensor:
     products = size.inputs if by_columns else size.outputs
-    each = _bytes(size, products)
+    each = bytes_of_rows(size, products)
     if each > memory:
         return _streamed(problem, size, norm, memory, by_columns=by_columns)
     effective = dual_norm(norm) if by_columns else norm
-    most = max(1, min(memory, _FASTEST_BYTES) // each)
+    fastest = _FASTEST_BYTES if problem.x.is_cpu else memory
+    most = max(1, min(memory, fastest) // each)
     norms = []
     for part in _blocks(problem.x, most):
-        linear = Linearization(problem.function, part)
+        linear = Linearization(problem.function, part, problem.checks)
         rows = linear.columns(0, products) if by_columns else linear.rows(0, products)
         norms.append(operator_norms(rows, effective))
     return torch.cat(norms)
@@ -91,7 +92,7 @@ def _streamed(
     block = int(min(max(1, (memory - 3 * size.saved - gram) // per_row), products))
     norms = []
     for sample in torch.split(problem.x, 1):
-        linear = Linearization(problem.function, sample)
+        linear = Linearization(problem.function, sample, problem.checks)
         reduction = RowReduction(1, products, length, spectral=norm == 2, device=sample.device)
         for start in range(0, products, block):
             stop = min(start + block, products)

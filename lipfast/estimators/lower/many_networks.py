@@ -14,17 +14,18 @@ from lipfast.errors import ArgumentError
 from lipfast.estimators.domain import Domain
 from lipfast.estimators.enclosure import missing_error_rules
 from lipfast.estimators.jacobian.function import joined_inputs
-from lipfast.estimators.jacobian.norms import compute_dtype, plan_jacobian_norms
+from lipfast.estimators.jacobian.networks import compute_dtype, plan_jacobian_norms
 from lipfast.estimators.lower.sample_maximum import Sample, assembled, finite_norms
 from lipfast.estimators.lower.secants import Secants, certified_secants
 from lipfast.estimators.options import check_flags
 from lipfast.estimators.progress import shown_progress
 from lipfast.estimators.results import LowerBound
-from lipfast.estimators.samples import SampleStream, require_finite_samples
+from lipfast.estimators.samples import SampleStream, check_inputs
 from lipfast.norms import AnyNorm, Norm, check_norm
 from lipfast.ops.denormals import denormals_flushed
+from lipfast.ops.fetched import Fetched
 from lipfast.plan.architecture import Architecture
-from lipfast.plan.checked import StateDict, resolve_all
+from lipfast.plan.checked import StateDict, resolve_later
 
 
 def lower_bounds(
@@ -62,24 +63,26 @@ def lower_bounds(
         StateDictError, NonFiniteError: a state dict does not fit the architecture.
     """
     check_flags(per_sample=per_sample)
-    tensors, norm = resolve_all(plan, state_dicts), check_norm(norm)
+    resolved, norm = resolve_later(plan, state_dicts), check_norm(norm)
+    options = _Options(plan, norm, per_sample, memory, domain, progress)
+    if samples.unread and resolved.networks:
+        found = None
+        try:
+            found = _waiting_once(options, resolved.networks, samples.first)
+        except Exception:  # perhaps of numbers that nothing should be made of
+            if resolved.hold():
+                raise
+        if found is not None and resolved.hold():
+            return found
+    tensors = resolved.settled()
     if not tensors:
         return []
-    options = _Options(plan, norm, per_sample, memory, domain, progress)
     if samples.unread:
-        (x,) = samples.first
-        found = _waiting_once(options, tensors, x.detach())
-        if found is not None:
-            return found
-        require_finite_samples(x)
+        check_inputs(samples.first if len(samples.first) > 1 else samples.first[0])
     largest = Largest()
     with shown_progress("Jacobian norms", samples.count, progress) as advance:
         for batch in samples:
-            x = batch[0].detach()
-            if len(batch) > 1:
-                dtype = compute_dtype(tensors, plan.stored_parameters)
-                x = joined_inputs([value.detach() for value in batch], dtype)
-            require_one_device(x, tensors)
+            x = _batch_as_one(plan, tensors, batch)
             largest.take(x, finite_norms(plan, tensors, x, norm, memory))
             advance(len(x))
     secants = options.secants(tensors, largest, in_norm=True)
@@ -136,16 +139,19 @@ class _Options(NamedTuple):
 
 
 def _waiting_once(
-    options: _Options, tensors: Sequence[Mapping[str, Tensor]], x: Tensor
+    options: _Options, tensors: Sequence[Mapping[str, Tensor]], batch: Sequence[Tensor]
 ) -> list[LowerBound] | None:
     """Bounds from one batch on a device, for which the host waits once, at the end.
 
-    None where something is not finite: a sample, or a norm in float32.
+    None where something is not finite (a sample, or a norm in float32), or not as it was taken to
+    be (a BatchNorm that cannot be folded, a wrong derivative).
     """
     plan, norm, memory, largest = options.plan, options.norm, options.memory, Largest()
-    require_one_device(x, tensors)
+    x, checks = _batch_as_one(plan, tensors, batch), list[Tensor]()
     with shown_progress("Jacobian norms", len(x), options.progress):
-        largest.take(x, plan_jacobian_norms(plan, tensors, x, norm=norm, memory=memory))
+        norms = plan_jacobian_norms(plan, tensors, x, norm=norm, memory=memory, checks=checks)
+        largest.take(x, norms)
+    right = Fetched(checks) if checks else None
     secants = options.secants(tensors, largest, in_norm=False)
     norms, size = largest.norms, torch.linalg.vector_norm(x, math.inf, dtype=torch.float64)
     columns = [
@@ -161,6 +167,8 @@ def _waiting_once(
     # The largest of some norms is NaN if one of them is.
     if not all(map(math.isfinite, (*values, sizes[0]))):
         return None
+    if right is not None and not all(map(bool, right.read())):
+        return None
     known = (values, positions, means, [length / math.sqrt(len(x)) for length in lengths])
     if secants is not None:
         secants = replace(secants, known=proved[0])
@@ -172,6 +180,18 @@ def _waiting_once(
             )
             secants = secants.replaced(loose, again)
     return options.assembled(largest.of_each_network(known), secants)
+
+
+def _batch_as_one(
+    plan: Architecture, tensors: Sequence[Mapping[str, Tensor]], batch: Sequence[Tensor]
+) -> Tensor:
+    """A batch as one tensor; several inputs in the dtype of the computation."""
+    x = batch[0].detach()
+    if len(batch) > 1:
+        dtype = compute_dtype(tensors, plan.stored_parameters)
+        x = joined_inputs([value.detach() for value in batch], dtype)
+    require_one_device(x, tensors)
+    return x
 
 
 def require_one_device(x: Tensor, tensors: Sequence[Mapping[str, Tensor]]) -> None:
@@ -256,7 +276,7 @@ class Largest:
     def of_each_network(self, known: Sequence[Sequence[float]] | None = None) -> list[Sample]:
         """What was found of each network; `known` are the `statistics`, if they are on the host."""
         if known is None:
-            known = [column.tolist() for column in self.statistics()]
+            known = torch.stack([column.double() for column in self.statistics()]).tolist()
         values, positions, means, squares = known
         columns = zip(self.norms, values, positions, self.points, means, squares, strict=True)
         return [

@@ -11,6 +11,7 @@ from torch import Tensor
 from lipfast.estimators.jacobian.directions import steepest_direction
 from lipfast.estimators.lower.networks import LARGEST_JACOBIAN, Networks, TracedNetworks
 from lipfast.norms import Norm
+from lipfast.ops.fetched import sent
 from lipfast.ops.modes import forward_mode
 from lipfast.plan.interpret import evaluate
 
@@ -59,7 +60,8 @@ def _power_direction(networks: TracedNetworks, x: Tensor) -> Tensor:
         return torch.where(torch.isfinite(length) & (length > 0), vector / length, otherwise)
 
     generator = torch.Generator(device="cpu").manual_seed(0)
-    start = torch.randn(x.shape, generator=generator, dtype=x.dtype, device="cpu").to(x.device)
+    start = torch.randn(x.shape, generator=generator, dtype=x.dtype, device="cpu")
+    start = sent(start, x.device)
     direction = unit(start, start)
     with torch.enable_grad():
         point = x.clone().requires_grad_()
@@ -93,5 +95,5 @@ def _steps(
         low, high = len(columns), len(columns) + 1
         columns += [-down, up]
         pairs += [(low, high), (0, high), (low, 0)]
-    first, second = torch.tensor(pairs, device=x.device).unbind(1)
+    first, second = sent(torch.tensor(pairs, device="cpu"), x.device).unbind(1)
     return torch.stack(columns, 1), (first, second)

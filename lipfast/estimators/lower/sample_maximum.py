@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lipfast._clock import running
 from lipfast.estimators.estimate import Estimate, log_down
-from lipfast.estimators.jacobian.norms import fused_chain, plan_jacobian_norms
+from lipfast.estimators.jacobian.networks import fused_chain, plan_jacobian_norms
 from lipfast.estimators.results import LowerBound, Search
 from lipfast.norms import Norm
 from lipfast.ops.denormals import FLUSHED
@@ -27,9 +27,17 @@ def finite_norms(
     """Jacobian norms (networks, B); networks that overflow float32 again in float64."""
     # Then it is the native op and little else.
     fused = fused_chain(plan, norm, x.device) is not None
+    checks: list[Tensor] = []
     with running("chain_jacobian_norms") if fused else nullcontext():
-        norms = plan_jacobian_norms(plan, tensors, x, norm=norm, memory=memory)
-    broken = (~torch.isfinite(norms)).any(1).nonzero().flatten().tolist()
+        norms = plan_jacobian_norms(
+            plan, tensors, x, norm=norm, memory=memory, checks=None if x.is_cpu else checks
+        )
+        finite = torch.isfinite(norms).all(1)
+        fine = torch.cat([finite, *(check[None] for check in checks)]).tolist()
+        if not all(fine[len(norms) :]):
+            norms = plan_jacobian_norms(plan, tensors, x, norm=norm, memory=memory)
+            fine = torch.isfinite(norms).all(1).tolist()
+    broken = [index for index in range(len(norms)) if not fine[index]]
     if not broken:
         return norms
     wide = norms.double()

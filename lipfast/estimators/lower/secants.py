@@ -71,6 +71,12 @@ class Secants:
     loose: Tensor
     known: Sequence[float] | None = None
 
+    def read(self) -> tuple[Secants, list[int]]:
+        """These with their values on the host, and which are loose."""
+        values, loose = torch.stack([self.values, self.loose.to(self.values)]).tolist()
+        again = [network for network, is_loose in enumerate(loose) if is_loose]
+        return replace(self, known=values), again
+
     def of_each(self) -> list[tuple[float, Tensor]]:
         """Value and points (2, *shape) of each network."""
         values = self.values.tolist() if self.known is None else self.known
@@ -116,7 +122,9 @@ def certified_secants(
         chains = chains_on_device(plan, tensors, samples)
         if chains is not None:
             found = _by_kernels(chains, samples, norm, domain)
-            again = found.loose.nonzero().flatten().tolist() if in_norm else ()
+            if not in_norm:
+                return found
+            found, again = found.read()
             if not again:
                 return found
             own = [tensors[network] for network in again]
@@ -157,7 +165,7 @@ def _block_by_block(
     parts = []
     with one_thread() if together > 1 else nullcontext(), plain_arithmetic():
         for start in range(0, len(tensors), block):
-            own = tensors[start : start + block]
+            own = tensors if block >= len(tensors) else tensors[start : start + block]
             x = samples[start : start + block].detach().to(torch.float64).clone()
             networks = networks_of(plan, own, chain, workers)
             points, pairs = points_around(networks, x, norm)

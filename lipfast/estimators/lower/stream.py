@@ -19,7 +19,7 @@ from lipfast.estimators.jacobian.function import (
     model_function,
     module_of,
 )
-from lipfast.estimators.jacobian.norms import function_jacobian_norms
+from lipfast.estimators.jacobian.methods import function_jacobian_norms
 from lipfast.estimators.jacobian.trust import require_autograd
 from lipfast.estimators.lower.many_networks import Largest, why_not_certified
 from lipfast.estimators.lower.sample_maximum import assembled, finite_norms

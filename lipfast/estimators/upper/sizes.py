@@ -16,11 +16,11 @@ from lipfast.estimators.domain import Domain
 from lipfast.estimators.enclosure import enclose_nodes, missing_error_rules
 from lipfast.graph.nodes import Node, Reference, error_name
 from lipfast.norms import Norm
-from lipfast.ops.fetched import Fetched
+from lipfast.ops.fetched import Fetched, sent
 from lipfast.ops.modes import plain_arithmetic
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.stacked import ResolvedNetworks
-from lipfast.plan.state import device_of, floating_as
+from lipfast.plan.state import device_of, stack
 from lipfast.rounding import widened
 from lipfast.rules.magnitude import Magnitude, numbers_of_tensors, of_numbers, of_tensor
 from lipfast.rules.upward import Upward, p_norm
@@ -159,13 +159,10 @@ def _at_centre(
 ) -> dict[Reference, Tensor]:
     """How large every activation is at the centre of the domain, (N, *shape) each."""
     with plain_arithmetic():
-        stacked = {
-            name: floating_as(tensor, torch.float64)
-            for name, tensor in networks.tensors(plan.used_parameters).items()
-        }
+        stacked = stack(networks, plan.used_parameters, torch.float64)
         shape = len(networks), 1
         points = [
-            domain.middle(own).to(device_of(stacked)).expand(*shape, *own).clone()
+            sent(domain.middle(own), device_of(stacked)).expand(*shape, *own).clone()
             for own in plan.input_shapes
         ]
         values, errors = enclose_nodes(plan, stacked, points)

@@ -12,7 +12,8 @@ from lipfast.errors import ArgumentError
 from lipfast.estimators.jacobian.function import SampleFunction, differentiating
 from lipfast.estimators.jacobian.lanczos import SingularTriplets, lanczos_triplets
 from lipfast.estimators.jacobian.linearization import DerivativeError, Linearization, footprint
-from lipfast.estimators.jacobian.norms import JacobianNorms, jacobian_norms
+from lipfast.estimators.jacobian.methods import JacobianNorms
+from lipfast.estimators.jacobian.norms import jacobian_norms
 from tests.support.jacobian_cases import ACTIVATIONS, jacobians, norms, perceptron, samples
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}

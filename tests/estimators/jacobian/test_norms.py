@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from lipfast.errors import ArgumentError, NonFiniteError, UnsupportedOpError
 from lipfast.estimators.jacobian.function import SampleFunction, differentiating
-from lipfast.estimators.jacobian.norms import jacobian_norms, plan_jacobian_norms
+from lipfast.estimators.jacobian.networks import plan_jacobian_norms
+from lipfast.estimators.jacobian.norms import jacobian_norms
 from lipfast.estimators.jacobian.rows import explicit_jacobians
 from lipfast.estimators.plan import Plan
 
