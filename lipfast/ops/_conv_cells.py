@@ -42,6 +42,11 @@ class Cells:
         """How many have several taps."""
         return sum(count > 1 for count in self.taps)
 
+    @property
+    def children_of_one(self) -> int:
+        """How many a cell has, mirror images included."""
+        return (0, 2, 4, 8)[self.axes]
+
     def roots(self) -> Tensor:
         """Centres (P, 3) of level 0, on the CPU; of a grid, its points."""
         counts, steps = [1, 1, 1], [0, 0, 0]

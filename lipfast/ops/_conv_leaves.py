@@ -9,7 +9,7 @@ the proofs of its leaves (`_conv_queued`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,13 +19,16 @@ from lipfast.ops._conv_cells import Cells
 from lipfast.ops._conv_symbols import SymbolStack, batches
 from lipfast.ops.fetched import sent
 
-# Cells that are split, level by level, of all groups of a kernel together: by axes. More than are
-# needed for kernels of Gaussian entries (32 x 64 channels and 5 x 5 taps; 16 x 32 and 3 x 3 x 3).
+# Cells that are split, level by level, of all groups of a kernel together: by axes. From the third
+# level on times a factor: the largest singular values of larger symbols vary less. More than are
+# needed for kernels of Gaussian entries: 26 to 209 on the third level of 3 x 3 taps, from 64 x 128
+# to 256 x 256 channels; 1,011 on the second level of 3 x 3 x 3.
 _SPLIT = {
     1: (64, 32, 16, 8),
     2: (256, 256, 64, 32, 16),
-    3: (256, 512, 256, 64, 64, 16),
+    3: (256, 1100, 256, 64, 64, 16),
 }
+_SIDE_OF_ONE, _LARGEST_FACTOR = 64, 5
 # Steps of Lanczos' process at roots, at children, from their parents' vectors, and at last.
 _FIRST_STEPS, _LATER_STEPS, _LAST_STEPS = 8, 5, 20
 # Of each level and of the last one, how many cells a maximum is looked for at.
@@ -74,7 +77,7 @@ class Exploration:
     """A covering, and where symbols are largest as far as was seen.
 
     Attributes:
-        leaves: the covering of half of the torus, for each group.
+        leaves: the covering of half of the torus, for each group; without vectors.
         cosines: (P,), `Cells.cosine` of the leaves' levels.
         cosine: of the last level.
         best: one place for each kernel, in their order.
@@ -95,9 +98,10 @@ class Exploration:
         for level in range(last + 1):
             order = current.values.argsort(dim=1, descending=True)
             count = order.shape[1]
-            split = min(_most_split(cells, level), count) if level < last else 0
+            split = min(_most_split(cells, level, stack.sides[0]), count) if level < last else 0
             if split < count:
-                leaves.append(current.at(order[:, split:]))
+                plain = replace(current, vectors=current.vectors[:, :, :0])
+                leaves.append(plain.at(order[:, split:]))
                 cosines.append(current.values.new_full((count - split,), cells.cosine(level)))
             candidates.append(current.at(order[:, : _CANDIDATES if level == last else 1]))
             if split:
@@ -171,6 +175,17 @@ def last_level(cells: Cells, rtol: float) -> int:
     return level
 
 
-def _most_split(cells: Cells, level: int) -> int:
+def cells_looked_at(cells: Cells, groups: int, side: int, rtol: float) -> int:
+    """How many an `Exploration` looks at for each kernel, with symbols of this side."""
+    count = groups * len(cells.roots())
+    total, last = count, last_level(cells, rtol)
+    for level in range(last):
+        count = min(_most_split(cells, level, side), count) * cells.children_of_one
+        total += count
+    return total
+
+
+def _most_split(cells: Cells, level: int, side: int) -> int:
     counts = _SPLIT[cells.axes]
-    return counts[min(level, len(counts) - 1)]
+    count = counts[min(level, len(counts) - 1)]
+    return count if level < 2 else count * min(max(1, side // _SIDE_OF_ONE), _LARGEST_FACTOR)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lipfast.ops._conv_cells import cells_of
 from lipfast.ops._conv_device import kernels_at_once
-from lipfast.ops._conv_leaves import Exploration
+from lipfast.ops._conv_leaves import Exploration, cells_looked_at
 from lipfast.ops._conv_proofs import prove, prove_grams
 from lipfast.ops._conv_symbol_lower import image_sizes, lower_value
 from lipfast.ops._conv_symbols import SymbolStack, batches, symbol_stack
@@ -69,7 +69,11 @@ class QueuedSuprema:
         self._cells = cells_of(taps.shape[2:5], grid)
         self._rtol, self._seed, self._memory = rtol, seed, memory
         size = kernels_at_once(taps.shape[1:], self._cells, memory)
-        parts = [self._part(taps[part], size > 0) for part in batches(len(taps), size or len(taps))]
+        side = taps.shape[5]
+        looked_at = cells_looked_at(self._cells, taps.shape[1], side, rtol)
+        # A cell's vector, its parent's, and copies of these; and numbers.
+        at_once = min(size or len(taps), max(1, memory // (64 * (side + 2) * looked_at)))
+        parts = [self._part(taps[part], size > 0) for part in batches(len(taps), at_once)]
         self._shape = len(taps), taps.shape[2:5].numel(), *taps.shape[5:]
         read, peaks = (
             [torch.cat(column) for column in zip(*own, strict=True)]

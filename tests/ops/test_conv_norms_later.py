@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lipfast.ops import _conv_leaves, _conv_proofs
 from lipfast.ops._conv_cells import CYCLE, cells_of
-from lipfast.ops._conv_leaves import Exploration, last_level
+from lipfast.ops._conv_leaves import Exploration, Places, cells_looked_at, last_level
 from lipfast.ops._conv_operator import conv_operator
 from lipfast.ops._conv_queued import QueuedSuprema
 from lipfast.ops._conv_symbols import symbol_stack
@@ -101,6 +101,26 @@ def test_the_last_level_is_what_is_asked_for() -> None:
         level = last_level(cells, rtol)
         assert cells.cosine(level) >= 1 - 0.25 * rtol > cells.cosine(level - 1)
     assert last_level(cells_of((3, 3, 1), (5, 5, 1)), 1e-3) == 0
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_cells_are_counted_beforehand(shape: tuple[int, ...]) -> None:
+    cells = cells_of(shape[1:4], (0, 0, 0))
+    stack = symbol_stack(normal(1, *shape), cells.periods, with_products=True)
+    looked_at = []
+    look = Exploration._looked_at
+
+    def counted(self: Exploration, symbols: Tensor, *rest: Tensor, steps: int) -> Places:
+        looked_at.append(symbols.shape[1])
+        return look(self, symbols, *rest, steps=steps)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Exploration, "_looked_at", counted)
+        found = Exploration(stack, cells, rtol=RTOL, seed=0, memory=1 << 30)
+    # The last look is at places that were looked at before.
+    assert sum(looked_at[:-1]) == cells_looked_at(cells, shape[0], shape[4], RTOL)
+    assert found.leaves.symbols.shape[1] < sum(looked_at)
+    assert cells_looked_at(cells, shape[0], 512, RTOL) >= sum(looked_at[:-1])
 
 
 def test_grids_are_exact() -> None:

@@ -5,6 +5,7 @@ No part of a proof: what is proved of each layer is in the ops and in `layer_nor
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, overload
@@ -101,13 +102,14 @@ def layer_brackets(call: LayerCall) -> tuple[LayerBrackets, FoundStarts]:
     kernels = [layer for layer in call.layers if layer.convolution is not None]
     turned = [layer for layer in matrices if layer.transposed and call.norm != 2]
     plain = [layer for layer in matrices if layer not in turned]
-    flat = _kernels_of_one_tap(call, kernels)
-    kernels = [layer for layer in kernels if layer not in flat]
+    flat = _kernels_of_one_tap(call, kernels) if kernels and call.norm == 2 else []
+    if flat:
+        kernels = [layer for layer in kernels if layer not in flat]
+        plain = [layer for layer in call.layers if layer in plain or layer in flat]
     queued = []
     if kernels:
         queued.append(_kernel_brackets(call, kernels, starts))
-    straight = [layer for layer in call.layers if layer in plain or layer in flat]
-    for chosen, norm in ((turned, dual_norm(call.norm)), (straight, call.norm)):
+    for chosen, norm in ((turned, dual_norm(call.norm)), (plain, call.norm)):
         if chosen:
             queued.append(_matrix_brackets(call, chosen, norm, starts))
     if len(queued) == 1:
@@ -121,7 +123,7 @@ def layer_brackets(call: LayerCall) -> tuple[LayerBrackets, FoundStarts]:
 def _kernels_of_one_tap(call: LayerCall, kernels: Sequence[Layer]) -> list[Layer]:
     """On a device, those whose norm 2 is that of a matrix: they go together with the matrices."""
     networks = call.networks
-    if call.norm != 2 or not kernels or networks[0][kernels[0].weight].is_cpu:
+    if networks[0][kernels[0].weight].is_cpu:
         return []
     return [layer for layer in kernels if is_matrix(operator_of(layer, networks[0][layer.weight]))]
 
@@ -168,7 +170,7 @@ def _brackets_of_matrices(
     begin = None
     if any(call.start):
         begin = [
-            start if len(own) == 1 else None
+            start
             for entry in call.start
             for layer, own in zip(chosen, by_layer, strict=True)
             for start in [_start_of_layer(entry, layer)] * len(own)
@@ -177,20 +179,23 @@ def _brackets_of_matrices(
     lower, upper, certified, passes = _on_the_host(result)
     fields = [lower, upper, certified.astype(bool), passes.astype(np.int64)]
     fields.append(np.array(result.method, dtype=object))
-    ends = np.cumsum([len(own) for own in by_layer])
+    begins = [0, *itertools.accumulate(len(own) for own in by_layer)][:-1]
     if len(columns) > len(chosen):
-        fields = _of_groups(fields, len(columns), [0, *ends[:-1].tolist()])
+        fields = _of_groups(fields, len(columns), begins)
     found = LayerBrackets.of_all(chosen, *fields)
-    for position, (layer, end) in enumerate(zip(chosen, ends.tolist(), strict=True)):
+    for position, layer in enumerate(chosen):
         if layer.convolution is not None:
             methods = found.methods[:, position]
             methods[methods != "holder"] = "matrix"
         elif norm == 2:
-            starts.add(layer.parameter, partial(_start_of, result, len(columns), end - 1))
+            own = partial(_start_of, result, len(columns), begins[position])
+            starts.add(layer.parameter, own)
     return lambda: found
 
 
-def _of_groups(fields: Sequence[npt.NDArray[Any]], columns: int, begins: Any) -> list[Any]:
+def _of_groups(
+    fields: Sequence[npt.NDArray[Any]], columns: int, begins: Sequence[int]
+) -> list[npt.NDArray[Any]]:
     """What is said of some matrices side by side, of each layer's: their largest norm."""
     lower, upper, certified, passes, methods = (own.reshape(-1, columns) for own in fields)
     return [
