@@ -232,7 +232,7 @@ def resolve_later(
     if isinstance(state_dicts, StackedStateDicts):
         return _resolved_stack(architecture, state_dicts)
     if isinstance(state_dicts, _CheckedNetworks) and state_dicts.architecture is architecture:
-        return state_dicts.resolved
+        return state_dicts.resolved()
     wheres, entries = _with_wheres(state_dicts)
     known = [
         isinstance(entry, CheckedStateDict) and entry.architecture is architecture
@@ -282,7 +282,12 @@ class _CheckedNetworks(ResolvedNetworks):
     def __init__(self, resolved: Resolved, architecture: Architecture) -> None:
         super().__init__(resolved.networks, resolved.networks.stacked)
         self.architecture = architecture
-        self.resolved = replace(resolved, networks=self)
+        self._resolved = resolved
+
+    def resolved(self) -> Resolved:
+        """Say what is known of these."""
+        # Made anew each time: a cycle of references would keep the weights.
+        return replace(self._resolved, networks=self)
 
 
 def checked_all(
