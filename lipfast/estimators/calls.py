@@ -14,7 +14,7 @@ from lipfast.estimators.domain import Domain
 from lipfast.estimators.jacobian.input_gradient import input_gradient_norms
 from lipfast.estimators.jacobian.norms import jacobian_norms
 from lipfast.estimators.lower.stream import lower_bound
-from lipfast.estimators.options import check_options, refuse
+from lipfast.estimators.options import Method, check_options, refuse
 from lipfast.estimators.plan import Plan, bounds_from
 from lipfast.estimators.results import Bounds, UpperBound
 from lipfast.estimators.samples import Data, example_of, read_samples
@@ -74,6 +74,8 @@ def upper_bound(
     norm: AnyNorm = 2,
     domain: Domain | None = None,
     rtol: float = 1e-6,
+    method: Method = "product",
+    effort: int = 2,
     memory: int = 1 << 30,
     progress: bool | None = None,
     **_elsewhere: NoReturn,
@@ -93,6 +95,8 @@ def upper_bound(
         rtol: relative gap of the bracket of each layer's norm, where that is over all input sizes
             for a convolution, and never below 1e-3. For wide convolutions 1e-2 takes a fraction of
             the time.
+        method: "quadratic" also bounds by quadratic constraints where it can, see `Plan.upper`.
+        effort: of its search, 1, 2 or 3.
         memory: accepted as in every call; an upper bound takes what the sizes of the layers ask
             for, whatever it is.
         progress: None shows it on a terminal after two seconds, False never, True from the start
@@ -119,7 +123,14 @@ def upper_bound(
     check_options(norm, domain, memory, progress)
     plan = Plan.of(trace(model, example_of(example_input)))
     return plan.upper(
-        _state_dict(model), norm=norm, domain=domain, rtol=rtol, memory=memory, progress=progress
+        _state_dict(model),
+        norm=norm,
+        domain=domain,
+        rtol=rtol,
+        method=method,
+        effort=effort,
+        memory=memory,
+        progress=progress,
     )
 
 
@@ -132,6 +143,8 @@ def bounds(
     memory: int = 1 << 30,
     domain: Domain | None = None,
     rtol: float = 1e-6,
+    method: Method = "product",
+    effort: int = 2,
     progress: bool | None = None,
     **_elsewhere: NoReturn,
 ) -> Bounds:
@@ -146,6 +159,8 @@ def bounds(
         memory: bytes that intermediate tensors may take.
         domain: the bounds hold for inputs in this set, see `upper_bound` and `lower_bound`.
         rtol: relative gap of the bracket of each layer's norm, see `upper_bound`.
+        method: of the upper bound, see `upper_bound`.
+        effort: see `upper_bound`.
         progress: see `upper_bound`.
 
     Returns:
@@ -184,6 +199,8 @@ def bounds(
             norm=norm,
             rtol=rtol,
             seed=0,
+            method=method,
+            effort=effort,
             per_sample=per_sample,
             memory=memory,
             domain=domain,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import TypedDict
+from typing import Literal, TypedDict, get_args
 
 import numpy as np
 
@@ -27,7 +27,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     "simplify": ("Plan.upper",),
     "per_sample": ("bounds", "lower_bound", "Plan.bounds", "Plan.lower"),
     "search": ("lower_bound",),
-    "method": ("jacobian_norms",),
+    "method": ("jacobian_norms", "bounds", "upper_bound", *_UPPER),
+    "effort": ("bounds", "upper_bound", *_UPPER),
     "details": ("jacobian_norms",),
     "create_graph": ("input_gradient_norms", "jacobian_norms"),
     "draws": ("lower_bound(search='convex')", "lower_bound(search='neighbourhood')"),
@@ -39,6 +40,10 @@ HOMES: dict[str, tuple[str, ...]] = {
     "starts": ("lower_bound(search='ascent')",),
     "step": ("lower_bound(search='ascent')",),
 }
+
+
+Method = Literal["product", "quadratic"]
+"""Of an upper bound: the product of norms, or the smaller of it and quadratic constraints."""
 
 
 class SharedOptions(TypedDict, total=False):
@@ -61,6 +66,8 @@ class UpperOptions(SharedOptions, total=False):
 
     rtol: float
     seed: int
+    method: Method
+    effort: int
 
 
 class ProductOptions(UpperOptions, total=False):
@@ -96,6 +103,25 @@ def check_options(
         raise ArgumentError(f"progress must be True, False or None, got {progress!r}")
     check_domain(domain, shapes)
     return check_norm(norm)
+
+
+def check_method(method: object, effort: object, norm: Norm) -> bool:
+    """Whether quadratic constraints are asked for.
+
+    Raises:
+        ArgumentError: the method or the effort is none, or does not fit the norm.
+
+    Examples:
+        >>> check_method("quadratic", 2, 2)
+        True
+    """
+    if method not in get_args(Method):
+        raise ArgumentError(f"method must be 'product' or 'quadratic', got {method!r}")
+    if isinstance(effort, bool) or effort not in (1, 2, 3):
+        raise ArgumentError(f"effort must be 1, 2 or 3, got {effort!r}")
+    if method == "quadratic" and norm != 2:
+        raise ArgumentError(f"method='quadratic' bounds norm 2, not norm {norm:g}")
+    return method == "quadratic"
 
 
 def check_flags(**flags: object) -> None:

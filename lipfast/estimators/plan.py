@@ -18,6 +18,7 @@ from lipfast.estimators.lower.many_networks import lower_bounds
 from lipfast.estimators.options import (
     BoundsOptions,
     LowerOptions,
+    Method,
     ProductOptions,
     check_options,
     refuse,
@@ -130,6 +131,8 @@ class Plan(Architecture):
         start: Starts = None,
         simplify: bool = True,
         domain: Domain | None = None,
+        method: Method = "product",
+        effort: int = 2,
         memory: int = 1 << 30,
         progress: bool | None = None,
         **_elsewhere: NoReturn,
@@ -149,6 +152,10 @@ class Plan(Architecture):
                 another; False gives the published product, layer by layer.
             domain: `lipfast.Box` or `lipfast.Ball`: the bound holds for inputs in this set; without
                 one for all inputs.
+            method: "quadratic" also bounds chains of matrices and entrywise ops by quadratic
+                constraints on slopes, and takes the smaller of both bounds (norm 2, on the CPU).
+                Its proof stands apart from the search, and is `UpperBound.certificate`.
+            effort: how long that searches: 1 (about as long as ten products), 2 or 3.
             memory: accepted as in every call; an upper bound takes what the sizes of the layers ask
                 for, whatever it is.
             progress: None shows it on a terminal after two seconds, False never, True from the
@@ -169,6 +176,12 @@ class Plan(Architecture):
             >>> weights = {"0.weight": torch.tensor([[3.0, 0.0], [0.0, 4.0]])}
             >>> round(plan.upper(weights).value, 5)  # at most 1e-6 above, relative
             4.0
+            >>> model = torch.nn.Sequential(*model, torch.nn.Linear(2, 1, bias=False))
+            >>> plan, weights = lipfast.compile(model, torch.zeros(2, 2)), dict(weights)
+            >>> weights["2.weight"] = torch.tensor([[1.0, -1.0]])
+            >>> both = plan.upper(weights), plan.upper(weights, method="quadratic")
+            >>> [round(bound.value, 3) for bound in both]
+            [5.657, 5.0]
         """
         refuse("Plan.upper", _elsewhere)
         norm = check_options(norm, domain, memory, progress, shapes=self.input_shapes)
@@ -182,6 +195,8 @@ class Plan(Architecture):
                 start=start,
                 simplify=simplify,
                 domain=domain,
+                method=method,
+                effort=effort,
             )
         return results[0] if isinstance(state_dicts, Mapping) else results
 
@@ -192,6 +207,8 @@ class Plan(Architecture):
         rtol: float = 1e-6,
         seed: int = 0,
         domain: Domain | None = None,
+        method: Method = "product",
+        effort: int = 2,
         memory: int = 1 << 30,
         progress: bool | None = None,
         **_elsewhere: NoReturn,
@@ -203,6 +220,9 @@ class Plan(Architecture):
             rtol: relative gap of each layer's bracket.
             seed: of the first checkpoint's start vectors.
             domain: the bounds hold for inputs in this set, see `upper`.
+            method: see `upper`; quadratic constraints start from the multipliers before, which
+                takes fewer sweeps.
+            effort: see `upper`.
             memory: see `upper`.
             progress: see `upper`.
 
@@ -211,7 +231,16 @@ class Plan(Architecture):
         """
         refuse("Plan.tracker", _elsewhere)
         norm = check_options(norm, domain, memory, progress, shapes=self.input_shapes)
-        return Tracker(self, norm=norm, rtol=rtol, seed=seed, domain=domain, progress=progress)
+        return Tracker(
+            self,
+            norm=norm,
+            rtol=rtol,
+            seed=seed,
+            domain=domain,
+            method=method,
+            effort=effort,
+            progress=progress,
+        )
 
     @overload
     def lower(
@@ -298,6 +327,8 @@ class Plan(Architecture):
         per_sample: bool = False,
         memory: int = 1 << 30,
         domain: Domain | None = None,
+        method: Method = "product",
+        effort: int = 2,
         progress: bool | None = None,
         **_elsewhere: NoReturn,
     ) -> Bounds | list[Bounds]:
@@ -321,6 +352,8 @@ class Plan(Architecture):
                 per_sample=per_sample,
                 memory=memory,
                 domain=domain,
+                method=method,
+                effort=effort,
                 progress=progress,
             )
         return results[0] if isinstance(state_dicts, Mapping) else results
@@ -371,6 +404,8 @@ def bounds_from(
     *,
     rtol: float,
     seed: int,
+    method: Method,
+    effort: int,
     **shared: Unpack[LowerOptions],
 ) -> list[Bounds]:
     """`Plan.bounds` of checked options and opened data."""
@@ -378,7 +413,14 @@ def bounds_from(
     state_dicts = checked_all(plan, state_dicts)
     with shown_progress("layer norms", None, shared["progress"]):
         uppers, _ = product_bounds(
-            plan, state_dicts, norm=norm, rtol=rtol, seed=seed, domain=domain
+            plan,
+            state_dicts,
+            norm=norm,
+            rtol=rtol,
+            seed=seed,
+            domain=domain,
+            method=method,
+            effort=effort,
         )
     lowers = lower_bounds(plan, state_dicts, samples, **shared)
     return [ordered(lower, upper) for lower, upper in zip(lowers, uppers, strict=True)]

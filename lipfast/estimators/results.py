@@ -14,6 +14,7 @@ from lipfast.estimators.estimate import Estimate, eight_digits, format_value, no
 from lipfast.estimators.upper.composition import Composition, Sources
 from lipfast.estimators.upper.explanation import Explanation, explanation
 from lipfast.estimators.upper.layer_bracket import LayerBracket
+from lipfast.estimators.upper.quadratic.certificate import QuadraticCertificate
 from lipfast.estimators.upper.table import WIDTH, layer_frame, layer_html, layer_table, shares_of
 from lipfast.text import given_rules
 
@@ -30,7 +31,9 @@ class UpperBound(Estimate):
 
     Attributes:
         layers: their brackets.
-        composition: the constants of all nodes of the graph, which `explain` lays out.
+        composition: the constants of all nodes of the graph, which `explain` lays out: of the
+            product of norms, also where another method proves less.
+        certificate: of quadratic constraints, what proves the bound.
 
     Examples:
         >>> import torch, lipfast
@@ -45,6 +48,7 @@ class UpperBound(Estimate):
 
     layers: tuple[LayerBracket, ...] = ()
     composition: Composition | None = field(default=None, compare=False, kw_only=True)
+    certificate: QuadraticCertificate | None = field(default=None, compare=False, kw_only=True)
 
     @property
     def sources(self) -> Sources | None:

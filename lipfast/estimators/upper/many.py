@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from lipfast.estimators.results import UpperBound
 from lipfast.estimators.upper.composition import Composition
 from lipfast.estimators.upper.layer_bracket import LayerBrackets
+from lipfast.estimators.upper.quadratic.certificate import Multipliers, QuadraticCertificate
 from lipfast.estimators.upper.starts import StartVectors
 from lipfast.norms import Norm
 from lipfast.ops.denormals import FLUSHED
@@ -28,11 +29,15 @@ class Tighter:
         method: how they were got.
         values: inf where the method has none.
         logs: their logarithms.
+        certificate: of a network, what proves its bound, if that can be checked again.
+        multipliers: of a network, what to start from at similar weights.
     """
 
     method: str
     values: Sequence[float]
     logs: Sequence[float]
+    certificate: Callable[[int], QuadraticCertificate] | None = None
+    multipliers: Callable[[int], Multipliers] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +52,8 @@ class UpperBoundsOfGraph:
         values: the bounds.
         logs: their logarithms.
         reasons: why one is infinite, or None.
-        tighter: bounds of the same networks that are perhaps smaller.
+        tighter: bounds of the same networks that are perhaps smaller; or why the method that was
+            asked for has none.
     """
 
     networks: Sequence[int]
@@ -57,7 +63,7 @@ class UpperBoundsOfGraph:
     values: Sequence[float]
     logs: Sequence[float]
     reasons: Sequence[str | None]
-    tighter: Tighter | None = None
+    tighter: Tighter | str | None = None
 
 
 class UpperBounds:
@@ -97,6 +103,7 @@ class UpperBounds:
         self.logs = [part.logs[position] for part, position in self._places]
         self.reasons = [part.reasons[position] for part, position in self._places]
         self.certified = [True] * count
+        self._tightened: set[int] = set()
         self.methods = [_METHOD_OF_NORM[norm]] * count
         for part in parts:
             for position, note in _doubtful(part.brackets).items():
@@ -107,10 +114,15 @@ class UpperBounds:
             for network in range(count):
                 self._doubt(network, FLUSHED)
 
-    def _tighten(self, network: int, tighter: Tighter | None, position: int) -> None:
+    def _tighten(self, network: int, tighter: Tighter | str | None, position: int) -> None:
         """Take the smaller bound; a proof of its own says nothing of the layers' norms."""
+        if isinstance(tighter, str):
+            before = self.reasons[network]
+            self.reasons[network] = f"{before}; {tighter}" if before else tighter
+            return
         if tighter is None or not tighter.logs[position] < self.logs[network]:
             return
+        self._tightened.add(network)
         self.values[network], self.logs[network] = (
             tighter.values[position],
             tighter.logs[position],
@@ -134,6 +146,12 @@ class UpperBounds:
             return next(iter(parts.values())).starts
         return [part.starts[position] for part, position in self._places]
 
+    def multipliers(self, network: int) -> Multipliers | None:
+        """What quadratic constraints of similar weights start from."""
+        part, position = self._places[network]
+        known = isinstance(part.tighter, Tighter) and part.tighter.multipliers
+        return known(position) if known else None
+
     def brackets(self, network: int) -> tuple[LayerBrackets, int]:
         """The arrays that hold the brackets of a network's layers, and its row in them."""
         part, position = self._places[network]
@@ -153,7 +171,15 @@ class UpperBounds:
             layers=part.brackets.of(position),
             composition=part.composition(position),
             given=self.given,
+            certificate=self._certificate(network),
         )
+
+    def _certificate(self, network: int) -> QuadraticCertificate | None:
+        part, position = self._places[network]
+        if network not in self._tightened or not isinstance(part.tighter, Tighter):
+            return None
+        known = part.tighter.certificate
+        return None if known is None else known(position)
 
 
 def _doubtful(brackets: LayerBrackets) -> dict[int, str]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from lipfast.estimators.domain import Domain
-from lipfast.estimators.options import check_flags
+from lipfast.estimators.options import Method, check_flags, check_method
 from lipfast.estimators.results import UpperBound
 from lipfast.estimators.upper.composition import Composition
 from lipfast.estimators.upper.layer_bracket import LayerBrackets
@@ -19,6 +20,8 @@ from lipfast.estimators.upper.layer_calls import LayerCall, layer_brackets
 from lipfast.estimators.upper.many import UpperBounds, UpperBoundsOfGraph
 from lipfast.estimators.upper.networks import Group, prepared
 from lipfast.estimators.upper.numbers_read import NumbersRead
+from lipfast.estimators.upper.quadratic.bounds import quadratic_bounds
+from lipfast.estimators.upper.quadratic.certificate import Multipliers
 from lipfast.estimators.upper.starts import Starts, StartVectors, checked_starts
 from lipfast.estimators.upper.sweep import Sweep, composed, sweep_of
 from lipfast.estimators.upper.together import FEWEST, composed_together
@@ -40,6 +43,8 @@ def product_bounds(
     start: Starts = None,
     simplify: bool = True,
     domain: Domain | None = None,
+    method: Method = "product",
+    effort: int = 2,
 ) -> tuple[list[UpperBound], Sequence[StartVectors]]:
     """Upper bounds on the Lipschitz constants of many networks of one architecture.
 
@@ -58,6 +63,9 @@ def product_bounds(
             depend on them.
         simplify: fold BatchNorm into its neighbours; otherwise layer by layer, as published.
         domain: the bound holds for inputs in this set only; products of activations may need one.
+        method: "quadratic" also bounds what is a chain by quadratic constraints, and takes the
+            smaller bound (norm 2; see `quadratic.bounds`).
+        effort: of its search, 1, 2 or 3.
 
     Returns:
         One `UpperBound` per state dict, and the vectors with which to start at similar weights
@@ -77,6 +85,8 @@ def product_bounds(
         start=start,
         simplify=simplify,
         domain=domain,
+        method=method,
+        effort=effort,
     )
     return [found.of(network) for network in range(len(found))], found.starts
 
@@ -92,16 +102,23 @@ def upper_bounds_together(
     start: Starts = None,
     simplify: bool = True,
     domain: Domain | None = None,
+    method: Method = "product",
+    effort: int = 2,
+    multipliers: Sequence[Multipliers | None] | None = None,
 ) -> UpperBounds:
     """`product_bounds` in arrays: for callers that need no `UpperBound` of every network.
 
     Arguments, values and errors are those of `product_bounds`; `state_dicts` may be stacked
-    (`lipfast.plan.stacked.StackedStateDicts`).
+    (`lipfast.plan.stacked.StackedStateDicts`). `multipliers` are `UpperBounds.multipliers` of
+    similar networks, None where there are none.
     """
     check_flags(simplify=simplify)
     resolved = resolve_later(plan, state_dicts)
     begin = checked_starts(plan, start, len(resolved.networks))
-    call = _Call(plan, check_norm(norm), rtol, seed, begin, domain, simplify)
+    quadratic = None
+    if check_method(method, effort, check_norm(norm)):
+        quadratic = effort, multipliers or [None] * len(resolved.networks)
+    call = _Call(plan, check_norm(norm), rtol, seed, begin, domain, simplify, quadratic)
     parts: list[UpperBoundsOfGraph] | None = None
     try:
         parts = call.bounds(resolved.networks)
@@ -124,6 +141,7 @@ class _Call(NamedTuple):
     start: Sequence[StartVectors]
     domain: Domain | None
     simplify: bool
+    quadratic: tuple[int, Sequence[Multipliers | None]] | None
 
     def bounds(self, networks: ResolvedNetworks) -> list[UpperBoundsOfGraph]:
         """Bounds of networks that are right, by the graphs that they are bounded by."""
@@ -151,7 +169,13 @@ class _Call(NamedTuple):
         found = layer_brackets(
             LayerCall(sweep.layers, parameters, self.norm, self.rtol, self.seed, own)
         )
-        return _bounds_of_group(plan, sweep, group, found, numbers, norm=self.norm)
+        product = _bounds_of_group(plan, sweep, group, found, numbers, norm=self.norm)
+        if self.quadratic is None:
+            return product
+        effort, multipliers = self.quadratic
+        start = [multipliers[index] for index in group.networks]
+        tighter = quadratic_bounds(plan, sweep, parameters, effort=effort, start=start)
+        return replace(product, tighter=tighter)
 
 
 def _bounds_of_group(

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from lipfast.errors import ArgumentError
 from lipfast.estimators.domain import Domain
+from lipfast.estimators.options import Method, check_method
 from lipfast.estimators.progress import shown_progress
 from lipfast.estimators.results import UpperBound
-from lipfast.estimators.upper.spectral_product import product_bounds
+from lipfast.estimators.upper.quadratic.certificate import Multipliers
+from lipfast.estimators.upper.spectral_product import upper_bounds_together
 from lipfast.estimators.upper.starts import StartVectors
 from lipfast.norms import Norm, check_norm
 from lipfast.plan.architecture import Architecture
@@ -37,6 +39,8 @@ class Tracker:
         vectors: name of a layer's weight -> unit vector (columns,), float64, or what a convolution
             starts from; empty at first, and for norms 1 and inf, which are sums and start from
             nothing. May be given to `Plan.upper` as `start`.
+        multipliers: what quadratic constraints start from, one tensor per activation; None at
+            first, and for the method "product".
 
     Example:
         >>> import torch, lipfast
@@ -60,13 +64,24 @@ class Tracker:
         rtol: float = 1e-6,
         seed: int = 0,
         domain: Domain | None = None,
+        method: Method = "product",
+        effort: int = 2,
         progress: bool | None = None,
     ) -> None:
+        check_method(method, effort, check_norm(norm))
         self.plan = plan
         self.vectors: StartVectors = {}
+        self.multipliers: Multipliers | None = None
         self._progress = progress
         self._bounds = partial(
-            product_bounds, plan, norm=check_norm(norm), rtol=rtol, seed=seed, domain=domain
+            upper_bounds_together,
+            plan,
+            norm=check_norm(norm),
+            rtol=rtol,
+            seed=seed,
+            domain=domain,
+            method=method,
+            effort=effort,
         )
 
     @overload
@@ -90,16 +105,21 @@ class Tracker:
         """
         single = isinstance(state_dicts, Mapping)
         with shown_progress("layer norms", None, self._progress):
-            results, vectors = self._bounds(state_dicts, start=self.vectors)
-        if not results:
+            count = 1 if single else len(state_dicts)
+            found = self._bounds(
+                state_dicts, start=self.vectors, multipliers=[self.multipliers] * count
+            )
+        if not len(found):
             raise ArgumentError("no state dicts were given")
         # Copies: the op's vectors are pieces of one tensor for the whole call.
         self.vectors = {
             name: vector.clone() if isinstance(vector, Tensor) else vector
-            for name, vector in vectors[-1].items()
+            for name, vector in found.starts[-1].items()
         }
+        self.multipliers = found.multipliers(len(found) - 1)
+        results = [found.of(network) for network in range(len(found))]
         return results[0] if single else results
 
     def reset(self) -> None:
-        """Forget the vectors: the next checkpoint starts from seeded ones."""
-        self.vectors = {}
+        """Forget the vectors and multipliers: the next checkpoint starts without."""
+        self.vectors, self.multipliers = {}, None

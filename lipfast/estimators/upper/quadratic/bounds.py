@@ -1,0 +1,146 @@
+"""Upper bounds of many networks by quadratic constraints, as far as their graph is a chain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lipfast.errors import ArgumentError
+from lipfast.estimators.upper.many import Tighter
+from lipfast.estimators.upper.quadratic.boxes import Boxes
+from lipfast.estimators.upper.quadratic.certificate import Multipliers, QuadraticCertificate
+from lipfast.estimators.upper.quadratic.chains import MatrixChain, matrix_chain
+from lipfast.estimators.upper.sweep import ITSELF, ZERO, Sweep
+from lipfast.ops.chain_quadratic import ChainQuadratic, chain_quadratic
+from lipfast.plan.architecture import Architecture
+from lipfast.plan.stacked import ResolvedNetworks
+from lipfast.rules.upward import Upward
+
+METHOD = "quadratic constraints"
+EVALUATIONS = {1: 10, 2: 30, 3: 300}
+"""Sweeps of the search, by effort."""
+WARM_EVALUATIONS = {1: 2, 2: 10, 3: 300}
+"""The same from the multipliers of a similar network."""
+
+
+def quadratic_bounds(
+    plan: Architecture,
+    sweep: Sweep,
+    networks: ResolvedNetworks,
+    *,
+    effort: int,
+    start: Sequence[Multipliers | None],
+) -> Tighter | str:
+    r"""Certified bounds of chains of matrices and entrywise ops, norm 2; or why there are none.
+
+    $\|J\| \le \rho$ for all slopes of the activations' ranges, if a matrix made of the weights,
+    multipliers $D > 0$ and $\rho^2$ is positive (Fazlyab et al., 2019). Multipliers are searched
+    for in floating point; a Cholesky factorisation whose rounding is accounted for proves the rest.
+
+    Args:
+        plan: the architecture.
+        sweep: of the graph that the networks are bounded by.
+        networks: their parameters, with those that are new in the graph.
+        effort: how long multipliers are searched for: 1, 2 or 3.
+        start: for each network multipliers of a similar one, or None.
+
+    Raises:
+        ArgumentError: the networks are on a device.
+    """
+    if not all(tensor.is_cpu for tensor in networks[0].values()):
+        raise ArgumentError(
+            "method='quadratic' runs on the CPU: move the state dict there, or use method='product'"
+        )
+    chain = matrix_chain(sweep)
+    if chain is None:
+        return "quadratic constraints take chains of at least two matrices with activations between"
+    boxes = _all_boxes(chain, plan, networks)
+    if boxes is None:
+        return "quadratic constraints need activations whose slopes lie between finite numbers"
+    sizes = [layer.output_shape[-1] for layer in chain.layers[:-1]]
+    fitting = [own if _fits(own, sizes) else None for own in start]
+    warm = all(own is not None for own in fitting)
+    found = chain_quadratic(
+        [chain.matrices(entry) for entry in networks],
+        *boxes,
+        errors=_all_errors(chain, networks),
+        evaluations=(WARM_EVALUATIONS if warm else EVALUATIONS)[effort],
+        start=None if all(own is None for own in fitting) else _joined(fitting, sizes),
+    )
+    values, logs = _unscaled(chain, plan, networks, found)
+    return Tighter(
+        METHOD,
+        values,
+        logs,
+        certificate=lambda network: _certificate(chain, found, network),
+        multipliers=lambda network: [own[network].clone() for own in found.logs],
+    )
+
+
+def _certificate(chain: MatrixChain, found: ChainQuadratic, network: int) -> QuadraticCertificate:
+    return QuadraticCertificate(
+        tuple(layer.name for layer in chain.layers),
+        tuple(own[network].clone() for own in found.multipliers),
+        tuple(own[network].clone() for own in found.unit_exponents),
+        tuple(found.weight_exponents[network].tolist()),
+        float(found.squares[network]),
+    )
+
+
+def _all_boxes(
+    chain: MatrixChain, plan: Architecture, networks: ResolvedNetworks
+) -> tuple[list[Tensor], list[Tensor]] | None:
+    """Means and products per activation, (n_i,) where they are those of all networks."""
+    reads = any(None in step.names for step in chain.activations)
+    found: list[list[Boxes]] = []
+    for entry in networks if reads else networks[:1]:
+        own = chain.boxes(plan, entry)
+        if own is None:
+            return None
+        found.append(own)
+    if not reads:
+        return [own.means for own in found[0]], [own.products for own in found[0]]
+    columns = list(zip(*found, strict=True))
+    return (
+        [torch.stack([own.means for own in column]) for column in columns],
+        [torch.stack([own.products for own in column]) for column in columns],
+    )
+
+
+def _all_errors(chain: MatrixChain, networks: ResolvedNetworks) -> list[list[Tensor | None]] | None:
+    found = [chain.errors(entry) for entry in networks]
+    exact = all(error is None for own in found for error in own)
+    return None if exact else found
+
+
+def _fits(start: Multipliers | None, sizes: Sequence[int]) -> bool:
+    """Whether multipliers are of this chain, and not of the same network by another graph."""
+    return start is not None and [len(own) for own in start] == list(sizes)
+
+
+def _joined(start: Sequence[Multipliers | None], sizes: Sequence[int]) -> list[Tensor]:
+    """(N, n_i) each; NaN for networks without."""
+    none = [torch.full((size,), torch.nan, dtype=torch.float64) for size in sizes]
+    return [torch.stack(column) for column in zip(*(own or none for own in start), strict=True)]
+
+
+def _unscaled(
+    chain: MatrixChain, plan: Architecture, networks: ResolvedNetworks, found: ChainQuadratic
+) -> tuple[list[float], list[float]]:
+    """Bounds of the weights as they are, times the constant of what follows the last matrix."""
+    values: list[float] = []
+    logs: list[float] = []
+    rows = zip(
+        found.squares.tolist(), found.weight_exponents.sum(1).tolist(), networks, strict=True
+    )
+    for square, shift, entry in rows:
+        root = Upward.of(square).square_root()
+        total = root if root.unbounded else Upward(root.mantissa, root.exponent + shift)
+        if chain.last is not None:
+            others = [ZERO if name is None else ITSELF for name in chain.last.names]
+            total = total * chain.last.bound(chain.last.call(others, (), entry, plan.constants, 2))
+        values.append(total.value)
+        logs.append(total.log)
+    return values, logs

@@ -1,0 +1,131 @@
+"""Read a graph as matrices with activations between them, for quadratic constraints of chains.
+
+Part of the proof: it says which matrices and which ranges of slopes stand for a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from lipfast.estimators.upper.quadratic.boxes import Boxes, boxes_of
+from lipfast.estimators.upper.sweep import ZERO, Step, Sweep
+from lipfast.graph.nodes import error_name
+from lipfast.plan.architecture import Architecture
+from lipfast.plan.fold import fold_roundings, folded_name
+from lipfast.plan.layers import Layer
+from lipfast.rules.registry import written_here
+
+
+@dataclass(frozen=True)
+class MatrixChain:
+    """Matrices, and between each and the next one entrywise op.
+
+    Attributes:
+        layers: the matrices; at least two.
+        activations: the ops between them, one fewer.
+        last: an op behind the last matrix, whose constant multiplies the bound.
+    """
+
+    layers: tuple[Layer, ...]
+    activations: tuple[Step, ...]
+    last: Step | None
+
+    def matrices(self, parameters: Mapping[str, Tensor]) -> list[Tensor]:
+        """The operators of one network, (outputs, inputs) each, as they are stored."""
+        found = [parameters[layer.weight].detach() for layer in self.layers]
+        pairs = zip(self.layers, found, strict=True)
+        return [weight.mT if layer.transposed else weight for layer, weight in pairs]
+
+    def errors(self, parameters: Mapping[str, Tensor]) -> list[Tensor | None]:
+        """What the stored matrices are off by, entry by entry; None: nothing."""
+        return [_error_of(layer, parameters) for layer in self.layers]
+
+    def boxes(self, plan: Architecture, parameters: Mapping[str, Tensor]) -> list[Boxes] | None:
+        """The ranges of slopes of one network, per activation; None where one has none."""
+        found = []
+        for step, layer in zip(self.activations, self.layers, strict=False):
+            ends = _slopes_of(step, plan, parameters)
+            if ends is None:
+                return None
+            lower, upper = (_rows(end, layer.output_shape) for end in ends)
+            found.append(boxes_of(lower.amin(0), upper.amax(0)))
+        return found
+
+
+def matrix_chain(sweep: Sweep) -> MatrixChain | None:
+    """The chain that a graph is; None where it is none, or has fewer than two matrices."""
+    if sweep not in _KNOWN:
+        _KNOWN[sweep] = _read(sweep)
+    return _KNOWN[sweep]
+
+
+_KNOWN: WeakKeyDictionary[Sweep, MatrixChain | None] = WeakKeyDictionary()
+
+
+def _read(sweep: Sweep) -> MatrixChain | None:
+    """Matrices act on the last dimension of a sample: on rows of features, each alike.
+
+    The Jacobian is block diagonal then, and one row says all; a reshape may only stand before the
+    first matrix or behind the last op.
+    """
+    if len(sweep.inputs) != 1:
+        return None
+    layers: list[Layer] = []
+    between: list[Step] = []
+    waiting: Step | None = None
+    previous, ended = sweep.inputs[0], False
+    for step in sweep.steps:
+        if [name for name in step.names if name is not None] != [previous]:
+            return None
+        previous, index = step.node.name, step.operation.layer
+        if step.rule.reshapes:
+            ended = bool(layers)
+        elif ended:
+            return None
+        elif index is not None:
+            layer = sweep.layers[index]
+            matrix = layer.convolution is None and written_here(step.rule)
+            if not matrix or (layers and waiting is None):
+                return None
+            if waiting is not None:
+                between.append(waiting)
+            layers.append(layer)
+            waiting = None
+        elif step.rule.slopes is None or waiting is not None or not layers:
+            return None
+        else:
+            waiting = step
+    return MatrixChain(tuple(layers), tuple(between), waiting) if len(layers) > 1 else None
+
+
+def _slopes_of(
+    step: Step, plan: Architecture, parameters: Mapping[str, Tensor]
+) -> tuple[float | Tensor, float | Tensor] | None:
+    call = step.call([ZERO] * len(step.names), (), parameters, plan.constants, 2)
+    return None if step.rule.slopes is None else step.rule.slopes(call)
+
+
+def _rows(end: float | Tensor, shape: tuple[int, ...]) -> Tensor:
+    """One end of the ranges for every entry of a sample, as rows of features."""
+    values = torch.as_tensor(end, dtype=torch.float64)
+    return values.expand(shape).reshape(-1, shape[-1])
+
+
+def _error_of(layer: Layer, parameters: Mapping[str, Tensor]) -> Tensor | None:
+    """Folding: ``eps |W| + t``; computing: known elementwise. Rounded up."""
+    weight, found = parameters[layer.weight].detach().double(), None
+    if layer.folds:
+        underflow = parameters[folded_name(layer.node, "underflow")].double()
+        found = weight.abs() * fold_roundings(layer.folds) + underflow
+    rounding = parameters.get(error_name(layer.weight))
+    if rounding is not None:
+        found = rounding.double() if found is None else found + rounding.double()
+    if found is None:
+        return None
+    found = found * (1 + 2.0**-30)
+    return found.mT if layer.transposed else found
