@@ -42,7 +42,8 @@ from lipfast.scoring.engine.ray import RayEngine
 from lipfast.scoring.options import Options
 from lipfast.scoring.order import every
 from lipfast.scoring.pipeline import MEMORY
-from lipfast.scoring.scorer import Recipe, Scorer
+from lipfast.scoring.recipe import Recipe
+from lipfast.scoring.scorer import Scorer
 from lipfast.scoring.scores import read_part
 from lipfast.scoring.store import StoreWriter, parts, write_part
 from lipfast.scoring.where import Where

@@ -32,7 +32,7 @@ from lipfast.checkpoints import find_checkpoints
 from lipfast.scoring.data import load_data
 from lipfast.scoring.engine.local import LocalEngine
 from lipfast.scoring.options import Options
-from lipfast.scoring.scorer import Recipe
+from lipfast.scoring.recipe import Recipe
 from lipfast.scoring.where import Where
 
 pretence: Any = importlib.import_module("tests.support.pretended_device")  # of the tests: untyped

@@ -34,6 +34,13 @@ def score(
     out: Annotated[str, typer.Option(help="Folder of the store.", metavar="DIR")],
     arch_arg: options.ArchArgsOption = None,
     norm: options.NormOption = "2",
+    upper: Annotated[
+        str,
+        typer.Option(
+            help="product, or quadratic: tighter upper bounds of chains in norm 2.",
+            metavar="METHOD",
+        ),
+    ] = "product",
     seed: options.SeedOption = 0,
     limit: Annotated[
         int | None, typer.Option(help="Score at most so many checkpoints.", min=1, metavar="N")
@@ -109,6 +116,7 @@ def score(
       lipfast score 'runs/seed*/last.pt' --arch model.pt2 --data x.npy --out scores/ --json
       lipfast score runs/ --arch models:mlp --data x.npy --out s/ --pattern '{run}/step_{step:d}.pt'
       lipfast score runs/ --arch models:mlp --data x.npy --out s/ --where 'step >= 1000' --every 10
+      lipfast score runs/ --arch models:mlp --data x.npy --out s/ --upper quadratic
       lipfast score runs/ --arch models:mlp --data x.npy --out s/ --prefix ema
       lipfast score runs/ --arch models:mlp --data x.npy --out s/ --watch
       lipfast score runs/ --arch models:mlp --data x.npy --out s/ --device cuda
@@ -135,6 +143,7 @@ def score(
                 data=data,
                 out=out,
                 norm=options.parse_norm(norm),
+                upper=upper,  # type: ignore[arg-type]  # checked there
                 seed=seed,
                 limit=limit,
                 batch_size=batch_size,

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from lipfast._clock import clocked
 from lipfast.estimators.jacobian.networks import fused_chain
+from lipfast.estimators.options import UpperMethod
 from lipfast.estimators.plan import Plan
 from lipfast.estimators.results import LowerBound
 from lipfast.estimators.upper.many import UpperBounds
+from lipfast.estimators.upper.quadratic.certificate import Multipliers
 from lipfast.estimators.upper.spectral_product import upper_bounds_together
 from lipfast.estimators.upper.starts import StartVectors
 from lipfast.norms import Norm
@@ -47,6 +49,8 @@ def batch_bounds(
     seed: int,
     start: Sequence[StartVectors | None] | None,
     memory: int,
+    method: UpperMethod = "product",
+    multipliers: Sequence[Multipliers | None] | None = None,
 ) -> BatchBounds:
     """Upper and lower bounds of many networks, as `Plan.upper` and `Plan.lower` compute them.
 
@@ -58,6 +62,8 @@ def batch_bounds(
         seed: of the start vectors.
         start: start vectors of each network, None where there are none (for all or for one).
         memory: bytes that intermediate tensors may take.
+        method: of the upper bounds, see `Plan.upper`; with the least effort.
+        multipliers: what quadratic constraints of each network start from, if there is something.
 
     Raises:
         LipfastError: as these raise, for the batch as a whole.
@@ -65,7 +71,16 @@ def batch_bounds(
     inside: Counter[str] = Counter()
     started = time.perf_counter()
     with clocked(inside), native_ops_alone() if _is_native(plan, norm) else nullcontext():
-        uppers = upper_bounds_together(plan, state_dicts, norm=norm, seed=seed, start=start)
+        uppers = upper_bounds_together(
+            plan,
+            state_dicts,
+            norm=norm,
+            seed=seed,
+            start=start,
+            method=method,
+            effort=1,
+            multipliers=multipliers,
+        )
         between = time.perf_counter()
         lowers = plan.lower(state_dicts, x, norm=norm, memory=memory, progress=False)
     seconds = {

@@ -14,7 +14,7 @@ from lipfast.estimators.domain import Domain
 from lipfast.estimators.jacobian.input_gradient import input_gradient_norms
 from lipfast.estimators.jacobian.norms import jacobian_norms
 from lipfast.estimators.lower.stream import lower_bound
-from lipfast.estimators.options import Method, check_options, refuse
+from lipfast.estimators.options import UpperMethod, check_options, refuse
 from lipfast.estimators.plan import Plan, bounds_from
 from lipfast.estimators.results import Bounds, UpperBound
 from lipfast.estimators.samples import Data, example_of, read_samples
@@ -74,7 +74,7 @@ def upper_bound(
     norm: AnyNorm = 2,
     domain: Domain | None = None,
     rtol: float = 1e-6,
-    method: Method = "product",
+    method: UpperMethod = "product",
     effort: int = 2,
     memory: int = 1 << 30,
     progress: bool | None = None,
@@ -143,7 +143,7 @@ def bounds(
     memory: int = 1 << 30,
     domain: Domain | None = None,
     rtol: float = 1e-6,
-    method: Method = "product",
+    method: UpperMethod = "product",
     effort: int = 2,
     progress: bool | None = None,
     **_elsewhere: NoReturn,

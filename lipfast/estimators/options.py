@@ -42,7 +42,7 @@ HOMES: dict[str, tuple[str, ...]] = {
 }
 
 
-Method = Literal["product", "quadratic"]
+UpperMethod = Literal["product", "quadratic"]
 """Of an upper bound: the product of norms, or the smaller of it and quadratic constraints."""
 
 
@@ -66,7 +66,7 @@ class UpperOptions(SharedOptions, total=False):
 
     rtol: float
     seed: int
-    method: Method
+    method: UpperMethod
     effort: int
 
 
@@ -115,7 +115,7 @@ def check_method(method: object, effort: object, norm: Norm) -> bool:
         >>> check_method("quadratic", 2, 2)
         True
     """
-    if method not in get_args(Method):
+    if method not in get_args(UpperMethod):
         raise ArgumentError(f"method must be 'product' or 'quadratic', got {method!r}")
     if isinstance(effort, bool) or effort not in (1, 2, 3):
         raise ArgumentError(f"effort must be 1, 2 or 3, got {effort!r}")

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 
 from lipfast.estimators.jacobian.linearization import is_small
+from lipfast.estimators.options import UpperMethod
 from lipfast.norms import Norm
 from lipfast.plan.architecture import Architecture
 
@@ -33,6 +34,7 @@ class Options:
         batch_size: checkpoints of one plan per call; None for what suits the device.
         memory: bytes of intermediate results to hold at most.
         prefix: of the names that belong to the architecture; None finds it out.
+        upper: method of upper bounds.
     """
 
     norm: Norm = 2
@@ -40,6 +42,7 @@ class Options:
     batch_size: int | None = None
     memory: int = 1 << 30
     prefix: str | None = None
+    upper: UpperMethod = "product"
 
     def fingerprint(self, plan: str, samples: str, method: int = METHOD) -> str:
         """Hash what a score depends on beside the weights.
@@ -51,4 +54,5 @@ class Options:
         """
         parts: tuple[object, ...] = (method, plan, float(self.norm), self.seed, samples)
         parts += () if self.prefix is None else (self.prefix,)
+        parts += () if self.upper == "product" else (f"upper={self.upper}",)
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()

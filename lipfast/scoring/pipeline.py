@@ -17,6 +17,7 @@ from lipfast.checkpoints.names import is_state_file
 from lipfast.checkpoints.source import Archive
 from lipfast.checkpoints.unnamed import by_ending
 from lipfast.errors import ArgumentError
+from lipfast.estimators.options import UpperMethod, check_method
 from lipfast.norms import AnyNorm, check_norm
 from lipfast.scoring.architectures import ArchSource
 from lipfast.scoring.data import DataSource, load_data
@@ -25,8 +26,8 @@ from lipfast.scoring.engine import Engine
 from lipfast.scoring.engine.local import LocalEngine
 from lipfast.scoring.engine.ray import RayEngine
 from lipfast.scoring.options import Options
+from lipfast.scoring.recipe import Recipe
 from lipfast.scoring.run import Run
-from lipfast.scoring.scorer import Recipe
 from lipfast.scoring.selection import Selection
 from lipfast.scoring.store import store_folder
 from lipfast.scoring.summary import Progress, Summary
@@ -57,6 +58,7 @@ def score(
     out: str | os.PathLike[str],
     engine: str = "local",
     norm: AnyNorm = 2,
+    upper: UpperMethod = "product",
     batch_size: int | None = None,
     seed: int = 0,
     progress: Callable[[Progress], None] | None = None,
@@ -94,6 +96,9 @@ def score(
         out: the store's folder.
         engine: `"local"`: this process; `"ray"`: workers of a Ray cluster.
         norm: of inputs and outputs: 1, 2 or inf.
+        upper: how upper bounds are got: `"product"`, or `"quadratic"` for the smaller of that and
+            quadratic constraints (norm 2; chains of matrices and entrywise ops), which start from
+            the multipliers of a run's checkpoint in the batch before.
         batch_size: checkpoints of one architecture that are bounded in one call; by default 64, and
             on a CUDA device 1,024, as far as its memory goes.
         seed: seed of the start vectors.
@@ -155,7 +160,8 @@ def score(
     started = time.perf_counter()
     _check(engine, seed, watch, batch_size=batch_size, limit=limit, memory=memory, workers=workers)
     selection = Selection.parse(pattern, where, every)
-    options = Options(check_norm(norm), seed, batch_size, memory, prefix)
+    check_method(upper, 1, check_norm(norm))
+    options = Options(check_norm(norm), seed, batch_size, memory, prefix, upper)
     summary = Summary(store=str(store_folder(out)), dry_run=dry_run)
 
     def find() -> list[CheckpointFile]:

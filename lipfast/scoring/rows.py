@@ -75,11 +75,12 @@ class RowMaker:
             seconds: what either took, by column.
         """
         rows, now = [], datetime.now(timezone.utc)
-        columns = zip(uppers.values, uppers.logs, uppers.certified, _brackets(uppers), strict=True)
+        numbers = uppers.values, uppers.logs, uppers.certified, uppers.methods
+        columns = zip(*numbers, _brackets(uppers), strict=True)
         for index, (reading, lower, column) in enumerate(
             zip(readings, lowers, columns, strict=True)
         ):
-            value, log, certified, layers = column
+            value, log, certified, method, layers = column
             if not lower.value <= value:
                 try:
                     check_order(lower, uppers.of(index))
@@ -93,6 +94,7 @@ class RowMaker:
                 upper=value,
                 log_upper=log,
                 upper_certified=certified,
+                upper_method=method,
                 lower=lower.value,
                 lower_certified=lower.certified,
                 lower_sample=lower.sample,

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 
 FORMAT = "lipfast scores"
-VERSION = 4
+VERSION = 5
 
 READING = 2
 """Changes when a file may be read, or fitted to an architecture, in another way than before."""
@@ -69,16 +69,18 @@ SCHEMA = pa.schema(
         pa.field("layers", pa.list_(LAYER)),
         pa.field("given", pa.string()),
         pa.field("reading", pa.int32()),
+        pa.field("upper_method", pa.string()),
     ],
 )
 """One row per checkpoint.
 
 `norm` is 1, 2 or inf; times are seconds; `metadata` is a JSON object; `given` names the ops whose
 rules a user wrote (null: none), which a certified bound is proved given; `note` says how a file's
-weights were fitted to the architecture (null: as they are); `reading` is `READING` as it was then.
+weights were fitted to the architecture (null: as they are); `reading` is `READING` as it was then;
+`upper_method` is how the upper bound was got.
 """
 
-ADDED = {2: ("kind",), 3: ("given", "note"), 4: ("reading",)}
+ADDED = {2: ("kind",), 3: ("given", "note"), 4: ("reading",), 5: ("upper_method",)}
 """Version -> the columns that it added. A version only ever adds columns that may be null."""
 
 

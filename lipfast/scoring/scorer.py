@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,9 +18,10 @@ from lipfast.checkpoints.metadata import Scalar
 from lipfast.errors import LipfastError
 from lipfast.estimators.batch import batch_bounds
 from lipfast.estimators.plan import Plan
+from lipfast.estimators.upper.quadratic.certificate import Multipliers
 from lipfast.estimators.upper.starts import StartVectors
 from lipfast.plan.checked import StateDict, checked_all
-from lipfast.scoring.architectures import ArchArguments, ArchSource, ModelFamily
+from lipfast.scoring.architectures import ArchArguments, ModelFamily
 from lipfast.scoring.budget import elements_allowed
 from lipfast.scoring.data import Samples
 from lipfast.scoring.device import Device, find_device
@@ -34,6 +36,7 @@ from lipfast.text import first_line
 _TIMED = 8  # checkpoints of each plan that a dry run times
 
 _Member = tuple[Reading, Checkpoint]
+_Start = TypeVar("_Start")
 _Failure = tuple[Reading, LipfastError]
 _ByArguments = dict[ArchArguments, list[_Member]]
 
@@ -84,6 +87,8 @@ class Scorer:
         self._rates: dict[ArchArguments, float] = {}  # seconds per checkpoint, in a dry run
         # Of the last batch of every plan: run -> singular vectors of its last checkpoint there.
         self._vectors: dict[ArchArguments, dict[str, StartVectors]] = {}
+        # The same for quadratic constraints.
+        self._multipliers: dict[ArchArguments, dict[str, Multipliers | None]] = {}
         self._rows = RowMaker(self.architecture.name, self.samples.name, self.options)
         self._most: dict[ArchArguments, int] = {}  # checkpoints that fit the device's memory
 
@@ -339,7 +344,7 @@ class Scorer:
         # Batches are in the order of runs and steps: a run that goes on from the batch before
         # starts from its last checkpoint there. Within a batch that would take several calls, and
         # on a device a pass over all matrices is less than what starts cost.
-        starts = self._starts(arguments, members) if self.device.is_cpu else None
+        starts = self._known(self._vectors, arguments, members) if self.device.is_cpu else None
         found = batch_bounds(
             plan,
             state_dicts,
@@ -347,12 +352,16 @@ class Scorer:
             norm=options.norm,
             seed=options.seed,
             start=starts,
+            method=options.upper,
+            multipliers=self._known(self._multipliers, arguments, members),
             memory=self.device.memory(options.memory),
         )
         if self.device.is_cpu:
             last = {checkpoint.metadata.run: at for at, (_, checkpoint) in enumerate(members)}
             vectors = found.uppers.starts
             self._vectors[arguments] = {run: vectors[at] for run, at in last.items()}
+            multipliers = {run: found.uppers.multipliers(at) for run, at in last.items()}
+            self._multipliers[arguments] = multipliers
         for stage, seconds in found.seconds.items():
             self.seconds[stage] += seconds
         started = time.perf_counter()
@@ -365,11 +374,14 @@ class Scorer:
         self._count("rows", started)
         return rows
 
-    def _starts(
-        self, arguments: ArchArguments, members: Sequence[_Member]
-    ) -> list[StartVectors | None]:
+    def _known(
+        self,
+        before: Mapping[ArchArguments, Mapping[str, _Start]],
+        arguments: ArchArguments,
+        members: Sequence[_Member],
+    ) -> list[_Start | None]:
         """What the runs of checkpoints had in the batch before."""
-        known = self._vectors.get(arguments, {})
+        known = before.get(arguments, {})
         return [known.get(checkpoint.metadata.run) for _, checkpoint in members]
 
     def _placed(self, members: Sequence[_Member], sent: Sent | None) -> Sequence[StateDict]:
@@ -413,32 +425,3 @@ class Scorer:
         seconds = time.perf_counter() - started
         self.seconds[stage] += seconds
         return seconds
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What makes a scorer, here or in another process.
-
-    Attributes:
-        arch: what makes the models.
-        arch_args: keyword arguments that go before the metadata.
-        samples: where lower bounds are evaluated.
-        options: norm, seed, batch size.
-        device: where bounds are computed, see `find_device`.
-    """
-
-    arch: ArchSource
-    arch_args: Mapping[str, Scalar] | None
-    samples: Samples
-    options: Options
-    device: str = "cpu"
-
-    def scorer(self, *, bounds: bool = True) -> Scorer:
-        """Make a scorer.
-
-        Raises:
-            ArgumentError: the architecture cannot be imported or read, or there is no such device.
-        """
-        device = find_device(self.device)
-        architecture = ModelFamily(self.arch, self.arch_args)
-        return Scorer(architecture, self.samples, self.options, bounds, device)

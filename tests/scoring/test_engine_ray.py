@@ -21,7 +21,7 @@ from lipfast.scoring import Progress, read_scores, score
 from lipfast.scoring.data import load_data
 from lipfast.scoring.engine import ray as engine
 from lipfast.scoring.options import Options
-from lipfast.scoring.scorer import Recipe
+from lipfast.scoring.recipe import Recipe
 from lipfast.scoring.where import Where
 from tests.support.pretended_device import pretended_device
 from tests.support.toy_archive import write_toy

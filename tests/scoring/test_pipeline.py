@@ -29,7 +29,7 @@ from lipfast.scoring.data import load_data
 from lipfast.scoring.engine import local
 from lipfast.scoring.options import Options
 from lipfast.scoring.reading import Reading
-from lipfast.scoring.scorer import Recipe
+from lipfast.scoring.recipe import Recipe
 from lipfast.scoring.where import Where
 from tests.support.toy_archive import toy_state, write_toy
 

@@ -33,6 +33,7 @@ def test_round_trip(tmp_path):
         "given": None,
         "note": None,
         "reading": None,
+        "upper_method": None,
         "arch": None,
         "data": None,
         "meta.width": 4,
@@ -49,7 +50,7 @@ def test_files_are_plain_parquet_with_a_versioned_schema(tmp_path):
     assert all(part.name.startswith("part-") for part in parts)
     assert pq.read_schema(parts[0]).equals(SCHEMA)
     schema = json.loads((tmp_path / "schema.json").read_text())
-    assert schema["version"] == 4
+    assert schema["version"] == 5
     assert list(schema["columns"]) == SCHEMA.names
     assert sorted(p.name for p in tmp_path.iterdir()) == [*(p.name for p in parts), "schema.json"]
 
@@ -250,7 +251,7 @@ def test_unknown_schema_version(tmp_path):
     (tmp_path / "schema.json").write_text(json.dumps({**content, "version": 99}))
     for use in (StoreWriter, read_scores, completed, verify_store):
         with pytest.raises(
-            StoreError, match="schema version 99; this lipfast knows versions 1 to 4"
+            StoreError, match="schema version 99; this lipfast knows versions 1 to 5"
         ):
             use(tmp_path)
 

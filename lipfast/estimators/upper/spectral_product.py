@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from lipfast.estimators.domain import Domain
-from lipfast.estimators.options import Method, check_flags, check_method
+from lipfast.estimators.options import UpperMethod, check_flags, check_method
 from lipfast.estimators.results import UpperBound
 from lipfast.estimators.upper.composition import Composition
 from lipfast.estimators.upper.layer_bracket import LayerBrackets
@@ -43,7 +43,7 @@ def product_bounds(
     start: Starts = None,
     simplify: bool = True,
     domain: Domain | None = None,
-    method: Method = "product",
+    method: UpperMethod = "product",
     effort: int = 2,
 ) -> tuple[list[UpperBound], Sequence[StartVectors]]:
     """Upper bounds on the Lipschitz constants of many networks of one architecture.
@@ -102,7 +102,7 @@ def upper_bounds_together(
     start: Starts = None,
     simplify: bool = True,
     domain: Domain | None = None,
-    method: Method = "product",
+    method: UpperMethod = "product",
     effort: int = 2,
     multipliers: Sequence[Multipliers | None] | None = None,
 ) -> UpperBounds:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lipfast.errors import ArgumentError
 from lipfast.estimators.domain import Domain
-from lipfast.estimators.options import Method, check_method
+from lipfast.estimators.options import UpperMethod, check_method
 from lipfast.estimators.progress import shown_progress
 from lipfast.estimators.results import UpperBound
 from lipfast.estimators.upper.quadratic.certificate import Multipliers
@@ -64,7 +64,7 @@ class Tracker:
         rtol: float = 1e-6,
         seed: int = 0,
         domain: Domain | None = None,
-        method: Method = "product",
+        method: UpperMethod = "product",
         effort: int = 2,
         progress: bool | None = None,
     ) -> None:

@@ -23,8 +23,8 @@ from lipfast.scoring.engine.cluster import connect, import_ray, unseen
 from lipfast.scoring.engine.local import LocalEngine
 from lipfast.scoring.order import pieces
 from lipfast.scoring.reading import Reading
+from lipfast.scoring.recipe import Recipe
 from lipfast.scoring.schema import Row
-from lipfast.scoring.scorer import Recipe
 from lipfast.scoring.where import Where
 from lipfast.text import counted, first_line
 

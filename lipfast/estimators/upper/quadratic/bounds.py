@@ -18,7 +18,7 @@ from lipfast.plan.architecture import Architecture
 from lipfast.plan.stacked import ResolvedNetworks
 from lipfast.rules.upward import Upward
 
-METHOD = "quadratic constraints"
+QUADRATIC = "quadratic constraints"
 EVALUATIONS = {1: 10, 2: 30, 3: 300}
 """Sweeps of the search, by effort."""
 WARM_EVALUATIONS = {1: 2, 2: 10, 3: 300}
@@ -67,11 +67,11 @@ def quadratic_bounds(
         *boxes,
         errors=_all_errors(chain, networks),
         evaluations=(WARM_EVALUATIONS if warm else EVALUATIONS)[effort],
-        start=None if all(own is None for own in fitting) else _joined(fitting, sizes),
+        start=None if all(own is None for own in fitting) else _stacked_starts(fitting, sizes),
     )
     values, logs = _unscaled(chain, plan, networks, found)
     return Tighter(
-        METHOD,
+        QUADRATIC,
         values,
         logs,
         certificate=lambda network: _certificate(chain, found, network),
@@ -120,7 +120,7 @@ def _fits(start: Multipliers | None, sizes: Sequence[int]) -> bool:
     return start is not None and [len(own) for own in start] == list(sizes)
 
 
-def _joined(start: Sequence[Multipliers | None], sizes: Sequence[int]) -> list[Tensor]:
+def _stacked_starts(start: Sequence[Multipliers | None], sizes: Sequence[int]) -> list[Tensor]:
     """(N, n_i) each; NaN for networks without."""
     none = [torch.full((size,), torch.nan, dtype=torch.float64) for size in sizes]
     return [torch.stack(column) for column in zip(*(own or none for own in start), strict=True)]

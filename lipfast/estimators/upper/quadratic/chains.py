@@ -43,31 +43,31 @@ class MatrixChain:
 
     def errors(self, parameters: Mapping[str, Tensor]) -> list[Tensor | None]:
         """What the stored matrices are off by, entry by entry; None: nothing."""
-        return [_error_of(layer, parameters) for layer in self.layers]
+        return [_weight_error(layer, parameters) for layer in self.layers]
 
     def boxes(self, plan: Architecture, parameters: Mapping[str, Tensor]) -> list[Boxes] | None:
         """The ranges of slopes of one network, per activation; None where one has none."""
         found = []
         for step, layer in zip(self.activations, self.layers, strict=False):
-            ends = _slopes_of(step, plan, parameters)
+            ends = _slope_range(step, plan, parameters)
             if ends is None:
                 return None
-            lower, upper = (_rows(end, layer.output_shape) for end in ends)
+            lower, upper = (_rows_of_features(end, layer.output_shape) for end in ends)
             found.append(boxes_of(lower.amin(0), upper.amax(0)))
         return found
 
 
 def matrix_chain(sweep: Sweep) -> MatrixChain | None:
     """The chain that a graph is; None where it is none, or has fewer than two matrices."""
-    if sweep not in _KNOWN:
-        _KNOWN[sweep] = _read(sweep)
-    return _KNOWN[sweep]
+    if sweep not in _CHAINS:
+        _CHAINS[sweep] = _chain_of(sweep)
+    return _CHAINS[sweep]
 
 
-_KNOWN: WeakKeyDictionary[Sweep, MatrixChain | None] = WeakKeyDictionary()
+_CHAINS: WeakKeyDictionary[Sweep, MatrixChain | None] = WeakKeyDictionary()
 
 
-def _read(sweep: Sweep) -> MatrixChain | None:
+def _chain_of(sweep: Sweep) -> MatrixChain | None:
     """Matrices act on the last dimension of a sample: on rows of features, each alike.
 
     The Jacobian is block diagonal then, and one row says all; a reshape may only stand before the
@@ -103,20 +103,20 @@ def _read(sweep: Sweep) -> MatrixChain | None:
     return MatrixChain(tuple(layers), tuple(between), waiting) if len(layers) > 1 else None
 
 
-def _slopes_of(
+def _slope_range(
     step: Step, plan: Architecture, parameters: Mapping[str, Tensor]
 ) -> tuple[float | Tensor, float | Tensor] | None:
     call = step.call([ZERO] * len(step.names), (), parameters, plan.constants, 2)
     return None if step.rule.slopes is None else step.rule.slopes(call)
 
 
-def _rows(end: float | Tensor, shape: tuple[int, ...]) -> Tensor:
+def _rows_of_features(end: float | Tensor, shape: tuple[int, ...]) -> Tensor:
     """One end of the ranges for every entry of a sample, as rows of features."""
     values = torch.as_tensor(end, dtype=torch.float64)
     return values.expand(shape).reshape(-1, shape[-1])
 
 
-def _error_of(layer: Layer, parameters: Mapping[str, Tensor]) -> Tensor | None:
+def _weight_error(layer: Layer, parameters: Mapping[str, Tensor]) -> Tensor | None:
     """Folding: ``eps |W| + t``; computing: known elementwise. Rounded up."""
     weight, found = parameters[layer.weight].detach().double(), None
     if layer.folds:
