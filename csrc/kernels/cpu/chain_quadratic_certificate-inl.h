@@ -189,7 +189,7 @@ inline bool ChainCertificate::diagonal_of_next(int64_t block, double guess) {
   }
   for (int64_t j = 0; j < outputs; ++j) {
     next_a[j] = (block + 1 < layers ? d[block][j] : 1.01 * guess) + (bent ? bend.entry(j, j) : 0);
-    if (!in_range(next_a[j])) return false;
+    if (!in_range(next_a[j]) || (block + 1 < layers && !in_range(d[block][j]))) return false;
     next_size[j] = 1 / sqrt(next_a[j]);
   }
   return true;
