@@ -103,6 +103,10 @@ void check_stack(const std::vector<Tensor>& tensors);
 void check_shifted_grams(const Tensor& matrices, const Tensor& lower);
 void check_cholesky_bounds(const Tensor& matrices, const Tensor& factors, const Tensor& failures, const Tensor& scales,
                            const Tensor& shifts);
+// Returns the widths of all layers, the inputs' first.
+std::vector<int64_t> check_chain_quadratic(const std::vector<Tensor>& weights, const std::vector<Tensor>& errors,
+                                           const std::vector<Tensor>& means, const std::vector<Tensor>& products,
+                                           const std::vector<Tensor>& start, int64_t layers, int64_t evaluations);
 // (n, s, l), float32 or float64, of any strides.
 Dtype check_wide(const Tensor& matrices, const std::string& op);
 // The stages with the shapes between them, and the shapes of the first input and the last output.

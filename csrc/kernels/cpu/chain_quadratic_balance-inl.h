@@ -1,0 +1,122 @@
+// Powers of two that balance a chain: rows of W_i against columns of W_{i+1}, then each matrix to a norm about 1.
+//
+// In the inequality that is proved an exponent of a unit only renames its multiplier, and powers of two are exact: they
+// are summed as integers and applied once to the weights that were given. The exponents themselves are a choice.
+#ifndef LIPFAST_CHAIN_QUADRATIC_BALANCE_INL_H
+#define LIPFAST_CHAIN_QUADRATIC_BALANCE_INL_H
+
+#include "chain_quadratic_panels-inl.h"
+
+constexpr int kBalanceSweeps = 50;
+constexpr int32_t kMostExponent = 200;  // of a unit, while sums of squares are balanced
+constexpr double kMostEntry = 0x1p50;   // of a scaled weight: what the proof takes
+
+// Squares of a matrix's entries, the largest scaled to about 1; false where one is NaN or infinite. exponent: of the
+// largest.
+template <class T>
+bool scaled_squares(const T* w, int64_t count, double* squares, int* exponent) {
+  T largest = 0;
+  bool finite = true;
+  for (int64_t i = 0; i < count; ++i) {
+    const T size = w[i] < 0 ? -w[i] : w[i];
+    finite &= size < static_cast<T>(INFINITY);
+    largest = largest < size ? size : largest;
+  }
+  *exponent = 0;
+  if (!finite) return false;
+  if (largest > 0) frexp(static_cast<double>(largest), exponent);
+  const PowerOfTwo scaling = power_of_two(-*exponent);
+  for (int64_t i = 0; i < count; ++i) {
+    const double entry = scaling(w[i]);
+    squares[i] = entry * entry;
+  }
+  return true;
+}
+
+// 4^e
+LIPFAST_INLINE double fourth_power(int32_t e) { return ldexp(1.0, 2 * e); }
+
+// squares: of every matrix, one after the other. unit: exponents of all hidden units, zero on entry. room: two
+// vectors of the widest layer.
+inline void balance_units(const QuadraticProblem& problem, const double* squares, int32_t* const* unit, double* room,
+                          int64_t widest) {
+  double *before = room, *columns = room + widest;
+  const int64_t hidden = problem.layers - 1;
+  for (int sweep = 0; sweep < kBalanceSweeps; ++sweep) {
+    bool moved = false;
+    const double* own = squares;
+    for (int64_t i = 0; i < hidden; ++i) {
+      const int64_t inputs = problem.sizes[i], n = problem.sizes[i + 1], outputs = problem.sizes[i + 2];
+      const double* next = own + n * inputs;
+      for (int64_t k = 0; k < inputs; ++k) before[k] = i > 0 ? fourth_power(-unit[i - 1][k]) : 1;
+      for (int64_t k = 0; k < n; ++k) columns[k] = 0;
+      for (int64_t r = 0; r < outputs; ++r) {
+        axpy(i + 1 < hidden ? fourth_power(unit[i + 1][r]) : 1, next + r * n, columns, n);
+      }
+      for (int64_t j = 0; j < n; ++j) {
+        const double row = dot(own + j * inputs, before, inputs);
+        if (!(row > 0) || !(columns[j] > 0)) continue;
+        const double best = 0.25 * log2(columns[j] / row);  // half of what the norms differ by; a tie stays
+        int32_t e = static_cast<int32_t>(ceil(best - 0.5));
+        e = larger(-kMostExponent, smaller(kMostExponent, e));
+        moved |= e != unit[i][j];
+        unit[i][j] = e;
+      }
+      own = next;
+    }
+    if (!moved) break;
+  }
+}
+
+// A matrix's exponent s: 2^-s W is about 1 in size, by its Frobenius norm.
+inline int32_t norm_exponent(const double* squares, int64_t rows, int64_t columns, const int32_t* out,
+                             const int32_t* in, double* room, int exponent) {
+  double sum = 0;
+  for (int64_t k = 0; k < columns; ++k) room[k] = in != nullptr ? fourth_power(-in[k]) : 1;
+  for (int64_t j = 0; j < rows; ++j) {
+    sum += (out != nullptr ? fourth_power(out[j]) : 1) * dot(squares + j * columns, room, columns);
+  }
+  if (!(sum > 0)) return exponent;
+  return exponent + static_cast<int32_t>(round(0.5 * log2(sum / static_cast<double>(smaller(rows, columns)))));
+}
+
+// How entries of one matrix are scaled: by 2^(out[j] - in[k] - shift), once.
+struct EntryScaling {
+  const int32_t *out, *in;  // nullptr: zeros
+  int32_t shift;
+};
+
+// A row of W, scaled. Where the power of two is a normal number, one product rounds as ldexp does: only a denormal
+// result, by 2^-1075 at most.
+template <class S, class T>
+void scale_row(const T* from, int64_t columns, int64_t row, const EntryScaling& scaling, S* to, int64_t step,
+               double* largest) {
+  const int64_t own = static_cast<int64_t>(scaling.out != nullptr ? scaling.out[row] : 0) - scaling.shift;
+  for (int64_t k = 0; k < columns; ++k) {
+    int64_t e = own - (scaling.in != nullptr ? scaling.in[k] : 0);
+    double value = static_cast<double>(from[k]);
+    if (e >= -1022 && e <= 1023) {
+      const uint64_t bits = static_cast<uint64_t>(e + 1023) << 52;
+      double power;
+      memcpy(&power, &bits, sizeof(power));
+      value *= power;
+    } else {
+      value = ldexp(value, static_cast<int>(larger<int64_t>(-5000, smaller<int64_t>(5000, e))));
+    }
+    *largest = larger(*largest, fabs(value));
+    to[k * step] = static_cast<S>(value);
+  }
+}
+
+// Packs a scaled matrix. Returns its largest entry.
+template <class S, class T>
+double pack_scaled(const T* w, int64_t rows, int64_t columns, const EntryScaling& scaling, const Panels<S>& to) {
+  double largest = 0;
+  memset(to.data, 0, sizeof(S) * static_cast<size_t>(to.size()));
+  for (int64_t j = 0; j < rows; ++j) {
+    scale_row(w + j * columns, columns, j, scaling, &to.entry(j, 0), kPanelRows<S>, &largest);
+  }
+  return largest;
+}
+
+#endif

@@ -1,0 +1,285 @@
+// Multipliers of a chain: a start, and a fixed point in log D with backtracking. Whatever they are, the certificate
+// decides; every network of a call does the same work unless it has converged.
+#ifndef LIPFAST_CHAIN_QUADRATIC_SEARCH_INL_H
+#define LIPFAST_CHAIN_QUADRATIC_SEARCH_INL_H
+
+#include "chain_quadratic_sweep-inl.h"
+
+constexpr double kLargestStep = 2;      // of log D
+constexpr double kDescent = 1e-4;       // Armijo's condition (Nocedal and Wright 2006, section 3.1)
+constexpr double kSmallestStep = 1e-3;  // of the fixed point's
+constexpr double kLeastGain = 1e-7;     // of the logarithm, from a step
+constexpr double kMostRescaling = 20;   // of a matrix, twice: scaled weights stay within what the proof takes
+constexpr int64_t kFirstPower = 8;
+constexpr double kSmallestLog = -140, kLargestLog = 140;  // of a multiplier: far inside what the proof takes
+
+template <class S>
+struct Search {
+  Sweep<S> sweep;
+  const int32_t* base;         // exponents of the matrices by their norms, L
+  int32_t* shifts;             // and as they are
+  double *best, *here, *step;  // of all hidden units, one layer after the other
+  S *vector, *image;           // of the widest hidden layer
+  const int32_t* const* unit;
+  int64_t units, evaluated;
+
+  Search(const QuadraticProblem& problem, Arena& arena);
+  template <class T>
+  bool start(const QuadraticProblem& problem, bool warm);
+  double improve(int64_t evaluations);
+
+ private:
+  void rescale(int64_t i);
+  double top_of(int64_t i, const S* scale, int iterations = 8);
+  void closed_form(int64_t i);
+  bool warm_start(const QuadraticProblem& problem, int64_t i);
+  bool make_feasible(int64_t i);
+  double gradient();
+  bool forward(double t);
+  void keep(double* to);
+  template <class Body>
+  void each_unit(const Body& body) {
+    for (int64_t i = 0, u = 0; i < sweep.hidden; ++i) {
+      for (int64_t j = 0; j < sweep.layers[i].n; ++j, ++u) body(sweep.layers[i], j, u);
+    }
+  }
+};
+
+template <class S>
+Search<S>::Search(const QuadraticProblem& problem, Arena& arena) : sweep(problem, arena), units(0), evaluated(1) {
+  int64_t most = 0;
+  for (int64_t i = 1; i < problem.layers; ++i) {
+    units += problem.sizes[i];
+    most = larger(most, padded_rows<S>(problem.sizes[i]));
+  }
+  best = arena.take<double>(units);
+  here = arena.take<double>(units);
+  step = arena.take<double>(units);
+  shifts = arena.take<int32_t>(problem.layers);
+  vector = arena.take<S>(most);
+  image = arena.take<S>(most);
+}
+
+template <class S>
+void multiply_by(S factor, const Panels<S>& panels) {
+  for (int64_t e = 0; e < panels.size(); ++e) panels.data[e] *= factor;
+}
+
+// Brings the trace of K of layer i (the outputs: i = hidden) to about 1, by the exponent of the matrix before it.
+template <class S>
+void Search<S>::rescale(int64_t i) {
+  const Panels<S>& k = i == 0 ? sweep.k1 : sweep.k[i % 2];
+  const int64_t n = i < sweep.hidden ? sweep.layers[i].n : sweep.outputs;
+  double trace = 0;
+  for (int64_t j = 0; j < n; ++j) trace += k.entry(j, j);
+  if (!(trace > 0) || !(trace < INFINITY)) return;
+  const double power = round(0.5 * log2(trace));
+  const int e = static_cast<int>(larger(-kMostRescaling, smaller(kMostRescaling, power)));
+  if (e == 0) return;
+  shifts[i] += e;
+  const S factor = static_cast<S>(ldexp(1.0, -e));
+  for (int64_t row = 0; row < k.rows; row += kPanelRows<S>) {
+    for (int64_t c = 0; c < (row + kPanelRows<S>)*kPanelRows<S>; ++c) k.at(row, 0)[c] *= factor * factor;
+  }
+  if (i == 0) return;
+  multiply_by(factor, sweep.layers[i - 1].w);
+  multiply_by(factor, sweep.layers[i - 1].b);
+}
+
+// Largest eigenvalue of scale K scale, by power iteration, and a little more for what that misses.
+template <class S>
+double Search<S>::top_of(int64_t i, const S* scale, int iterations) {
+  const Panels<S>& k = i == 0 ? sweep.k1 : sweep.k[i % 2];
+  const int64_t n = sweep.layers[i].n;
+  double norm = 0;
+  for (int64_t j = 0; j < k.rows; ++j) vector[j] = j < n ? static_cast<S>(1 + 0.25 * (j % 4)) * scale[j] : 0;
+  for (int iteration = 0; iteration < iterations; ++iteration) {
+    multiply_lower(k, vector, image);
+    double squares = 0, before = 0;
+    for (int64_t j = 0; j < n; ++j) {
+      const double own = static_cast<double>(vector[j]) / scale[j], next = static_cast<double>(image[j]) * scale[j];
+      before += own * own;
+      squares += next * next;
+    }
+    const double last = norm;
+    norm = sqrt(squares / before);
+    if (!(norm > 0) || norm - last < 1e-4 * norm) return 1.0005 * norm;
+    const double factor = 1 / sqrt(squares);
+    for (int64_t j = 0; j < n; ++j) vector[j] = static_cast<S>(image[j] * factor * scale[j] * scale[j]);
+  }
+  return 1.02 * norm;
+}
+
+// 1 + |m| / r; r = 0: a large multiplier stands for infinity.
+template <class S>
+double wider_than(const SweepLayer<S>& at, int64_t j) {
+  const double m = fabs(at.mean[j]), r = sqrt(larger(0.0, m * m - at.product[j]));
+  return m < 999 * r ? larger(1 + m / r, 1 + 1e-5) : 1e3;
+}
+
+// The balanced closed form: D_j = (1 + |m_j| / r_j) lambda_max(S^-1/2 K S^-1/2) S_j, S_j = sqrt(K_jj) / |W e_j|.
+template <class S>
+void Search<S>::closed_form(int64_t i) {
+  const SweepLayer<S>& at = sweep.layers[i];
+  const Panels<S>& k = i == 0 ? sweep.k1 : sweep.k[i % 2];
+  double most = 0, most_size = 0;
+  for (int64_t j = 0; j < at.n; ++j) {
+    double sum = 0;
+    for (int64_t row = 0; row < at.w.rows; row += kPanelRows<S>) {
+      const S* column = at.w.at(row, j);
+      for (int64_t r = 0; r < kPanelRows<S>; ++r) sum += static_cast<double>(column[r]) * column[r];
+    }
+    at.rise[j] = sqrt(sum);
+    most = larger(most, at.rise[j]);
+  }
+  for (int64_t j = 0; j < at.n; ++j) {
+    const double column = larger(at.rise[j], 1e-6 * most), row = k.entry(j, j);
+    at.rise[j] = column > 0 && row > 0 ? sqrt(row) / column : 0;
+    most_size = larger(most_size, at.rise[j]);
+  }
+  for (int64_t j = 0; j < at.n; ++j) {
+    at.rise[j] = most_size > 0 ? larger(at.rise[j], 1e-6 * most_size) : 1;
+    at.scale[j] = static_cast<S>(1 / sqrt(at.rise[j]));
+  }
+  double narrowest = 1;
+  for (int64_t j = 0; j < at.n; ++j) narrowest = smaller(narrowest, wider_than(at, j) - 1);
+  // Where little of a multiplier is above the eigenvalue, that has to be known well.
+  const double top = larger(top_of(i, at.scale, narrowest < 0.05 ? 200 : 8), 0x1p-60);
+  for (int64_t j = 0; j < at.n; ++j) {
+    at.log[j] = log(wider_than(at, j) * top * at.rise[j]);
+  }
+}
+
+// D of an earlier result, scaled up where it is not feasible; false where that says nothing of this network.
+template <class S>
+bool Search<S>::warm_start(const QuadraticProblem& problem, int64_t i) {
+  const SweepLayer<S>& at = sweep.layers[i];
+  int64_t sum = 0;
+  for (int64_t l = 0; l <= i; ++l) sum += shifts[l];
+  for (int64_t j = 0; j < at.n; ++j) {
+    const double units = problem.start[i][j] + 2.0 * static_cast<double>(unit[i][j] - sum);
+    at.log[j] = units * 0.6931471805599453;
+    if (!(fabs(at.log[j]) < kLargestLog)) return false;
+    at.scale[j] = static_cast<S>(exp(-0.5 * at.log[j]));
+  }
+  const double top = top_of(i, at.scale);
+  if (!(top < 4)) return false;
+  const double add = top > 1 / 1.005 ? log(1.005 * top) : 0;
+  for (int64_t j = 0; j < at.n; ++j) at.log[j] += add;
+  return true;
+}
+
+template <class S>
+bool Search<S>::make_feasible(int64_t i) {
+  for (int attempt = 0; attempt < 24; ++attempt) {
+    if (sweep.layer(i)) return true;
+    const double add = attempt < 8 ? ldexp(0.002, attempt) : 1;
+    for (int64_t j = 0; j < sweep.layers[i].n; ++j) sweep.layers[i].log[j] += add;
+  }
+  return false;
+}
+
+// Packs the weights, scales them, and takes a feasible point layer by layer. False: none was found.
+template <class S>
+template <class T>
+bool Search<S>::start(const QuadraticProblem& problem, bool warm) {
+  for (int64_t i = 0; i < problem.layers; ++i) {
+    shifts[i] = base[i];
+    const EntryScaling scaling{i < sweep.hidden ? unit[i] : nullptr, i > 0 ? unit[i - 1] : nullptr, shifts[i]};
+    pack_scaled(static_cast<const T*>(problem.weights[i]), problem.sizes[i + 1], problem.sizes[i], scaling,
+                i == 0 ? sweep.first : sweep.layers[i - 1].w);
+  }
+  symmetric_product(sweep.first, sweep.first, sweep.k1, sweep.parallel);
+  rescale(0);
+  for (int64_t i = 0; i < sweep.hidden; ++i) {
+    if (!warm) {
+      closed_form(i);
+    } else if (!warm_start(problem, i)) {
+      return false;
+    }
+    if (!make_feasible(i)) return false;
+    sweep.next_k(i);
+    rescale(i + 1);
+  }
+  sweep.read_m();
+  keep(here);
+  keep(best);
+  return sweep.top(kFirstPower, false).top >= 0;
+}
+
+// The step of the fixed point, from the derivative; returns the slope along it.
+template <class S>
+double Search<S>::gradient() {
+  sweep.backward();
+  double slope = 0;
+  each_unit([&](const SweepLayer<S>& at, int64_t j, int64_t u) {
+    const double fall = at.fall[j], rise = larger(at.rise[j], 1e-3 * fall);
+    step[u] = fall > 0 ? larger(-kLargestStep, smaller(kLargestStep, 0.5 * log(fall / rise))) : 0;
+    if (!(fabs(step[u]) <= kLargestStep)) step[u] = 0;
+    slope += (at.rise[j] - fall) * step[u];
+  });
+  return slope;
+}
+
+// Powers of the smoothed eigenvalue grow as the search goes on.
+LIPFAST_INLINE int64_t power_at(int64_t evaluation) {
+  return evaluation < 10 ? kFirstPower : evaluation < 30 ? 2 * kFirstPower : evaluation < 60 ? 32 : kMostPower;
+}
+
+// Sweeps at `here` + t `step`; whether D is feasible there.
+template <class S>
+bool Search<S>::forward(double t) {
+  each_unit([&](const SweepLayer<S>& at, int64_t j, int64_t u) {
+    at.log[j] = larger(kSmallestLog, smaller(kLargestLog, here[u] + t * step[u]));
+  });
+  ++evaluated;
+  return sweep.forward();
+}
+
+// Keeps the multipliers of the last sweep.
+template <class S>
+void Search<S>::keep(double* to) {
+  each_unit([&](const SweepLayer<S>& at, int64_t j, int64_t u) { to[u] = at.log[j]; });
+}
+
+// Returns about the least rho^2 found. Where steps lead nowhere the search goes on from the best point with a smoother
+// maximum, once more after each time that this helped.
+template <class S>
+double Search<S>::improve(int64_t evaluations) {
+  int64_t power = kFirstPower, begin = 0;
+  Smoothed now = sweep.top(power, evaluations > 0);
+  double least = now.top, stalled = INFINITY, t = 1, slope = evaluations > 0 ? gradient() : 0;
+  const int64_t end = evaluated + evaluations;
+  while (evaluated < end) {
+    const bool feasible = forward(t);
+    const Smoothed next = feasible ? sweep.top(power, false) : Smoothed{INFINITY, INFINITY};
+    if (next.top < least) {
+      least = next.top;
+      keep(best);
+    }
+    const bool accepted = next.value <= now.value + kDescent * t * slope;
+    if (accepted) keep(here);
+    if (evaluated == end) break;
+    const double gain = now.value - next.value;
+    if (!accepted) t *= feasible ? 0.4 : 0.3;
+    if (accepted ? gain < kLeastGain : t < kSmallestStep) {
+      if (!(least < stalled * (1 - kLeastGain))) break;
+      stalled = least;
+      power = power == kMostPower ? 2 * kFirstPower : 2 * power;
+      begin = evaluated - 10;
+      memcpy(here, best, sizeof(double) * static_cast<size_t>(units));
+      if (!forward(0)) break;
+      t = 0.5;
+    } else if (accepted) {
+      t = smaller(1.0, 2 * t);
+      power = larger(power, gain < 1e-4 ? smaller(kMostPower, 2 * power) : power_at(evaluated - begin));
+    } else {
+      continue;
+    }
+    now = sweep.top(power, true);
+    slope = gradient();
+  }
+  return least;
+}
+
+#endif
