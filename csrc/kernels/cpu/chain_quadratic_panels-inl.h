@@ -11,7 +11,8 @@
 
 template <class T>
 constexpr int64_t kPanelRows = 2 * Simd<T>::kLanes;
-constexpr int64_t kFactorBlock = 64;    // columns eliminated together: whole panels and tiles
+// Columns eliminated together: whole panels and tiles. Of large matrices more, as all threads wait for each other.
+LIPFAST_INLINE int64_t columns_together(int64_t columns) { return columns < 1024 ? 64 : 128; }
 constexpr int64_t kProductDepth = 128;  // columns of a panel that stay in L1: 16 KiB with AVX-512
 
 template <class T>
@@ -239,14 +240,15 @@ bool factor_diagonal_block(const Step<T>& step, int64_t c0, int64_t width) {
 template <class T>
 bool factor_step(const Step<T>& step, const Parallel* parallel) {
   constexpr int64_t kRows = kPanelRows<T>;
-  for (int64_t c0 = 0; c0 < step.l.columns; c0 += kFactorBlock) {
-    const int64_t width = smaller(kFactorBlock, step.l.columns - c0);
+  const int64_t most = columns_together(step.l.columns);
+  for (int64_t c0 = 0; c0 < step.l.columns; c0 += most) {
+    const int64_t width = smaller(most, step.l.columns - c0);
     const int64_t below = smaller(round_up(c0 + width, kRows), step.l.rows);
-    for_items(parallel, (below - c0) / kRows, [&](int64_t p) {
-      const int64_t row = c0 + p * kRows, own = smaller(width, row + kRows - c0);  // no columns right of its rows
+    for (int64_t row = c0; row < below; row += kRows) {
+      const int64_t own = smaller(width, row + kRows - c0);  // no columns right of its rows
       first_entries(step, row, c0, own);
       subtract_products(step.l, step.l, row, c0, own);
-    });
+    }
     if (!factor_diagonal_block(step, c0, width)) return false;
     const int64_t own = (step.l.rows - below) / kRows;
     for_items(parallel, own + step.b.rows / kRows, [&](int64_t p) {

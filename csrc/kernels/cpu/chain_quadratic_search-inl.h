@@ -1,16 +1,19 @@
-// Multipliers of a chain: a start, and a fixed point in log D with backtracking. Whatever they are, the certificate
-// decides; every network of a call does the same work unless it has converged.
+// Multipliers of a chain: a start, and L-BFGS in log D with backtracking. Whatever they are, the certificate decides;
+// every network of a call does the same work unless it has converged.
 #ifndef LIPFAST_CHAIN_QUADRATIC_SEARCH_INL_H
 #define LIPFAST_CHAIN_QUADRATIC_SEARCH_INL_H
 
+#include "chain_quadratic_history-inl.h"
 #include "chain_quadratic_sweep-inl.h"
 
 constexpr double kLargestStep = 2;      // of log D
 constexpr double kDescent = 1e-4;       // Armijo's condition (Nocedal and Wright 2006, section 3.1)
-constexpr double kSmallestStep = 1e-3;  // of the fixed point's
+constexpr double kSmallestStep = 1e-3;  // as a part of the quasi-Newton step
 constexpr double kLeastGain = 1e-7;     // of the logarithm, from a step
+// Of the smoothed maximum, (tr M^q)^(1/q) with q = 2 k + 1.
+constexpr int kStages = 3;
+constexpr int64_t kPowers[kStages] = {8, 32, kMostPower};
 constexpr double kMostRescaling = 20;   // of a matrix, twice: scaled weights stay within what the proof takes
-constexpr int64_t kFirstPower = 8;
 constexpr double kSmallestLog = -140, kLargestLog = 140;  // of a multiplier: far inside what the proof takes
 
 template <class S>
@@ -18,7 +21,8 @@ struct Search {
   Sweep<S> sweep;
   const int32_t* base;         // exponents of the matrices by their norms, L
   int32_t* shifts;             // and as they are
-  double *best, *here, *step;  // of all hidden units, one layer after the other
+  double *best, *here, *step, *slopes, *before;  // of all hidden units, one layer after the other
+  History history;
   S *vector, *image;           // of the widest hidden layer
   const int32_t* const* unit;
   int64_t units, evaluated;
@@ -34,7 +38,9 @@ struct Search {
   void closed_form(int64_t i);
   bool warm_start(const QuadraticProblem& problem, int64_t i);
   bool make_feasible(int64_t i);
-  double gradient();
+  void gradient();
+  double direction();
+  double descend(double least, int64_t power, int64_t end);
   bool forward(double t);
   void keep(double* to);
   template <class Body>
@@ -55,6 +61,9 @@ Search<S>::Search(const QuadraticProblem& problem, Arena& arena) : sweep(problem
   best = arena.take<double>(units);
   here = arena.take<double>(units);
   step = arena.take<double>(units);
+  slopes = arena.take<double>(units);
+  before = arena.take<double>(units);
+  history.take(units, arena);
   shifts = arena.take<int32_t>(problem.layers);
   vector = arena.take<S>(most);
   image = arena.take<S>(most);
@@ -204,26 +213,28 @@ bool Search<S>::start(const QuadraticProblem& problem, bool warm) {
   sweep.read_m();
   keep(here);
   keep(best);
-  return sweep.top(kFirstPower, false).top >= 0;
+  return sweep.top(kPowers[0], false).top >= 0;
 }
 
-// The step of the fixed point, from the derivative; returns the slope along it.
+// The derivative of the smoothed maximum in log D where the last sweep was.
 template <class S>
-double Search<S>::gradient() {
+void Search<S>::gradient() {
   sweep.backward();
-  double slope = 0;
-  each_unit([&](const SweepLayer<S>& at, int64_t j, int64_t u) {
-    const double fall = at.fall[j], rise = larger(at.rise[j], 1e-3 * fall);
-    step[u] = fall > 0 ? larger(-kLargestStep, smaller(kLargestStep, 0.5 * log(fall / rise))) : 0;
-    if (!(fabs(step[u]) <= kLargestStep)) step[u] = 0;
-    slope += (at.rise[j] - fall) * step[u];
-  });
-  return slope;
+  each_unit([&](const SweepLayer<S>& at, int64_t j, int64_t u) { slopes[u] = at.rise[j] - at.fall[j]; });
 }
 
-// Powers of the smoothed eigenvalue grow as the search goes on.
-LIPFAST_INLINE int64_t power_at(int64_t evaluation) {
-  return evaluation < 10 ? kFirstPower : evaluation < 30 ? 2 * kFirstPower : evaluation < 60 ? 32 : kMostPower;
+// The next step, from the derivative and the steps before; returns the slope along it.
+template <class S>
+double Search<S>::direction() {
+  history.direction(slopes, step);
+  double most = 0;
+  for (int64_t u = 0; u < units; ++u) most = larger(most, fabs(step[u]));
+  if (!(most < INFINITY)) {
+    memset(step, 0, sizeof(double) * static_cast<size_t>(units));
+  } else if (most > kLargestStep) {
+    scale(kLargestStep / most, step, units);
+  }
+  return dot(slopes, step, units);
 }
 
 // Sweeps at `here` + t `step`; whether D is feasible there.
@@ -242,14 +253,13 @@ void Search<S>::keep(double* to) {
   each_unit([&](const SweepLayer<S>& at, int64_t j, int64_t u) { to[u] = at.log[j]; });
 }
 
-// Returns about the least rho^2 found. Where steps lead nowhere the search goes on from the best point with a smoother
-// maximum, once more after each time that this helped.
+// Descends from `here`, where the last sweep was, until so many sweeps are done. Returns about the least rho^2 found.
 template <class S>
-double Search<S>::improve(int64_t evaluations) {
-  int64_t power = kFirstPower, begin = 0;
-  Smoothed now = sweep.top(power, evaluations > 0);
-  double least = now.top, stalled = INFINITY, t = 1, slope = evaluations > 0 ? gradient() : 0;
-  const int64_t end = evaluated + evaluations;
+double Search<S>::descend(double least, int64_t power, int64_t end) {
+  Smoothed now = sweep.top(power, true);
+  gradient();
+  history.clear();
+  double slope = direction(), t = 1;
   while (evaluated < end) {
     const bool feasible = forward(t);
     const Smoothed next = feasible ? sweep.top(power, false) : Smoothed{INFINITY, INFINITY};
@@ -257,27 +267,43 @@ double Search<S>::improve(int64_t evaluations) {
       least = next.top;
       keep(best);
     }
-    const bool accepted = next.value <= now.value + kDescent * t * slope;
-    if (accepted) keep(here);
-    if (evaluated == end) break;
-    const double gain = now.value - next.value;
-    if (!accepted) t *= feasible ? 0.4 : 0.3;
-    if (accepted ? gain < kLeastGain : t < kSmallestStep) {
-      if (!(least < stalled * (1 - kLeastGain))) break;
-      stalled = least;
-      power = power == kMostPower ? 2 * kFirstPower : 2 * power;
-      begin = evaluated - 10;
-      memcpy(here, best, sizeof(double) * static_cast<size_t>(units));
-      if (!forward(0)) break;
-      t = 0.5;
-    } else if (accepted) {
-      t = smaller(1.0, 2 * t);
-      power = larger(power, gain < 1e-4 ? smaller(kMostPower, 2 * power) : power_at(evaluated - begin));
-    } else {
+    if (!(next.value <= now.value + kDescent * t * slope)) {
+      t *= feasible ? 0.5 : 0.3;
+      if (t >= kSmallestStep) continue;
+      if (history.count == 0) break;
+      history.clear();
+      slope = direction();
+      t = 1;
       continue;
     }
-    now = sweep.top(power, true);
-    slope = gradient();
+    if (evaluated == end || now.value - next.value < kLeastGain) break;
+    memcpy(before, slopes, sizeof(double) * static_cast<size_t>(units));
+    memcpy(step, here, sizeof(double) * static_cast<size_t>(units));
+    keep(here);
+    sweep.top(power, true);
+    gradient();
+    history.add(step, here, before, slopes);
+    now = next;
+    slope = direction();
+    t = 1;
+  }
+  return least;
+}
+
+// Short searches are of one smooth maximum; longer ones begin with a smoother one and go on from the best point with
+// sharper ones.
+template <class S>
+double Search<S>::improve(int64_t evaluations) {
+  double least = sweep.top(kPowers[0], false).top;
+  const int64_t end = evaluated + evaluations;
+  const int stages = evaluations < 20 ? 1 : kStages;
+  for (int stage = 0; stage < stages && evaluated < end; ++stage) {
+    if (stage > 0) {
+      memcpy(here, best, sizeof(double) * static_cast<size_t>(units));
+      if (!forward(0)) break;
+    }
+    const int64_t share = (end - evaluated) / (stages - stage);
+    least = descend(least, stages == 1 ? kPowers[1] : kPowers[stage], evaluated + share);
   }
   return least;
 }
