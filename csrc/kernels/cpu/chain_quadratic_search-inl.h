@@ -1,25 +1,30 @@
-// Multipliers of a chain: a start, and a fixed point in log D with backtracking. Whatever they are, the certificate
-// decides; every network of a call does the same work unless it has converged.
+// Multipliers of a chain: a start, and a descent in log D (L-BFGS) with backtracking. Whatever they are, the
+// certificate decides; every network of a call does the same work unless it has converged.
 #ifndef LIPFAST_CHAIN_QUADRATIC_SEARCH_INL_H
 #define LIPFAST_CHAIN_QUADRATIC_SEARCH_INL_H
 
+#include "chain_quadratic_memory-inl.h"
 #include "chain_quadratic_sweep-inl.h"
 
 constexpr double kLargestStep = 2;      // of log D
 constexpr double kDescent = 1e-4;       // Armijo's condition (Nocedal and Wright 2006, section 3.1)
-constexpr double kSmallestStep = 1e-3;  // of the fixed point's
-constexpr double kLeastGain = 1e-7;     // of the logarithm, from a step
-constexpr double kMostRescaling = 20;   // of a matrix, twice: scaled weights stay within what the proof takes
+constexpr double kFirstStep = 0.3;      // the largest entry of one along the gradient
+constexpr double kSmallestStep = 1e-3;  // share of a step
+constexpr int64_t kFewEvaluations = 6;
+constexpr double kLeastGain = 1e-7;    // of the logarithm, from a step
+constexpr double kMostRescaling = 20;  // of a matrix, twice: scaled weights stay within what the proof takes
 constexpr int64_t kFirstPower = 8;
 constexpr double kSmallestLog = -140, kLargestLog = 140;  // of a multiplier: far inside what the proof takes
 
 template <class S>
 struct Search {
   Sweep<S> sweep;
-  const int32_t* base;         // exponents of the matrices by their norms, L
-  int32_t* shifts;             // and as they are
-  double *best, *here, *step;  // of all hidden units, one layer after the other
-  S *vector, *image;           // of the widest hidden layer
+  const int32_t* base;  // exponents of the matrices by their norms, L
+  int32_t* shifts;      // and as they are
+  // Of all hidden units, one layer after the other: log D, and steps in it.
+  double *best, *here, *last, *step, *gradient, *last_gradient, *fixed_point;
+  LimitedMemory memory;
+  S *vector, *image;  // of the widest hidden layer
   const int32_t* const* unit;
   int64_t units, evaluated;
 
@@ -34,7 +39,9 @@ struct Search {
   void closed_form(int64_t i);
   bool warm_start(const QuadraticProblem& problem, int64_t i);
   bool make_feasible(int64_t i);
-  double gradient();
+  void differentiate();
+  double choose_step(bool few);
+  Smoothed turn_to(int64_t power);
   bool forward(double t);
   void keep(double* to);
   template <class Body>
@@ -52,9 +59,9 @@ Search<S>::Search(const QuadraticProblem& problem, Arena& arena) : sweep(problem
     units += problem.sizes[i];
     most = larger(most, padded_rows<S>(problem.sizes[i]));
   }
-  best = arena.take<double>(units);
-  here = arena.take<double>(units);
-  step = arena.take<double>(units);
+  double** const vectors[] = {&best, &here, &last, &step, &gradient, &last_gradient, &fixed_point};
+  for (double** own : vectors) *own = arena.take<double>(units);
+  memory = {arena.take<double>(kRemembered * units), arena.take<double>(kRemembered * units), units, 0, 0};
   shifts = arena.take<int32_t>(problem.layers);
   vector = arena.take<S>(most);
   image = arena.take<S>(most);
@@ -207,23 +214,31 @@ bool Search<S>::start(const QuadraticProblem& problem, bool warm) {
   return sweep.top(kFirstPower, false).top >= 0;
 }
 
-// The step of the fixed point, from the derivative; returns the slope along it.
+// The gradient by log D where the sweep stands, of the logarithm of the smoothed maximum.
 template <class S>
-double Search<S>::gradient() {
+void Search<S>::differentiate() {
   sweep.backward();
-  double slope = 0;
   each_unit([&](const SweepLayer<S>& at, int64_t j, int64_t u) {
-    const double fall = at.fall[j], rise = larger(at.rise[j], 1e-3 * fall);
-    step[u] = fall > 0 ? larger(-kLargestStep, smaller(kLargestStep, 0.5 * log(fall / rise))) : 0;
-    if (!(fabs(step[u]) <= kLargestStep)) step[u] = 0;
-    slope += (at.rise[j] - fall) * step[u];
+    const double slope = at.rise[j] - at.fall[j];
+    gradient[u] = fabs(slope) < INFINITY ? slope : 0;
+    // Of the fixed point D <- D (fall / rise)^1/2.
+    const double ratio = log(at.fall[j] / larger(at.rise[j], 1e-3 * at.fall[j]));
+    fixed_point[u] = fabs(ratio) < INFINITY ? larger(-kLargestStep, smaller(kLargestStep, 0.5 * ratio)) : 0;
   });
-  return slope;
 }
 
-// Powers of the smoothed eigenvalue grow as the search goes on.
-LIPFAST_INLINE int64_t power_at(int64_t evaluation) {
-  return evaluation < 10 ? kFirstPower : evaluation < 30 ? 2 * kFirstPower : evaluation < 60 ? 32 : kMostPower;
+// The step to take from `here`; returns the slope along it.
+template <class S>
+double Search<S>::choose_step(bool few) {
+  memcpy(step, few ? fixed_point : gradient, sizeof(double) * static_cast<size_t>(units));
+  if (!few) {
+    if (memory.count > 0) memory.multiply(step);
+    double largest = 0;
+    for (int64_t u = 0; u < units; ++u) largest = larger(largest, fabs(step[u]));
+    const double longest = memory.count > 0 ? smaller(1.0, kLargestStep / largest) : kFirstStep / largest;
+    scale(largest > 0 ? -longest : 0, step, units);
+  }
+  return dot(gradient, step, units);
 }
 
 // Sweeps at `here` + t `step`; whether D is feasible there.
@@ -242,14 +257,31 @@ void Search<S>::keep(double* to) {
   each_unit([&](const SweepLayer<S>& at, int64_t j, int64_t u) { to[u] = at.log[j]; });
 }
 
-// Returns about the least rho^2 found. Where steps lead nowhere the search goes on from the best point with a smoother
-// maximum, once more after each time that this helped.
+// Powers of the smoothed maximum grow in three stages.
+LIPFAST_INLINE int64_t power_at(int64_t evaluation, int64_t evaluations) {
+  const int64_t first = larger<int64_t>(10, evaluations / 3);
+  return evaluation < first ? kFirstPower : evaluation < 2 * first ? 4 * kFirstPower : kMostPower;
+}
+
+// The gradient at `here` for another power, which the steps before say nothing of.
+template <class S>
+Smoothed Search<S>::turn_to(int64_t power) {
+  memory.forget();
+  const Smoothed now = sweep.top(power, true);
+  differentiate();
+  return now;
+}
+
+// Returns about the least rho^2 found. A few evaluations take the fixed point's steps, which need no scale. Where steps
+// lead nowhere the search goes on from the best point with another power, as long as that helps.
 template <class S>
 double Search<S>::improve(int64_t evaluations) {
-  int64_t power = kFirstPower, begin = 0;
-  Smoothed now = sweep.top(power, evaluations > 0);
-  double least = now.top, stalled = INFINITY, t = 1, slope = evaluations > 0 ? gradient() : 0;
   const int64_t end = evaluated + evaluations;
+  const bool few = evaluations < kFewEvaluations;
+  int64_t power = kFirstPower;
+  if (evaluations == 0) return sweep.top(power, false).top;
+  Smoothed now = turn_to(power);
+  double least = now.top, stalled = INFINITY, t = 1, slope = choose_step(few);
   while (evaluated < end) {
     const bool feasible = forward(t);
     const Smoothed next = feasible ? sweep.top(power, false) : Smoothed{INFINITY, INFINITY};
@@ -257,27 +289,37 @@ double Search<S>::improve(int64_t evaluations) {
       least = next.top;
       keep(best);
     }
-    const bool accepted = next.value <= now.value + kDescent * t * slope;
-    if (accepted) keep(here);
-    if (evaluated == end) break;
     const double gain = now.value - next.value;
-    if (!accepted) t *= feasible ? 0.4 : 0.3;
-    if (accepted ? gain < kLeastGain : t < kSmallestStep) {
-      if (!(least < stalled * (1 - kLeastGain))) break;
-      stalled = least;
-      power = power == kMostPower ? 2 * kFirstPower : 2 * power;
-      begin = evaluated - 10;
-      memcpy(here, best, sizeof(double) * static_cast<size_t>(units));
-      if (!forward(0)) break;
-      t = 0.5;
-    } else if (accepted) {
-      t = smaller(1.0, 2 * t);
-      power = larger(power, gain < 1e-4 ? smaller(kMostPower, 2 * power) : power_at(evaluated - begin));
+    const bool accepted = gain >= -kDescent * t * slope && gain > kLeastGain;
+    if (evaluated == end) break;
+    if (accepted) {
+      exchange(here, last);
+      exchange(gradient, last_gradient);
+      keep(here);
+      const int64_t wanted = larger(power, power_at(evaluated, evaluations));
+      if (wanted == power) {
+        now = next;
+        sweep.top(power, true);
+        differentiate();
+        memory.add(last, here, last_gradient, gradient);
+      } else {
+        now = turn_to(power = wanted);
+      }
     } else {
-      continue;
+      t *= feasible ? 0.5 : 0.3;
+      if (t > kSmallestStep && gain < -kLeastGain) continue;
+      if (memory.count > 0) {
+        memory.forget();
+      } else {
+        if (!(least < stalled * (1 - 10 * kLeastGain))) break;
+        stalled = least;
+        memcpy(here, best, sizeof(double) * static_cast<size_t>(units));
+        if (!forward(0)) break;
+        now = turn_to(power = power == kMostPower ? 4 * kFirstPower : 4 * power);
+      }
     }
-    now = sweep.top(power, true);
-    slope = gradient();
+    slope = choose_step(few);
+    t = few && !accepted ? 0.5 : 1;
   }
   return least;
 }
