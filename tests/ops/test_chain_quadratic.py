@@ -51,12 +51,11 @@ def bound(sizes: Sequence[int], weights: list[Tensor], box: str, **options: Any)
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_as_tight_as_the_reference(capability: str, sizes: tuple[int, ...], box: str) -> None:
     weights = random_chain(sizes)
-    # A fixed point takes more evaluations than the reference's L-BFGS where a chain is narrow.
-    found = bound(sizes, weights, box, evaluations=200)
+    found = bound(sizes, weights, box, evaluations=60)
     truth = reference(weights, *slopes_between(sizes, BOXES[box]), evaluations=60)
     product = math.prod(float(torch.linalg.matrix_norm(weight, 2)) for weight in weights)
     product *= max(map(abs, BOXES[box])) ** (len(sizes) - 2)
-    assert found.log_values.item() < truth.log_value + 0.06
+    assert found.log_values.item() < truth.log_value + 0.02
     # Where m = 0 nothing is gained, and what is best for two layers may be worse for the first.
     assert box == "abs" or found.values.item() <= product * 1.0001
     torch.testing.assert_close(found.log_values.exp(), found.values, rtol=1e-12, atol=0)

@@ -1,29 +1,30 @@
-// Multipliers of a chain: a start, and L-BFGS in log D with backtracking. Whatever they are, the certificate decides;
-// every network of a call does the same work unless it has converged.
+// Multipliers of a chain: a start, and a descent in log D (L-BFGS) with backtracking. Whatever they are, the
+// certificate decides; every network of a call does the same work unless it has converged.
 #ifndef LIPFAST_CHAIN_QUADRATIC_SEARCH_INL_H
 #define LIPFAST_CHAIN_QUADRATIC_SEARCH_INL_H
 
-#include "chain_quadratic_history-inl.h"
+#include "chain_quadratic_memory-inl.h"
 #include "chain_quadratic_sweep-inl.h"
 
 constexpr double kLargestStep = 2;      // of log D
 constexpr double kDescent = 1e-4;       // Armijo's condition (Nocedal and Wright 2006, section 3.1)
-constexpr double kSmallestStep = 1e-3;  // as a part of the quasi-Newton step
-constexpr double kLeastGain = 1e-7;     // of the logarithm, from a step
-// Of the smoothed maximum, (tr M^q)^(1/q) with q = 2 k + 1.
-constexpr int kStages = 3;
-constexpr int64_t kPowers[kStages] = {8, 32, kMostPower};
-constexpr double kMostRescaling = 20;   // of a matrix, twice: scaled weights stay within what the proof takes
+constexpr double kFirstStep = 0.3;      // the largest entry of one along the gradient
+constexpr double kSmallestStep = 1e-3;  // share of a step
+constexpr int64_t kFewEvaluations = 6;
+constexpr double kLeastGain = 1e-7;    // of the logarithm, from a step
+constexpr double kMostRescaling = 20;  // of a matrix, twice: scaled weights stay within what the proof takes
+constexpr int64_t kFirstPower = 8;
 constexpr double kSmallestLog = -140, kLargestLog = 140;  // of a multiplier: far inside what the proof takes
 
 template <class S>
 struct Search {
   Sweep<S> sweep;
-  const int32_t* base;         // exponents of the matrices by their norms, L
-  int32_t* shifts;             // and as they are
-  double *best, *here, *step, *slopes, *before;  // of all hidden units, one layer after the other
-  History history;
-  S *vector, *image;           // of the widest hidden layer
+  const int32_t* base;  // exponents of the matrices by their norms, L
+  int32_t* shifts;      // and as they are
+  // Of all hidden units, one layer after the other: log D, and steps in it.
+  double *best, *here, *last, *step, *gradient, *last_gradient, *fixed_point;
+  LimitedMemory memory;
+  S *vector, *image;  // of the widest hidden layer
   const int32_t* const* unit;
   int64_t units, evaluated;
 
@@ -38,9 +39,9 @@ struct Search {
   void closed_form(int64_t i);
   bool warm_start(const QuadraticProblem& problem, int64_t i);
   bool make_feasible(int64_t i);
-  void gradient();
-  double direction();
-  double descend(double least, int64_t power, int64_t end);
+  void differentiate();
+  double choose_step(bool few);
+  Smoothed turn_to(int64_t power);
   bool forward(double t);
   void keep(double* to);
   template <class Body>
@@ -58,12 +59,9 @@ Search<S>::Search(const QuadraticProblem& problem, Arena& arena) : sweep(problem
     units += problem.sizes[i];
     most = larger(most, padded_rows<S>(problem.sizes[i]));
   }
-  best = arena.take<double>(units);
-  here = arena.take<double>(units);
-  step = arena.take<double>(units);
-  slopes = arena.take<double>(units);
-  before = arena.take<double>(units);
-  history.take(units, arena);
+  double** const vectors[] = {&best, &here, &last, &step, &gradient, &last_gradient, &fixed_point};
+  for (double** own : vectors) *own = arena.take<double>(units);
+  memory = {arena.take<double>(kRemembered * units), arena.take<double>(kRemembered * units), units, 0, 0};
   shifts = arena.take<int32_t>(problem.layers);
   vector = arena.take<S>(most);
   image = arena.take<S>(most);
@@ -213,28 +211,34 @@ bool Search<S>::start(const QuadraticProblem& problem, bool warm) {
   sweep.read_m();
   keep(here);
   keep(best);
-  return sweep.top(kPowers[0], false).top >= 0;
+  return sweep.top(kFirstPower, false).top >= 0;
 }
 
-// The derivative of the smoothed maximum in log D where the last sweep was.
+// The gradient by log D where the sweep stands, of the logarithm of the smoothed maximum.
 template <class S>
-void Search<S>::gradient() {
+void Search<S>::differentiate() {
   sweep.backward();
-  each_unit([&](const SweepLayer<S>& at, int64_t j, int64_t u) { slopes[u] = at.rise[j] - at.fall[j]; });
+  each_unit([&](const SweepLayer<S>& at, int64_t j, int64_t u) {
+    const double slope = at.rise[j] - at.fall[j];
+    gradient[u] = fabs(slope) < INFINITY ? slope : 0;
+    // Of the fixed point D <- D (fall / rise)^1/2.
+    const double ratio = log(at.fall[j] / larger(at.rise[j], 1e-3 * at.fall[j]));
+    fixed_point[u] = fabs(ratio) < INFINITY ? larger(-kLargestStep, smaller(kLargestStep, 0.5 * ratio)) : 0;
+  });
 }
 
-// The next step, from the derivative and the steps before; returns the slope along it.
+// The step to take from `here`; returns the slope along it.
 template <class S>
-double Search<S>::direction() {
-  history.direction(slopes, step);
-  double most = 0;
-  for (int64_t u = 0; u < units; ++u) most = larger(most, fabs(step[u]));
-  if (!(most < INFINITY)) {
-    memset(step, 0, sizeof(double) * static_cast<size_t>(units));
-  } else if (most > kLargestStep) {
-    scale(kLargestStep / most, step, units);
+double Search<S>::choose_step(bool few) {
+  memcpy(step, few ? fixed_point : gradient, sizeof(double) * static_cast<size_t>(units));
+  if (!few) {
+    if (memory.count > 0) memory.multiply(step);
+    double largest = 0;
+    for (int64_t u = 0; u < units; ++u) largest = larger(largest, fabs(step[u]));
+    const double longest = memory.count > 0 ? smaller(1.0, kLargestStep / largest) : kFirstStep / largest;
+    scale(largest > 0 ? -longest : 0, step, units);
   }
-  return dot(slopes, step, units);
+  return dot(gradient, step, units);
 }
 
 // Sweeps at `here` + t `step`; whether D is feasible there.
@@ -253,13 +257,31 @@ void Search<S>::keep(double* to) {
   each_unit([&](const SweepLayer<S>& at, int64_t j, int64_t u) { to[u] = at.log[j]; });
 }
 
-// Descends from `here`, where the last sweep was, until so many sweeps are done. Returns about the least rho^2 found.
+// Powers of the smoothed maximum grow in three stages.
+LIPFAST_INLINE int64_t power_at(int64_t evaluation, int64_t evaluations) {
+  const int64_t first = larger<int64_t>(10, evaluations / 3);
+  return evaluation < first ? kFirstPower : evaluation < 2 * first ? 4 * kFirstPower : kMostPower;
+}
+
+// The gradient at `here` for another power, which the steps before say nothing of.
 template <class S>
-double Search<S>::descend(double least, int64_t power, int64_t end) {
-  Smoothed now = sweep.top(power, true);
-  gradient();
-  history.clear();
-  double slope = direction(), t = 1;
+Smoothed Search<S>::turn_to(int64_t power) {
+  memory.forget();
+  const Smoothed now = sweep.top(power, true);
+  differentiate();
+  return now;
+}
+
+// Returns about the least rho^2 found. A few evaluations take the fixed point's steps, which need no scale. Where steps
+// lead nowhere the search goes on from the best point with another power, as long as that helps.
+template <class S>
+double Search<S>::improve(int64_t evaluations) {
+  const int64_t end = evaluated + evaluations;
+  const bool few = evaluations < kFewEvaluations;
+  int64_t power = kFirstPower;
+  if (evaluations == 0) return sweep.top(power, false).top;
+  Smoothed now = turn_to(power);
+  double least = now.top, stalled = INFINITY, t = 1, slope = choose_step(few);
   while (evaluated < end) {
     const bool feasible = forward(t);
     const Smoothed next = feasible ? sweep.top(power, false) : Smoothed{INFINITY, INFINITY};
@@ -267,43 +289,37 @@ double Search<S>::descend(double least, int64_t power, int64_t end) {
       least = next.top;
       keep(best);
     }
-    if (!(next.value <= now.value + kDescent * t * slope)) {
+    const double gain = now.value - next.value;
+    const bool accepted = gain >= -kDescent * t * slope && gain > kLeastGain;
+    if (evaluated == end) break;
+    if (accepted) {
+      exchange(here, last);
+      exchange(gradient, last_gradient);
+      keep(here);
+      const int64_t wanted = larger(power, power_at(evaluated, evaluations));
+      if (wanted == power) {
+        now = next;
+        sweep.top(power, true);
+        differentiate();
+        memory.add(last, here, last_gradient, gradient);
+      } else {
+        now = turn_to(power = wanted);
+      }
+    } else {
       t *= feasible ? 0.5 : 0.3;
-      if (t >= kSmallestStep) continue;
-      if (history.count == 0) break;
-      history.clear();
-      slope = direction();
-      t = 1;
-      continue;
+      if (t > kSmallestStep && gain < -kLeastGain) continue;
+      if (memory.count > 0) {
+        memory.forget();
+      } else {
+        if (!(least < stalled * (1 - 10 * kLeastGain))) break;
+        stalled = least;
+        memcpy(here, best, sizeof(double) * static_cast<size_t>(units));
+        if (!forward(0)) break;
+        now = turn_to(power = power == kMostPower ? 4 * kFirstPower : 4 * power);
+      }
     }
-    if (evaluated == end || now.value - next.value < kLeastGain) break;
-    memcpy(before, slopes, sizeof(double) * static_cast<size_t>(units));
-    memcpy(step, here, sizeof(double) * static_cast<size_t>(units));
-    keep(here);
-    sweep.top(power, true);
-    gradient();
-    history.add(step, here, before, slopes);
-    now = next;
-    slope = direction();
-    t = 1;
-  }
-  return least;
-}
-
-// Short searches are of one smooth maximum; longer ones begin with a smoother one and go on from the best point with
-// sharper ones.
-template <class S>
-double Search<S>::improve(int64_t evaluations) {
-  double least = sweep.top(kPowers[0], false).top;
-  const int64_t end = evaluated + evaluations;
-  const int stages = evaluations < 20 ? 1 : kStages;
-  for (int stage = 0; stage < stages && evaluated < end; ++stage) {
-    if (stage > 0) {
-      memcpy(here, best, sizeof(double) * static_cast<size_t>(units));
-      if (!forward(0)) break;
-    }
-    const int64_t share = (end - evaluated) / (stages - stage);
-    least = descend(least, stages == 1 ? kPowers[1] : kPowers[stage], evaluated + share);
+    slope = choose_step(few);
+    t = few && !accepted ? 0.5 : 1;
   }
   return least;
 }

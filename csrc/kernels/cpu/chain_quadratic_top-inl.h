@@ -7,7 +7,7 @@
 
 constexpr int64_t kDenseOutputs = 64;  // up to as many outputs M is squared as it is
 constexpr int64_t kRitzVectors = 16;   // else on the span of so many vectors
-constexpr int64_t kMostPower = 64;
+constexpr int64_t kMostPower = 128;
 
 struct Smoothed {
   double value;  // log of the smoothed eigenvalue
