@@ -732,8 +732,11 @@ def test_launches_for_stacked_networks(norm: float) -> None:
             key: on_device(value.expand(count, *value.shape).clone())
             for key, value in model.state_dict().items()
         }
-        for networks in (StackedStateDicts(stacked), plan.checked(StackedStateDicts(stacked))):
+        for checked in (False, True):
             with pretended_device() as counts:
+                networks = StackedStateDicts(stacked)
+                networks = plan.checked(networks) if checked else networks
+                counts.clear()
                 bounds = plan.upper(networks, norm=norm)
             assert all(bound.certified for bound in bounds)
             seen.append((counts.launches, counts.syncs))
