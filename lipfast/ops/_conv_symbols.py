@@ -173,7 +173,9 @@ def batches(count: int, size: int) -> Iterator[slice]:
         yield slice(first, min(first + size, count))
 
 
-def top_vectors(gram: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def top_vectors(
+    gram: Tensor, start: Tensor, steps: int, squarings: int = 12
+) -> tuple[Tensor, Tensor]:
     """Estimates of the largest eigenvalues (P,) and unit eigenvectors (P, n): Lanczos, no proof.
 
     The basis is orthogonalised twice against all of itself, and the projected matrix is formed
@@ -183,6 +185,7 @@ def top_vectors(gram: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor
         gram: (P, n, n), Hermitian.
         start: (P, n), complex, not zero.
         steps: vectors in the basis, at most.
+        squarings: of `top_of_small`.
     """
     count, n = start.shape
     steps = min(steps, n)
@@ -198,7 +201,8 @@ def top_vectors(gram: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor
         size = image.norm(dim=1)
         alive = size > 1e-13 * before
         vector = torch.where(alive, image[:, :, 0] / size.clamp_min(1e-300), 0)
-    values, vectors = top_of_small(torch.bmm(basis.mH, torch.bmm(gram, basis)))
+    projected = torch.bmm(basis.mH, torch.bmm(gram, basis))
+    values, vectors = top_of_small(projected, squarings)
     found = torch.bmm(basis, vectors[:, :, None])[:, :, 0]
     size = found.norm(dim=1, keepdim=True)
     # Of a Gram matrix that is zero on the basis the top vector may be beside it.
