@@ -18,6 +18,7 @@ from lipfast.estimators.jacobian.networks import compute_dtype
 from lipfast.estimators.jacobian.networks_later import plan_norms_later
 from lipfast.estimators.lower.sample_maximum import Sample, assembled, finite_norms
 from lipfast.estimators.lower.secants import Secants, certified_secants
+from lipfast.estimators.lower.secants_in_norm import secants_in_norm
 from lipfast.estimators.options import check_flags
 from lipfast.estimators.progress import shown_progress
 from lipfast.estimators.results import LowerBound
@@ -212,8 +213,9 @@ class _QueuedBounds:
             chosen = range(len(self._tensors)) if right is None else right
             loose = [index for index in chosen if proved[1][index]]
             if loose:
-                own, points = [self._tensors[index] for index in loose], self._largest.points[loose]
-                again = certified_secants(
+                own = [self._tensors[index] for index in loose]
+                points = torch.stack([self._largest.points[index] for index in loose])
+                again = secants_in_norm(
                     options.plan,
                     own,
                     points,
