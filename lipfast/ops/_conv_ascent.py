@@ -62,10 +62,16 @@ def joined(peaks: list[Peaks]) -> Peaks:
 
 
 def looked_at(
-    stack: SymbolStack, symbols: Tensor, centres: Tensor, start: Tensor, steps: int
+    stack: SymbolStack,
+    symbols: Tensor,
+    centres: Tensor,
+    start: Tensor,
+    steps: int,
+    *,
+    squarings: int = 12,
 ) -> Peaks:
     """The top of the Gram matrices at given frequencies, from given vectors (C, n)."""
-    values, vectors = top_vectors(stack.grams(symbols, centres), start, steps)
+    values, vectors = top_vectors(stack.grams(symbols, centres), start, steps, squarings)
     return Peaks(values, symbols, centres, vectors)
 
 

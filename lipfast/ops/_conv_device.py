@@ -74,6 +74,11 @@ def products_fit(shape: Sequence[int], cells: Cells, memory: int) -> bool:
     return kernels_at_once(shape, cells, memory) > 0 and held + 96 * n * n <= memory
 
 
+def symbol_fits(n: int, m: int, memory: int) -> bool:
+    """Whether a symbol that is formed without products fits into the memory, proof and all."""
+    return 96 * n * n + 80 * n * m <= memory
+
+
 def _brackets_of_one_shape(
     stack: SymbolStack, cells: Cells, starts: list[Tensor], budget: Budget
 ) -> list[NativeBracket]:

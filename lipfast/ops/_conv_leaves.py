@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,12 +30,51 @@ _SPLIT = {
     3: (256, 1100, 256, 64, 64, 16),
 }
 _SIDE_OF_ONE, _LARGEST_FACTOR = 64, 5
-# Steps of Lanczos' process at roots, at children, from their parents' vectors, and at last.
-_FIRST_STEPS, _LATER_STEPS, _LAST_STEPS = 8, 5, 20
 # Of each level and of the last one, how many cells a maximum is looked for at.
 _CANDIDATES = 6
 # A child's vector is its parent's, and as much of another that leads out of subspaces.
 _NOISE = 1e-2
+
+
+# In a second schedule, for symbols that are nearly as large at many frequencies as at the best: all
+# cells of the first levels.
+_SPLIT_AGAIN = {
+    1: (256, 256, 128, 64, 32),
+    2: (1024, 1024, 1024, 2048, 512, 128, 64),
+    3: (1024, 2048, 1024, 256, 64),
+}
+
+
+class Schedule(NamedTuple):
+    """What a covering may take.
+
+    Attributes:
+        again: whether it is the second one.
+        first: steps of Lanczos' process at roots.
+        later: at children, from their parents' vectors.
+        last: at the places with the largest values.
+        squarings: of `top_of_small`, which tell singular values from each other.
+    """
+
+    again: bool
+    first: int
+    later: int
+    last: int
+    squarings: int
+
+    def most_split(self, cells: Cells, level: int, side: int) -> int:
+        """Cells of a level that are split, for each kernel with symbols of this side."""
+        count = _of_level(_SPLIT[cells.axes], level)
+        if level >= 2:
+            count *= min(max(1, side // _SIDE_OF_ONE), _LARGEST_FACTOR)
+        return max(count, _of_level(_SPLIT_AGAIN[cells.axes], level)) if self.again else count
+
+
+def _of_level(counts: Sequence[int], level: int) -> int:
+    return counts[min(level, len(counts) - 1)]
+
+
+ONCE, AGAIN = Schedule(False, 8, 5, 20, 12), Schedule(True, 16, 10, 48, 24)
 
 
 @dataclass(frozen=True)
@@ -84,9 +124,16 @@ class Exploration:
     """
 
     def __init__(
-        self, stack: SymbolStack, cells: Cells, *, rtol: float, seed: int, memory: int
+        self,
+        stack: SymbolStack,
+        cells: Cells,
+        *,
+        rtol: float,
+        seed: int,
+        memory: int,
+        schedule: Schedule = ONCE,
     ) -> None:
-        self._stack, self._cells = stack, cells
+        self._stack, self._cells, self._schedule = stack, cells, schedule
         self._batch = max(1, memory // stack.bytes_per_symbol())
         self._start = start_vectors(1, stack.sides[0], seed, stack.taps)
         last = last_level(cells, rtol)
@@ -98,7 +145,8 @@ class Exploration:
         for level in range(last + 1):
             order = current.values.argsort(dim=1, descending=True)
             count = order.shape[1]
-            split = min(_most_split(cells, level, stack.sides[0]), count) if level < last else 0
+            most = schedule.most_split(cells, level, stack.sides[0])
+            split = min(most, count) if level < last else 0
             if split < count:
                 plain = replace(current, vectors=current.vectors[:, :, :0])
                 leaves.append(plain.at(order[:, split:]))
@@ -117,7 +165,7 @@ class Exploration:
         centres = roots.repeat(count, 1).reshape(kernels, -1, 3)
         vectors = self._start.expand(*symbols.shape, -1)
         return self._looked_at(
-            symbols, centres, torch.ones_like(symbols).bool(), vectors, steps=_FIRST_STEPS
+            symbols, centres, torch.ones_like(symbols).bool(), vectors, steps=self._schedule.first
         )
 
     def _children(self, parents: Places, level: int) -> Places:
@@ -132,7 +180,7 @@ class Exploration:
             centres.reshape(kernels, -1, 3),
             needed.flatten(1),
             vectors.flatten(1, 2),
-            steps=_LATER_STEPS,
+            steps=self._schedule.later,
         )
 
     def _looked_at(
@@ -144,9 +192,12 @@ class Exploration:
             centres.flatten(0, 1),
             vectors.flatten(0, 1),
         )
+        squarings = self._schedule.squarings
         peaks = joined(
             [
-                looked_at(self._stack, at.symbols, at.centres, at.vectors, steps)
+                looked_at(
+                    self._stack, at.symbols, at.centres, at.vectors, steps, squarings=squarings
+                )
                 for part in batches(symbols.numel(), self._batch)
                 for at in [flat[part]]
             ]
@@ -161,7 +212,7 @@ class Exploration:
         some = _put_beside(candidates)
         some = some.at(some.values.argsort(dim=1, descending=True)[:, :_CANDIDATES])
         found = self._looked_at(
-            some.symbols, some.centres, some.needed, some.vectors, steps=_LAST_STEPS
+            some.symbols, some.centres, some.needed, some.vectors, steps=self._schedule.last
         )
         best = found.at(found.values.argmax(dim=1, keepdim=True))
         return Peaks(best.values[:, 0], best.symbols[:, 0], best.centres[:, 0], best.vectors[:, 0])
@@ -175,17 +226,13 @@ def last_level(cells: Cells, rtol: float) -> int:
     return level
 
 
-def cells_looked_at(cells: Cells, groups: int, side: int, rtol: float) -> int:
+def cells_looked_at(
+    cells: Cells, groups: int, side: int, rtol: float, schedule: Schedule = ONCE
+) -> int:
     """How many an `Exploration` looks at for each kernel, with symbols of this side."""
     count = groups * len(cells.roots())
     total, last = count, last_level(cells, rtol)
     for level in range(last):
-        count = min(_most_split(cells, level, side), count) * cells.children_of_one
+        count = min(schedule.most_split(cells, level, side), count) * cells.children_of_one
         total += count
     return total
-
-
-def _most_split(cells: Cells, level: int, side: int) -> int:
-    counts = _SPLIT[cells.axes]
-    count = counts[min(level, len(counts) - 1)]
-    return count if level < 2 else count * min(max(1, side // _SIDE_OF_ONE), _LARGEST_FACTOR)

@@ -15,9 +15,10 @@ from lipfast.ops._conv_lower import lower_of_sizes, sizes_of_many
 from lipfast.ops._conv_operator import ConvOperator
 from lipfast.ops._conv_queued import SymbolPeaks
 from lipfast.ops._conv_search import plane_waves
-from lipfast.ops._conv_symbols import batches, top_of_small
+from lipfast.ops._conv_symbols import batches
 from lipfast.ops.fetched import Fetched
 from lipfast.ops.scaling import powers_of_two
+from lipfast.ops.small_tops import top_of_small
 
 # From a wave, norms are found to 1e-3 in ten to twenty passes.
 _PASSES = 24

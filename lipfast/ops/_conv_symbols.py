@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lipfast.ops.fetched import sent
 from lipfast.ops.scaling import powers_of_two
+from lipfast.ops.small_tops import top_of_small
 from lipfast.ops.symbol_grams import Frequencies, symbol_grams
 from lipfast.ops.tap_products import tap_differences, tap_products
 from lipfast.rounding import UNIT_ROUNDOFF, WIDE, wide_gamma
@@ -172,7 +173,9 @@ def batches(count: int, size: int) -> Iterator[slice]:
         yield slice(first, min(first + size, count))
 
 
-def top_vectors(gram: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def top_vectors(
+    gram: Tensor, start: Tensor, steps: int, squarings: int = 12
+) -> tuple[Tensor, Tensor]:
     """Estimates of the largest eigenvalues (P,) and unit eigenvectors (P, n): Lanczos, no proof.
 
     The basis is orthogonalised twice against all of itself, and the projected matrix is formed
@@ -182,6 +185,7 @@ def top_vectors(gram: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor
         gram: (P, n, n), Hermitian.
         start: (P, n), complex, not zero.
         steps: vectors in the basis, at most.
+        squarings: of `top_of_small`.
     """
     count, n = start.shape
     steps = min(steps, n)
@@ -197,34 +201,10 @@ def top_vectors(gram: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor
         size = image.norm(dim=1)
         alive = size > 1e-13 * before
         vector = torch.where(alive, image[:, :, 0] / size.clamp_min(1e-300), 0)
-    values, vectors = top_of_small(torch.bmm(basis.mH, torch.bmm(gram, basis)))
+    projected = torch.bmm(basis.mH, torch.bmm(gram, basis))
+    values, vectors = top_of_small(projected, squarings)
     found = torch.bmm(basis, vectors[:, :, None])[:, :, 0]
     size = found.norm(dim=1, keepdim=True)
     # Of a Gram matrix that is zero on the basis the top vector may be beside it.
     found = torch.where(size > 0, found / size.clamp_min(1e-300), basis[:, :, 0])
     return values, found
-
-
-def top_of_small(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest eigenvalues (P,) and unit eigenvectors (P, k), zero of zero; no proof.
-
-    From the 4096th power, as a library's eigenvalues make the host wait for the device: values are
-    too small by about 1e-4 of themselves where others are so near, and exact where none is.
-
-    Args:
-        matrices: (P, k, k), Hermitian and positive semidefinite but for rounding.
-    """
-    matrices = 0.5 * (matrices + matrices.mH)
-    power = matrices
-    for _ in range(3):
-        # The largest eigenvalue is at least 1/k of the trace, and 16th powers do not underflow.
-        trace = power.diagonal(dim1=1, dim2=2).real.sum(1).clamp_min(1e-300)
-        power = power / trace[:, None, None]
-        for _ in range(4):
-            power = torch.bmm(power, power)
-    largest = power.diagonal(dim1=1, dim2=2).real.argmax(1)
-    place = largest[:, None, None].expand(-1, matrices.shape[1], 1)
-    vectors = power.gather(2, place)
-    vectors = vectors / vectors.norm(dim=1, keepdim=True).clamp_min(1e-300)
-    values = (vectors.conj() * torch.bmm(matrices, vectors)).sum((1, 2)).real
-    return values, vectors[:, :, 0]

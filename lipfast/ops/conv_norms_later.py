@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lipfast.ops._conv_cells import cells_of
-from lipfast.ops._conv_device import products_fit
+from lipfast.ops._conv_device import products_fit, symbol_fits
 from lipfast.ops._conv_operator import ConvOperator
-from lipfast.ops._conv_queued import QueuedSuprema
+from lipfast.ops._conv_queued import QueuedSuprema, fits_again
 from lipfast.ops._conv_queued_lower import QueuedLower
 from lipfast.ops._conv_search import ConvStart
 from lipfast.ops._conv_upper import (
@@ -55,8 +56,9 @@ class ConvNormsLater:
     """`lipfast.conv_norms` of N kernels with the same options, as far as one look can give it.
 
     The search over the symbols has a schedule instead of looks at what it finds, so that launches
-    do not depend on N while there is memory. Symbols that it does not bound to `rtol`, those that
-    are equally large at most frequencies, need `conv_norms`: `ConvNorm.reached` says so.
+    do not depend on N while there is memory. For symbols that it does not bound to `rtol`, those
+    that are nearly as large at most frequencies, there is a second, longer one (`look_again`); what
+    that does not bound needs `conv_norms`: `ConvNorm.reached` says so.
 
     Args:
         conv: the first of the convolutions; see `takes`.
@@ -70,6 +72,8 @@ class ConvNormsLater:
         self, conv: ConvOperator, weights: Tensor, *, rtol: float, seed: int, memory: int
     ) -> None:
         self._conv, self._count, self._rtol = conv, len(weights), rtol
+        self._seed, self._memory = seed, memory
+        self._again: tuple[Sequence[int], QueuedSuprema] | None = None
         many = conv.side_by_side(weights)
         search = partial(self._search, rtol=rtol, seed=seed, memory=memory)
         taps = self._apart(many.taps())
@@ -92,10 +96,11 @@ class ConvNormsLater:
 
     @staticmethod
     def takes(conv: ConvOperator, memory: int) -> bool:
-        """Whether a kernel has several taps and there is room for the products of one's."""
+        """Whether a kernel has several taps and there is room for a symbol."""
         groups, *axes, n, m = conv.taps_shape()
         grid = cells_of(axes, [0, 0, 0])
-        return grid.axes > 0 and n > 0 and products_fit((groups, *axes, n, m), grid, memory)
+        fits = products_fit((groups, *axes, n, m), grid, memory) or symbol_fits(n, m, memory)
+        return grid.axes > 0 and n > 0 and fits
 
     def _apart(self, taps: Tensor) -> Tensor:
         return taps.reshape(self._count, -1, *taps.shape[1:])
@@ -106,9 +111,26 @@ class ConvNormsLater:
     ) -> QueuedSuprema:
         return QueuedSuprema(taps, grid, rtol=rtol, seed=seed, memory=memory)
 
+    def look_again(self, kernels: Sequence[int]) -> None:
+        """Queue the second schedule for some of the kernels, where there is memory for it."""
+        if kernels and fits_again(self._taps.shape[1:], self._rtol, self._memory):
+            taps = torch.stack([self._taps[kernel] for kernel in kernels])
+            options: dict[str, Any] = {"seed": self._seed, "memory": self._memory, "again": True}
+            self._again = kernels, QueuedSuprema(taps, [0, 0, 0], rtol=self._rtol, **options)
+
+    def _brackets(self) -> list[tuple[float, float]]:
+        """Brackets of the suprema of the symbols."""
+        found = self._suprema.brackets()
+        if self._again is not None:
+            for kernel, (lower, upper) in zip(
+                self._again[0], self._again[1].brackets(), strict=True
+            ):
+                found[kernel] = max(found[kernel][0], lower), min(found[kernel][1], upper)
+        return found
+
     def norms(self) -> list[ConvNorm]:
         """One for each kernel; waits for the device if nothing has waited since."""
-        suprema = self._suprema.brackets()
+        suprema = self._brackets()
         uppers = self._uppers([upper for _, upper in suprema])
         found = []
         for index, (lower, (below, above), upper) in enumerate(

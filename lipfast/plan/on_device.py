@@ -1,8 +1,8 @@
-"""State dicts on a device: one look at what their numbers must be, and checks that come later.
+"""State dicts on a device: what their numbers must be is looked at later, with the results.
 
-A look makes the host wait. What an architecture asks of the numbers of any number of networks is
-asked once for all of them; what is computed of them is checked on the device, and the answer comes
-with the next wait. Where something is wrong, networks are looked at one by one, as on the CPU.
+A look makes the host wait. What an architecture asks of the numbers of any number of networks, and
+of what is computed of them, is asked on the device, and the answer comes with the next wait. Where
+something is wrong, networks are looked at one by one, as on the CPU.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from lipfast.plan.masks import all_visible
 from lipfast.plan.requirements import Requirements
 from lipfast.plan.stacked import ResolvedNetworks
 from lipfast.plan.state import largest_magnitudes, require_dense_numbers
+from lipfast.rules.registry import rule_of
 
 
 @dataclass(frozen=True)
@@ -29,19 +30,17 @@ class Resolved:
 
     Attributes:
         networks: their tensors, computed ones included.
-        checks: true values where all is right.
+        checks: what says whether all is right; None: it is.
         carefully: resolves networks one by one, and raises what is wrong with one.
     """
 
     networks: ResolvedNetworks
-    checks: Fetched | None
+    checks: Checks | None
     carefully: Callable[[], ResolvedNetworks]
 
     def hold(self) -> bool:
         """Whether all is right; waits for the device if nothing has waited since."""
-        if self.checks is None:
-            return True
-        return all(bool(flags.all()) for flags in self.checks.read())
+        return self.checks is None or self.checks.hold()
 
     def settled(self) -> ResolvedNetworks:
         """The networks, which are right.
@@ -60,6 +59,8 @@ def resolved_on_device(
 ) -> Resolved:
     """Networks of which names, shapes and devices are right: their numbers, and what is computed.
 
+    Nothing is waited for: what is computed of numbers that are not right is to be thrown away.
+
     Args:
         architecture: what they must fit.
         networks: at least one.
@@ -67,28 +68,56 @@ def resolved_on_device(
         carefully: see `Resolved`.
     """
     look = _Look(architecture.requirements, networks, names)
-    if not look.fine:
-        return Resolved(carefully(), None, carefully)
-    checks: list[Tensor] = []
+    flags: list[Tensor] = []
+    found = None
+    try:
+        if architecture.computed:
+            found = evaluate_together(architecture.computed, networks, architecture.constants)
+    except Exception:  # perhaps of numbers that nothing should be made of
+        if Checks(look, flags).hold():
+            raise
     if architecture.computed:
-        found = evaluate_together(architecture.computed, networks, architecture.constants)
         if found is None:
             return Resolved(carefully(), None, carefully)
         networks = networks.with_tensors(found[0])
-        checks.append(found[1])
-    computed_masks = architecture.requirements.masks - set(architecture.stored_parameters)
-    if look.hides or architecture.requirements.hides_entries or computed_masks:
+        flags.append(found[1])
+    if _may_hide(architecture):
         visible = all_visible(architecture.graph, networks, architecture.constants)
-        checks += [] if visible is None else [visible]
-    return Resolved(networks, Fetched(checks) if checks else None, carefully)
+        flags += [] if visible is None else [visible]
+    return Resolved(networks, Checks(look, flags), carefully)
+
+
+def _may_hide(architecture: Architecture) -> bool:
+    """Whether there is a softmax, and a mask that may leave it no entry."""
+    required = architecture.requirements
+    return (required.hides_entries or bool(required.masks)) and any(
+        rule_of(node.op).maskable for node in architecture.graph.nodes
+    )
+
+
+class Checks:
+    """What networks on a device are taken to be, on its way to the host.
+
+    Args:
+        look: at their numbers.
+        flags: true values where what was computed of them is right.
+    """
+
+    def __init__(self, look: _Look, flags: Sequence[Tensor]) -> None:
+        self._look, self._read = look, Fetched([*look.numbers, *flags])
+
+    def hold(self) -> bool:
+        """Whether they are; waits for the device if nothing has waited since."""
+        found = self._read.read()
+        count = len(self._look.numbers)
+        return self._look.fine(found[:count]) and all(bool(flag.all()) for flag in found[count:])
 
 
 class _Look:
-    """One look at the numbers of networks.
+    """A look at the numbers of networks.
 
     Attributes:
-        fine: whether they are what an architecture requires.
-        hides: whether a mask holds -inf.
+        numbers: what is to be read.
     """
 
     def __init__(
@@ -98,8 +127,7 @@ class _Look:
         masks = [name for name in used if name in required.masks]
         largest = largest_magnitudes(_finite_ones(networks, names, required))
         read = [networks.together(name) for name in masks]
-        read = [mask for mask in read if mask.numel()]
-        ends = [end.double() for mask in read for end in (mask.amin(), mask.amax())]
+        highest = [mask.amax().double() for mask in read if mask.numel()]
         equal = [
             (
                 networks.together(name).double()
@@ -109,16 +137,16 @@ class _Look:
             .double()
             for name, constant in required.values.items()
         ]
-        parts = [*largest, *([torch.stack([*ends, *equal])] if ends or equal else [])]
-        together = parts[0] if len(parts) == 1 else torch.cat(parts) if parts else None
-        found = [] if together is None else together.tolist()
-        count = len(found) - len(ends) - len(equal)
-        self.hides = any(low == -math.inf for low in found[count : count + len(ends) : 2])
-        self.fine = (
-            all(map(math.isfinite, found[:count]))
-            and all(high < math.inf for high in found[count : count + len(ends)])
-            and all(found[count + len(ends) :])
-        )
+        self._largest, self._highest = len(largest), len(highest)
+        self.numbers = [*largest, *([torch.stack([*highest, *equal])] if highest or equal else [])]
+
+    def fine(self, numbers: Sequence[Tensor]) -> bool:
+        """Whether the numbers are what an architecture requires, from `numbers` on the host."""
+        if not all(bool(torch.isfinite(own).all()) for own in numbers[: self._largest]):
+            return False
+        rest = [value for own in numbers[self._largest :] for value in own.tolist()]
+        # NaN is not below, either.
+        return all(high < math.inf for high in rest[: self._highest]) and all(rest[self._highest :])
 
 
 def _device(networks: ResolvedNetworks) -> torch.device:

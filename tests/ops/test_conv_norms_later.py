@@ -14,6 +14,7 @@ from lipfast.ops._conv_leaves import Exploration, Places, cells_looked_at, last_
 from lipfast.ops._conv_operator import conv_operator
 from lipfast.ops._conv_queued import QueuedSuprema
 from lipfast.ops._conv_symbols import symbol_stack
+from lipfast.ops.conv_norms import conv_norms
 from lipfast.ops.conv_norms_later import ConvNorm, ConvNormsLater
 from lipfast.reference.conv_norms import symbol_maximum
 from tests.support.conv_cases import OPTIONS, STRUCTURED, Case, draw
@@ -159,15 +160,52 @@ def test_a_library_that_fails_leaves_no_bound(monkeypatch: pytest.MonkeyPatch) -
     assert suprema(taps) == [(known, math.inf)]
 
 
-def test_flat_symbols_are_bounded_but_not_to_rtol() -> None:
-    """All cells would have to be split: that is left to whoever looks."""
-    conv = conv_operator(torch.zeros(2, 2, 3, 3), "kernel", **one_of({**OPTIONS, "padding": 1}, 2))
-    weights = torch.zeros(2, 2, 2, 3, 3)
-    weights[0, :, :, 1, 1] = torch.eye(2)
-    weights[1] = normal(2, 2, 3, 3).float()
-    flat, other = ConvNormsLater(conv, weights, rtol=RTOL, seed=0, memory=1 << 30).norms()
-    assert not flat.reached and flat.lower <= 1 <= flat.upper < 2
-    assert other.reached
+def some_kernels() -> Tensor:
+    """One that is flat, one of Gaussian numbers, and one that is nearly flat."""
+    weights = torch.zeros(3, 8, 8, 3, 3)
+    weights[0, :, :, 1, 1] = torch.eye(8)
+    weights[1] = normal(8, 8, 3, 3).float() / 8
+    weights[2] = weights[0] + 0.04 * weights[1]
+    return weights
+
+
+def test_nearly_flat_symbols_are_looked_at_again() -> None:
+    options = one_of({**OPTIONS, "padding": 1}, 2)
+    weights = some_kernels()
+    conv = conv_operator(weights[0], "kernel", **options)
+    later = ConvNormsLater(conv, weights, rtol=RTOL, seed=0, memory=1 << 30)
+    first = later.norms()
+    assert [norm.reached for norm in first] == [True, True, False]
+    assert first[0].lower <= 1 <= first[0].upper <= 1 + RTOL
+    later.look_again([2])
+    second = later.norms()
+    assert second[2].reached and second[2].upper < first[2].upper
+    assert second[2].lower == first[2].lower and second[:2] != first[:2]  # starts are made anew
+    for one, other in zip(first[:2], second[:2], strict=True):
+        assert (one.lower, one.upper) == (other.lower, other.upper)
+    truth = conv_norms(list(weights), input_sizes=[4] * 3, padding=1)
+    assert second[2].upper >= float(truth.lower[2])
+
+
+def test_without_memory_nothing_is_looked_at_again() -> None:
+    weights = some_kernels()
+    conv = conv_operator(weights[0], "kernel", **one_of({**OPTIONS, "padding": 1}, 2))
+    later = ConvNormsLater(conv, weights, rtol=RTOL, seed=0, memory=1 << 20)
+    known = [(norm.lower, norm.upper) for norm in later.norms()]
+    later.look_again([2])
+    assert [(norm.lower, norm.upper) for norm in later.norms()] == known
+
+
+def test_kernels_without_memory_for_products() -> None:
+    """Symbols are formed one by one then."""
+    weights = normal(2, 6, 6, 3, 3).float()
+    conv = conv_operator(weights[0], "kernel", **one_of(OPTIONS, 2))
+    assert ConvNormsLater.takes(conv, 7_000) and not ConvNormsLater.takes(conv, 6_000)
+    known = ConvNormsLater(conv, weights, rtol=RTOL, seed=0, memory=1 << 30).norms()
+    found = ConvNormsLater(conv, weights, rtol=RTOL, seed=0, memory=7_000).norms()
+    for one, other in zip(found, known, strict=True):
+        assert one.certified and one.reached
+        assert one.upper == pytest.approx(other.upper, rel=1e-6)
 
 
 def test_memory_decides_how_many_go_together() -> None:

@@ -8,15 +8,9 @@ import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
-from lipfast.estimators.jacobian.function import (
-    SampleFunction,
-    differentiating,
-    ordinary,
-    separate_inputs,
-)
-from lipfast.estimators.jacobian.linearization import footprint, is_small, prefers_lanczos
+from lipfast.estimators.jacobian.function import SampleFunction, ordinary, separate_inputs
+from lipfast.estimators.jacobian.linearization import is_small
 from lipfast.estimators.jacobian.methods import Method, function_jacobian_norms
-from lipfast.estimators.jacobian.rows import bytes_of_rows, row_norms
 from lipfast.norms import Norm
 from lipfast.ops.chain_jacobian_norms import (
     chain_jacobian_norms,
@@ -49,9 +43,10 @@ def plan_jacobian_norms(
     dtype: torch.dtype | None = None,
     method: Method = "auto",
     memory: int = 1 << 30,
-    checks: list[Tensor] | None = None,
 ) -> Tensor:
     """``||J_n(x_b)||`` for networks n and samples b.
+
+    Of networks on a device this looks at what it finds, network by network: see `plan_norms_later`.
 
     Args:
         plan: the architecture.
@@ -61,8 +56,6 @@ def plan_jacobian_norms(
         dtype: float32 or float64; by default that of the parameters.
         method: ``fused`` (native op for chains), ``rows``, ``lanczos``, or whichever fits.
         memory: bytes that intermediate results may take.
-        checks: truth values are put here that must be looked at before the norms are used; without
-            a list they are looked at here, which waits for a device, network by network.
 
     Returns:
         (networks, B) in `dtype`.
@@ -77,24 +70,17 @@ def plan_jacobian_norms(
     if method == "fused" and norm == 2:
         chain = plan.chain
     if chain is not None:
-        return chain_norms(plan, chain, tensors, x, checks)
+        return chain_norms(plan, chain, tensors, x)
     if method == "fused":
         raise ArgumentError(
             "method='fused' needs a chain of linear layers, convolutions, pools and activations, "
             "and norm=2; use 'auto'"
         )
     with torch.inference_mode(False):
-        found = None
-        if checks is not None:
-            found = _norms_together(
-                plan, tensors, x, checks, norm=norm, method=method, memory=memory
-            )
-        if found is not None:
-            return found
         return torch.stack(
             [
                 function_jacobian_norms(
-                    _interpreted(plan, [entry], x), norm=norm, method=method, memory=memory
+                    interpreted(plan, [entry], x[None]), norm=norm, method=method, memory=memory
                 ).values
                 for entry in tensors
             ]
@@ -127,40 +113,13 @@ def chain_norms(
     return spectral
 
 
-def _norms_together(
-    plan: Architecture,
-    tensors: Sequence[Mapping[str, Tensor]],
-    x: Tensor,
-    checks: list[Tensor],
-    *,
-    norm: Norm,
-    method: Method,
-    memory: int,
-) -> Tensor | None:
-    """Through torch from rows, as many networks at once as fit; None where there are no rows."""
-    with differentiating():
-        alone = _interpreted(plan, tensors[:1], x)
-        size = footprint(alone)
-        if prefers_lanczos(size, norm, method, x.device):
-            return None
-        each = sum(parameter.nbytes for parameter in alone.constants)
-        each += len(x) * bytes_of_rows(size, size.outputs)
-        count = max(1, memory // each)
-        found = []
-        for start in range(0, len(tensors), count):
-            own = tensors if count >= len(tensors) else tensors[start : start + count]
-            problem = _interpreted(plan, own, x, checks)
-            found.append(row_norms(problem, size, norm, memory).reshape(len(own), len(x)))
-    return torch.cat(found)
-
-
-def _interpreted(
+def interpreted(
     plan: Architecture,
     tensors: Sequence[Mapping[str, Tensor]],
     x: Tensor,
     checks: list[Tensor] | None = None,
 ) -> SampleFunction:
-    """All networks on all samples: the samples of the first network, then those of the next."""
+    """All networks, each on its samples (networks or 1, B, D...): those of the first come first."""
 
     def function(samples: Tensor) -> Tensor:
         inputs = separate_inputs(samples, plan.input_shapes)
@@ -173,5 +132,5 @@ def _interpreted(
         parameters = stack(tensors, plan.used_parameters, x.dtype)
     stacked = {name: floating_as(ordinary(own), x.dtype) for name, own in parameters.items()}
     outputs, _ = plan.jacobian_shape
-    samples = ordinary(x).expand(len(tensors), *x.shape).flatten(0, 1)
+    samples = ordinary(x).expand(len(tensors), *x.shape[1:]).flatten(0, 1)
     return SampleFunction(function, samples, outputs, tuple(stacked.values()), checks)

@@ -38,11 +38,85 @@ _RTOL = 0.1  # of the layers' norms: an error ten per cent larger costs nothing
 
 def layer_norms(plan: Architecture, tensors: Mapping[str, Tensor]) -> tuple[LayerBracket, ...]:
     """Certified spectral norms of the layers of one network, not merged, not tight."""
-    layers = sweep_of(plan, plan.unfolded).layers
-    found, _ = layer_brackets(
-        LayerCall(layers, ResolvedNetworks([dict(tensors)]), 2, _RTOL, 0, [{}])
-    )
-    return found.of(0)
+    return layer_norms_of_each(plan, [tensors])[0]
+
+
+def layer_norms_of_each(
+    plan: Architecture, tensors: Sequence[Mapping[str, Tensor]]
+) -> list[tuple[LayerBracket, ...]]:
+    """`layer_norms` of many networks, bounded together."""
+    layers, count = sweep_of(plan, plan.unfolded).layers, len(tensors)
+    networks = ResolvedNetworks(map(dict, tensors))
+    found, _ = layer_brackets(LayerCall(layers, networks, 2, _RTOL, 0, [{}] * count))
+    return [found.of(network) for network in range(count)]
+
+
+class ErrorNormsLater:
+    """`output_error_norms` of networks of which nothing is looked at before their layers' norms.
+
+    Args:
+        plan: the architecture; every op must have an error rule, and `takes` it.
+        tensors: checked parameters of the networks.
+        points: (networks, C, *shape), float64, taken as exact.
+
+    Attributes:
+        outputs: (networks, C, K).
+        numbers: what is to be read for `errors`.
+    """
+
+    def __init__(
+        self, plan: Architecture, tensors: Sequence[Mapping[str, Tensor]], points: Tensor
+    ) -> None:
+        self._plan, self._tensors, self._count = plan, tensors, points.shape[1]
+        self._steps = {step.node.name: step for step in sweep_of(plan, plan.unfolded).steps}
+        parameters = stack(tensors, plan.used_parameters, torch.float64)
+        self._names: list[str] = []
+        found: list[Tensor] = []
+
+        def visit(arguments: NodeArguments, output: Tensor) -> None:
+            self._names.append(arguments.node.name)
+            found.extend(_sizes_of_each(node_error(arguments, parameters, {}, output)))
+
+        # As in `output_error_norms`.
+        with torch.backends.cudnn.flags(enabled=False):
+            values = walk(plan.graph, parameters, plan.constants, [points], visit)
+        self.outputs = joined_outputs(plan.graph, values)
+        self.numbers = torch.stack(found) if found else points.new_empty(0)
+
+    @staticmethod
+    def takes(plan: Architecture) -> bool:
+        """Whether no node's own error depends on those of its operands."""
+        steps = sweep_of(plan, plan.unfolded).steps
+        return not any(step.rule.product and step.rule.product(step.node) for step in steps)
+
+    def errors(self, layers: Sequence[Sequence[LayerBracket]], numbers: Tensor) -> Tensor:
+        """(networks, C) on the host, from `layer_norms_of_each` and `numbers` there."""
+        return torch.tensor(
+            [
+                self._errors_of(network, own, numbers[:, network].tolist())
+                for network, own in enumerate(layers)
+            ],
+            dtype=torch.float64,
+            device="cpu",
+        )
+
+    def _errors_of(
+        self, network: int, layers: Sequence[LayerBracket], numbers: Sequence[Sequence[float]]
+    ) -> list[float]:
+        plan, tensors = self._plan, self._tensors[network]
+        norms = [layer.upper if layer.certified else math.inf for layer in layers]
+        own = dict(zip(self._names, zip(numbers[::2], numbers[1::2], strict=True), strict=True))
+        errors = []
+        for point in range(self._count):
+            known = {node.name: ZERO for node in plan.graph.inputs}
+            for name in self._names:
+                step = self._steps[name]
+                operands = [ZERO if source is None else known[source] for source in step.names]
+                added = step.bound(step.call(operands, norms, tensors, plan.constants, 2))
+                peaks, sizes = own[name]
+                known[name] = _norm_from(peaks[point], sizes[point]) + added
+            errors.append(p_norm([known[name] for name in plan.graph.outputs], 2).value)
+        return errors
 
 
 def output_error_norms(
@@ -106,15 +180,25 @@ def _like_operand(errors: Sequence[Upward], value: Tensor) -> Tensor:
 
 def _norm_of_each(errors: Tensor) -> list[Upward]:
     """Norms of elementwise bounds (1, C, *shape), rounded up; inf where one is not finite."""
-    flat = errors.reshape(errors.shape[1], -1)
-    if not flat.shape[1]:
-        return [ZERO] * len(flat)
-    peak = flat.amax(1, keepdim=True)
+    peaks, sizes = _sizes_of_each(errors)
+    return [_norm_from(*pair) for pair in zip(peaks[0].tolist(), sizes[0].tolist(), strict=True)]
+
+
+def _sizes_of_each(errors: Tensor) -> tuple[Tensor, Tensor]:
+    """Of bounds (networks, C, *shape) the largest, and the norms over it, (networks, C) each."""
+    flat = errors.flatten(2) if errors.dim() > 2 else errors[:, :, None]
+    if not flat.shape[2]:
+        zeros = flat.new_zeros(flat.shape[:2])
+        return zeros, zeros
+    peak = flat.amax(2, keepdim=True)
     # Divided by the largest, no square that matters underflows.
     scaled = flat / torch.where(peak > 0, peak, 1.0)
-    sizes = scaled.square().sum(1).sqrt() * (1.0 + gamma(flat.shape[1] + 16)) + 2.0**-500
-    pairs = zip(peak.squeeze(1).tolist(), sizes.tolist(), strict=True)
-    return [
-        Upward.of(top) * size if math.isfinite(top) and math.isfinite(size) else Upward(math.inf)
-        for top, size in pairs
-    ]
+    sizes = scaled.square().sum(2).sqrt() * (1.0 + gamma(flat.shape[2] + 16)) + 2.0**-500
+    return peak.squeeze(2), sizes
+
+
+def _norm_from(peak: float, size: float) -> Upward:
+    """One of `_sizes_of_each`."""
+    if math.isfinite(peak) and math.isfinite(size):
+        return Upward.of(peak) * size
+    return Upward(math.inf)

@@ -14,16 +14,17 @@ from lipfast.errors import ArgumentError
 from lipfast.estimators.domain import Domain
 from lipfast.estimators.enclosure import missing_error_rules
 from lipfast.estimators.jacobian.function import joined_inputs
-from lipfast.estimators.jacobian.networks import compute_dtype, plan_jacobian_norms
+from lipfast.estimators.jacobian.networks import compute_dtype
+from lipfast.estimators.jacobian.networks_later import plan_norms_later
 from lipfast.estimators.lower.sample_maximum import Sample, assembled, finite_norms
 from lipfast.estimators.lower.secants import Secants, certified_secants
+from lipfast.estimators.lower.secants_in_norm import secants_in_norm
 from lipfast.estimators.options import check_flags
 from lipfast.estimators.progress import shown_progress
 from lipfast.estimators.results import LowerBound
 from lipfast.estimators.samples import SampleStream, check_inputs
 from lipfast.norms import AnyNorm, Norm, check_norm
 from lipfast.ops.denormals import denormals_flushed
-from lipfast.ops.fetched import Fetched
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.checked import StateDict, resolve_later
 
@@ -68,7 +69,7 @@ def lower_bounds(
     if samples.unread and resolved.networks:
         found = None
         try:
-            found = _waiting_once(options, resolved.networks, samples.first)
+            found = _waiting_twice(options, resolved.networks, samples.first)
         except Exception:  # perhaps of numbers that nothing should be made of
             if resolved.hold():
                 raise
@@ -138,48 +139,93 @@ class _Options(NamedTuple):
         ]
 
 
-def _waiting_once(
+def _waiting_twice(
     options: _Options, tensors: Sequence[Mapping[str, Tensor]], batch: Sequence[Tensor]
 ) -> list[LowerBound] | None:
     """Bounds from one batch on a device, for which the host waits once, at the end.
 
-    None where something is not finite (a sample, or a norm in float32), or not as it was taken to
-    be (a BatchNorm that cannot be folded, a wrong derivative).
+    Where norms have not converged it waits for more steps once more. None where something is not
+    finite (a sample, or a norm in float32), or not as it was taken to be (a BatchNorm that cannot
+    be folded, a wrong derivative).
     """
-    plan, norm, memory, largest = options.plan, options.norm, options.memory, Largest()
-    x, checks = _batch_as_one(plan, tensors, batch), list[Tensor]()
+    x = _batch_as_one(options.plan, tensors, batch)
     with shown_progress("Jacobian norms", len(x), options.progress):
-        norms = plan_jacobian_norms(plan, tensors, x, norm=norm, memory=memory, checks=checks)
-        largest.take(x, norms)
-    right = Fetched(checks) if checks else None
-    secants = options.secants(tensors, largest, in_norm=False)
-    norms, size = largest.norms, torch.linalg.vector_norm(x, math.inf, dtype=torch.float64)
-    columns = [
-        *largest.best(),
-        norms.mean(1, dtype=torch.float64),
-        torch.linalg.vector_norm(norms, 2, 1, dtype=torch.float64),
-        size.expand(len(norms)),
-    ]
-    columns += [] if secants is None else [secants.values, secants.loose]
-    values, positions, means, lengths, sizes, *proved = torch.stack(
-        [column.double() for column in columns]
-    ).tolist()
-    # The largest of some norms is NaN if one of them is.
-    if not all(map(math.isfinite, (*values, sizes[0]))):
+        later = plan_norms_later(options.plan, tensors, x, norm=options.norm, memory=options.memory)
+    flags = later.fetched()
+    first = _QueuedBounds(options, tensors, x, later.values)
+    if not (first.is_finite() and flags.hold()):
         return None
-    if right is not None and not all(map(bool, right.read())):
+    unfinished = flags.unfinished()
+    if not unfinished:
+        return first.bounds()
+    some = list(unfinished)
+    own = [tensors[network] for network in some]
+    again = _QueuedBounds(options, own, x, later.again(some, list(unfinished.values())))
+    if not again.is_finite():
         return None
-    known = (values, positions, means, [length / math.sqrt(len(x)) for length in lengths])
-    if secants is not None:
-        secants = replace(secants, known=proved[0])
-        loose = [index for index, value in enumerate(proved[1]) if value]
-        if loose:
-            own, points = [tensors[index] for index in loose], largest.points[loose]
-            again = certified_secants(
-                plan, own, points, norm=norm, memory=memory, domain=options.domain
-            )
-            secants = secants.replaced(loose, again)
-    return options.assembled(largest.of_each_network(known), secants)
+    found = first.bounds([network for network in range(len(tensors)) if network not in unfinished])
+    for network, bound in zip(some, again.bounds(), strict=True):
+        found[network] = bound
+    return found
+
+
+class _QueuedBounds:
+    """Lower bounds of networks from the norms at one batch, on their way from a device."""
+
+    def __init__(
+        self,
+        options: _Options,
+        tensors: Sequence[Mapping[str, Tensor]],
+        x: Tensor,
+        norms: Tensor,
+    ) -> None:
+        self._options, self._tensors, self._count = options, tensors, len(x)
+        self._largest = Largest()
+        self._largest.take(x, norms)
+        self._secants = options.secants(tensors, self._largest, in_norm=False)
+        size = torch.linalg.vector_norm(x, math.inf, dtype=torch.float64)
+        columns = [
+            *self._largest.best(),
+            norms.mean(1, dtype=torch.float64),
+            torch.linalg.vector_norm(norms, 2, 1, dtype=torch.float64),
+            size.expand(len(norms)),
+        ]
+        if self._secants is not None:
+            columns += [self._secants.values, self._secants.loose]
+        self._columns = torch.stack([column.double() for column in columns])
+        self._read: list[list[float]] | None = None
+
+    def is_finite(self) -> bool:
+        """Whether all norms and samples are; waits for the device."""
+        self._read = self._columns.tolist()
+        values, _, _, _, sizes, *_ = self._read
+        # The largest of some norms is NaN if one of them is.
+        return all(map(math.isfinite, (*values, sizes[0])))
+
+    def bounds(self, right: Sequence[int] | None = None) -> list[LowerBound]:
+        """Those of all networks, of which only the `right` ones are to be used."""
+        assert self._read is not None
+        values, positions, means, lengths, _, *proved = self._read
+        squares = [length / math.sqrt(self._count) for length in lengths]
+        secants, options = self._secants, self._options
+        if secants is not None:
+            secants = replace(secants, known=proved[0])
+            chosen = range(len(self._tensors)) if right is None else right
+            loose = [index for index in chosen if proved[1][index]]
+            if loose:
+                own = [self._tensors[index] for index in loose]
+                points = torch.stack([self._largest.points[index] for index in loose])
+                again = secants_in_norm(
+                    options.plan,
+                    own,
+                    points,
+                    norm=options.norm,
+                    memory=options.memory,
+                    domain=options.domain,
+                )
+                secants = secants.replaced(loose, again)
+        found = self._largest.of_each_network((values, positions, means, squares))
+        return options.assembled(found, secants)
 
 
 def _batch_as_one(

@@ -51,11 +51,29 @@ def quotients_in_norm(
     ``||f(a) - f(b)|| >= ||f^(a) - f^(b)|| - E_a - E_b`` with ``||e||_inf <= ||e||_2`` and, of k
     outputs, ``||e||_1 <= sqrt(k) ||e||_2``.
     """
+    lengths = lengths_of_changes(change, norm)
+    return quotients_of_lengths(lengths, distance, errors, pairs, change.shape[-1], norm=norm)
+
+
+def lengths_of_changes(change: Tensor, norm: Norm) -> Tensor:
+    """Norms (networks, pairs) of `differences`' changes of the outputs, rounded down."""
+    return narrowed(_norms_of_vectors(change, norm), change.shape[-1] + 8)
+
+
+def quotients_of_lengths(
+    lengths: Tensor,
+    distance: Tensor,
+    errors: Tensor,
+    pairs: tuple[Tensor, Tensor],
+    outputs: int,
+    *,
+    norm: Norm,
+) -> Tensor:
+    """`quotients_in_norm` from `lengths_of_changes` of so many outputs."""
     first, second = pairs
-    factor = math.sqrt(change.shape[-1]) if norm == 1 else 1.0
+    factor = math.sqrt(outputs) if norm == 1 else 1.0
     room = (errors[:, first] + errors[:, second]) * widened(factor, 8)
-    moved = narrowed(_norms_of_vectors(change, norm), change.shape[-1] + 8)
-    return _sound(narrowed((moved - room).clamp_min(0.0), 2), distance)
+    return _sound(narrowed((lengths - room).clamp_min(0.0), 2), distance)
 
 
 def _sound(numerator: Tensor, denominator: Tensor) -> Tensor:

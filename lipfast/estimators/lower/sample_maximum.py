@@ -13,6 +13,7 @@ from torch import Tensor
 from lipfast._clock import running
 from lipfast.estimators.estimate import Estimate, log_down
 from lipfast.estimators.jacobian.networks import fused_chain, plan_jacobian_norms
+from lipfast.estimators.jacobian.networks_later import plan_norms_later
 from lipfast.estimators.results import LowerBound, Search
 from lipfast.norms import Norm
 from lipfast.ops.denormals import FLUSHED
@@ -27,25 +28,43 @@ def finite_norms(
     """Jacobian norms (networks, B); networks that overflow float32 again in float64."""
     # Then it is the native op and little else.
     fused = fused_chain(plan, norm, x.device) is not None
-    checks: list[Tensor] = []
     with running("chain_jacobian_norms") if fused else nullcontext():
-        norms = plan_jacobian_norms(
-            plan, tensors, x, norm=norm, memory=memory, checks=None if x.is_cpu else checks
-        )
-        finite = torch.isfinite(norms).all(1)
-        fine = torch.cat([finite, *(check[None] for check in checks)]).tolist()
-        if not all(fine[len(norms) :]):
-            norms = plan_jacobian_norms(plan, tensors, x, norm=norm, memory=memory)
-            fine = torch.isfinite(norms).all(1).tolist()
+        norms, fine = _looked_at(plan, tensors, x, norm=norm, memory=memory)
     broken = [index for index in range(len(norms)) if not fine[index]]
     if not broken:
         return norms
     wide = norms.double()
     those = [tensors[index] for index in broken]
-    again = plan_jacobian_norms(plan, those, x, norm=norm, dtype=torch.float64, memory=memory)
+    again, _ = _looked_at(plan, those, x, norm=norm, memory=memory, dtype=torch.float64)
     # What overflows even float64 is NaN or inf; either way it is too large.
     wide[broken] = torch.nan_to_num(again, nan=math.inf, posinf=math.inf)
     return wide
+
+
+def _looked_at(
+    plan: Architecture,
+    tensors: Sequence[Mapping[str, Tensor]],
+    x: Tensor,
+    *,
+    norm: Norm,
+    memory: int,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, list[bool]]:
+    """Jacobian norms (networks, B), and which networks' are finite; a device is waited for."""
+    if not x.is_cpu:
+        later = plan_norms_later(plan, tensors, x, norm=norm, dtype=dtype, memory=memory)
+        flags, norms = later.fetched(), later.values
+        fine: list[bool] = torch.isfinite(norms).all(1).tolist()
+        if flags.hold():
+            unfinished = flags.unfinished()
+            if unfinished:
+                found = later.again(list(unfinished), list(unfinished.values()))
+                rows = dict(zip(unfinished, found, strict=True))
+                norms = torch.stack([rows.get(index, own) for index, own in enumerate(norms)])
+                fine = torch.isfinite(norms).all(1).tolist()
+            return norms, fine
+    norms = plan_jacobian_norms(plan, tensors, x, norm=norm, dtype=dtype, memory=memory)
+    return norms, torch.isfinite(norms).all(1).tolist()
 
 
 class Sample(NamedTuple):

@@ -129,8 +129,9 @@ def brackets_later(
 ) -> Callable[[], list[list[NormBracket]]]:
     """Brackets of norm 2 of many networks' convolutions on a device: by layers, then networks.
 
-    All are queued before anybody waits. What one look does not bound to `rtol`, `conv_norms`
-    looks for again, where somebody asks; it raises what is wrong with numbers.
+    All are queued before anybody waits. What one look does not bound to `rtol` is looked for again,
+    all of it together, and what that leaves by `conv_norms`, which raises what is wrong with
+    numbers.
 
     Args:
         layers: as of `convolution_brackets`.
@@ -150,6 +151,12 @@ def brackets_later(
 
     def read() -> list[list[NormBracket]]:
         first = [None if own is None else own.norms() for own in queued]
+        wide = [[i for i, norm in enumerate(norms or []) if not norm.reached] for norms in first]
+        for own, kernels in zip(queued, wide, strict=True):
+            if own is not None:
+                own.look_again(kernels)
+        if any(wide):
+            first = [None if own is None else own.norms() for own in queued]
         found = [[_taken(norm) for norm in own or []] for own in first]
         open_ = [
             (position, network)

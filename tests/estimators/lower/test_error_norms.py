@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 
@@ -12,7 +13,12 @@ from torch import Tensor, nn
 
 import lipfast
 from lipfast.estimators.enclosure import enclose
-from lipfast.estimators.lower.error_norms import layer_norms, output_error_norms
+from lipfast.estimators.lower.error_norms import (
+    ErrorNormsLater,
+    layer_norms,
+    layer_norms_of_each,
+    output_error_norms,
+)
 from lipfast.estimators.plan import Plan
 from lipfast.plan.state import stack
 
@@ -56,6 +62,48 @@ def test_the_output_in_real_arithmetic_is_within_the_error() -> None:
         truth = exact_relu_network(model, point)
         squares = [(Fraction(a) - b) ** 2 for a, b in zip(computed, truth, strict=True)]
         assert 0 < sum(squares) <= Fraction(error) ** 2
+
+
+class Skipping(nn.Module):
+    """Branches that meet, a normalisation, a constant output beside others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 6).double(), nn.Linear(6, 6).double()
+        self.norm = nn.LayerNorm(6).double()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = torch.tanh(self.first(x))
+        return hidden + torch.relu(self.second(self.norm(hidden))), hidden.sum(1)
+
+
+@pytest.mark.parametrize("make", [lambda: deep(6, 8), lambda: deep(3, 5, nn.GELU), Skipping])
+def test_errors_of_many_networks_are_those_of_each(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = make().requires_grad_(False)
+    plan = Plan.trace(model, torch.zeros(2, 5, dtype=torch.float64))
+    networks = [
+        plan.resolve({key: value * scale for key, value in model.state_dict().items()})
+        for scale in (1.0, 0.7, 1e200)
+    ]
+    points = torch.randn(3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert ErrorNormsLater.takes(plan)
+    later = ErrorNormsLater(plan, networks, points)
+    errors = later.errors(layer_norms_of_each(plan, networks), later.numbers)
+    for index, tensors in enumerate(networks):
+        own = points[index : index + 1]
+        outputs, known = output_error_norms(plan, tensors, layer_norms(plan, tensors), own)
+        torch.testing.assert_close(later.outputs[index], outputs[0], equal_nan=True)
+        torch.testing.assert_close(errors[index], known[0], rtol=1e-6, atol=0)
+
+
+def test_products_of_activations_are_looked_at_one_by_one() -> None:
+    class Product(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sin(x) * torch.tanh(x)
+
+    plan = Plan.trace(Product(), torch.zeros(2, 5, dtype=torch.float64))
+    assert not ErrorNormsLater.takes(plan)
 
 
 def test_errors_of_deep_networks_are_smaller_than_elementwise_ones() -> None:
