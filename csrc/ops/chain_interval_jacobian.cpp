@@ -58,8 +58,10 @@ int64_t check_chain_interval_jacobian(const std::vector<Tensor>& weights, const 
 }
 
 // weights: network by network, map by map; errors: none, or one per weight, empty for an exact one. lower, upper: of
-// the inputs and behind every map, (1 or networks, units) each, or empty. norm: 1, or 0 for the largest row.
+// the inputs and behind every map, (1 or networks, units) each, or empty. norm: 1, or 0 for the largest row. sums:
+// (networks, maps), of the largest column (row) of each weight's magnitudes, as computed.
 LIPFAST_SCHEMA(
-    "chain_interval_jacobian(Tensor[] weights, Tensor[] errors, Tensor[] lower, Tensor[] upper, int norm) -> Tensor")
+    "chain_interval_jacobian(Tensor[] weights, Tensor[] errors, Tensor[] lower, Tensor[] upper, int norm) -> (Tensor "
+    "norms, Tensor sums)")
 
 }  // namespace lipfast

@@ -30,7 +30,8 @@ class UpperBound(Estimate):
 
     Attributes:
         layers: their brackets.
-        composition: the constants of all nodes of the graph, which `explain` lays out.
+        composition: the constants of all nodes of the graph, which `explain` lays out: those of
+            the product, where `method` is another one, too.
 
     Examples:
         >>> import torch, lipfast

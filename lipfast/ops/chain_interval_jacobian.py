@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,19 @@ from lipfast.ops._arguments import check_floating, native_dtype
 from lipfast.ops.threads import native_op
 
 
+class IntervalNorms(NamedTuple):
+    """What is known of chains of maps.
+
+    Attributes:
+        norms: (networks,) float64: bounds of the norms of all Jacobians.
+        sums: (networks, maps) float64: of the largest column (p = 1) or row of each weight's
+            magnitudes, as computed: of one map alone it is what `norms` is for all.
+    """
+
+    norms: Tensor
+    sums: Tensor
+
+
 def chain_interval_jacobian(
     weights: Sequence[Sequence[Tensor]],
     lower: Sequence[Tensor | None],
@@ -20,7 +34,7 @@ def chain_interval_jacobian(
     *,
     norm: AnyNorm,
     errors: Sequence[Sequence[Tensor | None]] | None = None,
-) -> Tensor:
+) -> IntervalNorms:
     r"""Bounds of $\|D_L W_L \cdots D_1 W_1 D_0\|_p$ over all diagonals between two given ones.
 
     From the last map to the first every entry of the product is an interval (its middle and its
@@ -39,7 +53,7 @@ def chain_interval_jacobian(
         errors: per network and map, how far its entries may be from the true ones, or None.
 
     Returns:
-        (networks,) float64; inf where a number on the way is not finite.
+        An `IntervalNorms`; inf where a number on the way is not finite.
 
     Raises:
         ArgumentError: another norm, dtype or shape; the message names the entry.
@@ -48,8 +62,11 @@ def chain_interval_jacobian(
         >>> import torch
         >>> weights = [[torch.tensor([[1.0], [1.0]]), torch.tensor([[1.0, -1.0]])]]
         >>> zero, one = torch.zeros(2), torch.ones(2)
-        >>> chain_interval_jacobian(weights, [None, zero, None], [None, one, None], norm=1).round()
-        tensor([1.], dtype=torch.float64)
+        >>> found = chain_interval_jacobian(
+        ...     weights, [None, zero, None], [None, one, None], norm=1
+        ... )
+        >>> found.norms.round(), found.sums
+        (tensor([1.], dtype=torch.float64), tensor([[2., 1.]], dtype=torch.float64))
     """
     p = check_norm(norm)
     if p == 2:
@@ -72,21 +89,25 @@ def chain_interval_jacobian(
     if errors is not None and any(error is not None for own in errors for error in own):
         wrong = [nothing if e is None else _double(e) for own in errors for e in own]
     ends = [
-        [nothing if end is None else torch.atleast_2d(_double(end)) for end in side]
-        for side in (lower, upper)
+        [nothing if end is None else _rows(_double(end)) for end in side] for side in (lower, upper)
     ]
     try:
         with native_op():
-            found: Tensor = torch.ops.lipfast.chain_interval_jacobian(
+            found = torch.ops.lipfast.chain_interval_jacobian(
                 flat, wrong, ends[0], ends[1], 1 if p == 1 else 0
             )
     except RuntimeError as error:
         raise ArgumentError(str(error).splitlines()[0]) from error
-    return found
+    return IntervalNorms(*found)
 
 
 def _double(tensor: Tensor) -> Tensor:
     return tensor.detach().double().contiguous()
+
+
+def _rows(slopes: Tensor) -> Tensor:
+    """Those of all networks alike as one row."""
+    return slopes[None] if slopes.dim() == 1 else slopes
 
 
 @torch.library.register_fake("lipfast::chain_interval_jacobian")
@@ -96,6 +117,7 @@ def _chain_interval_jacobian_fake(
     lower: Sequence[Tensor],
     upper: Sequence[Tensor],
     norm: int,
-) -> Tensor:
-    networks = len(weights) // (len(lower) - 1)
-    return weights[0].new_empty(networks, dtype=torch.float64)
+) -> tuple[Tensor, Tensor]:
+    maps = len(lower) - 1
+    sums = weights[0].new_empty(len(weights) // maps, maps, dtype=torch.float64)
+    return sums.new_empty(len(sums)), sums

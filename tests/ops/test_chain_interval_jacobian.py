@@ -6,19 +6,24 @@ import itertools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError
-from lipfast.ops.chain_interval_jacobian import chain_interval_jacobian
+from lipfast.ops.chain_interval_jacobian import chain_interval_jacobian as op
 from lipfast.reference.chain_interval_jacobian import chain_interval_jacobian as reference
 
 Slopes = list[Tensor | None]
 Exact = list[list[Fraction]]
 NORMS = (1, math.inf)
 BOXES = ((0.0, 1.0), (-0.129, 1.129), (0.1, 1.0), (-1.0, 1.0), (-3.0, -1.0), (1.5, 1.5))
+
+
+def chain_interval_jacobian(*arguments: Any, **options: Any) -> Tensor:
+    return op(*arguments, **options).norms
 
 
 def chain(
@@ -208,6 +213,18 @@ def test_products_underflow_before_a_large_weight(norm: float) -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
+def test_roundings_of_denormal_rows_before_large_weights(
+    norm: float, generator: torch.Generator, capability: str
+) -> None:
+    for _ in range(200):
+        weights = chain((1, 5, 1), generator)
+        weights[0] *= 1e300
+        weights[1] *= 1e-307
+        found = chain_interval_jacobian([weights], [None] * 3, [None] * 3, norm=norm)
+        assert Fraction(float(found)) >= largest(times(exact(weights[1]), exact(weights[0])), norm)
+
+
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("box", [(0.0, 1.0), (0.0, 0.0), (-1.0, 2.0)])
 def test_where_numbers_overflow_the_answer_is_inf(norm: float, box: tuple[float, float]) -> None:
     low, high = (torch.full((2,), end, dtype=torch.float64) for end in box)
@@ -228,6 +245,21 @@ def test_outputs_in_blocks(generator: torch.Generator) -> None:
     for norm in NORMS:
         found = float(chain_interval_jacobian([weights], lower, upper, norm=norm))
         assert found == pytest.approx(reference(weights, lower, upper, norm), rel=1e-12)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_sums_of_the_weights(norm: float, generator: torch.Generator, capability: str) -> None:
+    widths = (3, 50, 7, 67)
+    for dtype in (torch.float32, torch.float64):
+        networks = [chain(widths, generator, dtype) for _ in range(3)]
+        none = [None] * len(widths)
+        found = op(networks, none, none, norm=norm).sums
+        truth = [
+            [float(torch.linalg.matrix_norm(w.double(), norm)) for w in own] for own in networks
+        ]
+        torch.testing.assert_close(found, torch.tensor(truth, dtype=torch.float64))
+    networks[1][1][2, 3] = math.nan
+    assert op(networks, none, none, norm=norm).sums.isnan().nonzero().tolist() == [[1, 1]]
 
 
 def test_opcheck(generator: torch.Generator) -> None:

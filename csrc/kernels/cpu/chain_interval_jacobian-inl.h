@@ -165,14 +165,14 @@ inline void begin(const IntervalMap& map, int64_t first, int64_t rows, bool unit
     for (int64_t i = 0; i < n; ++i) {
       const int64_t at = (first + r) * n + i;
       double &middle = to.middle[r * n + i], &radius = to.radius[r * n + i];
-      radius = 0;
+      radius = kIntervalUnderflow;  // so that no radius is denormal, nor what is added to it lost
       if (units) {
         middle = i == first + r ? 1 : 0;
         continue;
       }
       middle = map.dtype == Dtype::kFloat32 ? static_cast<double>(static_cast<const float*>(map.weight)[at])
                                             : static_cast<const double*>(map.weight)[at];
-      if (map.error != nullptr) radius = map.error[at];
+      if (map.error != nullptr) radius += map.error[at] * widening(4);
     }
   }
 }
@@ -220,8 +220,44 @@ inline void interval_jacobian_rows(const IntervalChain& chain, int64_t first, in
   if (lost != 0) sums[0] = INFINITY;
 }
 
+template <class T>
+double largest_sum_of(const T* weight, int64_t rows, int64_t columns, bool by_columns, double* sums) {
+  double largest = 0, lost = 0;
+  if (by_columns) memset(sums, 0, sizeof(double) * static_cast<size_t>(columns));
+  for (int64_t r = 0; r < rows; ++r, weight += columns) {
+    DoubleVector row{};
+    int64_t i = 0;
+    for (; i + kDoubles <= columns; i += kDoubles) {
+      const DoubleVector size = absolute(load_double(weight + i));
+      if (by_columns) {
+        store(sums + i, load(sums + i) + size);
+      } else {
+        row += size;
+      }
+    }
+    double sum = horizontal_sum<double>(row);
+    for (; i < columns; ++i) {
+      const double size = fabs(static_cast<double>(weight[i]));
+      (by_columns ? sums[i] : sum) += size;
+    }
+    largest = larger(largest, sum);
+    lost += sum;
+  }
+  for (int64_t i = 0; by_columns && i < columns; ++i) {
+    largest = larger(largest, sums[i]);
+    lost += sums[i];
+  }
+  return lost == lost ? largest : NAN;
+}
+
+inline double interval_largest_sum(const IntervalMap& map, bool by_columns, double* work) {
+  if (map.dtype == Dtype::kFloat32)
+    return largest_sum_of(static_cast<const float*>(map.weight), map.rows, map.columns, by_columns, work);
+  return largest_sum_of(static_cast<const double*>(map.weight), map.rows, map.columns, by_columns, work);
+}
+
 inline ChainIntervalJacobianKernel interval_jacobian_kernel() {
-  return {interval_jacobian_workspace, interval_jacobian_rows};
+  return {interval_jacobian_workspace, interval_jacobian_rows, interval_largest_sum};
 }
 
 #endif

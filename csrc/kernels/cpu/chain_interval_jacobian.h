@@ -39,6 +39,8 @@ struct ChainIntervalJacobianKernel {
   // Of the Jacobian's rows [first, first + count), count <= kIntervalRows: the largest sum of magnitudes of one
   // (sums[0]), or, by columns, the sums of magnitudes of each column, as computed: `interval_total` bounds their sums.
   void (*rows)(const IntervalChain&, int64_t first, int64_t count, bool by_columns, double* sums, double* workspace);
+  // The largest sum of magnitudes in a row or a column of a weight, as computed; NaN where an entry is none.
+  double (*largest_sum)(const IntervalMap&, bool by_columns, double* workspace);
 };
 
 ChainIntervalJacobianKernel chain_interval_jacobian_kernel();

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 
 #include "../../kernels/rounding.h"
 #include "../checks.h"
@@ -35,8 +36,9 @@ double largest_column(const double* sums, int64_t blocks, int64_t inputs, int64_
   return largest;
 }
 
-Tensor chain_interval_jacobian_cpu(std::vector<Tensor> weights, std::vector<Tensor> errors, std::vector<Tensor> lower,
-                                   std::vector<Tensor> upper, int64_t norm) {
+std::tuple<Tensor, Tensor> chain_interval_jacobian_cpu(std::vector<Tensor> weights, std::vector<Tensor> errors,
+                                                       std::vector<Tensor> lower, std::vector<Tensor> upper,
+                                                       int64_t norm) {
   const int64_t networks = check_chain_interval_jacobian(weights, errors, lower, upper, norm);
   const size_t count = lower.size() - 1;
   std::vector<IntervalMap> maps;
@@ -59,14 +61,22 @@ Tensor chain_interval_jacobian_cpu(std::vector<Tensor> weights, std::vector<Tens
   const int64_t blocks = (outputs + kIntervalRows - 1) / kIntervalRows, kept = norm == 1 ? inputs : 1;
   std::vector<double> sums(static_cast<size_t>(networks * blocks * kept));
   const ChainIntervalJacobianKernel kernel = chain_interval_jacobian_kernel();
+  const Tensor& like = weights[0];
+  const auto total = static_cast<int64_t>(weights.size());
+  Tensor layers = torch::stable::new_empty(like, {networks, static_cast<int64_t>(count)}, ScalarType::Double);
   for_each_item(
-      networks * blocks, [&] { return Workspace(kernel.workspace(chains[0])); },
+      networks * blocks + total, [&] { return Workspace(kernel.workspace(chains[0])); },
       [&](int64_t item, const Workspace& workspace) {
+        if (item >= networks * blocks) {
+          const int64_t map = item - networks * blocks;
+          mutable_values<double>(layers)[map] =
+              kernel.largest_sum(maps[static_cast<size_t>(map)], norm == 1, workspace.as<double>());
+          return;
+        }
         const int64_t first = item % blocks * kIntervalRows, rows = std::min(kIntervalRows, outputs - first);
         kernel.rows(chains[static_cast<size_t>(item / blocks)], first, rows, norm == 1, sums.data() + item * kept,
                     workspace.as<double>());
       });
-  const Tensor& like = weights[0];
   Tensor norms = torch::stable::new_empty(like, {networks}, ScalarType::Double);
   const StandardArithmetic arithmetic;
   for (int64_t network = 0; network < networks; ++network) {
@@ -74,7 +84,7 @@ Tensor chain_interval_jacobian_cpu(std::vector<Tensor> weights, std::vector<Tens
     mutable_values<double>(norms)[network] =
         norm == 1 ? largest_column(own, blocks, inputs, outputs) : *std::max_element(own, own + blocks);
   }
-  return norms;
+  return {norms, layers};
 }
 
 }  // namespace

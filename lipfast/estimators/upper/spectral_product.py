@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from lipfast.estimators.domain import Domain
 from lipfast.estimators.options import check_flags
 from lipfast.estimators.results import UpperBound
 from lipfast.estimators.upper.composition import Composition
+from lipfast.estimators.upper.interval_jacobian import interval_jacobians
 from lipfast.estimators.upper.layer_bracket import LayerBrackets
-from lipfast.estimators.upper.layer_calls import LayerCall, layer_brackets
+from lipfast.estimators.upper.layer_calls import FoundStarts, LayerCall, layer_brackets
 from lipfast.estimators.upper.many import UpperBounds, UpperBoundsOfGraph
 from lipfast.estimators.upper.networks import Group, prepared
 from lipfast.estimators.upper.numbers_read import NumbersRead
@@ -148,10 +150,17 @@ class _Call(NamedTuple):
         sweep = sweep_of(plan, group.folded)
         numbers = NumbersRead(plan, sweep, parameters, self.norm, self.domain)
         own = [self.start[index] for index in group.networks]
-        found = layer_brackets(
-            LayerCall(sweep.layers, parameters, self.norm, self.rtol, self.seed, own)
-        )
-        return _bounds_of_group(plan, sweep, group, found, numbers, norm=self.norm)
+        later = None
+        if self.norm != 2 and self.simplify:
+            later = interval_jacobians(plan, sweep, parameters, self.norm)
+        found: tuple[LayerBrackets, Sequence[StartVectors]]
+        if later is not None and later.brackets is not None:
+            found = later.brackets, FoundStarts(len(own))
+        else:
+            call = LayerCall(sweep.layers, parameters, self.norm, self.rtol, self.seed, own)
+            found = layer_brackets(call)
+        bounds = _bounds_of_group(plan, sweep, group, found, numbers, norm=self.norm)
+        return bounds if later is None else replace(bounds, tighter=later.read())
 
 
 def _bounds_of_group(
