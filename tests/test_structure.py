@@ -179,6 +179,7 @@ STEMS = (
     "jacobian_reduction",
     "chain_jacobian_norms",
     "chain_secants",
+    "chain_interval_jacobian",
 )
 
 
@@ -198,7 +199,7 @@ def test_an_op_has_one_stem_everywhere(stem: str) -> None:
     assert [path for path in expected if not (ROOT / path).is_file()] == []
 
 
-CPU_ONLY = ("conv_norms",)
+CPU_ONLY = ("conv_norms", "chain_interval_jacobian")
 
 
 @pytest.mark.parametrize("stem", CPU_ONLY)

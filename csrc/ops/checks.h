@@ -118,6 +118,9 @@ struct ChainStages {
 ChainStages check_chain_jacobian_norms(const Tensor& x, const std::vector<Tensor>& weights,
                                        const std::vector<Tensor>& biases, const std::vector<int64_t>& stages,
                                        const std::vector<double>& parameters);
+// The number of networks.
+int64_t check_chain_interval_jacobian(const std::vector<Tensor>& weights, const std::vector<Tensor>& errors,
+                                      const std::vector<Tensor>& lower, const std::vector<Tensor>& upper, int64_t norm);
 struct SecantStages {
   std::vector<SecantStage> stages;
   int64_t affine, inputs, outputs, widest;

@@ -41,7 +41,7 @@ def sum_norms(
         if not bool(torch.isfinite(value)) and not bool(torch.isfinite(matrix).all()):
             raise NonFiniteError(f"{name}: holds NaN or Inf; its norm is not defined")
         # A sum that overflows is finite all the same: about the largest float64 at least.
-        slack = _slack(matrix.numel() // sums.numel())
+        slack = slack_of_sum(matrix.numel() // sums.numel())
         lower.append(value.clamp(max=sys.float_info.max) / slack)
         upper.append(value * slack)
         vector, image = _extremal(matrix.detach(), norm, top)
@@ -126,12 +126,12 @@ class SumsLater:
             for value, matrix in zip(own.tolist(), group, strict=True):
                 if not math.isfinite(value) and not bool(matrix.isfinite().all()):
                     raise NonFiniteError("a matrix holds NaN or Inf; its norm is not defined")
-            lower.append((own.clamp(max=sys.float_info.max) / _slack(terms)).tolist())
-            upper.append((own * _slack(terms)).tolist())
+            lower.append((own.clamp(max=sys.float_info.max) / slack_of_sum(terms)).tolist())
+            upper.append((own * slack_of_sum(terms)).tolist())
         return lower, upper
 
 
-def _slack(terms: int) -> float:
+def slack_of_sum(terms: int) -> float:
     """What rounding makes of a sum of so many non-negative numbers, in any order: gamma_{n-1}."""
     return 1.0 + 2.0 * terms * UNIT_ROUNDOFF if terms > 1 else 1.0
 
@@ -142,7 +142,7 @@ def _largest_sums(stacked: Tensor, norm: Norm) -> tuple[Tensor, Tensor, Tensor]:
     sums = wide.abs().sum(1 if norm == 1 else 2)
     top = sums.detach().argmax(1, keepdim=True)
     value = sums.gather(1, top)[:, 0]
-    slack = _slack(wide[0].numel() // sums.shape[1])
+    slack = slack_of_sum(wide[0].numel() // sums.shape[1])
     wide = wide.detach()
     finite = torch.isfinite(value.detach()) | torch.isfinite(wide).flatten(1).all(1)
     sides = value.clamp(max=sys.float_info.max) / slack, value * slack, finite.double()

@@ -65,8 +65,13 @@ def _enclosed(call: Call, argument: Argument) -> tuple[Tensor, Tensor] | None:
     value = call.tensor(argument).detach().double()
     rounding = call.rounding(argument)
     if rounding is None:
-        return (value, value) if bool(value.isfinite().all()) else None
+        return (value, value) if _all(value.isfinite()) else None
     return _outwards(value - rounding, value + rounding)
+
+
+def _all(true: Tensor) -> bool:
+    """On a device nobody looks, for which the host would wait: what is no range stays NaN there."""
+    return not true.is_cpu or bool(true.all())
 
 
 def _outwards(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -74,7 +79,7 @@ def _outwards(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor] | None:
     infinity = torch.full_like(low, math.inf)
     low, high = torch.nextafter(low, -infinity), torch.nextafter(high, infinity)
     ordered = low.isfinite() & high.isfinite() & (low <= high)
-    return (low, high) if bool(ordered.all()) else None
+    return (low, high) if _all(ordered) else None
 
 
 def _constant_beside(call: Call) -> Argument | None:
@@ -115,5 +120,7 @@ def of_scaling(call: Call) -> SlopeRange | None:
     if ends is None or not divides:
         return ends
     low, high = ends
-    one_sign = bool(((low > 0) | (high < 0)).all())
-    return _outwards(1.0 / high, 1.0 / low) if one_sign else None
+    one_sign = (low > 0) | (high < 0)
+    if not _all(one_sign):
+        return None
+    return _outwards(1.0 / high, torch.where(one_sign, 1.0 / low, math.nan))

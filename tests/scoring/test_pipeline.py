@@ -110,7 +110,7 @@ def test_other_norms(toy_models, archive, samples, tmp_path, norm):
         for name in ("0.weight", "2.weight")
     )
     assert row["norm"] == norm
-    assert row["upper"] == pytest.approx(expected, rel=1e-6)
+    assert row["lower"] <= row["upper"] < expected
 
 
 def test_batches_do_not_change_scores(toy_models, archive, samples, tmp_path):

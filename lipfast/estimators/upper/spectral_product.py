@@ -15,8 +15,9 @@ from lipfast.estimators.domain import Domain
 from lipfast.estimators.options import UpperMethod, check_flags, check_method
 from lipfast.estimators.results import UpperBound
 from lipfast.estimators.upper.composition import Composition
+from lipfast.estimators.upper.interval_jacobian import interval_jacobians
 from lipfast.estimators.upper.layer_bracket import LayerBrackets
-from lipfast.estimators.upper.layer_calls import LayerCall, layer_brackets
+from lipfast.estimators.upper.layer_calls import FoundStarts, LayerCall, layer_brackets
 from lipfast.estimators.upper.many import UpperBounds, UpperBoundsOfGraph
 from lipfast.estimators.upper.networks import Group, prepared
 from lipfast.estimators.upper.numbers_read import NumbersRead
@@ -166,16 +167,22 @@ class _Call(NamedTuple):
         sweep = sweep_of(plan, group.folded)
         numbers = NumbersRead(plan, sweep, parameters, self.norm, self.domain)
         own = [self.start[index] for index in group.networks]
-        found = layer_brackets(
-            LayerCall(sweep.layers, parameters, self.norm, self.rtol, self.seed, own)
-        )
-        product = _bounds_of_group(plan, sweep, group, found, numbers, norm=self.norm)
-        if self.quadratic is None:
-            return product
-        effort, multipliers = self.quadratic
-        start = [multipliers[index] for index in group.networks]
-        tighter = quadratic_bounds(plan, sweep, parameters, effort=effort, start=start)
-        return replace(product, tighter=tighter)
+        later = None
+        if self.norm != 2 and self.simplify:
+            later = interval_jacobians(plan, sweep, parameters, self.norm)
+        found: tuple[LayerBrackets, Sequence[StartVectors]]
+        if later is not None and later.brackets is not None:
+            found = later.brackets, FoundStarts(len(own))
+        else:
+            call = LayerCall(sweep.layers, parameters, self.norm, self.rtol, self.seed, own)
+            found = layer_brackets(call)
+        bounds = _bounds_of_group(plan, sweep, group, found, numbers, norm=self.norm)
+        if self.quadratic is not None:
+            effort, multipliers = self.quadratic
+            start = [multipliers[index] for index in group.networks]
+            tighter = quadratic_bounds(plan, sweep, parameters, effort=effort, start=start)
+            return replace(bounds, tighter=tighter)
+        return bounds if later is None else replace(bounds, tighter=later.read())
 
 
 def _bounds_of_group(

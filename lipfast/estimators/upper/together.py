@@ -28,13 +28,14 @@ from lipfast.rules.upwards import Floats, Upwards
 FEWEST = 4
 
 
-class _Unread(Mapping[str, Tensor]):
+class Unread(Mapping[str, Tensor]):
     """No weights: a rule that looks for some must be asked once per network."""
 
     def __getitem__(self, name: str) -> NoReturn:
         raise LookupError(f"'{name}' differs between networks")
 
     def get(self, name: str, default: object = None) -> NoReturn:
+        """Raise an error, as every other look."""
         raise LookupError(f"'{name}' differs between networks")
 
     def __contains__(self, name: object) -> NoReturn:
@@ -171,7 +172,7 @@ def _for_all(
         return None, None
     layer = step.operation.layer
     size: Any = 0.0 if layer is None else Upwards.of(layers[:, layer])
-    call = Call(step.node, norm, operands, list(step.shapes), size, _Unread(), constants)
+    call = Call(step.node, norm, operands, list(step.shapes), size, Unread(), constants)
     try:
         return step.bound(call), call.reason
     except Exception:  # the rule looks at one number, or at weights; or fails, as it will for each

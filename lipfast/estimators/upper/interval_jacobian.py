@@ -1,0 +1,321 @@
+"""The interval Jacobian: bounds in norms 1 and inf that know the signs of weights and slopes.
+
+Part of the proof of upper bounds in these norms. Between two points the network moves by one
+product of its weights and of slopes within the ranges of its activations; the norm of all such
+products together is bounded by the largest magnitudes of their entries, which are found from the
+outputs to the inputs (`docs/bounds.md`).
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lipfast.estimators.upper.interval_jacobian_balls import Balls, largest_sums, together
+from lipfast.estimators.upper.interval_jacobian_parts import (
+    Matrix,
+    Moves,
+    Part,
+    Pointwise,
+    Range,
+    Sum,
+    parts_of,
+)
+from lipfast.estimators.upper.layer_bracket import LayerBrackets
+from lipfast.estimators.upper.layer_norms import errors_of_layer
+from lipfast.estimators.upper.many import Tighter
+from lipfast.estimators.upper.sweep import Sweep
+from lipfast.graph.nodes import error_name
+from lipfast.norms import Norm
+from lipfast.ops._sum_norms import slack_of_sum
+from lipfast.ops.chain_interval_jacobian import IntervalNorms, chain_interval_jacobian
+from lipfast.ops.emulation import products_are_ieee
+from lipfast.ops.fetched import Fetched, sent
+from lipfast.plan.architecture import Architecture
+from lipfast.plan.fold import fold_roundings, folded_name
+from lipfast.plan.layers import Layer
+from lipfast.plan.stacked import ResolvedNetworks
+from lipfast.rounding import UNDERFLOW, widened
+from lipfast.rules.upward import Upward
+
+METHOD = "interval Jacobian"
+# Of one network; beyond, the product is what there is.
+_MOST_PRODUCTS = 1 << 34
+_MOST_BYTES = 1 << 30
+# Of several networks at once.
+_BATCH_BYTES = 1 << 27
+_BYTES_OF_AN_ENTRY = 100  # of a Jacobian, while slopes are taken
+
+
+class IntervalJacobians(NamedTuple):
+    """Bounds of some networks.
+
+    Attributes:
+        read: they may be on their way from a device.
+        brackets: of their layers, where those were found with them.
+    """
+
+    read: Callable[[], Tighter]
+    brackets: LayerBrackets | None = None
+
+
+def interval_jacobians(
+    plan: Architecture, sweep: Sweep, networks: ResolvedNetworks, norm: Norm
+) -> IntervalJacobians | None:
+    """Bounds of networks in norm 1 or inf, when somebody asks; None where the graph has none.
+
+    It has one where all its nodes are maps of the last axis with a weight, pointwise functions with
+    slopes, sums, and moves of entries, and where the work for a network is within `_MOST_PRODUCTS`
+    multiplications and `_MOST_BYTES`. On a device everything is queued before anything is read.
+    """
+    parts = parts_of(plan, sweep) if networks else None
+    layers = [part.layer for part in parts or () if isinstance(part, Matrix)]
+    if parts is None or not layers or not _within_reason(plan, sweep, parts):
+        return None
+    device = networks[0][layers[0].weight].device
+    slopes = {
+        part.step.node.name: part.slopes(networks, plan, device)
+        for part in parts
+        if isinstance(part, Pointwise)
+    }
+    known = {name: own for name, own in slopes.items() if own is not None}
+    if len(known) < len(slopes) or not products_are_ieee(device):
+        return None
+    chain = _chain_of(plan, sweep, parts) if device.type == "cpu" else None
+    if chain is not None:
+        norms, sums = _bounds_of_chain(chain, networks, known, norm)
+        brackets = _brackets_of(chain, networks, sums, norm)
+        return IntervalJacobians(lambda: _tighter(norms.tolist()), brackets)
+    work = _Work(plan, sweep, parts, known, norm)
+    found = Fetched([work.bounds(networks)])
+    return IntervalJacobians(lambda: _tighter(found.read()[0].tolist()))
+
+
+def _tighter(values: Sequence[float]) -> Tighter:
+    return Tighter(METHOD, values, [Upward.of(value).log for value in values])
+
+
+def _entries(plan: Architecture, sweep: Sweep) -> dict[str, int]:
+    """How many entries a node has."""
+    nodes = [*plan.graph.inputs, *(step.node for step in sweep.steps)]
+    return {node.name: math.prod(node.shape) for node in nodes}
+
+
+def _within_reason(plan: Architecture, sweep: Sweep, parts: Sequence[Part]) -> bool:
+    entries = _entries(plan, sweep)
+    outputs = sum(entries[name] for name in plan.graph.outputs)
+    products = sum(
+        outputs * part.rows * math.prod(part.layer.shape)
+        for part in parts
+        if isinstance(part, Matrix)
+    )
+    widest = outputs * max(entries.values()) * _BYTES_OF_AN_ENTRY
+    return products <= _MOST_PRODUCTS and widest <= _MOST_BYTES
+
+
+def _error_of(layer: Layer, tensors: Mapping[str, Tensor], weight: Tensor) -> Tensor | None:
+    """How far the entries of a stored weight may be from the true ones; see `layer_norms`."""
+    error = tensors.get(error_name(layer.weight))
+    if layer.folds:
+        underflow = tensors[folded_name(layer.node, "underflow")].double()
+        shape = (*underflow.shape, *[1] * (weight.dim() - underflow.dim()))
+        folded = weight.double().abs() * fold_roundings(layer.folds) + underflow.reshape(shape)
+        error = folded if error is None else error + folded
+    return None if error is None else widened(error.double(), 4).expand_as(weight) + UNDERFLOW
+
+
+class _Chain(NamedTuple):
+    """Maps one after the other, each reading the one before.
+
+    Attributes:
+        layers: the maps.
+        between: names of the activations before the first map and behind each.
+    """
+
+    layers: tuple[Layer, ...]
+    between: tuple[tuple[str, ...], ...]
+
+
+_CHAINS: WeakKeyDictionary[Sweep, _Chain | None] = WeakKeyDictionary()
+
+
+def _chain_of(plan: Architecture, sweep: Sweep, parts: Sequence[Part]) -> _Chain | None:
+    if sweep not in _CHAINS:
+        _CHAINS[sweep] = _made_chain(plan, sweep, parts)
+    return _CHAINS[sweep]
+
+
+def _made_chain(plan: Architecture, sweep: Sweep, parts: Sequence[Part]) -> _Chain | None:
+    names = [*sweep.inputs, *(step.node.name for step in sweep.steps)]
+    reads = [step.operation.operands for step in sweep.steps]
+    one = len(sweep.inputs) == 1 and list(plan.graph.outputs) == names[-1:]
+    if not one or any(own != (before,) for own, before in zip(reads, names, strict=False)):
+        return None
+    layers: list[Layer] = []
+    between: list[list[str]] = [[]]
+    for part, name in zip(parts, names[1:], strict=True):
+        if isinstance(part, Matrix) and part.rows == 1:
+            layers.append(part.layer)
+            between.append([])
+        elif isinstance(part, Pointwise):
+            between[-1].append(name)
+        elif not (isinstance(part, Moves) and all(at is None for _, at, _, _ in part.parts)):
+            return None
+    return _Chain(tuple(layers), tuple(map(tuple, between)))
+
+
+def _bounds_of_chain(
+    chain: _Chain, networks: ResolvedNetworks, slopes: Mapping[str, Range], norm: Norm
+) -> IntervalNorms:
+    weights, errors = [], []
+    for entry in networks:
+        own = [entry[layer.weight] for layer in chain.layers]
+        wrong = [
+            _error_of(layer, entry, weight)
+            if layer.folds or error_name(layer.weight) in entry
+            else None
+            for layer, weight in zip(chain.layers, own, strict=True)
+        ]
+        turned = [layer.transposed for layer in chain.layers]
+        weights.append([w.mT if t else w for w, t in zip(own, turned, strict=True)])
+        errors.append(
+            [e if e is None or not t else e.mT for e, t in zip(wrong, turned, strict=True)]
+        )
+    ranges = [_composed([slopes[name] for name in names]) for names in chain.between]
+    lower, upper = ([None if own is None else own[side] for own in ranges] for side in (0, 1))
+    return chain_interval_jacobian(weights, lower, upper, norm=norm, errors=errors)
+
+
+def _brackets_of(
+    chain: _Chain, networks: ResolvedNetworks, sums: Tensor, norm: Norm
+) -> LayerBrackets:
+    """The norms of the layers alone, from the sums of their stored weights."""
+    rows = [layer.shape[0 if (norm == 1) is not layer.transposed else 1] for layer in chain.layers]
+    slack = np.array([slack_of_sum(terms) for terms in rows])
+    found = sums.numpy()
+    lower, ones = np.minimum(found, sys.float_info.max) / slack, np.ones(found.shape, np.int64)
+    methods = np.full(found.shape, "sums", dtype=object)
+    brackets = LayerBrackets.of_all(
+        chain.layers, lower, found * slack, ones.astype(bool), ones, methods
+    )
+    for position, layer in enumerate(chain.layers):
+        errors = errors_of_layer(layer, networks, norm)
+        if errors is not None:
+            brackets.widen(position, errors(brackets.upper[:, position].tolist()))
+    return brackets
+
+
+def _composed(ranges: Sequence[Range]) -> Range | None:
+    """Products of slopes one after the other, rounded outwards."""
+    if len(ranges) < 2:
+        return ranges[0] if ranges else None
+    low, high = ranges[0]
+    infinity = torch.full((), math.inf, dtype=torch.float64, device=low.device)
+    for least, most in ranges[1:]:
+        ends = torch.stack([a * b for a in (low, high) for b in (least, most)])
+        low = torch.nextafter(ends.amin(0), -infinity)
+        high = torch.nextafter(ends.amax(0), infinity)
+    return low, high
+
+
+class _Work(NamedTuple):
+    """Jacobians of any graph of parts, by products of torch."""
+
+    plan: Architecture
+    sweep: Sweep
+    parts: Sequence[Part]
+    slopes: Mapping[str, Range]
+    norm: Norm
+
+    def bounds(self, networks: ResolvedNetworks) -> Tensor:
+        """Of all networks, some at a time."""
+        entries = _entries(self.plan, self.sweep)
+        outputs = sum(entries[name] for name in self.plan.graph.outputs)
+        room = _BATCH_BYTES // (outputs * max(entries.values()) * _BYTES_OF_AN_ENTRY)
+        ends = [*range(0, len(networks), max(1, room)), len(networks)]
+        found = [self._bounds_of(networks, slice(*pair), entries) for pair in pairwise(ends)]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def _bounds_of(
+        self, networks: ResolvedNetworks, chosen: slice, entries: Mapping[str, int]
+    ) -> Tensor:
+        readers = self._outputs(networks, chosen, entries)
+        for step, part in zip(reversed(self.sweep.steps), reversed(self.parts), strict=True):
+            own = readers.pop(step.node.name, None)
+            if own is None:
+                continue
+            for operand, balls in self._behind(part, together(own), networks, chosen):
+                readers.setdefault(operand, []).append(balls)
+        inputs = [together(readers[name]) for name in self.sweep.inputs if name in readers]
+        return largest_sums(inputs, self.norm)
+
+    def _outputs(
+        self, networks: ResolvedNetworks, chosen: slice, entries: Mapping[str, int]
+    ) -> dict[str, list[Balls]]:
+        """The identity, in rows for every output."""
+        weight = next(part.layer.weight for part in self.parts if isinstance(part, Matrix))
+        device = networks[0][weight].device
+        names = self.plan.graph.outputs
+        count = len(range(len(networks))[chosen])
+        total, first = sum(entries[name] for name in names), 0
+        readers: dict[str, list[Balls]] = {}
+        for name in names:
+            middle = torch.zeros(total, entries[name], dtype=torch.float64, device=device)
+            middle[first : first + entries[name]].fill_diagonal_(1.0)
+            first += entries[name]
+            middle = middle.expand(count, -1, -1)
+            readers.setdefault(name, []).append(Balls(middle, torch.zeros_like(middle)))
+        return readers
+
+    def _behind(
+        self, part: Part, balls: Balls, networks: ResolvedNetworks, chosen: slice
+    ) -> list[tuple[str, Balls]]:
+        """What a node's operands get of its Jacobian."""
+        if isinstance(part, Pointwise):
+            ends = self.slopes[part.step.node.name]
+            low, high = (end if len(end) == 1 else end[chosen] for end in ends)
+            return [(part.operand, balls.with_slopes(low[:, None], high[:, None]))]
+        if isinstance(part, Matrix):
+            return [(part.operand, _through(part, balls, networks, chosen))]
+        if isinstance(part, Sum):
+            return [(name, _scaled(balls, factor)) for name, factor in part.terms]
+        found = []
+        device = balls.middle.device
+        for name, positions, often, size in part.parts:
+            if positions is None:
+                found.append((name, balls))
+                continue
+            at, source = (sent(index, device) for index in positions)
+            read = Balls(*(side.index_select(2, at) for side in balls))
+            found.append((name, read.moved(source, often, size)))
+        return found
+
+
+def _scaled(balls: Balls, factor: float) -> Balls:
+    if factor in (1.0, -1.0):
+        return Balls(balls.middle * factor, balls.radius)
+    number = balls.middle.new_full((), factor)
+    return balls.with_slopes(number, number)
+
+
+def _through(part: Matrix, balls: Balls, networks: ResolvedNetworks, chosen: slice) -> Balls:
+    layer = part.layer
+    weights = networks.together(layer.weight)[chosen]
+    names = [error_name(layer.weight), folded_name(layer.node, "underflow")]
+    known = {name: tensor[chosen] for name, tensor in networks.tensors(names).items()}
+    errors = None
+    if layer.folds or names[0] in known:
+        errors = _error_of(layer, known, weights)
+    if layer.transposed:
+        weights, errors = weights.mT, None if errors is None else errors.mT
+    rows = [side.reshape(len(weights), -1, weights.shape[1]) for side in balls]
+    found = Balls(*rows).times(weights.double(), errors)
+    return Balls(*(side.reshape(*balls.middle.shape[:2], -1) for side in found))

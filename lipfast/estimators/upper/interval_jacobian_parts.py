@@ -1,0 +1,204 @@
+"""What a node does to Jacobians: its slopes, its matrix, a sum, or where entries are moved.
+
+Part of the proof of the interval Jacobian: it says which ops are these, and of which numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TypeAlias
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from lipfast.estimators.upper.sweep import ZERO, Step, Sweep
+from lipfast.estimators.upper.together import Unread
+from lipfast.graph.apply import call_op
+from lipfast.graph.nodes import Constant
+from lipfast.ops.fetched import sent
+from lipfast.plan.architecture import Architecture
+from lipfast.plan.layers import Layer
+from lipfast.rules.registry import Call, SlopeRange, written_here
+
+Range: TypeAlias = "tuple[Tensor, Tensor]"
+"""Least and largest slopes in float64, (1 or networks, entries)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pointwise:
+    """A function of every entry of one operand.
+
+    Attributes:
+        step: the node.
+        operand: name of what it reads.
+        known: its slopes, where no parameter says them.
+    """
+
+    step: Step
+    operand: str
+    known: Range | None
+
+    def slopes(
+        self, networks: Sequence[Mapping[str, Tensor]], plan: Architecture, device: torch.device
+    ) -> Range | None:
+        """Of all networks; None where one has none, or the host would have to look at a device."""
+        if self.known is not None:
+            return sent(self.known[0], device), sent(self.known[1], device)
+        looks = self.step.node.op == "lipfast.composition" or not written_here(self.step.rule)
+        if device.type != "cpu" and looks:
+            return None
+        found = [_slopes_of(self.step, entry, plan.constants) for entry in networks]
+        if any(own is None for own in found):
+            return None
+        pairs = [own for own in found if own is not None]
+        low, high = (torch.stack([own[side] for own in pairs]).to(device) for side in (0, 1))
+        return low, high
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """A linear map along the last axis.
+
+    Attributes:
+        operand: name of what it reads.
+        layer: its weight.
+        rows: vectors in front of the last axis.
+    """
+
+    operand: str
+    layer: Layer
+    rows: int
+
+
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """A sum of activations of one shape.
+
+    Attributes:
+        terms: name and factor of each.
+    """
+
+    terms: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Moves:
+    """Entries of operands elsewhere, or more than once.
+
+    Attributes:
+        parts: name of an operand, positions in the result that hold an entry of it and positions
+            of those entries, how often one occurs at most, and how many entries there are; None in
+            the place of both positions where all are as they were.
+    """
+
+    parts: tuple[tuple[str, tuple[Tensor, Tensor] | None, int, int], ...]
+
+
+Part: TypeAlias = "Pointwise | Matrix | Sum | Moves"
+
+_KNOWN: WeakKeyDictionary[Sweep, tuple[Part, ...] | None] = WeakKeyDictionary()
+
+
+def parts_of(plan: Architecture, sweep: Sweep) -> tuple[Part, ...] | None:
+    """What every step of a sweep does; None where one is none of these."""
+    if sweep not in _KNOWN:
+        found = []
+        for step in sweep.steps:
+            part = _part_of(step, sweep.layers, plan.constants)
+            if part is None:
+                break
+            found.append(part)
+        _KNOWN[sweep] = tuple(found) if len(found) == len(sweep.steps) else None
+    return _KNOWN[sweep]
+
+
+def _part_of(step: Step, layers: Sequence[Layer], constants: Mapping[str, Constant]) -> Part | None:
+    node, own = step.node, written_here(step.rule)
+    active = [name for name in step.names if name is not None]
+    if own and step.rule.affine in ("matrix", "transposed matrix"):
+        assert step.operation.layer is not None
+        layer = layers[step.operation.layer]
+        shape = step.shapes[step.names.index(active[0])]
+        return Matrix(active[0], layer, math.prod(shape[:-1])) if math.prod(layer.shape) else None
+    if own and node.op in ("aten.add", "aten.sub", "aten.rsub") and len(active) == 2:
+        alpha = node.number(2, "alpha", 1.0)
+        factors = {"aten.add": (1.0, alpha), "aten.sub": (1.0, -alpha), "aten.rsub": (-alpha, 1.0)}
+        same = all(tuple(shape) == tuple(node.shape) for shape in step.shapes)
+        return Sum(tuple(zip(active, factors[node.op], strict=True))) if same else None
+    if own and step.rule.moves and active:
+        if step.rule.reshapes:
+            return Moves(((active[0], None, 1, math.prod(node.shape)),))
+        return _moves_of(step, constants)
+    return _pointwise_of(step, constants) if len(active) == 1 else None
+
+
+def _pointwise_of(step: Step, constants: Mapping[str, Constant]) -> Pointwise | None:
+    if step.rule.slopes is None:
+        return None
+    operand = next(name for name in step.names if name is not None)
+    known = None
+    with suppress(Exception):  # it reads parameters; or fails, as it will for each network
+        found = _slopes_of(step, Unread(), constants)
+        if found is None:
+            return None
+        known = found[0][None], found[1][None]
+    return Pointwise(step, operand, known)
+
+
+def _slopes_of(
+    step: Step, parameters: Mapping[str, Tensor], constants: Mapping[str, Constant]
+) -> Range | None:
+    """Of one network, (entries) each."""
+    assert step.rule.slopes is not None
+    operands = [ZERO] * len(step.names)
+    call = Call(step.node, math.inf, operands, list(step.shapes), 0.0, parameters, constants)
+    found: SlopeRange | None = step.rule.slopes(call)
+    if found is None:
+        return None
+    shape = step.node.shape
+    low, high = (torch.as_tensor(end, dtype=torch.float64).expand(shape) for end in found)
+    return low.reshape(-1), high.reshape(-1)
+
+
+def _moves_of(step: Step, constants: Mapping[str, Constant]) -> Moves | None:
+    """Found by moving numbers of the entries, in two orders; None where it is not so found."""
+    sizes = [math.prod(shape) for name, shape in zip(step.names, step.shapes, strict=True) if name]
+    total = sum(sizes)
+    upward = torch.arange(1.0, total + 1.0, dtype=torch.float64, device="cpu")
+    try:
+        moved = _applied(step, upward, constants)
+        read = (_applied(step, upward + total, constants) - moved) == total
+        back = _applied(step, upward.flip(0), constants)
+    except Exception:  # it reads parameters, or numbers of another kind
+        return None
+    source = torch.where(read, moved, 1.0).long() - 1
+    if not bool((back == total - source)[read].all()):
+        return None
+    parts, first = [], 0
+    for name, size in zip([name for name in step.names if name], sizes, strict=True):
+        at = torch.nonzero(read & (source >= first) & (source < first + size)).flatten()
+        own = source[at] - first
+        often = int(torch.bincount(own).max()) if own.numel() else 0
+        parts.append((name, (at, own), often, size))
+        first += size
+    return Moves(tuple(parts))
+
+
+def _applied(step: Step, numbers: Tensor, constants: Mapping[str, Constant]) -> Tensor:
+    """The op on one sample whose entries are numbers, those of each operand in turn."""
+    values, first = [], 0
+    for reference, name, shape in zip(step.references, step.names, step.shapes, strict=True):
+        if name is None:
+            values.append(constants[reference.name].tensor())
+            continue
+        size = math.prod(shape)
+        values.append(numbers[first : first + size].reshape(1, *shape))
+        first += size
+    if len(set(step.references)) < len(step.references):
+        raise LookupError(f"{step.node} reads an operand twice")
+    known = dict(zip(step.references, values, strict=True))
+    return call_op(step.node, known.__getitem__, 1).reshape(-1)
