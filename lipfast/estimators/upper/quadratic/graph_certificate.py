@@ -192,13 +192,18 @@ class _Step:
         for _ in range(_PROOF_ATTEMPTS):
             own = multipliers * (1.0 + raised)
             blocks = self._blocks(own)
-            rooms = self._rooms(blocks, slack)
-            if rooms is None:
-                raised = max(_RAISE, 8.0 * raised)
+            diagonal = blocks.terms.diagonal
+            factor, share = self._factor(blocks, diagonal), 0.0
+            if factor is not None:
+                lowered, behind = self._rooms(blocks, factor, slack)
+                share = float((lowered / diagonal).max())
+                factor = self._factor(blocks, diagonal - lowered)
+            if factor is None:  # D - K is nearly singular: the network needs no better D
+                raised = max(_RAISE, 8.0 * raised, 2.0 * share)
                 continue
-            found = self._with_rooms(blocks, *rooms)
-            if found is not None:
-                return found, own
+            y = self._with_factor(blocks, factor, behind)
+            if y is not None:
+                return y, own
             slack *= 4.0
         return None
 
@@ -217,25 +222,18 @@ class _Step:
         solved = torch.linalg.solve_triangular(left, blocks.coupled, upper=False)
         return _Factor(left, solved)
 
-    def _rooms(self, blocks: _Blocks, slack: float) -> tuple[Tensor, Tensor] | None:
+    def _rooms(self, blocks: _Blocks, factor: _Factor, slack: float) -> tuple[Tensor, Tensor]:
         """By how much D is lowered for the factor, and the diagonal of Y' raised: a guess."""
-        factor = self._factor(blocks, blocks.terms.diagonal)
-        if factor is None:
-            return None
         diagonal = (blocks.behind.diagonal() + factor.solved.square().sum(0)).clamp_min(0.0)
         least = _LEAST_DIAGONAL * diagonal.max().clamp_min(_LEAST_DIAGONAL)
         behind = (diagonal + least).rsqrt()
         own = blocks.terms.diagonal.rsqrt()
-        y = torch.diag(diagonal)
-        errors = self._errors(blocks.terms, factor, y, own, behind)
+        errors = self._errors(blocks.terms, factor, torch.diag(diagonal), own, behind)
         return slack * errors[0] / own, slack * errors[1] / behind + least
 
-    def _with_rooms(self, blocks: _Blocks, lowered: Tensor, raised: Tensor) -> Tensor | None:
-        """Y' of a factor with this much room, where that proves the inequality."""
+    def _with_factor(self, blocks: _Blocks, factor: _Factor, raised: Tensor) -> Tensor | None:
+        """Y' with a raised diagonal, where F proves its inequality."""
         diagonal = blocks.terms.diagonal
-        factor = self._factor(blocks, diagonal - lowered)
-        if factor is None:
-            return None
         y = factor.solved.mT @ factor.solved + blocks.behind
         y = (y + y.mT) / 2 + torch.diag(raised)
         y = torch.where(y.abs() < _VANISHING * y.abs().max(), 0.0, y)

@@ -270,26 +270,6 @@ def selected_rows(
     }
 
 
-def combined(
-    first: Expression, second: Expression, sign: float, sizes: Sequence[int], like: Tensor
-) -> Expression:
-    """``X + s Y`` for s = 1 or -1."""
-    found = {}
-    for block in dict.fromkeys((*first, *second)):
-        parts = [own[block] for own in (first, second) if block in own]
-        values = [part.dense(sizes[block], like) for part in parts]
-        if block not in first:
-            values[0] = sign * values[0]
-        errors = [part.spread(sizes[block], like) for part in parts]
-        if len(parts) == 1:
-            found[block] = _rounded(values[0], errors[0])
-            continue
-        value = values[0] + sign * values[1]
-        error = errors[0] + errors[1] + value.abs() * UNIT_ROUNDOFF
-        found[block] = _rounded(value, widened(error, 4))
-    return found
-
-
 def joined_rows(
     parts: Sequence[tuple[Expression, int]], widths: Mapping[int, int], like: Tensor
 ) -> Coefficients:

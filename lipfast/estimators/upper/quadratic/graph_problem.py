@@ -6,9 +6,10 @@ is carried on. All between activations is linear and stands in the matrices of t
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -24,14 +25,13 @@ from lipfast.estimators.upper.quadratic.graph_linear import (
     Coefficients,
     Expression,
     LinearNodes,
-    combined,
     is_linear,
     joined_rows,
     scaled_rows,
     selected_rows,
 )
 from lipfast.estimators.upper.sweep import Step, sweep_of
-from lipfast.graph.nodes import Graph, Node
+from lipfast.graph.nodes import Graph, Node, Reference
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.compositions import join_compositions
 from lipfast.plan.extrema import join_extrema
@@ -95,6 +95,7 @@ def problem_of(plan: Architecture, parameters: Mapping[str, Tensor], *, memory: 
         QuadraticBoundError: an op has no constant, or a matrix is too large.
     """
     graph = join_compositions(join_extrema(join_repeated(plan.graph)))
+    graph = join_repeated(_without_extrema(graph))
     steps = {step.node.name: step for step in sweep_of(plan, FoldedGraph(graph, {})).steps}
     return _StepBuilder(plan, graph, steps, parameters, memory).build()
 
@@ -138,7 +139,7 @@ class _StepBuilder:
         self._base = tuple(range(len(inputs)))
         active = [at for at, node in enumerate(self._nodes) if self._is_active(node)]
         self._evaluate(0, active[0] if active else len(self._nodes))
-        for at, end in zip(active, [*active[1:], len(self._nodes)], strict=True):
+        for at, end in itertools.pairwise([*active, len(self._nodes)]):
             pending = self._activation(self._nodes[at])
             cut = at
             if pending is not None:
@@ -191,10 +192,6 @@ class _StepBuilder:
         """Begin a step; None where the node turns out to be linear."""
         step = self._steps[node.name]
         operands = list(dict.fromkeys(n for n in node.names("node") if n in self._dependent))
-        if node.op in ("aten.maximum", "aten.minimum") and written_here(rule_of(node.op)):
-            found = self._extremum(node, operands)
-            if found is not None:
-                return found
         if len(operands) == 1 and self._entries(operands[0]) == self._entries(node.name):
             slopes = self._asked.slopes(step)
             if slopes is not None:
@@ -220,26 +217,6 @@ class _StepBuilder:
         pending = self._begin(node.name, of_slopes(lower[free], upper[free]), own)
         eye = torch.eye(len(free), dtype=lower.dtype, device=lower.device)
         self._found[node.name] = {**known, pending.block: Coefficients(eye[:, places].contiguous())}
-        return pending
-
-    def _extremum(self, node: Node, operands: Sequence[str]) -> _Pending | None:
-        """``max(x, y) = y + relu(x - y)``, ``min(x, y) = x - relu(x - y)``, for equal shapes."""
-        names = node.names("node")
-        if names != operands or any(self._shapes[n] != node.shape for n in names):
-            return None
-        zero: Expression = {}
-        x, y = self._found[names[0]], self._found[names[1]] if len(names) == 2 else zero
-        largest = node.op == "aten.maximum"
-        size = self._entries(node.name)
-        zeros = torch.zeros(size, dtype=torch.float64, device=self._linear.like.device)
-        difference = combined(x, y, -1.0, self._sizes, self._linear.like)
-        pending = self._begin(node.name, of_slopes(zeros, zeros + 1.0), difference)
-        unit = {pending.block: Coefficients()}
-        self._found[node.name] = (
-            combined(y, unit, 1.0, self._sizes, self._linear.like)
-            if largest
-            else combined(x, unit, -1.0, self._sizes, self._linear.like)
-        )
         return pending
 
     def _vectors(self, node: Node, step: Step, operands: Sequence[str]) -> _Pending | None:
@@ -301,6 +278,27 @@ class _StepBuilder:
             )
         )
         self._base = tuple(blocks)
+
+
+def _without_extrema(graph: Graph) -> Graph:
+    """``max(x, y) = y + relu(x - y)`` and ``min(x, y) = x - relu(x - y)``, which share a ReLU."""
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        own = node.op in ("aten.maximum", "aten.minimum") and written_here(rule_of(node.op))
+        if not own or not all(written_here(rule_of(f"aten.{op}")) for op in ("sub", "add", "relu")):
+            nodes.append(node)
+            continue
+        first, second = node.args[:2]
+        names = f"{node.name} difference", f"{node.name} positive part"
+        difference, part = (Reference("node", name) for name in names)
+        args = (second, part) if node.op == "aten.maximum" else (first, part)
+        op = "aten.add" if node.op == "aten.maximum" else "aten.sub"
+        nodes += [
+            replace(node, name=names[0], op="aten.sub", args=(first, second)),
+            replace(node, name=names[1], op="aten.relu", args=(difference,)),
+            replace(node, op=op, args=args),
+        ]
+    return Graph(tuple(nodes), graph.outputs)
 
 
 def _dependent(graph: Graph) -> Collection[str]:
