@@ -16,6 +16,8 @@ from lipfast.estimators.upper.quadratic.graph_constraints import of_slopes, of_v
 from lipfast.estimators.upper.quadratic.graph_linear import Coefficients
 from lipfast.estimators.upper.quadratic.graph_problem import GraphStep, Problem
 
+# Multipliers that are large enough for `_problem`.
+_ENOUGH = 200.0, 20000.0
 _LIKE = torch.zeros((), dtype=torch.float64)
 _Matrix = list[list[Fraction]]
 
@@ -140,3 +142,95 @@ def test_what_is_proved_holds_for_the_true_matrices(errors: str, vectors: bool) 
 @pytest.mark.parametrize("errors", ["C", "A", "B"])
 def test_errors_of_each_matrix_are_needed(errors: str) -> None:
     assert _false_proofs(12, errors, taken=False)[1] > 0
+
+
+def _one_unit(seed: int) -> tuple[GraphStep, tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
+    """One unit with D a few units in the last place from K, as it is computed."""
+    generator = torch.Generator().manual_seed(seed)
+    c = torch.randn(1, 40, generator=generator, dtype=torch.float64)
+    b = torch.ones(1, 1, dtype=torch.float64)
+    y = torch.eye(40, dtype=torch.float64)
+    constraint = of_slopes(torch.zeros(1).double(), torch.ones(1).double())
+    step = GraphStep("s", constraint, Coefficients(c), None, Coefficients(b), (40,), (1,))
+    k = (c @ y @ c.T).reshape(1)
+    d = k * (1.0 + 2.0**-52 * (1 + seed % 4))
+    return step, (c, torch.zeros(1, 40).double(), b), y, d
+
+
+def _false_proofs_of_one_unit() -> tuple[int, int]:
+    proved = wrong = 0
+    for seed in range(40):
+        step, true, y, d = _one_unit(seed)
+        found = _Step(step, y, _LIKE).proved(d)
+        if found is not None:
+            proved += 1
+            wrong += not _is_positive(_inequality(step, true, y, *found))
+    return proved, wrong
+
+
+def test_rounding_is_accounted_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    proved, wrong = _false_proofs_of_one_unit()
+    assert proved == 40
+    assert wrong == 0
+    monkeypatch.setattr(graph_certificate, "gamma", lambda count: 0.0)
+    monkeypatch.setattr(graph_certificate, "_UNDERFLOWS", 0.0)
+    assert _false_proofs_of_one_unit()[1] > 0
+
+
+def _problem() -> Problem:
+    """Two ReLUs one behind the other."""
+    generator = torch.Generator().manual_seed(0)
+    matrices = torch.randn(3, 3, 3, generator=generator, dtype=torch.float64)
+    constraint = of_slopes(torch.zeros(3).double(), torch.ones(3).double())
+    first, second, last = (Coefficients(matrix) for matrix in matrices)
+    plain = Coefficients()
+    steps = tuple(
+        GraphStep(str(index), constraint, read, None, plain, (3,), (3,))
+        for index, read in enumerate((first, second))
+    )
+    return Problem((3,), steps, last, (3,), _LIKE)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0, 0.0, 1e-300, 1e300])
+@pytest.mark.parametrize("at", [0, 1])
+def test_no_multiplier_out_of_range_proves_anything(value: float, at: int) -> None:
+    multipliers = [torch.full((3,), enough).double() for enough in _ENOUGH]
+    assert proved_square(_problem(), multipliers, [0, 0]).square < math.inf
+    multipliers[at][1] = value
+    found = proved_square(_problem(), multipliers, [0, 0])
+    assert found.square == math.inf
+    assert found.reason is not None
+
+
+def test_multipliers_of_other_shapes_and_far_shifts_are_refused() -> None:
+    right = torch.full((3,), 20000.0).double()
+    for multipliers, shifts in (([right, right[:2]], [0, 0]), ([right, right], [0, 1000])):
+        assert proved_square(_problem(), multipliers, shifts).square == math.inf
+
+
+def test_too_small_multipliers_prove_nothing() -> None:
+    small = [torch.full((3,), value).double() for value in (200.0, 1e-3)]
+    found = proved_square(_problem(), small, [0, 0])
+    assert found.square == math.inf
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e200])
+@pytest.mark.parametrize("part", ["value", "error"])
+def test_matrices_that_are_not_numbers_prove_nothing(value: float, part: str) -> None:
+    problem = _problem()
+    step = problem.steps[1]
+    tensor = torch.ones(3, 3).double()
+    tensor[1, 2] = value
+    read = replace(Coefficients(torch.ones(3, 3).double()), **{part: tensor})
+    wrong = replace(problem, steps=(problem.steps[0], replace(step, read=read)))
+    multipliers = [torch.full((3,), enough).double() for enough in _ENOUGH]
+    assert proved_square(problem, multipliers, [0, 0]).square < math.inf
+    assert proved_square(wrong, multipliers, [0, 0]).square == math.inf
+
+
+def test_shifts_change_nothing_but_the_scale() -> None:
+    multipliers = [torch.full((3,), value).double() for value in _ENOUGH]
+    plain = proved_square(_problem(), multipliers, [0, 0])
+    shifted = proved_square(_problem(), [multipliers[0], multipliers[1] / 16], [2, 0])
+    assert shifted.scale == 2
+    assert shifted.square * 16 == pytest.approx(plain.square, rel=1e-9)

@@ -107,7 +107,7 @@ def _row(size: int = _SIZE) -> Tensor:
 @pytest.mark.parametrize("evaluations", [0, 12])
 @pytest.mark.parametrize("shape", _SHAPES)
 def test_never_below_a_corner_nor_above_the_product(shape: str, evaluations: int) -> None:
-    for seed in range(4):
+    for seed in range(3):
         model = _Graph(shape, seed)
         found, product = _bound(model, _row(), evaluations=evaluations)
         assert found.reason is None
@@ -187,7 +187,7 @@ def test_no_jacobian_is_above(name: str) -> None:
     torch.manual_seed(1)
     model = _Of(_FUNCTIONS[name])
     found, product = _bound(model, _row(6), evaluations=20)
-    points = torch.randn(50, 6, dtype=torch.float64)
+    points = torch.randn(20, 6, dtype=torch.float64)
     jacobians = [torch.autograd.functional.jacobian(lambda x: model(x[None])[0], x) for x in points]
     largest = float(torch.linalg.matrix_norm(torch.stack(jacobians), 2).max())
     assert largest * (1.0 - 1e-12) <= found.value <= product * (1.0 + 1e-6)
@@ -197,7 +197,7 @@ def test_pairs_that_are_sorted_by_extrema_share_their_relu() -> None:
     torch.manual_seed(1)
     model = _Of(_FUNCTIONS["extrema"])
     found, _ = _bound(model, _row(6), evaluations=40)
-    signs = torch.randn(400, 6, dtype=torch.float64)
+    signs = torch.randn(200, 6, dtype=torch.float64)
     jacobians = [torch.autograd.functional.jacobian(lambda x: model(x[None])[0], x) for x in signs]
     assert found.value <= 1.01 * float(torch.linalg.matrix_norm(torch.stack(jacobians), 2).max())
 
@@ -206,7 +206,7 @@ def test_a_tensor_may_be_a_weight_and_a_bias() -> None:
     torch.manual_seed(0)
     model = _tied_normalisation()
     found, _ = _bound(model, _row(4))
-    jacobian = torch.autograd.functional.jacobian(lambda x: model(x), torch.ones(1, 4).double())
+    jacobian = torch.autograd.functional.jacobian(model, torch.ones(1, 4).double())
     assert found.value >= float(torch.linalg.matrix_norm(jacobian[0, :, 0], 2)) > 0.1
 
 
