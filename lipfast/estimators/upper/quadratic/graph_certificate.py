@@ -199,7 +199,7 @@ class _Step:
                 share = float((lowered / diagonal).max())
                 factor = self._factor(blocks, diagonal - lowered)
             if factor is None:  # D - K is nearly singular: the network needs no better D
-                raised = max(_RAISE, 8.0 * raised, 2.0 * share)
+                raised = max(_RAISE, 16.0 * raised, 2.0 * share)
                 continue
             y = self._with_factor(blocks, factor, behind)
             if y is not None:

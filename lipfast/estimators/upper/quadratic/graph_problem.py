@@ -83,6 +83,24 @@ class Problem:
     like: Tensor
 
 
+def in_single(problem: Problem) -> Problem:
+    """The matrices in float32, for a search that need not be exact."""
+
+    def single(matrix: Coefficients) -> Coefficients:
+        return Coefficients(None if matrix.value is None else matrix.value.float())
+
+    steps = []
+    for step in problem.steps:
+        own = step.constraint
+        means = None if own.means is None else own.means.float()
+        own = replace(own, means=means, products=own.products.float(), slopes=own.slopes.float())
+        kept = None if step.kept is None else single(step.kept)
+        read, added = single(step.read), single(step.added)
+        steps.append(replace(step, constraint=own, read=read, kept=kept, added=added))
+    output = None if problem.output is None else single(problem.output)
+    return replace(problem, steps=tuple(steps), output=output, like=problem.like.float())
+
+
 def problem_of(plan: Architecture, parameters: Mapping[str, Tensor], *, memory: int) -> Problem:
     """The steps of one network of an architecture.
 

@@ -11,12 +11,15 @@ from torch import Tensor
 
 from lipfast.estimators.upper.quadratic.graph_certificate import GraphProof, proved_square
 from lipfast.estimators.upper.quadratic.graph_linear import QuadraticBoundError
-from lipfast.estimators.upper.quadratic.graph_problem import Problem, problem_of
+from lipfast.estimators.upper.quadratic.graph_problem import Problem, in_single, problem_of
 from lipfast.estimators.upper.quadratic.graph_search import searched
-from lipfast.estimators.upper.quadratic.graph_sweep import GraphSweep
+from lipfast.estimators.upper.quadratic.graph_sweep import GraphSweep, Swept
 from lipfast.ops.modes import plain_arithmetic
 from lipfast.plan.architecture import Architecture
 from lipfast.rules.upward import Upward
+
+# From so many entries on that are alive at once, or read by one activation.
+_SEARCHED_IN_SINGLE = 512
 
 
 class GraphQuadratic(NamedTuple):
@@ -61,14 +64,28 @@ def graph_quadratic(
         problem = problem_of(plan, parameters, memory=memory)
         if problem.output is None:
             return GraphQuadratic(0.0, -math.inf, {})
-        sweep = GraphSweep(problem)
         begin = None if start is None else _in_order(problem, start)
-        swept = searched(sweep, evaluations, begin)
+        sweep, swept = _search(problem, evaluations, begin)
     except QuadraticBoundError as reason:
         return _no_bound(str(reason))
     if swept is None:
         return _no_bound("no multipliers were found: the numbers are too far apart")
-    return _answer(problem, proved_square(problem, swept.multipliers, sweep.shifts), sweep)
+    multipliers = [own.to(problem.like) for own in swept.multipliers]
+    return _answer(problem, proved_square(problem, multipliers, sweep.shifts), sweep)
+
+
+def _search(
+    problem: Problem, evaluations: int, start: Sequence[Tensor] | None
+) -> tuple[GraphSweep, Swept | None]:
+    """Large networks are searched in float32, which takes half the time, where that goes."""
+    largest = max((max(sum(s.before), s.constraint.inputs) for s in problem.steps), default=0)
+    if largest >= _SEARCHED_IN_SINGLE:
+        sweep = GraphSweep(in_single(problem))
+        swept = searched(sweep, evaluations, start)
+        if swept is not None:
+            return sweep, swept
+    sweep = GraphSweep(problem)
+    return sweep, searched(sweep, evaluations, start)
 
 
 def _in_order(problem: Problem, start: Mapping[str, Tensor]) -> Sequence[Tensor] | None:

@@ -94,7 +94,7 @@ def _importances(problem: Problem) -> list[Tensor]:
     weights = _squared_back(problem.output, ones, size)
     found = []
     for step in reversed(problem.steps):
-        weights = weights / weights.max().clamp_min(2.0**-500)
+        weights = weights / weights.max().clamp_min(2.0**-100)
         own = _squared_back(step.added, weights, step.constraint.outputs)
         found.append(own.sqrt())
         slopes = step.constraint.slopes.square()
@@ -152,8 +152,8 @@ def _norm_of_part(part: Tensor) -> float:
     return float(_largest_eigenvalue(gram, torch.ones_like(gram[0])).sqrt())
 
 
-def multipliers_of_paths(problem: Problem) -> list[Tensor]:
-    r"""Multipliers that give the sum over all paths of the products of norms, but for rounding.
+def multipliers_of_paths(problem: Problem) -> tuple[list[Tensor], float]:
+    r"""Multipliers that give the sum over all paths of the products of norms, and that sum.
 
     With $F_k$ the bound of what step k reads and $B_k$ the factor by which it enters that of the
     outputs, $L$, one multiplier $d_k = L F_k / B_k$ for all of a step's entries proves L: between
@@ -191,7 +191,7 @@ def multipliers_of_paths(problem: Problem) -> list[Tensor]:
             kept[index].transposed_times(back), read[index].transposed_times([factor]), strict=True
         )
         back = [a + b for a, b in parts]
-    return found[::-1]
+    return found[::-1], total
 
 
 def _last(problem: Problem) -> tuple[int, ...]:

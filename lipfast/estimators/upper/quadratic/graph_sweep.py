@@ -41,6 +41,11 @@ class Swept:
     outputs: Tensor
 
     @property
+    def root(self) -> float:
+        """About the bound, in the scale of the sweep."""
+        return math.sqrt(max(0.0, self.square))
+
+    @property
     def square(self) -> float:
         """About the square of the bound, in the scale of the sweep."""
         return float(torch.linalg.eigvalsh(self.outputs)[-1])
