@@ -152,12 +152,13 @@ class Plan(Architecture):
                 another; False gives the published product, layer by layer.
             domain: `lipfast.Box` or `lipfast.Ball`: the bound holds for inputs in this set; without
                 one for all inputs.
-            method: "quadratic" also bounds chains of matrices and entrywise ops by quadratic
-                constraints on slopes, and takes the smaller of both bounds (norm 2, on the CPU).
-                Its proof stands apart from the search, and is `UpperBound.certificate`.
+            method: "quadratic" also bounds by quadratic constraints on slopes, and takes the
+                smaller of both bounds (norm 2, on the CPU). Chains of matrices and entrywise ops
+                are quick, and `UpperBound.certificate` is what proves theirs; of other graphs
+                (sums of branches, small convolutions) one matrix holds all that is alive.
             effort: how long that searches: 1 (about as long as ten products), 2 or 3.
-            memory: accepted as in every call; an upper bound takes what the sizes of the layers ask
-                for, whatever it is.
+            memory: bytes that such a matrix, and what makes it, may take; the product of norms
+                takes what the sizes of the layers ask for, whatever it is.
             progress: None shows it on a terminal after two seconds, False never, True from the
                 start and everywhere.
 
@@ -197,6 +198,7 @@ class Plan(Architecture):
                 domain=domain,
                 method=method,
                 effort=effort,
+                memory=int(memory),
             )
         return results[0] if isinstance(state_dicts, Mapping) else results
 

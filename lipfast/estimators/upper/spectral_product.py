@@ -46,6 +46,7 @@ def product_bounds(
     domain: Domain | None = None,
     method: UpperMethod = "product",
     effort: int = 2,
+    memory: int = 1 << 30,
 ) -> tuple[list[UpperBound], Sequence[StartVectors]]:
     """Upper bounds on the Lipschitz constants of many networks of one architecture.
 
@@ -67,6 +68,7 @@ def product_bounds(
         method: "quadratic" also bounds what is a chain by quadratic constraints, and takes the
             smaller bound (norm 2; see `quadratic.bounds`).
         effort: of its search, 1, 2 or 3.
+        memory: bytes that one matrix of quadratic constraints of a graph may take.
 
     Returns:
         One `UpperBound` per state dict, and the vectors with which to start at similar weights
@@ -88,6 +90,7 @@ def product_bounds(
         domain=domain,
         method=method,
         effort=effort,
+        memory=memory,
     )
     return [found.of(network) for network in range(len(found))], found.starts
 
@@ -105,6 +108,7 @@ def upper_bounds_together(
     domain: Domain | None = None,
     method: UpperMethod = "product",
     effort: int = 2,
+    memory: int = 1 << 30,
     multipliers: Sequence[Multipliers | None] | None = None,
 ) -> UpperBounds:
     """`product_bounds` in arrays: for callers that need no `UpperBound` of every network.
@@ -118,7 +122,7 @@ def upper_bounds_together(
     begin = checked_starts(plan, start, len(resolved.networks))
     quadratic = None
     if check_method(method, effort, check_norm(norm)):
-        quadratic = effort, multipliers or [None] * len(resolved.networks)
+        quadratic = _Quadratic(effort, memory, multipliers or [None] * len(resolved.networks))
     call = _Call(plan, check_norm(norm), rtol, seed, begin, domain, simplify, quadratic)
     parts: list[UpperBoundsOfGraph] | None = None
     try:
@@ -132,6 +136,14 @@ def upper_bounds_together(
     return UpperBounds(call.norm, count, parts, plan.rules_given, denormals_flushed())
 
 
+class _Quadratic(NamedTuple):
+    """What quadratic constraints are asked for with."""
+
+    effort: int
+    memory: int
+    multipliers: Sequence[Multipliers | None]
+
+
 class _Call(NamedTuple):
     """What `product_bounds` was asked for."""
 
@@ -142,7 +154,7 @@ class _Call(NamedTuple):
     start: Sequence[StartVectors]
     domain: Domain | None
     simplify: bool
-    quadratic: tuple[int, Sequence[Multipliers | None]] | None
+    quadratic: _Quadratic | None
 
     def bounds(self, networks: ResolvedNetworks) -> list[UpperBoundsOfGraph]:
         """Bounds of networks that are right, by the graphs that they are bounded by."""
@@ -178,9 +190,11 @@ class _Call(NamedTuple):
             found = layer_brackets(call)
         bounds = _bounds_of_group(plan, sweep, group, found, numbers, norm=self.norm)
         if self.quadratic is not None:
-            effort, multipliers = self.quadratic
+            effort, memory, multipliers = self.quadratic
             start = [multipliers[index] for index in group.networks]
-            tighter = quadratic_bounds(plan, sweep, parameters, effort=effort, start=start)
+            tighter = quadratic_bounds(
+                plan, sweep, parameters, effort=effort, start=start, memory=memory
+            )
             return replace(bounds, tighter=tighter)
         return bounds if later is None else replace(bounds, tighter=later.read())
 

@@ -1,7 +1,8 @@
-"""Upper bounds of many networks by quadratic constraints, as far as their graph is a chain."""
+"""Upper bounds by quadratic constraints: of chains natively, of other graphs in torch."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,7 @@ from lipfast.estimators.upper.many import Tighter
 from lipfast.estimators.upper.quadratic.boxes import Boxes
 from lipfast.estimators.upper.quadratic.certificate import Multipliers, QuadraticCertificate
 from lipfast.estimators.upper.quadratic.chains import MatrixChain, matrix_chain
+from lipfast.estimators.upper.quadratic.graph_quadratic import graph_quadratic
 from lipfast.estimators.upper.sweep import ITSELF, ZERO, Sweep
 from lipfast.ops.chain_quadratic import ChainQuadratic, chain_quadratic
 from lipfast.plan.architecture import Architecture
@@ -32,19 +34,22 @@ def quadratic_bounds(
     *,
     effort: int,
     start: Sequence[Multipliers | None],
+    memory: int,
 ) -> Tighter | str:
-    r"""Certified bounds of chains of matrices and entrywise ops, norm 2; or why there are none.
+    r"""Certified bounds in norm 2, or why there are none.
 
     $\|J\| \le \rho$ for all slopes of the activations' ranges, if a matrix made of the weights,
     multipliers $D > 0$ and $\rho^2$ is positive (Fazlyab et al., 2019). Multipliers are searched
-    for in floating point; a Cholesky factorisation whose rounding is accounted for proves the rest.
+    for in floating point; a Cholesky factorisation whose rounding is accounted for proves the rest:
+    one of all blocks for a chain of matrices and entrywise ops, one per step for other graphs.
 
     Args:
         plan: the architecture.
         sweep: of the graph that the networks are bounded by.
         networks: their parameters, with those that are new in the graph.
         effort: how long multipliers are searched for: 1, 2 or 3.
-        start: for each network multipliers of a similar one, or None.
+        start: for each network multipliers of a similar one, or None; only chains take them.
+        memory: bytes that one matrix of a graph, and what makes it, may take.
 
     Raises:
         ArgumentError: the networks are on a device.
@@ -54,11 +59,9 @@ def quadratic_bounds(
             "method='quadratic' runs on the CPU: move the state dict there, or use method='product'"
         )
     chain = matrix_chain(sweep)
-    if chain is None:
-        return "quadratic constraints take chains of at least two matrices with activations between"
-    boxes = _all_boxes(chain, plan, networks)
-    if boxes is None:
-        return "quadratic constraints need activations whose slopes lie between finite numbers"
+    boxes = None if chain is None else _all_boxes(chain, plan, networks)
+    if chain is None or boxes is None:
+        return _bounds_of_graphs(plan, networks, effort=effort, memory=memory)
     sizes = [layer.output_shape[-1] for layer in chain.layers[:-1]]
     fitting = [own if _fits(own, sizes) else None for own in start]
     warm = all(own is not None for own in fitting)
@@ -77,6 +80,19 @@ def quadratic_bounds(
         certificate=lambda network: _certificate(chain, found, network),
         multipliers=lambda network: [own[network].clone() for own in found.logs],
     )
+
+
+def _bounds_of_graphs(
+    plan: Architecture, networks: ResolvedNetworks, *, effort: int, memory: int
+) -> Tighter | str:
+    """Of what is no chain, network by network; the first reason where none has a bound."""
+    found = [
+        graph_quadratic(plan, entry, evaluations=EVALUATIONS[effort], memory=memory)
+        for entry in networks
+    ]
+    if all(math.isinf(own.log_value) and own.log_value > 0 for own in found):
+        return f"no quadratic constraints: {found[0].reason}"
+    return Tighter(QUADRATIC, [own.value for own in found], [own.log_value for own in found])
 
 
 def _certificate(chain: MatrixChain, found: ChainQuadratic, network: int) -> QuadraticCertificate:
