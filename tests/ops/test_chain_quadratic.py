@@ -146,6 +146,29 @@ def test_a_large_network_on_all_threads() -> None:
     assert torch.equal(values[0].multipliers[0], values[1].multipliers[0])
 
 
+def test_threads_that_flush_denormals(capability: str) -> None:
+    """The proof assumes IEEE arithmetic: the mode of the caller changes no bit."""
+    sizes = (6, 33, 17, 3)
+    weights = random_chain(sizes, decades=3)
+    found = bound(sizes, weights, "gelu")
+    supported = torch.set_flush_denormal(True)
+    try:
+        flushed = bound(sizes, weights, "gelu")
+    finally:
+        torch.set_flush_denormal(False)
+    assert supported
+    assert torch.equal(found.values, flushed.values)
+
+
+def test_deep_chains(capability: str) -> None:
+    """A hundred layers at half their norms: no number of the sweep leaves its range."""
+    sizes = (5, *[8] * 100, 3)
+    weights = [0.5 * weight for weight in random_chain(sizes)]
+    found = bound(sizes, weights, "relu", evaluations=5)
+    product = sum(math.log(float(torch.linalg.matrix_norm(weight, 2))) for weight in weights)
+    assert found.log_values.item() < product - 20
+
+
 @pytest.mark.parametrize("outputs", [65, 200])
 def test_many_outputs(capability: str, outputs: int) -> None:
     sizes = (20, 40, 30, outputs)
