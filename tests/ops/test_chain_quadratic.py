@@ -95,7 +95,7 @@ def test_starts_from_an_earlier_result(capability: str) -> None:
     sizes = (10, 60, 40, 5)
     weights = random_chain(sizes)
     before = bound(sizes, weights, "gelu", evaluations=100)
-    moved = [w + 0.003 * torch.randn(w.shape, dtype=w.dtype) * w.std() for w in weights]
+    moved = [w + 0.003 * step for w, step in zip(weights, random_chain(sizes, 1), strict=True)]
     cold = bound(sizes, moved, "gelu", evaluations=0)
     warm = bound(sizes, moved, "gelu", evaluations=1, start=[logs[0] for logs in before.logs])
     best = bound(sizes, moved, "gelu", evaluations=100)
