@@ -95,7 +95,7 @@ def test_starts_from_an_earlier_result(capability: str) -> None:
     sizes = (10, 60, 40, 5)
     weights = random_chain(sizes)
     before = bound(sizes, weights, "gelu", evaluations=100)
-    moved = [w + 0.003 * torch.randn(w.shape, dtype=w.dtype) * w.std() for w in weights]
+    moved = [w + 0.003 * step for w, step in zip(weights, random_chain(sizes, 1), strict=True)]
     cold = bound(sizes, moved, "gelu", evaluations=0)
     warm = bound(sizes, moved, "gelu", evaluations=1, start=[logs[0] for logs in before.logs])
     best = bound(sizes, moved, "gelu", evaluations=100)
@@ -144,6 +144,29 @@ def test_a_large_network_on_all_threads() -> None:
     torch.set_num_threads(threads)
     assert torch.equal(values[0].values, values[1].values)
     assert torch.equal(values[0].multipliers[0], values[1].multipliers[0])
+
+
+def test_threads_that_flush_denormals(capability: str) -> None:
+    """The proof assumes IEEE arithmetic: the mode of the caller changes no bit."""
+    sizes = (6, 33, 17, 3)
+    weights = random_chain(sizes, decades=3)
+    found = bound(sizes, weights, "gelu")
+    supported = torch.set_flush_denormal(True)
+    try:
+        flushed = bound(sizes, weights, "gelu")
+    finally:
+        torch.set_flush_denormal(False)
+    assert supported
+    assert torch.equal(found.values, flushed.values)
+
+
+def test_deep_chains(capability: str) -> None:
+    """A hundred layers at half their norms: no number of the sweep leaves its range."""
+    sizes = (5, *[8] * 100, 3)
+    weights = [0.5 * weight for weight in random_chain(sizes)]
+    found = bound(sizes, weights, "relu", evaluations=5)
+    product = sum(math.log(float(torch.linalg.matrix_norm(weight, 2))) for weight in weights)
+    assert found.log_values.item() < product - 20
 
 
 @pytest.mark.parametrize("outputs", [65, 200])

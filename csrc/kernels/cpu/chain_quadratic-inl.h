@@ -21,11 +21,12 @@ bool balance(const QuadraticProblem& problem, const QuadraticResult& result, Are
   int64_t begin = 0;
   bool right = true;
   for (int64_t i = 0; i < problem.layers; ++i) {
-    const int64_t count = problem.sizes[i] * problem.sizes[i + 1];
-    int exponent;
-    right &= scaled_squares(static_cast<const T*>(problem.weights[i]), count, squares + begin, &exponent);
+    const int64_t rows = problem.sizes[i + 1], columns = problem.sizes[i];
+    int exponent = 0;
+    right &= scaled_squares(static_cast<const T*>(problem.weights[i]), rows, columns, problem.parallel, squares + begin,
+                            &exponent);
     result.weight_exponents[i] = exponent;
-    begin += count;
+    begin += rows * columns;
   }
   for (int64_t i = 0; i < hidden; ++i) {
     for (int64_t j = 0; j < problem.sizes[i + 1]; ++j) {

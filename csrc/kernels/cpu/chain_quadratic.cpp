@@ -6,7 +6,8 @@
 namespace lipfast {
 
 bool chain_quadratic_is_large(const QuadraticProblem& problem) {
-  double products = 0;
+  const double first = static_cast<double>(problem.sizes[1]);
+  double products = static_cast<double>(problem.sizes[0]) * first * first / 2;
   for (int64_t i = 1; i < problem.layers; ++i) {
     const double n = static_cast<double>(problem.sizes[i]), next = static_cast<double>(problem.sizes[i + 1]);
     products += n * n * (n / 6 + next / 2) + n * next * next / 2;

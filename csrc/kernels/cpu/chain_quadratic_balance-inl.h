@@ -6,6 +6,7 @@
 #define LIPFAST_CHAIN_QUADRATIC_BALANCE_INL_H
 
 #include "chain_quadratic_panels-inl.h"
+#include "matrix-inl.h"
 
 constexpr int kBalanceSweeps = 50;
 constexpr int32_t kMostExponent = 200;  // of a unit, while sums of squares are balanced
@@ -14,20 +15,13 @@ constexpr double kMostEntry = 0x1p50;   // of a scaled weight: what the proof ta
 // Squares of a matrix's entries, the largest scaled to about 1; false where one is NaN or infinite. exponent: of the
 // largest.
 template <class T>
-bool scaled_squares(const T* w, int64_t count, double* squares, int* exponent) {
-  T largest = 0;
-  bool finite = true;
-  for (int64_t i = 0; i < count; ++i) {
-    const T size = w[i] < 0 ? -w[i] : w[i];
-    finite &= size < static_cast<T>(INFINITY);
-    largest = largest < size ? size : largest;
-  }
-  *exponent = 0;
-  if (!finite) return false;
-  if (largest > 0) frexp(static_cast<double>(largest), exponent);
-  const PowerOfTwo scaling = power_of_two(-*exponent);
-  for (int64_t i = 0; i < count; ++i) {
-    const double entry = scaling(w[i]);
+bool scaled_squares(const T* w, int64_t rows, int64_t columns, const Parallel* parallel, double* squares,
+                    int* exponent) {
+  Matrix<T> matrix;
+  if (!examine(w, rows, columns, parallel, matrix)) return false;
+  *exponent = matrix.exponent;
+  for (int64_t i = 0; i < rows * columns; ++i) {
+    const double entry = matrix.scaling(w[i]);
     squares[i] = entry * entry;
   }
   return true;
