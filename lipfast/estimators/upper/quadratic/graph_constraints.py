@@ -16,9 +16,12 @@ from torch import Tensor
 from lipfast.errors import naming
 from lipfast.estimators.upper.quadratic.boxes import boxes_of
 from lipfast.estimators.upper.quadratic.graph_linear import QuadraticBoundError
-from lipfast.estimators.upper.sweep import ITSELF, ZERO, Step
-from lipfast.graph.nodes import Constant
-from lipfast.rules.magnitude import Magnitude
+from lipfast.estimators.upper.sizes import Sizes
+from lipfast.estimators.upper.sweep import ITSELF, ZERO, Step, Sweep
+from lipfast.graph.nodes import Constant, error_name
+from lipfast.plan.architecture import Architecture
+from lipfast.rounding import widened
+from lipfast.rules.magnitude import Magnitude, of_tensor
 from lipfast.rules.registry import Call
 from lipfast.rules.upward import Upward
 
@@ -27,6 +30,7 @@ _TRIED_SCALES = (2.0**-20, 2.0**20)
 _PROPORTIONAL = 1e-9
 # Constants beyond are not looked at: their squares, times weights, would leave float64.
 _LARGEST_SLOPE = 2.0**100
+_ENDLESS = Upward(math.inf)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +68,13 @@ class RulesAsked:
         parameters: of the network.
         constants: of the plan.
         like: a float64 tensor on the device where matrices are.
+        sizes: of activations, where products of them ask for these.
     """
 
     parameters: Mapping[str, Tensor]
     constants: Mapping[str, Constant]
     like: Tensor
+    sizes: Sizes | None
 
     def slopes(self, step: Step) -> tuple[Tensor, Tensor] | None:
         """Ends of the slopes of a pointwise op, one per entry; None where its rule knows none."""
@@ -130,12 +136,35 @@ class RulesAsked:
         return found
 
     def _call(self, step: Step, operands: Sequence[Upward]) -> Call:
-        call = replace(step, operation=replace(step.operation, layer=None)).call(
-            operands, (), self.parameters, self.constants, 2
-        )
-        if step.rule.product is not None and step.rule.product(step.node):
-            call.magnitudes = [Magnitude()] * len(step.references)  # nothing is known of them
+        unlayered = replace(step, operation=replace(step.operation, layer=None))
+        call = unlayered.call(operands, (), self.parameters, self.constants, 2)
+        if self.sizes is not None:
+            call.magnitudes = [self.sizes.of(reference) for reference in step.references]
         return call
+
+
+def sizes_for_all_inputs(
+    plan: Architecture, sweep: Sweep, parameters: Mapping[str, Tensor]
+) -> Sizes | None:
+    """How large activations can be, whatever the inputs are; None where no rule asks for it."""
+    if not sweep.needs_sizes:
+        return None
+    known = {}
+    for reference in dict.fromkeys(ref for step in sweep.steps for ref in step.references):
+        if reference.kind == "parameter":
+            value = parameters[reference.name].detach().double().abs()
+            error = parameters.get(error_name(reference.name))
+            known[reference] = of_tensor(value if error is None else value + widened(error, 4))
+    sizes = Sizes(plan, known, 2, None)
+    layers = [math.inf] * len(sweep.layers)
+    for step in sweep.steps:
+        unknown = [_ENDLESS] * len(step.references)
+        call = step.call(unknown, layers, parameters, plan.constants, 2)
+        call.magnitudes = [sizes.of(reference) for reference in step.references]
+        with naming(step.node.op, step.node.module):
+            own = Magnitude() if step.rule.magnitude is None else step.rule.magnitude(call)
+        sizes.add(step.node, _ENDLESS, own)
+    return sizes
 
 
 def of_slopes(lower: Tensor, upper: Tensor) -> Constraint:

@@ -20,6 +20,7 @@ from lipfast.estimators.upper.quadratic.graph_constraints import (
     RulesAsked,
     of_slopes,
     of_vectors,
+    sizes_for_all_inputs,
 )
 from lipfast.estimators.upper.quadratic.graph_linear import (
     Coefficients,
@@ -30,7 +31,7 @@ from lipfast.estimators.upper.quadratic.graph_linear import (
     scaled_rows,
     selected_rows,
 )
-from lipfast.estimators.upper.sweep import Step, sweep_of
+from lipfast.estimators.upper.sweep import Step, Sweep, sweep_of
 from lipfast.graph.nodes import Graph, Node, Reference
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.compositions import join_compositions
@@ -114,8 +115,8 @@ def problem_of(plan: Architecture, parameters: Mapping[str, Tensor], *, memory: 
     """
     graph = join_compositions(join_extrema(join_repeated(plan.graph)))
     graph = join_repeated(_without_extrema(graph))
-    steps = {step.node.name: step for step in sweep_of(plan, FoldedGraph(graph, {})).steps}
-    return _StepBuilder(plan, graph, steps, parameters, memory).build()
+    sweep = sweep_of(plan, FoldedGraph(graph, {}))
+    return _StepBuilder(plan, graph, sweep, parameters, memory).build()
 
 
 class _Pending(NamedTuple):
@@ -133,13 +134,19 @@ class _StepBuilder:
         self,
         plan: Architecture,
         graph: Graph,
-        steps: Mapping[str, Step],
+        sweep: Sweep,
         parameters: Mapping[str, Tensor],
         memory: int,
     ) -> None:
-        self._nodes, self._graph, self._steps = graph.nodes, graph, steps
+        self._nodes, self._graph = graph.nodes, graph
+        self._steps = {step.node.name: step for step in sweep.steps}
         self._linear = LinearNodes(parameters, plan.constants, memory)
-        self._asked = RulesAsked(parameters, plan.constants, self._linear.like)
+        self._asked = RulesAsked(
+            parameters,
+            plan.constants,
+            self._linear.like,
+            sizes_for_all_inputs(plan, sweep, parameters),
+        )
         self._dependent = _dependent(graph)
         self._last = _last_readers(graph)
         self._shapes = {node.name: node.shape for node in graph.nodes}

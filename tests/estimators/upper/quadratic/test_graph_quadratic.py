@@ -175,6 +175,7 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "extrema": lambda h: torch.cat(
         [torch.maximum(h[:, :3], h[:, 3:]), torch.minimum(h[:, :3], h[:, 3:])], 1
     ),
+    "two gates": lambda h: torch.sigmoid(h) * torch.tanh(h.flip(1)),
     "gate": lambda h: h * torch.sigmoid(h),
     "clamped": lambda h: torch.maximum(h, torch.zeros(6, dtype=torch.float64)),
     "pool": lambda h: functional.avg_pool1d(torch.relu(h).reshape(-1, 1, 6), 3, 1, 1).flatten(1),
