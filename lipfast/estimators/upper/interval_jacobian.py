@@ -21,9 +21,9 @@ from torch import Tensor
 
 from lipfast.estimators.upper.interval_jacobian_balls import Balls, largest_sums, together
 from lipfast.estimators.upper.interval_jacobian_parts import (
+    JacobianPart,
     Matrix,
     Moves,
-    Part,
     Pointwise,
     Range,
     Sum,
@@ -46,10 +46,10 @@ from lipfast.plan.stacked import ResolvedNetworks
 from lipfast.rounding import UNDERFLOW, widened
 from lipfast.rules.upward import Upward
 
-METHOD = "interval Jacobian"
+INTERVAL_JACOBIAN = "interval Jacobian"
 # Of one network; beyond, the product is what there is.
 _MOST_PRODUCTS = 1 << 34
-_MOST_BYTES = 1 << 30
+_BYTES_OF_ONE = 1 << 30
 # Of several networks at once.
 _BATCH_BYTES = 1 << 27
 _BYTES_OF_AN_ENTRY = 100  # of a Jacobian, while slopes are taken
@@ -74,7 +74,7 @@ def interval_jacobians(
 
     It has one where all its nodes are maps of the last axis with a weight, pointwise functions with
     slopes, sums, and moves of entries, and where the work for a network is within `_MOST_PRODUCTS`
-    multiplications and `_MOST_BYTES`. On a device everything is queued before anything is read.
+    multiplications and `_BYTES_OF_ONE`. On a device everything is queued before anything is read.
     """
     parts = parts_of(plan, sweep) if networks else None
     layers = [part.layer for part in parts or () if isinstance(part, Matrix)]
@@ -100,17 +100,17 @@ def interval_jacobians(
 
 
 def _tighter(values: Sequence[float]) -> Tighter:
-    return Tighter(METHOD, values, [Upward.of(value).log for value in values])
+    return Tighter(INTERVAL_JACOBIAN, values, [Upward.of(value).log for value in values])
 
 
-def _entries(plan: Architecture, sweep: Sweep) -> dict[str, int]:
+def _entries_of_nodes(plan: Architecture, sweep: Sweep) -> dict[str, int]:
     """How many entries a node has."""
     nodes = [*plan.graph.inputs, *(step.node for step in sweep.steps)]
     return {node.name: math.prod(node.shape) for node in nodes}
 
 
-def _within_reason(plan: Architecture, sweep: Sweep, parts: Sequence[Part]) -> bool:
-    entries = _entries(plan, sweep)
+def _within_reason(plan: Architecture, sweep: Sweep, parts: Sequence[JacobianPart]) -> bool:
+    entries = _entries_of_nodes(plan, sweep)
     outputs = sum(entries[name] for name in plan.graph.outputs)
     products = sum(
         outputs * part.rows * math.prod(part.layer.shape)
@@ -118,10 +118,10 @@ def _within_reason(plan: Architecture, sweep: Sweep, parts: Sequence[Part]) -> b
         if isinstance(part, Matrix)
     )
     widest = outputs * max(entries.values()) * _BYTES_OF_AN_ENTRY
-    return products <= _MOST_PRODUCTS and widest <= _MOST_BYTES
+    return products <= _MOST_PRODUCTS and widest <= _BYTES_OF_ONE
 
 
-def _error_of(layer: Layer, tensors: Mapping[str, Tensor], weight: Tensor) -> Tensor | None:
+def _error_of_weight(layer: Layer, tensors: Mapping[str, Tensor], weight: Tensor) -> Tensor | None:
     """How far the entries of a stored weight may be from the true ones; see `layer_norms`."""
     error = tensors.get(error_name(layer.weight))
     if layer.folds:
@@ -147,13 +147,13 @@ class _Chain(NamedTuple):
 _CHAINS: WeakKeyDictionary[Sweep, _Chain | None] = WeakKeyDictionary()
 
 
-def _chain_of(plan: Architecture, sweep: Sweep, parts: Sequence[Part]) -> _Chain | None:
+def _chain_of(plan: Architecture, sweep: Sweep, parts: Sequence[JacobianPart]) -> _Chain | None:
     if sweep not in _CHAINS:
         _CHAINS[sweep] = _made_chain(plan, sweep, parts)
     return _CHAINS[sweep]
 
 
-def _made_chain(plan: Architecture, sweep: Sweep, parts: Sequence[Part]) -> _Chain | None:
+def _made_chain(plan: Architecture, sweep: Sweep, parts: Sequence[JacobianPart]) -> _Chain | None:
     names = [*sweep.inputs, *(step.node.name for step in sweep.steps)]
     reads = [step.operation.operands for step in sweep.steps]
     one = len(sweep.inputs) == 1 and list(plan.graph.outputs) == names[-1:]
@@ -179,7 +179,7 @@ def _bounds_of_chain(
     for entry in networks:
         own = [entry[layer.weight] for layer in chain.layers]
         wrong = [
-            _error_of(layer, entry, weight)
+            _error_of_weight(layer, entry, weight)
             if layer.folds or error_name(layer.weight) in entry
             else None
             for layer, weight in zip(chain.layers, own, strict=True)
@@ -189,7 +189,7 @@ def _bounds_of_chain(
         errors.append(
             [e if e is None or not t else e.mT for e, t in zip(wrong, turned, strict=True)]
         )
-    ranges = [_composed([slopes[name] for name in names]) for names in chain.between]
+    ranges = [_slopes_in_a_row([slopes[name] for name in names]) for names in chain.between]
     lower, upper = ([None if own is None else own[side] for own in ranges] for side in (0, 1))
     return chain_interval_jacobian(weights, lower, upper, norm=norm, errors=errors)
 
@@ -213,7 +213,7 @@ def _brackets_of(
     return brackets
 
 
-def _composed(ranges: Sequence[Range]) -> Range | None:
+def _slopes_in_a_row(ranges: Sequence[Range]) -> Range | None:
     """Products of slopes one after the other, rounded outwards."""
     if len(ranges) < 2:
         return ranges[0] if ranges else None
@@ -231,13 +231,13 @@ class _Work(NamedTuple):
 
     plan: Architecture
     sweep: Sweep
-    parts: Sequence[Part]
+    parts: Sequence[JacobianPart]
     slopes: Mapping[str, Range]
     norm: Norm
 
     def bounds(self, networks: ResolvedNetworks) -> Tensor:
         """Of all networks, some at a time."""
-        entries = _entries(self.plan, self.sweep)
+        entries = _entries_of_nodes(self.plan, self.sweep)
         outputs = sum(entries[name] for name in self.plan.graph.outputs)
         room = _BATCH_BYTES // (outputs * max(entries.values()) * _BYTES_OF_AN_ENTRY)
         ends = [*range(0, len(networks), max(1, room)), len(networks)]
@@ -276,7 +276,7 @@ class _Work(NamedTuple):
         return readers
 
     def _behind(
-        self, part: Part, balls: Balls, networks: ResolvedNetworks, chosen: slice
+        self, part: JacobianPart, balls: Balls, networks: ResolvedNetworks, chosen: slice
     ) -> list[tuple[str, Balls]]:
         """What a node's operands get of its Jacobian."""
         if isinstance(part, Pointwise):
@@ -286,7 +286,7 @@ class _Work(NamedTuple):
         if isinstance(part, Matrix):
             return [(part.operand, _through(part, balls, networks, chosen))]
         if isinstance(part, Sum):
-            return [(name, _scaled(balls, factor)) for name, factor in part.terms]
+            return [(name, _times_factor(balls, factor)) for name, factor in part.terms]
         found = []
         device = balls.middle.device
         for name, positions, often, size in part.parts:
@@ -299,7 +299,7 @@ class _Work(NamedTuple):
         return found
 
 
-def _scaled(balls: Balls, factor: float) -> Balls:
+def _times_factor(balls: Balls, factor: float) -> Balls:
     if factor in (1.0, -1.0):
         return Balls(balls.middle * factor, balls.radius)
     number = balls.middle.new_full((), factor)
@@ -313,7 +313,7 @@ def _through(part: Matrix, balls: Balls, networks: ResolvedNetworks, chosen: sli
     known = {name: tensor[chosen] for name, tensor in networks.tensors(names).items()}
     errors = None
     if layer.folds or names[0] in known:
-        errors = _error_of(layer, known, weights)
+        errors = _error_of_weight(layer, known, weights)
     if layer.transposed:
         weights, errors = weights.mT, None if errors is None else errors.mT
     rows = [side.reshape(len(weights), -1, weights.shape[1]) for side in balls]
