@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -19,7 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipfast.estimators.upper.interval_jacobian_balls import Balls, largest_sums, together
+from lipfast.estimators.upper.interval_jacobian_balls import (
+    Balls,
+    Slope,
+    largest_sums,
+    together,
+)
 from lipfast.estimators.upper.interval_jacobian_parts import (
     JacobianPart,
     Matrix,
@@ -81,25 +87,32 @@ def interval_jacobians(
     if parts is None or not layers or not _within_reason(plan, sweep, parts):
         return None
     device = networks[0][layers[0].weight].device
-    slopes = {
-        part.step.node.name: part.slopes(networks, plan, device)
-        for part in parts
-        if isinstance(part, Pointwise)
-    }
-    known = {name: own for name, own in slopes.items() if own is not None}
-    if len(known) < len(slopes) or not products_are_ieee(device):
-        return None
     chain = _chain_of(plan, sweep, parts) if device.type == "cpu" else None
+    ranges: dict[str, Range] = {}
+    slopes: dict[str, tuple[Slope, Slope]] = {}
+    for part in parts:
+        if not isinstance(part, Pointwise):
+            continue
+        if chain is None and part.numbers is not None:
+            slopes[part.step.node.name] = part.numbers
+            continue
+        own = part.slopes(networks, plan, device)
+        if own is None:
+            return None
+        ranges[part.step.node.name] = own
+    if not products_are_ieee(device):
+        return None
     if chain is not None:
-        norms, sums = _bounds_of_chain(chain, networks, known, norm)
+        norms, sums = _bounds_of_chain(chain, networks, ranges, norm)
         brackets = _brackets_of(chain, networks, sums, norm)
         return IntervalJacobians(lambda: _tighter(norms.tolist()), brackets)
-    work = _Work(plan, sweep, parts, known, norm)
-    found = Fetched([work.bounds(networks)])
+    slopes |= {name: (low[:, None], high[:, None]) for name, (low, high) in ranges.items()}
+    found = Fetched([_Work(plan, sweep, parts, slopes, norm).bounds(networks)])
     return IntervalJacobians(lambda: _tighter(found.read()[0].tolist()))
 
 
-def _tighter(values: Sequence[float]) -> Tighter:
+def _tighter(norms: Sequence[float]) -> Tighter:
+    values = [norm if norm < math.inf else math.inf for norm in norms]  # of NaN as well
     return Tighter(INTERVAL_JACOBIAN, values, [Upward.of(value).log for value in values])
 
 
@@ -232,7 +245,7 @@ class _Work(NamedTuple):
     plan: Architecture
     sweep: Sweep
     parts: Sequence[JacobianPart]
-    slopes: Mapping[str, Range]
+    slopes: Mapping[str, tuple[Slope, Slope]]
     norm: Norm
 
     def bounds(self, networks: ResolvedNetworks) -> Tensor:
@@ -247,8 +260,16 @@ class _Work(NamedTuple):
     def _bounds_of(
         self, networks: ResolvedNetworks, chosen: slice, entries: Mapping[str, int]
     ) -> Tensor:
-        readers = self._outputs(networks, chosen, entries)
-        for step, part in zip(reversed(self.sweep.steps), reversed(self.parts), strict=True):
+        readers: dict[str, list[Balls]] = {}
+        steps = list(zip(self.sweep.steps, self.parts, strict=True))
+        last, part = steps[-1]
+        if [last.node.name] == list(self.plan.graph.outputs) and _is_plain(part):
+            assert isinstance(part, Matrix)
+            readers[part.operand] = [Balls(*_weights_of(part, networks, chosen))]
+            steps.pop()
+        else:
+            readers = self._outputs(networks, chosen, entries)
+        for step, part in reversed(steps):
             own = readers.pop(step.node.name, None)
             if own is None:
                 continue
@@ -271,8 +292,7 @@ class _Work(NamedTuple):
             middle = torch.zeros(total, entries[name], dtype=torch.float64, device=device)
             middle[first : first + entries[name]].fill_diagonal_(1.0)
             first += entries[name]
-            middle = middle.expand(count, -1, -1)
-            readers.setdefault(name, []).append(Balls(middle, torch.zeros_like(middle)))
+            readers.setdefault(name, []).append(Balls(middle.expand(count, -1, -1), None))
         return readers
 
     def _behind(
@@ -280,9 +300,11 @@ class _Work(NamedTuple):
     ) -> list[tuple[str, Balls]]:
         """What a node's operands get of its Jacobian."""
         if isinstance(part, Pointwise):
-            ends = self.slopes[part.step.node.name]
-            low, high = (end if len(end) == 1 else end[chosen] for end in ends)
-            return [(part.operand, balls.with_slopes(low[:, None], high[:, None]))]
+            low, high = (
+                end[chosen] if isinstance(end, Tensor) and len(end) > 1 else end
+                for end in self.slopes[part.step.node.name]
+            )
+            return [(part.operand, balls.with_slopes(low, high))]
         if isinstance(part, Matrix):
             return [(part.operand, _through(part, balls, networks, chosen))]
         if isinstance(part, Sum):
@@ -294,7 +316,7 @@ class _Work(NamedTuple):
                 found.append((name, balls))
                 continue
             at, source = (sent(index, device) for index in positions)
-            read = Balls(*(side.index_select(2, at) for side in balls))
+            read = balls.on_both(partial(torch.index_select, dim=2, index=at))
             found.append((name, read.moved(source, often, size)))
         return found
 
@@ -302,11 +324,18 @@ class _Work(NamedTuple):
 def _times_factor(balls: Balls, factor: float) -> Balls:
     if factor in (1.0, -1.0):
         return Balls(balls.middle * factor, balls.radius)
-    number = balls.middle.new_full((), factor)
-    return balls.with_slopes(number, number)
+    return balls.with_slopes(factor, factor)
 
 
-def _through(part: Matrix, balls: Balls, networks: ResolvedNetworks, chosen: slice) -> Balls:
+def _is_plain(part: JacobianPart) -> bool:
+    """Whether a part is a map of the whole sample."""
+    return isinstance(part, Matrix) and part.rows == 1
+
+
+def _weights_of(
+    part: Matrix, networks: ResolvedNetworks, chosen: slice
+) -> tuple[Tensor, Tensor | None]:
+    """(networks, outputs, inputs) in float64, and their errors."""
     layer = part.layer
     weights = networks.together(layer.weight)[chosen]
     names = [error_name(layer.weight), folded_name(layer.node, "underflow")]
@@ -316,6 +345,11 @@ def _through(part: Matrix, balls: Balls, networks: ResolvedNetworks, chosen: sli
         errors = _error_of_weight(layer, known, weights)
     if layer.transposed:
         weights, errors = weights.mT, None if errors is None else errors.mT
-    rows = [side.reshape(len(weights), -1, weights.shape[1]) for side in balls]
-    found = Balls(*rows).times(weights.double(), errors)
-    return Balls(*(side.reshape(*balls.middle.shape[:2], -1) for side in found))
+    return weights.double(), errors
+
+
+def _through(part: Matrix, balls: Balls, networks: ResolvedNetworks, chosen: slice) -> Balls:
+    weights, errors = _weights_of(part, networks, chosen)
+    shape = balls.middle.shape[:2]
+    rows = balls.on_both(lambda side: side.reshape(len(weights), -1, weights.shape[1]))
+    return rows.times(weights, errors).on_both(lambda side: side.reshape(*shape, -1))

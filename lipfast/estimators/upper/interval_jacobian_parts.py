@@ -36,18 +36,21 @@ class Pointwise:
         step: the node.
         operand: name of what it reads.
         known: its slopes, where no parameter says them.
+        numbers: those that all entries have, where they have.
     """
 
     step: Step
     operand: str
     known: Range | None
+    numbers: tuple[float, float] | None
 
     def slopes(
         self, networks: Sequence[Mapping[str, Tensor]], plan: Architecture, device: torch.device
     ) -> Range | None:
         """Of all networks; None where one has none, or the host would have to look at a device."""
         if self.known is not None:
-            return sent(self.known[0], device), sent(self.known[1], device)
+            both = sent(torch.stack(self.known), device)
+            return both[0], both[1]
         looks = self.step.node.op == "lipfast.composition" or not written_here(self.step.rule)
         if device.type != "cpu" and looks:
             return None
@@ -149,7 +152,12 @@ def _pointwise_of(step: Step, constants: Mapping[str, Constant]) -> Pointwise | 
         if found is None:
             return None
         known = found[0][None], found[1][None]
-    return Pointwise(step, operand, known)
+    numbers = None
+    if known is not None and known[0].numel():
+        numbers = float(known[0][0, 0]), float(known[1][0, 0])
+        alike = all(bool((end == one).all()) for end, one in zip(known, numbers, strict=True))
+        numbers = numbers if alike else None
+    return Pointwise(step, operand, known, numbers)
 
 
 def _slopes_of_step(
