@@ -52,7 +52,7 @@ class UpperBound(Estimate):
 
     @property
     def sources(self) -> Sources | None:
-        """Where log L comes from; None for a bound that lipfast did not compose."""
+        """Where the product's log L comes from; None for a bound that lipfast did not compose."""
         return None if self.composition is None else self.composition.sources(len(self.layers))
 
     @property

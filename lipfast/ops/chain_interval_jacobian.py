@@ -84,12 +84,13 @@ def chain_interval_jacobian(
         for network, own in enumerate(weights)
         for index, weight in enumerate(own)
     ]
-    nothing = torch.empty(0, dtype=torch.float64)
+    nothing = torch.empty(0, dtype=torch.float64, device="cpu")
     wrong: list[Tensor] = []
     if errors is not None and any(error is not None for own in errors for error in own):
         wrong = [nothing if e is None else _double(e) for own in errors for e in own]
     ends = [
-        [nothing if end is None else _rows(_double(end)) for end in side] for side in (lower, upper)
+        [nothing if end is None else _row_of_slopes(_double(end)) for end in side]
+        for side in (lower, upper)
     ]
     try:
         with native_op():
@@ -105,7 +106,7 @@ def _double(tensor: Tensor) -> Tensor:
     return tensor.detach().double().contiguous()
 
 
-def _rows(slopes: Tensor) -> Tensor:
+def _row_of_slopes(slopes: Tensor) -> Tensor:
     """Those of all networks alike as one row."""
     return slopes[None] if slopes.dim() == 1 else slopes
 

@@ -89,11 +89,15 @@ def _size(answer: Any, node: Node, arguments: Any) -> Magnitude:
     return _require(answer, Magnitude)  # type: ignore[no-any-return]
 
 
+def _as_float64(value: Any) -> Tensor:
+    return torch.tensor(float(value), dtype=torch.float64, device="cpu")
+
+
 def _range(answer: Any, node: Node, arguments: Any) -> tuple[Any, Any] | None:
     """Slopes: two finite numbers or tensors that broadcast against a sample, the least first."""
     if answer is None:
         return None
-    low, high = (torch.as_tensor(end, dtype=torch.float64) for end in answer)
+    low, high = (end.double() if isinstance(end, Tensor) else _as_float64(end) for end in answer)
     if not bool((low.isfinite() & high.isfinite() & (low <= high)).all()):
         raise ValueError("slopes must be finite numbers, the least first")
     try:

@@ -108,18 +108,30 @@ def of_sum(call: Call) -> SlopeRange | None:
 def of_scaling(call: Call) -> SlopeRange | None:
     """A number, or the entries of a parameter or a constant; of a quotient their reciprocals."""
     other = _constant_beside(call)
-    if other is None:
-        return None
     divides = call.node.op == "aten.div"
-    if not isinstance(other, Reference):
-        number = float(other) if isinstance(other, (bool, int, float)) else math.nan
-        if not divides:
-            return hull(number)
-        return hull(1 / Fraction(number)) if number and math.isfinite(number) else None
-    ends = _enclosed(call, other)
-    if ends is None or not divides:
-        return ends
-    low, high = ends
+    if isinstance(other, Reference):
+        ends = _of_one_sample(_enclosed(call, other), len(call.node.shape))
+        return _reciprocals(*ends) if divides and ends is not None else ends
+    number = float(other) if isinstance(other, (bool, int, float)) else math.nan
+    if not divides:
+        return hull(number)
+    return hull(1 / Fraction(number)) if number and math.isfinite(number) else None
+
+
+def _of_one_sample(
+    ends: tuple[Tensor, Tensor] | None, dimensions: int
+) -> tuple[Tensor, Tensor] | None:
+    """Without dimensions of one in the place of the samples; None where there are others."""
+    if ends is None:
+        return None
+    extra = max(0, ends[0].dim() - dimensions)
+    if any(size != 1 for size in ends[0].shape[:extra]):
+        return None
+    low, high = (end.reshape(end.shape[extra:]) for end in ends)
+    return low, high
+
+
+def _reciprocals(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor] | None:
     one_sign = (low > 0) | (high < 0)
     if not _all(one_sign):
         return None

@@ -223,6 +223,26 @@ def test_prelu_has_slopes_per_channel(shape: tuple[int, ...]) -> None:
     assert high[:, -1].tolist() == weights.clamp_min(1.0).tolist()
 
 
+class Scaled(nn.Module):
+    """A product with numbers that have as many dimensions as the samples together, or fewer."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (4,), (1, 4), (1, 1), (3, 1), (1, 3, 4), (1, 1, 1)])
+def test_numbers_of_any_shape_broadcast_against_one_sample(shape: tuple[int, ...]) -> None:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    slopes = slopes_of(Scaled(weight), (3, 4))
+    assert slopes is not None
+    for end in slopes:
+        assert torch.equal(torch.as_tensor(end).expand(3, 4), weight.expand(1, 3, 4)[0])
+
+
 class Computed(nn.Module):
     """PReLU, or a product, with numbers that are computed from parameters."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -19,11 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipfast.estimators.upper.interval_jacobian_balls import Balls, largest_sums, together
+from lipfast.estimators.upper.interval_jacobian_balls import (
+    Balls,
+    Slope,
+    largest_sums,
+    together,
+)
 from lipfast.estimators.upper.interval_jacobian_parts import (
+    JacobianPart,
     Matrix,
     Moves,
-    Part,
     Pointwise,
     Range,
     Sum,
@@ -46,10 +52,10 @@ from lipfast.plan.stacked import ResolvedNetworks
 from lipfast.rounding import UNDERFLOW, widened
 from lipfast.rules.upward import Upward
 
-METHOD = "interval Jacobian"
+INTERVAL_JACOBIAN = "interval Jacobian"
 # Of one network; beyond, the product is what there is.
 _MOST_PRODUCTS = 1 << 34
-_MOST_BYTES = 1 << 30
+_BYTES_OF_ONE = 1 << 30
 # Of several networks at once.
 _BATCH_BYTES = 1 << 27
 _BYTES_OF_AN_ENTRY = 100  # of a Jacobian, while slopes are taken
@@ -74,43 +80,50 @@ def interval_jacobians(
 
     It has one where all its nodes are maps of the last axis with a weight, pointwise functions with
     slopes, sums, and moves of entries, and where the work for a network is within `_MOST_PRODUCTS`
-    multiplications and `_MOST_BYTES`. On a device everything is queued before anything is read.
+    multiplications and `_BYTES_OF_ONE`. On a device everything is queued before anything is read.
     """
     parts = parts_of(plan, sweep) if networks else None
     layers = [part.layer for part in parts or () if isinstance(part, Matrix)]
     if parts is None or not layers or not _within_reason(plan, sweep, parts):
         return None
     device = networks[0][layers[0].weight].device
-    slopes = {
-        part.step.node.name: part.slopes(networks, plan, device)
-        for part in parts
-        if isinstance(part, Pointwise)
-    }
-    known = {name: own for name, own in slopes.items() if own is not None}
-    if len(known) < len(slopes) or not products_are_ieee(device):
-        return None
     chain = _chain_of(plan, sweep, parts) if device.type == "cpu" else None
+    ranges: dict[str, Range] = {}
+    slopes: dict[str, tuple[Slope, Slope]] = {}
+    for part in parts:
+        if not isinstance(part, Pointwise):
+            continue
+        if chain is None and part.numbers is not None:
+            slopes[part.step.node.name] = part.numbers
+            continue
+        own = part.slopes(networks, plan, device)
+        if own is None:
+            return None
+        ranges[part.step.node.name] = own
+    if not products_are_ieee(device):
+        return None
     if chain is not None:
-        norms, sums = _bounds_of_chain(chain, networks, known, norm)
+        norms, sums = _bounds_of_chain(chain, networks, ranges, norm)
         brackets = _brackets_of(chain, networks, sums, norm)
         return IntervalJacobians(lambda: _tighter(norms.tolist()), brackets)
-    work = _Work(plan, sweep, parts, known, norm)
-    found = Fetched([work.bounds(networks)])
+    slopes |= {name: (low[:, None], high[:, None]) for name, (low, high) in ranges.items()}
+    found = Fetched([_Work(plan, sweep, parts, slopes, norm).bounds(networks)])
     return IntervalJacobians(lambda: _tighter(found.read()[0].tolist()))
 
 
-def _tighter(values: Sequence[float]) -> Tighter:
-    return Tighter(METHOD, values, [Upward.of(value).log for value in values])
+def _tighter(norms: Sequence[float]) -> Tighter:
+    values = [norm if norm < math.inf else math.inf for norm in norms]  # of NaN as well
+    return Tighter(INTERVAL_JACOBIAN, values, [Upward.of(value).log for value in values])
 
 
-def _entries(plan: Architecture, sweep: Sweep) -> dict[str, int]:
+def _entries_of_nodes(plan: Architecture, sweep: Sweep) -> dict[str, int]:
     """How many entries a node has."""
     nodes = [*plan.graph.inputs, *(step.node for step in sweep.steps)]
     return {node.name: math.prod(node.shape) for node in nodes}
 
 
-def _within_reason(plan: Architecture, sweep: Sweep, parts: Sequence[Part]) -> bool:
-    entries = _entries(plan, sweep)
+def _within_reason(plan: Architecture, sweep: Sweep, parts: Sequence[JacobianPart]) -> bool:
+    entries = _entries_of_nodes(plan, sweep)
     outputs = sum(entries[name] for name in plan.graph.outputs)
     products = sum(
         outputs * part.rows * math.prod(part.layer.shape)
@@ -118,10 +131,10 @@ def _within_reason(plan: Architecture, sweep: Sweep, parts: Sequence[Part]) -> b
         if isinstance(part, Matrix)
     )
     widest = outputs * max(entries.values()) * _BYTES_OF_AN_ENTRY
-    return products <= _MOST_PRODUCTS and widest <= _MOST_BYTES
+    return products <= _MOST_PRODUCTS and widest <= _BYTES_OF_ONE
 
 
-def _error_of(layer: Layer, tensors: Mapping[str, Tensor], weight: Tensor) -> Tensor | None:
+def _error_of_weight(layer: Layer, tensors: Mapping[str, Tensor], weight: Tensor) -> Tensor | None:
     """How far the entries of a stored weight may be from the true ones; see `layer_norms`."""
     error = tensors.get(error_name(layer.weight))
     if layer.folds:
@@ -147,13 +160,13 @@ class _Chain(NamedTuple):
 _CHAINS: WeakKeyDictionary[Sweep, _Chain | None] = WeakKeyDictionary()
 
 
-def _chain_of(plan: Architecture, sweep: Sweep, parts: Sequence[Part]) -> _Chain | None:
+def _chain_of(plan: Architecture, sweep: Sweep, parts: Sequence[JacobianPart]) -> _Chain | None:
     if sweep not in _CHAINS:
         _CHAINS[sweep] = _made_chain(plan, sweep, parts)
     return _CHAINS[sweep]
 
 
-def _made_chain(plan: Architecture, sweep: Sweep, parts: Sequence[Part]) -> _Chain | None:
+def _made_chain(plan: Architecture, sweep: Sweep, parts: Sequence[JacobianPart]) -> _Chain | None:
     names = [*sweep.inputs, *(step.node.name for step in sweep.steps)]
     reads = [step.operation.operands for step in sweep.steps]
     one = len(sweep.inputs) == 1 and list(plan.graph.outputs) == names[-1:]
@@ -179,7 +192,7 @@ def _bounds_of_chain(
     for entry in networks:
         own = [entry[layer.weight] for layer in chain.layers]
         wrong = [
-            _error_of(layer, entry, weight)
+            _error_of_weight(layer, entry, weight)
             if layer.folds or error_name(layer.weight) in entry
             else None
             for layer, weight in zip(chain.layers, own, strict=True)
@@ -189,7 +202,7 @@ def _bounds_of_chain(
         errors.append(
             [e if e is None or not t else e.mT for e, t in zip(wrong, turned, strict=True)]
         )
-    ranges = [_composed([slopes[name] for name in names]) for names in chain.between]
+    ranges = [_slopes_in_a_row([slopes[name] for name in names]) for names in chain.between]
     lower, upper = ([None if own is None else own[side] for own in ranges] for side in (0, 1))
     return chain_interval_jacobian(weights, lower, upper, norm=norm, errors=errors)
 
@@ -213,7 +226,7 @@ def _brackets_of(
     return brackets
 
 
-def _composed(ranges: Sequence[Range]) -> Range | None:
+def _slopes_in_a_row(ranges: Sequence[Range]) -> Range | None:
     """Products of slopes one after the other, rounded outwards."""
     if len(ranges) < 2:
         return ranges[0] if ranges else None
@@ -231,13 +244,13 @@ class _Work(NamedTuple):
 
     plan: Architecture
     sweep: Sweep
-    parts: Sequence[Part]
-    slopes: Mapping[str, Range]
+    parts: Sequence[JacobianPart]
+    slopes: Mapping[str, tuple[Slope, Slope]]
     norm: Norm
 
     def bounds(self, networks: ResolvedNetworks) -> Tensor:
         """Of all networks, some at a time."""
-        entries = _entries(self.plan, self.sweep)
+        entries = _entries_of_nodes(self.plan, self.sweep)
         outputs = sum(entries[name] for name in self.plan.graph.outputs)
         room = _BATCH_BYTES // (outputs * max(entries.values()) * _BYTES_OF_AN_ENTRY)
         ends = [*range(0, len(networks), max(1, room)), len(networks)]
@@ -247,8 +260,16 @@ class _Work(NamedTuple):
     def _bounds_of(
         self, networks: ResolvedNetworks, chosen: slice, entries: Mapping[str, int]
     ) -> Tensor:
-        readers = self._outputs(networks, chosen, entries)
-        for step, part in zip(reversed(self.sweep.steps), reversed(self.parts), strict=True):
+        readers: dict[str, list[Balls]] = {}
+        steps = list(zip(self.sweep.steps, self.parts, strict=True))
+        last, part = steps[-1]
+        if [last.node.name] == list(self.plan.graph.outputs) and _is_plain(part):
+            assert isinstance(part, Matrix)
+            readers[part.operand] = [Balls(*_weights_of(part, networks, chosen))]
+            steps.pop()
+        else:
+            readers = self._outputs(networks, chosen, entries)
+        for step, part in reversed(steps):
             own = readers.pop(step.node.name, None)
             if own is None:
                 continue
@@ -271,22 +292,23 @@ class _Work(NamedTuple):
             middle = torch.zeros(total, entries[name], dtype=torch.float64, device=device)
             middle[first : first + entries[name]].fill_diagonal_(1.0)
             first += entries[name]
-            middle = middle.expand(count, -1, -1)
-            readers.setdefault(name, []).append(Balls(middle, torch.zeros_like(middle)))
+            readers.setdefault(name, []).append(Balls(middle.expand(count, -1, -1), None))
         return readers
 
     def _behind(
-        self, part: Part, balls: Balls, networks: ResolvedNetworks, chosen: slice
+        self, part: JacobianPart, balls: Balls, networks: ResolvedNetworks, chosen: slice
     ) -> list[tuple[str, Balls]]:
         """What a node's operands get of its Jacobian."""
         if isinstance(part, Pointwise):
-            ends = self.slopes[part.step.node.name]
-            low, high = (end if len(end) == 1 else end[chosen] for end in ends)
-            return [(part.operand, balls.with_slopes(low[:, None], high[:, None]))]
+            low, high = (
+                end[chosen] if isinstance(end, Tensor) and len(end) > 1 else end
+                for end in self.slopes[part.step.node.name]
+            )
+            return [(part.operand, balls.with_slopes(low, high))]
         if isinstance(part, Matrix):
             return [(part.operand, _through(part, balls, networks, chosen))]
         if isinstance(part, Sum):
-            return [(name, _scaled(balls, factor)) for name, factor in part.terms]
+            return [(name, _times_factor(balls, factor)) for name, factor in part.terms]
         found = []
         device = balls.middle.device
         for name, positions, often, size in part.parts:
@@ -294,28 +316,40 @@ class _Work(NamedTuple):
                 found.append((name, balls))
                 continue
             at, source = (sent(index, device) for index in positions)
-            read = Balls(*(side.index_select(2, at) for side in balls))
+            read = balls.on_both(partial(torch.index_select, dim=2, index=at))
             found.append((name, read.moved(source, often, size)))
         return found
 
 
-def _scaled(balls: Balls, factor: float) -> Balls:
+def _times_factor(balls: Balls, factor: float) -> Balls:
     if factor in (1.0, -1.0):
         return Balls(balls.middle * factor, balls.radius)
-    number = balls.middle.new_full((), factor)
-    return balls.with_slopes(number, number)
+    return balls.with_slopes(factor, factor)
 
 
-def _through(part: Matrix, balls: Balls, networks: ResolvedNetworks, chosen: slice) -> Balls:
+def _is_plain(part: JacobianPart) -> bool:
+    """Whether a part is a map of the whole sample."""
+    return isinstance(part, Matrix) and part.rows == 1
+
+
+def _weights_of(
+    part: Matrix, networks: ResolvedNetworks, chosen: slice
+) -> tuple[Tensor, Tensor | None]:
+    """(networks, outputs, inputs) in float64, and their errors."""
     layer = part.layer
     weights = networks.together(layer.weight)[chosen]
     names = [error_name(layer.weight), folded_name(layer.node, "underflow")]
     known = {name: tensor[chosen] for name, tensor in networks.tensors(names).items()}
     errors = None
     if layer.folds or names[0] in known:
-        errors = _error_of(layer, known, weights)
+        errors = _error_of_weight(layer, known, weights)
     if layer.transposed:
         weights, errors = weights.mT, None if errors is None else errors.mT
-    rows = [side.reshape(len(weights), -1, weights.shape[1]) for side in balls]
-    found = Balls(*rows).times(weights.double(), errors)
-    return Balls(*(side.reshape(*balls.middle.shape[:2], -1) for side in found))
+    return weights.double(), errors
+
+
+def _through(part: Matrix, balls: Balls, networks: ResolvedNetworks, chosen: slice) -> Balls:
+    weights, errors = _weights_of(part, networks, chosen)
+    shape = balls.middle.shape[:2]
+    rows = balls.on_both(lambda side: side.reshape(len(weights), -1, weights.shape[1]))
+    return rows.times(weights, errors).on_both(lambda side: side.reshape(*shape, -1))

@@ -7,8 +7,8 @@ Part of the proof of the interval Jacobian: docs/bounds.md derives every term fo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,71 +17,106 @@ from lipfast.rounding import UNDERFLOW, UNIT_ROUNDOFF, gamma, widened
 
 _HULL = 8 * UNIT_ROUNDOFF
 
+Slope: TypeAlias = "float | Tensor"
+"""Of all entries, or (1 or networks, 1, entries)."""
+
 
 class Balls(NamedTuple):
     """Middles and radii of the entries of Jacobians, (networks, outputs, entries) in float64.
 
+    Few operations each: on a device they are launches.
+
     Attributes:
         middle: may be NaN or infinite, and then stays so: nothing is known.
-        radius: alike.
+        radius: alike; None where the middle is the entry itself.
     """
 
     middle: Tensor
-    radius: Tensor
+    radius: Tensor | None
 
-    def with_slopes(self, lower: Tensor, upper: Tensor) -> Balls:
-        """Times every slope between two, which broadcast: the hull of four products."""
+    def with_slopes(self, lower: Slope, upper: Slope) -> Balls:
+        """Times every slope between two: the hull of four products."""
+        if self.radius is None:
+            return self._exact_with_slopes(lower, upper)
         least, most = self.middle - self.radius, self.middle + self.radius
-        ends = [end * slope for end in (least, most) for slope in (lower, upper)]
-        low = torch.minimum(torch.minimum(ends[0], ends[1]), torch.minimum(ends[2], ends[3]))
-        high = torch.maximum(torch.maximum(ends[0], ends[1]), torch.maximum(ends[2], ends[3]))
-        size = torch.maximum(low.abs(), high.abs())
-        # Slopes of 0 make numbers of what is none.
-        lost = (self.middle - self.middle) + (self.radius - self.radius)
-        return Balls((low + high) / 2 + lost, ((high - low) / 2 + size * _HULL + UNDERFLOW) + lost)
+        if isinstance(lower, float) and (lower, upper) == (0.0, 1.0):
+            low, high = least.clamp_max(0.0), most.clamp_min(0.0)
+        else:
+            ends = [end * slope for end in (least, most) for slope in (lower, upper)]
+            low, high = torch.aminmax(torch.stack(ends), dim=0)
+        middle, width = (low + high) * 0.5, (high - low) * (0.5 + _HULL)
+        return Balls(middle, torch.add(width, middle.abs(), alpha=_HULL) + UNDERFLOW)
+
+    def _exact_with_slopes(self, lower: Slope, upper: Slope) -> Balls:
+        ends = [torch.as_tensor(end, dtype=torch.float64) for end in (lower, upper)]
+        if isinstance(lower, float):
+            ends = [end.cpu() for end in ends]
+        mean = (ends[0] + ends[1]) * 0.5
+        steepest = torch.maximum(ends[0].abs(), ends[1].abs())
+        reach = torch.maximum(ends[1] - mean, mean - ends[0])
+        reach = widened(reach + _HULL * steepest, 4)
+        middle, radius = (end.item() if isinstance(lower, float) else end for end in (mean, reach))
+        return Balls(self.middle * middle, self.middle.abs() * radius + UNDERFLOW)
 
     def times(self, weights: Tensor, errors: Tensor | None) -> Balls:
         """Times (networks, rows, columns), for all matrices within errors of these."""
         terms, size = weights.shape[1], self.middle.abs()
-        radius = torch.bmm(self.radius + gamma(terms + 4) * size, weights.abs())
+        room = widened(1.0, 2 * terms + 10)
+        share = gamma(terms + 4) * room
+        if self.radius is None:
+            reach = size * share + UNDERFLOW
+        else:
+            reach = torch.add(self.radius * room, size, alpha=share)
+        radius = torch.bmm(reach, weights.abs())
         if errors is not None:
-            radius = radius + torch.bmm(size + self.radius, errors)
-        return Balls(torch.bmm(self.middle, weights), widened(radius, 2 * terms + 8) + UNDERFLOW)
+            whole = size if self.radius is None else size + self.radius
+            radius = radius + torch.bmm(whole * room, errors)
+        return Balls(torch.bmm(self.middle, weights), radius + UNDERFLOW)
 
     def moved(self, source: Tensor, count: int, entries: int) -> Balls:
         """Entry i added to entry `source[i]` of as many zeros, at most `count` to each."""
         shape = (*self.middle.shape[:2], entries)
-        middle = self.middle.new_zeros(shape).index_add_(2, source, self.middle)
+
+        def added(side: Tensor) -> Tensor:
+            return side.new_zeros(shape).index_add_(2, source, side)
+
         if count <= 1:
-            return Balls(middle, self.radius.new_zeros(shape).index_add_(2, source, self.radius))
-        radius = self.radius + gamma(count) * self.middle.abs()
-        radius = self.radius.new_zeros(shape).index_add_(2, source, radius)
-        return Balls(middle, widened(radius, count + 4) + UNDERFLOW)
+            return Balls(added(self.middle), None if self.radius is None else added(self.radius))
+        reach = gamma(count) * self.middle.abs()
+        reach = reach if self.radius is None else self.radius + reach
+        return Balls(added(self.middle), widened(added(reach), count + 4) + UNDERFLOW)
+
+    def on_both(self, function: Callable[[Tensor], Tensor]) -> Balls:
+        """What only picks or arranges entries, of middles and radii."""
+        return Balls(function(self.middle), None if self.radius is None else function(self.radius))
 
     def sizes(self) -> Tensor:
         """The largest magnitudes of entries, with one rounding."""
-        return self.middle.abs() + self.radius
+        size = self.middle.abs()
+        return size if self.radius is None else size + self.radius
 
 
 def together(balls: Sequence[Balls]) -> Balls:
     """The sum of several."""
     if len(balls) == 1:
         return balls[0]
-    middle, radius, share = balls[0].middle, balls[0].radius, gamma(len(balls))
-    size = middle.abs()
+    middle, reach = balls[0].middle, balls[0].middle.abs() * gamma(len(balls))
     for other in balls[1:]:
-        middle, radius = middle + other.middle, radius + other.radius
-        size = size + other.middle.abs()
-    return Balls(middle, widened(radius + share * size, 2 * len(balls) + 4) + UNDERFLOW)
+        middle = middle + other.middle
+        reach = reach + other.middle.abs() * gamma(len(balls))
+    for one in balls:
+        reach = reach if one.radius is None else reach + one.radius
+    return Balls(middle, widened(reach, 2 * len(balls) + 4) + UNDERFLOW)
 
 
 def largest_sums(inputs: Sequence[Balls], norm: float) -> Tensor:
-    """Norms of Jacobians whose columns are those of several inputs; inf where nothing is known."""
+    """Norms of Jacobians whose columns are those of several inputs; NaN or inf: not known."""
     if math.isinf(norm):
-        sums = torch.stack([balls.sizes().sum(2) for balls in inputs]).sum(0)
+        sums = inputs[0].sizes().sum(2)
+        for balls in inputs[1:]:
+            sums = sums + balls.sizes().sum(2)
         terms = sum(balls.middle.shape[2] for balls in inputs) + len(inputs)
     else:
         sums = torch.cat([balls.sizes().sum(1) for balls in inputs], 1)
         terms = inputs[0].middle.shape[1]
-    found = widened(sums.amax(1), terms + 4)
-    return torch.where(found < math.inf, found, math.inf)
+    return widened(sums.amax(1), terms + 4)

@@ -36,22 +36,25 @@ class Pointwise:
         step: the node.
         operand: name of what it reads.
         known: its slopes, where no parameter says them.
+        numbers: those that all entries have, where they have.
     """
 
     step: Step
     operand: str
     known: Range | None
+    numbers: tuple[float, float] | None
 
     def slopes(
         self, networks: Sequence[Mapping[str, Tensor]], plan: Architecture, device: torch.device
     ) -> Range | None:
         """Of all networks; None where one has none, or the host would have to look at a device."""
         if self.known is not None:
-            return sent(self.known[0], device), sent(self.known[1], device)
+            both = sent(torch.stack(self.known), device)
+            return both[0], both[1]
         looks = self.step.node.op == "lipfast.composition" or not written_here(self.step.rule)
         if device.type != "cpu" and looks:
             return None
-        found = [_slopes_of(self.step, entry, plan.constants) for entry in networks]
+        found = [_slopes_of_step(self.step, entry, plan.constants) for entry in networks]
         if any(own is None for own in found):
             return None
         pairs = [own for own in found if own is not None]
@@ -98,25 +101,27 @@ class Moves:
     parts: tuple[tuple[str, tuple[Tensor, Tensor] | None, int, int], ...]
 
 
-Part: TypeAlias = "Pointwise | Matrix | Sum | Moves"
+JacobianPart: TypeAlias = "Pointwise | Matrix | Sum | Moves"
 
-_KNOWN: WeakKeyDictionary[Sweep, tuple[Part, ...] | None] = WeakKeyDictionary()
+_PARTS_OF: WeakKeyDictionary[Sweep, tuple[JacobianPart, ...] | None] = WeakKeyDictionary()
 
 
-def parts_of(plan: Architecture, sweep: Sweep) -> tuple[Part, ...] | None:
+def parts_of(plan: Architecture, sweep: Sweep) -> tuple[JacobianPart, ...] | None:
     """What every step of a sweep does; None where one is none of these."""
-    if sweep not in _KNOWN:
+    if sweep not in _PARTS_OF:
         found = []
         for step in sweep.steps:
             part = _part_of(step, sweep.layers, plan.constants)
             if part is None:
                 break
             found.append(part)
-        _KNOWN[sweep] = tuple(found) if len(found) == len(sweep.steps) else None
-    return _KNOWN[sweep]
+        _PARTS_OF[sweep] = tuple(found) if len(found) == len(sweep.steps) else None
+    return _PARTS_OF[sweep]
 
 
-def _part_of(step: Step, layers: Sequence[Layer], constants: Mapping[str, Constant]) -> Part | None:
+def _part_of(
+    step: Step, layers: Sequence[Layer], constants: Mapping[str, Constant]
+) -> JacobianPart | None:
     node, own = step.node, written_here(step.rule)
     active = [name for name in step.names if name is not None]
     if own and step.rule.affine in ("matrix", "transposed matrix"):
@@ -137,19 +142,25 @@ def _part_of(step: Step, layers: Sequence[Layer], constants: Mapping[str, Consta
 
 
 def _pointwise_of(step: Step, constants: Mapping[str, Constant]) -> Pointwise | None:
-    if step.rule.slopes is None:
-        return None
     operand = next(name for name in step.names if name is not None)
+    shape = step.shapes[step.names.index(operand)]
+    if step.rule.slopes is None or tuple(shape) != tuple(step.node.shape):
+        return None
     known = None
     with suppress(Exception):  # it reads parameters; or fails, as it will for each network
-        found = _slopes_of(step, Unread(), constants)
+        found = _slopes_of_step(step, Unread(), constants)
         if found is None:
             return None
         known = found[0][None], found[1][None]
-    return Pointwise(step, operand, known)
+    numbers = None
+    if known is not None and known[0].numel():
+        numbers = float(known[0][0, 0]), float(known[1][0, 0])
+        alike = all(bool((end == one).all()) for end, one in zip(known, numbers, strict=True))
+        numbers = numbers if alike else None
+    return Pointwise(step, operand, known, numbers)
 
 
-def _slopes_of(
+def _slopes_of_step(
     step: Step, parameters: Mapping[str, Tensor], constants: Mapping[str, Constant]
 ) -> Range | None:
     """Of one network, (entries) each."""
@@ -160,7 +171,11 @@ def _slopes_of(
     if found is None:
         return None
     shape = step.node.shape
-    low, high = (torch.as_tensor(end, dtype=torch.float64).expand(shape) for end in found)
+    low, high = (
+        end if isinstance(end, Tensor) else torch.tensor(end, dtype=torch.float64, device="cpu")
+        for end in found
+    )
+    low, high = low.double().expand(shape), high.double().expand(shape)
     return low.reshape(-1), high.reshape(-1)
 
 
@@ -170,9 +185,9 @@ def _moves_of(step: Step, constants: Mapping[str, Constant]) -> Moves | None:
     total = sum(sizes)
     upward = torch.arange(1.0, total + 1.0, dtype=torch.float64, device="cpu")
     try:
-        moved = _applied(step, upward, constants)
-        read = (_applied(step, upward + total, constants) - moved) == total
-        back = _applied(step, upward.flip(0), constants)
+        moved = _op_on_numbers(step, upward, constants)
+        read = (_op_on_numbers(step, upward + total, constants) - moved) == total
+        back = _op_on_numbers(step, upward.flip(0), constants)
     except Exception:  # it reads parameters, or numbers of another kind
         return None
     source = torch.where(read, moved, 1.0).long() - 1
@@ -188,7 +203,7 @@ def _moves_of(step: Step, constants: Mapping[str, Constant]) -> Moves | None:
     return Moves(tuple(parts))
 
 
-def _applied(step: Step, numbers: Tensor, constants: Mapping[str, Constant]) -> Tensor:
+def _op_on_numbers(step: Step, numbers: Tensor, constants: Mapping[str, Constant]) -> Tensor:
     """The op on one sample whose entries are numbers, those of each operand in turn."""
     values, first = [], 0
     for reference, name, shape in zip(step.references, step.names, step.shapes, strict=True):

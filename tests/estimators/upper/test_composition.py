@@ -48,8 +48,10 @@ def test_the_sources_add_up_to_the_logarithm(name: str) -> None:
         upper = plan.upper(model.state_dict(), norm=norm)
         sources = upper.sources
         assert sources is not None
+        assert upper.composition is not None
         total = math.fsum([*sources.layers, sources.other, sources.branches])
-        assert total == pytest.approx(upper.log_value, abs=1e-9)
+        assert total == pytest.approx(upper.composition.total.log, abs=1e-9)
+        assert upper.log_value <= upper.composition.total.log
 
 
 @pytest.mark.parametrize("name", ["nested", "difference"])

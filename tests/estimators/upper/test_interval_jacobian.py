@@ -15,7 +15,7 @@ import lipfast
 from lipfast.estimators.domain import Box
 from lipfast.estimators.plan import Plan
 from lipfast.estimators.upper import interval_jacobian, interval_jacobian_balls
-from lipfast.estimators.upper.interval_jacobian import METHOD
+from lipfast.estimators.upper.interval_jacobian import INTERVAL_JACOBIAN
 from lipfast.rules import RULES
 from tests.support.explicit import Function
 
@@ -149,7 +149,7 @@ def test_never_below_all_corner_slopes(
         found = plan.upper(model.state_dict(), norm=norm)
         assert found.certified
         if size == 1.0 and make is not Several:  # whose largest row may be the product's
-            assert found.method == METHOD
+            assert found.method == INTERVAL_JACOBIAN
         corners = itertools.product(
             GELU, GELU, [Fraction(0), Fraction(1)], [Fraction(0), Fraction(1)]
         )
@@ -202,7 +202,7 @@ def test_every_activation_between_sampled_jacobians_and_the_product(name: str, n
         x = 3 * torch.randn(400, 3, dtype=torch.float64)
     plan = Plan.trace(model, x[:2])
     found = plan.upper(model.state_dict(), norm=norm)
-    assert found.method == METHOD
+    assert found.method == INTERVAL_JACOBIAN
     assert found.certified
     assert (
         sampled(model, x, norm) * (1 - 1e-12)
@@ -300,7 +300,7 @@ def test_computed_and_transposed_weights(norm: float, generator: torch.Generator
     plan = Plan.trace(model, torch.zeros(2, 3, dtype=torch.float64))
     found = plan.upper(model.state_dict(), norm=norm)
     x = torch.randn(300, 3, dtype=torch.float64, generator=generator)
-    assert found.method == METHOD
+    assert found.method == INTERVAL_JACOBIAN
     assert (
         sampled(model, x, norm) * (1 - 1e-12)
         <= found.value
@@ -327,7 +327,7 @@ def test_tokens_and_copies(norm: float, generator: torch.Generator) -> None:
     x = torch.randn(200, 4, 3, dtype=torch.float64, generator=generator)
     plan = Plan.trace(model, x[:2])
     found = plan.upper(model.state_dict(), norm=norm)
-    assert found.method == METHOD
+    assert found.method == INTERVAL_JACOBIAN
     assert (
         sampled(model, x, norm) * (1 - 1e-12)
         <= found.value
@@ -356,8 +356,8 @@ def test_other_graphs_have_the_product(model: nn.Module) -> None:
 def test_what_is_too_large_has_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     plan = Plan.trace(model, torch.zeros(2, 4))
-    assert plan.upper(model.state_dict(), norm=1).method == METHOD
-    for name in ("_MOST_PRODUCTS", "_MOST_BYTES"):
+    assert plan.upper(model.state_dict(), norm=1).method == INTERVAL_JACOBIAN
+    for name in ("_MOST_PRODUCTS", "_BYTES_OF_ONE"):
         with monkeypatch.context() as patch:
             patch.setattr(interval_jacobian, name, 10)
             assert "product" in plan.upper(model.state_dict(), norm=1).method
@@ -398,7 +398,7 @@ def test_a_users_rule_needs_slopes(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "product" in plan.upper(model.state_dict(), norm=1).method
         lipfast.rule("aten.tanh", slopes=(0, 1))(lambda call: call.input)
         found = plan.upper(model.state_dict(), norm=1)
-        assert found.method == METHOD
+        assert found.method == INTERVAL_JACOBIAN
         assert found.value == before.value
         assert found.given == ("aten.tanh",)
     finally:
