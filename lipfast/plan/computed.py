@@ -240,7 +240,11 @@ def _sure(value: Enclosure) -> Tensor:
 
 def _evaluated(node: Node, state: _Evaluation) -> Enclosure:
     with naming(node.op, node.module):
-        return _value_of(node, state)
+        value = _value_of(node, state)
+    if any(reference.kind != "dtype" for reference in node.references()):
+        return value
+    # What reads no tensor was made on the CPU.
+    return value.rearranged(lambda made: sent(made, device_of(state.tensors)))
 
 
 def _value_of(node: Node, state: _Evaluation) -> Enclosure:

@@ -13,7 +13,7 @@ from torch import Tensor
 from lipfast.graph.nodes import Argument, Node, Reference
 from lipfast.ops import chain_stages
 from lipfast.rounding import SMALLEST, UNIT_ROUNDOFF, widened
-from lipfast.rules import products
+from lipfast.rules import products, slopes
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.pooling import error_of_a_mean, power, reduced_count, same_entries
 from lipfast.rules.registry import Arguments, Call, Errors, rule
@@ -135,6 +135,7 @@ def _sum_magnitude(call: Call) -> Magnitude:
     leading=True,
     integers=True,
     parameter_errors="added",
+    slopes=slopes.of_sum,
 )
 def add(call: Call) -> Upward:
     """``L(x + alpha y) = L(x) + |alpha| L(y)``; constants add nothing (residual: 1 + branch).
@@ -203,6 +204,7 @@ _scaling_rule = partial(
     product=lambda node: products.activations(node) == 2 or products.divides(node),
     leading=True,
     integers=True,
+    slopes=slopes.of_scaling,
 )
 
 

@@ -53,6 +53,38 @@ class Extent:
 
 
 @dataclass(frozen=True)
+class _End:
+    """What is looked for in slopes: how steep they are, the largest, or the least.
+
+    Attributes:
+        sign: 0 for magnitudes, 1 for the largest slope, -1 for the least (negated, as all here).
+        room: what cells may exceed what was found by, if it is not a share of that.
+    """
+
+    sign: int
+    room: float = 0.0
+
+    def most(self, slopes: Interval) -> Array:
+        """Upper bounds of it in cells."""
+        if self.sign:
+            return slopes.high if self.sign > 0 else -slopes.low
+        return slopes.size
+
+    def reached(self, slopes: Interval) -> float:
+        """What slopes of single points reach."""
+        if self.sign:
+            return float((slopes.low if self.sign > 0 else -slopes.high).max())
+        return float(slopes.least.max())
+
+    def enough(self, found: float) -> float:
+        """What need not be looked at more closely, from what was found."""
+        return found + self.room if self.sign else found * (1.0 + RTOL)
+
+
+_STEEPNESS = _End(0)
+
+
+@dataclass(frozen=True)
 class _Functions:
     """One program with several rows of numbers in the place of its tensors."""
 
@@ -128,52 +160,78 @@ def _extent(program: Program, numbers: bytes, rows: int, reach: float) -> Extent
     with np.errstate(all="ignore"):
         tail, start = Extent(0.0, 0.0), reach
         if math.isinf(reach):
-            start, tail = _tails(functions)
+            start, tail = _tails(functions, _STEEPNESS)
             if math.isinf(tail.slope):
                 return tail
-        inside = _inside(functions, start)
+        inside = _inside(functions, start, _STEEPNESS)
     return Extent(max(inside.slope, tail.slope), max(inside.size, tail.size))
 
 
-def _tails(functions: _Functions) -> tuple[float, Extent]:
+@lru_cache(maxsize=1024)
+def _slopes(
+    program: Program, numbers: bytes, rows: int, reach: float
+) -> tuple[float, float] | None:
+    """The least and the largest slope, each to `RTOL` of the steepest; None: there is no bound."""
+    steepest = _extent(program, numbers, rows, reach).slope
+    if math.isinf(steepest):
+        return None
+    low, high = np.frombuffer(numbers).reshape(2, rows, -1)
+    functions = _Functions(program, low, high)
+    ends = []
+    with np.errstate(all="ignore"):
+        for sign in (-1, 1):
+            end, start, tail = _End(sign, RTOL * steepest), reach, -math.inf
+            if math.isinf(reach):
+                start, beyond = _tails(functions, end)
+                tail = beyond.slope
+            ends.append(min(max(_inside(functions, start, end).slope, tail), steepest))
+    return -ends[0], ends[1]
+
+
+def _tails(functions: _Functions, end: _End) -> tuple[float, Extent]:
     """A start of the half-lines, and bounds on them: as small as the slopes elsewhere, if any."""
     rows = np.repeat(np.arange(len(functions.low)), len(_GRID))
     grid = np.tile(_GRID, len(functions.low))
-    reached = float(functions.on(Interval.of(grid), rows).slope.least.max())
+    reached = end.reached(functions.on(Interval.of(grid), rows).slope)
     groups = functions.by_sign()
     best = _STARTS[0], Extent(math.inf, math.inf)
     for start in _STARTS:
-        tails = [group.beyond(start, sign) for group in groups for sign in (1.0, -1.0)]
-        slope = max(float(tail.slope.range.size) for tail in tails)
+        right = [group.beyond(start, 1.0) for group in groups]
+        left = [group.beyond(start, -1.0) for group in groups]
+        slopes = [tail.slope.range for tail in right] + [-tail.slope.range for tail in left]
+        slope = max(float(end.most(own)) for own in slopes)
         if slope < best[1].slope:
-            best = start, Extent(slope, max(float(tail.value.range.size) for tail in tails))
-        if slope <= reached * (1.0 + RTOL):
+            sizes = [float(tail.value.range.size) for tail in (*right, *left)]
+            best = start, Extent(slope, max(sizes))
+        if slope <= end.enough(reached):
             break
     return best
 
 
-def _inside(functions: _Functions, reach: float) -> Extent:
+def _inside(functions: _Functions, reach: float, end: _End) -> Extent:
     """Bounds between -reach and reach."""
     points = reach * 2.0 ** -np.arange(0.0, 6.0 + max(0.0, math.log2(max(reach, 1.0))))
     ends = np.concatenate([-points, [0.0], points[::-1]])
     count = len(functions.low)
     row = np.repeat(np.arange(count), len(ends) - 1)
     low, high = np.tile(ends[:-1], count), np.tile(ends[1:], count)
-    bound = size = 0.0
-    best = 2.0**-1000  # no slope below is worth a search
+    size = 0.0
+    bound, best = -math.inf, -math.inf
+    if not end.sign:
+        bound, best = 0.0, 2.0**-1000  # no slope below is worth a search
     for turn in range(_MOST_ROUNDS):
         middle = low + (high - low) / 2
         radius = up(np.maximum(high - middle, middle - low))
         own = functions.on(Interval.of(middle), row)
         jet = functions.on(Interval(low, high), row)
-        slopes = about(own, jet, radius).size
+        slopes = end.most(about(own, jet, radius))
         if turn == 0:
             size = float(jet.value.size.max())
-        best = max(best, float(own.slope.least.max()))
+        best = max(best, end.reached(own.slope))
         narrow = (middle <= low) | (middle >= high)
         last = turn == _MOST_ROUNDS - 1 or len(low) > max(_MOST_CELLS, _CELLS_OF_ONE * count)
-        open_ = (slopes > best * (1.0 + RTOL)) & ~narrow & (not last)
-        bound = max(bound, float(slopes[~open_].max(initial=0.0)))
+        open_ = (slopes > end.enough(best)) & ~narrow & (not last)
+        bound = max(bound, float(slopes[~open_].max(initial=bound)))
         if not open_.any():
             break
         low, high, middle, row = (part[open_] for part in (low, high, middle, row))
@@ -208,6 +266,12 @@ def _extent_of(call: Call) -> Extent:
     return _extent(program, *_numbers(call, program), size.value)
 
 
+def _slopes_of(call: Call) -> tuple[float, float] | None:
+    program = cast(Program, call.node.args[2])
+    size = call.magnitudes[0].entry if call.magnitudes else Upward(math.inf)
+    return _slopes(program, *_numbers(call, program), size.value)
+
+
 def _magnitude_of_composition(call: Call) -> Magnitude:
     return Magnitude(entry=Upward.of(_extent_of(call).size))
 
@@ -223,6 +287,7 @@ def composition(source: Reference, node: Node, program: Program) -> Node:
     product=lambda node: True,
     magnitude=_magnitude_of_composition,
     parameter_errors="read",
+    slopes=_slopes_of,
 )
 def function_of_one_variable(call: Call) -> Upward:
     """``sup |g'|`` for a composition g of pointwise ops: over all numbers, or those of the domain.

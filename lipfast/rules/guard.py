@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
+import torch
 from torch import Tensor
 
 from lipfast.errors import ArgumentError, naming
@@ -87,6 +89,20 @@ def _size(answer: Any, node: Node, arguments: Any) -> Magnitude:
     return _require(answer, Magnitude)  # type: ignore[no-any-return]
 
 
+def _range(answer: Any, node: Node, arguments: Any) -> tuple[Any, Any] | None:
+    """Slopes: two finite numbers or tensors that broadcast against a sample, the least first."""
+    if answer is None:
+        return None
+    low, high = (torch.as_tensor(end, dtype=torch.float64) for end in answer)
+    if not bool((low.isfinite() & high.isfinite() & (low <= high)).all()):
+        raise ValueError("slopes must be finite numbers, the least first")
+    try:
+        low.expand(node.shape), high.expand(node.shape)
+    except RuntimeError:
+        raise ValueError(f"slopes must broadcast against samples of shape {node.shape}") from None
+    return (low, high) if low.dim() or high.dim() else (low.item(), high.item())
+
+
 def _require(answer: Any, *kinds: type) -> Any:
     if not isinstance(answer, kinds):
         expected = " or ".join(kind.__name__ for kind in kinds)
@@ -104,9 +120,27 @@ _CHECKS: dict[str, Callable[[Any, Node, Any], Any]] = {
     "magnitude": _size,
     "product": _truth,
     "stage": _some_stages,
+    "slopes": _range,
 }
 PARTS = tuple(_CHECKS)
 _FLAGS = ("leading", "reshapes", "moves", "integers", "maskable")
+
+
+def constant_slopes(slopes: Any) -> Callable[[Any], tuple[float, float]]:
+    """Two slopes that are alike for every call.
+
+    Raises:
+        ArgumentError: not two finite numbers, the least first.
+    """
+    try:
+        low, high = (float(slope) for slope in slopes)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not -math.inf < low <= high < math.inf:
+        raise ArgumentError(
+            f"slopes must be two finite numbers, the least first, or a function, not {slopes!r}"
+        )
+    return lambda _: (low, high)
 
 
 def check_facts(

@@ -21,6 +21,7 @@ from lipfast.rounding import UNDERFLOW, UNIT_ROUNDOFF, widened
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.registry import Arguments, Call, Errors, Stages, rule
 from lipfast.rules.running_errors import error_of_function, finished
+from lipfast.rules.slopes import hull, of_elu, of_prelu, of_rrelu
 from lipfast.rules.upward import Upward
 
 # Attained at sqrt(2): Phi(sqrt 2) + sqrt(2) phi(sqrt 2).
@@ -33,6 +34,8 @@ SELU = 1.758099340847377
 SIGMOID = 0.25
 HARDSIGMOID = math.nextafter(1.0 / 6.0, 1.0)
 HARDSWISH = 1.5
+# The least slope, near -1.19.
+MISH_DOWN = -0.11252612238946256
 # 2 / sqrt(pi), the slope at 0.
 ERF = 1.1283791670955128
 
@@ -72,6 +75,7 @@ def _pointwise(
     limit: float | None = None,
     through_zero: bool = True,
     jump: str = "",
+    slopes: tuple[float, float] | Callable[[Node], tuple[float, float] | None] | None = None,
     **facts: Any,
 ) -> None:
     """Register a function whose constant depends on its static arguments only.
@@ -84,6 +88,7 @@ def _pointwise(
         limit: sup |f|, if that is finite.
         through_zero: f(0) = 0.
         jump: why there is no constant, where there is none.
+        slopes: see `rule`; by default as far down as up. Where there is no constant there are none.
         facts: what `rule` takes besides.
     """
 
@@ -117,9 +122,14 @@ def _pointwise(
         scaled = size.scaled(slope) if math.isfinite(slope) else Magnitude()
         return scaled.tightened(Magnitude(entry=largest))
 
-    rule(op, supports=one_activation, error=error, magnitude=magnitude, leading=True, **facts)(
-        bound
-    )
+    def slopes_of(call: Call) -> tuple[float, float] | None:
+        supremum = value(constant, call.node)
+        if math.isinf(supremum):
+            return None
+        return slopes(call.node) if callable(slopes) else slopes or (-supremum, supremum)
+
+    facts |= {"error": error, "magnitude": magnitude, "slopes": slopes_of}
+    rule(op, supports=one_activation, leading=True, **facts)(bound)
 
 
 def one_activation(node: Node) -> str | None:
@@ -171,11 +181,17 @@ def _kinks(*points: float | tuple[int, str, float]) -> Callable[[Node], tuple[fl
     return lambda node: tuple(p if isinstance(p, float) else node.number(*p) for p in points)
 
 
+def _of_gelu(node: Node) -> tuple[float, float]:
+    """f(x) - f(-x) = x, so that f'(x) + f'(-x) = 1; 1 - c is exact for c in [1/2, 2]."""
+    return 1.0 - _gelu_slope(node), _gelu_slope(node)
+
+
+_RISING = (0.0, 1.0)
 _LIMITS = (1, "min_val", -1.0), (2, "max_val", 1.0)
 
 
 # Functions that only move along pieces of slope 1, -1 or 0.
-_piecewise = partial(_pointwise, constant=1.0, exact=True)
+_piecewise = partial(_pointwise, constant=1.0, exact=True, slopes=_RISING)
 _piecewise("aten.relu", breakpoints=_kinks(0.0), stage=_activation_stage("relu"))
 _piecewise("aten.relu6", breakpoints=_kinks(0.0, 6.0), limit=6.0, stage=_activation_stage("relu6"))
 _piecewise(
@@ -187,38 +203,47 @@ _piecewise(
 _piecewise("aten.clamp", breakpoints=_clamp_points, through_zero=False)
 _piecewise("aten.clamp_min", breakpoints=_kinks((1, "min", 0.0)), through_zero=False)
 _piecewise("aten.clamp_max", breakpoints=_kinks((1, "max", 0.0)), through_zero=False)
-_piecewise("aten.abs", breakpoints=_kinks(0.0))
-_piecewise("aten.neg")
+_piecewise("aten.abs", breakpoints=_kinks(0.0), slopes=(-1.0, 1.0))
+_piecewise("aten.neg", slopes=(-1.0, -1.0))
 _pointwise(
     "aten.leaky_relu",
     _leaky_relu_slope,
     breakpoints=_kinks(0.0),
     stage=_activation_stage("leaky_relu", (1, "negative_slope", 0.01)),
+    slopes=lambda node: hull(1.0, node.number(1, "negative_slope", 0.01)),
 )
 _pointwise(
     "aten.elu",
     _elu_slope,
     offset=lambda node: 1.0 + _elu_slope(node) * abs(node.number(1, "alpha", 1.0)),
     stage=_elu_stage,
+    slopes=of_elu,
 )
-_pointwise("aten.selu", SELU, offset=2.0)
-_pointwise("aten.celu", _celu_slope, offset=lambda node: 1.0 + abs(node.number(1, "alpha", 1.0)))
-_pointwise("aten.tanh", 1.0, limit=1.0, stage=_activation_stage("tanh"))
+_pointwise("aten.selu", SELU, offset=2.0, slopes=(0.0, SELU))
+_pointwise(
+    "aten.celu",
+    _celu_slope,
+    offset=lambda node: 1.0 + abs(node.number(1, "alpha", 1.0)),
+    slopes=_RISING,
+)
+_pointwise("aten.tanh", 1.0, limit=1.0, stage=_activation_stage("tanh"), slopes=_RISING)
 _within_one = partial(_pointwise, offset=1.0, limit=1.0, through_zero=False)
-_within_one("aten.sigmoid", SIGMOID, stage=_activation_stage("sigmoid"))
-_within_one("aten.hardsigmoid", HARDSIGMOID, breakpoints=_kinks(-3.0, 3.0))
+_within_one("aten.sigmoid", SIGMOID, stage=_activation_stage("sigmoid"), slopes=(0.0, SIGMOID))
+_within_one(
+    "aten.hardsigmoid", HARDSIGMOID, breakpoints=_kinks(-3.0, 3.0), slopes=(0.0, HARDSIGMOID)
+)
 _within_one("aten.cos", 1.0)
-_pointwise("aten.hardswish", HARDSWISH, breakpoints=_kinks(-3.0, 3.0))
-_pointwise("aten.gelu", _gelu_slope, stage=_gelu_stage)
-_pointwise("aten.silu", SILU, stage=_activation_stage("silu"))
-_pointwise("aten.mish", MISH)
-_pointwise("lipfast.softsign", 1.0, evaluate=_evaluate_softsign, limit=1.0)
-_pointwise("aten.log_sigmoid", 1.0, offset=1.0, through_zero=False)
-_pointwise("aten.softshrink", 1.0, offset=1.0)
+_pointwise("aten.hardswish", HARDSWISH, breakpoints=_kinks(-3.0, 3.0), slopes=(-0.5, HARDSWISH))
+_pointwise("aten.gelu", _gelu_slope, stage=_gelu_stage, slopes=_of_gelu)
+_pointwise("aten.silu", SILU, stage=_activation_stage("silu"), slopes=(1.0 - SILU, SILU))
+_pointwise("aten.mish", MISH, slopes=(MISH_DOWN, MISH))
+_pointwise("lipfast.softsign", 1.0, evaluate=_evaluate_softsign, limit=1.0, slopes=_RISING)
+_pointwise("aten.log_sigmoid", 1.0, offset=1.0, through_zero=False, slopes=_RISING)
+_pointwise("aten.softshrink", 1.0, offset=1.0, slopes=_RISING)
 _pointwise("aten.sin", 1.0, limit=1.0)
-_pointwise("aten.atan", 1.0)
-_pointwise("aten.erf", ERF, limit=1.0)
-_pointwise("aten.rrelu", _rrelu_slope, breakpoints=_kinks(0.0), training=3)
+_pointwise("aten.atan", 1.0, slopes=_RISING)
+_pointwise("aten.erf", ERF, limit=1.0, slopes=(0.0, ERF))
+_pointwise("aten.rrelu", _rrelu_slope, breakpoints=_kinks(0.0), training=3, slopes=of_rrelu)
 _pointwise("aten.hardshrink", math.inf, through_zero=False)
 _pointwise(
     "aten.threshold",
@@ -226,6 +251,7 @@ _pointwise(
     exact=True,
     through_zero=False,
     jump="it jumps at the threshold, where its value is another: nn.Threshold(t, t) does not",
+    slopes=_RISING,
 )
 
 
@@ -272,6 +298,7 @@ def _prelu_supported(node: Node) -> str | None:
     error=_error_prelu,
     breakpoints=_kinks(0.0),
     parameter_errors="read",
+    slopes=of_prelu,
 )
 def prelu(call: Call) -> Upward:
     """PReLU: ``max(1, max |slope|)``."""
@@ -289,6 +316,10 @@ def _softplus_options(node: Node) -> tuple[float, float]:
 def _ideal_softplus(node: Node) -> bool:
     """Whether the function is ``log(1 + exp(beta x)) / beta`` for all x; see `softplus`."""
     return _softplus_options(node)[1] >= SOFTPLUS_THRESHOLD
+
+
+def _has_a_constant(node: Node) -> bool:
+    return _ideal_softplus(node) and _softplus_options(node)[0] != 0.0
 
 
 def _evaluate_softplus(arguments: Arguments) -> Tensor:
@@ -321,6 +352,7 @@ def _error_softplus(arguments: Arguments, errors: Errors, output: Tensor) -> Ten
     error=_error_softplus,
     leading=True,
     stage=_activation_stage("softplus", (1, "beta", 1.0), (2, "threshold", 20.0)),
+    slopes=lambda call: _RISING if _has_a_constant(call.node) else None,
 )
 def softplus(call: Call) -> Upward:
     """``log(1 + exp(beta x)) / beta``: 1, where the threshold is at least `SOFTPLUS_THRESHOLD`.

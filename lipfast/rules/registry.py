@@ -17,7 +17,7 @@ from lipfast.graph.nodes import Argument, Constant, Node, Reference, error_name
 from lipfast.norms import Norm
 from lipfast.ops.chain_stages import Stage
 from lipfast.rules.advice import advice
-from lipfast.rules.guard import PARTS, Guarded, check_facts
+from lipfast.rules.guard import PARTS, Guarded, check_facts, constant_slopes
 from lipfast.rules.magnitude import Magnitude
 from lipfast.rules.upward import Upward
 
@@ -169,6 +169,9 @@ Errors: TypeAlias = Sequence["Tensor | None"]
 RoundingError: TypeAlias = Callable[[Arguments, Errors, Tensor], Tensor]
 # (node, shape of a sample that it reads) -> stages of a chain, or None where it holds none.
 Stages: TypeAlias = Callable[[Node, tuple[int, ...]], "Sequence[Stage] | None"]
+# (alpha, beta), all difference quotients between them; tensors broadcast against one sample.
+SlopeRange: TypeAlias = "tuple[float | Tensor, float | Tensor]"
+Slopes: TypeAlias = Callable[[Call], "SlopeRange | None"]
 Batch: TypeAlias = Literal["size", "repeat"]
 ParameterErrors: TypeAlias = Literal["added", "multiplied", "read"]
 # Weights (out, in), (in, out), (out, in / groups, ...), (in, out / groups, ...); one per channel.
@@ -228,6 +231,7 @@ class Rule:
     maskable: bool = False
     affine: Affine | None = None
     stage: Stages | None = None
+    slopes: Slopes | None = None
 
 
 # Arguments of `rule` that are one of a few words.
@@ -265,6 +269,7 @@ def rule(
     maskable: bool = False,
     affine: Affine | None = None,
     stage: Stages | None = None,
+    slopes: SlopeRange | Slopes | None = None,
 ) -> Callable[[Bound], Bound]:
     """Register the Lipschitz rule of one or more ATen ops.
 
@@ -312,6 +317,11 @@ def rule(
         affine: layout of the weight of an affine map that others may be folded into or merged with
             (see `Affine`); an op with ``channels`` is itself folded into its neighbours.
         stage: which stages of `lipfast.ops.chain_stages` a node is in a fused chain.
+        slopes: of an op that acts on its operand entry by entry, two numbers that all difference
+            quotients ``(f(x) - f(y)) / (x - y)`` lie between, the first rounded down and the second
+            up; or a function of a `Call` that returns them, as float64 tensors where entries
+            differ (they broadcast against one sample), or None. They make bounds tighter that know
+            signs, as that of norms 1 and inf does.
 
     Returns:
         The decorator; it returns the function unchanged.
@@ -337,6 +347,8 @@ def rule(
     facts = {name: value for name, value in locals().items() if name != "ops"}
     if isinstance(dimensions, Mapping):
         facts["dimensions"] = Dimensions(dict(dimensions))
+    if slopes is not None and not callable(slopes):
+        facts["slopes"] = constant_slopes(slopes)
     check_facts(ops, facts, _WORDS)
 
     def register(bound: Bound) -> Bound:

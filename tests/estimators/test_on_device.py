@@ -25,6 +25,7 @@ from lipfast.estimators.jacobian.linearization import Linearization
 from lipfast.estimators.upper.together import FEWEST
 from lipfast.ops.emulation import products_are_ieee
 from lipfast.plan import stacked as stacked_module
+from lipfast.plan.convert import MAX_FOLDED_ENTRIES
 from lipfast.plan.stacked import StackedStateDicts
 from tests.support.networks import randomised
 from tests.support.pretended_device import (
@@ -861,6 +862,45 @@ def test_orthogonal_maps_wait_twice(kind: str) -> None:
             for one, other in zip(found, known, strict=True):
                 assert one.certified and one.value == pytest.approx(other.value, rel=1e-6)
     assert launches[0] == launches[2] and launches[1] == launches[3] and max(launches) <= 1700
+
+
+class Tables(nn.Module):
+    """Makes numbers itself: so many that a plan holds how they are made, not what they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, MAX_FOLDED_ENTRIES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        count, device = MAX_FOLDED_ENTRIES + 1, x.device
+        slopes = torch.linspace(0.5, 1, count, device=device)
+        even = torch.arange(count, device=device) % 2 == 0
+        weight = torch.cat([self.weight, self.weight.new_zeros(2, 1)], 1)
+        return x @ (torch.where(even, weight * slopes, 0.0)[:, 1:]).mT + torch.ones(2).to(device)
+
+
+def test_tables_too_large_for_a_plan_are_made_on_the_device() -> None:
+    torch.manual_seed(0)
+    model, x = Tables().eval(), torch.randn(2, MAX_FOLDED_ENTRIES)
+    plan, state_dicts = lipfast.compile(model, x), similar(model, 3)
+    known = [(bound.lower.value, bound.upper.value) for bound in plan.bounds(state_dicts, x)]
+    for networks in both_forms(state_dicts):
+        with pretended_device():
+            found = plan.bounds(networks, on_device(x))
+        for one, (lower, upper) in zip(found, known, strict=True):
+            assert one.lower.value == pytest.approx(lower, rel=1e-6)
+            assert one.upper.value == pytest.approx(upper, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["matrix_exp", "cayley"])
+def test_orthogonal_maps_of_wide_layers(kind: str) -> None:
+    layer = nn.utils.parametrizations.orthogonal(nn.Linear(80, 3), orthogonal_map=kind)
+    plan = lipfast.compile(nn.Sequential(layer).eval(), torch.randn(2, 80))
+    state = {f"0.{key}": value for key, value in layer.state_dict().items()}
+    known = plan.upper(state)
+    with pretended_device():
+        found = plan.upper(on_device(state))
+    assert found.certified and found.value == pytest.approx(known.value, rel=1e-6)
 
 
 def test_orthogonal_maps_that_need_another_look() -> None:

@@ -21,6 +21,21 @@ _METHOD_OF_NORM = {
 
 
 @dataclass(frozen=True, eq=False)
+class Tighter:
+    """Certified bounds of some networks by another method; the smaller of both is taken.
+
+    Attributes:
+        method: how they were got.
+        values: inf where the method has none.
+        logs: their logarithms.
+    """
+
+    method: str
+    values: Sequence[float]
+    logs: Sequence[float]
+
+
+@dataclass(frozen=True, eq=False)
 class UpperBoundsOfGraph:
     """Upper bounds of networks that share a graph.
 
@@ -32,6 +47,7 @@ class UpperBoundsOfGraph:
         values: the bounds.
         logs: their logarithms.
         reasons: why one is infinite, or None.
+        tighter: bounds of the same networks that are perhaps smaller.
     """
 
     networks: Sequence[int]
@@ -41,6 +57,7 @@ class UpperBoundsOfGraph:
     values: Sequence[float]
     logs: Sequence[float]
     reasons: Sequence[str | None]
+    tighter: Tighter | None = None
 
 
 class UpperBounds:
@@ -52,7 +69,7 @@ class UpperBounds:
         certified: whether each is proved.
         reasons: why it is inf or not certified, or None.
         starts: for each network what to start from at similar weights.
-        method: how they were got.
+        methods: how each was got.
         norm: 1, 2 or inf.
         given: ops whose rules a user wrote.
     """
@@ -65,7 +82,7 @@ class UpperBounds:
         given: tuple[str, ...],
         flushed: bool,
     ) -> None:
-        self.norm, self.given, self.method = norm, given, _METHOD_OF_NORM[norm]
+        self.norm, self.given = norm, given
         self._places: list[tuple[UpperBoundsOfGraph, int]] = []
         if len(parts) == 1:
             self._places = [(parts[0], position) for position in range(count)]
@@ -80,12 +97,26 @@ class UpperBounds:
         self.logs = [part.logs[position] for part, position in self._places]
         self.reasons = [part.reasons[position] for part, position in self._places]
         self.certified = [True] * count
+        self.methods = [_METHOD_OF_NORM[norm]] * count
         for part in parts:
             for position, note in _doubtful(part.brackets).items():
                 self._doubt(part.networks[position], note)
+        for network, (part, position) in enumerate(self._places):
+            self._tighten(network, part.tighter, position)
         if flushed:
             for network in range(count):
                 self._doubt(network, FLUSHED)
+
+    def _tighten(self, network: int, tighter: Tighter | None, position: int) -> None:
+        """Take the smaller bound; a proof of its own says nothing of the layers' norms."""
+        if tighter is None or not tighter.logs[position] < self.logs[network]:
+            return
+        self.values[network], self.logs[network] = (
+            tighter.values[position],
+            tighter.logs[position],
+        )
+        self.methods[network], self.certified[network] = tighter.method, True
+        self.reasons[network] = None
 
     def _doubt(self, network: int, note: str) -> None:
         before = self.reasons[network]
@@ -116,7 +147,7 @@ class UpperBounds:
             log_value=self.logs[network],
             side="upper",
             norm=self.norm,
-            method=self.method,
+            method=self.methods[network],
             certified=self.certified[network],
             reason=self.reasons[network],
             layers=part.brackets.of(position),

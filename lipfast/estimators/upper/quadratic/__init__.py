@@ -1,0 +1,1 @@
+"""Upper bounds by quadratic constraints on the slopes of activations, certified."""
