@@ -86,7 +86,11 @@ def lower_bounds(
             x = _batch_as_one(plan, tensors, batch)
             largest.take(x, finite_norms(plan, tensors, x, norm, memory))
             advance(len(x))
-    secants = options.secants(tensors, largest, in_norm=True)
+    points, on_cpu = largest.points, largest.points.is_cpu
+    secants = options.secants(tensors, points, in_norm=on_cpu)
+    if secants is not None and not on_cpu:
+        secants, loose = secants.read()
+        secants = options.tightened(tensors, points, secants, loose)
     return options.assembled(largest.of_each_network(), secants)
 
 
@@ -101,7 +105,7 @@ class _Options(NamedTuple):
     progress: bool | None
 
     def secants(
-        self, tensors: Sequence[Mapping[str, Tensor]], largest: Largest, *, in_norm: bool
+        self, tensors: Sequence[Mapping[str, Tensor]], points: Tensor, *, in_norm: bool
     ) -> Secants | None:
         """Certified secants next to the best samples, where there may be some."""
         if self.why_not is not None:
@@ -110,12 +114,32 @@ class _Options(NamedTuple):
             return certified_secants(
                 self.plan,
                 tensors,
-                largest.points,
+                points,
                 norm=self.norm,
                 memory=self.memory,
                 domain=self.domain,
                 in_norm=in_norm,
             )
+
+    def tightened(
+        self,
+        tensors: Sequence[Mapping[str, Tensor]],
+        points: Tensor,
+        secants: Secants,
+        loose: Sequence[int],
+    ) -> Secants:
+        """Secants on a device, of which some are loose, with errors bounded in norm."""
+        if not loose:
+            return secants
+        again = secants_in_norm(
+            self.plan,
+            [tensors[index] for index in loose],
+            torch.stack([points[index] for index in loose]),
+            norm=self.norm,
+            memory=self.memory,
+            domain=self.domain,
+        )
+        return secants.replaced(loose, again)
 
     @property
     def why_not(self) -> str | None:
@@ -182,7 +206,7 @@ class _QueuedBounds:
         self._options, self._tensors, self._count = options, tensors, len(x)
         self._largest = Largest()
         self._largest.take(x, norms)
-        self._secants = options.secants(tensors, self._largest, in_norm=False)
+        self._secants = options.secants(tensors, self._largest.points, in_norm=False)
         size = torch.linalg.vector_norm(x, math.inf, dtype=torch.float64)
         columns = [
             *self._largest.best(),
@@ -212,18 +236,7 @@ class _QueuedBounds:
             secants = replace(secants, known=proved[0])
             chosen = range(len(self._tensors)) if right is None else right
             loose = [index for index in chosen if proved[1][index]]
-            if loose:
-                own = [self._tensors[index] for index in loose]
-                points = torch.stack([self._largest.points[index] for index in loose])
-                again = secants_in_norm(
-                    options.plan,
-                    own,
-                    points,
-                    norm=options.norm,
-                    memory=options.memory,
-                    domain=options.domain,
-                )
-                secants = secants.replaced(loose, again)
+            secants = options.tightened(self._tensors, self._largest.points, secants, loose)
         found = self._largest.of_each_network((values, positions, means, squares))
         return options.assembled(found, secants)
 
