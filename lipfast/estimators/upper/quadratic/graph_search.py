@@ -15,9 +15,9 @@ from lipfast.estimators.upper.quadratic.graph_starts import balanced_choice, mul
 from lipfast.estimators.upper.quadratic.graph_sweep import GraphSweep, Swept
 
 # So many evaluations are a fixed point, which needs no line search.
-_FIXED_POINT = 24
+_FIXED_POINT = 30
 # The smoothed largest eigenvalue begins with this power: all of the outputs count at first.
-_FIRST_POWER = 4.0
+_FIRST_POWER = 2.0
 _MOMENTUM = 0.3
 _PAIRS = 12
 _LARGEST_STEP = 2.0
