@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lipfast.estimators.upper.interval_jacobian_balls import (
     Balls,
-    Slope,
+    SlopeEnd,
     largest_sums,
     together,
 )
@@ -89,7 +89,7 @@ def interval_jacobians(
     device = networks[0][layers[0].weight].device
     chain = _chain_of(plan, sweep, parts) if device.type == "cpu" else None
     ranges: dict[str, Range] = {}
-    slopes: dict[str, tuple[Slope, Slope]] = {}
+    slopes: dict[str, tuple[SlopeEnd, SlopeEnd]] = {}
     for part in parts:
         if not isinstance(part, Pointwise):
             continue
@@ -245,7 +245,7 @@ class _Work(NamedTuple):
     plan: Architecture
     sweep: Sweep
     parts: Sequence[JacobianPart]
-    slopes: Mapping[str, tuple[Slope, Slope]]
+    slopes: Mapping[str, tuple[SlopeEnd, SlopeEnd]]
     norm: Norm
 
     def bounds(self, networks: ResolvedNetworks) -> Tensor:
@@ -263,7 +263,7 @@ class _Work(NamedTuple):
         readers: dict[str, list[Balls]] = {}
         steps = list(zip(self.sweep.steps, self.parts, strict=True))
         last, part = steps[-1]
-        if [last.node.name] == list(self.plan.graph.outputs) and _is_plain(part):
+        if [last.node.name] == list(self.plan.graph.outputs) and _is_of_whole_samples(part):
             assert isinstance(part, Matrix)
             readers[part.operand] = [Balls(*_weights_of(part, networks, chosen))]
             steps.pop()
@@ -327,7 +327,7 @@ def _times_factor(balls: Balls, factor: float) -> Balls:
     return balls.with_slopes(factor, factor)
 
 
-def _is_plain(part: JacobianPart) -> bool:
+def _is_of_whole_samples(part: JacobianPart) -> bool:
     """Whether a part is a map of the whole sample."""
     return isinstance(part, Matrix) and part.rows == 1
 

@@ -17,7 +17,7 @@ from lipfast.rounding import UNDERFLOW, UNIT_ROUNDOFF, gamma, widened
 
 _HULL = 8 * UNIT_ROUNDOFF
 
-Slope: TypeAlias = "float | Tensor"
+SlopeEnd: TypeAlias = "float | Tensor"
 """Of all entries, or (1 or networks, 1, entries)."""
 
 
@@ -34,7 +34,7 @@ class Balls(NamedTuple):
     middle: Tensor
     radius: Tensor | None
 
-    def with_slopes(self, lower: Slope, upper: Slope) -> Balls:
+    def with_slopes(self, lower: SlopeEnd, upper: SlopeEnd) -> Balls:
         """Times every slope between two: the hull of four products."""
         if self.radius is None:
             return self._exact_with_slopes(lower, upper)
@@ -47,7 +47,7 @@ class Balls(NamedTuple):
         middle, width = (low + high) * 0.5, (high - low) * (0.5 + _HULL)
         return Balls(middle, torch.add(width, middle.abs(), alpha=_HULL) + UNDERFLOW)
 
-    def _exact_with_slopes(self, lower: Slope, upper: Slope) -> Balls:
+    def _exact_with_slopes(self, lower: SlopeEnd, upper: SlopeEnd) -> Balls:
         ends = [torch.as_tensor(end, dtype=torch.float64) for end in (lower, upper)]
         if isinstance(lower, float):
             ends = [end.cpu() for end in ends]
