@@ -71,7 +71,8 @@ class UpperBound(Estimate):
         """
         if self.composition is None:
             raise ArgumentError("this bound has no composition: it was not made by upper_bound")
-        return explanation(self.composition, self.layers, repr(self))
+        title = "\n".join([repr(self), *self._product_line()])
+        return explanation(self.composition, self.layers, title)
 
     def to_pandas(self) -> Any:
         """The layers as a `pandas.DataFrame`: the fields of `LayerBracket` and `log_share`.
@@ -92,7 +93,15 @@ class UpperBound(Estimate):
         return layer_html(self.layers, self.sources, "\n".join(self._lines()))
 
     def _lines(self) -> list[str]:
-        return [_bound_line("upper", self)]
+        return [_bound_line("upper", self), *self._product_line()]
+
+    def _product_line(self) -> list[str]:
+        """What the layers and their shares make, where another method proves less."""
+        total = None if self.composition is None else self.composition.total
+        if total is None or not self.log_value < total.log:
+            return []
+        value = format_value(total.value, total.log)
+        return [f"{'product':<9}{value:<14}of norms and constants: what the shares are of"]
 
 
 @dataclass(frozen=True)
@@ -206,7 +215,7 @@ class Bounds:
     def _lines(self) -> list[str]:
         jacobian = self.lower.jacobian
         return [
-            _bound_line("upper", self.upper),
+            *self.upper._lines(),
             _bound_line("lower", self.lower),
             f"{'jacobian':<9}{format_value(jacobian.value, jacobian.log_value):<14}"
             f"maximum over {self.lower.samples} samples, at sample {self.lower.sample}",
