@@ -58,6 +58,7 @@ _MOST_PRODUCTS = 1 << 34
 _BYTES_OF_ONE = 1 << 30
 # Of several networks at once.
 _BATCH_BYTES = 1 << 27
+_BATCH_BYTES_ON_A_DEVICE = 2 << 30
 _BYTES_OF_AN_ENTRY = 100  # of a Jacobian, while slopes are taken
 
 
@@ -252,7 +253,12 @@ class _Work(NamedTuple):
         """Of all networks, some at a time."""
         entries = _entries_of_nodes(self.plan, self.sweep)
         outputs = sum(entries[name] for name in self.plan.graph.outputs)
-        room = _BATCH_BYTES // (outputs * max(entries.values()) * _BYTES_OF_AN_ENTRY)
+        layers = [part.layer for part in self.parts if isinstance(part, Matrix)]
+        # A weight in float64, and its magnitudes.
+        weights = 16 * max(math.prod(layer.shape) for layer in layers)
+        each = outputs * max(entries.values()) * _BYTES_OF_AN_ENTRY + weights
+        here = networks[0][layers[0].weight].is_cpu
+        room = (_BATCH_BYTES if here else _BATCH_BYTES_ON_A_DEVICE) // each
         ends = [*range(0, len(networks), max(1, room)), len(networks)]
         found = [self._bounds_of(networks, slice(*pair), entries) for pair in pairwise(ends)]
         return found[0] if len(found) == 1 else torch.cat(found)
