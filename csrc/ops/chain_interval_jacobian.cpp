@@ -4,7 +4,7 @@
 namespace lipfast {
 namespace {
 
-constexpr int64_t kMostSide = int64_t{1} << 30;
+constexpr int64_t kMostUnits = int64_t{1} << 30;
 
 // Slopes of n units: of all networks alike, or of each; or none.
 void check_slopes(const Tensor& lower, const Tensor& upper, int64_t networks, int64_t n, const std::string& name) {
@@ -36,7 +36,7 @@ int64_t check_chain_interval_jacobian(const std::vector<Tensor>& weights, const 
     const Tensor &weight = weights[i], &first = weights[i % maps];
     const std::string name = op + ": weight " + std::to_string(i);
     check_dense(weight, 2, name);
-    STD_TORCH_CHECK(weight.numel() > 0 && weight.size(0) < kMostSide && weight.size(1) < kMostSide, name, ": is ",
+    STD_TORCH_CHECK(weight.numel() > 0 && weight.size(0) < kMostUnits && weight.size(1) < kMostUnits, name, ": is ",
                     text(weight), "; sides must be between 1 and 2^30");
     STD_TORCH_CHECK(weight.size(0) == first.size(0) && weight.size(1) == first.size(1), name, ": expected ",
                     text(first), ", got ", text(weight));

@@ -105,7 +105,7 @@ class Tracker:
         """
         single = isinstance(state_dicts, Mapping)
         with shown_progress("layer norms", None, self._progress):
-            count = 1 if single else len(state_dicts)
+            count = len(state_dicts) if isinstance(state_dicts, Sequence) else 1
             found = self._bounds(
                 state_dicts, start=self.vectors, multipliers=[self.multipliers] * count
             )
