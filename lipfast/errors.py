@@ -92,6 +92,10 @@ class StoreError(LipfastError):
     """A store of scores cannot be written or read, or has an unknown schema version."""
 
 
+class CertificateError(LipfastError, ValueError):
+    """A certificate is malformed, or does not prove a bound of the network at hand; says why."""
+
+
 class NativeError(LipfastError, ImportError):
     """The native extension is missing or does not match this installation."""
 

@@ -229,6 +229,25 @@ def test_bounds(project):
     assert stored["lower"] == pytest.approx(found["lower"]["value"], rel=1e-6)
 
 
+def test_a_certificate_is_written_and_verified(project):
+    path, other = "runs/w4/step2.safetensors", "runs/w6/step2.safetensors"
+    quadratic = ("--method", "quadratic", "--certificate", "c.json")
+    code, out, _ = run("bounds", path, *SCORE[2:4], *quadratic, "--json")
+    assert (code, json.loads(out)["upper"]["method"]) == (0, "quadratic constraints")
+    code, again, err = run("verify", "c.json", path, *SCORE[2:4], "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(again)["upper"]["value"] == json.loads(out)["upper"]["value"]
+    code, text, _ = run("verify", "c.json", other, *SCORE[2:4])
+    assert (code, "another width" in text) == (1, True)
+    code, _, err = run("verify", path, path, *SCORE[2:4])
+    assert (code, f"'{path}': " in err) == (2, True)
+    code, _, err = run("verify", "runs", path, *SCORE[2:4])
+    assert (code, "lipfast store verify" in err) == (2, True)
+    code, _, err = run("bounds", path, *SCORE[2:4], "--certificate", "d.json")
+    assert (code, "--method quadratic" in err) == (2, True)
+    assert not (project / "d.json").exists()
+
+
 def test_bounds_without_data(project):
     path = "runs/w4/step2.safetensors"
     code, out, _ = run("bounds", path, *SCORE[2:4])
@@ -301,6 +320,7 @@ def test_info_and_version():
         (),
         ("score",),
         ("bounds",),
+        ("verify",),
         ("store",),
         ("store", "show"),
         ("store", "verify"),

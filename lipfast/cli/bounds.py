@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -30,6 +30,14 @@ def bounds(
     seed: options.SeedOption = 0,
     threads: options.ThreadsOption = None,
     device: options.DeviceOption = "cpu",
+    method: Annotated[
+        str, typer.Option(help="Of the upper bound: product or quadratic.", metavar="METHOD")
+    ] = "product",
+    effort: Annotated[int, typer.Option(help="Of --method quadratic: 1, 2 or 3.", metavar="N")] = 2,
+    certificate: Annotated[
+        str | None,
+        typer.Option(help="Write what proves it here, for 'lipfast verify'.", metavar="FILE"),
+    ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Also print how the upper bound is composed.")
     ] = False,
@@ -44,6 +52,7 @@ def bounds(
       lipfast bounds run/last.safetensors --arch models:mlp --data mnist1d:train
       lipfast bounds run/last.pt --arch models:cnn --arch-arg width=16 --input-shape 3,32,32 --json
       lipfast bounds run/last.ckpt --arch models:mlp --data mnist1d:train --prefix ema
+      lipfast bounds last.pt --arch models:mlp --method quadratic --certificate last.json
 
     \b
     Exit codes:
@@ -66,6 +75,9 @@ def bounds(
             norm=options.parse_norm(norm),
             seed=seed,
             device=device,
+            method=cast("Any", method),
+            effort=effort,
+            certificate=certificate,
         )
     note = f"\n{read.note}" if read.note else ""
     text = f"{read.file.uri}{note}\n\n{found}" + (f"\n\n{found.explain()}" if explain else "")

@@ -14,6 +14,7 @@ from lipfast.cli.bounds import bounds
 from lipfast.cli.info import info
 from lipfast.cli.score import score
 from lipfast.cli.store import store_app
+from lipfast.cli.verify import verify
 
 _FEWEST_NEW = 50_000  # objects since the last collection, before the next one
 
@@ -25,6 +26,7 @@ app = typer.Typer(
     epilog="""\b
 Examples:
   lipfast bounds run/last.safetensors --arch models:mlp --data x.npy
+  lipfast verify last.json run/last.safetensors --arch models:mlp
   lipfast score runs/ --arch models:mlp --data x.npy --out scores/
   lipfast store show scores/
 
@@ -35,7 +37,7 @@ Examples:
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for command in (score, bounds, info):
+for command in (score, bounds, verify, info):
     app.command()(command)
 app.add_typer(store_app, name="store")
 

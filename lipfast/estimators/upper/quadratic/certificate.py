@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 from torch import Tensor
+
+from lipfast.errors import CertificateError
+from lipfast.estimators.upper.quadratic.certificate_json import (
+    LARGEST_FILE,
+    certificate_fields,
+    certificate_json,
+)
+from lipfast.estimators.upper.quadratic.digest import weights_digest
+from lipfast.plan.architecture import Architecture
+from lipfast.plan.checked import StateDict
 
 Multipliers = Sequence[Tensor]
 """Base-2 logarithms of D of the weights as they are, (n_i,) per activation."""
@@ -27,6 +39,8 @@ class QuadraticCertificate:
         units: e_i, (n_i,) int32.
         maps: s_i.
         square: rho^2.
+        plan: fingerprint of the plan that it was made for, where it is known (`made_for`).
+        weights: digest of the weights. Neither has a part in the proof.
     """
 
     layers: tuple[str, ...]
@@ -34,6 +48,45 @@ class QuadraticCertificate:
     units: tuple[Tensor, ...]
     maps: tuple[int, ...]
     square: float
+    plan: str | None = None
+    weights: str | None = None
+
+    def made_for(self, plan: Architecture, state_dict: StateDict) -> QuadraticCertificate:
+        """Name the plan and the weights in it, so that `verify_certificate` can tell others."""
+        return replace(self, plan=plan.fingerprint, weights=weights_digest(plan, state_dict))
+
+    def to_json(self) -> str:
+        """One JSON object; numbers exactly, as hexadecimal floats."""
+        return certificate_json({own.name: getattr(self, own.name) for own in fields(self)})
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it as JSON: a few kilobytes."""
+        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_json(cls, text: str) -> QuadraticCertificate:
+        """Read what `to_json` wrote.
+
+        Raises:
+            CertificateError: it is something else; says what is wrong.
+        """
+        return cls(**certificate_fields(text))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> QuadraticCertificate:
+        """Read what `save` wrote.
+
+        Raises:
+            CertificateError: there is no such file, it is too large or something else; says why.
+        """
+        try:
+            with Path(path).open("rb") as file:
+                data = file.read(LARGEST_FILE + 1)
+            return cls.from_json(data.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise CertificateError(f"'{os.fspath(path)}': this is no text") from error
+        except (OSError, CertificateError) as error:
+            raise CertificateError(f"'{os.fspath(path)}': {error}") from error
 
     def __repr__(self) -> str:
         sizes = "-".join(str(len(own)) for own in self.multipliers)

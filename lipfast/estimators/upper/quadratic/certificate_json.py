@@ -1,0 +1,134 @@
+"""Certificates as JSON, and what is no certificate told from them: files may be anybody's."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from lipfast.errors import CertificateError
+
+LARGEST_FILE = 16 << 20
+"""Bytes: some 500,000 units."""
+_FORMAT = "lipfast quadratic certificate"
+_VERSION = 1
+LARGEST_SHIFT = 1 << 20
+_KEYS = {"format", "version", "layers", "multipliers", "units", "maps", "square"}
+_NAMES = ("plan", "weights")
+
+
+def certificate_json(fields: Mapping[str, Any]) -> str:
+    """The fields of a `QuadraticCertificate` as one JSON object; numbers as hexadecimal floats."""
+    return json.dumps(
+        {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "plan": fields["plan"],
+            "weights": fields["weights"],
+            "layers": list(fields["layers"]),
+            "square": fields["square"].hex(),
+            "maps": list(fields["maps"]),
+            "units": [own.tolist() for own in fields["units"]],
+            "multipliers": [[d.hex() for d in own.tolist()] for own in fields["multipliers"]],
+        }
+    )
+
+
+def certificate_fields(text: str) -> dict[str, Any]:
+    """The fields of a certificate.
+
+    Raises:
+        CertificateError: the text is something else; says what is wrong.
+    """
+    if len(text) > LARGEST_FILE:
+        raise CertificateError(f"more than {LARGEST_FILE >> 20} MiB: this is no certificate")
+    try:
+        # A constant such as NaN, and an integer of thousands of digits, are refused as they come.
+        read = json.loads(text, parse_constant=_refuse_constant, parse_int=_short_integer)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, CertificateError):
+            raise
+        raise CertificateError("this is not JSON, so no certificate") from error
+    if not isinstance(read, dict) or read.get("format") != _FORMAT:
+        raise CertificateError(f"this is no certificate: its 'format' is not '{_FORMAT}'")
+    if read.get("version") != _VERSION:
+        raise CertificateError("a certificate of another version: expected 1")
+    missing = sorted(_KEYS - set(read)) or sorted(set(read) - _KEYS - set(_NAMES))
+    if missing:
+        raise CertificateError(f"the entry '{missing[0][:80]}' is missing, or has no meaning here")
+    layers = tuple(_json_text(name, "layers") for name in _list(read["layers"], "layers"))
+    rows = [_list(own, "multipliers") for own in _list(read["multipliers"], "multipliers")]
+    units = [_list(own, "units") for own in _list(read["units"], "units")]
+    maps = tuple(_exponent(own, "maps") for own in _list(read["maps"], "maps"))
+    if len(layers) < 2 or len(maps) != len(layers):
+        raise CertificateError("'layers' and 'maps' must have one entry for each of >= 2 matrices")
+    sizes = [len(row) for row in rows]
+    if len(rows) != len(layers) - 1 or [len(own) for own in units] != sizes or 0 in sizes:
+        raise CertificateError(
+            "'multipliers' and 'units' must have one list for each activation, of equal lengths"
+        )
+    return {
+        "layers": layers,
+        "multipliers": tuple(_multipliers(row) for row in rows),
+        "units": tuple(
+            torch.tensor([_exponent(own, "units") for own in row], dtype=torch.int32)
+            for row in units
+        ),
+        "maps": maps,
+        "square": _hex_number(read["square"], "square"),
+        **{name: _optional_text(read.get(name), name) for name in _NAMES},
+    }
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise CertificateError(f"{name} is no number of a certificate")
+
+
+def _short_integer(digits: str) -> int:
+    if len(digits) > 12:
+        raise CertificateError("an integer has more than 12 digits")
+    return int(digits)
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise CertificateError(f"'{name}' must be a list")
+    return value
+
+
+def _json_text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise CertificateError(f"'{name}' must hold texts")
+    return value
+
+
+def _optional_text(value: Any, name: str) -> str | None:
+    return None if value is None else _json_text(value, name)
+
+
+def _exponent(value: Any, name: str) -> int:
+    if type(value) is not int or abs(value) > LARGEST_SHIFT:
+        raise CertificateError(f"'{name}' must hold integers of at most 2^20 in size")
+    return value
+
+
+def _multipliers(row: list[Any]) -> Tensor:
+    return torch.tensor([_hex_number(own, "multipliers") for own in row], dtype=torch.float64)
+
+
+def _hex_number(value: Any, name: str) -> float:
+    number = math.nan
+    if isinstance(value, str) and len(value) <= 40:
+        try:
+            number = float.fromhex(value)
+        except (ValueError, OverflowError):
+            number = math.nan
+    if not 0.0 < number < math.inf:
+        raise CertificateError(
+            f"'{name}' must hold finite numbers above 0, as texts such as '0x1.8p+3'"
+        )
+    return number
