@@ -4,7 +4,7 @@
 namespace lipfast {
 namespace {
 
-constexpr int64_t kMostSide = int64_t{1} << 30;
+constexpr int64_t kMostRows = int64_t{1} << 30;
 
 // Per hidden layer (units), or (networks, units) where that may be.
 void check_units(const std::vector<Tensor>& tensors, const std::vector<int64_t>& sizes, int64_t networks,
@@ -41,7 +41,7 @@ std::vector<int64_t> check_chain_quadratic(const std::vector<Tensor>& weights, c
     const std::string name = op + ": weight " + std::to_string(i);
     check_dense(weight, 2, name);
     STD_TORCH_CHECK(weight.size(1) == sizes.back(), name, ": expected ", sizes.back(), " columns, got ", text(weight));
-    STD_TORCH_CHECK(weight.numel() > 0 && weight.size(0) < kMostSide && weight.size(1) < kMostSide, name, ": is ",
+    STD_TORCH_CHECK(weight.numel() > 0 && weight.size(0) < kMostRows && weight.size(1) < kMostRows, name, ": is ",
                     text(weight), "; sides are between 1 and 2^30");
     sizes.push_back(weight.size(0));
   }

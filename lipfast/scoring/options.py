@@ -12,6 +12,8 @@ from lipfast.plan.architecture import Architecture
 
 METHOD = 2
 """Changes when the same checkpoint, plan and options would give other scores than before."""
+METHOD_OF_SUMS = 3
+"""The same for norms 1 and inf: since version 3 upper bounds know signs."""
 
 
 def method_of(plan: Architecture) -> int:
@@ -50,8 +52,9 @@ class Options:
         Args:
             plan: its fingerprint.
             samples: their digest.
-            method: of the plan, see `method_of`.
+            method: of the plan in norm 2, see `method_of`.
         """
+        method = method if self.norm == 2 else METHOD_OF_SUMS
         parts: tuple[object, ...] = (method, plan, float(self.norm), self.seed, samples)
         parts += () if self.prefix is None else (self.prefix,)
         parts += () if self.upper == "product" else (f"upper={self.upper}",)

@@ -18,10 +18,12 @@ from torch import Tensor
 from lipfast.estimators.upper.sweep import ZERO, Step, Sweep
 from lipfast.estimators.upper.together import Unread
 from lipfast.graph.apply import call_op
-from lipfast.graph.nodes import Constant
+from lipfast.graph.nodes import Constant, error_name
 from lipfast.ops.fetched import sent
 from lipfast.plan.architecture import Architecture
+from lipfast.plan.computed import mapped
 from lipfast.plan.layers import Layer
+from lipfast.plan.stacked import ResolvedNetworks
 from lipfast.rules.registry import Call, SlopeRange, written_here
 
 Range: TypeAlias = "tuple[Tensor, Tensor]"
@@ -45,7 +47,7 @@ class Pointwise:
     numbers: tuple[float, float] | None
 
     def slopes(
-        self, networks: Sequence[Mapping[str, Tensor]], plan: Architecture, device: torch.device
+        self, networks: ResolvedNetworks, plan: Architecture, device: torch.device
     ) -> Range | None:
         """Of all networks; None where one has none, or the host would have to look at a device."""
         if self.known is not None:
@@ -54,6 +56,10 @@ class Pointwise:
         looks = self.step.node.op == "lipfast.composition" or not written_here(self.step.rule)
         if device.type != "cpu" and looks:
             return None
+        if device.type != "cpu":
+            read = [ref.name for ref in self.step.references if ref.kind == "parameter"]
+            tensors = networks.tensors([*read, *map(error_name, read)])
+            return mapped(lambda own: _slopes_of_step(self.step, own, plan.constants), tensors)
         found = [_slopes_of_step(self.step, entry, plan.constants) for entry in networks]
         if any(own is None for own in found):
             return None

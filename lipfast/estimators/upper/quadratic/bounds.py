@@ -63,7 +63,7 @@ def quadratic_bounds(
     if chain is None or boxes is None:
         return _bounds_of_graphs(plan, networks, effort=effort, memory=memory)
     sizes = [layer.output_shape[-1] for layer in chain.layers[:-1]]
-    fitting = [own if _fits(own, sizes) else None for own in start]
+    fitting = [own if _is_of_chain(own, sizes) else None for own in start]
     warm = all(own is not None for own in fitting)
     found = chain_quadratic(
         [chain.matrices(entry) for entry in networks],
@@ -131,7 +131,7 @@ def _all_errors(chain: MatrixChain, networks: ResolvedNetworks) -> list[list[Ten
     return None if exact else found
 
 
-def _fits(start: Multipliers | None, sizes: Sequence[int]) -> bool:
+def _is_of_chain(start: Multipliers | None, sizes: Sequence[int]) -> bool:
     """Whether multipliers are of this chain, and not of the same network by another graph."""
     return start is not None and [len(own) for own in start] == list(sizes)
 

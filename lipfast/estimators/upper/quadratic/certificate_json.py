@@ -18,7 +18,7 @@ _FORMAT = "lipfast quadratic certificate"
 _VERSION = 1
 LARGEST_SHIFT = 1 << 20
 _KEYS = {"format", "version", "layers", "multipliers", "units", "maps", "square"}
-_NAMES = ("plan", "weights")
+_OPTIONAL = ("plan", "weights")
 
 
 def certificate_json(fields: Mapping[str, Any]) -> str:
@@ -57,7 +57,7 @@ def certificate_fields(text: str) -> dict[str, Any]:
         raise CertificateError(f"this is no certificate: its 'format' is not '{_FORMAT}'")
     if read.get("version") != _VERSION:
         raise CertificateError("a certificate of another version: expected 1")
-    missing = sorted(_KEYS - set(read)) or sorted(set(read) - _KEYS - set(_NAMES))
+    missing = sorted(_KEYS - set(read)) or sorted(set(read) - _KEYS - set(_KEYS))
     if missing:
         raise CertificateError(f"the entry '{missing[0][:80]}' is missing, or has no meaning here")
     layers = tuple(_json_text(name, "layers") for name in _list(read["layers"], "layers"))
@@ -80,7 +80,7 @@ def certificate_fields(text: str) -> dict[str, Any]:
         ),
         "maps": maps,
         "square": _hex_number(read["square"], "square"),
-        **{name: _optional_text(read.get(name), name) for name in _NAMES},
+        **{name: _optional_text(read.get(name), name) for name in _OPTIONAL},
     }
 
 

@@ -59,15 +59,15 @@ class MatrixChain:
 
 def matrix_chain(sweep: Sweep) -> MatrixChain | None:
     """The chain that a graph is; None where it is none, or has fewer than two matrices."""
-    if sweep not in _CHAINS:
-        _CHAINS[sweep] = _chain_of(sweep)
-    return _CHAINS[sweep]
+    if sweep not in _MATRIX_CHAINS:
+        _MATRIX_CHAINS[sweep] = _chain_of_matrices(sweep)
+    return _MATRIX_CHAINS[sweep]
 
 
-_CHAINS: WeakKeyDictionary[Sweep, MatrixChain | None] = WeakKeyDictionary()
+_MATRIX_CHAINS: WeakKeyDictionary[Sweep, MatrixChain | None] = WeakKeyDictionary()
 
 
-def _chain_of(sweep: Sweep) -> MatrixChain | None:
+def _chain_of_matrices(sweep: Sweep) -> MatrixChain | None:
     """Matrices act on the last dimension of a sample: on rows of features, each alike.
 
     The Jacobian is block diagonal then, and one row says all; a reshape may only stand before the

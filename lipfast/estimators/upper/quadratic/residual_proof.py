@@ -17,7 +17,7 @@ from lipfast.rounding import gamma
 
 # For sums of numbers that are not negative: four products one after the other, 2^28 terms each.
 _UPWARDS = 1.0 + 2.0**-20
-_LARGEST = 2.0**50
+_LARGEST_NUMBER = 2.0**50
 _LONGEST = 2**26
 _SHIFT = 10_000
 _FACTORISATIONS = 4
@@ -104,7 +104,9 @@ def scaled_blocks(
         if index < len(boxes):
             mean, product = boxes[index]
     numbers = [t for b in blocks for t in (b.weight, b.error, b.mean, b.product, b.own)]
-    if not all(bool((t.abs() <= _LARGEST).all()) for t in numbers if t is not None and t.numel()):
+    if not all(
+        bool((t.abs() <= _LARGEST_NUMBER).all()) for t in numbers if t is not None and t.numel()
+    ):
         return "scaled numbers are NaN, infinite or above 2^50"
     return blocks
 
