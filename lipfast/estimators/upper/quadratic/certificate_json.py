@@ -57,7 +57,7 @@ def certificate_fields(text: str) -> dict[str, Any]:
         raise CertificateError(f"this is no certificate: its 'format' is not '{_FORMAT}'")
     if read.get("version") != _VERSION:
         raise CertificateError("a certificate of another version: expected 1")
-    missing = sorted(_KEYS - set(read)) or sorted(set(read) - _KEYS - set(_KEYS))
+    missing = sorted(_KEYS - set(read)) or sorted(set(read) - _KEYS - set(_OPTIONAL))
     if missing:
         raise CertificateError(f"the entry '{missing[0][:80]}' is missing, or has no meaning here")
     layers = tuple(_json_text(name, "layers") for name in _list(read["layers"], "layers"))
