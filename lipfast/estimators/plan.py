@@ -222,8 +222,7 @@ class Plan(Architecture):
             rtol: relative gap of each layer's bracket.
             seed: of the first checkpoint's start vectors.
             domain: the bounds hold for inputs in this set, see `upper`.
-            method: see `upper`; quadratic constraints start from the multipliers before, which
-                takes fewer sweeps.
+            method: see `upper`; quadratic constraints start from the multipliers before.
             effort: see `upper`.
             memory: see `upper`.
             progress: see `upper`.

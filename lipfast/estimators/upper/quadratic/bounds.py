@@ -23,8 +23,9 @@ from lipfast.rules.upward import Upward
 QUADRATIC = "quadratic constraints"
 EVALUATIONS = {1: 10, 2: 30, 3: 300}
 """Sweeps of the search, by effort."""
-WARM_EVALUATIONS = {1: 2, 2: 10, 3: 300}
-"""The same from the multipliers of a similar network."""
+WARM_EVALUATIONS = {1: 10, 2: 10, 3: 300}
+"""The same from the multipliers of a similar network; with fewer, those of one that is hundreds of
+steps away gain little on the product."""
 
 
 def quadratic_bounds(
