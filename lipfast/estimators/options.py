@@ -124,6 +124,11 @@ def check_method(method: object, effort: object, norm: Norm) -> bool:
     return method == "quadratic"
 
 
+def upper_step(method: object) -> str:
+    """What progress says while upper bounds are found."""
+    return "quadratic constraints" if method == "quadratic" else "layer norms"
+
+
 def check_flags(**flags: object) -> None:
     """Check options that are True or False.
 

@@ -22,6 +22,7 @@ from lipfast.estimators.options import (
     UpperMethod,
     check_options,
     refuse,
+    upper_step,
 )
 from lipfast.estimators.progress import shown_progress
 from lipfast.estimators.results import Bounds, LowerBound, UpperBound, ordered
@@ -186,7 +187,7 @@ class Plan(Architecture):
         """
         refuse("Plan.upper", _elsewhere)
         norm = check_options(norm, domain, memory, progress, shapes=self.input_shapes)
-        with shown_progress("layer norms", None, progress):
+        with shown_progress(upper_step(method), None, progress):
             results, _ = product_bounds(
                 self,
                 state_dicts,
@@ -240,6 +241,7 @@ class Plan(Architecture):
             domain=domain,
             method=method,
             effort=effort,
+            memory=int(memory),
             progress=progress,
         )
 
@@ -412,7 +414,7 @@ def bounds_from(
     """`Plan.bounds` of checked options and opened data."""
     norm, domain = shared["norm"], shared["domain"]
     state_dicts = checked_all(plan, state_dicts)
-    with shown_progress("layer norms", None, shared["progress"]):
+    with shown_progress(upper_step(method), None, shared["progress"]):
         uppers, _ = product_bounds(
             plan,
             state_dicts,
@@ -422,6 +424,7 @@ def bounds_from(
             domain=domain,
             method=method,
             effort=effort,
+            memory=int(shared["memory"]),
         )
     lowers = lower_bounds(plan, state_dicts, samples, **shared)
     return [ordered(lower, upper) for lower, upper in zip(lowers, uppers, strict=True)]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lipfast.errors import ArgumentError
 from lipfast.estimators.domain import Domain
-from lipfast.estimators.options import UpperMethod, check_method
+from lipfast.estimators.options import UpperMethod, check_method, upper_step
 from lipfast.estimators.progress import shown_progress
 from lipfast.estimators.results import UpperBound
 from lipfast.estimators.upper.quadratic.certificate import Multipliers
@@ -66,13 +66,14 @@ class Tracker:
         domain: Domain | None = None,
         method: UpperMethod = "product",
         effort: int = 2,
+        memory: int = 1 << 30,
         progress: bool | None = None,
     ) -> None:
         check_method(method, effort, check_norm(norm))
         self.plan = plan
         self.vectors: StartVectors = {}
         self.multipliers: Multipliers | None = None
-        self._progress = progress
+        self._progress, self._step = progress, upper_step(method)
         self._bounds = partial(
             upper_bounds_together,
             plan,
@@ -82,6 +83,7 @@ class Tracker:
             domain=domain,
             method=method,
             effort=effort,
+            memory=memory,
         )
 
     @overload
@@ -104,7 +106,7 @@ class Tracker:
                 are as before.
         """
         single = isinstance(state_dicts, Mapping)
-        with shown_progress("layer norms", None, self._progress):
+        with shown_progress(self._step, None, self._progress):
             count = len(state_dicts) if isinstance(state_dicts, Sequence) else 1
             found = self._bounds(
                 state_dicts, start=self.vectors, multipliers=[self.multipliers] * count
