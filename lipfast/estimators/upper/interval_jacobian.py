@@ -36,7 +36,7 @@ from lipfast.estimators.upper.interval_jacobian_parts import (
     parts_of,
 )
 from lipfast.estimators.upper.layer_bracket import LayerBrackets
-from lipfast.estimators.upper.layer_norms import errors_of_layer
+from lipfast.estimators.upper.layer_norms import error_of_weight, errors_of_layer
 from lipfast.estimators.upper.many import Tighter
 from lipfast.estimators.upper.sweep import Sweep
 from lipfast.graph.nodes import error_name
@@ -46,10 +46,9 @@ from lipfast.ops.chain_interval_jacobian import IntervalNorms, chain_interval_ja
 from lipfast.ops.emulation import products_are_ieee
 from lipfast.ops.fetched import Fetched, sent
 from lipfast.plan.architecture import Architecture
-from lipfast.plan.fold import fold_roundings, folded_name
+from lipfast.plan.fold import folded_name
 from lipfast.plan.layers import Layer
 from lipfast.plan.stacked import ResolvedNetworks
-from lipfast.rounding import UNDERFLOW, widened
 from lipfast.rules.upward import Upward
 
 INTERVAL_JACOBIAN = "interval Jacobian"
@@ -135,17 +134,6 @@ def _within_reason(plan: Architecture, sweep: Sweep, parts: Sequence[JacobianPar
     return products <= _MOST_PRODUCTS and widest <= _BYTES_OF_ONE
 
 
-def _error_of_weight(layer: Layer, tensors: Mapping[str, Tensor], weight: Tensor) -> Tensor | None:
-    """How far the entries of a stored weight may be from the true ones; see `layer_norms`."""
-    error = tensors.get(error_name(layer.weight))
-    if layer.folds:
-        underflow = tensors[folded_name(layer.node, "underflow")].double()
-        shape = (*underflow.shape, *[1] * (weight.dim() - underflow.dim()))
-        folded = weight.double().abs() * fold_roundings(layer.folds) + underflow.reshape(shape)
-        error = folded if error is None else error + folded
-    return None if error is None else widened(error.double(), 4).expand_as(weight) + UNDERFLOW
-
-
 class _Chain(NamedTuple):
     """Maps one after the other, each reading the one before.
 
@@ -193,7 +181,7 @@ def _bounds_of_chain(
     for entry in networks:
         own = [entry[layer.weight] for layer in chain.layers]
         wrong = [
-            _error_of_weight(layer, entry, weight)
+            error_of_weight(layer, entry, weight)
             if layer.folds or error_name(layer.weight) in entry
             else None
             for layer, weight in zip(chain.layers, own, strict=True)
@@ -348,7 +336,7 @@ def _weights_of(
     known = {name: tensor[chosen] for name, tensor in networks.tensors(names).items()}
     errors = None
     if layer.folds or names[0] in known:
-        errors = _error_of_weight(layer, known, weights)
+        errors = error_of_weight(layer, known, weights)
     if layer.transposed:
         weights, errors = weights.mT, None if errors is None else errors.mT
     return weights.double(), errors

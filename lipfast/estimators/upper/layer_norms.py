@@ -21,7 +21,7 @@ from lipfast.plan.fold import fold_roundings, folded_name
 from lipfast.plan.layers import Layer
 from lipfast.plan.matrix_errors import frobenius_norm, frobenius_of_scaled
 from lipfast.plan.stacked import ResolvedNetworks
-from lipfast.rounding import widened
+from lipfast.rounding import UNDERFLOW, widened
 
 # More roundings than a sum of 2^20 numbers and what is made of it have.
 _MANY = 1 << 22
@@ -33,6 +33,20 @@ MatrixErrors = Callable[[], list[float]] | None
 
 LayerErrors = Callable[[Sequence[float]], list[float]] | None
 """`MatrixErrors` of any layer, from the upper ends of the brackets of the stored weights."""
+
+
+def error_of_weight(layer: Layer, tensors: Mapping[str, Tensor], weight: Tensor) -> Tensor | None:
+    """What the entries of a stored weight may be off by, float64, rounded up; None: nothing.
+
+    ``eps |W| + t`` of folding, and what computing it from parameters rounded.
+    """
+    error = tensors.get(error_name(layer.weight))
+    if layer.folds:
+        underflow = tensors[folded_name(layer.node, "underflow")].double()
+        shape = (*underflow.shape, *[1] * (weight.dim() - underflow.dim()))
+        folded = weight.double().abs() * fold_roundings(layer.folds) + underflow.reshape(shape)
+        error = folded if error is None else error + folded
+    return None if error is None else widened(error.double(), 4).expand_as(weight) + UNDERFLOW
 
 
 def error_of_matrix(

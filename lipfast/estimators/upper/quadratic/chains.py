@@ -12,11 +12,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from lipfast.estimators.upper.layer_norms import error_of_weight
 from lipfast.estimators.upper.quadratic.boxes import Boxes, boxes_of
 from lipfast.estimators.upper.sweep import ZERO, Step, Sweep
-from lipfast.graph.nodes import error_name
 from lipfast.plan.architecture import Architecture
-from lipfast.plan.fold import fold_roundings, folded_name
 from lipfast.plan.layers import Layer
 from lipfast.rules.registry import written_here
 
@@ -43,7 +42,11 @@ class MatrixChain:
 
     def errors(self, parameters: Mapping[str, Tensor]) -> list[Tensor | None]:
         """What the stored matrices are off by, entry by entry; None: nothing."""
-        return [_weight_error(layer, parameters) for layer in self.layers]
+        found = []
+        for layer in self.layers:
+            error = error_of_weight(layer, parameters, parameters[layer.weight].detach())
+            found.append(error.mT if error is not None and layer.transposed else error)
+        return found
 
     def boxes(self, plan: Architecture, parameters: Mapping[str, Tensor]) -> list[Boxes] | None:
         """The ranges of slopes of one network, per activation; None where one has none."""
@@ -114,18 +117,3 @@ def _rows_of_features(end: float | Tensor, shape: tuple[int, ...]) -> Tensor:
     """One end of the ranges for every entry of a sample, as rows of features."""
     values = torch.as_tensor(end, dtype=torch.float64)
     return values.expand(shape).reshape(-1, shape[-1])
-
-
-def _weight_error(layer: Layer, parameters: Mapping[str, Tensor]) -> Tensor | None:
-    """Folding: ``eps |W| + t``; computing: known elementwise. Rounded up."""
-    weight, found = parameters[layer.weight].detach().double(), None
-    if layer.folds:
-        underflow = parameters[folded_name(layer.node, "underflow")].double()
-        found = weight.abs() * fold_roundings(layer.folds) + underflow
-    rounding = parameters.get(error_name(layer.weight))
-    if rounding is not None:
-        found = rounding.double() if found is None else found + rounding.double()
-    if found is None:
-        return None
-    found = found * (1 + 2.0**-30)
-    return found.mT if layer.transposed else found
