@@ -91,6 +91,7 @@ class Sweep:
         steps: every node but the inputs, in order.
         operations: all nodes as `Composition` knows them, inputs first.
         inputs: names of the inputs.
+        outputs: names of the nodes that are results, in order; one may be there twice.
         needs_sizes: whether a product asks how large activations are.
     """
 
@@ -98,6 +99,7 @@ class Sweep:
     steps: tuple[Step, ...]
     operations: tuple[Operation, ...]
     inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
     needs_sizes: bool
 
 
@@ -128,6 +130,7 @@ def _made(plan: Architecture, folded: FoldedGraph) -> Sweep:
         steps,
         (*operations, *(step.operation for step in steps)),
         tuple(node.name for node in inputs),
+        tuple(plan.graph.outputs),
         any(step.rule.product is not None and step.rule.product(step.node) for step in steps),
     )
 

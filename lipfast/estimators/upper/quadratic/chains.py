@@ -74,7 +74,7 @@ def _chain_of_matrices(sweep: Sweep) -> MatrixChain | None:
     """Matrices act on the last dimension of a sample: on rows of features, each alike.
 
     The Jacobian is block diagonal then, and one row says all; a reshape may only stand before the
-    first matrix or behind the last op.
+    first matrix or behind the last op, whose result is the only one.
     """
     if len(sweep.inputs) != 1:
         return None
@@ -103,7 +103,9 @@ def _chain_of_matrices(sweep: Sweep) -> MatrixChain | None:
             return None
         else:
             waiting = step
-    return MatrixChain(tuple(layers), tuple(between), waiting) if len(layers) > 1 else None
+    # What is a result on the way, or twice, is more than the chain's end.
+    whole = len(layers) > 1 and sweep.outputs == (previous,)
+    return MatrixChain(tuple(layers), tuple(between), waiting) if whole else None
 
 
 def _slope_range(

@@ -184,6 +184,32 @@ def test_sums_of_branches() -> None:
     assert result.lower.value <= result.upper.value < 0.95 * lipfast.upper_bound(model, x).value
 
 
+class _Results(nn.Module):
+    """3 x and then 0.1 relu(3 x), with several of the tensors on the way as results."""
+
+    def __init__(self, chosen: str) -> None:
+        super().__init__()
+        self.chosen = chosen
+        self.first, self.last = (nn.Linear(1, 1, bias=False) for _ in range(2))
+        nn.init.constant_(self.first.weight, 3.0)
+        nn.init.constant_(self.last.weight, 0.125)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        hidden = torch.relu(self.first(x))
+        found = {"x": x, "h": hidden, "y": self.last(hidden), "v": self.first(x)}
+        return tuple(found[name] for name in self.chosen)
+
+
+@pytest.mark.parametrize("chosen", ["yh", "hy", "xy", "yv", "yy", "h", "hh", "yyh"])
+@pytest.mark.parametrize("norm", [1, 2, math.inf])
+def test_results_on_the_way_count(chosen: str, norm: float) -> None:
+    sizes = [{"x": 1.0, "h": 3.0, "y": 0.375, "v": 3.0}[name] for name in chosen]
+    truth = float(torch.linalg.vector_norm(torch.tensor(sizes, dtype=torch.float64), norm))
+    options = {"method": "quadratic"} if norm == 2 else {}
+    found = lipfast.upper_bound(_Results(chosen), torch.zeros(2, 1), norm=norm, **options)  # type: ignore[arg-type]
+    assert truth * (1 - 1e-15) <= found.value <= truth * (1 + 1e-3)
+
+
 def test_a_product_beyond_float64() -> None:
     model = _chain(nn.ReLU(), sizes=(3, 4, 4, 4, 4, 2))
     with torch.no_grad():
