@@ -55,7 +55,7 @@ def certificate_fields(text: str) -> dict[str, Any]:
         raise CertificateError("this is not JSON, so no certificate") from error
     if not isinstance(read, dict) or read.get("format") != _FORMAT:
         raise CertificateError(f"this is no certificate: its 'format' is not '{_FORMAT}'")
-    if read.get("version") != _VERSION:
+    if type(read.get("version")) is not int or read["version"] != _VERSION:
         raise CertificateError("a certificate of another version: expected 1")
     missing = sorted(_KEYS - set(read)) or sorted(set(read) - _KEYS - set(_OPTIONAL))
     if missing:

@@ -58,7 +58,8 @@ def searched(
     if not found:
         return None
     best = min(found, key=lambda swept: swept.square)
-    if not sweep.problem.steps or not evaluations:
+    # Where the bound is zero already there is no logarithm to descend on.
+    if not sweep.problem.steps or not evaluations or not best.square > 0:
         return best
     return _MultiplierSearch(sweep, best).run(evaluations)
 

@@ -184,6 +184,19 @@ def test_sums_of_branches() -> None:
     assert result.lower.value <= result.upper.value < 0.95 * lipfast.upper_bound(model, x).value
 
 
+def test_a_head_of_zeros_and_what_is_scored_with_it() -> None:
+    model = nn.Sequential(_Residual(), nn.Linear(6, 2))
+    plan = lipfast.compile(model, torch.zeros(2, 6))
+    good = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    zero = {**good, "1.weight": torch.zeros(2, 6)}
+    found = plan.upper([good, zero, good], method="quadratic")
+    assert found[1].value == 0.0
+    assert 0 < found[0].value == found[2].value < plan.upper(good).value
+    chain = _chain(nn.ReLU())
+    nn.init.zeros_(chain[-1].weight)  # type: ignore[arg-type]
+    assert lipfast.upper_bound(chain, torch.zeros(1, 6), method="quadratic").value == 0.0
+
+
 class _Results(nn.Module):
     """3 x and then 0.1 relu(3 x), with several of the tensors on the way as results."""
 
