@@ -113,7 +113,8 @@ class _FirstEvaluation:
             for module, flag, compiled in zip(
                 self._modules, self._flags, self._compiled, strict=True
             ):
-                if module.training is not flag:
+                # Restoring may have been interrupted where a module had no attributes.
+                if getattr(module, "training", flag) is not flag:
                     _set_training(module, flag)
                 if compiled is not None:
                     module._compiled_call_impl = compiled

@@ -16,6 +16,7 @@ import lipfast
 from lipfast.plan.batch_first import samples_in_front
 from lipfast.plan.conditions import buffers_known
 from lipfast.plan.export import _quiet_export
+from lipfast.plan.kept_values import KeptTable
 from lipfast.plan.modules import evaluation_mode
 from tests.support.interrupts import InterruptedAt
 from tests.support.writers import WIDTH, Writer, held, process_state
@@ -129,6 +130,27 @@ CALLS: dict[str, Callable[[nn.Module], Any]] = {
     "rows": lambda model: lipfast.jacobian_norms(model, X, method="rows"),
     "create_graph": lambda model: lipfast.jacobian_norms(model, X, create_graph=True),
 }
+
+
+def test_while_a_module_is_without_attributes() -> None:
+    """The interrupt comes between the clearing of a module's dictionary and its filling."""
+    model = make_writer()
+    before, seen = everything(model), []
+    plain = KeptTable.restore
+
+    def interrupted(kept: KeptTable) -> None:
+        if kept.value is vars(model) and not seen:
+            seen.append(True)
+            kept.value.clear()
+            raise KeyboardInterrupt
+        plain(kept)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KeptTable, "restore", interrupted)
+        with pytest.raises(KeyboardInterrupt), evaluation_mode(model):
+            model(X)
+    assert seen
+    assert everything(model) == before
 
 
 def test_jacobian_norms() -> None:
