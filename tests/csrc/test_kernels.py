@@ -305,7 +305,8 @@ def test_extreme_matrices_that_a_block_holds(checked: Harness) -> None:
 
 
 def test_blocks_pass_over_matrices_that_they_do_not_hold(checked: Harness) -> None:
-    matrices = [normal(1, 257), normal(2, 3)]  # one column too many, and one that a block holds
+    # One column too many, of one and of two tiles of rows, and one that a block holds.
+    matrices = [normal(1, 257), normal(18, 257), normal(2, 3)]
     found = kernels.spectral_norms(checked, matrices, grid=1, resident_shared=SHARED["all"])
     check_bracket(found, matrices, 1e-9)
 
