@@ -40,6 +40,13 @@ from tests.support.pretended_device import (
 NORMS = [1, 2, math.inf]
 
 
+@pytest.fixture(autouse=True)
+def products_are_known() -> None:
+    """The first look at how a device multiplies waits, once per process: no test counts it."""
+    with pretended_device():
+        assert products_are_ieee(CUDA)
+
+
 def mlp(*widths: int, between: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise(widths):
@@ -338,8 +345,6 @@ def test_the_host_waits_twice_for_any_number_of_state_dicts(name: str, norm: flo
         )
         for networks in (state_dicts, stacked):
             with pretended_device() as counts:
-                products_are_ieee(CUDA)  # the first look at how a device multiplies
-                counts.clear()
                 upper = plan.upper(networks, norm=norm)
                 assert counts.syncs <= 2
                 seen.append(counts.launches)
@@ -486,8 +491,6 @@ def test_loose_secants_on_a_device_are_bounded_in_norm(norm: float) -> None:
     for count, form in ((1, 0), (3, 1)) if norm == 2 else ((2, 0),):
         networks = both_forms(state_dicts[:count])[form]
         with pretended_device() as counts:
-            products_are_ieee(CUDA)
-            counts.clear()
             found = plan.lower(networks, on_device(x), norm=norm)
             assert counts.syncs == 2 and not counts.blocking, counts.waits
             assert counts.launches > 100
@@ -528,8 +531,6 @@ def test_upper_bounds_wait_twice(name: str, domain: lipfast.Box | None) -> None:
             known = [bound.value for bound in plan.upper(state_dicts, norm=norm, domain=domain)]
             for networks in both_forms(state_dicts):
                 with pretended_device() as counts:
-                    products_are_ieee(CUDA)  # the first look at how a device multiplies
-                    counts.clear()
                     found = plan.upper(networks, norm=norm, domain=domain)
                     # A copy to the device waits, too, unless it is queued.
                     assert counts.syncs + counts.blocking <= 2, counts.waits
@@ -609,8 +610,6 @@ def test_convolutions_wait_twice(name: str) -> None:
         known = plan.upper(state_dicts)
         for networks in both_forms(state_dicts):
             with pretended_device() as counts:
-                products_are_ieee(CUDA)  # the first look at how a device multiplies
-                counts.clear()
                 found = plan.upper(networks)
                 assert counts.syncs + counts.blocking <= 2, counts.waits
             launches.append(counts.launches)
@@ -711,8 +710,6 @@ def test_lower_bounds_wait_twice(name: str, where: str | None) -> None:
             expected = plan.lower(state_dicts, x, norm=norm, domain=domain)
             for networks in both_forms(state_dicts):
                 with pretended_device() as counts:
-                    products_are_ieee(CUDA)  # the first look at how a device multiplies
-                    counts.clear()
                     found = plan.lower(networks, samples, norm=norm, domain=domain)
                     # A copy to the device waits, too, unless it is queued.
                     assert counts.syncs <= 2 and not counts.blocking, counts.waits
@@ -854,8 +851,6 @@ def test_orthogonal_maps_wait_twice(kind: str) -> None:
         known = plan.upper(state_dicts)
         for networks in both_forms(state_dicts):
             with pretended_device() as counts:
-                products_are_ieee(CUDA)  # the first look at how a device multiplies
-                counts.clear()
                 found = plan.upper(networks)
                 assert counts.syncs + counts.blocking <= 2, counts.waits
             launches.append(counts.launches)

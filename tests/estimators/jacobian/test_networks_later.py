@@ -27,6 +27,13 @@ CLUSTER = torch.cat([1 - 1e-4 * torch.arange(20), torch.linspace(0, 0.99, SIDE -
 
 
 @pytest.fixture(autouse=True)
+def products_are_known() -> None:
+    """The first look at how a device multiplies waits, once per process: no test counts it."""
+    with pretended_device():
+        assert products_are_ieee(CUDA)
+
+
+@pytest.fixture(autouse=True)
 def _few_steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as these networks need: every operation of a pretended device takes its time."""
     if "all_steps" not in request.fixturenames:
@@ -70,8 +77,6 @@ def check_lower(
     plan: Any, networks: Any, x: Tensor, expected: list[Any], waits: int, **options: Any
 ) -> Counts:
     with pretended_device() as counts:
-        products_are_ieee(CUDA)  # the first look at how a device multiplies
-        counts.clear()
         found = plan.lower(networks, on_device(x), per_sample=True, **options)
         # A copy to the device waits, too, unless it is queued.
         assert counts.syncs == waits and not counts.blocking, counts.waits
@@ -119,8 +124,6 @@ def test_upper_and_lower_bounds_together() -> None:
     plan, state_dicts = lipfast.compile(model, x), clustered(state_dicts_of(model, 3))
     expected = plan.bounds(state_dicts, x)
     with pretended_device() as counts:
-        products_are_ieee(CUDA)
-        counts.clear()
         found = plan.bounds(on_device(state_dicts), on_device(x))
         assert counts.syncs <= 4 and not counts.blocking
     for one, other in zip(found, expected, strict=True):
@@ -248,8 +251,6 @@ def test_samples_from_a_loader() -> None:
     plan, state_dicts = lipfast.compile(model, x), state_dicts_of(model, 2)
     expected = plan.lower(state_dicts, loader(x), per_sample=True)
     with pretended_device() as counts:
-        products_are_ieee(CUDA)
-        counts.clear()
         found = plan.lower(on_device(state_dicts), loader(on_device(x)), per_sample=True)
         assert counts.syncs <= 2 * 2 + 5, counts.waits
         for one, other in zip(found, expected, strict=True):
