@@ -44,7 +44,7 @@ __device__ const T* stage(const T* from, int64_t count, char* buffer) {
 
 // z = W^T (W v): each tile of rows is read once, into shared memory, and used twice. Rows too long for that are read
 // again from the cache. A thread keeps its columns of z in registers, as far as kOwnColumns reaches. y: kStagedRows
-// doubles, buffer: kStageBytes + 16 bytes of shared memory. Ends with a barrier.
+// doubles, buffer: kStageBytes + 16 bytes of shared memory; both are free when it returns, z is not yet seen by others.
 template <class T>
 __device__ void gram_product(const Rows<T>& w, const double* v, double* z, double* y, char* buffer) {
   const int64_t fit = kStageBytes / (w.cols * static_cast<int64_t>(sizeof(T)));
@@ -79,7 +79,6 @@ __device__ void gram_product(const Rows<T>& w, const double* v, double* z, doubl
     const int64_t j = thread() + c * threads();
     if (j < w.cols) z[j] = own[c];
   }
-  __syncthreads();
 }
 
 // Largest magnitude and whether all entries are finite, in thread 0.
