@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import pyarrow as pa
 import typer
@@ -15,6 +16,7 @@ from rich.table import Table
 
 import lipfast
 from experiments.analysis import WidthSummary, neighbouring, peak_widths, summarise
+from experiments.brackets import Bracket, final_brackets, tightness, tightness_lines
 from experiments.config import SweepConfig
 from experiments.results import RESULTS_FOLDER
 from experiments.study import (
@@ -30,11 +32,13 @@ from experiments.sweep import (
     ENGINES,
     SweepFolder,
     TrainingSummary,
+    found_folder,
     open_sweep,
     sweep_folder,
     train_sweeps,
 )
 from lipfast.errors import ArgumentError, LipfastError, StoreError
+from lipfast.estimators.options import UpperMethod
 from lipfast.text import counted
 
 _EXIT_FAILED = 1
@@ -73,6 +77,14 @@ _Engine = Annotated[
         metavar="ENGINE",
     ),
 ]
+_Upper = Annotated[
+    str,
+    typer.Option(
+        help="Method of upper bounds, product or quadratic; by default what the settings say.",
+        metavar="METHOD",
+        show_default=False,
+    ),
+]
 
 _LIST_HELP = """List the studies and their scales.
 
@@ -89,6 +101,7 @@ Stopped at any moment, the same command goes on where it was.
 Examples:
   python -m experiments run double-descent --scale tiny
   python -m experiments run C1-width-fcn-ce --scale laptop
+  python -m experiments run C1-width-fcn-ce --scale laptop --upper quadratic
   python -m experiments run my-sweep.toml --scale small --out runs
   python -m experiments run C3-width-cnn --scale paper --out /shared/runs --engine ray
 
@@ -158,6 +171,7 @@ def score_command(config: SweepConfig, folder: SweepFolder, engine: str = "local
         *("--arch", f"experiments.models:{config.model}"),
         *("--data", f"{_here(folder.data)}:x_train"),
         *("--out", _here(folder.scores)),
+        *([] if config.upper == "product" else ["--upper", config.upper]),
         *_engine_option(engine),
     ]
 
@@ -176,6 +190,7 @@ def _score(config: SweepConfig, folder: SweepFolder, engine: str = "local") -> i
         data=f"{folder.data}:x_train",
         out=folder.scores,
         engine=engine,
+        upper=config.upper,
     )
     return summary.failed + summary.failed_before
 
@@ -218,10 +233,17 @@ def _print_peaks(summary: WidthSummary) -> None:
     print(f"peaks aligned: {'yes' if aligned else 'no'}")
 
 
-def _draw_figures(config: SweepConfig, folder: SweepFolder, table: pa.Table) -> None:
+def _brackets(folder: SweepFolder, table: pa.Table) -> list[Bracket]:
+    """All that bounds the last networks, where they were scored with quadratic constraints."""
+    return final_brackets(folder, table) if folder.upper == "quadratic" else []
+
+
+def _draw_figures(
+    config: SweepConfig, folder: SweepFolder, table: pa.Table, brackets: list[Bracket]
+) -> None:
     from experiments.figures import draw_sweep  # noqa: PLC0415  # matplotlib: a slow extra
 
-    for path in draw_sweep(table, config, folder.root):
+    for path in draw_sweep(table, config, folder.root, brackets):
         print(f"wrote {path}")
 
 
@@ -247,8 +269,11 @@ def _show(config: SweepConfig, folder: SweepFolder) -> None:
     """Print the table of a sweep over widths, draw its figures, say where the peaks are."""
     table = _read_scores(folder)
     summary = summarise(table)
+    brackets = _brackets(folder, table)
     _print_table(summary)
-    _draw_figures(config, folder, table)
+    _draw_figures(config, folder, table, brackets)
+    if brackets:
+        print("\n".join(tightness_lines(tightness(brackets, table))))
     _print_peaks(summary)
 
 
@@ -279,9 +304,15 @@ def _named(sweep: str, scale: str) -> tuple[str, str, Path]:
     return name, scale, configs
 
 
-def _run_command(sweep: str, scale: str, out: Path, engine: str = "local") -> str:
+def _run_command(sweep: str, scale: str, out: Path, engine: str = "local", upper: str = "") -> str:
     command = ["-m", "experiments", "run", sweep, "--scale", scale, "--out", str(out)]
+    command += ["--upper", upper] if upper else []
     return shown_command(*command, *_engine_option(engine))
+
+
+def _with_upper(config: SweepConfig, upper: str) -> SweepConfig:
+    """The settings with the method of upper bounds that the command names, if it names one."""
+    return dataclasses.replace(config, upper=upper) if upper else config  # type: ignore[arg-type]
 
 
 @app.command("list", help=_LIST_HELP)
@@ -297,15 +328,24 @@ def run(
     sweep: _Sweep,
     scale: _Scale = "demo",
     out: _Out = Path("runs"),
+    *,
     force: _Force = False,
     engine: _Engine = "local",
+    upper: _Upper = "",
 ) -> None:
     """Train the sweeps of a study, score their checkpoints and draw the figures."""
     if engine not in ENGINES:  # before --force deletes anything
         raise ArgumentError(f"--engine is '{engine}'; expected {' or '.join(ENGINES)}")
+    methods = get_args(UpperMethod)
+    if upper and upper not in methods:
+        raise ArgumentError(f"--upper is '{upper}'; expected {' or '.join(methods)}")
     name, configs = find_sweep(sweep)
     study = load_study(name, scale, configs)
-    used = [config for other in studies_of(study, configs) for config in other.sweeps]
+    used = [
+        _with_upper(config, upper)
+        for other in studies_of(study, configs)
+        for config in other.sweeps
+    ]
     own = {config.name for config in study.sweeps}
     sweeps = [
         (config, open_sweep(config, out, force=force and config.name in own)) for config in used
@@ -316,7 +356,7 @@ def run(
         status = _train_score_draw(study, sweeps, engine)
     except KeyboardInterrupt:
         print("interrupted; what is complete is kept. To go on:", file=sys.stderr)
-        print(f"  {_run_command(sweep, scale, out, engine)}", file=sys.stderr)
+        print(f"  {_run_command(sweep, scale, out, engine, upper)}", file=sys.stderr)
         status = _EXIT_INTERRUPTED
     raise typer.Exit(status)
 
@@ -354,10 +394,11 @@ def figure(
         print(f"wrote {_here(path)}")
         return
     config = load_config(name, scale, configs)
-    folder = sweep_folder(config, out)
+    folder = found_folder(sweep_folder(config, out).root)
     if not folder.scores.is_dir():
         raise StoreError(f"{folder.scores} does not exist; run: {_run_command(sweep, scale, out)}")
-    _draw_figures(config, folder, _read_scores(folder))
+    table = _read_scores(folder)
+    _draw_figures(config, folder, table, _brackets(folder, table))
 
 
 @app.command(help=_REPORT_HELP)

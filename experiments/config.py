@@ -19,6 +19,7 @@ from experiments.models import ACTIVATIONS, MODELS, OUTPUT_ACTIVATIONS, model_ar
 from experiments.optimizers import OPTIMIZERS
 from experiments.schedules import SCHEDULES, learning_rate
 from experiments.spacing import log_spaced_steps
+from lipfast.estimators.options import UpperMethod
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ class SweepConfig:
         penalty_samples: how many, the first of each mini-batch.
         path_length: whether the lengths of all updates are added up.
         log_points: metrics are logged at so many log-spaced steps, beside the checkpoints'.
+        upper: method of the upper bounds when checkpoints are scored: "product" of the layers'
+            norms, or "quadratic" constraints, tighter. It says nothing of training.
     """
 
     name: str
@@ -122,6 +125,7 @@ class SweepConfig:
     penalty_samples: Annotated[int, AtLeast(1)] = 16
     path_length: bool = False
     log_points: Annotated[int, AtLeast(0)] = 0
+    upper: UpperMethod = "product"
 
     @property
     def sample_shape(self) -> tuple[int, ...]:

@@ -19,6 +19,8 @@ from experiments.analysis import (
     scored_rows,
     summarise,
 )
+from experiments.bracket_figures import BRACKET_CAPTION, bracket_figure, draw_brackets
+from experiments.brackets import Bracket
 from experiments.config import SweepConfig
 from experiments.drawing import (
     BOUNDS,
@@ -51,6 +53,12 @@ def _ring_peak(axes: Axes, summary: WidthSummary, names: Sequence[str]) -> None:
         ring(axes, width, float(value[0]))
 
 
+_BOUNDS_CAPTION = (
+    "Upper bound: product of the layers' spectral norms. "
+    "Lower bound: largest spectral norm of the Jacobian over the training samples."
+)
+
+
 def _caption(summary: WidthSummary, config: SweepConfig, threshold: int | None) -> str:
     seeds = int(summary.seeds.max())
     noise = f", {config.label_noise:.0%} of labels redrawn" if config.label_noise else ""
@@ -59,13 +67,22 @@ def _caption(summary: WidthSummary, config: SweepConfig, threshold: int | None) 
     text += "rings: peaks"
     if threshold is not None:
         text += f"; dashed line: interpolation threshold (width {threshold})"
-    return (
-        f"{text}.\nUpper bound: product of the layers' spectral norms. "
-        "Lower bound: largest spectral norm of the Jacobian over the training samples."
-    )
+    return f"{text}."
 
 
-def double_descent_figure(summary: WidthSummary, config: SweepConfig) -> Figure:
+def _draw_bounds(axes: Axes, summary: WidthSummary, brackets: Sequence[Bracket]) -> str:
+    """Draw the bounds; return what the caption says of them."""
+    if brackets:
+        draw_brackets(axes, brackets)
+        return BRACKET_CAPTION
+    _draw_curves(axes, summary, BOUNDS)
+    _ring_peak(axes, summary, ("upper", "lower"))
+    return _BOUNDS_CAPTION
+
+
+def double_descent_figure(
+    summary: WidthSummary, config: SweepConfig, brackets: Sequence[Bracket] = ()
+) -> Figure:
     """Draw losses (left) and Lipschitz bounds (right) against width, all axes logarithmic.
 
     Curves are means over seeds, bands one sample standard deviation; the peaks of the test loss and
@@ -74,6 +91,7 @@ def double_descent_figure(summary: WidthSummary, config: SweepConfig) -> Figure:
     Args:
         summary: of the sweep.
         config: of the sweep; it defines the threshold.
+        brackets: from `final_brackets`: all of them are drawn in the place of the stored bounds.
     """
     threshold = interpolation_threshold(summary, config)
     with rc_context(STYLE):
@@ -81,24 +99,21 @@ def double_descent_figure(summary: WidthSummary, config: SweepConfig) -> Figure:
         panels = figure.subplot_mosaic(
             [["test", "bounds"], ["train", "bounds"]], width_ratios=[1, 1.25]
         )
-        for name, curves, peaks in (
-            ("test", _TEST_LOSS, ("test_loss",)),
-            ("train", _TRAIN_LOSS, ()),
-            ("bounds", BOUNDS, ("upper", "lower")),
-        ):
-            axes = panels[name]
-            _draw_curves(axes, summary, curves)
+        _draw_curves(panels["test"], summary, _TEST_LOSS)
+        _ring_peak(panels["test"], summary, ("test_loss",))
+        _draw_curves(panels["train"], summary, _TRAIN_LOSS)
+        of_bounds = _draw_bounds(panels["bounds"], summary, brackets)
+        for axes in panels.values():
             width_axis(axes, summary.widths.tolist())
             value_axis(axes)
             mark_vertical(axes, threshold)
-            _ring_peak(axes, summary, peaks)
         panels["test"].set_xlabel("")
         panels["test"].set_ylabel("test loss")
         panels["train"].set_ylabel("training loss")
         panels["bounds"].set_ylabel("Lipschitz constant (2-norm)")
         panels["bounds"].legend(loc="best")
         figure.align_ylabels([panels["test"], panels["train"]])
-        caption = _caption(summary, config, threshold)
+        caption = f"{_caption(summary, config, threshold)}\n{of_bounds}"
         figure.supxlabel(caption, fontsize=8.5, color="0.3", linespacing=1.4)
     return figure
 
@@ -160,19 +175,24 @@ def save_figure(figure: Figure, stem: Path) -> tuple[Path, Path]:
     return png, pdf
 
 
-def draw_sweep(table: pa.Table, config: SweepConfig, folder: Path) -> list[Path]:
+def draw_sweep(
+    table: pa.Table, config: SweepConfig, folder: Path, brackets: Sequence[Bracket] = ()
+) -> list[Path]:
     """Draw all figures of a sweep into a folder.
 
     Args:
         table: from `lipfast.read_scores`.
         config: of the sweep.
-        folder: that exists; gets `<name>.png`, `<name>.pdf` and the same with `-training`.
+        folder: that exists; gets `<name>.png`, `<name>.pdf` and the same with `-training`, and,
+            where there are brackets, with `-brackets`.
+        brackets: from `final_brackets`.
 
     Returns:
         The paths written.
     """
     figures = {
-        config.name: double_descent_figure(summarise(table), config),
+        config.name: double_descent_figure(summarise(table), config, brackets),
         f"{config.name}-training": training_figure(table),
+        **({f"{config.name}-brackets": bracket_figure(brackets)} if brackets else {}),
     }
     return [path for name, figure in figures.items() for path in save_figure(figure, folder / name)]

@@ -7,12 +7,13 @@
     checkpoints/<run>/done.json    written when the run is complete
     metrics/<group>.parquet        one row per run and logged step
     resume/<group>.pt       the state of a group that is being trained
-    scores/                 written by `lipfast score`
+    scores/                 written by `lipfast score`; scores-quadratic/ with --upper quadratic
     *.png, *.pdf            figures
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from dataclasses import dataclass
@@ -38,9 +39,11 @@ class SweepFolder:
 
     Attributes:
         root: the folder of the sweep.
+        upper: method of the upper bounds of its scores.
     """
 
     root: Path
+    upper: str = "product"
 
     @property
     def settings(self) -> Path:
@@ -59,8 +62,8 @@ class SweepFolder:
 
     @property
     def scores(self) -> Path:
-        """The store that `lipfast score` writes."""
-        return self.root / "scores"
+        """The store that `lipfast score` writes: one for each method of upper bounds."""
+        return self.root / ("scores-quadratic" if self.upper == "quadratic" else "scores")
 
     @property
     def metrics(self) -> Path:
@@ -79,7 +82,14 @@ class SweepFolder:
 
 def sweep_folder(config: SweepConfig, out: Path) -> SweepFolder:
     """Return where a sweep is, or would be, inside the folder of all sweeps."""
-    return SweepFolder(out / f"{config.name}-{config.scale}" / config.variant)
+    return SweepFolder(out / f"{config.name}-{config.scale}" / config.variant, config.upper)
+
+
+def found_folder(root: Path) -> SweepFolder:
+    """Return the folder of a sweep that is there, with the upper bounds that it was scored with."""
+    folder = SweepFolder(root)
+    stored = read_json(folder.settings) or {}
+    return dataclasses.replace(folder, upper=stored.get("upper", folder.upper))
 
 
 def read_metrics(folder: SweepFolder) -> pa.Table:
@@ -111,7 +121,13 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
+def _of_training(settings: dict[str, Any]) -> dict[str, Any]:
+    """What networks depend on: scored in another way they are the ones that are there."""
+    return {key: value for key, value in settings.items() if key != "upper"}
+
+
 def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
+    stored, wanted = _of_training(stored), _of_training(wanted)
     parts = [
         f"{key} (there {stored.get(key)!r}, now {wanted.get(key)!r})"
         for key in sorted(stored.keys() | wanted.keys())
@@ -121,7 +137,8 @@ def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
 
 
 def _clear(folder: SweepFolder) -> None:
-    for path in (folder.checkpoints, folder.scores, folder.metrics, folder.resume):
+    stores = (SweepFolder(folder.root, upper).scores for upper in ("product", "quadratic"))
+    for path in (folder.checkpoints, *stores, folder.metrics, folder.resume):
         shutil.rmtree(path, ignore_errors=True)
     for path in (folder.data, *folder.root.glob("*.png"), *folder.root.glob("*.pdf")):
         path.unlink(missing_ok=True)
@@ -158,12 +175,14 @@ def open_sweep(config: SweepConfig, out: Path, *, force: bool = False) -> SweepF
                 )
             folder.root.mkdir(parents=True, exist_ok=True)
             write_json(folder.settings, wanted)
-        elif stored != wanted:
+        elif _of_training(stored) != _of_training(wanted):
             raise ConfigError(
                 f"{folder.root} holds this sweep with other settings: "
                 f"{_differences(stored, wanted)}. Train into another folder with --out, delete "
                 "the old checkpoints and scores with --force, or undo the change"
             )
+        elif stored != wanted:
+            write_json(folder.settings, wanted)
         for path in (folder.checkpoints, folder.metrics, folder.resume):
             path.mkdir(exist_ok=True)
     except OSError as error:

@@ -46,10 +46,12 @@ it. This page is written by `python -m experiments report` from the results in
 `experiments/results`; numbers and verdicts are computed, none is typed.
 
 "Lower bound" is the paper's: the largest spectral norm of the Jacobian over the training samples.
-"Upper bound" is the product of the layers' norms, certified. Curves are means over seeds, bands one
-standard deviation, rings mark peaks, dashed vertical lines the width from which on every run fits
-its training labels, dotted curves means without networks that learnt nothing. How the small
-settings came about, and what was changed after results had been seen, is said in
+"Upper bound" is the product of the layers' norms, certified; where a setting says `upper`
+quadratic, the smaller of that and of [quadratic constraints](upper-bounds.md). Curves are means
+over seeds, bands one standard deviation, rings mark peaks, dashed vertical lines the width from
+which on every run fits its training labels, dotted curves means without networks that learnt
+nothing. How the small settings came about, and what was changed after results had been seen, is
+said in
 [experiments.md](experiments.md#how-the-small-settings-came-about).
 
 A claim **held** if all criteria of its section are met here, **partly** if some are, and **did not

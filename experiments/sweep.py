@@ -12,6 +12,7 @@ from experiments.engine.ray import train_on_ray
 from experiments.folder import (
     SweepFolder,
     finished,
+    found_folder,
     open_sweep,
     read_metrics,
     run_name,
@@ -26,6 +27,7 @@ __all__ = [
     "SweepFolder",
     "TrainingSummary",
     "finished",
+    "found_folder",
     "open_sweep",
     "read_metrics",
     "run_name",

@@ -44,7 +44,7 @@ def sweep_data(config: SweepConfig, folder: SweepFolder) -> ClassificationData:
 
 
 def _metadata(config: SweepConfig, snapshot: Snapshot) -> dict[str, object]:
-    left_out = {"name", "scale", "widths", "seeds", "checkpoints", "data_folder"}
+    left_out = {"name", "scale", "widths", "seeds", "checkpoints", "data_folder", "upper"}
     settings = {key: value for key, value in config.settings().items() if key not in left_out}
     return {
         "run": run_name(snapshot.network),

@@ -2,7 +2,7 @@
 
 Functions of numbers (`widths`, `threshold`, `power_law`, `double_descent`, `peaks`, `position`,
 `histogram`, `rank`) and functions of networks (`bias_variance`, `searches`, `perturbation`,
-`path_length`). Equations are those of Khromov and Singh, ICLR 2024 (arXiv 2302.10886), unless a
+`path_length`, `patterns`). Equations are those of Khromov and Singh, ICLR 2024 (arXiv 2302.10886), unless a
 docstring says otherwise.
 """
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from experiments.folder import SweepFolder
 from experiments.progress import progress_on_stderr
 from experiments.task import Task, sweep_data, train_task
 from lipfast.errors import ArchiveError, LipfastError
@@ -51,7 +50,8 @@ def train_on_ray(tasks: Sequence[Task]) -> None:
 
 
 def _absolute(task: Task) -> Task:
-    return dataclasses.replace(task, folder=SweepFolder(task.folder.root.resolve()))
+    folder = dataclasses.replace(task.folder, root=task.folder.root.resolve())
+    return dataclasses.replace(task, folder=folder)
 
 
 def _require_visible(ray: Any, tasks: Sequence[Task]) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 import lipfast
 from experiments.data import ClassificationData
 from experiments.runs import Run, load_model, runs
-from experiments.sweep import SweepFolder, read_metrics
+from experiments.sweep import SweepFolder, found_folder, read_metrics
 from lipfast.errors import StoreError
 
 # Name in the results to column of the scores. "lower" is the study's C_lower, the largest Jacobian
@@ -160,10 +160,11 @@ class Sources:
             found = {"": root}
         else:
             found = {path.parent.name: path.parent for path in sorted(root.glob("*/sweep.json"))}
+        folders = {variant: found_folder(path) for variant, path in found.items()}
         swept = {
-            variant: Sweep(study, variant, SweepFolder(path))
-            for variant, path in found.items()
-            if (path / "scores").is_dir()
+            variant: Sweep(study, variant, folder)
+            for variant, folder in folders.items()
+            if folder.scores.is_dir()
         }
         if not swept:
             raise StoreError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import lipfast
 from experiments.collect import collect, finding_of
 from experiments.errors import ConfigError
 from experiments.findings.sources import Sources, spread
-from experiments.report import verdict_lines
+from experiments.report import describe_settings, verdict_lines
 from experiments.results import read_results
 from experiments.study import load_study
 from experiments.sweep import open_sweep, train_sweeps
@@ -70,6 +72,32 @@ def test_last_scores_and_metrics_are_kept(trained: Path) -> None:
     assert (rows["mean"] <= rows["lower"]).all()
     assert (rows["path_length"] > 0).all()
     assert "C1: " in verdict_lines("C1-width-fcn-ce", path.parent)[-1]
+
+
+def test_what_was_scored_with_quadratic_constraints_is_collected_with_them(
+    trained: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    study = load_study("C1-width-fcn-ce", "tiny", trained)
+    (config,) = study.sweeps
+    folder = open_sweep(dataclasses.replace(config, upper="quadratic"), tmp_path)
+    lipfast.score(
+        str(folder.checkpoints),
+        arch="experiments.models:fcn",
+        data=f"{folder.data}:x_train",
+        out=folder.scores,
+        upper="quadratic",
+    )
+    tight, wide = (
+        read_results(study.name, collect(study, out, tmp_path / place).parent)
+        for place, out in (("tight", tmp_path), ("wide", trained))
+    )
+    assert tight is not None
+    assert wide is not None
+    assert (tight.rows["upper"] < wide.rows["upper"]).all()
+    assert (tight.rows["certified"] <= tight.rows["upper"]).all()
+    assert "`upper` quadratic" in describe_settings(tight.settings)
+    assert "upper" not in describe_settings(wide.settings)
 
 
 def test_networks_are_evaluated(trained: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from experiments import __main__ as command_line
 from experiments.study import load_config
-from experiments.sweep import SweepFolder, TrainingSummary
+from experiments.sweep import SweepFolder, TrainingSummary, found_folder
 from lipfast.errors import LipfastError
 
 
@@ -26,6 +26,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch, scores: pa.Table) -> None:
     )
     monkeypatch.setattr(command_line, "train_sweeps", lambda sweeps, engine: summary)
     monkeypatch.setattr(command_line, "_read_scores", lambda folder: scores)
+    monkeypatch.setattr(command_line, "_brackets", lambda folder, table: [])
     monkeypatch.setattr(command_line, "_score", lambda config, folder, engine: 0)
 
 
@@ -79,6 +80,8 @@ def test_failures_and_interruption_show_in_the_exit_status(
     resume = command_line.shown_command("-m", "experiments", "run", "double-descent", "--scale")
     assert f"To go on:\n  {resume} tiny" in error
     assert "--force" not in error
+    assert _call(monkeypatch, *RUN, str(tmp_path), "--upper", "product") == 130
+    assert " --upper product\n" in capsys.readouterr().err
 
 
 def test_list_and_wrong_arguments(
@@ -88,6 +91,8 @@ def test_list_and_wrong_arguments(
     assert "double-descent (demo, tiny): " in capsys.readouterr().out
     assert _call(monkeypatch, "run", "double-ascent") == 2
     assert "did you mean 'double-descent'" in capsys.readouterr().err
+    assert _call(monkeypatch, "run", "double-descent", "--upper", "sdp") == 2
+    assert "--upper is 'sdp'; expected product or quadratic" in capsys.readouterr().err
     assert _call(monkeypatch, "figure", "double-descent", "--out", str(tmp_path)) == 1
     assert "python -m experiments run double-descent" in capsys.readouterr().err
 
@@ -104,8 +109,13 @@ def test_the_whole_way_with_the_real_scorer(
     import lipfast  # noqa: PLC0415
 
     assert _call(monkeypatch, *RUN, str(tmp_path)) == 0
-    assert "peak of the test loss: width" in capsys.readouterr().out
-    folder = SweepFolder(tmp_path / "double-descent-tiny")
+    output = capsys.readouterr().out
+    assert "peak of the test loss: width" in output
+    assert "--upper quadratic\n" in output
+    assert "upper / lower at the 6 last checkpoints: geometric mean 1." in output
+    assert "over the truth, enumerated for 6 networks: geometric mean 1." in output
+    assert (tmp_path / "double-descent-tiny" / "double-descent-brackets.png").is_file()
+    folder = found_folder(tmp_path / "double-descent-tiny")
     config = load_config("double-descent", "tiny")
     scored = lipfast.read_scores(folder.scores)
     expected = len(config.widths) * len(config.seeds) * len(config.checkpoints)
@@ -115,6 +125,17 @@ def test_the_whole_way_with_the_real_scorer(
         scored["jacobian_max"].to_pylist(), scored["upper"].to_pylist(), strict=True
     ):
         assert 0 < lower <= upper * (1 + 1e-5)
+    assert "quadratic constraints" in scored["upper_method"].to_pylist()
+
+    assert _call(monkeypatch, *RUN, str(tmp_path), "--upper", "product") == 0
+    output = capsys.readouterr().out
+    assert "0 runs trained, 6 complete already" in output
+    assert "last checkpoints" not in output
+    products = lipfast.read_scores(found_folder(folder.root).scores)
+    assert set(products["upper_method"].to_pylist()) == {"product of certified spectral norms"}
+    assert folder.scores.is_dir()
+    assert _call(monkeypatch, "figure", *RUN[1:], str(tmp_path)) == 0
+    assert "brackets" not in capsys.readouterr().out
 
 
 def test_commands_are_shown_relative_to_the_current_folder(
@@ -130,6 +151,7 @@ def test_commands_are_shown_relative_to_the_current_folder(
     assert command_line.shown_command(*command[1:]).startswith(
         ".venv/bin/python -m lipfast score 'runs/a b/checkpoints' --arch"
     )
+    assert command[-2:] == ["--upper", "quadratic"]
     (scripts / "lipfast").touch()
     assert command_line.shown_command(*command[1:]).startswith(".venv/bin/lipfast score 'runs/a b")
 

@@ -42,6 +42,7 @@ def test_values_are_normalised() -> None:
         ({"batch_size": 64, "train_size": 32}, r"batch_size \(64\) exceeds train_size \(32\)"),
         ({"momentum": 0.9, "optimizer": "adam"}, 'momentum is for optimizer = "sgd"'),
         ({"target_scale": 10.0}, 'target_scale is for loss = "mse"'),
+        ({"upper": "sdp"}, 'upper = .*one of "product", "quadratic"'),
         ({"warmup_steps": 10}, r"warmup_steps \(10\) must be below steps \(10\)"),
     ],
 )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from experiments.runs import load_model, runs
 from experiments.sweep import (
     SweepFolder,
     finished,
+    found_folder,
     open_sweep,
     read_metrics,
     run_name,
@@ -201,6 +203,33 @@ def test_another_configuration_is_refused_and_force_starts_anew(
     folder = open_sweep(changed, tmp_path, force=True)
     assert _content(folder) == {}
     assert train_sweep(changed, folder).trained == 2
+
+
+def test_another_method_of_upper_bounds_scores_the_same_networks_beside(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    folder = open_sweep(make_config(), tmp_path)
+    assert train_sweep(make_config(), folder).trained == 6
+    before = _content(folder)
+    assert not any("upper" in metadata for metadata, _ in before.values())
+    tighter = make_config(upper="quadratic")
+    second = open_sweep(tighter, tmp_path)
+    assert train_sweep(tighter, second).skipped == 6
+    assert (folder.scores.name, second.scores.name) == ("scores", "scores-quadratic")
+    assert found_folder(folder.root) == second
+    with pytest.raises(ConfigError, match=r"settings: lr \(there 0.01, now 0.5\)\. Train"):
+        open_sweep(make_config(lr=0.5), tmp_path)
+    assert found_folder(folder.root) == second
+    # As settings were written before there was a choice.
+    stored = json.loads(folder.settings.read_text())
+    del stored["upper"]
+    folder.settings.write_text(json.dumps(stored))
+    assert found_folder(folder.root) == folder == open_sweep(make_config(), tmp_path)
+    for store in (folder.scores, second.scores):
+        store.mkdir()
+    open_sweep(make_config(), tmp_path, force=True)
+    assert not folder.scores.exists()
+    assert not second.scores.exists()
 
 
 @pytest.mark.parametrize("force", [False, True])
