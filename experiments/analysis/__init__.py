@@ -2,8 +2,8 @@
 
 Functions of numbers (`widths`, `threshold`, `power_law`, `double_descent`, `peaks`, `position`,
 `histogram`, `rank`) and functions of networks (`bias_variance`, `searches`, `perturbation`,
-`path_length`, `patterns`). Equations are those of Khromov and Singh, ICLR 2024 (arXiv 2302.10886), unless a
-docstring says otherwise.
+`path_length`, `patterns`). Equations are those of Khromov and Singh, ICLR 2024 (arXiv 2302.10886),
+unless a docstring says otherwise.
 """
 
 from experiments.analysis.threshold import interpolation_threshold, parameter_count
