@@ -25,6 +25,7 @@ from experiments.data import ClassificationData
 from experiments.runs import load_model, runs
 from experiments.sweep import SweepFolder
 from lipfast import Plan
+from lipfast.errors import StoreError
 from lipfast.ops.threads import one_thread
 from lipfast.text import counted
 
@@ -103,6 +104,12 @@ def final_brackets(folder: SweepFolder, table: pa.Table) -> list[Bracket]:
     brackets = []
     for width, rows in _last_rows(table).items():
         seeds = [int(row["meta.seed"]) for row in rows]
+        missing = [seed for seed in seeds if (width, seed) not in by_run]
+        if missing:
+            raise StoreError(
+                f"{folder.checkpoints}: the run of width {width}, seed {missing[0]}, "
+                "was scored and is gone; run the study again"
+            )
         models = [load_model(folder, by_run[width, seed]) for seed in seeds]
         plan = lipfast.compile(models[0], x[:2])
         products = plan.upper([model.state_dict() for model in models])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,8 @@ from torch import Tensor, nn
 from lipfast.errors import ArgumentError
 
 MOST_UNITS = 16
-_CHUNK = 1 << 13
+# Numbers in a stretch of matrices.
+_MOST_NUMBERS = 1 << 21
 # Singular values below this part of the largest count as zero: rounding is 1e-16 of it.
 _RANK = 1e-9
 _STEPS = 100
@@ -57,15 +57,14 @@ class OneHiddenLayer:
             inner, weights.get("0.bias", inner.new_zeros(len(inner))), weights["2.weight"]
         )
 
-    @cached_property
-    def _gram(self) -> Tensor:
-        return self.inner @ self.inner.mT
-
     def squares(self, patterns: Tensor) -> Tensor:
         """``||V diag(s) U||^2`` of patterns (B, n), float64 (B,); differentiable."""
-        weighted = self.outer * patterns.unsqueeze(1)
-        grams = weighted @ self._gram @ weighted.mT
-        squares: Tensor = torch.linalg.eigvalsh(grams)[:, -1]
+        at_once = max(_MOST_NUMBERS // self.outer.numel(), 1)
+        return torch.cat([self._squares(chunk) for chunk in torch.split(patterns, at_once)])
+
+    def _squares(self, patterns: Tensor) -> Tensor:
+        jacobians = self.outer * patterns.unsqueeze(1) @ self.inner
+        squares: Tensor = torch.linalg.eigvalsh(jacobians @ jacobians.mT)[:, -1]
         return squares
 
 
@@ -90,7 +89,7 @@ def largest_pattern(network: OneHiddenLayer) -> tuple[float, Tensor]:
         raise ArgumentError(f"{units} units have 2^{units} patterns; at most {MOST_UNITS} units")
     numbers = torch.arange(1 << units)
     patterns = (numbers.unsqueeze(1) >> torch.arange(units) & 1).double()
-    squares = torch.cat([network.squares(chunk) for chunk in torch.split(patterns, _CHUNK)])
+    squares = network.squares(patterns)
     best = int(squares.argmax())
     return math.sqrt(float(squares[best])), patterns[best]
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from experiments.brackets import Bracket, Ratios, final_brackets, tightness, tig
 from experiments.config import SweepConfig
 from experiments.data import ClassificationData
 from experiments.sweep import SweepFolder, open_sweep, train_sweep
+from experiments.train import Network
+from lipfast.errors import StoreError
 
 MakeConfig = Callable[..., SweepConfig]
 
@@ -74,6 +77,15 @@ def test_deeper_networks_have_no_enumeration(
     assert math.isnan(bracket.truth)
     assert bracket.lower <= bracket.found <= bracket.upper < bracket.product
     assert tightness([bracket], table).truth is None
+
+
+def test_a_run_that_is_gone_is_named(
+    scored: Callable[..., tuple[SweepFolder, pa.Table]],
+) -> None:
+    folder, table = scored(widths=[4, 5], seeds=[0])
+    shutil.rmtree(folder.run(Network(5, 0)))
+    with pytest.raises(StoreError, match="width 5, seed 0, was scored and is gone"):
+        final_brackets(folder, table)
 
 
 def test_ratios_leave_out_networks_without_two_bounds() -> None:
