@@ -97,8 +97,8 @@ def upper_bound(
             the time.
         method: "quadratic" also bounds by quadratic constraints where it can, see `Plan.upper`.
         effort: of its search, 1, 2 or 3.
-        memory: accepted as in every call; an upper bound takes what the sizes of the layers ask
-            for, whatever it is.
+        memory: bytes that the matrices of `method="quadratic"` may take, see `Plan.upper`; a
+            product of norms takes what the sizes of the layers ask for, whatever it is.
         progress: None shows it on a terminal after two seconds, False never, True from the start
             and everywhere (where stderr is no terminal, as one line when a step is done).
 

@@ -157,9 +157,12 @@ class Plan(Architecture):
                 smaller of both bounds (norm 2, on the CPU). Chains of matrices and entrywise ops
                 are quick, and `UpperBound.certificate` is what proves theirs; of other graphs
                 (sums of branches, small convolutions) one matrix holds all that is alive.
-            effort: how long that searches: 1 (about as long as ten products), 2 or 3.
-            memory: bytes that such a matrix, and what makes it, may take; the product of norms
-                takes what the sizes of the layers ask for, whatever it is.
+            effort: how long that searches: 1 (about as long as ten products), 2 or 3. Other graphs
+                than chains are refused, with the reason, where one network would take more than
+                about 10 s, a minute or ten minutes of one core.
+            memory: bytes that all such matrices of one network may take together; where they do
+                not fit, the product of norms is what there is, with the reason. That takes what
+                the sizes of the layers ask for, whatever it is.
             progress: None shows it on a terminal after two seconds, False never, True from the
                 start and everywhere.
 

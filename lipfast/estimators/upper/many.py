@@ -31,6 +31,7 @@ class Tighter:
         logs: their logarithms.
         certificate: of a network, what proves its bound, if that can be checked again.
         multipliers: of a network, what to start from at similar weights.
+        reasons: why the method has none, or None.
     """
 
     method: str
@@ -38,6 +39,7 @@ class Tighter:
     logs: Sequence[float]
     certificate: Callable[[int], QuadraticCertificate] | None = None
     multipliers: Callable[[int], Multipliers] | None = None
+    reasons: Sequence[str | None] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,11 +118,14 @@ class UpperBounds:
 
     def _tighten(self, network: int, tighter: Tighter | str | None, position: int) -> None:
         """Take the smaller bound; a proof of its own says nothing of the layers' norms."""
-        if isinstance(tighter, str):
+        why = tighter if isinstance(tighter, str) else None
+        if isinstance(tighter, Tighter) and tighter.reasons is not None:
+            why = tighter.reasons[position]
+        if why is not None:
             before = self.reasons[network]
-            self.reasons[network] = f"{before}; {tighter}" if before else tighter
+            self.reasons[network] = f"{before}; {why}" if before else why
             return
-        if tighter is None or not tighter.logs[position] < self.logs[network]:
+        if not isinstance(tighter, Tighter) or not tighter.logs[position] < self.logs[network]:
             return
         self._tightened.add(network)
         self.values[network], self.logs[network] = (

@@ -68,7 +68,7 @@ def product_bounds(
         method: "quadratic" also bounds what is a chain by quadratic constraints, and takes the
             smaller bound (norm 2; see `quadratic.bounds`).
         effort: of its search, 1, 2 or 3.
-        memory: bytes that one matrix of quadratic constraints of a graph may take.
+        memory: bytes that the matrices of quadratic constraints of a graph may take.
 
     Returns:
         One `UpperBound` per state dict, and the vectors with which to start at similar weights

@@ -23,6 +23,9 @@ from lipfast.rules.upward import Upward
 QUADRATIC = "quadratic constraints"
 EVALUATIONS = {1: 10, 2: 30, 3: 300}
 """Sweeps of the search, by effort."""
+OPERATIONS = {1: 2e12, 2: 1e13, 3: 1e14}
+"""Multiplications and additions that one network which is no chain may take, by effort: about 10 s,
+a minute and ten minutes of one core."""
 WARM_EVALUATIONS = {1: 10, 2: 10, 3: 300}
 """The same from the multipliers of a similar network; with fewer, those of one that is hundreds of
 steps away gain little on the product."""
@@ -50,7 +53,8 @@ def quadratic_bounds(
         networks: their parameters, with those that are new in the graph.
         effort: how long multipliers are searched for: 1, 2 or 3.
         start: for each network multipliers of a similar one, or None; only chains take them.
-        memory: bytes that one matrix of a graph, and what makes it, may take.
+        memory: bytes that all matrices of a graph may take together; networks are bounded one by
+            one. What would take more, or more than `OPERATIONS`, has no bound, and says so.
 
     Raises:
         ArgumentError: the networks are on a device.
@@ -88,12 +92,23 @@ def _bounds_of_graphs(
 ) -> Tighter | str:
     """Of what is no chain, network by network; the first reason where none has a bound."""
     found = [
-        graph_quadratic(plan, entry, evaluations=EVALUATIONS[effort], memory=memory)
+        graph_quadratic(
+            plan,
+            entry,
+            evaluations=EVALUATIONS[effort],
+            memory=memory,
+            operations=OPERATIONS[effort],
+        )
         for entry in networks
     ]
     if all(math.isinf(own.log_value) and own.log_value > 0 for own in found):
         return f"no quadratic constraints: {found[0].reason}"
-    return Tighter(QUADRATIC, [own.value for own in found], [own.log_value for own in found])
+    return Tighter(
+        QUADRATIC,
+        [own.value for own in found],
+        [own.log_value for own in found],
+        reasons=[own.reason and f"no quadratic constraints: {own.reason}" for own in found],
+    )
 
 
 def _certificate(chain: MatrixChain, found: ChainQuadratic, network: int) -> QuadraticCertificate:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lipfast.errors import naming
 from lipfast.estimators.upper.quadratic.boxes import boxes_of
-from lipfast.estimators.upper.quadratic.graph_linear import QuadraticBoundError
+from lipfast.estimators.upper.quadratic.graph_room import QuadraticBoundError
 from lipfast.estimators.upper.sizes import Sizes
 from lipfast.estimators.upper.sweep import ITSELF, ZERO, Step, Sweep
 from lipfast.graph.nodes import Constant, error_name

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lipfast.estimators.enclosure import node_error
+from lipfast.estimators.upper.quadratic.graph_room import QuadraticBoundError, Room
 from lipfast.graph.nodes import Argument, Constant, Node, Reference, error_name
 from lipfast.ops.fetched import sent
 from lipfast.plan.interpret import NodeArguments
@@ -49,12 +50,12 @@ _LINEAR_OPS = frozenset(
         *("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d"),
     )
 )
+# Of these each entry of the result is a sum of products of the operand's entries and weights.
+_COPYING = frozenset(
+    ("aten.linear", *(f"aten.{k}{n}d" for k in ("conv", "conv_transpose") for n in (1, 2, 3)))
+)
 # These are linear in one activation, not in two.
 _BILINEAR = ("aten.mul", "aten.div", "aten.matmul", "aten.bmm")
-
-
-class QuadraticBoundError(Exception):
-    """A network that nothing can be said of; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -125,12 +126,12 @@ class LinearNodes:
     Attributes:
         parameters: of the network, with the errors of those that are computed.
         constants: of the plan.
-        memory: bytes that one matrix may take.
+        room: for matrices.
     """
 
     parameters: Mapping[str, Tensor]
     constants: Mapping[str, Constant]
-    memory: int
+    room: Room
 
     @cached_property
     def like(self) -> Tensor:
@@ -173,12 +174,8 @@ class LinearNodes:
     ) -> Coefficients:
         shapes = [node.shape, *(shape for _, shape in operands.values())]
         largest = max(map(math.prod, shapes))
-        needed = 8 * 4 * largest * size
-        if needed > self.memory:
-            raise QuadraticBoundError(
-                f"{node.op} in module '{node.module}' as a matrix of {largest} x {size} takes "
-                f"{needed / 2**20:.0f} MiB, the memory for it is {self.memory / 2**20:.0f} MiB"
-            )
+        what = f"{node.op} in module '{node.module}' as a matrix of {largest} x {size}"
+        self.room.require(what, 8 * 4 * largest * size)
         columns, errors = {}, {}
         for name, (expression, shape) in operands.items():
             part = expression.get(block)
@@ -192,13 +189,17 @@ class LinearNodes:
         # Running errors hold for sums of products in any order, not for transforms.
         with torch.backends.cudnn.flags(enabled=False):
             output = arguments.replaced({}, {})
-            error = node_error(arguments, tables.parameters, errors, output)
+            if not errors and _copies_weights(node, tables, operands, block):
+                error = output.new_zeros(()).expand_as(output)
+            else:
+                error = node_error(arguments, tables.parameters, errors, output)
         if not bool((torch.isfinite(output) & torch.isfinite(error)).all()):
             raise QuadraticBoundError(
                 f"{node.op} in module '{node.module}' has coefficients beyond float64"
             )
-        flat, spread = (tensor.reshape(size, -1).mT.contiguous() for tensor in (output, error))
-        return Coefficients(flat, spread if bool(spread.any()) else None)
+        flat = output.reshape(size, -1).mT.contiguous()
+        spread = error.reshape(size, -1).mT.contiguous() if bool(error.any()) else None
+        return Coefficients(flat, spread)
 
     def _without_constants(self, node: Node) -> tuple[Node, _Tables]:
         """The node with zeros for all that it adds, and its tensors.
@@ -238,6 +239,25 @@ class LinearNodes:
         if reference.kind == "parameter":
             return self.parameters[reference.name].detach()
         return sent(self.constants[reference.name].tensor(), self.like.device)
+
+
+def _copies_weights(
+    node: Node,
+    tables: _Tables,
+    operands: Mapping[str, tuple[Expression, tuple[int, ...]]],
+    block: int,
+) -> bool:
+    """Whether a node makes of each unit vector a column of its weights, entry by entry.
+
+    Each entry of the result is a sum of at most one product of a weight and 1, and of zeros: exact
+    in any order, short of a transform. Circular padding would read an entry twice.
+    """
+    if node.op not in _COPYING or any(key == "padding_mode" for key, _ in node.kwargs):
+        return False
+    weight, parts = node.reference(1), [own.get(block) for own, _ in operands.values()]
+    unit = len(parts) == 1 and parts[0] is not None and parts[0].value is None
+    stored = weight.kind != "node" and error_name(weight.name) not in tables.parameters
+    return unit and stored
 
 
 def _rounded(value: Tensor, error: Tensor) -> Coefficients:

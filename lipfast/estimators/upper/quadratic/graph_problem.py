@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -31,6 +31,7 @@ from lipfast.estimators.upper.quadratic.graph_linear import (
     scaled_rows,
     selected_rows,
 )
+from lipfast.estimators.upper.quadratic.graph_room import Room, StepSizes
 from lipfast.estimators.upper.sweep import Step, Sweep, sweep_of
 from lipfast.graph.nodes import Graph, Node, Reference
 from lipfast.plan.architecture import Architecture
@@ -102,21 +103,31 @@ def in_single(problem: Problem) -> Problem:
     return replace(problem, steps=tuple(steps), output=output, like=problem.like.float())
 
 
-def problem_of(plan: Architecture, parameters: Mapping[str, Tensor], *, memory: int) -> Problem:
+def problem_of(
+    plan: Architecture,
+    parameters: Mapping[str, Tensor],
+    *,
+    memory: int,
+    operations: float = math.inf,
+    evaluations: int = 0,
+) -> Problem:
     """The steps of one network of an architecture.
 
     Args:
         plan: the architecture.
         parameters: of the network, resolved; those of folded layers are not looked at.
-        memory: bytes that a matrix and what makes it may take.
+        memory: bytes that all matrices together may take, those of the search and the proof too.
+        operations: multiplications and additions that these may take.
+        evaluations: of the search.
 
     Raises:
-        QuadraticBoundError: an op has no constant, or a matrix is too large.
+        QuadraticBoundError: an op has no constant, or there is no room for a matrix.
     """
+    room = Room(memory, operations, evaluations)
     graph = join_compositions(join_extrema(join_repeated(plan.graph)))
     graph = join_repeated(_without_extrema(graph))
     sweep = sweep_of(plan, FoldedGraph(graph, {}))
-    return _StepBuilder(plan, graph, sweep, parameters, memory).build()
+    return _StepBuilder(plan, graph, sweep, parameters, room).build()
 
 
 class _Pending(NamedTuple):
@@ -136,11 +147,11 @@ class _StepBuilder:
         graph: Graph,
         sweep: Sweep,
         parameters: Mapping[str, Tensor],
-        memory: int,
+        room: Room,
     ) -> None:
-        self._nodes, self._graph = graph.nodes, graph
+        self._nodes, self._graph, self._room = graph.nodes, graph, room
         self._steps = {step.node.name: step for step in sweep.steps}
-        self._linear = LinearNodes(parameters, plan.constants, memory)
+        self._linear = LinearNodes(parameters, plan.constants, room)
         self._asked = RulesAsked(
             parameters,
             plan.constants,
@@ -171,6 +182,7 @@ class _StepBuilder:
                 cut = min(range(at, end), key=lambda p: self._size_of(self._alive(p)))
                 self._evaluate(at + 1, cut + 1)
                 self._finish(pending, self._alive(cut))
+                self._forget(cut)
             self._evaluate(cut + 1, end)
         outputs = self._graph.outputs
         parts = [(self._found[name], self._entries(name)) for name in outputs]
@@ -205,11 +217,25 @@ class _StepBuilder:
     def _evaluate(self, start: int, end: int) -> None:
         """Expressions of linear nodes, and of what does not depend on the inputs."""
         for node in self._nodes[start:end]:
+            self._room.hold(self._matrices())
             if node.name not in self._dependent:
                 self._found[node.name] = {}
             elif node.op != "input":
                 operands = {n: (self._found[n], self._shapes[n]) for n in node.names("node")}
                 self._found[node.name] = self._linear.expression(node, operands, self._sizes)
+
+    def _matrices(self) -> Iterator[Tensor]:
+        """All that is held."""
+        parts = [own for expression in self._found.values() for own in expression.values()]
+        for step in self._done:
+            parts += [step.read, step.added, *([] if step.kept is None else [step.kept])]
+        return (t for own in parts for t in (own.value, own.error) if t is not None)
+
+    def _forget(self, position: int) -> None:
+        """What is not read behind a node takes no memory."""
+        for name in list(self._found):
+            if self._last.get(name, -1) <= position:
+                self._found[name] = {}
 
     # Steps
 
@@ -261,6 +287,12 @@ class _StepBuilder:
         return pending
 
     def _begin(self, name: str, constraint: Constraint, read: Expression) -> _Pending:
+        self._room.hold(self._matrices())
+        before = sum(self._sizes[block] for block in self._base)
+        # What is alive behind it is not known yet: at least what it reads has to be factored.
+        self._room.require_step(
+            name, StepSizes(before, constraint.inputs, constraint.outputs, 1), last=True
+        )
         parts = [(read, constraint.inputs)]
         matrix = joined_rows(parts, self._widths(self._base), self._linear.like)
         block = self._new_block(constraint.outputs)
@@ -291,6 +323,18 @@ class _StepBuilder:
         like, base = self._linear.like, self._widths(pending.base)
         own = {pending.block: self._sizes[pending.block]}
         old = any(block in base for expression, _ in parts for block in expression)
+        constraint = pending.constraint
+        sizes = StepSizes(
+            sum(base.values()),
+            constraint.inputs,
+            constraint.outputs,
+            sum(self._sizes[block] for block in blocks),
+            moved=pending.read.value is not None,
+            kept=old,
+            added=len(blocks) > 1 or blocks[0] != pending.block,
+        )
+        self._room.hold(self._matrices())
+        self._room.require_step(pending.name, sizes)
         self._done.append(
             GraphStep(
                 pending.name,

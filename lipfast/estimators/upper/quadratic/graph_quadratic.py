@@ -10,16 +10,13 @@ import torch
 from torch import Tensor
 
 from lipfast.estimators.upper.quadratic.graph_certificate import GraphProof, proved_square
-from lipfast.estimators.upper.quadratic.graph_linear import QuadraticBoundError
 from lipfast.estimators.upper.quadratic.graph_problem import Problem, in_single, problem_of
+from lipfast.estimators.upper.quadratic.graph_room import SEARCHED_IN_SINGLE, QuadraticBoundError
 from lipfast.estimators.upper.quadratic.graph_search import searched
 from lipfast.estimators.upper.quadratic.graph_sweep import GraphSweep, Swept
 from lipfast.ops.modes import plain_arithmetic
 from lipfast.plan.architecture import Architecture
 from lipfast.rules.upward import Upward
-
-# From so many entries on that are alive at once, or read by one activation.
-_SEARCHED_IN_SINGLE = 512
 
 
 class GraphQuadratic(NamedTuple):
@@ -46,6 +43,7 @@ def graph_quadratic(
     *,
     evaluations: int = 30,
     memory: int = 1 << 30,
+    operations: float = math.inf,
     start: Mapping[str, Tensor] | None = None,
 ) -> GraphQuadratic:
     r"""A certified bound of $\|J\|_2$ for all slopes that activations may have.
@@ -57,11 +55,14 @@ def graph_quadratic(
         plan: the architecture.
         parameters: of one network, resolved.
         evaluations: of the search, after its starts.
-        memory: bytes that one matrix and what makes it may take.
+        memory: bytes that all its matrices may take together.
+        operations: multiplications and additions that it may take.
         start: `GraphQuadratic.logs` of a similar network.
     """
     try:
-        problem = problem_of(plan, parameters, memory=memory)
+        problem = problem_of(
+            plan, parameters, memory=memory, operations=operations, evaluations=evaluations
+        )
         if problem.output is None:
             return GraphQuadratic(0.0, -math.inf, {})
         begin = None if start is None else _in_order(problem, start)
@@ -71,6 +72,7 @@ def graph_quadratic(
     if swept is None:
         return _no_bound("no multipliers were found: the numbers are too far apart")
     multipliers = [own.to(problem.like) for own in swept.multipliers]
+    del swept  # the proof needs the memory
     return _answer(problem, proved_square(problem, multipliers, sweep.shifts), sweep)
 
 
@@ -79,7 +81,7 @@ def _search(
 ) -> tuple[GraphSweep, Swept | None]:
     """Large networks are searched in float32, which takes half the time, where that goes."""
     largest = max((max(sum(s.before), s.constraint.inputs) for s in problem.steps), default=0)
-    if largest >= _SEARCHED_IN_SINGLE:
+    if largest >= SEARCHED_IN_SINGLE:
         sweep = GraphSweep(in_single(problem))
         swept = searched(sweep, evaluations, start)
         if swept is not None:
