@@ -93,6 +93,30 @@ def max_pool(call: Call) -> Upward:
     return call.input * power(largest, call.norm)
 
 
+def maximum_windows(node: Node, shape: Sequence[int]) -> list[list[list[int]]] | None:
+    """For each axis of a max pool, which entries each window takes the maximum of.
+
+    Args:
+        node: any node.
+        shape: of its operand, for one sample.
+
+    Returns:
+        The entries inside of the operand, by axes and windows; None for other nodes.
+    """
+    if "max_pool" not in node.op:
+        return None
+    sizes = _sizes_along_axes(node, shape)
+    if "adaptive" in node.op:
+        maps = [windows.adaptive_windows(size, count) for size, count in sizes]
+        return [[[column for column, _ in row] for row in own.rows] for own in maps]
+    kernel, stride, padding = _window_arguments(node)
+    dilation = node.integers(4, "dilation", pool_axes(node), 1)
+    return [
+        [[at for at in window if 0 <= at < size] for window in windows.pool_windows(count, *own)]
+        for (size, count), *own in zip(sizes, kernel, stride, padding, dilation, strict=True)
+    ]
+
+
 @_maximum_rule("aten.adaptive_max_pool1d", "aten.adaptive_max_pool2d", "aten.adaptive_max_pool3d")
 def adaptive_max_pool(call: Call) -> Upward:
     """``m^(1/p)`` as for `max_pool`, with windows ``[floor(i n / k), ceil((i + 1) n / k))``."""

@@ -197,6 +197,7 @@ class _Step:
             if factor is not None:
                 lowered, behind = self._rooms(blocks, factor, slack)
                 share = float((lowered / diagonal).max())
+                factor = None  # its memory
                 factor = self._factor(blocks, diagonal - lowered)
             if factor is None:  # D - K is nearly singular: the network needs no better D
                 raised = max(_RAISE, 16.0 * raised, 2.0 * share)
@@ -246,8 +247,8 @@ class _Step:
         last = y - blocks.behind - factor.solved.mT @ factor.solved
         errors = self._errors(blocks.terms, factor, y, own, behind)
         left = first.diagonal() * own, last.diagonal() * behind
-        first, last = first.abs().fill_diagonal_(0.0), last.abs().fill_diagonal_(0.0)
-        across = across.abs()
+        first, last = first.abs_().fill_diagonal_(0.0), last.abs_().fill_diagonal_(0.0)
+        across.abs_()
         beside = first @ own + across @ behind, across.mT @ own + last @ behind
         rows = zip(left, beside, errors, strict=True)
         return y if all(_dominant(*row, self._terms + self._rows) for row in rows) else None

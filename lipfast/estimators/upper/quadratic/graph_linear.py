@@ -159,6 +159,10 @@ class LinearNodes:
         blocks = dict.fromkeys(block for own, _ in operands.values() for block in own)
         found = {}
         for block in blocks:
+            part = _passed_on(node, operands, block, self.like)
+            if part is not None:
+                found[block] = part
+                continue
             part = self._of_block(plain, tables, operands, block, sizes[block])
             if part.error is not None or bool(part.value.any()):  # type: ignore[union-attr]
                 found[block] = part
@@ -239,6 +243,29 @@ class LinearNodes:
         if reference.kind == "parameter":
             return self.parameters[reference.name].detach()
         return sent(self.constants[reference.name].tensor(), self.like.device)
+
+
+def _passed_on(
+    node: Node,
+    operands: Mapping[str, tuple[Expression, tuple[int, ...]]],
+    block: int,
+    like: Tensor,
+) -> Coefficients | None:
+    """What a sum or a difference makes of a block that only one operand has; None for others."""
+    own = [name for name, (expression, _) in operands.items() if block in expression]
+    if node.op not in ("aten.add", "aten.sub") or len(own) != 1:
+        return None
+    expression, shape = operands[own[0]]
+    if node.names("node").count(own[0]) != 1 or shape != node.shape:
+        return None
+    part, reference = expression[block], Reference("node", own[0])
+    if node.args[0] == reference:
+        return part
+    if node.args[1] != reference or node.argument(2, "alpha", 1) != 1:
+        return None
+    if node.op == "aten.add":
+        return part
+    return Coefficients(-part.dense(math.prod(shape), like), part.error)
 
 
 def _copies_weights(

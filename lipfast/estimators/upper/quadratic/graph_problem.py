@@ -31,6 +31,7 @@ from lipfast.estimators.upper.quadratic.graph_linear import (
     scaled_rows,
     selected_rows,
 )
+from lipfast.estimators.upper.quadratic.graph_pools import without_max_pools
 from lipfast.estimators.upper.quadratic.graph_room import Room, StepSizes
 from lipfast.estimators.upper.sweep import Step, Sweep, sweep_of
 from lipfast.graph.nodes import Graph, Node, Reference
@@ -125,7 +126,7 @@ def problem_of(
     """
     room = Room(memory, operations, evaluations)
     graph = join_compositions(join_extrema(join_repeated(plan.graph)))
-    graph = join_repeated(_without_extrema(graph))
+    graph = join_repeated(_without_extrema(without_max_pools(graph)))
     sweep = sweep_of(plan, FoldedGraph(graph, {}))
     return _StepBuilder(plan, graph, sweep, parameters, room).build()
 

@@ -19,7 +19,7 @@ class QuadraticBoundError(Exception):
 SEARCHED_IN_SINGLE = 512
 """From so many entries on that are alive at once, or read by one activation, float32 searches."""
 # Matrices of one size that live together in an inequality's proof, and in a step of a sweep.
-_IN_PROOF = 7
+_IN_PROOF = 9
 _IN_SWEEP = 3
 # Sweeps that a search takes beside its evaluations, and as many as all proofs take.
 _SWEEPS_OF_STARTS = 3

@@ -14,8 +14,8 @@ from torch import Tensor
 from lipfast.estimators.upper.quadratic.graph_starts import balanced_choice, multipliers_of_paths
 from lipfast.estimators.upper.quadratic.graph_sweep import GraphSweep, Swept
 
-# So many evaluations are a fixed point, which needs no line search.
-_FIXED_POINT = 30
+# Half of the evaluations are a fixed point, which needs no line search: between so many.
+_FIXED_POINT = 10, 30
 # The smoothed largest eigenvalue begins with this power: all of the outputs count at first.
 _FIRST_POWER = 2.0
 _MOMENTUM = 0.3
@@ -72,7 +72,8 @@ class _MultiplierSearch:
 
     def run(self, evaluations: int) -> Swept:
         """A fixed point at first, then a quasi-Newton method, within a number of evaluations."""
-        fixed = min(evaluations, _FIXED_POINT)
+        least, most = _FIXED_POINT
+        fixed = min(evaluations, max(least, min(evaluations // 2, most)))
         self._fixed_point(fixed)
         if evaluations > fixed:
             self._quasi_newton(evaluations - fixed)
