@@ -159,7 +159,7 @@ class Plan(Architecture):
                 (sums of branches, small convolutions) one matrix holds all that is alive.
             effort: how long that searches: 1 (about as long as ten products), 2 or 3. Other graphs
                 than chains are refused, with the reason, where one network would take more than
-                about 10 s, a minute or ten minutes of one core.
+                about 15 s, 40 s or seven minutes of one core.
             memory: bytes that all such matrices of one network may take together; where they do
                 not fit, the product of norms is what there is, with the reason. That takes what
                 the sizes of the layers ask for, whatever it is.

@@ -14,10 +14,11 @@ from torch import Tensor
 from lipfast.estimators.upper.quadratic.graph_starts import balanced_choice, multipliers_of_paths
 from lipfast.estimators.upper.quadratic.graph_sweep import GraphSweep, Swept
 
-# Half of the evaluations are a fixed point, which needs no line search: between so many.
-_FIXED_POINT = 10, 30
-# The smoothed largest eigenvalue begins with this power: all of the outputs count at first.
-_FIRST_POWER = 2.0
+# Half of the evaluations are a fixed point, which needs no line search; if possible, so many.
+_FIXED_POINT = 10
+# The smoothed largest eigenvalue begins with this power, the trace: all of the outputs count.
+_FIRST_POWER = 1.0
+_GROWTH = 4.0
 _MOMENTUM = 0.3
 _PAIRS = 12
 _LARGEST_STEP = 2.0
@@ -72,8 +73,7 @@ class _MultiplierSearch:
 
     def run(self, evaluations: int) -> Swept:
         """A fixed point at first, then a quasi-Newton method, within a number of evaluations."""
-        least, most = _FIXED_POINT
-        fixed = min(evaluations, max(least, min(evaluations // 2, most)))
+        fixed = min(evaluations, max(_FIXED_POINT, evaluations // 2))
         self._fixed_point(fixed)
         if evaluations > fixed:
             self._quasi_newton(evaluations - fixed)
@@ -104,7 +104,7 @@ class _MultiplierSearch:
         swept: Swept | None = self._best
         step = torch.zeros_like(logs)
         for turn in range(evaluations):
-            power = _FIRST_POWER * 8.0 ** (turn / max(1, evaluations - 1))
+            power = _FIRST_POWER * _GROWTH ** (turn / max(1, evaluations - 1))
             if swept is None or swept.square > last * 1.05:
                 eta, step = max(eta / 2, 1 / 16), step / 2
                 logs = logs - step
