@@ -261,7 +261,7 @@ def _passed_on(
     part, reference = expression[block], Reference("node", own[0])
     if node.args[0] == reference:
         return part
-    if node.args[1] != reference or node.argument(2, "alpha", 1) != 1:
+    if node.args[1:2] != (reference,) or node.argument(2, "alpha", 1) != 1:
         return None
     if node.op == "aten.add":
         return part

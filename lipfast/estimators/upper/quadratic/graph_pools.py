@@ -21,7 +21,7 @@ _MOST_MAXIMA = 8
 _NOT_DECREASING = frozenset(
     f"aten.{name}" for name in ("relu", "relu6", "hardtanh", "tanh", "sigmoid", "hardsigmoid")
 )
-_NEEDED = ("aten.maximum", "aten.slice", "aten.cat")
+_NEEDED = tuple(f"aten.{name}" for name in ("maximum", "slice", "cat", "relu", "add", "sub"))
 
 
 def without_max_pools(graph: Graph) -> Graph:
