@@ -29,6 +29,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "search": ("lower_bound",),
     "method": ("jacobian_norms", "bounds", "upper_bound", *_UPPER),
     "effort": ("bounds", "upper_bound", *_UPPER),
+    "floor": ("bounds", "Plan.bounds"),
     "details": ("jacobian_norms",),
     "create_graph": ("input_gradient_norms", "jacobian_norms"),
     "draws": ("lower_bound(search='convex')", "lower_bound(search='neighbourhood')"),
@@ -78,6 +79,8 @@ class ProductOptions(UpperOptions, total=False):
 
 class BoundsOptions(LowerOptions, UpperOptions, total=False):
     """Of `Plan.bounds`."""
+
+    floor: bool
 
 
 def check_options(

@@ -113,10 +113,15 @@ def problem_of(plan: Architecture, parameters: Mapping[str, Tensor], *, memory: 
     Raises:
         QuadraticBoundError: an op has no constant, or a matrix is too large.
     """
-    graph = join_compositions(join_extrema(join_repeated(plan.graph)))
-    graph = join_repeated(_without_extrema(graph))
+    graph = graph_of_slopes(plan)
     sweep = sweep_of(plan, FoldedGraph(graph, {}))
     return _StepBuilder(plan, graph, sweep, parameters, memory).build()
+
+
+def graph_of_slopes(plan: Architecture) -> Graph:
+    """The graph whose activations have slopes: compositions joined, extrema as a ReLU each."""
+    graph = join_compositions(join_extrema(join_repeated(plan.graph)))
+    return join_repeated(_without_extrema(graph))
 
 
 class _Pending(NamedTuple):
@@ -147,7 +152,7 @@ class _StepBuilder:
             self._linear.like,
             sizes_for_all_inputs(plan, sweep, parameters),
         )
-        self._dependent = _dependent(graph)
+        self._dependent = dependent_nodes(graph)
         self._last = _last_readers(graph)
         self._shapes = {node.name: node.shape for node in graph.nodes}
         self._found: dict[str, Expression] = {}
@@ -326,7 +331,7 @@ def _without_extrema(graph: Graph) -> Graph:
     return Graph(tuple(nodes), graph.outputs)
 
 
-def _dependent(graph: Graph) -> Collection[str]:
+def dependent_nodes(graph: Graph) -> Collection[str]:
     """Names of the nodes that depend on the inputs."""
     found: set[str] = set()
     for node in graph.nodes:
