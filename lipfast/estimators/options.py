@@ -32,8 +32,11 @@ HOMES: dict[str, tuple[str, ...]] = {
     "floor": ("bounds", "Plan.bounds"),
     "details": ("jacobian_norms",),
     "create_graph": ("input_gradient_norms", "jacobian_norms"),
-    "draws": ("lower_bound(search='convex')", "lower_bound(search='neighbourhood')"),
-    "limit": ("lower_bound(search='convex')", "lower_bound(search='pairs')"),
+    "draws": tuple(
+        f"lower_bound(search='{name}')" for name in ("convex", "neighbourhood", "ascent")
+    ),
+    "limit": tuple(f"lower_bound(search='{name}')" for name in ("convex", "pairs", "ascent")),
+    "starts_from": ("lower_bound(search='ascent')",),
     "radius": ("lower_bound(search='neighbourhood')",),
     "noise": ("lower_bound(search='neighbourhood')",),
     "centres": ("lower_bound(search='neighbourhood')",),

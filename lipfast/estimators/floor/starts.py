@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from lipfast.estimators.floor.linear_graph import LinearGraph, Units
+from lipfast.ops.fetched import sent
 from lipfast.plan.architecture import Architecture
-from lipfast.plan.interpret import walk
+from lipfast.plan.interpret import NodeArguments, walk
 
 
 def slopes_at(
@@ -35,23 +36,41 @@ def slopes_at(
         values = walk(plan.graph, parameters, plan.constants, leaves, keep=True)
         found = []
         for unit, (low, high) in zip(linear.units, ends, strict=True):
-            slopes = _derivative(unit, linear, values)
+            slopes = _derivative(unit, linear, parameters, values)
             slopes = torch.where(torch.isfinite(slopes), slopes, high)
             found.append(slopes.clamp(low, high))
     return found
 
 
-def _derivative(unit: Units, linear: LinearGraph, values: Mapping[str, Tensor]) -> Tensor:
+def _derivative(
+    unit: Units,
+    linear: LinearGraph,
+    parameters: Mapping[str, Tensor],
+    values: Mapping[str, Tensor],
+) -> Tensor:
     """The derivative of an activation, entry by entry."""
     source, result = values.get(unit.source), values.get(unit.name)
-    if source is None:  # a ReLU of the difference that an extremum is made of
-        operands = linear.known.node(unit.source).names("node")
-        shape = next(iter(values.values())).shape[:2]
-        if len(operands) != 2:
-            return torch.full((*shape, *unit.shape), torch.nan, dtype=torch.float64)
-        return (values[operands[0]].detach() > values[operands[1]].detach()).double()
+    if source is None:
+        return (read_by(unit, linear, parameters, values).detach() > 0).double()
     if result is None or not result.requires_grad:
         return torch.full_like(source, torch.nan)
     total = result.sum()
     (slopes,) = torch.autograd.grad(total, source, retain_graph=True, allow_unused=True)
     return torch.full_like(source, torch.nan) if slopes is None else slopes.detach()
+
+
+def read_by(
+    unit: Units,
+    linear: LinearGraph,
+    parameters: Mapping[str, Tensor],
+    values: Mapping[str, Tensor],
+) -> Tensor:
+    """What an activation reads, from the values of all nodes of the architecture."""
+    if unit.source in values:
+        return values[unit.source]
+    # The difference that an extremum's ReLU reads.
+    node = linear.known.node(unit.source)
+    constants = {name: linear.plan.constants[name].tensor() for name in node.names("constant")}
+    like = next(iter(values.values()))
+    typed = {name: sent(own.to(like.dtype), like.device) for name, own in constants.items()}
+    return NodeArguments(node, values, parameters, typed).replaced({}, {})
