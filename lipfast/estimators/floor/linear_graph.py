@@ -18,10 +18,13 @@ from lipfast.estimators.upper.sweep import ITSELF, ZERO, Step, sweep_of
 from lipfast.graph.nodes import Graph, Node, Reference
 from lipfast.ops.fetched import sent
 from lipfast.plan.architecture import Architecture
+from lipfast.plan.constant_folding import REPEATED
 from lipfast.plan.fold import FoldedGraph
 from lipfast.plan.state import stack
 from lipfast.rules.registry import rule_of, written_here
 
+# What may read a tensor that does not depend on the input, of which the derivative is zero.
+_MEETS_CONSTANTS = ("aten.cat", "aten.stack", "aten.add", "aten.sub")
 # Ends beyond are not looked at: their products would leave float64.
 _STEEPEST_SLOPE = 2.0**100
 
@@ -111,17 +114,23 @@ def linear_graph(plan: Architecture) -> LinearGraph:
     if not written_here(rule_of("aten.mul")):
         raise NoSlopesError("the rule of aten.mul is not lipfast's own")
     graph = graph_of_slopes(plan)
+    graph = graph.rewritten(graph.nodes)  # extrema leave behind what they were made of
     steps = {step.node.name: step for step in sweep_of(plan, FoldedGraph(graph, {})).steps}
-    dependent = dependent_nodes(graph)
+    dependent = set(dependent_nodes(graph))
     units: list[Units] = []
     zeros: dict[str, Reference] = {}
     nodes: list[Node] = []
     for node in graph.nodes:
-        operands = list(dict.fromkeys(n for n in node.names("node") if n in dependent))
+        read = list(dict.fromkeys(node.names("node")))
+        operands = [name for name in read if name in dependent]
         if node.op == "input":
             nodes.append(node)
-        elif node.name not in dependent or not operands:
-            raise NoSlopesError(f"{node.op} in module '{node.module}' does not depend on the input")
+        elif node.op == REPEATED:  # the same for all samples
+            nodes.append(_zeros_like_repeated(node, zeros))
+        elif len(operands) < len(read) and node.op not in _MEETS_CONSTANTS:
+            raise NoSlopesError(
+                f"{node.op} in module '{node.module}' reads what does not depend on the input"
+            )
         elif is_linear(node, operands):
             plain, own = without_constants(node)
             zeros |= own
@@ -131,6 +140,8 @@ def linear_graph(plan: Architecture) -> LinearGraph:
             units.append(unit)
             args = Reference("node", unit.source), Reference("parameter", unit.slopes)
             nodes.append(replace(node, op="aten.mul", args=args, kwargs=()))
+    if not dependent.intersection(graph.outputs):
+        raise NoSlopesError("the output does not depend on the input")
     shapes = {name: _shape_of(plan, reference) for name, reference in zeros.items()}
     shapes |= {unit.slopes: unit.shape for unit in units}
     linear = Architecture(
@@ -143,6 +154,13 @@ def linear_graph(plan: Architecture) -> LinearGraph:
         plan.given,
     )
     return LinearGraph(linear, graph, tuple(units), zeros)
+
+
+def _zeros_like_repeated(node: Node, zeros: dict[str, Reference]) -> Node:
+    repeated = node.reference(1)
+    name = f"zeros like {repeated.kind} {repeated.name}"
+    zeros[name] = repeated
+    return replace(node, args=(node.args[0], Reference("parameter", name), *node.args[2:]))
 
 
 def _units_of_node(step: Step, operands: Sequence[str], graph: Graph) -> Units:

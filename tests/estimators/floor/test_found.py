@@ -222,6 +222,37 @@ def test_at_least_the_norms_at_samples(model: nn.Module) -> None:
         assert found.floor.value <= found.upper.value
 
 
+class _Sizes(nn.Module):
+    """An extremum in other words, whose own nodes nothing reads, and a token beside the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.full((1, 1, 4), 2.0))
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(torch.cat([self.token.expand(x.shape[0], -1, -1), x[:, None]], 1))
+        p, q = h[..., :3], h[..., 3:]
+        return self.last((p + q + (p - q).abs()) / 2).mean(1)
+
+
+class _Constant(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.ones(1, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.token.expand(x.shape[0], -1)
+
+
+def test_nodes_that_nothing_reads_and_tokens() -> None:
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    found = lipfast.bounds(_Sizes(), x, method="quadratic", floor=True)
+    assert found.floor is not None
+    assert found.lower.value * (1 - 1e-5) <= found.floor.value <= found.upper.value
+    assert found.floor.reason is None
+
+
 def test_many_networks_are_as_one() -> None:
     model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
     generator = torch.Generator().manual_seed(0)
@@ -240,6 +271,7 @@ def test_many_networks_are_as_one() -> None:
     [
         (nn.Sequential(nn.Linear(3, 3), nn.Softmax(1)), "softmax in module '1' knows no slopes"),
         (nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), "layer_norm"),
+        (_Constant(), "the output does not depend on the input"),
         (nn.Sequential(nn.Flatten(), nn.Linear(3, 3), nn.Unflatten(1, (1, 3)), nn.MaxPool1d(2)),
          "max_pool1d"),
     ],
