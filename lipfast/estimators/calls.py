@@ -165,8 +165,9 @@ def bounds(
         effort: see `upper_bound`; of the floor's search too.
         floor: also search for the largest norm of a Jacobian whose slopes each activation may
             have, `Bounds.floor` (see `lipfast.estimators.floor.result.Floor`): no bound that
-            ignores reachability can be below. It says how much of the gap is left to better upper
-            bounds of that kind, and is no bound of the Lipschitz constant itself.
+            ignores reachability can be below, for all inputs whatever the domain. It says how much
+            of the gap is left to better upper bounds of that kind, and is no bound of the Lipschitz
+            constant itself.
         progress: see `upper_bound`.
 
     Returns:
