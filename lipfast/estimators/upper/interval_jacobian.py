@@ -37,6 +37,7 @@ from lipfast.estimators.upper.interval_jacobian_parts import (
 )
 from lipfast.estimators.upper.layer_bracket import LayerBrackets
 from lipfast.estimators.upper.layer_norms import error_of_weight, errors_of_layer
+from lipfast.estimators.upper.local.slopes import LocalSlopes
 from lipfast.estimators.upper.many import Tighter
 from lipfast.estimators.upper.sweep import Sweep
 from lipfast.graph.nodes import error_name
@@ -74,13 +75,14 @@ class IntervalJacobians(NamedTuple):
 
 
 def interval_jacobians(
-    plan: Architecture, sweep: Sweep, networks: ResolvedNetworks, norm: Norm
+    plan: Architecture, sweep: Sweep, networks: ResolvedNetworks, norm: Norm, local: LocalSlopes
 ) -> IntervalJacobians | None:
     """Bounds of networks in norm 1 or inf, when somebody asks; None where the graph has none.
 
     It has one where all its nodes are maps of the last axis with a weight, pointwise functions with
     slopes, sums, and moves of entries, and where the work for a network is within `_MOST_PRODUCTS`
     multiplications and `_BYTES_OF_ONE`. On a device everything is queued before anything is read.
+    On a domain slopes are those of `local`.
     """
     parts = parts_of(plan, sweep) if networks else None
     layers = [part.layer for part in parts or () if isinstance(part, Matrix)]
@@ -93,13 +95,14 @@ def interval_jacobians(
     for part in parts:
         if not isinstance(part, Pointwise):
             continue
-        if chain is None and part.numbers is not None:
+        if chain is None and part.numbers is not None and not local.known:
             slopes[part.step.node.name] = part.numbers
             continue
         own = part.slopes(networks, plan, device)
         if own is None:
             return None
-        ranges[part.step.node.name] = own
+        name = part.step.node.name
+        ranges[name] = local.of_node(name, own) if local.known else own
     if not products_are_ieee(device):
         return None
     if chain is not None:

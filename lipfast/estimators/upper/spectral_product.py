@@ -18,11 +18,13 @@ from lipfast.estimators.upper.composition import Composition
 from lipfast.estimators.upper.interval_jacobian import interval_jacobians
 from lipfast.estimators.upper.layer_bracket import LayerBrackets
 from lipfast.estimators.upper.layer_calls import FoundStarts, LayerCall, layer_brackets
+from lipfast.estimators.upper.local.slopes import LocalSlopes
 from lipfast.estimators.upper.many import UpperBounds, UpperBoundsOfGraph
 from lipfast.estimators.upper.networks import Group, prepared
 from lipfast.estimators.upper.numbers_read import NumbersRead
 from lipfast.estimators.upper.quadratic.bounds import quadratic_bounds
 from lipfast.estimators.upper.quadratic.certificate import Multipliers
+from lipfast.estimators.upper.quadratic.rows import row_bounds
 from lipfast.estimators.upper.starts import Starts, StartVectors, checked_starts
 from lipfast.estimators.upper.sweep import Sweep, composed, sweep_of
 from lipfast.estimators.upper.together import FEWEST, composed_together
@@ -121,9 +123,9 @@ def upper_bounds_together(
     resolved = resolve_later(plan, state_dicts)
     begin = checked_starts(plan, start, len(resolved.networks))
     quadratic = None
-    if check_method(method, effort, check_norm(norm)):
-        quadratic = _Quadratic(effort, memory, multipliers or [None] * len(resolved.networks))
-    call = _Call(plan, check_norm(norm), rtol, seed, begin, domain, simplify, quadratic)
+    if check_method(method, effort, check_norm(norm), domain):
+        quadratic = _Quadratic(effort, multipliers or [None] * len(resolved.networks))
+    call = _Call(plan, check_norm(norm), rtol, seed, begin, domain, simplify, memory, quadratic)
     parts: list[UpperBoundsOfGraph] | None = None
     try:
         parts = call.bounds(resolved.networks)
@@ -140,7 +142,6 @@ class _Quadratic(NamedTuple):
     """What quadratic constraints are asked for with."""
 
     effort: int
-    memory: int
     multipliers: Sequence[Multipliers | None]
 
 
@@ -154,6 +155,7 @@ class _Call(NamedTuple):
     start: Sequence[StartVectors]
     domain: Domain | None
     simplify: bool
+    memory: int
     quadratic: _Quadratic | None
 
     def bounds(self, networks: ResolvedNetworks) -> list[UpperBoundsOfGraph]:
@@ -180,8 +182,9 @@ class _Call(NamedTuple):
         numbers = NumbersRead(plan, sweep, parameters, self.norm, self.domain)
         own = [self.start[index] for index in group.networks]
         later = None
+        local = LocalSlopes(plan, parameters, self.domain, self.memory)
         if self.norm != 2 and self.simplify:
-            later = interval_jacobians(plan, sweep, parameters, self.norm)
+            later = interval_jacobians(plan, sweep, parameters, self.norm, local)
         found: tuple[LayerBrackets, Sequence[StartVectors]]
         if later is not None and later.brackets is not None:
             found = later.brackets, FoundStarts(len(own))
@@ -189,14 +192,22 @@ class _Call(NamedTuple):
             call = LayerCall(sweep.layers, parameters, self.norm, self.rtol, self.seed, own)
             found = layer_brackets(call)
         bounds = _bounds_of_group(plan, sweep, group, found, numbers, norm=self.norm)
-        if self.quadratic is not None:
-            effort, memory, multipliers = self.quadratic
-            start = [multipliers[index] for index in group.networks]
-            tighter = quadratic_bounds(
-                plan, sweep, parameters, effort=effort, start=start, memory=memory
+        if later is not None:
+            bounds = replace(bounds, tighter=[later.read()])
+        if self.quadratic is None:
+            return bounds
+        slopes = local.of_all if local.known else None
+        if self.norm != 2:
+            own_norm = row_bounds(
+                plan, sweep, parameters, self.norm, effort=self.quadratic.effort, slopes=slopes
             )
-            return replace(bounds, tighter=tighter)
-        return bounds if later is None else replace(bounds, tighter=later.read())
+            return replace(bounds, tighter=[*bounds.tighter, own_norm])
+        start = [self.quadratic.multipliers[index] for index in group.networks]
+        effort, memory = self.quadratic.effort, self.memory
+        tighter = quadratic_bounds(
+            plan, sweep, parameters, effort=effort, start=start, memory=memory, slopes=slopes
+        )
+        return replace(bounds, tighter=[tighter])
 
 
 def _bounds_of_group(

@@ -69,7 +69,7 @@ class Tracker:
         memory: int = 1 << 30,
         progress: bool | None = None,
     ) -> None:
-        check_method(method, effort, check_norm(norm))
+        check_method(method, effort, check_norm(norm), domain)
         self.plan = plan
         self.vectors: StartVectors = {}
         self.multipliers: Multipliers | None = None

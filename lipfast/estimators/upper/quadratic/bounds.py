@@ -13,6 +13,7 @@ from lipfast.estimators.upper.many import Tighter
 from lipfast.estimators.upper.quadratic.boxes import Boxes
 from lipfast.estimators.upper.quadratic.certificate import Multipliers, QuadraticCertificate
 from lipfast.estimators.upper.quadratic.chains import MatrixChain, matrix_chain
+from lipfast.estimators.upper.quadratic.graph_problem import EntrySlopes
 from lipfast.estimators.upper.quadratic.graph_quadratic import graph_quadratic
 from lipfast.estimators.upper.sweep import ITSELF, ZERO, Sweep
 from lipfast.ops.chain_quadratic import ChainQuadratic, chain_quadratic
@@ -26,6 +27,8 @@ EVALUATIONS = {1: 10, 2: 30, 3: 300}
 WARM_EVALUATIONS = {1: 10, 2: 10, 3: 300}
 """The same from the multipliers of a similar network; with fewer, those of one that is hundreds of
 steps away gain little on the product."""
+# What part of all units may have more than one slope where the others are left out.
+_FEW_FREE = 0.125
 
 
 def quadratic_bounds(
@@ -36,6 +39,7 @@ def quadratic_bounds(
     effort: int,
     start: Sequence[Multipliers | None],
     memory: int,
+    slopes: Sequence[EntrySlopes] | None = None,
 ) -> Tighter | str:
     r"""Certified bounds in norm 2, or why there are none.
 
@@ -51,6 +55,8 @@ def quadratic_bounds(
         effort: how long multipliers are searched for: 1, 2 or 3.
         start: for each network multipliers of a similar one, or None; only chains take them.
         memory: bytes that one matrix of a graph, and what makes it, may take.
+        slopes: for each network ranges of slopes on a domain; the bound is then for pairs of its
+            points, never above that of all pairs, and has no certificate.
 
     Raises:
         ArgumentError: the networks are on a device.
@@ -59,21 +65,49 @@ def quadratic_bounds(
         raise ArgumentError(
             "method='quadratic' runs on the CPU: move the state dict there, or use method='product'"
         )
+    found = _by_slopes(plan, sweep, networks, None, effort=effort, start=start, memory=memory)
+    if not any(slopes or ()):
+        return found
+    near = _by_slopes(plan, sweep, networks, slopes, effort=effort, start=start, memory=memory)
+    return _smaller_of_both(near, found)
+
+
+def _smaller_of_both(near: Tighter | str, found: Tighter | str) -> Tighter | str:
+    """For each network the smaller of its bounds on a domain and everywhere: searches may fail."""
+    if isinstance(near, str) or isinstance(found, str):
+        return found if isinstance(near, str) else near
+    values = [min(pair) for pair in zip(near.values, found.values, strict=True)]
+    logs = [min(pair) for pair in zip(near.logs, found.logs, strict=True)]
+    return Tighter(QUADRATIC, values, logs, multipliers=found.multipliers)
+
+
+def _by_slopes(
+    plan: Architecture,
+    sweep: Sweep,
+    networks: ResolvedNetworks,
+    slopes: Sequence[EntrySlopes] | None,
+    *,
+    effort: int,
+    start: Sequence[Multipliers | None],
+    memory: int,
+) -> Tighter | str:
     chain = matrix_chain(sweep)
-    boxes = None if chain is None else _all_boxes(chain, plan, networks)
+    boxes = None if chain is None else all_boxes(chain, plan, networks, slopes)
     if chain is None or boxes is None:
-        return _bounds_of_graphs(plan, networks, effort=effort, memory=memory)
+        return _bounds_of_graphs(plan, networks, slopes, effort=effort, memory=memory)
     sizes = [layer.output_shape[-1] for layer in chain.layers[:-1]]
     fitting = [own if _is_of_chain(own, sizes) else None for own in start]
     warm = all(own is not None for own in fitting)
     found = chain_quadratic(
         [chain.matrices(entry) for entry in networks],
         *boxes,
-        errors=_all_errors(chain, networks),
+        errors=all_errors(chain, networks),
         evaluations=(WARM_EVALUATIONS if warm else EVALUATIONS)[effort],
         start=None if all(own is None for own in fitting) else _stacked_starts(fitting, sizes),
     )
     values, logs = _unscaled(chain, plan, networks, found)
+    if slopes is not None:
+        _without_known_units(plan, networks, slopes, (values, logs), effort=effort, memory=memory)
     return Tighter(
         QUADRATIC,
         values,
@@ -84,16 +118,47 @@ def quadratic_bounds(
 
 
 def _bounds_of_graphs(
-    plan: Architecture, networks: ResolvedNetworks, *, effort: int, memory: int
+    plan: Architecture,
+    networks: ResolvedNetworks,
+    slopes: Sequence[EntrySlopes] | None,
+    *,
+    effort: int,
+    memory: int,
 ) -> Tighter | str:
     """Of what is no chain, network by network; the first reason where none has a bound."""
+    evaluations = EVALUATIONS[effort]
+    local: Sequence[EntrySlopes | None] = slopes or [None] * len(networks)
     found = [
-        graph_quadratic(plan, entry, evaluations=EVALUATIONS[effort], memory=memory)
-        for entry in networks
+        graph_quadratic(plan, entry, evaluations=evaluations, memory=memory, slopes=own)
+        for entry, own in zip(networks, local, strict=True)
     ]
     if all(math.isinf(own.log_value) and own.log_value > 0 for own in found):
         return f"no quadratic constraints: {found[0].reason}"
     return Tighter(QUADRATIC, [own.value for own in found], [own.log_value for own in found])
+
+
+def _without_known_units(
+    plan: Architecture,
+    networks: ResolvedNetworks,
+    slopes: Sequence[EntrySlopes],
+    bounds: tuple[list[float], list[float]],
+    *,
+    effort: int,
+    memory: int,
+) -> None:
+    """Smaller bounds of chains most of whose units have one slope: only the others are units.
+
+    Otherwise those would have multipliers that are nearly infinite, for about a part in a hundred.
+    """
+    values, logs = bounds
+    for network, (entry, own) in enumerate(zip(networks, slopes, strict=True)):
+        free = sum(int((lower < upper).sum()) for lower, upper in own.values())
+        if not own or free > _FEW_FREE * sum(len(lower) for lower, _ in own.values()):
+            continue
+        evaluations = EVALUATIONS[effort]
+        found = graph_quadratic(plan, entry, evaluations=evaluations, memory=memory, slopes=own)
+        if found.log_value < logs[network]:
+            values[network], logs[network] = found.value, found.log_value
 
 
 def _certificate(chain: MatrixChain, found: ChainQuadratic, network: int) -> QuadraticCertificate:
@@ -106,14 +171,17 @@ def _certificate(chain: MatrixChain, found: ChainQuadratic, network: int) -> Qua
     )
 
 
-def _all_boxes(
-    chain: MatrixChain, plan: Architecture, networks: ResolvedNetworks
+def all_boxes(
+    chain: MatrixChain,
+    plan: Architecture,
+    networks: ResolvedNetworks,
+    slopes: Sequence[EntrySlopes] | None,
 ) -> tuple[list[Tensor], list[Tensor]] | None:
     """Means and products per activation, (n_i,) where they are those of all networks."""
-    reads = any(None in step.names for step in chain.activations)
+    reads = slopes is not None or any(None in step.names for step in chain.activations)
     found: list[list[Boxes]] = []
-    for entry in networks if reads else networks[:1]:
-        own = chain.boxes(plan, entry)
+    for index, entry in enumerate(networks if reads else networks[:1]):
+        own = chain.boxes(plan, entry, None if slopes is None else slopes[index])
         if own is None:
             return None
         found.append(own)
@@ -126,7 +194,8 @@ def _all_boxes(
     )
 
 
-def _all_errors(chain: MatrixChain, networks: ResolvedNetworks) -> list[list[Tensor | None]] | None:
+def all_errors(chain: MatrixChain, networks: ResolvedNetworks) -> list[list[Tensor | None]] | None:
+    """What the matrices of each network are off by; None where all are exact."""
     found = [chain.errors(entry) for entry in networks]
     exact = all(error is None for own in found for error in own)
     return None if exact else found

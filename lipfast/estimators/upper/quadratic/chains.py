@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lipfast.estimators.upper.layer_norms import error_of_weight
 from lipfast.estimators.upper.quadratic.boxes import Boxes, boxes_of
+from lipfast.estimators.upper.quadratic.graph_problem import EntrySlopes
 from lipfast.estimators.upper.sweep import ZERO, Step, Sweep
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.layers import Layer
@@ -48,11 +49,25 @@ class MatrixChain:
             found.append(error.mT if error is not None and layer.transposed else error)
         return found
 
-    def boxes(self, plan: Architecture, parameters: Mapping[str, Tensor]) -> list[Boxes] | None:
-        """The ranges of slopes of one network, per activation; None where one has none."""
+    def boxes(
+        self,
+        plan: Architecture,
+        parameters: Mapping[str, Tensor],
+        slopes: EntrySlopes | None = None,
+    ) -> list[Boxes] | None:
+        """The ranges of slopes of one network, per activation; None where one has none.
+
+        Args:
+            plan: the architecture.
+            parameters: of the network.
+            slopes: ranges of slopes on a domain; of other nodes their rules are asked.
+        """
         found = []
         for step, layer in zip(self.activations, self.layers, strict=False):
+            local = None if slopes is None else slopes.get(step.node.name)
             ends = _slope_range(step, plan, parameters)
+            if local is not None:
+                ends = local[0].reshape(layer.output_shape), local[1].reshape(layer.output_shape)
             if ends is None:
                 return None
             lower, upper = (_rows_of_features(end, layer.output_shape) for end in ends)
