@@ -33,7 +33,7 @@ class UpperBound(Estimate):
         layers: their brackets.
         composition: the constants of all nodes of the graph, which `explain` lays out: of the
             product of norms, also where another method proves less.
-        certificate: of quadratic constraints, what proves the bound.
+        certificate: of quadratic constraints, what proves the bound; None on a domain.
 
     Examples:
         >>> import torch, lipfast

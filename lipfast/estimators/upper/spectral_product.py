@@ -66,9 +66,10 @@ def product_bounds(
             state dicts, or a list with one (or None) for each. Whether a bound is proved does not
             depend on them.
         simplify: fold BatchNorm into its neighbours; otherwise layer by layer, as published.
-        domain: the bound holds for inputs in this set only; products of activations may need one.
-        method: "quadratic" also bounds what is a chain by quadratic constraints, and takes the
-            smaller bound (norm 2; see `quadratic.bounds`).
+        domain: the bound holds for pairs of inputs in this set only; products of activations may
+            need one, and other activations have fewer slopes there (see `local.ranges`).
+        method: "quadratic" also bounds by quadratic constraints, and takes the smaller bound (see
+            `quadratic.bounds`; norms 1 and inf on a domain only, see `quadratic.rows`).
         effort: of its search, 1, 2 or 3.
         memory: bytes that one matrix of quadratic constraints of a graph may take.
 

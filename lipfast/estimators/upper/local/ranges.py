@@ -173,7 +173,7 @@ class Ranges:
             if not (alive.fits() and read.fits()):
                 break
             if step.units is None:
-                length = float(torch.linalg.vector_norm(read.size)) * (1.0 + 2.0**-20)
+                length = float(_lengths(read.size[None]))
                 longest = length * float((-step.constraint.products).sqrt()) * (1.0 + 2.0**-40)
                 ends = read.low.new_full((step.constraint.outputs,), longest)
                 lines, out = None, Span(-ends, ends)
@@ -289,8 +289,7 @@ class Ranges:
             before = rows if a is None else rows @ a
             room = room + size @ passed.rooms[2]
         if passed.lines is None:
-            length = torch.linalg.vector_norm(own, dim=1) * (1.0 + 2.0**-20) + UNDERFLOW
-            room = room + length * passed.longest
+            room = room + _lengths(own) * passed.longest
             if before is None:
                 before = rows.new_zeros(len(rows), sum(step.before))
             return before, added, room
@@ -307,6 +306,12 @@ class Ranges:
             found = found + before
             room = room + self._rounding * (found.abs() @ passed.alive.size)
         return found, added, room
+
+
+def _lengths(rows: Tensor) -> Tensor:
+    """Euclidean lengths, rounded up: fewer than 2^30 squares, some of which may vanish."""
+    length: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return length * (1.0 + 2.0**-20) + 2.0**-500
 
 
 def _product_of_span(matrix: Coefficients, span: Span) -> tuple[Tensor, Tensor]:

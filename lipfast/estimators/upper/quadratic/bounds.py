@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from lipfast.estimators.upper.quadratic.certificate import Multipliers, Quadrati
 from lipfast.estimators.upper.quadratic.chains import MatrixChain, matrix_chain
 from lipfast.estimators.upper.quadratic.graph_problem import EntrySlopes
 from lipfast.estimators.upper.quadratic.graph_quadratic import graph_quadratic
-from lipfast.estimators.upper.sweep import ITSELF, ZERO, Sweep
+from lipfast.estimators.upper.sweep import Sweep
 from lipfast.ops.chain_quadratic import ChainQuadratic, chain_quadratic
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.stacked import ResolvedNetworks
@@ -65,10 +65,11 @@ def quadratic_bounds(
         raise ArgumentError(
             "method='quadratic' runs on the CPU: move the state dict there, or use method='product'"
         )
-    found = _by_slopes(plan, sweep, networks, None, effort=effort, start=start, memory=memory)
+    found = _everywhere(plan, sweep, networks, effort=effort, start=start, memory=memory)
     if not any(slopes or ()):
         return found
-    near = _by_slopes(plan, sweep, networks, slopes, effort=effort, start=start, memory=memory)
+    assert slopes is not None
+    near = _on_domain(plan, sweep, networks, slopes, effort=effort, memory=memory)
     return _smaller_of_both(near, found)
 
 
@@ -81,33 +82,30 @@ def _smaller_of_both(near: Tighter | str, found: Tighter | str) -> Tighter | str
     return Tighter(QUADRATIC, values, logs, multipliers=found.multipliers)
 
 
-def _by_slopes(
+def _everywhere(
     plan: Architecture,
     sweep: Sweep,
     networks: ResolvedNetworks,
-    slopes: Sequence[EntrySlopes] | None,
     *,
     effort: int,
     start: Sequence[Multipliers | None],
     memory: int,
 ) -> Tighter | str:
     chain = matrix_chain(sweep)
-    boxes = None if chain is None else all_boxes(chain, plan, networks, slopes)
+    boxes = None if chain is None else _all_boxes(chain, plan, networks)
     if chain is None or boxes is None:
-        return _bounds_of_graphs(plan, networks, slopes, effort=effort, memory=memory)
+        return _bounds_of_graphs(plan, networks, None, effort=effort, memory=memory)
     sizes = [layer.output_shape[-1] for layer in chain.layers[:-1]]
     fitting = [own if _is_of_chain(own, sizes) else None for own in start]
     warm = all(own is not None for own in fitting)
     found = chain_quadratic(
         [chain.matrices(entry) for entry in networks],
         *boxes,
-        errors=all_errors(chain, networks),
+        errors=_all_errors(chain, networks),
         evaluations=(WARM_EVALUATIONS if warm else EVALUATIONS)[effort],
         start=None if all(own is None for own in fitting) else _stacked_starts(fitting, sizes),
     )
     values, logs = _unscaled(chain, plan, networks, found)
-    if slopes is not None:
-        _without_known_units(plan, networks, slopes, (values, logs), effort=effort, memory=memory)
     return Tighter(
         QUADRATIC,
         values,
@@ -115,6 +113,42 @@ def _by_slopes(
         certificate=lambda network: _certificate(chain, found, network),
         multipliers=lambda network: [own[network].clone() for own in found.logs],
     )
+
+
+def _on_domain(
+    plan: Architecture,
+    sweep: Sweep,
+    networks: ResolvedNetworks,
+    slopes: Sequence[EntrySlopes],
+    *,
+    effort: int,
+    memory: int,
+) -> Tighter | str:
+    """Of chains without their dead units, which differ from network to network.
+
+    Units of one slope stay, with multipliers that are nearly infinite, and cost up to a part in a
+    hundred; where few have more than one, steps of a graph have these units alone.
+    """
+    chain = matrix_chain(sweep)
+    own = None if chain is None else chain.numbers(plan, networks[0], slopes[0])
+    if chain is None or own is None:
+        return _bounds_of_graphs(plan, networks, slopes, effort=effort, memory=memory)
+    bounds: list[Upward] = []
+    for entry, local in zip(networks, slopes, strict=True):
+        own = chain.numbers(plan, entry, local)
+        assert own is not None
+        weights, errors, *units = own.without_dead_units()
+        wrong = None if all(error is None for error in errors) else [errors]
+        evaluations = EVALUATIONS[effort]
+        found = chain_quadratic([weights], *units, errors=wrong, evaluations=evaluations)
+        bounds.append(_unscaled_bound(chain, plan, entry, found, 0))
+        free = sum(int((lower < upper).sum()) for lower, upper in local.values())
+        if free > _FEW_FREE * sum(len(lower) for lower, _ in local.values()):
+            continue
+        other = graph_quadratic(plan, entry, evaluations=evaluations, memory=memory, slopes=local)
+        if other.log_value < bounds[-1].log and math.isfinite(other.value):
+            bounds[-1] = Upward.of(other.value)
+    return Tighter(QUADRATIC, [own.value for own in bounds], [own.log for own in bounds])
 
 
 def _bounds_of_graphs(
@@ -137,30 +171,6 @@ def _bounds_of_graphs(
     return Tighter(QUADRATIC, [own.value for own in found], [own.log_value for own in found])
 
 
-def _without_known_units(
-    plan: Architecture,
-    networks: ResolvedNetworks,
-    slopes: Sequence[EntrySlopes],
-    bounds: tuple[list[float], list[float]],
-    *,
-    effort: int,
-    memory: int,
-) -> None:
-    """Smaller bounds of chains most of whose units have one slope: only the others are units.
-
-    Otherwise those would have multipliers that are nearly infinite, for about a part in a hundred.
-    """
-    values, logs = bounds
-    for network, (entry, own) in enumerate(zip(networks, slopes, strict=True)):
-        free = sum(int((lower < upper).sum()) for lower, upper in own.values())
-        if not own or free > _FEW_FREE * sum(len(lower) for lower, _ in own.values()):
-            continue
-        evaluations = EVALUATIONS[effort]
-        found = graph_quadratic(plan, entry, evaluations=evaluations, memory=memory, slopes=own)
-        if found.log_value < logs[network]:
-            values[network], logs[network] = found.value, found.log_value
-
-
 def _certificate(chain: MatrixChain, found: ChainQuadratic, network: int) -> QuadraticCertificate:
     return QuadraticCertificate(
         tuple(layer.name for layer in chain.layers),
@@ -171,17 +181,14 @@ def _certificate(chain: MatrixChain, found: ChainQuadratic, network: int) -> Qua
     )
 
 
-def all_boxes(
-    chain: MatrixChain,
-    plan: Architecture,
-    networks: ResolvedNetworks,
-    slopes: Sequence[EntrySlopes] | None,
+def _all_boxes(
+    chain: MatrixChain, plan: Architecture, networks: ResolvedNetworks
 ) -> tuple[list[Tensor], list[Tensor]] | None:
     """Means and products per activation, (n_i,) where they are those of all networks."""
-    reads = slopes is not None or any(None in step.names for step in chain.activations)
+    reads = any(None in step.names for step in chain.activations)
     found: list[list[Boxes]] = []
-    for index, entry in enumerate(networks if reads else networks[:1]):
-        own = chain.boxes(plan, entry, None if slopes is None else slopes[index])
+    for entry in networks if reads else networks[:1]:
+        own = chain.boxes(plan, entry)
         if own is None:
             return None
         found.append(own)
@@ -194,8 +201,7 @@ def all_boxes(
     )
 
 
-def all_errors(chain: MatrixChain, networks: ResolvedNetworks) -> list[list[Tensor | None]] | None:
-    """What the matrices of each network are off by; None where all are exact."""
+def _all_errors(chain: MatrixChain, networks: ResolvedNetworks) -> list[list[Tensor | None]] | None:
     found = [chain.errors(entry) for entry in networks]
     exact = all(error is None for own in found for error in own)
     return None if exact else found
@@ -215,18 +221,23 @@ def _stacked_starts(start: Sequence[Multipliers | None], sizes: Sequence[int]) -
 def _unscaled(
     chain: MatrixChain, plan: Architecture, networks: ResolvedNetworks, found: ChainQuadratic
 ) -> tuple[list[float], list[float]]:
-    """Bounds of the weights as they are, times the constant of what follows the last matrix."""
-    values: list[float] = []
-    logs: list[float] = []
-    rows = zip(
-        found.squares.tolist(), found.weight_exponents.sum(1).tolist(), networks, strict=True
-    )
-    for square, shift, entry in rows:
-        root = Upward.of(square).square_root()
-        total = root if root.unbounded else Upward(root.mantissa, root.exponent + shift)
-        if chain.last is not None:
-            others = [ZERO if name is None else ITSELF for name in chain.last.names]
-            total = total * chain.last.bound(chain.last.call(others, (), entry, plan.constants, 2))
-        values.append(total.value)
-        logs.append(total.log)
-    return values, logs
+    bounds = [
+        _unscaled_bound(chain, plan, entry, found, index) for index, entry in enumerate(networks)
+    ]
+    return [own.value for own in bounds], [own.log for own in bounds]
+
+
+def _unscaled_bound(
+    chain: MatrixChain,
+    plan: Architecture,
+    entry: Mapping[str, Tensor],
+    found: ChainQuadratic,
+    index: int,
+) -> Upward:
+    """The bound of the weights as they are, times the constant of what follows the last matrix."""
+    root = Upward.of(float(found.squares[index])).square_root()
+    shift = int(found.weight_exponents[index].sum())
+    total = root if root.unbounded else Upward(root.mantissa, root.exponent + shift)
+    if chain.last is None:
+        return total
+    return total * chain.last_constant(plan, entry, 2)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,10 +16,12 @@ from torch import Tensor
 from lipfast.estimators.upper.layer_norms import error_of_weight
 from lipfast.estimators.upper.quadratic.boxes import Boxes, boxes_of
 from lipfast.estimators.upper.quadratic.graph_problem import EntrySlopes
-from lipfast.estimators.upper.sweep import ZERO, Step, Sweep
+from lipfast.estimators.upper.sweep import ITSELF, ZERO, Step, Sweep
+from lipfast.norms import Norm
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.layers import Layer
 from lipfast.rules.registry import written_here
+from lipfast.rules.upward import Upward
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,25 @@ class MatrixChain:
             found.append(error.mT if error is not None and layer.transposed else error)
         return found
 
+    def last_constant(
+        self, plan: Architecture, parameters: Mapping[str, Tensor], norm: Norm
+    ) -> Upward:
+        """The Lipschitz constant of what follows the last matrix."""
+        if self.last is None:
+            return ITSELF
+        others = [ZERO if name is None else ITSELF for name in self.last.names]
+        return self.last.bound(self.last.call(others, (), parameters, plan.constants, norm))
+
+    def numbers(
+        self, plan: Architecture, parameters: Mapping[str, Tensor], slopes: EntrySlopes | None
+    ) -> ChainNumbers | None:
+        """All numbers of one network, see `boxes`; None where an activation has no slopes."""
+        boxes = self.boxes(plan, parameters, slopes)
+        if boxes is None:
+            return None
+        means, products = [own.means for own in boxes], [own.products for own in boxes]
+        return ChainNumbers(self.matrices(parameters), self.errors(parameters), means, products)
+
     def boxes(
         self,
         plan: Architecture,
@@ -73,6 +95,31 @@ class MatrixChain:
             lower, upper = (_rows_of_features(end, layer.output_shape) for end in ends)
             found.append(boxes_of(lower.amin(0), upper.amax(0)))
         return found
+
+
+class ChainNumbers(NamedTuple):
+    """What the native op takes of one network, map by map or activation by activation."""
+
+    weights: list[Tensor]
+    errors: list[Tensor | None]
+    means: list[Tensor]
+    products: list[Tensor]
+
+    def without_dead_units(self) -> ChainNumbers:
+        """A chain without units of slope 0, which give nothing; one of each layer stays."""
+        weights, errors = list(self.weights), list(self.errors)
+        means, products = list(self.means), list(self.products)
+        for layer, (mean, product) in enumerate(zip(means, products, strict=True)):
+            alive = (mean != 0) | (product != 0)
+            if bool(alive.all()):
+                continue
+            alive[0] |= not bool(alive.any())
+            before, behind = errors[layer], errors[layer + 1]
+            errors[layer] = None if before is None else before[alive]
+            errors[layer + 1] = None if behind is None else behind[:, alive]
+            weights[layer], weights[layer + 1] = weights[layer][alive], weights[layer + 1][:, alive]
+            means[layer], products[layer] = mean[alive], product[alive]
+        return ChainNumbers(weights, errors, means, products)
 
 
 def matrix_chain(sweep: Sweep) -> MatrixChain | None:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from lipfast.estimators.upper.many import Tighter
-from lipfast.estimators.upper.quadratic.bounds import QUADRATIC, all_boxes, all_errors
-from lipfast.estimators.upper.quadratic.chains import MatrixChain, matrix_chain
+from lipfast.estimators.upper.quadratic.bounds import QUADRATIC
+from lipfast.estimators.upper.quadratic.chains import ChainNumbers, matrix_chain
 from lipfast.estimators.upper.quadratic.graph_problem import EntrySlopes
-from lipfast.estimators.upper.sweep import ITSELF, ZERO, Sweep
+from lipfast.estimators.upper.sweep import Sweep
 from lipfast.norms import Norm
 from lipfast.ops.chain_quadratic import chain_quadratic
 from lipfast.plan.architecture import Architecture
@@ -31,7 +31,7 @@ from lipfast.rules.upward import Upward
 _ROW_SEARCHES: dict[int, tuple[int, tuple[float, ...]]] = {
     1: (10, (0.5,)),
     2: (30, (0.1, 1.0)),
-    3: (100, (0.03, 0.1, 0.3, 1.0)),
+    3: (30, (0.03, 0.1, 0.3, 1.0, 3.0)),
 }
 # Of one network: rows, times the cubes of widths, times sweeps.
 _MOST_WORK = 1 << 38
@@ -58,52 +58,43 @@ def row_bounds(
     """
     chain = matrix_chain(sweep)
     here = all(tensor.is_cpu for tensor in networks[0].values())
-    boxes = all_boxes(chain, plan, networks, slopes) if chain is not None and here else None
-    if chain is None or boxes is None:
+    local: Sequence[EntrySlopes | None] = slopes or [None] * len(networks)
+    numbers = []
+    if chain is not None and here:
+        pairs = zip(networks, local, strict=True)
+        numbers = [chain.numbers(plan, entry, own) for entry, own in pairs]
+    if chain is None or not all(numbers) or not numbers:
         return f"quadratic constraints in norm {norm:g} are for chains of matrices on the CPU"
     evaluations, shares = _ROW_SEARCHES[effort]
-    widths = [len(own[0]) for own in chain.matrices(networks[0])]
-    rows = widths[-1] if math.isinf(norm) else chain.matrices(networks[0])[0].shape[1]
-    if rows * sum(w**3 for w in widths) * evaluations * len(shares) > _MOST_WORK:
-        return (
-            f"no quadratic constraints in norm {norm:g}: {rows} networks of one row take too long"
-        )
-    errors = all_errors(chain, networks)
     bounds = []
-    for index, entry in enumerate(networks):
-        own = [[box if box.dim() == 1 else box[index] for box in side] for side in boxes]
-        wrong = None if errors is None else errors[index]
-        found = _Rows([w.double() for w in chain.matrices(entry)], wrong, own[0], own[1], norm)
-        largest = found.bounds(shares, evaluations)
-        bounds.append(Upward.of(largest) * _last_constant(chain, plan, entry, norm))
+    for entry, own in zip(networks, numbers, strict=True):
+        assert own is not None
+        rows = _Rows(own.without_dead_units(), norm)
+        if rows.work * evaluations * len(shares) > _MOST_WORK:
+            bounds.append(Upward(math.inf))
+            continue
+        largest = Upward.of(rows.bounds(shares, evaluations))
+        bounds.append(largest * chain.last_constant(plan, entry, norm))
+    if all(bound.unbounded for bound in bounds):
+        return f"no quadratic constraints in norm {norm:g}: one network for each row takes too long"
     return Tighter(QUADRATIC, [own.value for own in bounds], [own.log for own in bounds])
-
-
-def _last_constant(
-    chain: MatrixChain, plan: Architecture, entry: dict[str, Tensor], norm: Norm
-) -> Upward:
-    if chain.last is None:
-        return ITSELF
-    others = [ZERO if name is None else ITSELF for name in chain.last.names]
-    return chain.last.bound(chain.last.call(others, (), entry, plan.constants, norm))
 
 
 class _Rows:
     """One network, whose rows (norm inf) or columns (norm 1) of Jacobians are bounded."""
 
-    def __init__(
-        self,
-        weights: list[Tensor],
-        errors: Sequence[Tensor | None] | None,
-        means: Sequence[Tensor],
-        products: Sequence[Tensor],
-        norm: Norm,
-    ) -> None:
-        self._weights, self._errors = weights, errors or [None] * len(weights)
-        self._means, self._products, self._norm = means, products, norm
-        pairs = zip(means, weights[1:], strict=True)
-        middle = reduce(lambda j, pair: (pair[1] * pair[0]) @ j, pairs, weights[0]).abs()
+    def __init__(self, numbers: ChainNumbers, norm: Norm) -> None:
+        self._weights = [weight.double() for weight in numbers.weights]
+        self._errors, self._means, self._products = numbers[1:]
+        self._norm = norm
+        pairs = zip(self._means, self._weights[1:], strict=True)
+        middle = reduce(lambda j, pair: (pair[1] * pair[0]) @ j, pairs, self._weights[0]).abs()
         self._sizes = middle if math.isinf(norm) else middle.mT
+
+    @property
+    def work(self) -> int:
+        """About how many operations a sweep of all rows takes."""
+        return len(self._sizes) * sum(len(weight) ** 3 for weight in self._weights)
 
     def bounds(self, shares: Sequence[float], evaluations: int) -> float:
         """The largest sum of a row or column, each as the best scales bound it."""
