@@ -2,8 +2,9 @@
 
 auto_LiRPA bounds Jacobians of a box by linear relaxations (Shi et al., 2022): of the activations'
 operands, and of the products with slopes on the way back. Its releases that do so are not on the
-package index (0.3, which is, has no Jacobians), so that the method stands here, in floating point:
-`linear_relaxations`. Where a release that has it is installed, it is asked as well.
+package index (0.3, which is, has no Jacobians), so that the method stands here, in floating point
+and with one lower line of each ReLU for all that is bounded: `linear_relaxations`. Where a release
+that has it is installed, it is asked as well.
 """
 
 from __future__ import annotations
