@@ -101,8 +101,8 @@ def interval_jacobians(
         own = part.slopes(networks, plan, device)
         if own is None:
             return None
-        name = part.step.node.name
-        ranges[name] = local.of_node(name, own) if local.known else own
+        node = part.step.node
+        ranges[node.name] = local.of_node(node, own) if local.known else own
     if not products_are_ieee(device):
         return None
     if chain is not None:

@@ -24,6 +24,7 @@ from lipfast.estimators.upper.quadratic.graph_problem import (
     GraphStep,
     Problem,
     Units,
+    entry_key,
     problem_of,
 )
 from lipfast.estimators.upper.sweep import ITSELF
@@ -106,7 +107,7 @@ def slopes_on_domain(
         memory: bytes that one matrix, and what makes it, may take.
 
     Returns:
-        By the name of a node, $\alpha$ and $\beta$ of all its entries. Nodes of which the domain
+        By `entry_key` of a node, $\alpha$ and $\beta$ of all its entries. Nodes of which the domain
         says nothing, because an op has no rule for rounding errors, a matrix is too large or a
         number leaves float64, are not in it.
     """
@@ -180,7 +181,7 @@ class Ranges:
             else:
                 longest = 0.0
                 local = self._on_ranges(step.units, read)
-                slopes[step.name] = _slopes_of_entries(step.units, local)
+                slopes[entry_key(step.units.step.node)] = _slopes_of_entries(step.units, local)
                 tensors = (*local.above, *local.below)
                 lines = _Lines(*map(torch.from_numpy, tensors))
                 out = Span(torch.from_numpy(local.least), torch.from_numpy(local.most))

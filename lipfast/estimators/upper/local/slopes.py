@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lipfast.estimators.domain import Domain
 from lipfast.estimators.upper.local.ranges import slopes_on_domain
-from lipfast.estimators.upper.quadratic.graph_problem import EntrySlopes
+from lipfast.estimators.upper.quadratic.graph_problem import EntrySlopes, entry_key
+from lipfast.graph.nodes import Node
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.stacked import ResolvedNetworks
 
@@ -47,14 +48,14 @@ class LocalSlopes:
             for entry in self._networks
         ]
 
-    def of_node(self, name: str, known: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def of_node(self, node: Node, known: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Of all networks, (networks, entries), where one knows more than `known` says.
 
         Args:
-            name: of a pointwise node.
+            node: a pointwise one.
             known: its slopes everywhere, (1 or networks, entries).
         """
-        found = [own.get(name) for own in self.of_all]
+        found = [own.get(entry_key(node)) for own in self.of_all]
         if all(own is None for own in found):
             return known
         count = len(found)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lipfast.estimators.upper.layer_norms import error_of_weight
 from lipfast.estimators.upper.quadratic.boxes import Boxes, boxes_of
-from lipfast.estimators.upper.quadratic.graph_problem import EntrySlopes
+from lipfast.estimators.upper.quadratic.graph_problem import EntrySlopes, entry_key
 from lipfast.estimators.upper.sweep import ITSELF, ZERO, Step, Sweep
 from lipfast.norms import Norm
 from lipfast.plan.architecture import Architecture
@@ -86,7 +86,7 @@ class MatrixChain:
         """
         found = []
         for step, layer in zip(self.activations, self.layers, strict=False):
-            local = None if slopes is None else slopes.get(step.node.name)
+            local = None if slopes is None else slopes.get(entry_key(step.node))
             ends = _slope_range(step, plan, parameters)
             if local is not None:
                 ends = local[0].reshape(layer.output_shape), local[1].reshape(layer.output_shape)

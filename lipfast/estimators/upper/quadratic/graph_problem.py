@@ -41,7 +41,12 @@ from lipfast.plan.repeated import join_repeated
 from lipfast.rules.registry import rule_of, written_here
 
 EntrySlopes: TypeAlias = "Mapping[str, tuple[Tensor, Tensor]]"
-"""By the names of pointwise nodes, ends of the slopes of all their entries in a row."""
+"""By `entry_key` of pointwise nodes, ends of the slopes of all their entries in a row."""
+
+
+def entry_key(node: Node) -> str:
+    """Name and function of a node: in another graph one of its name may be of another operand."""
+    return f"{node.name} {node.op} {node.args[1:]!r}"
 
 
 class Units(NamedTuple):
@@ -250,7 +255,7 @@ class _StepBuilder:
         step = self._steps[node.name]
         operands = list(dict.fromkeys(n for n in node.names("node") if n in self._dependent))
         if len(operands) == 1 and self._entries(operands[0]) == self._entries(node.name):
-            slopes = self._slopes.get(node.name) or self._asked.slopes(step)
+            slopes = self._slopes.get(entry_key(node)) or self._asked.slopes(step)
             if slopes is not None:
                 return self._pointwise(step, operands[0], slopes)
         return self._vectors(node, step, operands)

@@ -307,3 +307,37 @@ def test_many_networks_are_as_one_by_one() -> None:
         assert [bound.value for bound in together] == pytest.approx(
             [bound.value for bound in alone], rel=1e-6
         )
+
+
+class _WrittenOut(nn.Module):
+    """Functions of several ops, of which one is a part of another, and a BatchNorm that folds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.first(x))
+        g = h * torch.sigmoid(h)
+        out: Tensor = self.last(g + 0.1 * g * g / (1 + g * g))
+        return out
+
+
+def test_functions_of_several_ops_in_all_norms() -> None:
+    torch.manual_seed(4)
+    model = _WrittenOut().double().eval()
+    model.norm.running_mean.normal_()
+    model.norm.running_var.uniform_(0.2, 3)
+    domain = Ball(0.1, 0.3)
+    x = points_of(domain, 200, 3)
+    with torch.no_grad():
+        y = model(x)
+    for norm, method in ((1, "product"), (2, "quadratic"), (float("inf"), "product")):
+        near, everywhere = (
+            lipfast.upper_bound(model, x, norm=norm, method=method, domain=own).value
+            for own in (domain, None)
+        )
+        moved = torch.linalg.vector_norm(x[:100] - x[100:], norm, dim=1)
+        moves = torch.linalg.vector_norm(y[:100] - y[100:], norm, dim=1)
+        assert bool((moves <= near * moved * (1 + 1e-12)).all())
+        assert near < 0.9 * everywhere
