@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lipfast._clock import running
 from lipfast.errors import ArgumentError
 from lipfast.ops._arguments import (
     check_floating,
@@ -16,6 +17,8 @@ from lipfast.ops._arguments import (
     check_terms,
     native_dtype,
 )
+from lipfast.ops.interrupts import interruptible
+from lipfast.ops.threads import native_op
 
 
 class ChainQuadratic(NamedTuple):
@@ -100,9 +103,9 @@ def chain_quadratic(
         if tensors or name != "start"
     ]
     arguments += [[]] * (3 - len(arguments))
-    numbers, evaluated, multipliers, logs, unit_exponents, weight_exponents = (
-        torch.ops.lipfast.chain_quadratic(flat, bounds, *arguments, layers, evaluations)
-    )
+    with running("chain_quadratic"), native_op(), interruptible():
+        found = torch.ops.lipfast.chain_quadratic(flat, bounds, *arguments, layers, evaluations)
+    numbers, evaluated, multipliers, logs, unit_exponents, weight_exponents = found
     return ChainQuadratic(
         numbers[:, 0],
         numbers[:, 1],

@@ -53,10 +53,10 @@ double search_multipliers(const QuadraticProblem& problem, QuadraticResult& resu
   search.unit = result.unit_exponents;
   search.base = result.weight_exponents;
   bool found = problem.start != nullptr && search.template start<T>(problem, true);
-  if (!found) found = search.template start<T>(problem, false);
+  if (!found && !search.sweep.stopped) found = search.template start<T>(problem, false);
   const double least = found ? search.improve(problem.evaluations) : 0;
   result.evaluations += static_cast<int32_t>(search.evaluated);
-  if (!found) return 0;
+  if (!found || search.sweep.stopped) return 0;
   const double* log_d = search.best;
   for (int64_t i = 0; i < problem.layers; ++i) result.weight_exponents[i] = search.shifts[i];
   for (int64_t i = 0; i + 1 < problem.layers; ++i) {
@@ -114,7 +114,8 @@ void certify(const QuadraticProblem& problem, QuadraticResult& result, Arena are
     growth = larger(growth, 8 * block_epsilon(problem.sizes, problem.layers, b));
   }
   bool factored = certificate.factor_hidden<T>(guess);
-  for (int attempt = 0; !factored && attempt < 6; ++attempt, growth *= attempt == 1 ? 4 : 30) {
+  for (int attempt = 0; !factored && attempt < 6 && !asked_to_stop(problem.stop);
+       ++attempt, growth *= attempt == 1 ? 4 : 30) {
     for (int64_t i = 0; i + 1 < problem.layers; ++i) {
       const double factor = pow(1 + growth, static_cast<double>(i + 1));
       for (int64_t j = 0; j < problem.sizes[i + 1]; ++j) result.multipliers[i][j] *= factor;
@@ -159,7 +160,7 @@ void chain_quadratic_of(const QuadraticProblem& problem, QuadraticResult& result
   if (!balance<T>(problem, result, arena)) return;
   double guess = search_multipliers<float, T>(problem, result, arena);
   if (guess > 0) certify<T>(problem, result, arena, guess, 1e-6);
-  if (!(result.square < INFINITY)) {  // float32 did not do
+  if (!(result.square < INFINITY) && !asked_to_stop(problem.stop)) {  // float32 did not do
     guess = search_multipliers<double, T>(problem, result, arena);
     if (guess > 0) certify<T>(problem, result, arena, guess, 1e-9);
   }
