@@ -33,6 +33,7 @@ struct Search {
   template <class T>
   bool start(const QuadraticProblem& problem, bool warm);
   double improve(int64_t evaluations);
+  double step_once();
 
  private:
   void rescale(int64_t i);
@@ -132,12 +133,12 @@ void Search<S>::closed_form(int64_t i) {
   const Panels<S>& k = i == 0 ? sweep.k1 : sweep.k[i % 2];
   double most = 0, most_size = 0;
   for (int64_t j = 0; j < at.n; ++j) {
-    double sum = 0;
-    for (int64_t row = 0; row < at.w.rows; row += kPanelRows<S>) {
-      const S* column = at.w.at(row, j);
-      for (int64_t r = 0; r < kPanelRows<S>; ++r) sum += static_cast<double>(column[r]) * column[r];
+    typename Simd<S>::Vector squares{};
+    for (int64_t row = 0; row < at.w.rows; row += Simd<S>::kLanes) {
+      const auto own = load(&at.w.entry(row, j));
+      squares += own * own;
     }
-    at.rise[j] = sqrt(sum);
+    at.rise[j] = sqrt(static_cast<double>(horizontal_sum<S>(squares)));
     most = larger(most, at.rise[j]);
   }
   for (int64_t j = 0; j < at.n; ++j) {
@@ -270,6 +271,15 @@ Smoothed Search<S>::turn_to(int64_t power) {
   const Smoothed now = sweep.top(power, true);
   differentiate();
   return now;
+}
+
+// One step that is not tried: `here` is where it leads. Returns about rho^2 of `best`, where it began.
+template <class S>
+double Search<S>::step_once() {
+  const Smoothed now = turn_to(kFirstPower);
+  choose_step();
+  for (int64_t u = 0; u < units; ++u) here[u] = larger(kSmallestLog, smaller(kLargestLog, here[u] + step[u]));
+  return now.top;
 }
 
 // Returns about the least rho^2 found. Where steps lead nowhere the search goes on from the best point with another

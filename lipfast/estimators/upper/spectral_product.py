@@ -22,7 +22,7 @@ from lipfast.estimators.upper.many import UpperBounds, UpperBoundsOfGraph
 from lipfast.estimators.upper.networks import Group, prepared
 from lipfast.estimators.upper.numbers_read import NumbersRead
 from lipfast.estimators.upper.quadratic.bounds import quadratic_bounds
-from lipfast.estimators.upper.quadratic.certificate import Multipliers
+from lipfast.estimators.upper.quadratic.certificate import WarmStart
 from lipfast.estimators.upper.starts import Starts, StartVectors, checked_starts
 from lipfast.estimators.upper.sweep import Sweep, composed, sweep_of
 from lipfast.estimators.upper.together import FEWEST, composed_together
@@ -109,20 +109,20 @@ def upper_bounds_together(
     method: UpperMethod = "product",
     effort: int = 2,
     memory: int = 1 << 30,
-    multipliers: Sequence[Multipliers | None] | None = None,
+    warm: Sequence[WarmStart | None] | None = None,
 ) -> UpperBounds:
     """`product_bounds` in arrays: for callers that need no `UpperBound` of every network.
 
     Arguments, values and errors are those of `product_bounds`; `state_dicts` may be stacked
-    (`lipfast.plan.stacked.StackedStateDicts`). `multipliers` are `UpperBounds.multipliers` of
-    similar networks, None where there are none.
+    (`lipfast.plan.stacked.StackedStateDicts`). `warm` are `UpperBounds.warm_start` of similar
+    networks, None where there are none.
     """
     check_flags(simplify=simplify)
     resolved = resolve_later(plan, state_dicts)
     begin = checked_starts(plan, start, len(resolved.networks))
     quadratic = None
     if check_method(method, effort, check_norm(norm)):
-        quadratic = _Quadratic(effort, memory, multipliers or [None] * len(resolved.networks))
+        quadratic = _Quadratic(effort, memory, warm or [None] * len(resolved.networks))
     call = _Call(plan, check_norm(norm), rtol, seed, begin, domain, simplify, quadratic)
     parts: list[UpperBoundsOfGraph] | None = None
     try:
@@ -141,7 +141,7 @@ class _Quadratic(NamedTuple):
 
     effort: int
     memory: int
-    multipliers: Sequence[Multipliers | None]
+    warm: Sequence[WarmStart | None]
 
 
 class _Call(NamedTuple):
@@ -190,10 +190,15 @@ class _Call(NamedTuple):
             found = layer_brackets(call)
         bounds = _bounds_of_group(plan, sweep, group, found, numbers, norm=self.norm)
         if self.quadratic is not None:
-            effort, memory, multipliers = self.quadratic
-            start = [multipliers[index] for index in group.networks]
+            effort, memory, warm = self.quadratic
             tighter = quadratic_bounds(
-                plan, sweep, parameters, effort=effort, start=start, memory=memory
+                plan,
+                sweep,
+                parameters,
+                effort=effort,
+                start=[warm[index] for index in group.networks],
+                products=bounds.logs,
+                memory=memory,
             )
             return replace(bounds, tighter=tighter)
         return bounds if later is None else replace(bounds, tighter=later.read())
