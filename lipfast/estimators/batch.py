@@ -80,6 +80,7 @@ def batch_bounds(
             method=method,
             effort=1,
             warm=warm,
+            follow=False,
         )
         between = time.perf_counter()
         lowers = plan.lower(state_dicts, x, norm=norm, memory=memory, progress=False)

@@ -105,6 +105,7 @@ def check_never_below(
     count: int,
     seed: int,
     dtype: torch.dtype = torch.float64,
+    *,
     evaluations: int = 10,
 ) -> None:
     rng = np.random.default_rng(seed)

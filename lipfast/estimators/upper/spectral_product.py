@@ -110,19 +110,20 @@ def upper_bounds_together(
     effort: int = 2,
     memory: int = 1 << 30,
     warm: Sequence[WarmStart | None] | None = None,
+    follow: bool = True,
 ) -> UpperBounds:
     """`product_bounds` in arrays: for callers that need no `UpperBound` of every network.
 
     Arguments, values and errors are those of `product_bounds`; `state_dicts` may be stacked
     (`lipfast.plan.stacked.StackedStateDicts`). `warm` are `UpperBounds.warm_start` of similar
-    networks, None where there are none.
+    networks, None where there are none; `follow` says that those are just before in their runs.
     """
     check_flags(simplify=simplify)
     resolved = resolve_later(plan, state_dicts)
     begin = checked_starts(plan, start, len(resolved.networks))
     quadratic = None
     if check_method(method, effort, check_norm(norm)):
-        quadratic = _Quadratic(effort, memory, warm or [None] * len(resolved.networks))
+        quadratic = _Quadratic(effort, memory, warm or [None] * len(resolved.networks), follow)
     call = _Call(plan, check_norm(norm), rtol, seed, begin, domain, simplify, quadratic)
     parts: list[UpperBoundsOfGraph] | None = None
     try:
@@ -142,6 +143,7 @@ class _Quadratic(NamedTuple):
     effort: int
     memory: int
     warm: Sequence[WarmStart | None]
+    follow: bool
 
 
 class _Call(NamedTuple):
@@ -190,13 +192,14 @@ class _Call(NamedTuple):
             found = layer_brackets(call)
         bounds = _bounds_of_group(plan, sweep, group, found, numbers, norm=self.norm)
         if self.quadratic is not None:
-            effort, memory, warm = self.quadratic
+            effort, memory, warm, follow = self.quadratic
             tighter = quadratic_bounds(
                 plan,
                 sweep,
                 parameters,
                 effort=effort,
                 start=[warm[index] for index in group.networks],
+                follow=follow,
                 products=bounds.logs,
                 memory=memory,
             )

@@ -108,7 +108,9 @@ class Tracker:
         single = isinstance(state_dicts, Mapping)
         with shown_progress(self._step, None, self._progress):
             count = len(state_dicts) if isinstance(state_dicts, Sequence) else 1
-            found = self._bounds(state_dicts, start=self.vectors, warm=[self._warm] * count)
+            found = self._bounds(
+                state_dicts, start=self.vectors, warm=[self._warm] * count, follow=count == 1
+            )
         if not len(found):
             raise ArgumentError("no state dicts were given")
         # Copies: the op's vectors are pieces of one tensor for the whole call.

@@ -28,10 +28,11 @@ from lipfast.rules.upward import Upward
 QUADRATIC = "quadratic constraints"
 EVALUATIONS = {1: 10, 2: 30, 3: 300}
 """Sweeps of the search, by effort."""
-WARM_EVALUATIONS = {1: 1, 2: 3, 3: 300}
-"""The same from the multipliers of a similar network. One evaluation per checkpoint is as good as
-ten without a start where checkpoints follow each other closely (a few per cent of the weights'
-norm); networks that lose by it are searched again, without."""
+WARM_EVALUATIONS = {1: 10, 2: 10, 3: 300}
+"""The same from the multipliers of a network that is earlier in the same run, somewhere."""
+NEXT_EVALUATIONS = {1: 1, 2: 3, 3: 300}
+"""The same from those of the checkpoint just before. One evaluation each is as good as ten without
+a start where checkpoints follow each other closely (a few per cent of the weights' norm)."""
 _LOST = 0.1
 """Of the gain on the product, in logarithms, that is more than networks that follow each other
 lose; 0.01 of it may be lost every time."""
@@ -45,6 +46,7 @@ def quadratic_bounds(
     *,
     effort: int,
     start: Sequence[WarmStart | None],
+    follow: bool,
     products: Sequence[float],
     memory: int,
 ) -> Tighter | str:
@@ -61,6 +63,7 @@ def quadratic_bounds(
         networks: their parameters, with those that are new in the graph.
         effort: how long multipliers are searched for: 1, 2 or 3.
         start: for each network what a similar one had found, or None; only chains take them.
+        follow: whether those similar ones are just before in a run.
         products: logarithms of the products of norms, which say how well a start did.
         memory: bytes that one matrix of a graph, and what makes it, may take.
 
@@ -75,13 +78,12 @@ def quadratic_bounds(
     boxes = None if chain is None else _all_boxes(chain, plan, networks)
     if chain is None or boxes is None:
         return _bounds_of_graphs(plan, networks, effort=effort, memory=memory)
-    call = _Call(chain, plan, networks, boxes)
+    call = _ChainCall(chain, plan, networks, boxes)
     sizes = [layer.output_shape[-1] for layer in chain.layers[:-1]]
     fitting = [own if own and _is_of_chain(own.multipliers, sizes) else None for own in start]
-    warm = all(fitting)
-    found = call.found(
-        range(len(networks)), (WARM_EVALUATIONS if warm else EVALUATIONS)[effort], fitting
-    )
+    warm = NEXT_EVALUATIONS if follow else WARM_EVALUATIONS
+    evaluations = (warm if all(fitting) else EVALUATIONS)[effort]
+    found = call.found(range(len(networks)), evaluations, fitting)
     # A start from far off leads to less than none.
     before = [own.gain if own else -math.inf for own in fitting]
     gains = [p - log for p, log in zip(products, found.logs, strict=True)]
@@ -98,7 +100,7 @@ def quadratic_bounds(
     return Tighter(QUADRATIC, found.values, found.logs, found.certificate, warm_start)
 
 
-class _Found(NamedTuple):
+class _ProvedChains(NamedTuple):
     """Bounds of networks of a chain, and which of the native calls proved each.
 
     Attributes:
@@ -113,7 +115,7 @@ class _Found(NamedTuple):
     logs: list[float]
     proved: list[tuple[ChainQuadratic, int]]
 
-    def or_better(self, other: _Found, chosen: Sequence[int]) -> _Found:
+    def or_better(self, other: _ProvedChains, chosen: Sequence[int]) -> _ProvedChains:
         """The smaller bound each, where another call was made for some."""
         values, logs, proved = list(self.values), list(self.logs), list(self.proved)
         for row, network in enumerate(chosen):
@@ -137,7 +139,7 @@ class _Found(NamedTuple):
         )
 
 
-class _Call(NamedTuple):
+class _ChainCall(NamedTuple):
     """Networks of a chain, with the ranges of slopes: per activation, of all or of each."""
 
     chain: MatrixChain
@@ -147,7 +149,7 @@ class _Call(NamedTuple):
 
     def found(
         self, chosen: Sequence[int], evaluations: int, start: Sequence[WarmStart | None]
-    ) -> _Found:
+    ) -> _ProvedChains:
         """Bounds of some of the networks, in one native call."""
         networks = [self.networks[index] for index in chosen]
         means, products = (
@@ -163,7 +165,9 @@ class _Call(NamedTuple):
             start=_stacked_starts(start, sizes) if any(start) else None,
         )
         values, logs = _unscaled(self.chain, self.plan, networks, call)
-        return _Found(self.chain, values, logs, [(call, row) for row in range(len(networks))])
+        return _ProvedChains(
+            self.chain, values, logs, [(call, row) for row in range(len(networks))]
+        )
 
 
 def _bounds_of_graphs(
