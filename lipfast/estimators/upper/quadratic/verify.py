@@ -56,11 +56,7 @@ def verify_certificate(
         >>> again.value == upper.value, again.certified
         (True, True)
     """
-    if not isinstance(certificate, QuadraticCertificate):
-        kind = type(certificate).__name__
-        raise CertificateError(f"expected a certificate (QuadraticCertificate.load), got {kind}")
-    if not isinstance(plan, Architecture):
-        raise ArgumentError(f"plan must be what lipfast.compile returns, not {type(plan).__name__}")
+    _check_kinds(certificate, plan)
     certificate.check()
     if denormals_flushed():
         raise CertificateError(FLUSHED)
@@ -97,6 +93,14 @@ def verify_certificate(
         given=plan.rules_given,
         certificate=certificate,
     )
+
+
+def _check_kinds(certificate: object, plan: object) -> None:
+    if not isinstance(certificate, QuadraticCertificate):
+        kind = type(certificate).__name__
+        raise CertificateError(f"expected a certificate (QuadraticCertificate.load), got {kind}")
+    if not isinstance(plan, Architecture):
+        raise ArgumentError(f"plan must be what lipfast.compile returns, not {type(plan).__name__}")
 
 
 def _named_chain(
