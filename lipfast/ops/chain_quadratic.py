@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lipfast._clock import running
 from lipfast.errors import ArgumentError
 from lipfast.ops._arguments import (
     check_floating,
@@ -103,7 +102,7 @@ def chain_quadratic(
         if tensors or name != "start"
     ]
     arguments += [[]] * (3 - len(arguments))
-    with running("chain_quadratic"), native_op(), interruptible():
+    with native_op(), interruptible():
         found = torch.ops.lipfast.chain_quadratic(flat, bounds, *arguments, layers, evaluations)
     numbers, evaluated, multipliers, logs, unit_exponents, weight_exponents = found
     return ChainQuadratic(
