@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from lipfast.estimators.results import UpperBound
 from lipfast.estimators.upper.composition import Composition
 from lipfast.estimators.upper.layer_bracket import LayerBrackets
-from lipfast.estimators.upper.quadratic.certificate import Multipliers, QuadraticCertificate
+from lipfast.estimators.upper.quadratic.certificate import QuadraticCertificate, WarmStart
 from lipfast.estimators.upper.starts import StartVectors
 from lipfast.norms import Norm
 from lipfast.ops.denormals import FLUSHED
@@ -30,14 +30,14 @@ class Tighter:
         values: inf where the method has none.
         logs: their logarithms.
         certificate: of a network, what proves its bound, if that can be checked again.
-        multipliers: of a network, what to start from at similar weights.
+        warm_start: of a network, what to start from at similar weights.
     """
 
     method: str
     values: Sequence[float]
     logs: Sequence[float]
     certificate: Callable[[int], QuadraticCertificate] | None = None
-    multipliers: Callable[[int], Multipliers] | None = None
+    warm_start: Callable[[int], WarmStart | None] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,12 +147,12 @@ class UpperBounds:
             return next(iter(parts.values())).starts
         return [part.starts[position] for part, position in self._places]
 
-    def multipliers(self, network: int) -> Multipliers | None:
+    def warm_start(self, network: int) -> WarmStart | None:
         """What quadratic constraints of similar weights start from."""
         part, position = self._places[network]
         for tighter in part.tighter:
-            if isinstance(tighter, Tighter) and tighter.multipliers is not None:
-                return tighter.multipliers(position)
+            if isinstance(tighter, Tighter) and tighter.warm_start is not None:
+                return tighter.warm_start(position)
         return None
 
     def brackets(self, network: int) -> tuple[LayerBrackets, int]:

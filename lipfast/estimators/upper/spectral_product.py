@@ -23,7 +23,7 @@ from lipfast.estimators.upper.many import UpperBounds, UpperBoundsOfGraph
 from lipfast.estimators.upper.networks import Group, prepared
 from lipfast.estimators.upper.numbers_read import NumbersRead
 from lipfast.estimators.upper.quadratic.bounds import quadratic_bounds
-from lipfast.estimators.upper.quadratic.certificate import Multipliers
+from lipfast.estimators.upper.quadratic.certificate import WarmStart
 from lipfast.estimators.upper.quadratic.rows import row_bounds
 from lipfast.estimators.upper.starts import Starts, StartVectors, checked_starts
 from lipfast.estimators.upper.sweep import Sweep, composed, sweep_of
@@ -112,20 +112,21 @@ def upper_bounds_together(
     method: UpperMethod = "product",
     effort: int = 2,
     memory: int = 1 << 30,
-    multipliers: Sequence[Multipliers | None] | None = None,
+    warm: Sequence[WarmStart | None] | None = None,
+    follow: bool = True,
 ) -> UpperBounds:
     """`product_bounds` in arrays: for callers that need no `UpperBound` of every network.
 
     Arguments, values and errors are those of `product_bounds`; `state_dicts` may be stacked
-    (`lipfast.plan.stacked.StackedStateDicts`). `multipliers` are `UpperBounds.multipliers` of
-    similar networks, None where there are none.
+    (`lipfast.plan.stacked.StackedStateDicts`). `warm` are `UpperBounds.warm_start` of similar
+    networks, None where there are none; `follow` says that those are just before in their runs.
     """
     check_flags(simplify=simplify)
     resolved = resolve_later(plan, state_dicts)
     begin = checked_starts(plan, start, len(resolved.networks))
     quadratic = None
     if check_method(method, effort, check_norm(norm), domain):
-        quadratic = _Quadratic(effort, multipliers or [None] * len(resolved.networks))
+        quadratic = _Quadratic(effort, warm or [None] * len(resolved.networks), follow)
     call = _Call(plan, check_norm(norm), rtol, seed, begin, domain, simplify, memory, quadratic)
     parts: list[UpperBoundsOfGraph] | None = None
     try:
@@ -143,7 +144,8 @@ class _Quadratic(NamedTuple):
     """What quadratic constraints are asked for with."""
 
     effort: int
-    multipliers: Sequence[Multipliers | None]
+    warm: Sequence[WarmStart | None]
+    follow: bool
 
 
 class _Call(NamedTuple):
@@ -197,16 +199,21 @@ class _Call(NamedTuple):
             bounds = replace(bounds, tighter=[later.read()])
         if self.quadratic is None:
             return bounds
+        effort, warm, follow = self.quadratic
         slopes = local.of_all if local.known else None
         if self.norm != 2:
-            own_norm = row_bounds(
-                plan, sweep, parameters, self.norm, effort=self.quadratic.effort, slopes=slopes
-            )
+            own_norm = row_bounds(plan, sweep, parameters, self.norm, effort=effort, slopes=slopes)
             return replace(bounds, tighter=[*bounds.tighter, own_norm])
-        start = [self.quadratic.multipliers[index] for index in group.networks]
-        effort, memory = self.quadratic.effort, self.memory
         tighter = quadratic_bounds(
-            plan, sweep, parameters, effort=effort, start=start, memory=memory, slopes=slopes
+            plan,
+            sweep,
+            parameters,
+            effort=effort,
+            start=[warm[index] for index in group.networks],
+            follow=follow,
+            products=bounds.logs,
+            memory=self.memory,
+            slopes=slopes,
         )
         return replace(bounds, tighter=[tighter])
 

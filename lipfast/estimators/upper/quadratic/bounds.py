@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +12,11 @@ from torch import Tensor
 from lipfast.errors import ArgumentError
 from lipfast.estimators.upper.many import Tighter
 from lipfast.estimators.upper.quadratic.boxes import Boxes
-from lipfast.estimators.upper.quadratic.certificate import Multipliers, QuadraticCertificate
+from lipfast.estimators.upper.quadratic.certificate import (
+    Multipliers,
+    QuadraticCertificate,
+    WarmStart,
+)
 from lipfast.estimators.upper.quadratic.chains import MatrixChain, matrix_chain
 from lipfast.estimators.upper.quadratic.graph_problem import EntrySlopes
 from lipfast.estimators.upper.quadratic.graph_quadratic import graph_quadratic
@@ -25,8 +30,14 @@ QUADRATIC = "quadratic constraints"
 EVALUATIONS = {1: 10, 2: 30, 3: 300}
 """Sweeps of the search, by effort."""
 WARM_EVALUATIONS = {1: 10, 2: 10, 3: 300}
-"""The same from the multipliers of a similar network; with fewer, those of one that is hundreds of
-steps away gain little on the product."""
+"""The same from the multipliers of a network that is earlier in the same run, somewhere."""
+NEXT_EVALUATIONS = {1: 1, 2: 3, 3: 300}
+"""The same from those of the checkpoint just before. One evaluation each is as good as ten without
+a start where checkpoints follow each other closely (a few per cent of the weights' norm)."""
+_LOST = 0.1
+"""Of the gain on the product, in logarithms, that is more than networks that follow each other
+lose; 0.01 of it may be lost every time."""
+_LOST_EACH_TIME = 0.01
 # What part of all units may have more than one slope where the others are left out.
 _FEW_FREE = 0.125
 
@@ -37,7 +48,9 @@ def quadratic_bounds(
     networks: ResolvedNetworks,
     *,
     effort: int,
-    start: Sequence[Multipliers | None],
+    start: Sequence[WarmStart | None],
+    follow: bool,
+    products: Sequence[float],
     memory: int,
     slopes: Sequence[EntrySlopes] | None = None,
 ) -> Tighter | str:
@@ -53,7 +66,9 @@ def quadratic_bounds(
         sweep: of the graph that the networks are bounded by.
         networks: their parameters, with those that are new in the graph.
         effort: how long multipliers are searched for: 1, 2 or 3.
-        start: for each network multipliers of a similar one, or None; only chains take them.
+        start: for each network what a similar one had found, or None; only chains take them.
+        follow: whether those similar ones are just before in a run.
+        products: logarithms of the products of norms, which say how well a start did.
         memory: bytes that one matrix of a graph, and what makes it, may take.
         slopes: for each network ranges of slopes on a domain; the bound is then for pairs of its
             points, never above that of all pairs, and has no certificate.
@@ -65,7 +80,16 @@ def quadratic_bounds(
         raise ArgumentError(
             "method='quadratic' runs on the CPU: move the state dict there, or use method='product'"
         )
-    found = _everywhere(plan, sweep, networks, effort=effort, start=start, memory=memory)
+    found = _everywhere(
+        plan,
+        sweep,
+        networks,
+        effort=effort,
+        start=start,
+        follow=follow,
+        products=products,
+        memory=memory,
+    )
     if not any(slopes or ()):
         return found
     assert slopes is not None
@@ -79,7 +103,7 @@ def _smaller_of_both(near: Tighter | str, found: Tighter | str) -> Tighter | str
         return found if isinstance(near, str) else near
     values = [min(pair) for pair in zip(near.values, found.values, strict=True)]
     logs = [min(pair) for pair in zip(near.logs, found.logs, strict=True)]
-    return Tighter(QUADRATIC, values, logs, multipliers=found.multipliers)
+    return Tighter(QUADRATIC, values, logs, warm_start=found.warm_start)
 
 
 def _everywhere(
@@ -88,31 +112,105 @@ def _everywhere(
     networks: ResolvedNetworks,
     *,
     effort: int,
-    start: Sequence[Multipliers | None],
+    start: Sequence[WarmStart | None],
+    follow: bool,
+    products: Sequence[float],
     memory: int,
 ) -> Tighter | str:
     chain = matrix_chain(sweep)
     boxes = None if chain is None else _all_boxes(chain, plan, networks)
     if chain is None or boxes is None:
         return _bounds_of_graphs(plan, networks, None, effort=effort, memory=memory)
+    call = _ChainCall(chain, plan, networks, boxes)
     sizes = [layer.output_shape[-1] for layer in chain.layers[:-1]]
-    fitting = [own if _is_of_chain(own, sizes) else None for own in start]
-    warm = all(own is not None for own in fitting)
-    found = chain_quadratic(
-        [chain.matrices(entry) for entry in networks],
-        *boxes,
-        errors=_all_errors(chain, networks),
-        evaluations=(WARM_EVALUATIONS if warm else EVALUATIONS)[effort],
-        start=None if all(own is None for own in fitting) else _stacked_starts(fitting, sizes),
-    )
-    values, logs = _unscaled(chain, plan, networks, found)
-    return Tighter(
-        QUADRATIC,
-        values,
-        logs,
-        certificate=lambda network: _certificate(chain, found, network),
-        multipliers=lambda network: [own[network].clone() for own in found.logs],
-    )
+    fitting = [own if own and _is_of_chain(own.multipliers, sizes) else None for own in start]
+    warm = NEXT_EVALUATIONS if follow else WARM_EVALUATIONS
+    evaluations = (warm if all(fitting) else EVALUATIONS)[effort]
+    found = call.found(range(len(networks)), evaluations, fitting)
+    # A start from far off leads to less than none.
+    before = [own.gain if own else -math.inf for own in fitting]
+    gains = [p - log for p, log in zip(products, found.logs, strict=True)]
+    lost = [i for i, gain in enumerate(gains) if fitting[i] and not gain >= before[i] - _LOST]
+    if lost:
+        found = found.or_better(call.found(lost, EVALUATIONS[effort], [None] * len(lost)), lost)
+        gains = [p - log for p, log in zip(products, found.logs, strict=True)]
+        before = [-math.inf if i in set(lost) else own for i, own in enumerate(before)]
+
+    def warm_start(network: int) -> WarmStart | None:
+        gain = max(gains[network], before[network] - _LOST_EACH_TIME)
+        return WarmStart(found.multipliers(network), gain) if gains[network] > 0 else None
+
+    return Tighter(QUADRATIC, found.values, found.logs, found.certificate, warm_start)
+
+
+class _ProvedChains(NamedTuple):
+    """Bounds of networks of a chain, and which of the native calls proved each.
+
+    Attributes:
+        chain: of matrices.
+        values: the bounds, with the constant of what follows the last matrix.
+        logs: their logarithms.
+        proved: of each network, the call, and the row there.
+    """
+
+    chain: MatrixChain
+    values: list[float]
+    logs: list[float]
+    proved: list[tuple[ChainQuadratic, int]]
+
+    def or_better(self, other: _ProvedChains, chosen: Sequence[int]) -> _ProvedChains:
+        """The smaller bound each, where another call was made for some."""
+        values, logs, proved = list(self.values), list(self.logs), list(self.proved)
+        for row, network in enumerate(chosen):
+            if other.logs[row] < logs[network]:
+                values[network], logs[network] = other.values[row], other.logs[row]
+                proved[network] = other.proved[row]
+        return self._replace(values=values, logs=logs, proved=proved)
+
+    def multipliers(self, network: int) -> Multipliers:
+        call, row = self.proved[network]
+        return [own[row].clone() for own in call.logs]
+
+    def certificate(self, network: int) -> QuadraticCertificate:
+        call, row = self.proved[network]
+        return QuadraticCertificate(
+            tuple(layer.name for layer in self.chain.layers),
+            tuple(own[row].clone() for own in call.multipliers),
+            tuple(own[row].clone() for own in call.unit_exponents),
+            tuple(call.weight_exponents[row].tolist()),
+            float(call.squares[row]),
+        )
+
+
+class _ChainCall(NamedTuple):
+    """Networks of a chain, with the ranges of slopes: per activation, of all or of each."""
+
+    chain: MatrixChain
+    plan: Architecture
+    networks: ResolvedNetworks
+    boxes: tuple[list[Tensor], list[Tensor]]
+
+    def found(
+        self, chosen: Sequence[int], evaluations: int, start: Sequence[WarmStart | None]
+    ) -> _ProvedChains:
+        """Bounds of some of the networks, in one native call."""
+        networks = [self.networks[index] for index in chosen]
+        means, products = (
+            [own if own.dim() == 1 else own[list(chosen)] for own in side] for side in self.boxes
+        )
+        sizes = [layer.output_shape[-1] for layer in self.chain.layers[:-1]]
+        call = chain_quadratic(
+            [self.chain.matrices(entry) for entry in networks],
+            means,
+            products,
+            errors=_all_errors(self.chain, networks),
+            evaluations=evaluations,
+            start=_stacked_starts(start, sizes) if any(start) else None,
+        )
+        values, logs = _unscaled(self.chain, self.plan, networks, call)
+        return _ProvedChains(
+            self.chain, values, logs, [(call, row) for row in range(len(networks))]
+        )
 
 
 def _on_domain(
@@ -171,16 +269,6 @@ def _bounds_of_graphs(
     return Tighter(QUADRATIC, [own.value for own in found], [own.log_value for own in found])
 
 
-def _certificate(chain: MatrixChain, found: ChainQuadratic, network: int) -> QuadraticCertificate:
-    return QuadraticCertificate(
-        tuple(layer.name for layer in chain.layers),
-        tuple(own[network].clone() for own in found.multipliers),
-        tuple(own[network].clone() for own in found.unit_exponents),
-        tuple(found.weight_exponents[network].tolist()),
-        float(found.squares[network]),
-    )
-
-
 def _all_boxes(
     chain: MatrixChain, plan: Architecture, networks: ResolvedNetworks
 ) -> tuple[list[Tensor], list[Tensor]] | None:
@@ -201,25 +289,31 @@ def _all_boxes(
     )
 
 
-def _all_errors(chain: MatrixChain, networks: ResolvedNetworks) -> list[list[Tensor | None]] | None:
+def _all_errors(
+    chain: MatrixChain, networks: Sequence[Mapping[str, Tensor]]
+) -> list[list[Tensor | None]] | None:
     found = [chain.errors(entry) for entry in networks]
     exact = all(error is None for own in found for error in own)
     return None if exact else found
 
 
-def _is_of_chain(start: Multipliers | None, sizes: Sequence[int]) -> bool:
+def _is_of_chain(start: Multipliers, sizes: Sequence[int]) -> bool:
     """Whether multipliers are of this chain, and not of the same network by another graph."""
-    return start is not None and [len(own) for own in start] == list(sizes)
+    return [len(own) for own in start] == list(sizes)
 
 
-def _stacked_starts(start: Sequence[Multipliers | None], sizes: Sequence[int]) -> list[Tensor]:
+def _stacked_starts(start: Sequence[WarmStart | None], sizes: Sequence[int]) -> list[Tensor]:
     """(N, n_i) each; NaN for networks without."""
     none = [torch.full((size,), torch.nan, dtype=torch.float64) for size in sizes]
-    return [torch.stack(column) for column in zip(*(own or none for own in start), strict=True)]
+    rows = (own.multipliers if own else none for own in start)
+    return [torch.stack(column) for column in zip(*rows, strict=True)]
 
 
 def _unscaled(
-    chain: MatrixChain, plan: Architecture, networks: ResolvedNetworks, found: ChainQuadratic
+    chain: MatrixChain,
+    plan: Architecture,
+    networks: Sequence[Mapping[str, Tensor]],
+    found: ChainQuadratic,
 ) -> tuple[list[float], list[float]]:
     bounds = [
         _unscaled_bound(chain, plan, entry, found, index) for index, entry in enumerate(networks)

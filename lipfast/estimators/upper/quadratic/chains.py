@@ -8,19 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from lipfast.estimators.upper.layer_norms import error_of_weight
+from lipfast.estimators.upper.map_chains import map_chain
 from lipfast.estimators.upper.quadratic.boxes import Boxes, boxes_of
 from lipfast.estimators.upper.quadratic.graph_problem import EntrySlopes, entry_key
 from lipfast.estimators.upper.sweep import ITSELF, ZERO, Step, Sweep
 from lipfast.norms import Norm
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.layers import Layer
-from lipfast.rules.registry import written_here
 from lipfast.rules.upward import Upward
 
 
@@ -123,51 +122,23 @@ class ChainNumbers(NamedTuple):
 
 
 def matrix_chain(sweep: Sweep) -> MatrixChain | None:
-    """The chain that a graph is; None where it is none, or has fewer than two matrices."""
-    if sweep not in _MATRIX_CHAINS:
-        _MATRIX_CHAINS[sweep] = _chain_of_matrices(sweep)
-    return _MATRIX_CHAINS[sweep]
+    """The chain that a graph is; None where it is none, or has fewer than two matrices.
 
-
-_MATRIX_CHAINS: WeakKeyDictionary[Sweep, MatrixChain | None] = WeakKeyDictionary()
-
-
-def _chain_of_matrices(sweep: Sweep) -> MatrixChain | None:
-    """Matrices act on the last dimension of a sample: on rows of features, each alike.
-
-    The Jacobian is block diagonal then, and one row says all; a reshape may only stand before the
-    first matrix or behind the last op, whose result is the only one.
+    Matrices act on the last dimension of a sample: on rows of features, each alike. The Jacobian is
+    block diagonal then, and one row says all; a reshape may only stand before the first matrix or
+    behind the last op, whose result is the only one.
     """
-    if len(sweep.inputs) != 1:
+    chain = map_chain(sweep)
+    if chain is None or len(chain.layers) < 2:
         return None
-    layers: list[Layer] = []
-    between: list[Step] = []
-    waiting: Step | None = None
-    previous, ended = sweep.inputs[0], False
-    for step in sweep.steps:
-        if [name for name in step.names if name is not None] != [previous]:
-            return None
-        previous, index = step.node.name, step.operation.layer
-        if step.rule.reshapes:
-            ended = bool(layers)
-        elif ended:
-            return None
-        elif index is not None:
-            layer = sweep.layers[index]
-            matrix = layer.convolution is None and written_here(step.rule)
-            if not matrix or (layers and waiting is None):
-                return None
-            if waiting is not None:
-                between.append(waiting)
-            layers.append(layer)
-            waiting = None
-        elif step.rule.slopes is None or waiting is not None or not layers:
-            return None
-        else:
-            waiting = step
-    # What is a result on the way, or twice, is more than the chain's end.
-    whole = len(layers) > 1 and sweep.outputs == (previous,)
-    return MatrixChain(tuple(layers), tuple(between), waiting) if whole else None
+    first, *inner, last = chain.between
+    tail = [step.rule.reshapes for step in last]
+    if not all(step.rule.reshapes for step in first) or False in tail[1:]:
+        return None
+    if any(len(steps) != 1 or steps[0].rule.reshapes for steps in inner):
+        return None
+    ends = last[0] if last and not tail[0] else None
+    return MatrixChain(chain.layers, tuple(steps[0] for steps in inner), ends)
 
 
 def _slope_range(
