@@ -111,11 +111,11 @@ def check_options(
     return check_norm(norm)
 
 
-def check_method(method: object, effort: object, norm: Norm) -> bool:
+def check_method(method: object, effort: object, norm: Norm, domain: object = None) -> bool:
     """Whether quadratic constraints are asked for.
 
     Raises:
-        ArgumentError: the method or the effort is none, or does not fit the norm.
+        ArgumentError: the method or the effort is none, or does not fit the norm and the domain.
 
     Examples:
         >>> check_method("quadratic", 2, 2)
@@ -125,8 +125,10 @@ def check_method(method: object, effort: object, norm: Norm) -> bool:
         raise ArgumentError(f"method must be 'product' or 'quadratic', got {method!r}")
     if isinstance(effort, bool) or effort not in (1, 2, 3):
         raise ArgumentError(f"effort must be 1, 2 or 3, got {effort!r}")
-    if method == "quadratic" and norm != 2:
-        raise ArgumentError(f"method='quadratic' bounds norm 2, not norm {norm:g}")
+    if method == "quadratic" and norm != 2 and domain is None:
+        raise ArgumentError(
+            f"method='quadratic' bounds norm 2, not norm {norm:g}, unless a domain is given"
+        )
     return method == "quadratic"
 
 

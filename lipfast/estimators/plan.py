@@ -151,10 +151,12 @@ class Plan(Architecture):
                 certified whatever they are.
             simplify: fold BatchNorm into its neighbours and merge affine maps that follow one
                 another; False gives the published product, layer by layer.
-            domain: `lipfast.Box` or `lipfast.Ball`: the bound holds for inputs in this set; without
-                one for all inputs.
+            domain: `lipfast.Box` or `lipfast.Ball`: the bound holds for pairs of inputs in it;
+                without one for all inputs. Slopes that activations cannot have there make it
+                smaller in norms 1 and inf, and with method="quadratic".
             method: "quadratic" also bounds by quadratic constraints on slopes, and takes the
-                smaller of both bounds (norm 2, on the CPU). Chains of matrices and entrywise ops
+                smaller of both bounds (on the CPU; norm 2, with a domain and chains norms 1 and inf
+                as well, one search for each output or input). Chains of matrices and entrywise ops
                 are quick, and `UpperBound.certificate` is what proves theirs; of other graphs
                 (sums of branches, small convolutions) one matrix holds all that is alive.
             effort: how long that searches: 1 (about as long as ten products), 2 or 3.

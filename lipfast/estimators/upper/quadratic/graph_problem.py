@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -40,6 +40,30 @@ from lipfast.plan.fold import FoldedGraph
 from lipfast.plan.repeated import join_repeated
 from lipfast.rules.registry import rule_of, written_here
 
+EntrySlopes: TypeAlias = "Mapping[str, tuple[Tensor, Tensor]]"
+"""By `entry_key` of pointwise nodes, ends of the slopes of all their entries in a row."""
+
+
+def entry_key(node: Node) -> str:
+    """Name and function of a node: in another graph one of its name may be of another operand."""
+    return f"{node.name} {node.op} {node.args[1:]!r}"
+
+
+class Units(NamedTuple):
+    """The units of a pointwise node that a step is about.
+
+    Attributes:
+        step: the node.
+        operand: name of what it reads.
+        slopes: ends of all difference quotients of its entries.
+        places: of the units among these.
+    """
+
+    step: Step
+    operand: str
+    slopes: tuple[Tensor, Tensor]
+    places: Tensor
+
 
 @dataclass(frozen=True, eq=False)
 class GraphStep:
@@ -53,6 +77,7 @@ class GraphStep:
         added: B.
         before: sizes of the tensors that b consists of.
         behind: sizes of those that b' consists of.
+        units: what the constraint is of; None where it is of whole vectors.
     """
 
     name: str
@@ -62,6 +87,7 @@ class GraphStep:
     added: Coefficients
     before: tuple[int, ...]
     behind: tuple[int, ...]
+    units: Units | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,20 +128,28 @@ def in_single(problem: Problem) -> Problem:
     return replace(problem, steps=tuple(steps), output=output, like=problem.like.float())
 
 
-def problem_of(plan: Architecture, parameters: Mapping[str, Tensor], *, memory: int) -> Problem:
+def problem_of(
+    plan: Architecture,
+    parameters: Mapping[str, Tensor],
+    *,
+    memory: int,
+    slopes: EntrySlopes | None = None,
+) -> Problem:
     """The steps of one network of an architecture.
 
     Args:
         plan: the architecture.
         parameters: of the network, resolved; those of folded layers are not looked at.
         memory: bytes that a matrix and what makes it may take.
+        slopes: ranges of slopes on a domain; of other nodes their rules are asked.
 
     Raises:
         QuadraticBoundError: an op has no constant, or a matrix is too large.
     """
     graph = graph_of_slopes(plan)
     sweep = sweep_of(plan, FoldedGraph(graph, {}))
-    return _StepBuilder(plan, graph, sweep, parameters, memory).build()
+    own = slopes or {}
+    return _StepBuilder(plan, graph, sweep, parameters, memory=memory, slopes=own).build()
 
 
 def graph_of_slopes(plan: Architecture) -> Graph:
@@ -132,6 +166,7 @@ class _Pending(NamedTuple):
     read: Coefficients
     base: tuple[int, ...]
     block: int
+    units: Units | None = None
 
 
 class _StepBuilder:
@@ -141,9 +176,11 @@ class _StepBuilder:
         graph: Graph,
         sweep: Sweep,
         parameters: Mapping[str, Tensor],
+        *,
         memory: int,
+        slopes: EntrySlopes,
     ) -> None:
-        self._nodes, self._graph = graph.nodes, graph
+        self._nodes, self._graph, self._slopes = graph.nodes, graph, slopes
         self._steps = {step.node.name: step for step in sweep.steps}
         self._linear = LinearNodes(parameters, plan.constants, memory)
         self._asked = RulesAsked(
@@ -223,28 +260,30 @@ class _StepBuilder:
         step = self._steps[node.name]
         operands = list(dict.fromkeys(n for n in node.names("node") if n in self._dependent))
         if len(operands) == 1 and self._entries(operands[0]) == self._entries(node.name):
-            slopes = self._asked.slopes(step)
+            slopes = self._slopes.get(entry_key(node)) or self._asked.slopes(step)
             if slopes is not None:
-                return self._pointwise(node, self._found[operands[0]], slopes)
+                return self._pointwise(step, operands[0], slopes)
         return self._vectors(node, step, operands)
 
     def _pointwise(
-        self, node: Node, read: Expression, slopes: tuple[Tensor, Tensor]
+        self, step: Step, operand: str, slopes: tuple[Tensor, Tensor]
     ) -> _Pending | None:
         """Units of one slope are linear; the others are a new block."""
+        node, read = step.node, self._found[operand]
         lower, upper = slopes
         free = lower < upper
+        places = free.nonzero()[:, 0]
+        units = Units(step, operand, slopes, places)
         if bool(free.all()):
-            pending = self._begin(node.name, of_slopes(lower, upper), read)
+            pending = self._begin(node.name, of_slopes(lower, upper), read, units)
             self._found[node.name] = {pending.block: Coefficients()}
             return pending
         known = scaled_rows(read, torch.where(free, 0.0, lower), self._sizes)
         self._found[node.name] = known
         if not bool(free.any()):
             return None
-        places = free.nonzero()[:, 0]
         own = selected_rows(read, places, self._sizes, self._linear.like)
-        pending = self._begin(node.name, of_slopes(lower[free], upper[free]), own)
+        pending = self._begin(node.name, of_slopes(lower[free], upper[free]), own, units)
         eye = torch.eye(len(free), dtype=lower.dtype, device=lower.device)
         self._found[node.name] = {**known, pending.block: Coefficients(eye[:, places].contiguous())}
         return pending
@@ -265,11 +304,13 @@ class _StepBuilder:
         self._found[node.name] = blocks
         return pending
 
-    def _begin(self, name: str, constraint: Constraint, read: Expression) -> _Pending:
+    def _begin(
+        self, name: str, constraint: Constraint, read: Expression, units: Units | None = None
+    ) -> _Pending:
         parts = [(read, constraint.inputs)]
         matrix = joined_rows(parts, self._widths(self._base), self._linear.like)
         block = self._new_block(constraint.outputs)
-        return _Pending(name, constraint, matrix, self._base, block)
+        return _Pending(name, constraint, matrix, self._base, block, units)
 
     def _finish(self, pending: _Pending, alive: Sequence[str]) -> None:
         """Carry on the tensors that are alive, or the blocks that they consist of."""
@@ -305,6 +346,7 @@ class _StepBuilder:
                 joined_rows(parts, own, like),
                 tuple(base.values()),
                 tuple(self._sizes[block] for block in blocks),
+                pending.units,
             )
         )
         self._base = tuple(blocks)

@@ -11,7 +11,12 @@ from torch import Tensor
 
 from lipfast.estimators.upper.quadratic.graph_certificate import GraphProof, proved_square
 from lipfast.estimators.upper.quadratic.graph_linear import QuadraticBoundError
-from lipfast.estimators.upper.quadratic.graph_problem import Problem, in_single, problem_of
+from lipfast.estimators.upper.quadratic.graph_problem import (
+    EntrySlopes,
+    Problem,
+    in_single,
+    problem_of,
+)
 from lipfast.estimators.upper.quadratic.graph_search import searched
 from lipfast.estimators.upper.quadratic.graph_sweep import GraphSweep, Swept
 from lipfast.ops.modes import plain_arithmetic
@@ -47,6 +52,7 @@ def graph_quadratic(
     evaluations: int = 30,
     memory: int = 1 << 30,
     start: Mapping[str, Tensor] | None = None,
+    slopes: EntrySlopes | None = None,
 ) -> GraphQuadratic:
     r"""A certified bound of $\|J\|_2$ for all slopes that activations may have.
 
@@ -59,9 +65,10 @@ def graph_quadratic(
         evaluations: of the search, after its starts.
         memory: bytes that one matrix and what makes it may take.
         start: `GraphQuadratic.logs` of a similar network.
+        slopes: ranges of slopes on a domain; of other nodes their rules are asked.
     """
     try:
-        problem = problem_of(plan, parameters, memory=memory)
+        problem = problem_of(plan, parameters, memory=memory, slopes=slopes)
         if problem.output is None:
             return GraphQuadratic(0.0, -math.inf, {})
         begin = None if start is None else _in_order(problem, start)
