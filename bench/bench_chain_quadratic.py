@@ -15,7 +15,7 @@ from lipfast.ops.spectral_norms import spectral_norms
 NETWORKS = 100
 DIMS = (40, 256, 256, 10)
 LARGE = (512, 1024, 2048)
-COLD, WARM = 10, 2  # evaluations
+COLD, WARM = 10, 1  # evaluations
 
 
 def weights_of(dims: tuple[int, ...], seed: int) -> list[Tensor]:

@@ -25,6 +25,8 @@ _HOME = {
     "lipfast.estimators.plan": "Plan",
     "lipfast.estimators.results": "Bounds LowerBound UpperBound",
     "lipfast.estimators.upper.layer_bracket": "LayerBracket",
+    "lipfast.estimators.upper.quadratic.certificate": "QuadraticCertificate",
+    "lipfast.estimators.upper.quadratic.verify": "verify_certificate",
     "lipfast.estimators.upper.tracker": "Tracker",
     "lipfast.ops.conv_norms": "ConvNorms conv_norms",
     "lipfast.ops.spectral_norms": "SpectralNorms spectral_norms",
@@ -49,6 +51,10 @@ if TYPE_CHECKING:
     from lipfast.estimators.results import LowerBound as LowerBound
     from lipfast.estimators.results import UpperBound as UpperBound
     from lipfast.estimators.upper.layer_bracket import LayerBracket as LayerBracket
+    from lipfast.estimators.upper.quadratic.certificate import (
+        QuadraticCertificate as QuadraticCertificate,
+    )
+    from lipfast.estimators.upper.quadratic.verify import verify_certificate as verify_certificate
     from lipfast.estimators.upper.tracker import Tracker as Tracker
     from lipfast.ops.conv_norms import ConvNorms as ConvNorms
     from lipfast.ops.conv_norms import conv_norms as conv_norms

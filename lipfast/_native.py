@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import ModuleType
 
@@ -131,6 +131,16 @@ def forced_capability(name: str) -> Iterator[None]:
         yield
     finally:
         _C.set_capability(before)
+
+
+def interrupt_of(error: RuntimeError) -> BaseException | None:
+    """What a signal's handler raised while the op worked that ended with this error, once."""
+    return _C.take_interrupt() if _C.INTERRUPTED in str(error) else None
+
+
+def watch(call: Callable[[float], None] | None) -> None:
+    """Has long ops of this thread call something with the share of their work that is done."""
+    _C.watch(call)
 
 
 def build_info() -> dict[str, str]:

@@ -229,6 +229,18 @@ def test_bounds(project):
     assert stored["lower"] == pytest.approx(found["lower"]["value"], rel=1e-6)
 
 
+def test_a_floor_says_that_it_is_no_bound(project):
+    path, options = "runs/w4/step2.safetensors", ("--method", "quadratic", "--floor")
+    for data in (SCORE[2:6], SCORE[2:4]):
+        code, out, err = run("bounds", path, *data, *options)
+        assert (code, err) == (0, "")
+        assert "no bound that ignores reachability can be below" in out
+        assert "not a bound of the Lipschitz constant" in " ".join(out.split())
+        found = json.loads(run("bounds", path, *data, *options, "--json")[1])
+        assert 0 < found["floor"]["value"] <= found["upper"]["value"]
+        assert "floor" not in json.loads(run("bounds", path, *data, "--json")[1])
+
+
 def test_a_certificate_is_written_and_verified(project):
     path, other = "runs/w4/step2.safetensors", "runs/w6/step2.safetensors"
     quadratic = ("--method", "quadratic", "--certificate", "c.json")

@@ -38,6 +38,10 @@ def bounds(
         str | None,
         typer.Option(help="Write what proves it here, for 'lipfast verify'.", metavar="FILE"),
     ] = None,
+    floor: Annotated[
+        bool,
+        typer.Option("--floor", help="Also what no bound that ignores reachability can be below."),
+    ] = False,
     explain: Annotated[
         bool, typer.Option("--explain", help="Also print how the upper bound is composed.")
     ] = False,
@@ -45,7 +49,8 @@ def bounds(
 ) -> None:
     """Bound one checkpoint and print its layers.
 
-    Without --data only the upper bound is computed.
+    Without --data only the upper bound is computed, and with --floor what no upper bound that knows
+    of activations their slopes alone can be below: no bound of the Lipschitz constant.
 
     \b
     Examples:
@@ -53,6 +58,7 @@ def bounds(
       lipfast bounds run/last.pt --arch models:cnn --arch-arg width=16 --input-shape 3,32,32 --json
       lipfast bounds run/last.ckpt --arch models:mlp --data mnist1d:train --prefix ema
       lipfast bounds last.pt --arch models:mlp --method quadratic --certificate last.json
+      lipfast bounds last.pt --arch models:mlp --method quadratic --floor
 
     \b
     Exit codes:
@@ -78,6 +84,7 @@ def bounds(
             method=cast("Any", method),
             effort=effort,
             certificate=certificate,
+            floor=floor,
         )
     note = f"\n{read.note}" if read.note else ""
     text = f"{read.file.uri}{note}\n\n{found}" + (f"\n\n{found.explain()}" if explain else "")

@@ -17,7 +17,7 @@ from lipfast.estimators.options import UpperMethod
 from lipfast.estimators.plan import Plan
 from lipfast.estimators.results import LowerBound
 from lipfast.estimators.upper.many import UpperBounds
-from lipfast.estimators.upper.quadratic.certificate import Multipliers
+from lipfast.estimators.upper.quadratic.certificate import WarmStart
 from lipfast.estimators.upper.spectral_product import upper_bounds_together
 from lipfast.estimators.upper.starts import StartVectors
 from lipfast.norms import Norm
@@ -50,7 +50,7 @@ def batch_bounds(
     start: Sequence[StartVectors | None] | None,
     memory: int,
     method: UpperMethod = "product",
-    multipliers: Sequence[Multipliers | None] | None = None,
+    warm: Sequence[WarmStart | None] | None = None,
 ) -> BatchBounds:
     """Upper and lower bounds of many networks, as `Plan.upper` and `Plan.lower` compute them.
 
@@ -63,7 +63,7 @@ def batch_bounds(
         start: start vectors of each network, None where there are none (for all or for one).
         memory: bytes that intermediate tensors may take.
         method: of the upper bounds, see `Plan.upper`; with the least effort.
-        multipliers: what quadratic constraints of each network start from, if there is something.
+        warm: what quadratic constraints of each network start from, if there is something.
 
     Raises:
         LipfastError: as these raise, for the batch as a whole.
@@ -79,7 +79,8 @@ def batch_bounds(
             start=start,
             method=method,
             effort=1,
-            multipliers=multipliers,
+            warm=warm,
+            follow=False,
         )
         between = time.perf_counter()
         lowers = plan.lower(state_dicts, x, norm=norm, memory=memory, progress=False)

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from lipfast.errors import ArgumentError
+from lipfast.estimators.both_bounds import bounds_from
 from lipfast.estimators.domain import Domain
 from lipfast.estimators.jacobian.input_gradient import input_gradient_norms
 from lipfast.estimators.jacobian.norms import jacobian_norms
 from lipfast.estimators.lower.stream import lower_bound
 from lipfast.estimators.options import UpperMethod, check_options, refuse
-from lipfast.estimators.plan import Plan, bounds_from
+from lipfast.estimators.plan import Plan
 from lipfast.estimators.results import Bounds, UpperBound
 from lipfast.estimators.samples import Data, example_of, read_samples
 from lipfast.norms import AnyNorm
@@ -145,6 +146,7 @@ def bounds(
     rtol: float = 1e-6,
     method: UpperMethod = "product",
     effort: int = 2,
+    floor: bool = False,
     progress: bool | None = None,
     **_elsewhere: NoReturn,
 ) -> Bounds:
@@ -160,7 +162,12 @@ def bounds(
         domain: the bounds hold for inputs in this set, see `upper_bound` and `lower_bound`.
         rtol: relative gap of the bracket of each layer's norm, see `upper_bound`.
         method: of the upper bound, see `upper_bound`.
-        effort: see `upper_bound`.
+        effort: see `upper_bound`; of the floor's search too.
+        floor: also search for the largest norm of a Jacobian whose slopes each activation may
+            have, `Bounds.floor` (see `lipfast.estimators.floor.result.Floor`): no bound that
+            ignores reachability can be below, for all inputs whatever the domain. It says how much
+            of the gap is left to better upper bounds of that kind, and is no bound of the Lipschitz
+            constant itself.
         progress: see `upper_bound`.
 
     Returns:
@@ -185,6 +192,8 @@ def bounds(
         >>> loader = torch.utils.data.DataLoader(torch.tensor([[1.0, 1.0], [-1.0, 1.0]]))
         >>> lipfast.bounds(model, loader) == result
         True
+        >>> lipfast.bounds(model, loader, floor=True).floor
+        Floor(6, l2, certified: no bound that ignores reachability can be below)
     """
     refuse("bounds", _elsewhere)
     norm = check_options(norm, domain, memory, progress)
@@ -201,6 +210,7 @@ def bounds(
             seed=0,
             method=method,
             effort=effort,
+            floor=floor,
             per_sample=per_sample,
             memory=memory,
             domain=domain,

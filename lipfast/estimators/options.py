@@ -29,10 +29,14 @@ HOMES: dict[str, tuple[str, ...]] = {
     "search": ("lower_bound",),
     "method": ("jacobian_norms", "bounds", "upper_bound", *_UPPER),
     "effort": ("bounds", "upper_bound", *_UPPER),
+    "floor": ("bounds", "Plan.bounds"),
     "details": ("jacobian_norms",),
     "create_graph": ("input_gradient_norms", "jacobian_norms"),
-    "draws": ("lower_bound(search='convex')", "lower_bound(search='neighbourhood')"),
-    "limit": ("lower_bound(search='convex')", "lower_bound(search='pairs')"),
+    "draws": tuple(
+        f"lower_bound(search='{name}')" for name in ("convex", "neighbourhood", "ascent")
+    ),
+    "limit": tuple(f"lower_bound(search='{name}')" for name in ("convex", "pairs", "ascent")),
+    "starts_from": ("lower_bound(search='ascent')",),
     "radius": ("lower_bound(search='neighbourhood')",),
     "noise": ("lower_bound(search='neighbourhood')",),
     "centres": ("lower_bound(search='neighbourhood')",),
@@ -79,6 +83,8 @@ class ProductOptions(UpperOptions, total=False):
 class BoundsOptions(LowerOptions, UpperOptions, total=False):
     """Of `Plan.bounds`."""
 
+    floor: bool
+
 
 def check_options(
     norm: object,
@@ -105,11 +111,11 @@ def check_options(
     return check_norm(norm)
 
 
-def check_method(method: object, effort: object, norm: Norm) -> bool:
+def check_method(method: object, effort: object, norm: Norm, domain: object = None) -> bool:
     """Whether quadratic constraints are asked for.
 
     Raises:
-        ArgumentError: the method or the effort is none, or does not fit the norm.
+        ArgumentError: the method or the effort is none, or does not fit the norm and the domain.
 
     Examples:
         >>> check_method("quadratic", 2, 2)
@@ -119,8 +125,10 @@ def check_method(method: object, effort: object, norm: Norm) -> bool:
         raise ArgumentError(f"method must be 'product' or 'quadratic', got {method!r}")
     if isinstance(effort, bool) or effort not in (1, 2, 3):
         raise ArgumentError(f"effort must be 1, 2 or 3, got {effort!r}")
-    if method == "quadratic" and norm != 2:
-        raise ArgumentError(f"method='quadratic' bounds norm 2, not norm {norm:g}")
+    if method == "quadratic" and norm != 2 and domain is None:
+        raise ArgumentError(
+            f"method='quadratic' bounds norm 2, not norm {norm:g}, unless a domain is given"
+        )
     return method == "quadratic"
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from lipfast.errors import ArgumentError, TraceError
+from lipfast.estimators.both_bounds import bounds_from
 from lipfast.estimators.domain import Domain
 from lipfast.estimators.lower.many_networks import lower_bounds
 from lipfast.estimators.options import (
@@ -25,8 +26,8 @@ from lipfast.estimators.options import (
     upper_step,
 )
 from lipfast.estimators.progress import shown_progress
-from lipfast.estimators.results import Bounds, LowerBound, UpperBound, ordered
-from lipfast.estimators.samples import Data, SampleStream, read_samples
+from lipfast.estimators.results import Bounds, LowerBound, UpperBound
+from lipfast.estimators.samples import Data, read_samples
 from lipfast.estimators.upper.spectral_product import product_bounds
 from lipfast.estimators.upper.starts import Starts, StartVectors
 from lipfast.estimators.upper.tracker import Tracker
@@ -35,7 +36,6 @@ from lipfast.plan.architecture import SCHEMA_VERSION, Architecture, architecture
 from lipfast.plan.checked import (
     CheckedStateDict,
     StateDict,
-    checked_all,
     resolve,
     resolve_all,
 )
@@ -151,10 +151,12 @@ class Plan(Architecture):
                 certified whatever they are.
             simplify: fold BatchNorm into its neighbours and merge affine maps that follow one
                 another; False gives the published product, layer by layer.
-            domain: `lipfast.Box` or `lipfast.Ball`: the bound holds for inputs in this set; without
-                one for all inputs.
+            domain: `lipfast.Box` or `lipfast.Ball`: the bound holds for pairs of inputs in it;
+                without one for all inputs. Slopes that activations cannot have there make it
+                smaller in norms 1 and inf, and with method="quadratic".
             method: "quadratic" also bounds by quadratic constraints on slopes, and takes the
-                smaller of both bounds (norm 2, on the CPU). Chains of matrices and entrywise ops
+                smaller of both bounds (on the CPU; norm 2, with a domain and chains norms 1 and inf
+                as well, one search for each output or input). Chains of matrices and entrywise ops
                 are quick, and `UpperBound.certificate` is what proves theirs; of other graphs
                 (sums of branches, small convolutions) one matrix holds all that is alive.
             effort: how long that searches: 1 (about as long as ten products), 2 or 3. Other graphs
@@ -335,12 +337,15 @@ class Plan(Architecture):
         domain: Domain | None = None,
         method: UpperMethod = "product",
         effort: int = 2,
+        floor: bool = False,
         progress: bool | None = None,
         **_elsewhere: NoReturn,
     ) -> Bounds | list[Bounds]:
         """Lower and upper bounds together, with lower <= upper asserted.
 
-        Arguments, result order and errors as for `upper` and `lower`.
+        Arguments, result order and errors as for `upper` and `lower`. With `floor` also the largest
+        norm that slopes make is searched for, `Bounds.floor` (as long as `effort` says): no method
+        that ignores which slopes inputs can reach proves less.
 
         Raises:
             BoundOrderError: a certified lower bound exceeds a certified upper bound (a defect).
@@ -360,6 +365,7 @@ class Plan(Architecture):
                 domain=domain,
                 method=method,
                 effort=effort,
+                floor=floor,
                 progress=progress,
             )
         return results[0] if isinstance(state_dicts, Mapping) else results
@@ -401,33 +407,3 @@ def _plan_file(path: object) -> Path:
     if not isinstance(path, (str, os.PathLike)):
         raise ArgumentError(f"path must be a str or an os.PathLike, not {type(path).__name__}")
     return Path(path)
-
-
-def bounds_from(
-    plan: Architecture,
-    state_dicts: StateDict | Sequence[StateDict],
-    samples: SampleStream,
-    *,
-    rtol: float,
-    seed: int,
-    method: UpperMethod,
-    effort: int,
-    **shared: Unpack[LowerOptions],
-) -> list[Bounds]:
-    """`Plan.bounds` of checked options and opened data."""
-    norm, domain = shared["norm"], shared["domain"]
-    state_dicts = checked_all(plan, state_dicts)
-    with shown_progress(upper_step(method), None, shared["progress"]):
-        uppers, _ = product_bounds(
-            plan,
-            state_dicts,
-            norm=norm,
-            rtol=rtol,
-            seed=seed,
-            domain=domain,
-            method=method,
-            effort=effort,
-            memory=int(shared["memory"]),
-        )
-    lowers = lower_bounds(plan, state_dicts, samples, **shared)
-    return [ordered(lower, upper) for lower, upper in zip(lowers, uppers, strict=True)]

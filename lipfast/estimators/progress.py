@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
+
+from lipfast.ops.interrupts import watched
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -40,7 +42,9 @@ def shown_progress(
     else:
         timer.start()
     try:
-        yield bar.advance
+        # Where nobody knows how many items there are, a long op knows how far it is.
+        with watched(bar.show_share) if total is None else nullcontext():
+            yield bar.advance
     finally:
         timer.cancel()
         if timer.ident is not None:
@@ -62,6 +66,12 @@ class _Bar:
             self._done += count
             if self._bar is not None:
                 self._bar.update(self._bar.task_ids[0], completed=self._done)
+
+    def show_share(self, share: float) -> None:
+        """Show how far one op of a step is; the next one begins anew."""
+        with self._lock:
+            if self._bar is not None:
+                self._bar.update(self._bar.task_ids[0], total=1.0, completed=share)
 
     def show(self) -> None:
         from rich.console import Console  # noqa: PLC0415 (slow to import, rarely needed)

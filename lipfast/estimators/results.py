@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import textwrap
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from lipfast.errors import ArgumentError, LipfastError
 from lipfast.estimators.estimate import Estimate, eight_digits, format_value, norm_name
+from lipfast.estimators.floor.result import Floor
 from lipfast.estimators.upper.composition import Composition, Sources
 from lipfast.estimators.upper.explanation import Explanation, explanation
 from lipfast.estimators.upper.layer_bracket import LayerBracket
@@ -33,7 +34,9 @@ class UpperBound(Estimate):
         layers: their brackets.
         composition: the constants of all nodes of the graph, which `explain` lays out: of the
             product of norms, also where another method proves less.
-        certificate: of quadratic constraints, what proves the bound.
+        certificate: of quadratic constraints, what proves the bound; None on a domain.
+        floor: what no bound that ignores reachability can be below, if it was asked for: it says
+            how far such bounds could come down, and is no bound of the Lipschitz constant.
 
     Examples:
         >>> import torch, lipfast
@@ -49,6 +52,7 @@ class UpperBound(Estimate):
     layers: tuple[LayerBracket, ...] = ()
     composition: Composition | None = field(default=None, compare=False, kw_only=True)
     certificate: QuadraticCertificate | None = field(default=None, compare=False, kw_only=True)
+    floor: Floor | None = field(default=None, compare=False, kw_only=True)
 
     @property
     def sources(self) -> Sources | None:
@@ -93,7 +97,12 @@ class UpperBound(Estimate):
         return layer_html(self.layers, self.sources, "\n".join(self._lines()))
 
     def _lines(self) -> list[str]:
-        return [_bound_line("upper", self), *self._product_line()]
+        floor = [] if self.floor is None else self.floor.lines(WIDTH)
+        return [_bound_line("upper", self), *self._product_line(), *floor]
+
+    def _summary(self) -> str:
+        text = super()._summary()
+        return text if self.floor is None else f"{text} | {self.floor!r}"
 
     def _product_line(self) -> list[str]:
         """What the layers and their shares make, where another method proves less."""
@@ -131,6 +140,7 @@ class LowerBound(Estimate):
         jacobian: maximum over the samples of the Jacobian's norm; not certified (rounding, and
             at a kink autograd's value is not a derivative).
         sample: index of that sample.
+        sample_point: the sample itself; several inputs are flattened and joined.
         points: the two stored points (2, D...) in float64 whose difference quotient is `value`.
         mean: mean of the Jacobian norms over the samples.
         rms: root of their mean square.
@@ -147,6 +157,7 @@ class LowerBound(Estimate):
     samples: int = field(kw_only=True)
     per_sample: Tensor | None = field(default=None, kw_only=True, compare=False)
     search: Search | None = field(default=None, kw_only=True)
+    sample_point: Tensor | None = field(default=None, kw_only=True, compare=False)
 
     def _summary(self) -> str:
         jacobian = format_value(self.jacobian.value, self.jacobian.log_value)
@@ -166,6 +177,11 @@ class Bounds:
 
     lower: LowerBound
     upper: UpperBound
+
+    @property
+    def floor(self) -> Floor | None:
+        """What no bound that ignores reachability can be below, if it was asked for."""
+        return self.upper.floor
 
     @property
     def mean(self) -> float:
@@ -257,11 +273,11 @@ def check_order(lower: Estimate, upper: Estimate) -> None:
         )
 
 
-def ordered(lower: LowerBound, upper: UpperBound) -> Bounds:
-    """Both bounds of one network, their order asserted.
+def ordered(lower: LowerBound, upper: UpperBound, floor: Floor | None = None) -> Bounds:
+    """Both bounds of one network, their order asserted, and the floor if there is one.
 
     Raises:
         BoundOrderError: a certified lower bound exceeds a certified upper bound.
     """
     check_order(lower, upper)
-    return Bounds(lower, upper)
+    return Bounds(lower, upper if floor is None else replace(upper, floor=floor))

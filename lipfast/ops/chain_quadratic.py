@@ -16,6 +16,8 @@ from lipfast.ops._arguments import (
     check_terms,
     native_dtype,
 )
+from lipfast.ops.interrupts import interruptible
+from lipfast.ops.threads import native_op
 
 
 class ChainQuadratic(NamedTuple):
@@ -100,9 +102,9 @@ def chain_quadratic(
         if tensors or name != "start"
     ]
     arguments += [[]] * (3 - len(arguments))
-    numbers, evaluated, multipliers, logs, unit_exponents, weight_exponents = (
-        torch.ops.lipfast.chain_quadratic(flat, bounds, *arguments, layers, evaluations)
-    )
+    with native_op(), interruptible():
+        found = torch.ops.lipfast.chain_quadratic(flat, bounds, *arguments, layers, evaluations)
+    numbers, evaluated, multipliers, logs, unit_exponents, weight_exponents = found
     return ChainQuadratic(
         numbers[:, 0],
         numbers[:, 1],

@@ -18,7 +18,7 @@ from lipfast.checkpoints.metadata import Scalar
 from lipfast.errors import LipfastError
 from lipfast.estimators.batch import batch_bounds
 from lipfast.estimators.plan import Plan
-from lipfast.estimators.upper.quadratic.certificate import Multipliers
+from lipfast.estimators.upper.quadratic.certificate import WarmStart
 from lipfast.estimators.upper.starts import StartVectors
 from lipfast.plan.checked import StateDict, checked_all
 from lipfast.scoring.architectures import ArchArguments, ModelFamily
@@ -88,7 +88,7 @@ class Scorer:
         # Of the last batch of every plan: run -> singular vectors of its last checkpoint there.
         self._vectors: dict[ArchArguments, dict[str, StartVectors]] = {}
         # The same for quadratic constraints.
-        self._multipliers: dict[ArchArguments, dict[str, Multipliers | None]] = {}
+        self._warm: dict[ArchArguments, dict[str, WarmStart | None]] = {}
         self._rows = RowMaker(self.architecture.name, self.samples.name, self.options)
         self._most: dict[ArchArguments, int] = {}  # checkpoints that fit the device's memory
 
@@ -353,15 +353,15 @@ class Scorer:
             seed=options.seed,
             start=starts,
             method=options.upper,
-            multipliers=self._known(self._multipliers, arguments, members),
+            warm=self._known(self._warm, arguments, members),
             memory=self.device.memory(options.memory),
         )
         if self.device.is_cpu:
             last = {checkpoint.metadata.run: at for at, (_, checkpoint) in enumerate(members)}
             vectors = found.uppers.starts
             self._vectors[arguments] = {run: vectors[at] for run, at in last.items()}
-            multipliers = {run: found.uppers.multipliers(at) for run, at in last.items()}
-            self._multipliers[arguments] = multipliers
+            warm = {run: found.uppers.warm_start(at) for run, at in last.items()}
+            self._warm[arguments] = warm
         for stage, seconds in found.seconds.items():
             self.seconds[stage] += seconds
         started = time.perf_counter()

@@ -9,6 +9,7 @@ from typing import Any
 
 from lipfast.checkpoints import Checkpoint
 from lipfast.estimators.estimate import Estimate
+from lipfast.estimators.floor.result import WHAT_IT_SAYS
 from lipfast.estimators.results import Bounds, UpperBound
 from lipfast.estimators.upper.table import layer_records, shares_of
 from lipfast.scoring.scores import read_scores
@@ -133,6 +134,10 @@ def bounds_json(checkpoint: Checkpoint, found: Bounds | UpperBound) -> dict[str,
         result["jacobian_max"] = lower.jacobian.value
         result |= {"mean": lower.mean, "rms": lower.rms, "samples": lower.samples}
         result["ratio"] = found.ratio
+    if upper.floor is not None:
+        names = ("value", "log_value", "norm", "certified", "reason")
+        result["floor"] = {name: getattr(upper.floor, name) for name in names}
+        result["floor"] |= {"given": list(upper.floor.given), "says": WHAT_IT_SAYS}
     return result
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from lipfast.checkpoints import Checkpoint, find_checkpoints, read_checkpoint
 from lipfast.checkpoints.metadata import Scalar
 from lipfast.checkpoints.source import Archive
 from lipfast.errors import ArgumentError, CertificateError, NonFiniteError, StateDictError
+from lipfast.estimators.floor.found import floors
 from lipfast.estimators.options import UpperMethod, check_method
 from lipfast.estimators.plan import Plan
 from lipfast.estimators.results import Bounds, UpperBound
@@ -39,6 +41,7 @@ def bound_checkpoint(
     method: UpperMethod = "product",
     effort: int = 2,
     certificate: str | os.PathLike[str] | None = None,
+    floor: bool = False,
 ) -> tuple[Checkpoint, Bounds | UpperBound]:
     """Bound the Lipschitz constant of one checkpoint.
 
@@ -56,6 +59,7 @@ def bound_checkpoint(
         method: of the upper bound, as for `Plan.upper`.
         effort: of its search.
         certificate: file to write `UpperBound.certificate` into, for `check_certificate`.
+        floor: also search for what no bound that ignores reachability can be below.
 
     Returns:
         The checkpoint with its note, and its bounds; an `UpperBound` alone without data.
@@ -73,9 +77,15 @@ def bound_checkpoint(
     found: Bounds | UpperBound
     if x is None:
         found = plan.upper(weights, norm=norm, seed=seed, method=method, effort=effort)
+        if floor:
+            own, of = [plan.resolve(weights)], check_norm(norm)
+            (below,) = floors(plan, own, norm=of, effort=effort, seed=seed)
+            found = replace(found, floor=below)
     else:
         samples = place.take(x.to(plan.dtype))
-        found = plan.bounds(weights, samples, norm=norm, seed=seed, method=method, effort=effort)
+        found = plan.bounds(
+            weights, samples, norm=norm, seed=seed, method=method, effort=effort, floor=floor
+        )
     if certificate is not None:
         upper = found.upper if isinstance(found, Bounds) else found
         if upper.certificate is None:

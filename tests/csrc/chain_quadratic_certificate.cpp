@@ -22,7 +22,7 @@ extern "C" __attribute__((visibility("default"))) int proves(int64_t layers, con
                                                              const void* const* weights, const double* const* errors,
                                                              const double* const* means, const double* const* products,
                                                              double* const* multipliers, double square) {
-  const QuadraticProblem problem{layers, sizes, weights, errors, means, products, nullptr, 0, nullptr};
+  const QuadraticProblem problem{layers, sizes, weights, errors, means, products, nullptr, 0, nullptr, nullptr};
   isa_default::Arena count(nullptr);
   isa_default::ChainCertificate sized(problem, count);
   int64_t units = 0;

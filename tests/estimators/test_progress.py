@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 import lipfast
 from lipfast.estimators import progress as progress_module
 from lipfast.estimators.progress import shown_progress
+from lipfast.ops import interrupts
 from tests.support.jacobian_cases import perceptron, samples
 
 X = samples(50, 4)
@@ -107,4 +108,17 @@ def test_progress_of_a_file_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
         advance(1)
         advance(2)
     assert len(target.getvalue().strip().splitlines()) == 1
+    assert "100%" in target.getvalue()
+
+
+def test_a_step_of_unknown_length_shows_how_far_its_op_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = io.StringIO()
+    monkeypatch.setattr("sys.stderr", target)
+    with shown_progress("work", None, True):
+        interrupts._WATCHER.get()(0.37)
+    assert "37%" in target.getvalue()
+    target.truncate(0)
+    with shown_progress("work", 3, True) as advance:  # items that are counted say more
+        assert interrupts._WATCHER.get() is None
+        advance(3)
     assert "100%" in target.getvalue()

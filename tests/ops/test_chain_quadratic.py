@@ -103,6 +103,46 @@ def test_starts_from_an_earlier_result(capability: str) -> None:
     assert warm.values.item() < 1.03 * best.values.item()
 
 
+def test_one_evaluation_along_a_run_is_as_good_as_ten(capability: str) -> None:
+    """The best multipliers of a network are useless for the next one as they are."""
+    sizes = (10, 60, 60, 5)
+    weights, start = random_chain(sizes, dtype=torch.float32), None
+    lost = []
+    for step in range(12):
+        moves = random_chain(sizes, 1 + step, dtype=torch.float32)
+        weights = [w + 0.02 * move for w, move in zip(weights, moves, strict=True)]
+        cold = bound(sizes, weights, "relu", evaluations=10)
+        warm = bound(sizes, weights, "relu", evaluations=1 if start else 10, start=start)
+        start = [logs[0] for logs in warm.logs]
+        lost.append((warm.log_values - cold.log_values).item())
+    assert sum(lost) / len(lost) < 0.02
+    assert max(lost) < 0.1
+
+
+@pytest.mark.parametrize("box", BOXES)
+def test_one_evaluation_is_no_worse_than_none(capability: str, box: str) -> None:
+    """The step is proved at once, or else where it began."""
+    sizes = (7, 30, 20, 4)
+    gains = []
+    for seed in range(12):
+        weights = random_chain(sizes, seed, decades=seed % 3)
+        none, one = (bound(sizes, weights, box, evaluations=count) for count in (0, 1))
+        gains.append((none.log_values - one.log_values).item())
+    assert min(gains) > -1e-6
+    assert box == "abs" or max(gains) > 0.01  # where m = 0 a start has no room for a step
+
+
+@pytest.mark.parametrize("shift", [3, 499, 501, 900])
+def test_exponents_of_any_size(capability: str, shift: int) -> None:
+    """Entries are scaled by products of two powers where those are numbers, or one by one."""
+    sizes = (19, 35, 18)
+    weights = random_chain(sizes)
+    moved = [weights[0] * 2.0**shift, weights[1] * 2.0**-shift]
+    own, found = bound(sizes, weights, "gelu"), bound(sizes, moved, "gelu")
+    assert torch.equal(own.squares, found.squares)
+    assert torch.equal(own.values, found.values)
+
+
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, 1e4, -1e4])
 def test_starts_that_say_nothing(capability: str, number: float) -> None:
     sizes = (10, 60, 40, 5)

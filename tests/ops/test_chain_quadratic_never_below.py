@@ -100,7 +100,13 @@ def is_below(value: float, weights: Sequence[np.ndarray], ranges: Sequence[np.nd
 
 
 def check_never_below(
-    sizes: Sequence[int], box: str, count: int, seed: int, dtype: torch.dtype = torch.float64
+    sizes: Sequence[int],
+    box: str,
+    count: int,
+    seed: int,
+    dtype: torch.dtype = torch.float64,
+    *,
+    evaluations: int = 10,
 ) -> None:
     rng = np.random.default_rng(seed)
     networks = [generated(sizes, rng, rng.choice([0, 1, 3, 12])) for _ in range(count)]
@@ -108,7 +114,7 @@ def check_never_below(
         [torch.from_numpy(weight).to(dtype).double().numpy() for weight in own] for own in networks
     ]
     ranges = [ranges_of(sizes, box, rng) for _ in range(count)]
-    found, *_ = bounded(networks, ranges, dtype)
+    found, *_ = bounded(networks, ranges, dtype, evaluations)
     for value, weights, ends in zip(found.values.tolist(), networks, ranges, strict=True):
         assert np.isfinite(value)
         assert not is_below(value, weights, ends)
@@ -117,7 +123,8 @@ def check_never_below(
 @pytest.mark.parametrize("box", [*BOXES, "mixed"])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_never_below_any_slopes(capability: str, sizes: tuple[int, ...], box: str) -> None:
-    check_never_below(sizes, box, 4, 0)
+    check_never_below(sizes, box, 3, 0)
+    check_never_below(sizes, box, 3, 5, evaluations=1)
 
 
 @pytest.mark.long
@@ -126,14 +133,17 @@ def test_never_below_any_slopes(capability: str, sizes: tuple[int, ...], box: st
 def test_never_below_any_slopes_of_many(capability: str, sizes: tuple[int, ...], box: str) -> None:
     check_never_below(sizes, box, 70, 1)
     check_never_below(sizes, box, 30, 2, torch.float32)
+    check_never_below(sizes, box, 30, 6, evaluations=1)
 
 
-def check_proved_matrices(sizes: Sequence[int], box: str, count: int, seed: int) -> None:
+def check_proved_matrices(
+    sizes: Sequence[int], box: str, count: int, seed: int, evaluations: int = 10
+) -> None:
     """The matrix of every certificate, with the scaled weights, is positive semidefinite."""
     rng = np.random.default_rng(seed)
     networks = [generated(sizes, rng, rng.choice([0, 1, 3])) for _ in range(count)]
     ranges = [ranges_of(sizes, box, rng) for _ in range(count)]
-    found, means, products = bounded(networks, ranges)
+    found, means, products = bounded(networks, ranges, evaluations=evaluations)
     for n, weights in enumerate(networks):
         exponents = [own[n].tolist() for own in found.unit_exponents]
         exponents = [[0] * sizes[0], *exponents, [0] * sizes[-1]]
@@ -162,7 +172,8 @@ def check_proved_matrices(sizes: Sequence[int], box: str, count: int, seed: int)
 @pytest.mark.parametrize("box", [*BOXES, "mixed"])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_what_is_proved_is_true(sizes: tuple[int, ...], box: str) -> None:
-    check_proved_matrices(sizes, box, 4, 3)
+    check_proved_matrices(sizes, box, 3, 3)
+    check_proved_matrices(sizes, box, 3, 7, evaluations=1)
 
 
 @pytest.mark.long
@@ -170,6 +181,7 @@ def test_what_is_proved_is_true(sizes: tuple[int, ...], box: str) -> None:
 @pytest.mark.parametrize("sizes", [*SIZES, (7, 9, 8, 3)], ids=str)
 def test_what_is_proved_of_many_is_true(sizes: tuple[int, ...], box: str) -> None:
     check_proved_matrices(sizes, box, 60, 4)
+    check_proved_matrices(sizes, box, 60, 8, evaluations=1)
 
 
 @pytest.mark.parametrize("box", ["relu", "gelu", "steep"])

@@ -5,6 +5,8 @@
 #include "chain_quadratic_certificate-inl.h"
 #include "chain_quadratic_search-inl.h"
 
+constexpr int kAttempts = 6;  // to factor with larger multipliers
+
 // Squares of all weights, and two vectors.
 inline int64_t balance_size(const QuadraticProblem& problem) {
   int64_t count = 2 * widest_layer(problem);
@@ -46,21 +48,30 @@ bool balance(const QuadraticProblem& problem, const QuadraticResult& result, Are
   return true;
 }
 
-// The multipliers with which to prove, as they are found in S's arithmetic, and about rho^2; 0: none were found.
+// A single evaluation is left to the certificate, which costs little more than a sweep.
+LIPFAST_INLINE bool proves_at_once(const QuadraticProblem& problem) { return problem.evaluations == 1; }
+
+// The multipliers with which to prove, as they are found in S's arithmetic, and about rho^2; 0: none were found. Where
+// one step is taken without a trial, `logs` has the multipliers before it, and rho^2 is of them.
 template <class S, class T>
 double search_multipliers(const QuadraticProblem& problem, QuadraticResult& result, Arena arena) {
   Search<S> search(problem, arena);
   search.unit = result.unit_exponents;
   search.base = result.weight_exponents;
   bool found = problem.start != nullptr && search.template start<T>(problem, true);
-  if (!found) found = search.template start<T>(problem, false);
-  const double least = found ? search.improve(problem.evaluations) : 0;
+  if (!found && !search.sweep.stopped) found = search.template start<T>(problem, false);
+  double least = 0;
+  if (found) least = proves_at_once(problem) ? search.step_once() : search.improve(problem.evaluations);
   result.evaluations += static_cast<int32_t>(search.evaluated);
-  if (!found) return 0;
-  const double* log_d = search.best;
+  if (!found || search.sweep.stopped) return 0;
+  const double* log_d = proves_at_once(problem) ? search.here : search.best;
+  const double* before = search.best;
   for (int64_t i = 0; i < problem.layers; ++i) result.weight_exponents[i] = search.shifts[i];
   for (int64_t i = 0; i + 1 < problem.layers; ++i) {
-    for (int64_t j = 0; j < problem.sizes[i + 1]; ++j) result.multipliers[i][j] = exp(*log_d++);
+    for (int64_t j = 0; j < problem.sizes[i + 1]; ++j) {
+      result.multipliers[i][j] = exp(*log_d++);
+      if (proves_at_once(problem)) result.logs[i][j] = exp(*before++);
+    }
   }
   return larger(least, 0x1p-200);  // M = 0
 }
@@ -97,9 +108,11 @@ inline double proved_square(ChainCertificate& certificate, double top) {
   return top * (1 + excess);
 }
 
-// Proves a bound with the multipliers of `result`, or with larger ones where a hidden block cannot be factored.
+// Proves a bound with the multipliers of `result`, or with larger ones, so many times, where a hidden block cannot be
+// factored.
 template <class T>
-void certify(const QuadraticProblem& problem, QuadraticResult& result, Arena arena, double guess, double growth) {
+void certify(const QuadraticProblem& problem, QuadraticResult& result, Arena arena, double guess, double growth,
+             int attempts) {
   const int64_t outputs = problem.sizes[problem.layers];
   const bool dense = outputs <= kDenseOutputs;
   double* m = arena.take<double>(outputs * outputs);
@@ -114,7 +127,8 @@ void certify(const QuadraticProblem& problem, QuadraticResult& result, Arena are
     growth = larger(growth, 8 * block_epsilon(problem.sizes, problem.layers, b));
   }
   bool factored = certificate.factor_hidden<T>(guess);
-  for (int attempt = 0; !factored && attempt < 6; ++attempt, growth *= attempt == 1 ? 4 : 30) {
+  for (int attempt = 0; !factored && attempt < attempts && !asked_to_stop(problem.stop);
+       ++attempt, growth *= attempt == 1 ? 4 : 30) {
     for (int64_t i = 0; i + 1 < problem.layers; ++i) {
       const double factor = pow(1 + growth, static_cast<double>(i + 1));
       for (int64_t j = 0; j < problem.sizes[i + 1]; ++j) result.multipliers[i][j] *= factor;
@@ -123,6 +137,27 @@ void certify(const QuadraticProblem& problem, QuadraticResult& result, Arena are
   }
   result.evaluations += certificate.factorisations;
   if (factored) result.square = proved_square(certificate, certified_top(certificate, m, z, products, room));
+}
+
+// Proves a bound with the multipliers that were found, or, where those were not tried and are no better, with the ones
+// before.
+template <class T>
+void prove_found(const QuadraticProblem& problem, QuadraticResult& result, Arena arena, double guess, double growth) {
+  if (!proves_at_once(problem)) return certify<T>(problem, result, arena, guess, growth, kAttempts);
+  certify<T>(problem, result, arena, guess, growth, 0);
+  const double square = result.square;
+  if (square < guess) return;
+  const auto turn = [&] {
+    for (int64_t i = 0; i + 1 < problem.layers; ++i) {
+      for (int64_t j = 0; j < problem.sizes[i + 1]; ++j) exchange(result.multipliers[i][j], result.logs[i][j]);
+    }
+  };
+  turn();
+  result.square = INFINITY;
+  certify<T>(problem, result, arena, guess, growth, kAttempts);
+  if (!(square < result.square)) return;
+  turn();
+  result.square = square;
 }
 
 // The root of rho^2 in the units of the weights as they were given, and its logarithm, both rounded up.
@@ -158,10 +193,10 @@ void chain_quadratic_of(const QuadraticProblem& problem, QuadraticResult& result
   const Arena arena(workspace);
   if (!balance<T>(problem, result, arena)) return;
   double guess = search_multipliers<float, T>(problem, result, arena);
-  if (guess > 0) certify<T>(problem, result, arena, guess, 1e-6);
-  if (!(result.square < INFINITY)) {  // float32 did not do
+  if (guess > 0) prove_found<T>(problem, result, arena, guess, 1e-6);
+  if (!(result.square < INFINITY) && !asked_to_stop(problem.stop)) {  // float32 did not do
     guess = search_multipliers<double, T>(problem, result, arena);
-    if (guess > 0) certify<T>(problem, result, arena, guess, 1e-9);
+    if (guess > 0) prove_found<T>(problem, result, arena, guess, 1e-9);
   }
   unscale_result(problem, result);
 }

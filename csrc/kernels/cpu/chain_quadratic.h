@@ -16,6 +16,12 @@
 
 namespace lipfast {
 
+// Asked before every step of a kernel's work, a layer of a sweep: true ends it, with nothing found.
+struct Stop {
+  bool (*asked)(void* argument);
+  void* argument;
+};
+
 // One network: matrices W_1 .. W_L, row-major, sizes[i] x sizes[i - 1].
 struct QuadraticProblem {
   int64_t layers;                 // L >= 2
@@ -27,6 +33,7 @@ struct QuadraticProblem {
   const double* const* start;     // L - 1, log2 of multipliers in original units; nullptr: none
   int64_t evaluations;
   const Parallel* parallel;  // nullptr: this thread does everything
+  const Stop* stop;          // nullptr: nobody ends it
 };
 
 struct QuadraticResult {

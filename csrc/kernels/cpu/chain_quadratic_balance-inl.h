@@ -80,37 +80,72 @@ struct EntryScaling {
   int32_t shift;
 };
 
-// A row of W, scaled. Where the power of two is a normal number, one product rounds as ldexp does: only a denormal
-// result, by 2^-1075 at most.
-template <class S, class T>
-void scale_row(const T* from, int64_t columns, int64_t row, const EntryScaling& scaling, S* to, int64_t step,
-               double* largest) {
-  const int64_t own = static_cast<int64_t>(scaling.out != nullptr ? scaling.out[row] : 0) - scaling.shift;
-  for (int64_t k = 0; k < columns; ++k) {
-    int64_t e = own - (scaling.in != nullptr ? scaling.in[k] : 0);
-    double value = static_cast<double>(from[k]);
-    if (e >= -1022 && e <= 1023) {
-      const uint64_t bits = static_cast<uint64_t>(e + 1023) << 52;
-      double power;
-      memcpy(&power, &bits, sizeof(power));
-      value *= power;
-    } else {
-      value = ldexp(value, static_cast<int>(larger<int64_t>(-5000, smaller<int64_t>(5000, e))));
+// 2^e for e in [-1022, 1023]
+LIPFAST_INLINE double normal_power(int64_t e) {
+  const uint64_t bits = static_cast<uint64_t>(e + 1023) << 52;
+  double power;
+  memcpy(&power, &bits, sizeof(power));
+  return power;
+}
+
+// Of all rows or columns: exponents of which twice as much is the exponent of a normal number.
+LIPFAST_INLINE bool moderate(const int32_t* exponents, int64_t count, int64_t shift) {
+  bool right = true;
+  for (int64_t j = 0; j < count; ++j) {
+    const int64_t e = (exponents != nullptr ? exponents[j] : 0) - shift;
+    right &= e >= -500 && e <= 500;
+  }
+  return right;
+}
+
+constexpr int64_t kColumnsTogether = 16;
+
+// Entries of some columns in the rows of a panel, scaled: value 2^own 2^-in. Where the power of two is a normal number,
+// one product rounds as ldexp does: only a denormal result, by 2^-1075 at most. all: there are kColumnsTogether of
+// them, and `moderate` exponents.
+template <class T>
+LIPFAST_INLINE void scale_entries(const T* from, int64_t count, int64_t own, const int32_t* in, const double* powers,
+                                  bool all, double* to, DoubleVector& largest) {
+  if (all) {
+    const DoubleVector row = splat(normal_power(own));
+    LIPFAST_UNROLL
+    for (int64_t k = 0; k < kColumnsTogether; k += kDoubles) {
+      const DoubleVector scaled = load_double(from + k) * (row * load(powers + k));
+      const DoubleVector size = scaled < 0 ? -scaled : scaled;
+      largest = size > largest ? size : largest;
+      store(to + k, scaled);
     }
-    *largest = larger(*largest, fabs(value));
-    to[k * step] = static_cast<S>(value);
+    return;
+  }
+  for (int64_t k = 0; k < count; ++k) {
+    const int64_t e = larger<int64_t>(-5000, smaller<int64_t>(5000, own - (in != nullptr ? in[k] : 0)));
+    to[k] = ldexp(static_cast<double>(from[k]), static_cast<int>(e));
+    largest[0] = larger(largest[0], fabs(to[k]));
   }
 }
 
 // Packs a scaled matrix. Returns its largest entry.
 template <class S, class T>
 double pack_scaled(const T* w, int64_t rows, int64_t columns, const EntryScaling& scaling, const Panels<S>& to) {
-  double largest = 0;
+  const bool fast = moderate(scaling.out, rows, scaling.shift) && moderate(scaling.in, columns, 0);
+  DoubleVector largest{};
   memset(to.data, 0, sizeof(S) * static_cast<size_t>(to.size()));
-  for (int64_t j = 0; j < rows; ++j) {
-    scale_row(w + j * columns, columns, j, scaling, &to.entry(j, 0), kPanelRows<S>, &largest);
+  for (int64_t first = 0; first < columns; first += kColumnsTogether) {
+    const int64_t count = smaller(kColumnsTogether, columns - first);
+    const int32_t* in = scaling.in != nullptr ? scaling.in + first : nullptr;
+    const bool all = fast && count == kColumnsTogether;
+    double powers[kColumnsTogether], scaled[kColumnsTogether];
+    for (int64_t k = 0; all && k < count; ++k) powers[k] = normal_power(in != nullptr ? -in[k] : 0);
+    for (int64_t j = 0; j < rows; ++j) {
+      const int64_t own = static_cast<int64_t>(scaling.out != nullptr ? scaling.out[j] : 0) - scaling.shift;
+      scale_entries(w + j * columns + first, count, own, in, powers, all, scaled, largest);
+      S* out = &to.entry(j, first);
+      for (int64_t k = 0; k < count; ++k) out[k * kPanelRows<S>] = static_cast<S>(scaled[k]);
+    }
   }
-  return largest;
+  double most = 0;
+  for (int lane = 0; lane < kDoubles; ++lane) most = larger(most, static_cast<double>(largest[lane]));
+  return most;
 }
 
 #endif

@@ -257,6 +257,7 @@ inline bool ChainCertificate::factor(int64_t block) {
 
 template <class T>
 bool ChainCertificate::next_block(int64_t block, double guess) {
+  if (asked_to_stop(problem.stop)) return false;
   const int64_t n = sizes[block];
   w = {w.data, padded_rows<double>(sizes[block + 1]), padded_columns(n)};
   if (!pack<T>(block + 1, w) || !pack_error<T>(block + 1)) return false;

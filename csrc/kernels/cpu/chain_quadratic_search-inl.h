@@ -10,9 +10,10 @@ constexpr double kLargestStep = 2;      // of log D
 constexpr double kDescent = 1e-4;       // Armijo's condition (Nocedal and Wright 2006, section 3.1)
 constexpr double kFirstStep = 0.3;      // the largest entry of one along the gradient
 constexpr double kSmallestStep = 1e-3;  // share of a step
-constexpr int64_t kFewEvaluations = 6;
-constexpr double kLeastGain = 1e-7;    // of the logarithm, from a step
-constexpr double kMostRescaling = 20;  // of a matrix, twice: scaled weights stay within what the proof takes
+constexpr double kCarried = 0.85;       // of log D of an earlier result, in a start from it
+constexpr double kMostCarried = 4;      // that is off the closed form
+constexpr double kLeastGain = 1e-7;     // of the logarithm, from a step
+constexpr double kMostRescaling = 20;   // of a matrix, twice: scaled weights stay within what the proof takes
 constexpr int64_t kFirstPower = 8;
 constexpr double kSmallestLog = -140, kLargestLog = 140;  // of a multiplier: far inside what the proof takes
 
@@ -22,7 +23,7 @@ struct Search {
   const int32_t* base;  // exponents of the matrices by their norms, L
   int32_t* shifts;      // and as they are
   // Of all hidden units, one layer after the other: log D, and steps in it.
-  double *best, *here, *last, *step, *gradient, *last_gradient, *fixed_point;
+  double *best, *here, *last, *step, *gradient, *last_gradient;
   LimitedMemory memory;
   S *vector, *image;  // of the widest hidden layer
   const int32_t* const* unit;
@@ -32,6 +33,7 @@ struct Search {
   template <class T>
   bool start(const QuadraticProblem& problem, bool warm);
   double improve(int64_t evaluations);
+  double step_once();
 
  private:
   void rescale(int64_t i);
@@ -40,7 +42,7 @@ struct Search {
   bool warm_start(const QuadraticProblem& problem, int64_t i);
   bool make_feasible(int64_t i);
   void differentiate();
-  double choose_step(bool few);
+  double choose_step();
   Smoothed turn_to(int64_t power);
   bool forward(double t);
   void keep(double* to);
@@ -59,7 +61,7 @@ Search<S>::Search(const QuadraticProblem& problem, Arena& arena) : sweep(problem
     units += problem.sizes[i];
     most = larger(most, padded_rows<S>(problem.sizes[i]));
   }
-  double** const vectors[] = {&best, &here, &last, &step, &gradient, &last_gradient, &fixed_point};
+  double** const vectors[] = {&best, &here, &last, &step, &gradient, &last_gradient};
   for (double** own : vectors) *own = arena.take<double>(units);
   memory = {arena.take<double>(kRemembered * units), arena.take<double>(kRemembered * units), units, 0, 0};
   shifts = arena.take<int32_t>(problem.layers);
@@ -131,12 +133,12 @@ void Search<S>::closed_form(int64_t i) {
   const Panels<S>& k = i == 0 ? sweep.k1 : sweep.k[i % 2];
   double most = 0, most_size = 0;
   for (int64_t j = 0; j < at.n; ++j) {
-    double sum = 0;
-    for (int64_t row = 0; row < at.w.rows; row += kPanelRows<S>) {
-      const S* column = at.w.at(row, j);
-      for (int64_t r = 0; r < kPanelRows<S>; ++r) sum += static_cast<double>(column[r]) * column[r];
+    typename Simd<S>::Vector squares{};
+    for (int64_t row = 0; row < at.w.rows; row += Simd<S>::kLanes) {
+      const auto own = load(&at.w.entry(row, j));
+      squares += own * own;
     }
-    at.rise[j] = sqrt(sum);
+    at.rise[j] = sqrt(static_cast<double>(horizontal_sum<S>(squares)));
     most = larger(most, at.rise[j]);
   }
   for (int64_t j = 0; j < at.n; ++j) {
@@ -157,16 +159,20 @@ void Search<S>::closed_form(int64_t i) {
   }
 }
 
-// D of an earlier result, scaled up where it is not feasible; false where that says nothing of this network.
+// Between the closed form and D of an earlier result, scaled up where it is not feasible; false where that says nothing
+// of this network. The best D leave no room (D - K is nearly singular), so that D of other weights, even of ones a
+// little way off, may be far worse than the closed form; a little of that gives the room.
 template <class S>
 bool Search<S>::warm_start(const QuadraticProblem& problem, int64_t i) {
   const SweepLayer<S>& at = sweep.layers[i];
   int64_t sum = 0;
   for (int64_t l = 0; l <= i; ++l) sum += shifts[l];
+  closed_form(i);
   for (int64_t j = 0; j < at.n; ++j) {
     const double units = problem.start[i][j] + 2.0 * static_cast<double>(unit[i][j] - sum);
-    at.log[j] = units * 0.6931471805599453;
-    if (!(fabs(at.log[j]) < kLargestLog)) return false;
+    const double off = units * 0.6931471805599453 - at.log[j];
+    if (!(fabs(off) < kLargestLog)) return false;
+    at.log[j] += kCarried * larger(-kMostCarried, smaller(kMostCarried, off));
     at.scale[j] = static_cast<S>(exp(-0.5 * at.log[j]));
   }
   const double top = top_of(i, at.scale);
@@ -178,7 +184,7 @@ bool Search<S>::warm_start(const QuadraticProblem& problem, int64_t i) {
 
 template <class S>
 bool Search<S>::make_feasible(int64_t i) {
-  for (int attempt = 0; attempt < 24; ++attempt) {
+  for (int attempt = 0; attempt < 24 && !sweep.stopped; ++attempt) {
     if (sweep.layer(i)) return true;
     const double add = attempt < 8 ? ldexp(0.002, attempt) : 1;
     for (int64_t j = 0; j < sweep.layers[i].n; ++j) sweep.layers[i].log[j] += add;
@@ -221,23 +227,18 @@ void Search<S>::differentiate() {
   each_unit([&](const SweepLayer<S>& at, int64_t j, int64_t u) {
     const double slope = at.rise[j] - at.fall[j];
     gradient[u] = fabs(slope) < INFINITY ? slope : 0;
-    // Of the fixed point D <- D (fall / rise)^1/2.
-    const double ratio = log(at.fall[j] / larger(at.rise[j], 1e-3 * at.fall[j]));
-    fixed_point[u] = fabs(ratio) < INFINITY ? larger(-kLargestStep, smaller(kLargestStep, 0.5 * ratio)) : 0;
   });
 }
 
 // The step to take from `here`; returns the slope along it.
 template <class S>
-double Search<S>::choose_step(bool few) {
-  memcpy(step, few ? fixed_point : gradient, sizeof(double) * static_cast<size_t>(units));
-  if (!few) {
-    if (memory.count > 0) memory.multiply(step);
-    double largest = 0;
-    for (int64_t u = 0; u < units; ++u) largest = larger(largest, fabs(step[u]));
-    const double longest = memory.count > 0 ? smaller(1.0, kLargestStep / largest) : kFirstStep / largest;
-    scale(largest > 0 ? -longest : 0, step, units);
-  }
+double Search<S>::choose_step() {
+  memcpy(step, gradient, sizeof(double) * static_cast<size_t>(units));
+  if (memory.count > 0) memory.multiply(step);
+  double largest = 0;
+  for (int64_t u = 0; u < units; ++u) largest = larger(largest, fabs(step[u]));
+  const double longest = memory.count > 0 ? smaller(1.0, kLargestStep / largest) : kFirstStep / largest;
+  scale(largest > 0 ? -longest : 0, step, units);
   return dot(gradient, step, units);
 }
 
@@ -272,18 +273,27 @@ Smoothed Search<S>::turn_to(int64_t power) {
   return now;
 }
 
-// Returns about the least rho^2 found. A few evaluations take the fixed point's steps, which need no scale. Where steps
-// lead nowhere the search goes on from the best point with another power, as long as that helps.
+// One step that is not tried: `here` is where it leads. Returns about rho^2 of `best`, where it began.
+template <class S>
+double Search<S>::step_once() {
+  const Smoothed now = turn_to(kFirstPower);
+  choose_step();
+  for (int64_t u = 0; u < units; ++u) here[u] = larger(kSmallestLog, smaller(kLargestLog, here[u] + step[u]));
+  return now.top;
+}
+
+// Returns about the least rho^2 found. Where steps lead nowhere the search goes on from the best point with another
+// power, as long as that helps.
 template <class S>
 double Search<S>::improve(int64_t evaluations) {
   const int64_t end = evaluated + evaluations;
-  const bool few = evaluations < kFewEvaluations;
   int64_t power = kFirstPower;
   if (evaluations == 0) return sweep.top(power, false).top;
   Smoothed now = turn_to(power);
-  double least = now.top, stalled = INFINITY, t = 1, slope = choose_step(few);
+  double least = now.top, stalled = INFINITY, t = 1, slope = choose_step();
   while (evaluated < end) {
     const bool feasible = forward(t);
+    if (sweep.stopped) break;
     const Smoothed next = feasible ? sweep.top(power, false) : Smoothed{INFINITY, INFINITY};
     if (next.top < least) {
       least = next.top;
@@ -318,8 +328,8 @@ double Search<S>::improve(int64_t evaluations) {
         now = turn_to(power = power == kMostPower ? 4 * kFirstPower : 4 * power);
       }
     }
-    slope = choose_step(few);
-    t = few && !accepted ? 0.5 : 1;
+    slope = choose_step();
+    t = 1;
   }
   return least;
 }

@@ -50,6 +50,8 @@ struct Sweep {
   S* end;                             // s of the output: padded rows of `width`
   double *m, *q, *z, *products, *room;
   const Parallel* parallel;
+  const Stop* stop;
+  bool stopped;
 
   Sweep(const QuadraticProblem& problem, Arena& arena);
   bool layer(int64_t i);
@@ -60,6 +62,8 @@ struct Sweep {
   void backward();
 };
 
+LIPFAST_INLINE bool asked_to_stop(const Stop* stop) { return stop != nullptr && stop->asked(stop->argument); }
+
 LIPFAST_INLINE int64_t widest_layer(const QuadraticProblem& problem) {
   int64_t most = 0;
   for (int64_t i = 0; i <= problem.layers; ++i) most = larger(most, problem.sizes[i]);
@@ -68,7 +72,11 @@ LIPFAST_INLINE int64_t widest_layer(const QuadraticProblem& problem) {
 
 template <class S>
 Sweep<S>::Sweep(const QuadraticProblem& problem, Arena& arena)
-    : hidden(problem.layers - 1), outputs(problem.sizes[problem.layers]), parallel(problem.parallel) {
+    : hidden(problem.layers - 1),
+      outputs(problem.sizes[problem.layers]),
+      parallel(problem.parallel),
+      stop(problem.stop),
+      stopped(false) {
   width = round_up(outputs <= kDenseOutputs ? outputs : kRitzVectors, Simd<S>::kLanes);
   layers = arena.take<SweepLayer<S>>(hidden);
   int64_t most = padded_rows<S>(outputs), most_curved = 0;
@@ -115,9 +123,11 @@ Sweep<S>::Sweep(const QuadraticProblem& problem, Arena& arena)
   }
 }
 
-// Factors layer i for its log D. False: not positive definite.
+// Factors layer i for its log D. False: not positive definite, or stopped.
 template <class S>
 bool Sweep<S>::layer(int64_t i) {
+  stopped = stopped || asked_to_stop(stop);
+  if (stopped) return false;
   SweepLayer<S>& at = layers[i];
   for (int64_t j = 0; j < at.n; ++j) {
     const double root = exp(0.5 * at.log[j]);

@@ -3,6 +3,7 @@
 #include <tuple>
 
 #include "../checks.h"
+#include "interrupts.h"
 #include "threads.h"
 
 namespace lipfast {
@@ -16,6 +17,18 @@ struct Network {
   std::vector<const double*> errors, means, products, start;
   std::vector<double*> multipliers, logs;
   std::vector<int32_t*> exponents;
+};
+
+// What is counted of one network, as steps of its kernel.
+struct Counted {
+  Interrupts* of_all;
+  int64_t steps;
+  static bool asked(void* argument) {
+    auto* own = static_cast<Counted*>(argument);
+    ++own->steps;
+    own->of_all->count(1);
+    return own->of_all->stop();
+  }
 };
 
 Outputs chain_quadratic_cpu(std::vector<Tensor> weights, std::vector<Tensor> errors, std::vector<Tensor> means,
@@ -53,7 +66,7 @@ Outputs chain_quadratic_cpu(std::vector<Tensor> weights, std::vector<Tensor> err
     }
     return of;
   };
-  const auto problem_of = [&](const Network& of, const Parallel* parallel) {
+  const auto problem_of = [&](const Network& of, const Parallel* parallel, const Stop* stop) {
     return QuadraticProblem{layers,
                             sizes.data(),
                             of.weights.data(),
@@ -62,9 +75,13 @@ Outputs chain_quadratic_cpu(std::vector<Tensor> weights, std::vector<Tensor> err
                             of.products.data(),
                             start.empty() ? nullptr : of.start.data(),
                             evaluations,
-                            parallel};
+                            parallel,
+                            stop};
   };
   const ChainQuadraticKernel kernel = chain_quadratic_kernel(dtype_of(weights[0]));
+  // Sweeps of the search, its start and the certificate; a network may take fewer, or more.
+  const int64_t steps = (evaluations + 2) * (layers - 1);
+  Interrupts interrupts(static_cast<double>(steps * networks));
   const auto solve = [&](int64_t network, const Workspace& workspace, const Parallel* parallel) {
     const Network of = addresses_of(network);
     QuadraticResult result{};
@@ -72,7 +89,10 @@ Outputs chain_quadratic_cpu(std::vector<Tensor> weights, std::vector<Tensor> err
     result.logs = of.logs.data();
     result.unit_exponents = of.exponents.data();
     result.weight_exponents = mutable_values<int32_t>(weight_exponents) + network * layers;
-    kernel(problem_of(of, parallel), result, workspace.as<void>());
+    Counted counted{&interrupts, 0};
+    const Stop stop{&Counted::asked, &counted};
+    if (!interrupts.stop()) kernel(problem_of(of, parallel, &stop), result, workspace.as<void>());
+    interrupts.count(steps - counted.steps);
     double* row = mutable_values<double>(numbers) + 3 * network;
     row[0] = result.log_value;
     row[1] = result.value;
@@ -80,7 +100,7 @@ Outputs chain_quadratic_cpu(std::vector<Tensor> weights, std::vector<Tensor> err
     mutable_values<int32_t>(evaluated)[network] = result.evaluations;
   };
   const Network first = addresses_of(0);
-  const QuadraticProblem problem = problem_of(first, nullptr);
+  const QuadraticProblem problem = problem_of(first, nullptr, nullptr);
   const int64_t bytes = chain_quadratic_workspace(problem);
   if (chain_quadratic_is_large(problem)) {  // one by one, each with all threads
     const StandardArithmetic arithmetic;
@@ -89,8 +109,10 @@ Outputs chain_quadratic_cpu(std::vector<Tensor> weights, std::vector<Tensor> err
   } else {
     for_each_item(
         networks, [bytes] { return Workspace(bytes); },
-        [&](int64_t network, const Workspace& workspace) { solve(network, workspace, nullptr); });
+        [&](int64_t network, const Workspace& workspace) { solve(network, workspace, nullptr); },
+        [&] { return Interrupts::Presence(interrupts); });
   }
+  interrupts.check("chain_quadratic");
   return {numbers, evaluated, multipliers, logs, unit_exponents, weight_exponents};
 }
 

@@ -153,4 +153,5 @@ def assembled(
         samples=len(norms),
         per_sample=norms if keep else None,
         search=search,
+        sample_point=point,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Protocol
@@ -18,6 +18,7 @@ from lipfast.estimators.estimate import Estimate, log_down
 from lipfast.estimators.jacobian.function import SampleFunction
 from lipfast.estimators.results import Search
 from lipfast.norms import Norm
+from lipfast.plan.architecture import Architecture
 
 # Points that a search returns.
 KEPT = 8
@@ -36,6 +37,8 @@ class Landscape:
         norm: 1, 2 or inf.
         domain: where to look; None for everywhere.
         memory: bytes for intermediate results.
+        plan: of the model, or why it has none.
+        parameters: of the plan.
         advance: to be told how many evaluations are done.
     """
 
@@ -47,6 +50,8 @@ class Landscape:
     domain: Domain | None
     memory: int
     advance: Callable[[int], None]
+    plan: Architecture | str
+    parameters: Mapping[str, Tensor]
 
     def inside(self, x: Tensor) -> Tensor:
         """The nearest points of the domain, for points (B, D...)."""

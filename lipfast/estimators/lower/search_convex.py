@@ -46,17 +46,21 @@ class Convex:
 
     def run(self, landscape: Landscape) -> Search:
         """Evaluate the combinations."""
-        pool = self._pool.samples()
-        generator = torch.Generator(device="cpu").manual_seed(self.seed + 1)
-        drawn = torch.randint(len(pool), (2, self.draws), generator=generator, device="cpu")
-        first, second = drawn.to(pool.device)
-        weights = torch.tensor(_WEIGHTS, dtype=torch.float64, device="cpu").to(pool)
-        weights = weights.repeat(-(-self.draws // 5))
-        for start in range(0, self.draws, _TOGETHER):
-            part = slice(start, min(start + _TOGETHER, self.draws))
-            w = weights[part].reshape(-1, *[1] * (pool.dim() - 1))
-            x = landscape.inside(torch.lerp(pool[first[part]], pool[second[part]], w))
-            self._best.add(x, landscape.norms(x))
-            landscape.advance(len(x))
+        combined(self._pool.samples(), self.draws, self.seed, landscape, self._best)
         label = "maximum Jacobian norm over samples and their convex combinations (S*)"
         return self._best.result(label, landscape.norm)
+
+
+def combined(pool: Tensor, draws: int, seed: int, landscape: Landscape, best: Best) -> None:
+    """Add convex combinations of random pairs of samples (n, D...) to the best points."""
+    generator = torch.Generator(device="cpu").manual_seed(seed + 1)
+    drawn = torch.randint(len(pool), (2, draws), generator=generator, device="cpu")
+    first, second = drawn.to(pool.device)
+    weights = torch.tensor(_WEIGHTS, dtype=torch.float64, device="cpu").to(pool)
+    weights = weights.repeat(-(-draws // 5))
+    for start in range(0, draws, _TOGETHER):
+        part = slice(start, min(start + _TOGETHER, draws))
+        w = weights[part].reshape(-1, *[1] * (pool.dim() - 1))
+        x = landscape.inside(torch.lerp(pool[first[part]], pool[second[part]], w))
+        best.add(x, landscape.norms(x))
+        landscape.advance(len(x))

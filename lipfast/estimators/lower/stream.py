@@ -124,8 +124,11 @@ def lower_bound(
         norm: 1, 2 or inf.
         search: ``data``: the samples only. ``convex``: convex combinations of them (S*; options
             draws, limit). ``neighbourhood``: random points around them (radius, noise, draws,
-            centres). ``ascent``: gradient ascent on the Jacobian norm (steps, starts, step).
-            ``pairs``: difference quotients between samples (limit).
+            centres). ``ascent``: gradient ascent on the Jacobian norm (steps, starts, step) from
+            the best samples; starts_from="convex" adds the best convex combinations (draws, limit),
+            "pattern" inputs with nearly the slopes of the largest Jacobian that slopes make, and
+            ("convex", "pattern") both: more time, and often much larger norms. ``pairs``:
+            difference quotients between samples (limit).
         per_sample: keep the Jacobian norm of every sample.
         memory: bytes that intermediate tensors may take.
         seed: of everything random in a search.
@@ -173,7 +176,8 @@ def lower_bound(
         if region is not None and len(shapes) > 1:
             region = region.flattened(shapes)
         problem = stack.enter_context(model_function(module, example))
-        traced = plan_or_reason(module, problem.x[:2]) if len(shapes) == 1 else ""
+        several = "it has several inputs"
+        traced = plan_or_reason(module, problem.x[:2]) if len(shapes) == 1 else several
         plan = None if isinstance(traced, str) else traced
         if plan is None:  # autograd differentiates the module itself
             require_autograd(problem, module, example)
@@ -200,8 +204,8 @@ def lower_bound(
         if method is not None:
             with shown_progress("search", None, progress) as advance:
                 one = tuple(value[:1] for value in example)
-                where = Landscape(norms, problem, module, one, norm, region, memory, advance)
-                found = method.run(where)
+                spot = (problem, module, one, norm, region, memory, advance, traced, tensors)
+                found = method.run(Landscape(norms, *spot))
         why_not, secant = why_not_certified(traced, len(shapes)), None
         with shown_progress("certified secants", None, progress):
             if plan is not None and why_not is None:

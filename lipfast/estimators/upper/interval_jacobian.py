@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -29,7 +28,6 @@ from lipfast.estimators.upper.interval_jacobian_balls import (
 from lipfast.estimators.upper.interval_jacobian_parts import (
     JacobianPart,
     Matrix,
-    Moves,
     Pointwise,
     Range,
     Sum,
@@ -37,7 +35,9 @@ from lipfast.estimators.upper.interval_jacobian_parts import (
 )
 from lipfast.estimators.upper.layer_bracket import LayerBrackets
 from lipfast.estimators.upper.layer_norms import error_of_weight, errors_of_layer
+from lipfast.estimators.upper.local.slopes import LocalSlopes
 from lipfast.estimators.upper.many import Tighter
+from lipfast.estimators.upper.map_chains import MapChain, map_chain
 from lipfast.estimators.upper.sweep import Sweep
 from lipfast.graph.nodes import error_name
 from lipfast.norms import Norm
@@ -47,7 +47,6 @@ from lipfast.ops.emulation import products_are_ieee
 from lipfast.ops.fetched import Fetched, sent
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.fold import folded_name
-from lipfast.plan.layers import Layer
 from lipfast.plan.stacked import ResolvedNetworks
 from lipfast.rules.upward import Upward
 
@@ -74,32 +73,34 @@ class IntervalJacobians(NamedTuple):
 
 
 def interval_jacobians(
-    plan: Architecture, sweep: Sweep, networks: ResolvedNetworks, norm: Norm
+    plan: Architecture, sweep: Sweep, networks: ResolvedNetworks, norm: Norm, local: LocalSlopes
 ) -> IntervalJacobians | None:
     """Bounds of networks in norm 1 or inf, when somebody asks; None where the graph has none.
 
     It has one where all its nodes are maps of the last axis with a weight, pointwise functions with
     slopes, sums, and moves of entries, and where the work for a network is within `_MOST_PRODUCTS`
     multiplications and `_BYTES_OF_ONE`. On a device everything is queued before anything is read.
+    On a domain slopes are those of `local`.
     """
     parts = parts_of(plan, sweep) if networks else None
     layers = [part.layer for part in parts or () if isinstance(part, Matrix)]
     if parts is None or not layers or not _within_reason(plan, sweep, parts):
         return None
     device = networks[0][layers[0].weight].device
-    chain = _chain_of(plan, sweep, parts) if device.type == "cpu" else None
+    chain = _chain_of(sweep, parts) if device.type == "cpu" else None
     ranges: dict[str, Range] = {}
     slopes: dict[str, tuple[SlopeEnd, SlopeEnd]] = {}
     for part in parts:
         if not isinstance(part, Pointwise):
             continue
-        if chain is None and part.numbers is not None:
+        if chain is None and part.numbers is not None and not local.known:
             slopes[part.step.node.name] = part.numbers
             continue
         own = part.slopes(networks, plan, device)
         if own is None:
             return None
-        ranges[part.step.node.name] = own
+        node = part.step.node
+        ranges[node.name] = local.of_node(node, own) if local.known else own
     if not products_are_ieee(device):
         return None
     if chain is not None:
@@ -134,48 +135,17 @@ def _within_reason(plan: Architecture, sweep: Sweep, parts: Sequence[JacobianPar
     return products <= _MOST_PRODUCTS and widest <= _BYTES_OF_ONE
 
 
-class _Chain(NamedTuple):
-    """Maps one after the other, each reading the one before.
-
-    Attributes:
-        layers: the maps.
-        between: names of the activations before the first map and behind each.
-    """
-
-    layers: tuple[Layer, ...]
-    between: tuple[tuple[str, ...], ...]
-
-
-_CHAINS: WeakKeyDictionary[Sweep, _Chain | None] = WeakKeyDictionary()
-
-
-def _chain_of(plan: Architecture, sweep: Sweep, parts: Sequence[JacobianPart]) -> _Chain | None:
-    if sweep not in _CHAINS:
-        _CHAINS[sweep] = _made_chain(plan, sweep, parts)
-    return _CHAINS[sweep]
-
-
-def _made_chain(plan: Architecture, sweep: Sweep, parts: Sequence[JacobianPart]) -> _Chain | None:
-    names = [*sweep.inputs, *(step.node.name for step in sweep.steps)]
-    reads = [step.operation.operands for step in sweep.steps]
-    one = len(sweep.inputs) == 1 and list(plan.graph.outputs) == names[-1:]
-    if not one or any(own != (before,) for own, before in zip(reads, names, strict=False)):
-        return None
-    layers: list[Layer] = []
-    between: list[list[str]] = [[]]
-    for part, name in zip(parts, names[1:], strict=True):
-        if isinstance(part, Matrix) and part.rows == 1:
-            layers.append(part.layer)
-            between.append([])
-        elif isinstance(part, Pointwise):
-            between[-1].append(name)
-        elif not (isinstance(part, Moves) and all(at is None for _, at, _, _ in part.parts)):
-            return None
-    return _Chain(tuple(layers), tuple(map(tuple, between)))
+def _chain_of(sweep: Sweep, parts: Sequence[JacobianPart]) -> MapChain | None:
+    """The chain that a graph is where its matrices act on whole samples."""
+    whole = all(
+        part.rows == 1 if isinstance(part, Matrix) else isinstance(part, Pointwise) or moves
+        for part, moves in zip(parts, (s.rule.reshapes for s in sweep.steps), strict=True)
+    )
+    return map_chain(sweep) if whole else None
 
 
 def _bounds_of_chain(
-    chain: _Chain, networks: ResolvedNetworks, slopes: Mapping[str, Range], norm: Norm
+    chain: MapChain, networks: ResolvedNetworks, slopes: Mapping[str, Range], norm: Norm
 ) -> IntervalNorms:
     weights, errors = [], []
     for entry in networks:
@@ -191,13 +161,16 @@ def _bounds_of_chain(
         errors.append(
             [e if e is None or not t else e.mT for e, t in zip(wrong, turned, strict=True)]
         )
-    ranges = [_slopes_in_a_row([slopes[name] for name in names]) for names in chain.between]
+    ranges = [
+        _slopes_in_a_row([slopes[s.node.name] for s in steps if not s.rule.reshapes])
+        for steps in chain.between
+    ]
     lower, upper = ([None if own is None else own[side] for own in ranges] for side in (0, 1))
     return chain_interval_jacobian(weights, lower, upper, norm=norm, errors=errors)
 
 
 def _brackets_of(
-    chain: _Chain, networks: ResolvedNetworks, sums: Tensor, norm: Norm
+    chain: MapChain, networks: ResolvedNetworks, sums: Tensor, norm: Norm
 ) -> LayerBrackets:
     """The norms of the layers alone, from the sums of their stored weights."""
     rows = [layer.shape[0 if (norm == 1) is not layer.transposed else 1] for layer in chain.layers]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from lipfast.estimators.results import UpperBound
 from lipfast.estimators.upper.composition import Composition
 from lipfast.estimators.upper.layer_bracket import LayerBrackets
-from lipfast.estimators.upper.quadratic.certificate import Multipliers, QuadraticCertificate
+from lipfast.estimators.upper.quadratic.certificate import QuadraticCertificate, WarmStart
 from lipfast.estimators.upper.starts import StartVectors
 from lipfast.norms import Norm
 from lipfast.ops.denormals import FLUSHED
@@ -30,7 +30,7 @@ class Tighter:
         values: inf where the method has none.
         logs: their logarithms.
         certificate: of a network, what proves its bound, if that can be checked again.
-        multipliers: of a network, what to start from at similar weights.
+        warm_start: of a network, what to start from at similar weights.
         reasons: why the method has none, or None.
     """
 
@@ -38,7 +38,7 @@ class Tighter:
     values: Sequence[float]
     logs: Sequence[float]
     certificate: Callable[[int], QuadraticCertificate] | None = None
-    multipliers: Callable[[int], Multipliers] | None = None
+    warm_start: Callable[[int], WarmStart | None] | None = None
     reasons: Sequence[str | None] | None = None
 
 
@@ -54,8 +54,8 @@ class UpperBoundsOfGraph:
         values: the bounds.
         logs: their logarithms.
         reasons: why one is infinite, or None.
-        tighter: bounds of the same networks that are perhaps smaller; or why the method that was
-            asked for has none.
+        tighter: bounds of the same networks by other methods, which are perhaps smaller; or why a
+            method that was asked for has none.
     """
 
     networks: Sequence[int]
@@ -65,7 +65,7 @@ class UpperBoundsOfGraph:
     values: Sequence[float]
     logs: Sequence[float]
     reasons: Sequence[str | None]
-    tighter: Tighter | str | None = None
+    tighter: Sequence[Tighter | str] = ()
 
 
 class UpperBounds:
@@ -105,18 +105,19 @@ class UpperBounds:
         self.logs = [part.logs[position] for part, position in self._places]
         self.reasons = [part.reasons[position] for part, position in self._places]
         self.certified = [True] * count
-        self._tightened: set[int] = set()
+        self._tightened: dict[int, Tighter] = {}
         self.methods = [_METHOD_OF_NORM[norm]] * count
         for part in parts:
             for position, note in _doubtful(part.brackets).items():
                 self._doubt(part.networks[position], note)
         for network, (part, position) in enumerate(self._places):
-            self._tighten(network, part.tighter, position)
+            for tighter in part.tighter:
+                self._tighten(network, tighter, position)
         if flushed:
             for network in range(count):
                 self._doubt(network, FLUSHED)
 
-    def _tighten(self, network: int, tighter: Tighter | str | None, position: int) -> None:
+    def _tighten(self, network: int, tighter: Tighter | str, position: int) -> None:
         """Take the smaller bound; a proof of its own says nothing of the layers' norms."""
         why = tighter if isinstance(tighter, str) else None
         if isinstance(tighter, Tighter) and tighter.reasons is not None:
@@ -125,9 +126,9 @@ class UpperBounds:
             before = self.reasons[network]
             self.reasons[network] = f"{before}; {why}" if before else why
             return
-        if not isinstance(tighter, Tighter) or not tighter.logs[position] < self.logs[network]:
+        if isinstance(tighter, str) or not tighter.logs[position] < self.logs[network]:
             return
-        self._tightened.add(network)
+        self._tightened[network] = tighter
         self.values[network], self.logs[network] = (
             tighter.values[position],
             tighter.logs[position],
@@ -151,11 +152,13 @@ class UpperBounds:
             return next(iter(parts.values())).starts
         return [part.starts[position] for part, position in self._places]
 
-    def multipliers(self, network: int) -> Multipliers | None:
+    def warm_start(self, network: int) -> WarmStart | None:
         """What quadratic constraints of similar weights start from."""
         part, position = self._places[network]
-        known = isinstance(part.tighter, Tighter) and part.tighter.multipliers
-        return known(position) if known else None
+        for tighter in part.tighter:
+            if isinstance(tighter, Tighter) and tighter.warm_start is not None:
+                return tighter.warm_start(position)
+        return None
 
     def brackets(self, network: int) -> tuple[LayerBrackets, int]:
         """The arrays that hold the brackets of a network's layers, and its row in them."""
@@ -180,11 +183,10 @@ class UpperBounds:
         )
 
     def _certificate(self, network: int) -> QuadraticCertificate | None:
-        part, position = self._places[network]
-        if network not in self._tightened or not isinstance(part.tighter, Tighter):
+        taken, position = self._tightened.get(network), self._places[network][1]
+        if taken is None or taken.certificate is None:
             return None
-        known = part.tighter.certificate
-        return None if known is None else known(position)
+        return taken.certificate(position)
 
 
 def _doubtful(brackets: LayerBrackets) -> dict[int, str]:

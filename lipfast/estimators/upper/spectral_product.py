@@ -18,11 +18,13 @@ from lipfast.estimators.upper.composition import Composition
 from lipfast.estimators.upper.interval_jacobian import interval_jacobians
 from lipfast.estimators.upper.layer_bracket import LayerBrackets
 from lipfast.estimators.upper.layer_calls import FoundStarts, LayerCall, layer_brackets
+from lipfast.estimators.upper.local.slopes import LocalSlopes
 from lipfast.estimators.upper.many import UpperBounds, UpperBoundsOfGraph
 from lipfast.estimators.upper.networks import Group, prepared
 from lipfast.estimators.upper.numbers_read import NumbersRead
 from lipfast.estimators.upper.quadratic.bounds import quadratic_bounds
-from lipfast.estimators.upper.quadratic.certificate import Multipliers
+from lipfast.estimators.upper.quadratic.certificate import WarmStart
+from lipfast.estimators.upper.quadratic.rows import row_bounds
 from lipfast.estimators.upper.starts import Starts, StartVectors, checked_starts
 from lipfast.estimators.upper.sweep import Sweep, composed, sweep_of
 from lipfast.estimators.upper.together import FEWEST, composed_together
@@ -64,9 +66,10 @@ def product_bounds(
             state dicts, or a list with one (or None) for each. Whether a bound is proved does not
             depend on them.
         simplify: fold BatchNorm into its neighbours; otherwise layer by layer, as published.
-        domain: the bound holds for inputs in this set only; products of activations may need one.
-        method: "quadratic" also bounds what is a chain by quadratic constraints, and takes the
-            smaller bound (norm 2; see `quadratic.bounds`).
+        domain: the bound holds for pairs of inputs in this set only; products of activations may
+            need one, and other activations have fewer slopes there (see `local.ranges`).
+        method: "quadratic" also bounds by quadratic constraints, and takes the smaller bound (see
+            `quadratic.bounds`; norms 1 and inf on a domain only, see `quadratic.rows`).
         effort: of its search, 1, 2 or 3.
         memory: bytes that the matrices of quadratic constraints of a graph may take.
 
@@ -109,21 +112,22 @@ def upper_bounds_together(
     method: UpperMethod = "product",
     effort: int = 2,
     memory: int = 1 << 30,
-    multipliers: Sequence[Multipliers | None] | None = None,
+    warm: Sequence[WarmStart | None] | None = None,
+    follow: bool = True,
 ) -> UpperBounds:
     """`product_bounds` in arrays: for callers that need no `UpperBound` of every network.
 
     Arguments, values and errors are those of `product_bounds`; `state_dicts` may be stacked
-    (`lipfast.plan.stacked.StackedStateDicts`). `multipliers` are `UpperBounds.multipliers` of
-    similar networks, None where there are none.
+    (`lipfast.plan.stacked.StackedStateDicts`). `warm` are `UpperBounds.warm_start` of similar
+    networks, None where there are none; `follow` says that those are just before in their runs.
     """
     check_flags(simplify=simplify)
     resolved = resolve_later(plan, state_dicts)
     begin = checked_starts(plan, start, len(resolved.networks))
     quadratic = None
-    if check_method(method, effort, check_norm(norm)):
-        quadratic = _Quadratic(effort, memory, multipliers or [None] * len(resolved.networks))
-    call = _Call(plan, check_norm(norm), rtol, seed, begin, domain, simplify, quadratic)
+    if check_method(method, effort, check_norm(norm), domain):
+        quadratic = _Quadratic(effort, warm or [None] * len(resolved.networks), follow)
+    call = _Call(plan, check_norm(norm), rtol, seed, begin, domain, simplify, memory, quadratic)
     parts: list[UpperBoundsOfGraph] | None = None
     try:
         parts = call.bounds(resolved.networks)
@@ -140,8 +144,8 @@ class _Quadratic(NamedTuple):
     """What quadratic constraints are asked for with."""
 
     effort: int
-    memory: int
-    multipliers: Sequence[Multipliers | None]
+    warm: Sequence[WarmStart | None]
+    follow: bool
 
 
 class _Call(NamedTuple):
@@ -154,6 +158,7 @@ class _Call(NamedTuple):
     start: Sequence[StartVectors]
     domain: Domain | None
     simplify: bool
+    memory: int
     quadratic: _Quadratic | None
 
     def bounds(self, networks: ResolvedNetworks) -> list[UpperBoundsOfGraph]:
@@ -180,8 +185,9 @@ class _Call(NamedTuple):
         numbers = NumbersRead(plan, sweep, parameters, self.norm, self.domain)
         own = [self.start[index] for index in group.networks]
         later = None
+        local = LocalSlopes(plan, parameters, self.domain, self.memory)
         if self.norm != 2 and self.simplify:
-            later = interval_jacobians(plan, sweep, parameters, self.norm)
+            later = interval_jacobians(plan, sweep, parameters, self.norm, local)
         found: tuple[LayerBrackets, Sequence[StartVectors]]
         if later is not None and later.brackets is not None:
             found = later.brackets, FoundStarts(len(own))
@@ -189,14 +195,27 @@ class _Call(NamedTuple):
             call = LayerCall(sweep.layers, parameters, self.norm, self.rtol, self.seed, own)
             found = layer_brackets(call)
         bounds = _bounds_of_group(plan, sweep, group, found, numbers, norm=self.norm)
-        if self.quadratic is not None:
-            effort, memory, multipliers = self.quadratic
-            start = [multipliers[index] for index in group.networks]
-            tighter = quadratic_bounds(
-                plan, sweep, parameters, effort=effort, start=start, memory=memory
-            )
-            return replace(bounds, tighter=tighter)
-        return bounds if later is None else replace(bounds, tighter=later.read())
+        if later is not None:
+            bounds = replace(bounds, tighter=[later.read()])
+        if self.quadratic is None:
+            return bounds
+        effort, warm, follow = self.quadratic
+        slopes = local.of_all if local.known else None
+        if self.norm != 2:
+            own_norm = row_bounds(plan, sweep, parameters, self.norm, effort=effort, slopes=slopes)
+            return replace(bounds, tighter=[*bounds.tighter, own_norm])
+        tighter = quadratic_bounds(
+            plan,
+            sweep,
+            parameters,
+            effort=effort,
+            start=[warm[index] for index in group.networks],
+            follow=follow,
+            products=bounds.logs,
+            memory=self.memory,
+            slopes=slopes,
+        )
+        return replace(bounds, tighter=[tighter])
 
 
 def _bounds_of_group(

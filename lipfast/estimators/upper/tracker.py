@@ -13,7 +13,7 @@ from lipfast.estimators.domain import Domain
 from lipfast.estimators.options import UpperMethod, check_method, upper_step
 from lipfast.estimators.progress import shown_progress
 from lipfast.estimators.results import UpperBound
-from lipfast.estimators.upper.quadratic.certificate import Multipliers
+from lipfast.estimators.upper.quadratic.certificate import Multipliers, WarmStart
 from lipfast.estimators.upper.spectral_product import upper_bounds_together
 from lipfast.estimators.upper.starts import StartVectors
 from lipfast.norms import Norm, check_norm
@@ -40,7 +40,7 @@ class Tracker:
             starts from; empty at first, and for norms 1 and inf, which are sums and start from
             nothing. May be given to `Plan.upper` as `start`.
         multipliers: what quadratic constraints start from, one tensor per activation; None at
-            first, and for the method "product".
+            first, for the method "product", and where that was no larger.
 
     Example:
         >>> import torch, lipfast
@@ -69,10 +69,10 @@ class Tracker:
         memory: int = 1 << 30,
         progress: bool | None = None,
     ) -> None:
-        check_method(method, effort, check_norm(norm))
+        check_method(method, effort, check_norm(norm), domain)
         self.plan = plan
         self.vectors: StartVectors = {}
-        self.multipliers: Multipliers | None = None
+        self._warm: WarmStart | None = None
         self._progress, self._step = progress, upper_step(method)
         self._bounds = partial(
             upper_bounds_together,
@@ -109,7 +109,7 @@ class Tracker:
         with shown_progress(self._step, None, self._progress):
             count = len(state_dicts) if isinstance(state_dicts, Sequence) else 1
             found = self._bounds(
-                state_dicts, start=self.vectors, multipliers=[self.multipliers] * count
+                state_dicts, start=self.vectors, warm=[self._warm] * count, follow=count == 1
             )
         if not len(found):
             raise ArgumentError("no state dicts were given")
@@ -118,10 +118,15 @@ class Tracker:
             name: vector.clone() if isinstance(vector, Tensor) else vector
             for name, vector in found.starts[-1].items()
         }
-        self.multipliers = found.multipliers(len(found) - 1)
+        self._warm = found.warm_start(len(found) - 1)
         results = [found.of(network) for network in range(len(found))]
         return results[0] if single else results
 
+    @property
+    def multipliers(self) -> Multipliers | None:
+        """What quadratic constraints start from."""
+        return None if self._warm is None else self._warm.multipliers
+
     def reset(self) -> None:
         """Forget the vectors and multipliers: the next checkpoint starts without."""
-        self.vectors, self.multipliers = {}, None
+        self.vectors, self._warm = {}, None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,10 +12,15 @@ from torch import Tensor
 from lipfast.errors import ArgumentError
 from lipfast.estimators.upper.many import Tighter
 from lipfast.estimators.upper.quadratic.boxes import Boxes
-from lipfast.estimators.upper.quadratic.certificate import Multipliers, QuadraticCertificate
+from lipfast.estimators.upper.quadratic.certificate import (
+    Multipliers,
+    QuadraticCertificate,
+    WarmStart,
+)
 from lipfast.estimators.upper.quadratic.chains import MatrixChain, matrix_chain
+from lipfast.estimators.upper.quadratic.graph_problem import EntrySlopes
 from lipfast.estimators.upper.quadratic.graph_quadratic import graph_quadratic
-from lipfast.estimators.upper.sweep import ITSELF, ZERO, Sweep
+from lipfast.estimators.upper.sweep import Sweep
 from lipfast.ops.chain_quadratic import ChainQuadratic, chain_quadratic
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.stacked import ResolvedNetworks
@@ -27,8 +33,16 @@ OPERATIONS = {1: 4e12, 2: 1e13, 3: 1e14}
 """Multiplications and additions that one network which is no chain may take, by effort: about 15 s,
 40 s and seven minutes of one core."""
 WARM_EVALUATIONS = {1: 10, 2: 10, 3: 300}
-"""The same from the multipliers of a similar network; with fewer, those of one that is hundreds of
-steps away gain little on the product."""
+"""The same from the multipliers of a network that is earlier in the same run, somewhere."""
+NEXT_EVALUATIONS = {1: 1, 2: 3, 3: 300}
+"""The same from those of the checkpoint just before. One evaluation each is as good as ten without
+a start where checkpoints follow each other closely (a few per cent of the weights' norm)."""
+_LOST = 0.1
+"""Of the gain on the product, in logarithms, that is more than networks that follow each other
+lose; 0.01 of it may be lost every time."""
+_LOST_EACH_TIME = 0.01
+# What part of all units may have more than one slope where the others are left out.
+_FEW_FREE = 0.125
 
 
 def quadratic_bounds(
@@ -37,8 +51,11 @@ def quadratic_bounds(
     networks: ResolvedNetworks,
     *,
     effort: int,
-    start: Sequence[Multipliers | None],
+    start: Sequence[WarmStart | None],
+    follow: bool,
+    products: Sequence[float],
     memory: int,
+    slopes: Sequence[EntrySlopes] | None = None,
 ) -> Tighter | str:
     r"""Certified bounds in norm 2, or why there are none.
 
@@ -52,9 +69,13 @@ def quadratic_bounds(
         sweep: of the graph that the networks are bounded by.
         networks: their parameters, with those that are new in the graph.
         effort: how long multipliers are searched for: 1, 2 or 3.
-        start: for each network multipliers of a similar one, or None; only chains take them.
+        start: for each network what a similar one had found, or None; only chains take them.
+        follow: whether those similar ones are just before in a run.
+        products: logarithms of the products of norms, which say how well a start did.
         memory: bytes that all matrices of a graph may take together; networks are bounded one by
             one. What would take more, or more than `OPERATIONS`, has no bound, and says so.
+        slopes: for each network ranges of slopes on a domain; the bound is then for pairs of its
+            points, never above that of all pairs, and has no certificate.
 
     Raises:
         ArgumentError: the networks are on a device.
@@ -63,43 +84,203 @@ def quadratic_bounds(
         raise ArgumentError(
             "method='quadratic' runs on the CPU: move the state dict there, or use method='product'"
         )
+    found = _everywhere(
+        plan,
+        sweep,
+        networks,
+        effort=effort,
+        start=start,
+        follow=follow,
+        products=products,
+        memory=memory,
+    )
+    if not any(slopes or ()):
+        return found
+    assert slopes is not None
+    near = _on_domain(plan, sweep, networks, slopes, effort=effort, memory=memory)
+    return _smaller_of_both(near, found)
+
+
+def _smaller_of_both(near: Tighter | str, found: Tighter | str) -> Tighter | str:
+    """For each network the smaller of its bounds on a domain and everywhere: searches may fail."""
+    if isinstance(near, str) or isinstance(found, str):
+        return found if isinstance(near, str) else near
+    values = [min(pair) for pair in zip(near.values, found.values, strict=True)]
+    logs = [min(pair) for pair in zip(near.logs, found.logs, strict=True)]
+    return Tighter(QUADRATIC, values, logs, warm_start=found.warm_start)
+
+
+def _everywhere(
+    plan: Architecture,
+    sweep: Sweep,
+    networks: ResolvedNetworks,
+    *,
+    effort: int,
+    start: Sequence[WarmStart | None],
+    follow: bool,
+    products: Sequence[float],
+    memory: int,
+) -> Tighter | str:
     chain = matrix_chain(sweep)
     boxes = None if chain is None else _all_boxes(chain, plan, networks)
     if chain is None or boxes is None:
-        return _bounds_of_graphs(plan, networks, effort=effort, memory=memory)
+        return _bounds_of_graphs(plan, networks, None, effort=effort, memory=memory)
+    call = _ChainCall(chain, plan, networks, boxes)
     sizes = [layer.output_shape[-1] for layer in chain.layers[:-1]]
-    fitting = [own if _is_of_chain(own, sizes) else None for own in start]
-    warm = all(own is not None for own in fitting)
-    found = chain_quadratic(
-        [chain.matrices(entry) for entry in networks],
-        *boxes,
-        errors=_all_errors(chain, networks),
-        evaluations=(WARM_EVALUATIONS if warm else EVALUATIONS)[effort],
-        start=None if all(own is None for own in fitting) else _stacked_starts(fitting, sizes),
-    )
-    values, logs = _unscaled(chain, plan, networks, found)
-    return Tighter(
-        QUADRATIC,
-        values,
-        logs,
-        certificate=lambda network: _certificate(chain, found, network),
-        multipliers=lambda network: [own[network].clone() for own in found.logs],
-    )
+    fitting = [own if own and _is_of_chain(own.multipliers, sizes) else None for own in start]
+    warm = NEXT_EVALUATIONS if follow else WARM_EVALUATIONS
+    evaluations = (warm if all(fitting) else EVALUATIONS)[effort]
+    found = call.found(range(len(networks)), evaluations, fitting)
+    # A start from far off leads to less than none.
+    before = [own.gain if own else -math.inf for own in fitting]
+    gains = [p - log for p, log in zip(products, found.logs, strict=True)]
+    lost = [i for i, gain in enumerate(gains) if fitting[i] and not gain >= before[i] - _LOST]
+    if lost:
+        found = found.or_better(call.found(lost, EVALUATIONS[effort], [None] * len(lost)), lost)
+        gains = [p - log for p, log in zip(products, found.logs, strict=True)]
+        before = [-math.inf if i in set(lost) else own for i, own in enumerate(before)]
+
+    def warm_start(network: int) -> WarmStart | None:
+        gain = max(gains[network], before[network] - _LOST_EACH_TIME)
+        return WarmStart(found.multipliers(network), gain) if gains[network] > 0 else None
+
+    return Tighter(QUADRATIC, found.values, found.logs, found.certificate, warm_start)
+
+
+class _ProvedChains(NamedTuple):
+    """Bounds of networks of a chain, and which of the native calls proved each.
+
+    Attributes:
+        chain: of matrices.
+        values: the bounds, with the constant of what follows the last matrix.
+        logs: their logarithms.
+        proved: of each network, the call, and the row there.
+    """
+
+    chain: MatrixChain
+    values: list[float]
+    logs: list[float]
+    proved: list[tuple[ChainQuadratic, int]]
+
+    def or_better(self, other: _ProvedChains, chosen: Sequence[int]) -> _ProvedChains:
+        """The smaller bound each, where another call was made for some."""
+        values, logs, proved = list(self.values), list(self.logs), list(self.proved)
+        for row, network in enumerate(chosen):
+            if other.logs[row] < logs[network]:
+                values[network], logs[network] = other.values[row], other.logs[row]
+                proved[network] = other.proved[row]
+        return self._replace(values=values, logs=logs, proved=proved)
+
+    def multipliers(self, network: int) -> Multipliers:
+        call, row = self.proved[network]
+        return [own[row].clone() for own in call.logs]
+
+    def certificate(self, network: int) -> QuadraticCertificate:
+        call, row = self.proved[network]
+        return QuadraticCertificate(
+            tuple(layer.name for layer in self.chain.layers),
+            tuple(own[row].clone() for own in call.multipliers),
+            tuple(own[row].clone() for own in call.unit_exponents),
+            tuple(call.weight_exponents[row].tolist()),
+            float(call.squares[row]),
+        )
+
+
+class _ChainCall(NamedTuple):
+    """Networks of a chain, with the ranges of slopes: per activation, of all or of each."""
+
+    chain: MatrixChain
+    plan: Architecture
+    networks: ResolvedNetworks
+    boxes: tuple[list[Tensor], list[Tensor]]
+
+    def found(
+        self, chosen: Sequence[int], evaluations: int, start: Sequence[WarmStart | None]
+    ) -> _ProvedChains:
+        """Bounds of some of the networks, in one native call."""
+        networks = [self.networks[index] for index in chosen]
+        means, products = (
+            [own if own.dim() == 1 else own[list(chosen)] for own in side] for side in self.boxes
+        )
+        sizes = [layer.output_shape[-1] for layer in self.chain.layers[:-1]]
+        call = chain_quadratic(
+            [self.chain.matrices(entry) for entry in networks],
+            means,
+            products,
+            errors=_all_errors(self.chain, networks),
+            evaluations=evaluations,
+            start=_stacked_starts(start, sizes) if any(start) else None,
+        )
+        values, logs = _unscaled(self.chain, self.plan, networks, call)
+        return _ProvedChains(
+            self.chain, values, logs, [(call, row) for row in range(len(networks))]
+        )
+
+
+def _on_domain(
+    plan: Architecture,
+    sweep: Sweep,
+    networks: ResolvedNetworks,
+    slopes: Sequence[EntrySlopes],
+    *,
+    effort: int,
+    memory: int,
+) -> Tighter | str:
+    """Of chains without their dead units, which differ from network to network.
+
+    Units of one slope stay, with multipliers that are nearly infinite, and cost up to a part in a
+    hundred; where few have more than one, steps of a graph have these units alone.
+    """
+    chain = matrix_chain(sweep)
+    own = None if chain is None else chain.numbers(plan, networks[0], slopes[0])
+    if chain is None or own is None:
+        return _bounds_of_graphs(plan, networks, slopes, effort=effort, memory=memory)
+    bounds: list[Upward] = []
+    for entry, local in zip(networks, slopes, strict=True):
+        own = chain.numbers(plan, entry, local)
+        assert own is not None
+        weights, errors, *units = own.without_dead_units()
+        wrong = None if all(error is None for error in errors) else [errors]
+        evaluations = EVALUATIONS[effort]
+        found = chain_quadratic([weights], *units, errors=wrong, evaluations=evaluations)
+        bounds.append(_unscaled_bound(chain, plan, entry, found, 0))
+        free = sum(int((lower < upper).sum()) for lower, upper in local.values())
+        if free > _FEW_FREE * sum(len(lower) for lower, _ in local.values()):
+            continue
+        other = graph_quadratic(
+            plan,
+            entry,
+            evaluations=evaluations,
+            memory=memory,
+            operations=OPERATIONS[effort],
+            slopes=local,
+        )
+        if other.log_value < bounds[-1].log and math.isfinite(other.value):
+            bounds[-1] = Upward.of(other.value)
+    return Tighter(QUADRATIC, [own.value for own in bounds], [own.log for own in bounds])
 
 
 def _bounds_of_graphs(
-    plan: Architecture, networks: ResolvedNetworks, *, effort: int, memory: int
+    plan: Architecture,
+    networks: ResolvedNetworks,
+    slopes: Sequence[EntrySlopes] | None,
+    *,
+    effort: int,
+    memory: int,
 ) -> Tighter | str:
     """Of what is no chain, network by network; the first reason where none has a bound."""
+    evaluations = EVALUATIONS[effort]
+    local: Sequence[EntrySlopes | None] = slopes or [None] * len(networks)
     found = [
         graph_quadratic(
             plan,
             entry,
-            evaluations=EVALUATIONS[effort],
+            evaluations=evaluations,
             memory=memory,
             operations=OPERATIONS[effort],
+            slopes=own,
         )
-        for entry in networks
+        for entry, own in zip(networks, local, strict=True)
     ]
     if all(math.isinf(own.log_value) and own.log_value > 0 for own in found):
         return f"no quadratic constraints: {found[0].reason}"
@@ -108,16 +289,6 @@ def _bounds_of_graphs(
         [own.value for own in found],
         [own.log_value for own in found],
         reasons=[own.reason and f"no quadratic constraints: {own.reason}" for own in found],
-    )
-
-
-def _certificate(chain: MatrixChain, found: ChainQuadratic, network: int) -> QuadraticCertificate:
-    return QuadraticCertificate(
-        tuple(layer.name for layer in chain.layers),
-        tuple(own[network].clone() for own in found.multipliers),
-        tuple(own[network].clone() for own in found.unit_exponents),
-        tuple(found.weight_exponents[network].tolist()),
-        float(found.squares[network]),
     )
 
 
@@ -141,38 +312,49 @@ def _all_boxes(
     )
 
 
-def _all_errors(chain: MatrixChain, networks: ResolvedNetworks) -> list[list[Tensor | None]] | None:
+def _all_errors(
+    chain: MatrixChain, networks: Sequence[Mapping[str, Tensor]]
+) -> list[list[Tensor | None]] | None:
     found = [chain.errors(entry) for entry in networks]
     exact = all(error is None for own in found for error in own)
     return None if exact else found
 
 
-def _is_of_chain(start: Multipliers | None, sizes: Sequence[int]) -> bool:
+def _is_of_chain(start: Multipliers, sizes: Sequence[int]) -> bool:
     """Whether multipliers are of this chain, and not of the same network by another graph."""
-    return start is not None and [len(own) for own in start] == list(sizes)
+    return [len(own) for own in start] == list(sizes)
 
 
-def _stacked_starts(start: Sequence[Multipliers | None], sizes: Sequence[int]) -> list[Tensor]:
+def _stacked_starts(start: Sequence[WarmStart | None], sizes: Sequence[int]) -> list[Tensor]:
     """(N, n_i) each; NaN for networks without."""
     none = [torch.full((size,), torch.nan, dtype=torch.float64) for size in sizes]
-    return [torch.stack(column) for column in zip(*(own or none for own in start), strict=True)]
+    rows = (own.multipliers if own else none for own in start)
+    return [torch.stack(column) for column in zip(*rows, strict=True)]
 
 
 def _unscaled(
-    chain: MatrixChain, plan: Architecture, networks: ResolvedNetworks, found: ChainQuadratic
+    chain: MatrixChain,
+    plan: Architecture,
+    networks: Sequence[Mapping[str, Tensor]],
+    found: ChainQuadratic,
 ) -> tuple[list[float], list[float]]:
-    """Bounds of the weights as they are, times the constant of what follows the last matrix."""
-    values: list[float] = []
-    logs: list[float] = []
-    rows = zip(
-        found.squares.tolist(), found.weight_exponents.sum(1).tolist(), networks, strict=True
-    )
-    for square, shift, entry in rows:
-        root = Upward.of(square).square_root()
-        total = root if root.unbounded else Upward(root.mantissa, root.exponent + shift)
-        if chain.last is not None:
-            others = [ZERO if name is None else ITSELF for name in chain.last.names]
-            total = total * chain.last.bound(chain.last.call(others, (), entry, plan.constants, 2))
-        values.append(total.value)
-        logs.append(total.log)
-    return values, logs
+    bounds = [
+        _unscaled_bound(chain, plan, entry, found, index) for index, entry in enumerate(networks)
+    ]
+    return [own.value for own in bounds], [own.log for own in bounds]
+
+
+def _unscaled_bound(
+    chain: MatrixChain,
+    plan: Architecture,
+    entry: Mapping[str, Tensor],
+    found: ChainQuadratic,
+    index: int,
+) -> Upward:
+    """The bound of the weights as they are, times the constant of what follows the last matrix."""
+    root = Upward.of(float(found.squares[index])).square_root()
+    shift = int(found.weight_exponents[index].sum())
+    total = root if root.unbounded else Upward(root.mantissa, root.exponent + shift)
+    if chain.last is None:
+        return total
+    return total * chain.last_constant(plan, entry, 2)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from lipfast.estimators.upper.quadratic.certificate_json import (
     LARGEST_FILE,
     certificate_fields,
     certificate_json,
+    check_fields,
 )
 from lipfast.estimators.upper.quadratic.digest import weights_digest
 from lipfast.plan.architecture import Architecture
@@ -21,6 +23,20 @@ from lipfast.plan.checked import StateDict
 
 Multipliers = Sequence[Tensor]
 """Base-2 logarithms of D of the weights as they are, (n_i,) per activation."""
+
+
+@dataclass(frozen=True, eq=False)
+class WarmStart:
+    """What quadratic constraints of similar weights start from; no part of a proof.
+
+    Attributes:
+        multipliers: of the bound that was found.
+        gain: how far its logarithm was below the product's; a start that leads to much less than
+            that is not gone on from.
+    """
+
+    multipliers: Multipliers
+    gain: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +72,23 @@ class QuadraticCertificate:
         return replace(self, plan=plan.fingerprint, weights=weights_digest(plan, state_dict))
 
     def to_json(self) -> str:
-        """One JSON object; numbers exactly, as hexadecimal floats."""
-        return certificate_json({own.name: getattr(self, own.name) for own in fields(self)})
+        """One JSON object; numbers exactly, as hexadecimal floats.
+
+        Raises:
+            CertificateError: a field is not what it may be; says which.
+        """
+        return certificate_json(self._fields())
+
+    def check(self) -> None:
+        """Check types and numbers of what may have been made by hand; proves nothing.
+
+        Raises:
+            CertificateError: a field is not what it may be; says which.
+        """
+        check_fields(self._fields())
+
+    def _fields(self) -> dict[str, Any]:
+        return {own.name: getattr(self, own.name) for own in fields(self)}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as JSON: a few kilobytes."""

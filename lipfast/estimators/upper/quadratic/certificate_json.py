@@ -22,7 +22,12 @@ _OPTIONAL = ("plan", "weights")
 
 
 def certificate_json(fields: Mapping[str, Any]) -> str:
-    """The fields of a `QuadraticCertificate` as one JSON object; numbers as hexadecimal floats."""
+    """The fields of a `QuadraticCertificate` as one JSON object; numbers as hexadecimal floats.
+
+    Raises:
+        CertificateError: they are not what they may be, see `check_fields`.
+    """
+    check_fields(fields)
     return json.dumps(
         {
             "format": _FORMAT,
@@ -36,6 +41,44 @@ def certificate_json(fields: Mapping[str, Any]) -> str:
             "multipliers": [[d.hex() for d in own.tolist()] for own in fields["multipliers"]],
         }
     )
+
+
+def check_fields(fields: Mapping[str, Any]) -> None:
+    """Check the fields of a certificate that somebody may have made by hand.
+
+    Raises:
+        CertificateError: one has another type, or numbers that none has; says which.
+    """
+    for name in ("layers", "multipliers", "units", "maps"):
+        if not isinstance(fields[name], (list, tuple)):
+            kind = type(fields[name]).__name__
+            raise CertificateError(f"'{name}' must be a tuple with an entry for each, not {kind}")
+    for layer in fields["layers"]:
+        _json_text(layer, "layers")
+    for shift in fields["maps"]:
+        _exponent(shift, "maps")
+    for name, dtype in (("multipliers", torch.float64), ("units", torch.int32)):
+        for index, own in enumerate(fields[name]):
+            _check_vector(own, f"'{name}', entry {index}", dtype)
+    if not all(bool(((d > 0) & (d < math.inf)).all()) for d in fields["multipliers"]):
+        raise CertificateError("'multipliers' must hold finite numbers above 0")
+    # The size of -2^31 is no int32.
+    if not all(bool((e.long().abs() <= LARGEST_SHIFT).all()) for e in fields["units"]):
+        raise CertificateError("'units' must hold integers of at most 2^20 in size")
+    square = fields["square"]
+    if type(square) is not float or not 0.0 < square < math.inf:
+        raise CertificateError(f"'square' must be a finite float above 0, got {square!r:.80}")
+    for name in _OPTIONAL:
+        _optional_text(fields[name], name)
+
+
+def _check_vector(value: Any, name: str, dtype: torch.dtype) -> None:
+    if not isinstance(value, Tensor):
+        raise CertificateError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    if value.layout != torch.strided or not value.is_cpu or value.dim() != 1:
+        raise CertificateError(f"{name}: expected a dense tensor of one dimension on the CPU")
+    if value.dtype != dtype:
+        raise CertificateError(f"{name}: expected {dtype}, got {value.dtype}")
 
 
 def certificate_fields(text: str) -> dict[str, Any]:

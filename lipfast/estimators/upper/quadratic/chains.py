@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lipfast.estimators.upper.layer_norms import error_of_weight
+from lipfast.estimators.upper.map_chains import map_chain
 from lipfast.estimators.upper.quadratic.boxes import Boxes, boxes_of
-from lipfast.estimators.upper.sweep import ZERO, Step, Sweep
+from lipfast.estimators.upper.quadratic.graph_problem import EntrySlopes, entry_key
+from lipfast.estimators.upper.sweep import ITSELF, ZERO, Step, Sweep
+from lipfast.norms import Norm
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.layers import Layer
-from lipfast.rules.registry import written_here
+from lipfast.rules.upward import Upward
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,44 @@ class MatrixChain:
             found.append(error.mT if error is not None and layer.transposed else error)
         return found
 
-    def boxes(self, plan: Architecture, parameters: Mapping[str, Tensor]) -> list[Boxes] | None:
-        """The ranges of slopes of one network, per activation; None where one has none."""
+    def last_constant(
+        self, plan: Architecture, parameters: Mapping[str, Tensor], norm: Norm
+    ) -> Upward:
+        """The Lipschitz constant of what follows the last matrix."""
+        if self.last is None:
+            return ITSELF
+        others = [ZERO if name is None else ITSELF for name in self.last.names]
+        return self.last.bound(self.last.call(others, (), parameters, plan.constants, norm))
+
+    def numbers(
+        self, plan: Architecture, parameters: Mapping[str, Tensor], slopes: EntrySlopes | None
+    ) -> ChainNumbers | None:
+        """All numbers of one network, see `boxes`; None where an activation has no slopes."""
+        boxes = self.boxes(plan, parameters, slopes)
+        if boxes is None:
+            return None
+        means, products = [own.means for own in boxes], [own.products for own in boxes]
+        return ChainNumbers(self.matrices(parameters), self.errors(parameters), means, products)
+
+    def boxes(
+        self,
+        plan: Architecture,
+        parameters: Mapping[str, Tensor],
+        slopes: EntrySlopes | None = None,
+    ) -> list[Boxes] | None:
+        """The ranges of slopes of one network, per activation; None where one has none.
+
+        Args:
+            plan: the architecture.
+            parameters: of the network.
+            slopes: ranges of slopes on a domain; of other nodes their rules are asked.
+        """
         found = []
         for step, layer in zip(self.activations, self.layers, strict=False):
+            local = None if slopes is None else slopes.get(entry_key(step.node))
             ends = _slope_range(step, plan, parameters)
+            if local is not None:
+                ends = local[0].reshape(layer.output_shape), local[1].reshape(layer.output_shape)
             if ends is None:
                 return None
             lower, upper = (_rows_of_features(end, layer.output_shape) for end in ends)
@@ -60,52 +96,49 @@ class MatrixChain:
         return found
 
 
+class ChainNumbers(NamedTuple):
+    """What the native op takes of one network, map by map or activation by activation."""
+
+    weights: list[Tensor]
+    errors: list[Tensor | None]
+    means: list[Tensor]
+    products: list[Tensor]
+
+    def without_dead_units(self) -> ChainNumbers:
+        """A chain without units of slope 0, which give nothing; one of each layer stays."""
+        weights, errors = list(self.weights), list(self.errors)
+        means, products = list(self.means), list(self.products)
+        for layer, (mean, product) in enumerate(zip(means, products, strict=True)):
+            alive = (mean != 0) | (product != 0)
+            if bool(alive.all()):
+                continue
+            alive[0] |= not bool(alive.any())
+            before, behind = errors[layer], errors[layer + 1]
+            errors[layer] = None if before is None else before[alive]
+            errors[layer + 1] = None if behind is None else behind[:, alive]
+            weights[layer], weights[layer + 1] = weights[layer][alive], weights[layer + 1][:, alive]
+            means[layer], products[layer] = mean[alive], product[alive]
+        return ChainNumbers(weights, errors, means, products)
+
+
 def matrix_chain(sweep: Sweep) -> MatrixChain | None:
-    """The chain that a graph is; None where it is none, or has fewer than two matrices."""
-    if sweep not in _MATRIX_CHAINS:
-        _MATRIX_CHAINS[sweep] = _chain_of_matrices(sweep)
-    return _MATRIX_CHAINS[sweep]
+    """The chain that a graph is; None where it is none, or has fewer than two matrices.
 
-
-_MATRIX_CHAINS: WeakKeyDictionary[Sweep, MatrixChain | None] = WeakKeyDictionary()
-
-
-def _chain_of_matrices(sweep: Sweep) -> MatrixChain | None:
-    """Matrices act on the last dimension of a sample: on rows of features, each alike.
-
-    The Jacobian is block diagonal then, and one row says all; a reshape may only stand before the
-    first matrix or behind the last op, whose result is the only one.
+    Matrices act on the last dimension of a sample: on rows of features, each alike. The Jacobian is
+    block diagonal then, and one row says all; a reshape may only stand before the first matrix or
+    behind the last op, whose result is the only one.
     """
-    if len(sweep.inputs) != 1:
+    chain = map_chain(sweep)
+    if chain is None or len(chain.layers) < 2:
         return None
-    layers: list[Layer] = []
-    between: list[Step] = []
-    waiting: Step | None = None
-    previous, ended = sweep.inputs[0], False
-    for step in sweep.steps:
-        if [name for name in step.names if name is not None] != [previous]:
-            return None
-        previous, index = step.node.name, step.operation.layer
-        if step.rule.reshapes:
-            ended = bool(layers)
-        elif ended:
-            return None
-        elif index is not None:
-            layer = sweep.layers[index]
-            matrix = layer.convolution is None and written_here(step.rule)
-            if not matrix or (layers and waiting is None):
-                return None
-            if waiting is not None:
-                between.append(waiting)
-            layers.append(layer)
-            waiting = None
-        elif step.rule.slopes is None or waiting is not None or not layers:
-            return None
-        else:
-            waiting = step
-    # What is a result on the way, or twice, is more than the chain's end.
-    whole = len(layers) > 1 and sweep.outputs == (previous,)
-    return MatrixChain(tuple(layers), tuple(between), waiting) if whole else None
+    first, *inner, last = chain.between
+    tail = [step.rule.reshapes for step in last]
+    if not all(step.rule.reshapes for step in first) or False in tail[1:]:
+        return None
+    if any(len(steps) != 1 or steps[0].rule.reshapes for steps in inner):
+        return None
+    ends = last[0] if last and not tail[0] else None
+    return MatrixChain(chain.layers, tuple(steps[0] for steps in inner), ends)
 
 
 def _slope_range(

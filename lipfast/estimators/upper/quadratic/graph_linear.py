@@ -206,27 +206,12 @@ class LinearNodes:
         return Coefficients(flat, spread)
 
     def _without_constants(self, node: Node) -> tuple[Node, _Tables]:
-        """The node with zeros for all that it adds, and its tensors.
-
-        Zeros have names of their own: a tensor may be added in one place and multiply in another.
-        """
-        zeros: dict[str, Tensor] = {}
-
-        def zero(argument: Argument) -> Argument:
-            if isinstance(argument, tuple):
-                return tuple(zero(entry) for entry in argument)
-            if isinstance(argument, Reference) and argument.kind in ("parameter", "constant"):
-                name = f"zeros like {argument.kind} {argument.name}"
-                zeros[name] = torch.zeros_like(self._tensor(argument)).double().unsqueeze(0)
-                return Reference("parameter", name)
-            number = isinstance(argument, (int, float)) and not isinstance(argument, bool)
-            return 0.0 if number else argument
-
-        places = _ADDED.get(node.op, ())
-        args = tuple(zero(value) if at in places else value for at, value in enumerate(node.args))
-        words = {word for at in places for word in _NAMES.get(at, ())}
-        kwargs = tuple((key, zero(value) if key in words else value) for key, value in node.kwargs)
-        plain = replace(node, args=args, kwargs=kwargs)
+        """The node with zeros for all that it adds, and its tensors."""
+        plain, added = without_constants(node)
+        zeros = {
+            name: torch.zeros_like(self._tensor(argument)).double().unsqueeze(0)
+            for name, argument in added.items()
+        }
         parameters = dict(zeros)
         for name in plain.names("parameter"):
             for own in (name, error_name(name)):
@@ -285,6 +270,33 @@ def _copies_weights(
     unit = len(parts) == 1 and parts[0] is not None and parts[0].value is None
     stored = weight.kind != "node" and error_name(weight.name) not in tables.parameters
     return unit and stored
+
+
+def without_constants(node: Node) -> tuple[Node, dict[str, Reference]]:
+    """The linear part of a node: zeros in the place of what it adds.
+
+    Zeros have names of their own: a tensor may be added in one place and multiply in another.
+
+    Returns:
+        The node, and the names of parameters that are zeros in it, with what they stand for.
+    """
+    zeros: dict[str, Reference] = {}
+
+    def zero(argument: Argument) -> Argument:
+        if isinstance(argument, tuple):
+            return tuple(zero(entry) for entry in argument)
+        if isinstance(argument, Reference) and argument.kind in ("parameter", "constant"):
+            name = f"zeros like {argument.kind} {argument.name}"
+            zeros[name] = argument
+            return Reference("parameter", name)
+        number = isinstance(argument, (int, float)) and not isinstance(argument, bool)
+        return 0.0 if number else argument
+
+    places = _ADDED.get(node.op, ())
+    args = tuple(zero(value) if at in places else value for at, value in enumerate(node.args))
+    words = {word for at in places for word in _NAMES.get(at, ())}
+    kwargs = tuple((key, zero(value) if key in words else value) for key, value in node.kwargs)
+    return replace(node, args=args, kwargs=kwargs), zeros
 
 
 def _rounded(value: Tensor, error: Tensor) -> Coefficients:

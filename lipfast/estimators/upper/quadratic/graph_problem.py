@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -42,6 +42,30 @@ from lipfast.plan.fold import FoldedGraph
 from lipfast.plan.repeated import join_repeated
 from lipfast.rules.registry import rule_of, written_here
 
+EntrySlopes: TypeAlias = "Mapping[str, tuple[Tensor, Tensor]]"
+"""By `entry_key` of pointwise nodes, ends of the slopes of all their entries in a row."""
+
+
+def entry_key(node: Node) -> str:
+    """Name and function of a node: in another graph one of its name may be of another operand."""
+    return f"{node.name} {node.op} {node.args[1:]!r}"
+
+
+class Units(NamedTuple):
+    """The units of a pointwise node that a step is about.
+
+    Attributes:
+        step: the node.
+        operand: name of what it reads.
+        slopes: ends of all difference quotients of its entries.
+        places: of the units among these.
+    """
+
+    step: Step
+    operand: str
+    slopes: tuple[Tensor, Tensor]
+    places: Tensor
+
 
 @dataclass(frozen=True, eq=False)
 class GraphStep:
@@ -55,6 +79,7 @@ class GraphStep:
         added: B.
         before: sizes of the tensors that b consists of.
         behind: sizes of those that b' consists of.
+        units: what the constraint is of; None where it is of whole vectors.
     """
 
     name: str
@@ -64,6 +89,7 @@ class GraphStep:
     added: Coefficients
     before: tuple[int, ...]
     behind: tuple[int, ...]
+    units: Units | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +137,7 @@ def problem_of(
     memory: int,
     operations: float = math.inf,
     evaluations: int = 0,
+    slopes: EntrySlopes | None = None,
 ) -> Problem:
     """The steps of one network of an architecture.
 
@@ -120,15 +147,25 @@ def problem_of(
         memory: bytes that all matrices together may take, those of the search and the proof too.
         operations: multiplications and additions that these may take.
         evaluations: of the search.
+        slopes: ranges of slopes on a domain; of other nodes their rules are asked.
 
     Raises:
         QuadraticBoundError: an op has no constant, or there is no room for a matrix.
     """
     room = Room(memory, operations, evaluations)
-    graph = join_compositions(join_extrema(join_repeated(plan.graph)))
-    graph = join_repeated(_without_extrema(without_max_pools(graph)))
+    graph = graph_of_slopes(plan, max_pools=True)
     sweep = sweep_of(plan, FoldedGraph(graph, {}))
-    return _StepBuilder(plan, graph, sweep, parameters, room).build()
+    return _StepBuilder(plan, graph, sweep, parameters, room=room, slopes=slopes or {}).build()
+
+
+def graph_of_slopes(plan: Architecture, *, max_pools: bool = False) -> Graph:
+    """The graph whose activations have slopes: compositions joined, extrema as a ReLU each.
+
+    With `max_pools`, these are maxima of pairs, and so a ReLU each.
+    """
+    graph = join_compositions(join_extrema(join_repeated(plan.graph)))
+    graph = without_max_pools(graph) if max_pools else graph
+    return join_repeated(_without_extrema(graph))
 
 
 class _Pending(NamedTuple):
@@ -139,6 +176,7 @@ class _Pending(NamedTuple):
     read: Coefficients
     base: tuple[int, ...]
     block: int
+    units: Units | None = None
 
 
 class _StepBuilder:
@@ -148,9 +186,11 @@ class _StepBuilder:
         graph: Graph,
         sweep: Sweep,
         parameters: Mapping[str, Tensor],
+        *,
         room: Room,
+        slopes: EntrySlopes,
     ) -> None:
-        self._nodes, self._graph, self._room = graph.nodes, graph, room
+        self._nodes, self._graph, self._room, self._slopes = graph.nodes, graph, room, slopes
         self._steps = {step.node.name: step for step in sweep.steps}
         self._linear = LinearNodes(parameters, plan.constants, room)
         self._asked = RulesAsked(
@@ -159,7 +199,7 @@ class _StepBuilder:
             self._linear.like,
             sizes_for_all_inputs(plan, sweep, parameters),
         )
-        self._dependent = _dependent(graph)
+        self._dependent = dependent_nodes(graph)
         self._last = _last_readers(graph)
         self._shapes = {node.name: node.shape for node in graph.nodes}
         self._found: dict[str, Expression] = {}
@@ -245,28 +285,30 @@ class _StepBuilder:
         step = self._steps[node.name]
         operands = list(dict.fromkeys(n for n in node.names("node") if n in self._dependent))
         if len(operands) == 1 and self._entries(operands[0]) == self._entries(node.name):
-            slopes = self._asked.slopes(step)
+            slopes = self._slopes.get(entry_key(node)) or self._asked.slopes(step)
             if slopes is not None:
-                return self._pointwise(node, self._found[operands[0]], slopes)
+                return self._pointwise(step, operands[0], slopes)
         return self._vectors(node, step, operands)
 
     def _pointwise(
-        self, node: Node, read: Expression, slopes: tuple[Tensor, Tensor]
+        self, step: Step, operand: str, slopes: tuple[Tensor, Tensor]
     ) -> _Pending | None:
         """Units of one slope are linear; the others are a new block."""
+        node, read = step.node, self._found[operand]
         lower, upper = slopes
         free = lower < upper
+        places = free.nonzero()[:, 0]
+        units = Units(step, operand, slopes, places)
         if bool(free.all()):
-            pending = self._begin(node.name, of_slopes(lower, upper), read)
+            pending = self._begin(node.name, of_slopes(lower, upper), read, units)
             self._found[node.name] = {pending.block: Coefficients()}
             return pending
         known = scaled_rows(read, torch.where(free, 0.0, lower), self._sizes)
         self._found[node.name] = known
         if not bool(free.any()):
             return None
-        places = free.nonzero()[:, 0]
         own = selected_rows(read, places, self._sizes, self._linear.like)
-        pending = self._begin(node.name, of_slopes(lower[free], upper[free]), own)
+        pending = self._begin(node.name, of_slopes(lower[free], upper[free]), own, units)
         eye = torch.eye(len(free), dtype=lower.dtype, device=lower.device)
         self._found[node.name] = {**known, pending.block: Coefficients(eye[:, places].contiguous())}
         return pending
@@ -287,7 +329,9 @@ class _StepBuilder:
         self._found[node.name] = blocks
         return pending
 
-    def _begin(self, name: str, constraint: Constraint, read: Expression) -> _Pending:
+    def _begin(
+        self, name: str, constraint: Constraint, read: Expression, units: Units | None = None
+    ) -> _Pending:
         self._room.hold(self._matrices())
         before = sum(self._sizes[block] for block in self._base)
         # What is alive behind it is not known yet: at least what it reads has to be factored.
@@ -297,7 +341,7 @@ class _StepBuilder:
         parts = [(read, constraint.inputs)]
         matrix = joined_rows(parts, self._widths(self._base), self._linear.like)
         block = self._new_block(constraint.outputs)
-        return _Pending(name, constraint, matrix, self._base, block)
+        return _Pending(name, constraint, matrix, self._base, block, units)
 
     def _finish(self, pending: _Pending, alive: Sequence[str]) -> None:
         """Carry on the tensors that are alive, or the blocks that they consist of."""
@@ -345,6 +389,7 @@ class _StepBuilder:
                 joined_rows(parts, own, like),
                 tuple(base.values()),
                 tuple(self._sizes[block] for block in blocks),
+                pending.units,
             )
         )
         self._base = tuple(blocks)
@@ -371,7 +416,7 @@ def _without_extrema(graph: Graph) -> Graph:
     return Graph(tuple(nodes), graph.outputs)
 
 
-def _dependent(graph: Graph) -> Collection[str]:
+def dependent_nodes(graph: Graph) -> Collection[str]:
     """Names of the nodes that depend on the inputs."""
     found: set[str] = set()
     for node in graph.nodes:

@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 from lipfast.estimators.upper.quadratic.graph_certificate import GraphProof, proved_square
-from lipfast.estimators.upper.quadratic.graph_problem import Problem, in_single, problem_of
+from lipfast.estimators.upper.quadratic.graph_problem import (
+    EntrySlopes,
+    Problem,
+    in_single,
+    problem_of,
+)
 from lipfast.estimators.upper.quadratic.graph_room import SEARCHED_IN_SINGLE, QuadraticBoundError
 from lipfast.estimators.upper.quadratic.graph_search import searched
 from lipfast.estimators.upper.quadratic.graph_sweep import GraphSweep, Swept
@@ -45,6 +50,7 @@ def graph_quadratic(
     memory: int = 1 << 30,
     operations: float = math.inf,
     start: Mapping[str, Tensor] | None = None,
+    slopes: EntrySlopes | None = None,
 ) -> GraphQuadratic:
     r"""A certified bound of $\|J\|_2$ for all slopes that activations may have.
 
@@ -58,10 +64,16 @@ def graph_quadratic(
         memory: bytes that all its matrices may take together.
         operations: multiplications and additions that it may take.
         start: `GraphQuadratic.logs` of a similar network.
+        slopes: ranges of slopes on a domain; of other nodes their rules are asked.
     """
     try:
         problem = problem_of(
-            plan, parameters, memory=memory, operations=operations, evaluations=evaluations
+            plan,
+            parameters,
+            memory=memory,
+            operations=operations,
+            evaluations=evaluations,
+            slopes=slopes,
         )
         if problem.output is None:
             return GraphQuadratic(0.0, -math.inf, {})

@@ -60,7 +60,8 @@ def power_scaled(values: Tensor, exponents: Tensor) -> Tensor:
     `torch.ldexp` multiplies by a power of two that may itself overflow.
     """
     shifts = exponents.clamp(-_SHIFT, _SHIFT).to(torch.int32)
-    return torch.from_numpy(np.ldexp(values.double().numpy(), shifts.numpy()))
+    with np.errstate(over="ignore", under="ignore"):  # infinity, which the caller refuses
+        return torch.from_numpy(np.ldexp(values.detach().double().numpy(), shifts.numpy()))
 
 
 def scaled_blocks(

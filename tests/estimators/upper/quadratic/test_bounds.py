@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import lipfast
 from lipfast.errors import ArgumentError
 from lipfast.estimators.upper.quadratic.chains import matrix_chain
+from lipfast.estimators.upper.quadratic.verify import verify_certificate
 from lipfast.estimators.upper.sweep import sweep_of
 
 QUADRATIC = "quadratic constraints"
@@ -256,6 +257,69 @@ def test_the_tracker_goes_on_from_the_multipliers_before() -> None:
     tracker.reset()
     assert tracker.multipliers is None
     assert tracker.upper(weights).value == cold.value
+
+
+@pytest.mark.parametrize("effort", [1, 2])
+def test_the_tracker_along_a_run(effort: int) -> None:
+    """About as tight as calls without a start, also where weights jump."""
+    torch.manual_seed(2)
+    model = _chain(nn.ReLU(), sizes=(20, 60, 60, 10))
+    plan, weights = lipfast.compile(model, torch.zeros(2, 20)), model.state_dict()
+    tracker = plan.tracker(method="quadratic", effort=effort)
+    lost = []
+    for step in range(10):
+        size = 1.0 if step == 5 else 0.02
+        for name, tensor in weights.items():
+            weights[name] = tensor + size * tensor.std() * torch.randn_like(tensor)
+        cold = plan.upper(weights, method="quadratic", effort=1)
+        lost.append(math.log(tracker.upper(weights).value / cold.value))
+    assert sum(lost) / len(lost) < 0.02
+    assert max(lost) < 0.11
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-30, 1e25])
+@pytest.mark.parametrize("of", ["all", "0.weight", "2.weight", "4.weight", "rows", "columns"])
+def test_what_comes_after_a_network_that_teaches_nothing(of: str, factor: float) -> None:
+    torch.manual_seed(0)
+    model = _chain(nn.ReLU(), sizes=(10, 30, 30, 5))
+    plan, weights = lipfast.compile(model, torch.zeros(2, 10)), model.state_dict()
+    other = {name: tensor.clone() for name, tensor in weights.items()}
+    if of == "rows":
+        other["0.weight"][::2] *= factor
+    elif of == "columns":
+        other["2.weight"][:, ::2] *= factor
+    else:
+        for name in ("0.weight", "2.weight", "4.weight") if of == "all" else (of,):
+            other[name] *= factor
+    cold = plan.upper(weights, method="quadratic", effort=1).value
+    tracker = plan.tracker(method="quadratic", effort=1)
+    for _ in range(2):
+        tracker.upper(weights)
+        tracker.upper(other)
+        after = tracker.upper(weights)
+        assert after.method == "quadratic constraints"
+        assert after.value < cold * 1.11
+
+
+def test_networks_that_lose_by_their_start_are_certified_as_others() -> None:
+    """One call has some from their starts and some without: each with its own certificate."""
+    model = _chain(nn.ReLU(), sizes=(20, 40, 40, 10))
+    plan, weights = lipfast.compile(model, torch.zeros(2, 20)), model.state_dict()
+    similar = {name: tensor * 1.001 for name, tensor in weights.items()}
+    tracker = plan.tracker(method="quadratic", effort=1)
+    tracker.upper(weights)
+    torch.manual_seed(5)
+    others = [
+        {name: tensor + scale * torch.randn_like(tensor) for name, tensor in similar.items()}
+        for scale in (0.0, 0.2, 0.001, 0.3)
+    ]
+    found = tracker.upper(others)
+    for own, bound in zip(others, found, strict=True):
+        assert bound.certificate is not None
+        proved = verify_certificate(bound.certificate, plan, own)
+        assert proved.value == pytest.approx(bound.value, rel=1e-12)
+        cold = plan.upper(own, method="quadratic", effort=1).value
+        assert bound.value < 1.11 * cold
 
 
 @pytest.mark.parametrize(

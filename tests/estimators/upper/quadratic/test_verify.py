@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import lipfast
-from lipfast.errors import CertificateError
+from lipfast.errors import ArgumentError, CertificateError
 from lipfast.estimators.upper.quadratic.certificate import QuadraticCertificate
 from lipfast.estimators.upper.quadratic.certificate_json import LARGEST_FILE
 from lipfast.estimators.upper.quadratic.verify import verify_certificate
@@ -114,6 +115,57 @@ def _scaled(index: int, factor: float) -> tuple[Tensor, ...]:
 def test_wrong_certificates_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(CertificateError):
         verify_certificate(replace(CERTIFICATE, **changes), PLAN, WEIGHTS)
+
+
+class _Loud:
+    def __iter__(self) -> Any:
+        raise RuntimeError("asked")
+
+
+def _hostile() -> list[dict[str, Any]]:
+    first, second = CERTIFICATE.multipliers
+    unit, other = CERTIFICATE.units
+    vectors: list[Any] = [None, 3, "a", [1.0] * 12, first.tolist(), first[None], first[0], unit]
+    vectors += [first.to_sparse(), first.to(torch.complex128), first.to("meta"), first.float()]
+    exponents: list[Any] = [None, "ab", unit.tolist(), unit.long(), unit.float(), first]
+    whole: list[Any] = [None, 5, "abc", {}, {1, 2}, _Loud(), first, float("nan")]
+    return [
+        *({"multipliers": (own, second)} for own in vectors),
+        *({"units": (own, other)} for own in exponents),
+        *({name: own} for name in ("layers", "multipliers", "units", "maps") for own in whole),
+        *({"maps": (own, *CERTIFICATE.maps[1:])} for own in (None, 1.0, True, "1", float("nan"))),
+        *({"layers": (own, *CERTIFICATE.layers[1:])} for own in (None, 1, b"0.weight")),
+        *({"square": own} for own in (None, "1", 4, True, 1j, first, float("inf"), [1.0])),
+        *({name: own} for name in ("plan", "weights") for own in (5, b"a", first)),
+    ]
+
+
+@pytest.mark.parametrize("index", range(len(_hostile())))
+def test_objects_made_by_hand_are_refused(index: int) -> None:
+    changes = _hostile()[index]
+    made = replace(CERTIFICATE, **changes)
+    for call in (lambda: lipfast.verify_certificate(made, PLAN, WEIGHTS), made.to_json, made.check):
+        with pytest.raises(CertificateError, match=next(iter(changes))):
+            call()
+
+
+@pytest.mark.parametrize("other", [None, {}, "c.json", CERTIFICATE.to_json(), UPPER, object()])
+def test_what_is_no_certificate_and_no_plan(other: Any) -> None:
+    with pytest.raises(CertificateError, match="expected a certificate"):
+        verify_certificate(other, PLAN, WEIGHTS)
+    with pytest.raises(ArgumentError, match="plan must be"):
+        verify_certificate(CERTIFICATE, other, WEIGHTS)
+
+
+def test_numbers_that_no_float_holds_are_infinite_without_a_warning() -> None:
+    """The largest exponents that a certificate may have."""
+    units = tuple(torch.full_like(e, 1 << 20) for e in CERTIFICATE.units)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for sign in (1, -1):
+            made = replace(CERTIFICATE, units=tuple(sign * e for e in units))
+            with pytest.raises(CertificateError):
+                verify_certificate(made, PLAN, WEIGHTS)
 
 
 def test_another_network_is_said() -> None:

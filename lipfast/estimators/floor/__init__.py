@@ -1,0 +1,1 @@
+"""The largest norm of slopes: what no bound that ignores reachability can be below."""
