@@ -154,12 +154,13 @@ class Plan(Architecture):
             domain: `lipfast.Box` or `lipfast.Ball`: the bound holds for inputs in this set; without
                 one for all inputs.
             method: "quadratic" also bounds by quadratic constraints on slopes, and takes the
-                smaller of both bounds (norm 2, on the CPU). Chains of matrices and entrywise ops
-                are quick, and `UpperBound.certificate` is what proves theirs; of other graphs
-                (sums of branches, small convolutions) one matrix holds all that is alive.
+                smaller of both bounds (norm 2). Chains of matrices and entrywise ops are quick, on
+                a device all together, and `UpperBound.certificate` is what proves theirs; of other
+                graphs (sums of branches, small convolutions) one matrix holds all that is alive.
             effort: how long that searches: 1 (about as long as ten products), 2 or 3.
-            memory: bytes that such a matrix, and what makes it, may take; the product of norms
-                takes what the sizes of the layers ask for, whatever it is.
+            memory: bytes that such a matrix, and what makes it, may take, and those of chains of a
+                batch on a device; the product of norms takes what the sizes of the layers ask for,
+                whatever it is.
             progress: None shows it on a terminal after two seconds, False never, True from the
                 start and everywhere.
 

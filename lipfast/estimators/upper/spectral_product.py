@@ -21,7 +21,7 @@ from lipfast.estimators.upper.layer_calls import FoundStarts, LayerCall, layer_b
 from lipfast.estimators.upper.many import UpperBounds, UpperBoundsOfGraph
 from lipfast.estimators.upper.networks import Group, prepared
 from lipfast.estimators.upper.numbers_read import NumbersRead
-from lipfast.estimators.upper.quadratic.bounds import quadratic_bounds
+from lipfast.estimators.upper.quadratic.bounds import quadratic_bounds, queued_bounds
 from lipfast.estimators.upper.quadratic.certificate import WarmStart
 from lipfast.estimators.upper.starts import Starts, StartVectors, checked_starts
 from lipfast.estimators.upper.sweep import Sweep, composed, sweep_of
@@ -182,6 +182,18 @@ class _Call(NamedTuple):
         numbers = NumbersRead(plan, sweep, parameters, self.norm, self.domain)
         own = [self.start[index] for index in group.networks]
         later = None
+        queued = None
+        if self.quadratic is not None:
+            # Before the host waits for the norms.
+            begin = [self.quadratic.warm[index] for index in group.networks]
+            queued = queued_bounds(
+                plan,
+                sweep,
+                parameters,
+                effort=self.quadratic.effort,
+                start=begin,
+                memory=self.quadratic.memory,
+            )
         if self.norm != 2 and self.simplify:
             later = interval_jacobians(plan, sweep, parameters, self.norm)
         found: tuple[LayerBrackets, Sequence[StartVectors]]
@@ -191,6 +203,8 @@ class _Call(NamedTuple):
             call = LayerCall(sweep.layers, parameters, self.norm, self.rtol, self.seed, own)
             found = layer_brackets(call)
         bounds = _bounds_of_group(plan, sweep, group, found, numbers, norm=self.norm)
+        if queued is not None:
+            return replace(bounds, tighter=queued(bounds.logs))
         if self.quadratic is not None:
             effort, memory, warm, follow = self.quadratic
             tighter = quadratic_bounds(
