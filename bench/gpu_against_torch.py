@@ -252,6 +252,20 @@ def checkpoints_case(setting: Setting, networks: int, batch: int, widths: Sequen
     )
 
 
+def quadratic_case(setting: Setting, networks: int, widths: Sequence[int]) -> Case:
+    """Tight upper bounds of perceptrons; torch has none, so beside the product of their norms."""
+    models = [perceptron(widths).to(setting.device) for _ in range(min(networks, 10))]
+    state_dicts = [dict(models[i % len(models)].state_dict()) for i in range(networks)]
+    plan = lipfast.compile(models[0], setting.random(2, widths[0]))
+    host = [{k: v.cpu() for k, v in s.items()} for s in state_dicts[: len(models)]]
+    return Case(
+        f"{networks} upper bounds of {'-'.join(map(str, widths))}, quadratic constraints",
+        lambda: plan.upper(state_dicts, method="quadratic", effort=1),
+        {"lipfast, product of norms": lambda: plan.upper(state_dicts)},
+        (lambda: plan.upper(host, method="quadratic", effort=1), len(host) / networks),
+    )
+
+
 def network_case(setting: Setting, batch: int, widths: Sequence[int]) -> Case:
     """Jacobian norms of one perceptron."""
     model = perceptron(widths).to(setting.device)
@@ -315,6 +329,7 @@ def cases(setting: Setting) -> Iterator[Case]:
     del stacks
     widths = (40, 256, 256, 10)
     yield checkpoints_case(setting, sized(5000, 3), sized(1000, 5), widths)
+    yield quadratic_case(setting, sized(1000, 3), widths)
     yield convolutions_case(setting, RESNET18 if not setting.tiny else [(3, 4, 6), (4, 4, 6)])
     for n, side in ((16, sized(512, 24)), (1, sized(4096, 24))):
         matrices = [random(n, side, side)]

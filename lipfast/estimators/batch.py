@@ -81,6 +81,8 @@ def batch_bounds(
             effort=1,
             warm=warm,
             follow=False,
+            # What the host's graphs may take does not depend on how many checkpoints it holds.
+            memory=memory if x.is_cuda else 1 << 30,
         )
         between = time.perf_counter()
         lowers = plan.lower(state_dicts, x, norm=norm, memory=memory, progress=False)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lipfast.checkpoints.metadata import Scalar
-from lipfast.errors import ArgumentError
 from lipfast.scoring.architectures import ArchSource, ModelFamily
 from lipfast.scoring.data import Samples
 from lipfast.scoring.device import find_device
@@ -39,9 +38,5 @@ class Recipe:
             ArgumentError: the architecture cannot be imported or read, or there is no such device.
         """
         device = find_device(self.device)
-        if self.options.upper == "quadratic" and not device.is_cpu:
-            raise ArgumentError(
-                "upper='quadratic' runs on the CPU: score with device='cpu', or upper='product'"
-            )
         architecture = ModelFamily(self.arch, self.arch_args)
         return Scorer(architecture, self.samples, self.options, bounds, device)

@@ -356,12 +356,12 @@ class Scorer:
             warm=self._known(self._warm, arguments, members),
             memory=self.device.memory(options.memory),
         )
+        last = {checkpoint.metadata.run: at for at, (_, checkpoint) in enumerate(members)}
+        warm = {run: found.uppers.warm_start(at) for run, at in last.items()}
+        self._warm[arguments] = warm
         if self.device.is_cpu:
-            last = {checkpoint.metadata.run: at for at, (_, checkpoint) in enumerate(members)}
             vectors = found.uppers.starts
             self._vectors[arguments] = {run: vectors[at] for run, at in last.items()}
-            warm = {run: found.uppers.warm_start(at) for run, at in last.items()}
-            self._warm[arguments] = warm
         for stage, seconds in found.seconds.items():
             self.seconds[stage] += seconds
         started = time.perf_counter()

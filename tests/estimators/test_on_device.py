@@ -27,6 +27,7 @@ from lipfast.ops.emulation import products_are_ieee
 from lipfast.plan import stacked as stacked_module
 from lipfast.plan.convert import MAX_FOLDED_ENTRIES
 from lipfast.plan.stacked import StackedStateDicts
+from lipfast.rules import RULES
 from tests.support.networks import randomised
 from tests.support.pretended_device import (
     CUDA,
@@ -122,6 +123,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "wide": (lambda: mlp(70, 30, 68), (70,)),
 }
 
+# Of these, those that are matrices with activations between them.
+CHAINS = ("chain", "smooth", "wide")
+
 
 def case(name: str) -> tuple[nn.Module, Tensor]:
     make, shape = CASES[name]
@@ -182,6 +186,8 @@ def calls(model: nn.Module, plan: Any, x: Tensor, norm: float) -> dict[str, Call
         made["jacobian_norms lanczos"] = lambda: (
             lipfast.jacobian_norms(model, x, method="lanczos", details=True).values
         )
+        made["upper_bound quadratic"] = lambda: lipfast.upper_bound(model, x, method="quadratic")
+        made["plan.upper quadratic"] = lambda: plan.upper([state] * 3, method="quadratic")
     return made
 
 
@@ -209,7 +215,7 @@ def numbers(found: Any) -> list[Tensor]:
 # Of a call, at most so many launches, waits for the device, and copies to it. A trace is compared
 # with its module first, on a dozen batches and in two precisions; most calls trace a model once.
 COMPARISON = (700, 95, 32)
-TRACING = ("jacobian_norms", "lower_bound", "upper_bound", "bounds")
+TRACING = ("jacobian_norms", "lower_bound", "upper_bound", "bounds", "upper_bound quadratic")
 CEILINGS = {
     "jacobian_norms": (320, 75, 9),
     "jacobian_norms again": (320, 65, 9),
@@ -232,6 +238,8 @@ CEILINGS = {
     "plan.lower many": (400, 2, 1),
     "plan.bounds": (600, 3, 3),
     "tracker": (300, 7, 3),
+    "upper_bound quadratic": (6000, 30, 4),
+    "plan.upper quadratic": (5700, 1, 3),
 }
 
 
@@ -288,6 +296,8 @@ WAITS = {
     "plan.lower many": (2, 0),
     "plan.bounds": (3, 0),
     "tracker": (5, 0),
+    "upper_bound quadratic": (10, 0),
+    "plan.upper quadratic": (1, 0),
     **dict.fromkeys(
         (f"lower_bound {kind}" for kind in ("convex", "neighbourhood", "ascent")), (20, 8)
     ),
@@ -307,6 +317,8 @@ def check_waits(name: str, norm: float, asked: Mapping[str, Counts]) -> None:
     for key, counts in asked.items():
         if searched and ("upper" in key or "bounds" in key or key == "tracker"):
             continue  # levels of a search over convolutions' symbols are looked at
+        if "quadratic" in key and name not in CHAINS:
+            continue  # networks that are no chains are searched for one by one, step by step
         of_norms = key.startswith("jacobian_norms")
         fixed, each = WAITS_OF_NORMS if of_norms else WAITS[key]
         if key in TRACING:
@@ -319,7 +331,8 @@ def check_waits(name: str, norm: float, asked: Mapping[str, Counts]) -> None:
 @pytest.mark.parametrize("name", [name for name in CASES if name != "chain"])
 def test_other_models(name: str) -> None:
     chosen = ("jacobian_norms", "lower_bound", "upper_bound", "plan.lower many", "plan.upper")
-    check_waits(name, 2, check_calls(name, 2, chosen))
+    tight = ("plan.upper quadratic",) if name in (*CHAINS, "residual") else ()
+    check_waits(name, 2, check_calls(name, 2, (*chosen, *tight)))
 
 
 @pytest.mark.long
@@ -1066,3 +1079,42 @@ def test_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
     with pretended_device(), mock.patch.object(torch.cuda, "is_available", lambda: False):
         assert _native.no_cuda_device() == "no CUDA device: CUDA_VISIBLE_DEVICES is ''"
         assert lipfast.info()["devices"] == ("cpu",)
+
+
+class Scaled(nn.Module):
+    """Slopes that parameters say: of a composition, and of a rule that a user wrote."""
+
+    def __init__(self, *, composed: bool) -> None:
+        super().__init__()
+        self.composed = composed
+        self.first, self.last = nn.Linear(6, 5), nn.Linear(5, 3)
+        self.slope = nn.Parameter(torch.linspace(0.5, 1.5, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        gate = torch.sigmoid(self.slope * hidden) if self.composed else 1.0
+        return self.last(
+            hidden * gate if self.composed else nn.functional.prelu(hidden, self.slope)
+        )
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("composed", [True, False])
+def test_slopes_that_the_host_has_to_look_at(
+    composed: bool, norm: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They come from the device with one more wait, of all networks together."""
+    if not composed:
+        monkeypatch.setitem(RULES, "aten.prelu", replace(RULES["aten.prelu"]))
+    torch.manual_seed(0)
+    model, x = Scaled(composed=composed), torch.randn(2, 6)
+    plan, state_dicts = lipfast.compile(model, x), similar(model, 3)
+    method = {"method": "quadratic"} if norm == 2 else {}
+    known = plan.upper(state_dicts, norm=norm, **method)
+    for networks in both_forms(state_dicts):
+        with pretended_device() as counts:
+            found = plan.upper(networks, norm=norm, **method)
+            assert counts.syncs + counts.blocking <= 3, counts.waits
+        for one, other in zip(found, known, strict=True):
+            assert one.method == other.method and one.method.startswith(("interval", "quadratic"))
+            assert one.value == pytest.approx(other.value, rel=1e-2)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import lipfast
 from lipfast.errors import ArgumentError, NonFiniteError
+from lipfast.estimators.upper.quadratic.verify import verify_certificate
 from lipfast.ops.chain_jacobian_norms import chain_jacobian_norms
 from lipfast.ops.chain_secants import PiecewiseLinearChains
 from lipfast.ops.chain_stages import Activation, Linear, Stage
@@ -399,6 +400,43 @@ def test_public_calls(make: Callable[[], torch.nn.Module], device: torch.device)
     assert float(found.lower) <= float(expected.upper)
     assert float(expected.lower) <= float(found.upper) <= float(expected.upper) * (1 + 1e-4)
     assert float(norms.max()) <= float(found.upper) * (1 + 1e-5)
+
+
+def check_quadratic(widths: tuple[int, ...], count: int, device: torch.device) -> None:
+    """Chains are as tight as on the CPU, and what proves them there proves them here."""
+    torch.manual_seed(0)
+    layers = [
+        layer
+        for pair in pairwise(widths)
+        for layer in (torch.nn.Linear(*pair, dtype=torch.float64), torch.nn.GELU())
+    ]
+    model, x = torch.nn.Sequential(*layers[:-1]), normal(3, widths[0])
+    plan = lipfast.compile(model, x)
+    state_dicts = [
+        {key: value * (1 + 0.1 * index) for key, value in model.state_dict().items()}
+        for index in range(count)
+    ]
+    expected = plan.upper(state_dicts[:4], method="quadratic")
+    there = [{key: value.to(device) for key, value in own.items()} for own in state_dicts]
+    whole = {key: torch.stack([own[key] for own in there]) for key in there[0]}
+    tracker = plan.tracker(method="quadratic")
+    for found in (plan.upper(StackedStateDicts(whole), method="quadratic"), tracker.upper(there)):
+        for bound, other, own in zip(found, expected, state_dicts, strict=False):
+            assert bound.certified and bound.certificate is not None
+            assert bound.value <= other.value * 1.02
+            assert verify_certificate(bound.certificate, plan, own).value == bound.value
+    assert tracker.multipliers is not None
+    assert all(own.device.type == "cuda" for own in tracker.multipliers)
+
+
+def test_quadratic_constraints_small(device: torch.device) -> None:
+    check_quadratic((5, 8, 6, 3), 5, device)
+
+
+@pytest.mark.hardware
+@pytest.mark.parametrize("widths", [(40, 256, 256, 10), (784, 1500, 300), (5, *[50] * 6, 5)])
+def test_quadratic_constraints_large(widths: tuple[int, ...], device: torch.device) -> None:
+    check_quadratic(widths, 200 if max(widths) < 1000 else 2, device)
 
 
 def test_lower_bounds_of_many_state_dicts(device: torch.device, cases: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,9 @@ from torch import nn
 
 import lipfast
 from lipfast.errors import ArgumentError
+from lipfast.estimators.upper.quadratic import bounds
+from lipfast.estimators.upper.quadratic.stacked_quadratic import ProvedLater
+from tests.support.pretended_device import CUDA, pretended_device
 
 
 def _mlp(width: int) -> nn.Module:
@@ -65,3 +69,25 @@ def test_methods_that_are_none_are_refused_at_once(archive: Path, tmp_path: Path
     for options in ({"upper": "sdp"}, {"upper": "quadratic", "norm": 1}):
         with pytest.raises(ArgumentError):
             _scored(archive, tmp_path / "store", **options)
+
+
+def test_on_a_device_runs_go_on_from_the_batch_before(
+    archive: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, begun = tmp_path_factory.mktemp("stores"), []
+    known = _scored(archive, out / "cpu", upper="quadratic", batch_size=2)
+    queued = bounds.ProvedLater
+
+    def seen(*args: object, **options: Any) -> ProvedLater:
+        begun.append(options["start"])
+        return queued(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(bounds, "ProvedLater", seen)
+    with pretended_device():
+        found = _scored(archive, out / "cuda", upper="quadratic", batch_size=2, device="cuda")
+    assert set(found["upper_method"]) == {"quadratic constraints"}
+    assert all(found["upper_certified"])
+    for lower, tight, other in zip(found["lower"], found["upper"], known["upper"], strict=True):
+        assert lower <= tight <= 1.01 * other  # type: ignore[operator]
+    assert begun[0] is None and len(begun) == 3
+    assert all(own.device == CUDA for start in begun[1:] for own in start)

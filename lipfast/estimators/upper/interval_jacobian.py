@@ -34,7 +34,11 @@ from lipfast.estimators.upper.interval_jacobian_parts import (
     parts_of,
 )
 from lipfast.estimators.upper.layer_bracket import LayerBrackets
-from lipfast.estimators.upper.layer_norms import error_of_weight, errors_of_layer
+from lipfast.estimators.upper.layer_norms import (
+    error_of_weight,
+    errors_of_layer,
+    weights_with_errors,
+)
 from lipfast.estimators.upper.local.slopes import LocalSlopes
 from lipfast.estimators.upper.many import Tighter
 from lipfast.estimators.upper.map_chains import MapChain, map_chain
@@ -46,7 +50,6 @@ from lipfast.ops.chain_interval_jacobian import IntervalNorms, chain_interval_ja
 from lipfast.ops.emulation import products_are_ieee
 from lipfast.ops.fetched import Fetched, sent
 from lipfast.plan.architecture import Architecture
-from lipfast.plan.fold import folded_name
 from lipfast.plan.stacked import ResolvedNetworks
 from lipfast.rules.upward import Upward
 
@@ -232,7 +235,7 @@ class _Work(NamedTuple):
         last, part = steps[-1]
         if [last.node.name] == list(self.plan.graph.outputs) and _is_of_whole_samples(part):
             assert isinstance(part, Matrix)
-            readers[part.operand] = [Balls(*_weights_of(part, networks, chosen))]
+            readers[part.operand] = [Balls(*weights_with_errors(part.layer, networks, chosen))]
             steps.pop()
         else:
             readers = self._outputs(networks, chosen, entries)
@@ -299,24 +302,8 @@ def _is_of_whole_samples(part: JacobianPart) -> bool:
     return isinstance(part, Matrix) and part.rows == 1
 
 
-def _weights_of(
-    part: Matrix, networks: ResolvedNetworks, chosen: slice
-) -> tuple[Tensor, Tensor | None]:
-    """(networks, outputs, inputs) in float64, and their errors."""
-    layer = part.layer
-    weights = networks.together(layer.weight)[chosen]
-    names = [error_name(layer.weight), folded_name(layer.node, "underflow")]
-    known = {name: tensor[chosen] for name, tensor in networks.tensors(names).items()}
-    errors = None
-    if layer.folds or names[0] in known:
-        errors = error_of_weight(layer, known, weights)
-    if layer.transposed:
-        weights, errors = weights.mT, None if errors is None else errors.mT
-    return weights.double(), errors
-
-
 def _through(part: Matrix, balls: Balls, networks: ResolvedNetworks, chosen: slice) -> Balls:
-    weights, errors = _weights_of(part, networks, chosen)
+    weights, errors = weights_with_errors(part.layer, networks, chosen)
     shape = balls.middle.shape[:2]
     rows = balls.on_both(lambda side: side.reshape(len(weights), -1, weights.shape[1]))
     return rows.times(weights, errors).on_both(lambda side: side.reshape(*shape, -1))

@@ -19,7 +19,7 @@ from lipfast.estimators.upper.sweep import ZERO, Step, Sweep
 from lipfast.estimators.upper.together import Unread
 from lipfast.graph.apply import call_op
 from lipfast.graph.nodes import Constant, error_name
-from lipfast.ops.fetched import sent
+from lipfast.ops.fetched import Fetched, sent
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.computed import mapped
 from lipfast.plan.layers import Layer
@@ -49,23 +49,11 @@ class Pointwise:
     def slopes(
         self, networks: ResolvedNetworks, plan: Architecture, device: torch.device
     ) -> Range | None:
-        """Of all networks; None where one has none, or the host would have to look at a device."""
+        """Of all networks; None where one has none."""
         if self.known is not None:
             both = sent(torch.stack(self.known), device)
             return both[0], both[1]
-        looks = self.step.node.op == "lipfast.composition" or not written_here(self.step.rule)
-        if device.type != "cpu" and looks:
-            return None
-        if device.type != "cpu":
-            read = [ref.name for ref in self.step.references if ref.kind == "parameter"]
-            tensors = networks.tensors([*read, *map(error_name, read)])
-            return mapped(lambda own: _slopes_of_step(self.step, own, plan.constants), tensors)
-        found = [_slopes_of_step(self.step, entry, plan.constants) for entry in networks]
-        if any(own is None for own in found):
-            return None
-        pairs = [own for own in found if own is not None]
-        low, high = (torch.stack([own[side] for own in pairs]).to(device) for side in (0, 1))
-        return low, high
+        return slopes_of_networks(self.step, networks, plan.constants, device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +142,7 @@ def _pointwise_of(step: Step, constants: Mapping[str, Constant]) -> Pointwise | 
         return None
     known = None
     with suppress(Exception):  # it reads parameters; or fails, as it will for each network
-        found = _slopes_of_step(step, Unread(), constants)
+        found = slopes_of_step(step, Unread(), constants)
         if found is None:
             return None
         known = found[0][None], found[1][None]
@@ -166,7 +154,31 @@ def _pointwise_of(step: Step, constants: Mapping[str, Constant]) -> Pointwise | 
     return Pointwise(step, operand, known, numbers)
 
 
-def _slopes_of_step(
+def slopes_of_networks(
+    step: Step, networks: ResolvedNetworks, constants: Mapping[str, Constant], device: torch.device
+) -> Range | None:
+    """Slopes that parameters say, (networks, entries) each; None where a network has none.
+
+    A composition, and a rule that a user wrote, look at numbers: those come from a device first,
+    for which the host waits.
+    """
+    entries: Sequence[Mapping[str, Tensor]] = networks
+    if device.type != "cpu":
+        read = [ref.name for ref in step.references if ref.kind == "parameter"]
+        tensors = networks.tensors([*read, *map(error_name, read)])
+        if step.node.op != "lipfast.composition" and written_here(step.rule):
+            return mapped(lambda own: slopes_of_step(step, own, constants), tensors)
+        columns = [tensor.unbind() for tensor in Fetched(list(tensors.values())).read()]
+        entries = [dict(zip(tensors, row, strict=True)) for row in zip(*columns, strict=True)]
+    pairs = [slopes_of_step(step, entry, constants) for entry in entries]
+    found = [own for own in pairs if own is not None]
+    if len(found) < len(networks):
+        return None
+    low, high = (sent(torch.stack([own[side] for own in found]), device) for side in (0, 1))
+    return low, high
+
+
+def slopes_of_step(
     step: Step, parameters: Mapping[str, Tensor], constants: Mapping[str, Constant]
 ) -> Range | None:
     """Of one network, (entries) each."""

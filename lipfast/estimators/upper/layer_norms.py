@@ -49,6 +49,21 @@ def error_of_weight(layer: Layer, tensors: Mapping[str, Tensor], weight: Tensor)
     return None if error is None else widened(error.double(), 4).expand_as(weight) + UNDERFLOW
 
 
+def weights_with_errors(
+    layer: Layer, networks: ResolvedNetworks, chosen: slice
+) -> tuple[Tensor, Tensor | None]:
+    """Matrices of some networks (networks, outputs, inputs) in float64, and their errors."""
+    weights = networks.together(layer.weight)[chosen]
+    names = [error_name(layer.weight), folded_name(layer.node, "underflow")]
+    known = {name: tensor[chosen] for name, tensor in networks.tensors(names).items()}
+    errors = None
+    if layer.folds or names[0] in known:
+        errors = error_of_weight(layer, known, weights)
+    if layer.transposed:
+        weights, errors = weights.mT, None if errors is None else errors.mT
+    return weights.double(), errors
+
+
 def error_of_matrix(
     layer: Layer, matrix: Tensor, tensors: Mapping[str, Tensor], norm: Norm
 ) -> float:

@@ -22,7 +22,7 @@ from lipfast.estimators.upper.local.slopes import LocalSlopes
 from lipfast.estimators.upper.many import UpperBounds, UpperBoundsOfGraph
 from lipfast.estimators.upper.networks import Group, prepared
 from lipfast.estimators.upper.numbers_read import NumbersRead
-from lipfast.estimators.upper.quadratic.bounds import quadratic_bounds
+from lipfast.estimators.upper.quadratic.bounds import quadratic_bounds, queued_bounds
 from lipfast.estimators.upper.quadratic.certificate import WarmStart
 from lipfast.estimators.upper.quadratic.rows import row_bounds
 from lipfast.estimators.upper.starts import Starts, StartVectors, checked_starts
@@ -185,7 +185,19 @@ class _Call(NamedTuple):
         numbers = NumbersRead(plan, sweep, parameters, self.norm, self.domain)
         own = [self.start[index] for index in group.networks]
         later = None
+        queued = None
         local = LocalSlopes(plan, parameters, self.domain, self.memory)
+        if self.quadratic is not None and self.norm == 2:
+            # Before the host waits for the norms.
+            begin = [self.quadratic.warm[index] for index in group.networks]
+            queued = queued_bounds(
+                plan,
+                sweep,
+                parameters,
+                effort=self.quadratic.effort,
+                start=begin,
+                memory=self.memory,
+            )
         if self.norm != 2 and self.simplify:
             later = interval_jacobians(plan, sweep, parameters, self.norm, local)
         found: tuple[LayerBrackets, Sequence[StartVectors]]
@@ -197,6 +209,8 @@ class _Call(NamedTuple):
         bounds = _bounds_of_group(plan, sweep, group, found, numbers, norm=self.norm)
         if later is not None:
             bounds = replace(bounds, tighter=[later.read()])
+        if queued is not None:
+            return replace(bounds, tighter=[queued(bounds.logs)])
         if self.quadratic is None:
             return bounds
         effort, warm, follow = self.quadratic

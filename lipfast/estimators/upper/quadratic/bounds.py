@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lipfast.errors import ArgumentError
 from lipfast.estimators.upper.many import Tighter
 from lipfast.estimators.upper.quadratic.boxes import Boxes
 from lipfast.estimators.upper.quadratic.certificate import (
@@ -20,8 +19,15 @@ from lipfast.estimators.upper.quadratic.certificate import (
 from lipfast.estimators.upper.quadratic.chains import MatrixChain, matrix_chain
 from lipfast.estimators.upper.quadratic.graph_problem import EntrySlopes
 from lipfast.estimators.upper.quadratic.graph_quadratic import graph_quadratic
+from lipfast.estimators.upper.quadratic.stacked_quadratic import (
+    ProvedChains,
+    ProvedLater,
+    bytes_of_one,
+)
 from lipfast.estimators.upper.sweep import Sweep
 from lipfast.ops.chain_quadratic import ChainQuadratic, chain_quadratic
+from lipfast.ops.emulation import products_are_ieee
+from lipfast.ops.stack import stacked
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.stacked import ResolvedNetworks
 from lipfast.rules.upward import Upward
@@ -76,14 +82,7 @@ def quadratic_bounds(
             one. What would take more, or more than `OPERATIONS`, has no bound, and says so.
         slopes: for each network ranges of slopes on a domain; the bound is then for pairs of its
             points, never above that of all pairs, and has no certificate.
-
-    Raises:
-        ArgumentError: the networks are on a device.
     """
-    if not all(tensor.is_cpu for tensor in networks[0].values()):
-        raise ArgumentError(
-            "method='quadratic' runs on the CPU: move the state dict there, or use method='product'"
-        )
     found = _everywhere(
         plan,
         sweep,
@@ -121,7 +120,8 @@ def _everywhere(
     products: Sequence[float],
     memory: int,
 ) -> Tighter | str:
-    chain = matrix_chain(sweep)
+    # On a device a chain that has slopes was queued.
+    chain = None if _device_of_networks(networks).type == "cuda" else matrix_chain(sweep)
     boxes = None if chain is None else _all_boxes(chain, plan, networks)
     if chain is None or boxes is None:
         return _bounds_of_graphs(plan, networks, None, effort=effort, memory=memory)
@@ -147,6 +147,63 @@ def _everywhere(
     return Tighter(QUADRATIC, found.values, found.logs, found.certificate, warm_start)
 
 
+def queued_bounds(
+    plan: Architecture,
+    sweep: Sweep,
+    networks: ResolvedNetworks,
+    *,
+    effort: int,
+    start: Sequence[WarmStart | None],
+    memory: int,
+) -> Callable[[Sequence[float]], Tighter | str] | None:
+    """`quadratic_bounds` of chains on a CUDA device, when somebody has the products of norms.
+
+    They are queued at once, and nothing of them is looked at before. None where they are elsewhere,
+    or no chains.
+    """
+    device, chain = _device_of_networks(networks), matrix_chain(sweep)
+    if chain is None or device.type != "cuda":
+        return None
+    stored = chain.stored(plan, networks, device)
+    if stored is None:
+        return None
+    why, needed = None, bytes_of_one(stored.shapes)
+    if not products_are_ieee(device):
+        why = f"{device} computes float64 with shorter numbers"
+    elif needed > memory:
+        why = f"a network takes {needed / 2**20:.0f} MiB, more than memory={memory}"
+    elif min(map(min, stored.shapes)) == 0:
+        why = "a matrix has no entries"
+    if why is not None:
+        return lambda _: f"no quadratic constraints: {why}"
+    sizes = [layer.output_shape[-1] for layer in chain.layers[:-1]]
+    fitting = [own if own and _is_of_chain(own.multipliers, sizes) else None for own in start]
+    room = memory // needed
+    later = ProvedLater(
+        stored.some,
+        [slice(first, first + room) for first in range(0, len(networks), room)],
+        evaluations=(WARM_EVALUATIONS if all(fitting) else EVALUATIONS)[effort],
+        start=_stacked_starts(fitting, sizes, device) if any(fitting) else None,
+    )
+
+    def bounds(products: Sequence[float]) -> Tighter:
+        call = later.read()
+        values, logs = _unscaled(chain, plan, networks, call)
+        found = _ProvedChains(chain, values, logs, [(call, row) for row in range(len(networks))])
+
+        def warm_start(network: int) -> WarmStart | None:
+            gain = products[network] - logs[network]
+            return WarmStart(found.multipliers(network), gain) if gain > 0 else None
+
+        return Tighter(QUADRATIC, values, logs, found.certificate, warm_start)
+
+    return bounds
+
+
+def _device_of_networks(networks: ResolvedNetworks) -> torch.device:
+    return next((t.device for t in networks[0].values()), torch.device("cpu"))
+
+
 class _ProvedChains(NamedTuple):
     """Bounds of networks of a chain, and which of the native calls proved each.
 
@@ -160,7 +217,7 @@ class _ProvedChains(NamedTuple):
     chain: MatrixChain
     values: list[float]
     logs: list[float]
-    proved: list[tuple[ChainQuadratic, int]]
+    proved: list[tuple[ChainQuadratic | ProvedChains, int]]
 
     def or_better(self, other: _ProvedChains, chosen: Sequence[int]) -> _ProvedChains:
         """The smaller bound each, where another call was made for some."""
@@ -173,7 +230,8 @@ class _ProvedChains(NamedTuple):
 
     def multipliers(self, network: int) -> Multipliers:
         call, row = self.proved[network]
-        return [own[row].clone() for own in call.logs]
+        # On a device, where copies of many rows are many launches, parts of all of them.
+        return [own[row].clone() if own.is_cpu else own[row] for own in call.logs]
 
     def certificate(self, network: int) -> QuadraticCertificate:
         call, row = self.proved[network]
@@ -325,18 +383,22 @@ def _is_of_chain(start: Multipliers, sizes: Sequence[int]) -> bool:
     return [len(own) for own in start] == list(sizes)
 
 
-def _stacked_starts(start: Sequence[WarmStart | None], sizes: Sequence[int]) -> list[Tensor]:
+def _stacked_starts(
+    start: Sequence[WarmStart | None],
+    sizes: Sequence[int],
+    device: torch.device = torch.device("cpu"),  # noqa: B008 - a constant
+) -> list[Tensor]:
     """(N, n_i) each; NaN for networks without."""
-    none = [torch.full((size,), torch.nan, dtype=torch.float64) for size in sizes]
+    none = [torch.full((n,), torch.nan, dtype=torch.float64, device=device) for n in sizes]
     rows = (own.multipliers if own else none for own in start)
-    return [torch.stack(column) for column in zip(*rows, strict=True)]
+    return [stacked(column) for column in zip(*rows, strict=True)]
 
 
 def _unscaled(
     chain: MatrixChain,
     plan: Architecture,
     networks: Sequence[Mapping[str, Tensor]],
-    found: ChainQuadratic,
+    found: ChainQuadratic | ProvedChains,
 ) -> tuple[list[float], list[float]]:
     bounds = [
         _unscaled_bound(chain, plan, entry, found, index) for index, entry in enumerate(networks)
@@ -348,7 +410,7 @@ def _unscaled_bound(
     chain: MatrixChain,
     plan: Architecture,
     entry: Mapping[str, Tensor],
-    found: ChainQuadratic,
+    found: ChainQuadratic | ProvedChains,
     index: int,
 ) -> Upward:
     """The bound of the weights as they are, times the constant of what follows the last matrix."""

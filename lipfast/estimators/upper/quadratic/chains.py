@@ -5,21 +5,26 @@ Part of the proof: it says which matrices and which ranges of slopes stand for a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lipfast.estimators.upper.layer_norms import error_of_weight
+from lipfast.estimators.upper.interval_jacobian_parts import slopes_of_networks, slopes_of_step
+from lipfast.estimators.upper.layer_norms import error_of_weight, weights_with_errors
 from lipfast.estimators.upper.map_chains import map_chain
 from lipfast.estimators.upper.quadratic.boxes import Boxes, boxes_of
 from lipfast.estimators.upper.quadratic.graph_problem import EntrySlopes, entry_key
+from lipfast.estimators.upper.quadratic.stacked_quadratic import ChainsOnDevice
 from lipfast.estimators.upper.sweep import ITSELF, ZERO, Step, Sweep
 from lipfast.norms import Norm
+from lipfast.ops.fetched import sent
 from lipfast.plan.architecture import Architecture
 from lipfast.plan.layers import Layer
+from lipfast.plan.stacked import ResolvedNetworks
 from lipfast.rules.upward import Upward
 
 
@@ -94,6 +99,72 @@ class MatrixChain:
             lower, upper = (_rows_of_features(end, layer.output_shape) for end in ends)
             found.append(boxes_of(lower.amin(0), upper.amax(0)))
         return found
+
+    def stored(
+        self, plan: Architecture, networks: ResolvedNetworks, device: torch.device
+    ) -> StoredChains | None:
+        """Those of many networks on a device; None where an activation of one has no slopes."""
+        boxes: list[Boxes] = []
+        for step, layer in zip(self.activations, self.layers, strict=False):
+            if any(reference.kind == "parameter" for reference in step.references):
+                ends = slopes_of_networks(step, networks, plan.constants, device)
+            else:
+                ends = slopes_of_step(step, {}, plan.constants)
+            if ends is None:
+                return None
+            rows = (end.reshape(-1, math.prod(layer.output_shape)) for end in ends)
+            shape = (-1, math.prod(layer.output_shape[:-1]), layer.output_shape[-1])
+            lower, upper = (end.reshape(shape) for end in rows)
+            boxes.append(boxes_of(lower.amin(1), upper.amax(1)))
+        # Whether p is 0 can be seen where no parameter says it.
+        curved = [not p.is_cpu or bool(p.any()) for _, p in boxes]
+        means, products = (_on_device(own, device) for own in zip(*boxes, strict=True))
+        return StoredChains(self.layers, networks, means, products, curved)
+
+
+@dataclass(frozen=True)
+class StoredChains:
+    """Chains of many networks on a device.
+
+    Attributes:
+        layers: the matrices.
+        networks: their parameters.
+        means: m, per activation (networks or 1, n_i).
+        products: p, alike.
+        curved: whether p is anything but 0.
+    """
+
+    layers: tuple[Layer, ...]
+    networks: ResolvedNetworks
+    means: Sequence[Tensor]
+    products: Sequence[Tensor]
+    curved: Sequence[bool]
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Shapes of the matrices, (outputs, inputs)."""
+        shapes = [tuple(self.networks[0][layer.weight].shape) for layer in self.layers]
+        turned = [layer.transposed for layer in self.layers]
+        return [(b, a) if t else (a, b) for (a, b), t in zip(shapes, turned, strict=True)]
+
+    def some(self, chosen: slice) -> ChainsOnDevice:
+        """The numbers of those at some positions."""
+
+        def own(tensors: Sequence[Tensor]) -> list[Tensor]:
+            return [tensor[chosen] if len(tensor) > 1 else tensor for tensor in tensors]
+
+        pairs = [weights_with_errors(layer, self.networks, chosen) for layer in self.layers]
+        weights, errors = zip(*pairs, strict=True)
+        return ChainsOnDevice(weights, errors, own(self.means), own(self.products), self.curved)
+
+
+def _on_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Those that are on the host together, in one copy."""
+    here = [tensor for tensor in tensors if tensor.is_cpu]
+    if not here:
+        return list(tensors)
+    there = iter(torch.split(sent(torch.cat(here, 1), device), [own.shape[1] for own in here], 1))
+    return [next(there) if tensor.is_cpu else tensor for tensor in tensors]
 
 
 class ChainNumbers(NamedTuple):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -11,17 +12,23 @@ from torch import Tensor
 
 from lipfast.estimators.upper.quadratic import residual_proof
 from lipfast.estimators.upper.quadratic.boxes import boxes_of
-from lipfast.estimators.upper.quadratic.residual_proof import Block, scaled_blocks
+from lipfast.estimators.upper.quadratic.residual_proof import Block, blocks_of, scaled_blocks
 
 Rows = list[list[Fraction]]
 TRIALS = 25
+# One matrix after the other, and many at once, as a device is given them.
+BOTH = [False, True]
 RANGES = [(0.0, 1.0), (-0.13, 1.13), (0.6, 1.0), (-1.0, 1.0)]
 
 
 class Case:
     """A chain with multipliers near singular, and the smallest rho^2 that passes."""
 
-    def __init__(self, seed: int, *, relative: float = 0.0) -> None:
+    def __init__(
+        self, seed: int, *, relative: float = 0.0, together: bool = False, without: str = ""
+    ) -> None:
+        self.without = without
+        self.proved = self._together if together else self._alone
         generator = torch.Generator().manual_seed(seed)
         sizes = [2, 3, 2, 1] if seed % 2 else [3, 2, 2]
         pairs = list(zip(sizes[1:], sizes[:-1], strict=True))
@@ -43,25 +50,56 @@ class Case:
             inner = weight @ (bent - torch.diag(p * d)) @ weight.T
         self.square = self._smallest(float(torch.linalg.eigvalsh(inner)[-1]))
 
-    def passes(self, square: float) -> bool:
+    def _given(self, square: float) -> dict[str, list[Tensor]]:
         rows = [len(w) for w in self.weights]
-        blocks = scaled_blocks(
-            self.weights,
-            self.errors,
-            self.boxes,
-            multipliers=[*self.multipliers, torch.full((rows[-1],), square, dtype=torch.float64)],
-            exponents=[torch.zeros(n, dtype=torch.int32) for n in rows],
-            maps=[0] * len(rows),
-        )
-        return not isinstance(blocks, str) and residual_proof.why_not_positive(blocks) is None
+        last = torch.full((rows[-1],), square, dtype=torch.float64)
+        return {
+            "multipliers": [*self.multipliers, last],
+            "exponents": [torch.zeros(n, dtype=torch.int32) for n in rows],
+        }
+
+    def _alone(self, square: float) -> bool:
+        given, maps = self._given(square), [0] * len(self.weights)
+        blocks = scaled_blocks(self.weights, self.errors, self.boxes, maps=maps, **given)
+        if isinstance(blocks, str):
+            return False
+        return residual_proof.why_not_positive(self._left(blocks)) is None
+
+    def _left(self, blocks: Sequence[Block]) -> list[Block]:
+        """Without the errors of the first matrix, or of the others, where they are left out."""
+        parts = ["first", *["others"] * (len(blocks) - 1)]
+        return [
+            replace(block, error=None) if part == self.without else block
+            for block, part in zip(blocks, parts, strict=True)
+        ]
+
+    def _together(self, square: float) -> bool:
+        """With the eta that a factorisation or two ask for."""
+        given = {name: [t[None] for t in own] for name, own in self._given(square).items()}
+        boxes = [(m[None], p[None]) for m, p in self.boxes]
+        errors = [None if e is None else e[None] for e in self.errors]
+        maps = [torch.zeros(1, 1, dtype=torch.int64)] * len(self.weights)
+        weights = [w[None] for w in self.weights]
+        made, right = blocks_of(weights, errors, boxes, maps=maps, **given)
+        blocks = self._left(made)
+        matrix = [residual_proof.matrix_blocks(block) for block in blocks]
+        w = [own.diagonal(dim1=1, dim2=2).sqrt() for own, _ in matrix]
+        eta = [torch.zeros_like(block.own) for block in blocks]
+        for _ in range(3):
+            factor = [
+                (r, side) for r, side, _ in residual_proof._block_factors(blocks, matrix, eta)
+            ]
+            needed = residual_proof._needed(blocks, matrix, eta, factor, w)
+            eta = [torch.maximum(e, 1.1 * n / o) for e, n, o in zip(eta, needed, w, strict=True)]
+        return bool(residual_proof.proved_together(blocks, right, eta))
 
     def _smallest(self, about: float) -> float | None:
         low, high = about * (1 - 1e-3), about * (1 + 1e-2)
-        if not self.passes(high):
+        if not self.proved(high):
             return None
         for _ in range(48):
             middle = (low + high) / 2
-            low, high = (low, middle) if self.passes(middle) else (middle, high)
+            low, high = (low, middle) if self.proved(middle) else (middle, high)
         return high
 
     def true(self) -> bool:
@@ -117,54 +155,42 @@ def positive(matrix: Rows) -> bool:
     return True
 
 
-def cases(relative: float = 0.0) -> list[Case]:
-    found = [Case(seed, relative=relative) for seed in range(TRIALS)]
+def cases(together: bool, relative: float = 0.0, without: str = "") -> list[Case]:
+    options = {"relative": relative, "together": together, "without": without}
+    found = [Case(seed, **options) for seed in range(TRIALS)]  # type: ignore[arg-type]
     return [case for case in found if case.square is not None]
 
 
+@pytest.mark.parametrize("together", BOTH)
 @pytest.mark.parametrize("relative", [0.0, 1e-9])
-def test_the_smallest_that_passes_is_true(relative: float) -> None:
-    found = cases(relative)
+def test_the_smallest_that_passes_is_true(relative: float, together: bool) -> None:
+    found = cases(together, relative)
     assert len(found) > TRIALS / 2
     assert all(case.true() for case in found)
 
 
-def test_false_without_the_roundings(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("together", BOTH)
+def test_false_without_the_roundings(together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(residual_proof, "gamma", lambda _: 0.0)
-    assert not all(case.true() for case in cases())
+    assert not all(case.true() for case in cases(together))
 
 
-def _without(part: str) -> Callable[[Sequence[Block]], str | None]:
-    refusal = residual_proof.why_not_positive
-
-    def changed(blocks: Sequence[Block]) -> str | None:
-        own = []
-        for index, block in enumerate(blocks):
-            first = index == 0
-            drop = (part == "first") == first
-            own.append(Block(block.weight, None if drop else block.error, *_rest(block)))
-        return refusal(own)
-
-    return changed
-
-
-def _rest(block: Block) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-    return block.before, block.mean, block.product, block.own
-
-
+@pytest.mark.parametrize("together", BOTH)
 @pytest.mark.parametrize("part", ["first", "others"])
-def test_false_without_errors_of_weights(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(residual_proof, "why_not_positive", _without(part))
-    assert not all(case.true() for case in cases(1e-9))
+def test_false_without_errors_of_weights(part: str, together: bool) -> None:
+    assert not all(case.true() for case in cases(together, 1e-9, part))
 
 
+@pytest.mark.parametrize("together", BOTH)
 @pytest.mark.parametrize("term", ["_error_on_diagonal", "_error_left"])
-def test_false_without_a_term_of_errors(term: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_false_without_a_term_of_errors(
+    term: str, together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def nothing(block: Block, *_: Tensor) -> Tensor | tuple[float, float]:
         return torch.zeros_like(block.own) if term == "_error_on_diagonal" else (0.0, 0.0)
 
     monkeypatch.setattr(residual_proof, term, nothing)
-    assert not all(case.true() for case in cases(1e-9))
+    assert not all(case.true() for case in cases(together, 1e-9))
 
 
 def test_roundings_to_the_left_of_the_diagonal_are_within_their_term() -> None:
