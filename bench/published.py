@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import lipfast
 
+StateDict = dict[str, Tensor]
 FOLDER = Path(__file__).parent.parent / "tests" / "data" / "networks"
 VARIABLE = "LIPFAST_BENCH_NETWORKS"
 RANDOM, ECLIPSE, MNIST = "lipsdp-random-2-10-30-20-2", "eclipse-4-80-1", "lipsdp-mnist-784-50-10"
@@ -21,11 +22,11 @@ NO_ACAS = (
 )
 
 
-class Published(NamedTuple):
-    """Networks of one architecture, linear layers with ReLU between them."""
+class Networks(NamedTuple):
+    """Networks of one architecture, a chain."""
 
     plan: lipfast.Plan
-    state_dicts: list[dict[str, Tensor]]
+    state_dicts: list[StateDict]
 
     def weights(self, network: int = 0) -> list[Tensor]:
         """The matrices of a network, first to last."""
@@ -33,23 +34,23 @@ class Published(NamedTuple):
         return [own[name] for name in _in_order(own) if name.endswith(".weight")]
 
 
-def published(name: str) -> Published:
+def published(name: str) -> Networks:
     """The network of that name in this repository."""
     return _of([FOLDER / f"{name}.safetensors"])
 
 
-def acas() -> Published | None:
+def acas() -> Networks | None:
     """The networks of ACAS Xu that the environment points to; None where it does not."""
     folder = os.environ.get(VARIABLE)
     paths = sorted(Path(folder).glob("acasxu-*.safetensors")) if folder else []
     return _of(paths) if paths else None
 
 
-def _in_order(state_dict: dict[str, Tensor]) -> list[str]:
+def _in_order(state_dict: StateDict) -> list[str]:
     return sorted(state_dict, key=lambda name: int(name.partition(".")[0]))
 
 
-def _of(paths: list[Path]) -> Published:
+def _of(paths: list[Path]) -> Networks:
     state_dicts = [load_file(path) for path in paths]
     modules: list[nn.Module] = []
     for name in _in_order(state_dicts[0]):
@@ -57,6 +58,6 @@ def _of(paths: list[Path]) -> Published:
             weight, bias = state_dicts[0][name], name.replace("weight", "bias") in state_dicts[0]
             modules += [nn.Linear(weight.shape[1], weight.shape[0], bias), nn.ReLU()]
     model = nn.Sequential(*modules[:-1]).double()
-    first = next(value for value in state_dicts[0].values() if value.dim() == 2)
-    example = torch.zeros(1, model[0].in_features, dtype=first.dtype)
-    return Published(lipfast.compile(model, example), state_dicts)
+    inputs = next(value.shape[1] for value in state_dicts[0].values() if value.dim() == 2)
+    example = torch.zeros(1, inputs, dtype=torch.float64)
+    return Networks(lipfast.compile(model, example), state_dicts)

@@ -8,7 +8,7 @@ import statistics
 import pytest
 
 import lipfast
-from bench.published import ECLIPSE, MNIST, NO_ACAS, RANDOM, Published, acas, published
+from bench.published import ECLIPSE, MNIST, NO_ACAS, RANDOM, Networks, acas, published
 
 # The optimum over all multipliers as an interior-point solver finds it, rounded down; what must be
 # proved; how far the product is above that at least.
@@ -32,7 +32,7 @@ def test_the_optimum_is_reached(name: str, effort: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def of_acas() -> Published:
+def of_acas() -> Networks:
     found = acas()
     if found is None:
         pytest.skip(NO_ACAS)
@@ -49,11 +49,11 @@ def _times_below_the_product(bounds: list[lipfast.UpperBound]) -> float:
     return math.exp(statistics.fmean(logs))
 
 
-def test_deep_networks_are_far_below_the_product(of_acas: Published) -> None:
+def test_deep_networks_are_far_below_the_product(of_acas: Networks) -> None:
     found = of_acas.plan.upper(of_acas.state_dicts, method="quadratic")
     assert _times_below_the_product(found) >= 100
 
 
 @pytest.mark.parametrize(("norm", "least"), [(1, 1400), (math.inf, 700)])
-def test_signs_count_in_other_norms(of_acas: Published, norm: float, least: float) -> None:
+def test_signs_count_in_other_norms(of_acas: Networks, norm: float, least: float) -> None:
     assert _times_below_the_product(of_acas.plan.upper(of_acas.state_dicts, norm=norm)) >= least
