@@ -267,14 +267,20 @@ def resident(what: str) -> float:
 
 
 def spent(n: int) -> tuple[float, float]:
-    """Seconds of one call, and MiB beyond what was held before; in a process of its own."""
+    """Median seconds of three calls, and MiB beyond what was held before.
+
+    For a process of its own.
+    """
     torch.set_num_threads(min(2, torch.get_num_threads()))
     upper_of(large(64), QUADRATIC[0])
     networks = large(n)
     Path("/proc/self/clear_refs").write_text("5")  # what was held at most is counted anew
-    before, started = resident("VmRSS"), time.perf_counter()
-    upper_of(networks, QUADRATIC[0])
-    return time.perf_counter() - started, resident("VmHWM") - before
+    before, times = resident("VmRSS"), [time.perf_counter()]
+    for _ in range(3):
+        upper_of(networks, QUADRATIC[0])
+        times.append(time.perf_counter())
+    seconds = statistics.median(after - start for start, after in pairwise(times))
+    return seconds, resident("VmHWM") - before
 
 
 def bench_growth(benchmark: Benchmark) -> None:

@@ -95,7 +95,7 @@ def _table_of_bounds(found: dict[str, dict[str, Bound]]) -> Table:
         title_justify="left",
     )
     for heading in ("case", "implementation", "to be reached"):
-        table.add_column(heading, no_wrap=heading != "case")
+        table.add_column(heading, no_wrap=heading != "case", overflow="fold")
     for heading in ("bound", "product / bound", "ms", "time / product's"):
         table.add_column(heading, justify="right")
     for case, implementations in found.items():
