@@ -13,7 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from itertools import pairwise
@@ -24,19 +24,18 @@ from typing import Literal, NamedTuple
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 import lipfast
 from bench import archive
-from bench.bench_chain_quadratic import WARM, relu
 from bench.bench_scoring import DEMO
 from bench.lipschitz_peers import CLARABEL, ECLIPSE_FAST, LIPSCHITZ_PEERS, peer_or_skip
 from bench.published import ECLIPSE, MNIST, NO_ACAS, RANDOM, Networks, StateDict, acas, published
 from bench.turns import PRODUCT, Benchmark, in_turn, measure, measure_bounds
-from experiments.data.generated import CLASSES, INPUTS
+from experiments.data.generated import INPUTS
 from experiments.models import fcn
+from lipfast.estimators.upper.quadratic.certificate import WarmStart
 from lipfast.estimators.upper.spectral_product import upper_bounds_together
-from lipfast.ops.chain_quadratic import chain_quadratic
 
 QUADRATIC = tuple(f"quadratic, effort {effort}" for effort in (1, 2, 3))
 SECONDS_OF_A_TURN = 0.05  # short calls are repeated
@@ -147,7 +146,7 @@ def bench_acas_other_norms(
 
 # Checkpoints of runs
 
-RUNS, EACH, CHUNK = 20, 51, 10
+RUNS, EACH = 20, 51
 
 
 class Runs(NamedTuple):
@@ -179,11 +178,11 @@ def runs() -> Runs:
 
 
 @cache
-def multipliers() -> list[Sequence[Tensor] | None]:
-    """Those of the checkpoints before."""
+def found_before() -> list[WarmStart | None]:
+    """What the checkpoints before leave to start from."""
     plan, earlier = runs().plan, runs().earlier
     found = upper_bounds_together(plan, earlier, method="quadratic", effort=1)
-    return [found.multipliers(network) for network in range(len(earlier))]
+    return [found.warm_start(network) for network in range(len(earlier))]
 
 
 def cold(implementation: str) -> list[lipfast.UpperBound]:
@@ -191,39 +190,27 @@ def cold(implementation: str) -> list[lipfast.UpperBound]:
 
 
 def warm() -> list[lipfast.UpperBound]:
-    """Each from the multipliers of the checkpoint before it, one call."""
+    """Each from what the checkpoint before it had found, one call."""
     found = upper_bounds_together(
-        runs().plan, runs().later, method="quadratic", effort=1, multipliers=multipliers()
+        runs().plan, runs().later, method="quadratic", effort=1, warm=found_before()
     )
     return [found.of(network) for network in range(len(found))]
 
 
 def tracked(method: Literal["product", "quadratic"]) -> list[lipfast.UpperBound]:
-    """A tracker for each run, ten consecutive checkpoints a call."""
+    """A tracker for each run, one checkpoint after the other."""
     found: list[lipfast.UpperBound] = []
     for run in runs().runs:
         tracker = runs().plan.tracker(method=method, effort=1)
         tracker.upper(run[0])
-        for start in range(1, EACH, CHUNK):
-            found += tracker.upper(run[start : start + CHUNK])
+        found += [tracker.upper(own) for own in run[1:]]
     return found
-
-
-def warm_by_the_op() -> list[float]:
-    """Fewer evaluations than the calls above let it have."""
-    names = [name for name in runs().later[0] if name.endswith("weight")]
-    weights = [[own[name] for name in names] for own in runs().later]
-    start = [torch.stack(column) for column in zip(*filter(None, multipliers()), strict=True)]
-    slopes = relu((INPUTS, archive.WIDTH, archive.WIDTH, CLASSES))
-    found = chain_quadratic(weights, *slopes, evaluations=WARM, start=start)
-    return found.values.tolist()
 
 
 OF_RUNS: dict[str, tuple[Callable[[], object], str]] = {
     PRODUCT: (partial(cold, PRODUCT), ""),
     "quadratic, cold (effort 1)": (partial(cold, QUADRATIC[0]), "<= 12x"),
     "quadratic, warm, one call": (warm, "<= 4x"),
-    f"the op alone, {WARM} evaluations": (warm_by_the_op, ""),
     "product, trackers": (partial(tracked, "product"), ""),
     "quadratic, trackers": (partial(tracked, "quadratic"), ""),
 }
@@ -231,7 +218,7 @@ OF_RUNS: dict[str, tuple[Callable[[], object], str]] = {
 
 @in_turn(*OF_RUNS, turns=3)
 def bench_checkpoints_of_runs(benchmark: Benchmark, turn: int, implementation: str) -> None:
-    runs(), multipliers()
+    runs(), found_before()
     call, bar = OF_RUNS[implementation]
     case = f"{RUNS * (EACH - 1):,} checkpoints of {RUNS} runs of 40-256-256-10"
     measure_bounds(benchmark, case, implementation, (call, RUNS * (EACH - 1)), bar=bar, warmup=True)
