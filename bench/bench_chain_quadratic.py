@@ -14,7 +14,6 @@ from lipfast.ops.spectral_norms import spectral_norms
 
 NETWORKS = 100
 DIMS = (40, 256, 256, 10)
-LARGE = (512, 1024, 2048)
 COLD, WARM = 10, 1  # evaluations
 
 
@@ -75,14 +74,3 @@ def bench_many_networks(benchmark: Benchmark, turn: int, implementation: str) ->
     dims = "-".join(map(str, DIMS))
     case = f"certified bounds of {NETWORKS} networks {dims}"
     measure(benchmark, case, implementation, implementations()[implementation])
-
-
-@in_turn(*(f"n = {n}" for n in LARGE), turns=1)
-def bench_large_networks(benchmark: Benchmark, turn: int, implementation: str) -> None:
-    """Time grows at most as n^3."""
-    n = int(implementation.removeprefix("n = "))
-    dims = (784, n, n, 10)
-    weights = [weights_of(dims, 0)]
-    case = f"quadratic constraints of 784-n-n-10, {COLD} evaluations"
-    call = lambda: chain_quadratic(weights, *relu(dims), evaluations=COLD)  # noqa: E731
-    measure(benchmark, case, implementation, (call, 1), warmup=False)

@@ -6,9 +6,11 @@ units. Each turn measures every implementation once; a figure is the median over
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 import lipfast
+from bench.turns import PRODUCT
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,12 +37,17 @@ Figure = tuple[float, float | None, float | None]
 
 
 def _figures(config: pytest.Config) -> dict[str, dict[str, Figure]]:
-    """case -> implementation -> median seconds per unit, passes, operations per unit if known."""
+    """case -> implementation -> median seconds per unit, passes, operations per unit if known.
+
+    Without the cases whose bounds are compared.
+    """
     seconds: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     passes: dict[tuple[str, str], float] = {}
     operations: dict[str, float] = {}
     for benchmark in config._benchmarksession.benchmarks:  # type: ignore[attr-defined]
         info = benchmark.extra_info
+        if "log_bound" in info:
+            continue
         case, name = info["case"], info["implementation"]
         seconds[case][name].append(benchmark.stats.median / info["units"])
         if "passes" in info:
@@ -55,13 +63,59 @@ def _figures(config: pytest.Config) -> dict[str, dict[str, Figure]]:
     }
 
 
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    """Print, per case and implementation, the time per unit and its ratio to lipfast's."""
-    figures = _figures(config)
-    if not figures:
-        return
+class Bound(NamedTuple):
+    """What one implementation found in a case: bound, median seconds per unit, what is to be."""
+
+    log: float
+    seconds: float
+    bar: str
+
+
+def _bounds(config: pytest.Config) -> dict[str, dict[str, Bound]]:
+    """case -> implementation -> what it found."""
+    found: dict[str, dict[str, list[Bound]]] = defaultdict(lambda: defaultdict(list))
+    for benchmark in config._benchmarksession.benchmarks:  # type: ignore[attr-defined]
+        info = benchmark.extra_info
+        if "log_bound" in info:
+            own = Bound(info["log_bound"], benchmark.stats.median / info["units"], info["bar"])
+            found[info["case"]][info["implementation"]].append(own)
+    return {
+        case: {
+            name: own[0]._replace(seconds=statistics.median(bound.seconds for bound in own))
+            for name, own in implementations.items()
+        }
+        for case, implementations in found.items()
+    }
+
+
+def _table_of_bounds(found: dict[str, dict[str, Bound]]) -> Table:
+    """Per case and implementation: the bound, how far it is below the product, and times."""
+    table = Table(
+        title="upper bounds (geometric means; ms per network, medians over turns of one run)",
+        title_justify="left",
+    )
+    for heading in ("case", "implementation", "to be reached"):
+        table.add_column(heading, no_wrap=heading != "case", overflow="fold")
+    for heading in ("bound", "product / bound", "ms", "time / product's"):
+        table.add_column(heading, justify="right")
+    for case, implementations in found.items():
+        product = implementations.get(PRODUCT)  # absent where only some were selected (-k)
+        for number, (name, (log, seconds, bar)) in enumerate(implementations.items()):
+            table.add_row(
+                "" if number else case,
+                name,
+                bar,
+                f"{math.exp(log):.7g}",
+                f"{math.exp(product.log - log):.4g}" if product else "",
+                f"{seconds * 1e3:.4g}",
+                f"{seconds / product.seconds:.3g}x" if product else "",
+            )
+        table.add_section()
+    return table
+
+
+def _table_of_times(figures: dict[str, dict[str, Figure]]) -> Table:
+    """Per case and implementation: the time per unit and its ratio to lipfast's."""
     table = Table(
         title="lipfast against plain PyTorch (medians over turns of one run)", title_justify="left"
     )
@@ -84,10 +138,25 @@ def pytest_terminal_summary(
                 f"{operations / value / 1e9:.4g}" if operations is not None else "",
             )
         table.add_section()
+    return table
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Print the tables that were measured, what was noted beside them, and with what."""
+    tables = []
+    if figures := _figures(config):
+        tables.append(_table_of_times(figures))
+    if bounds := _bounds(config):
+        tables.append(_table_of_bounds(bounds))
+    if not tables:
+        return
     info = lipfast.info()
     console = Console(file=terminalreporter._tw._file, width=130)
-    console.print()
-    console.print(table)
+    for table in tables:
+        console.print()
+        console.print(table)
     for benchmark in config._benchmarksession.benchmarks:  # type: ignore[attr-defined]
         if "note" in benchmark.extra_info:
             console.print(f"{benchmark.extra_info['case']}: {benchmark.extra_info['note']}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import lipfast
 
 TURNS = 5
+PRODUCT = "product of norms"
 
 Implementations = dict[str, tuple[Callable[[], object], int]]
 Benchmark = Any  # pytest-benchmark's fixture
@@ -56,3 +59,27 @@ def measure(
     result = benchmark.pedantic(call, rounds=1, iterations=1, warmup_rounds=int(warmup))
     if isinstance(result, lipfast.SpectralNorms):
         benchmark.extra_info["passes"] = float(result.passes.double().mean())
+
+
+def measure_bounds(
+    benchmark: Benchmark,
+    case: str,
+    implementation: str,
+    work: tuple[Callable[[], object], int],
+    *,
+    bar: str = "",
+    warmup: bool = False,
+) -> None:
+    """Times a call that returns upper bounds, one or many, whose geometric mean is shown too.
+
+    They stand in a table of their own, beside `PRODUCT` and what `bar` says is to be reached.
+    """
+    call, units = work
+    benchmark.extra_info.update(case=case, implementation=implementation, units=units, bar=bar)
+    result = benchmark.pedantic(call, rounds=1, iterations=1, warmup_rounds=int(warmup))
+    bounds = result if isinstance(result, list) else [result]
+    logs = [
+        bound.log_value if isinstance(bound, lipfast.UpperBound) else math.log(bound)
+        for bound in bounds
+    ]
+    benchmark.extra_info["log_bound"] = statistics.fmean(logs)
