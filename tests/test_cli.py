@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import shlex
 import signal
 import subprocess
@@ -258,6 +259,28 @@ def test_a_certificate_is_written_and_verified(project):
     code, _, err = run("bounds", path, *SCORE[2:4], "--certificate", "d.json")
     assert (code, "--method quadratic" in err) == (2, True)
     assert not (project / "d.json").exists()
+
+
+def test_a_network_without_certificate_and_floor_says_so(project):
+    text = (
+        "import torch\n"
+        "def pool():\n"
+        "    parts = torch.nn.Unflatten(1, (1, 4)), torch.nn.MaxPool1d(2), torch.nn.Flatten()\n"
+        "    ends = torch.nn.Linear(4, 4), torch.nn.Linear(2, 3)\n"
+        "    return torch.nn.Sequential(ends[0], *parts, ends[1])\n"
+    )
+    (project / "lipfast_cli_pool.py").write_text(text)
+    torch.manual_seed(0)
+    weights = {"0.weight": torch.randn(4, 4), "0.bias": torch.randn(4)}
+    torch.save({**weights, "4.weight": torch.randn(3, 2), "4.bias": torch.randn(3)}, "pool.pt")
+    command = "bounds", "pool.pt", "--arch", "lipfast_cli_pool:pool", "--method", "quadratic"
+    code, _, err = run(*command, "--certificate", "d.json")
+    assert (code, "only chains of linear layers and activations have one" in err) == (2, True)
+    assert not (project / "d.json").exists()
+    code, out, err = run(*command, "--floor")
+    assert (code, err) == (0, "")
+    assert re.search(r"^floor +no floor: the rule of aten.max_pool", out, re.MULTILINE)
+    assert "can be below" not in out
 
 
 def test_bounds_without_data(project):

@@ -31,16 +31,31 @@ def bounds(
     threads: options.ThreadsOption = None,
     device: options.DeviceOption = "cpu",
     method: Annotated[
-        str, typer.Option(help="Of the upper bound: product or quadratic.", metavar="METHOD")
+        str,
+        typer.Option(
+            help="Of the upper bound: product (of norms) or quadratic (constraints; norm 2).",
+            metavar="METHOD",
+        ),
     ] = "product",
-    effort: Annotated[int, typer.Option(help="Of --method quadratic: 1, 2 or 3.", metavar="N")] = 2,
+    effort: Annotated[
+        int,
+        typer.Option(
+            help="How long both --method quadratic and --floor search: 1, 2 or 3.", metavar="N"
+        ),
+    ] = 2,
     certificate: Annotated[
         str | None,
-        typer.Option(help="Write what proves it here, for 'lipfast verify'.", metavar="FILE"),
+        typer.Option(
+            help="Of --method quadratic and a chain of layers: write what proves the bound, for "
+            "'lipfast verify'.",
+            metavar="FILE",
+        ),
     ] = None,
     floor: Annotated[
         bool,
-        typer.Option("--floor", help="Also what no bound that ignores reachability can be below."),
+        typer.Option(
+            "--floor", help="Also search for what such upper bounds cannot be below, see above."
+        ),
     ] = False,
     explain: Annotated[
         bool, typer.Option("--explain", help="Also print how the upper bound is composed.")
@@ -49,8 +64,11 @@ def bounds(
 ) -> None:
     """Bound one checkpoint and print its layers.
 
-    Without --data only the upper bound is computed, and with --floor what no upper bound that knows
-    of activations their slopes alone can be below: no bound of the Lipschitz constant.
+    Without --data there is no lower bound.
+
+    --floor says how far better upper bounds could come down: none that knows only between which
+    slopes activations lie, not which of them inputs can reach, can be below the floor. It is no
+    bound of the Lipschitz constant.
 
     \b
     Examples:

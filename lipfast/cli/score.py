@@ -37,7 +37,7 @@ def score(
     upper: Annotated[
         str,
         typer.Option(
-            help="product, or quadratic: tighter upper bounds of chains in norm 2.",
+            help="Of upper bounds: product (of norms) or quadratic (constraints: tighter; norm 2).",
             metavar="METHOD",
         ),
     ] = "product",

@@ -34,7 +34,8 @@ def verify(
 ) -> None:
     """Prove the upper bound of a checkpoint again, by a certificate that is not trusted.
 
-    Nothing of the search for it is used; 'lipfast store verify' checks a store of scores.
+    Nothing of the code that found the certificate is used. ('lipfast store verify' checks a store
+    of scores.)
 
     \b
     Examples:

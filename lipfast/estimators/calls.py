@@ -84,7 +84,9 @@ def upper_bound(
     """Certified upper bound on the Lipschitz constant of a model.
 
     ``||f(x) - f(y)|| <= L ||x - y||`` for all x, y, in eval mode; L is a product of certified
-    operator norms and constants of activations, rounded up (Szegedy et al., 2014).
+    operator norms and constants of activations, rounded up (Szegedy et al., 2014), or a smaller
+    number: in norms 1 and inf the interval Jacobian, with ``method="quadratic"`` quadratic
+    constraints on slopes (Fazlyab et al., 2019). `UpperBound.method` says which.
 
     Args:
         model: left as it is found.
@@ -93,10 +95,13 @@ def upper_bound(
         norm: 1, 2 or inf, of inputs and outputs alike.
         domain: `lipfast.Box` or `lipfast.Ball`: the bound holds for inputs in this set. Products of
             activations have no finite constant without one, unless a normalisation bounds them.
+            On the CPU slopes that activations cannot have there make bounds smaller, see
+            `Plan.upper`.
         rtol: relative gap of the bracket of each layer's norm, where that is over all input sizes
             for a convolution, and never below 1e-3. For wide convolutions 1e-2 takes a fraction of
             the time.
-        method: "quadratic" also bounds by quadratic constraints where it can, see `Plan.upper`.
+        method: "quadratic" also bounds by quadratic constraints where it can (norm 2, or any with a
+            domain), and takes the smaller bound, see `Plan.upper`.
         effort: of its search, 1, 2 or 3.
         memory: bytes that the matrices of `method="quadratic"` may take, see `Plan.upper`; a
             product of norms takes what the sizes of the layers ask for, whatever it is.
@@ -158,7 +163,7 @@ def bounds(
             inputs the lower bound is not certified.
         norm: 1, 2 or inf.
         per_sample: keep the Jacobian norm of every sample.
-        memory: bytes that intermediate tensors may take.
+        memory: bytes that intermediate tensors may take, and matrices as in `upper_bound`.
         domain: the bounds hold for inputs in this set, see `upper_bound` and `lower_bound`.
         rtol: relative gap of the bracket of each layer's norm, see `upper_bound`.
         method: of the upper bound, see `upper_bound`.

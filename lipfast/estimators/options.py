@@ -127,7 +127,8 @@ def check_method(method: object, effort: object, norm: Norm, domain: object = No
         raise ArgumentError(f"effort must be 1, 2 or 3, got {effort!r}")
     if method == "quadratic" and norm != 2 and domain is None:
         raise ArgumentError(
-            f"method='quadratic' bounds norm 2, not norm {norm:g}, unless a domain is given"
+            f"method='quadratic' bounds norm 2, not norm {norm:g}, unless a domain is given; the "
+            "default, 'product', also takes the interval Jacobian there"
         )
     return method == "quadratic"
 

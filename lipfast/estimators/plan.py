@@ -152,17 +152,17 @@ class Plan(Architecture):
             simplify: fold BatchNorm into its neighbours and merge affine maps that follow one
                 another; False gives the published product, layer by layer.
             domain: `lipfast.Box` or `lipfast.Ball`: the bound holds for pairs of inputs in it;
-                without one for all inputs. Slopes that activations cannot have there make it
-                smaller in norms 1 and inf, and with method="quadratic".
+                without one for all inputs. On the CPU, slopes that activations cannot have there
+                make it smaller in norms 1 and inf, and with method="quadratic".
             method: "quadratic" also bounds by quadratic constraints on slopes, and takes the
-                smaller of both bounds (norm 2; on the CPU, with a domain and chains norms 1 and inf
-                as well, one search for each output or input). Chains of matrices and entrywise ops
-                are quick, on a device all together, and `UpperBound.certificate` is what proves
-                theirs; of other graphs (sums of branches, small convolutions) one matrix holds all
-                that is alive.
-            effort: how long that searches: 1 (about as long as ten products), 2 or 3. Other graphs
-                than chains are refused, with the reason, where one network would take more than
-                about 15 s, 40 s or seven minutes of one core.
+                smaller of both bounds, in norm 2. (On the CPU and with a domain chains in norms 1
+                and inf as well, one search for each output or input.) Chains of matrices and
+                entrywise ops are quick, on a device all together, and `UpperBound.certificate` is
+                what proves theirs, but for a domain; of other graphs (sums of branches, small
+                convolutions, max pools) one matrix holds all that is alive.
+            effort: how long that searches: 1 (4 to 30 products for most networks), 2 or 3. Other
+                graphs than chains have the product of norms, with the reason, where one network
+                would take more than about 15 s, 40 s or seven minutes of one core.
             memory: bytes that all such matrices of one network may take together, and those of a
                 batch of chains on a device; where they do not fit, the product of norms is what
                 there is, with the reason. That takes what the sizes of the layers ask for, whatever

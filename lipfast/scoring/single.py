@@ -18,6 +18,7 @@ from lipfast.estimators.floor.found import floors
 from lipfast.estimators.options import UpperMethod, check_method
 from lipfast.estimators.plan import Plan
 from lipfast.estimators.results import Bounds, UpperBound
+from lipfast.estimators.upper.quadratic.bounds import QUADRATIC
 from lipfast.estimators.upper.quadratic.certificate import QuadraticCertificate
 from lipfast.estimators.upper.quadratic.verify import verify_certificate
 from lipfast.norms import AnyNorm, check_norm
@@ -57,7 +58,7 @@ def bound_checkpoint(
         seed: seed of the start vectors.
         device: where bounds are computed, as for `score`.
         method: of the upper bound, as for `Plan.upper`.
-        effort: of its search.
+        effort: of its search, and of the floor's.
         certificate: file to write `UpperBound.certificate` into, for `check_certificate`.
         floor: also search for what no bound that ignores reachability can be below.
 
@@ -89,7 +90,9 @@ def bound_checkpoint(
     if certificate is not None:
         upper = found.upper if isinstance(found, Bounds) else found
         if upper.certificate is None:
-            why = upper.reason or f"the bound is by {upper.method}"
+            why = upper.reason or f"the smaller bound is by the {upper.method}"
+            if upper.method == QUADRATIC:
+                why = "only chains of linear layers and activations have one, and this is none"
             raise ArgumentError(f"there is no certificate to write: {why}")
         upper.certificate.made_for(plan, weights).save(certificate)
     return checkpoint, found

@@ -73,6 +73,8 @@ class Floor:
 
     def lines(self, width: int = 96) -> list[str]:
         """Lines of a table of bounds."""
+        if self.value == 0 and self.reason is not None:  # nothing can be below 0, so says nothing
+            return textwrap.wrap(f"{'floor':<9}{self.reason}", width, subsequent_indent=" " * 9)
         indent = " " * 9
         value = format_value(self.value, self.log_value)
         head = f"{'floor':<9}{value:<14}{norm_name(self.norm)}, {self.trust}: {WHAT_IT_SAYS}"

@@ -71,7 +71,7 @@ def product_bounds(
         method: "quadratic" also bounds by quadratic constraints, and takes the smaller bound (see
             `quadratic.bounds`; norms 1 and inf on a domain only, see `quadratic.rows`).
         effort: of its search, 1, 2 or 3.
-        memory: bytes that the matrices of quadratic constraints of a graph may take.
+        memory: bytes that matrices of quadratic constraints, and of slopes on a domain, may take.
 
     Returns:
         One `UpperBound` per state dict, and the vectors with which to start at similar weights
