@@ -61,6 +61,12 @@ its branches with their shares: those of a concatenation are shares of the sum o
 of one are left out. `explain().steps` holds the same as objects: `Factor`, and `Join` with its
 `branches`, each with its `share` and whether it `dominates`.
 
+How far better upper bounds could come down, `bounds(..., floor=True)` says (`lipfast bounds
+--floor`) of models without max pools and softmax: the largest norm of a Jacobian that slopes of
+the activations make, below which no bound that ignores reachability can be. It is no bound of the
+Lipschitz constant ([bounds.md](bounds.md)). Which upper bound to use:
+[upper-bounds.md](upper-bounds.md).
+
 The command line prints the same: `lipfast bounds CHECKPOINT --arch module:function --explain`;
 `--json` has the numbers.
 """
