@@ -279,7 +279,7 @@ def test_a_network_without_certificate_and_floor_says_so(project):
     assert not (project / "d.json").exists()
     code, out, err = run(*command, "--floor")
     assert (code, err) == (0, "")
-    assert re.search(r"^floor +no floor: the rule of aten.max_pool", out, re.MULTILINE)
+    assert re.search(r"^floor +0 +no floor: the rule of aten.max_pool", out, re.MULTILINE)
     assert "can be below" not in out
 
 

@@ -34,7 +34,7 @@ class UpperBound(Estimate):
         layers: their brackets.
         composition: the constants of all nodes of the graph, which `explain` lays out: of the
             product of norms, also where another method proves less.
-        certificate: of quadratic constraints, what proves the bound; None on a domain.
+        certificate: of quadratic constraints of a chain, what proves the bound; None on a domain.
         floor: what no bound that ignores reachability can be below, if it was asked for: it says
             how far such bounds could come down, and is no bound of the Lipschitz constant.
 

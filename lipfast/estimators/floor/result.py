@@ -64,17 +64,25 @@ class Floor:
         return f"{trust} {given_rules(self.given)}" if self.given else trust
 
     def __repr__(self) -> str:
+        if self._says_nothing:
+            return f"Floor(0, {norm_name(self.norm)}; {self.reason})"
         value = format_value(self.value, self.log_value)
         text = f"{value}, {norm_name(self.norm)}, {self.trust}: {WHAT_IT_SAYS}"
         return f"Floor({text}; {self.reason})" if self.reason else f"Floor({text})"
+
+    @property
+    def _says_nothing(self) -> bool:
+        """Whether it is 0, which no norm is below, and there is a reason to give instead."""
+        return self.value == 0 and self.reason is not None
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
 
     def lines(self, width: int = 96) -> list[str]:
         """Lines of a table of bounds."""
-        if self.value == 0 and self.reason is not None:  # nothing can be below 0, so says nothing
-            return textwrap.wrap(f"{'floor':<9}{self.reason}", width, subsequent_indent=" " * 9)
+        if self._says_nothing:
+            text = f"{'floor':<9}{'0':<14}{self.reason}"
+            return textwrap.wrap(text, width, subsequent_indent=" " * 9)
         indent = " " * 9
         value = format_value(self.value, self.log_value)
         head = f"{'floor':<9}{value:<14}{norm_name(self.norm)}, {self.trust}: {WHAT_IT_SAYS}"
