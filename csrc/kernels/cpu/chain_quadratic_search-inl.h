@@ -10,8 +10,10 @@ constexpr double kLargestStep = 2;      // of log D
 constexpr double kDescent = 1e-4;       // Armijo's condition (Nocedal and Wright 2006, section 3.1)
 constexpr double kFirstStep = 0.3;      // the largest entry of one along the gradient
 constexpr double kSmallestStep = 1e-3;  // share of a step
-constexpr double kCarried = 0.85;       // of log D of an earlier result, in a start from it
+constexpr double kCarried = 0.9;        // of log D of an earlier result, in a start from it
 constexpr double kMostCarried = 4;      // that is off the closed form
+constexpr double kShare = 0.5;          // of |m| / r in the other closed form
+constexpr double kCarriedShare = 0.7;   // and in the one that a start from an earlier result is measured from
 constexpr double kLeastGain = 1e-7;     // of the logarithm, from a step
 constexpr double kMostRescaling = 20;   // of a matrix, twice: scaled weights stay within what the proof takes
 constexpr int64_t kFirstPower = 8;
@@ -28,10 +30,14 @@ struct Search {
   S *vector, *image;  // of the widest hidden layer
   const int32_t* const* unit;
   int64_t units, evaluated;
+  double share = 1;  // of |m| / r in the closed form
+  double begun = 0;  // about log2 of rho where the search starts
 
   Search(const QuadraticProblem& problem, Arena& arena);
   template <class T>
-  bool start(const QuadraticProblem& problem, bool warm);
+  bool start(const QuadraticProblem& problem, bool warm, double of_ratio = 1);
+  template <class T>
+  bool cold_start(const QuadraticProblem& problem);
   double improve(int64_t evaluations);
   double step_once();
 
@@ -119,14 +125,14 @@ double Search<S>::top_of(int64_t i, const S* scale, int iterations) {
   return 1.02 * norm;
 }
 
-// 1 + |m| / r; r = 0: a large multiplier stands for infinity.
+// 1 + share |m| / r; r = 0: a large multiplier stands for infinity.
 template <class S>
-double wider_than(const SweepLayer<S>& at, int64_t j) {
+double wider_than(const SweepLayer<S>& at, int64_t j, double share) {
   const double m = fabs(at.mean[j]), r = sqrt(larger(0.0, m * m - at.product[j]));
-  return m < 999 * r ? larger(1 + m / r, 1 + 1e-5) : 1e3;
+  return share * m < 999 * r ? larger(1 + share * m / r, 1 + 1e-5) : 1e3;
 }
 
-// The balanced closed form: D_j = (1 + |m_j| / r_j) lambda_max(S^-1/2 K S^-1/2) S_j, S_j = sqrt(K_jj) / |W e_j|.
+// The balanced closed form: D_j = (1 + share |m_j| / r_j) lambda_max(S^-1/2 K S^-1/2) S_j, S_j = sqrt(K_jj) / |W e_j|.
 template <class S>
 void Search<S>::closed_form(int64_t i) {
   const SweepLayer<S>& at = sweep.layers[i];
@@ -151,11 +157,11 @@ void Search<S>::closed_form(int64_t i) {
     at.scale[j] = static_cast<S>(1 / sqrt(at.rise[j]));
   }
   double narrowest = 1;
-  for (int64_t j = 0; j < at.n; ++j) narrowest = smaller(narrowest, wider_than(at, j) - 1);
+  for (int64_t j = 0; j < at.n; ++j) narrowest = smaller(narrowest, wider_than(at, j, share) - 1);
   // Where little of a multiplier is above the eigenvalue, that has to be known well.
   const double top = larger(top_of(i, at.scale, narrowest < 0.05 ? 200 : 8), 0x1p-60);
   for (int64_t j = 0; j < at.n; ++j) {
-    at.log[j] = log(wider_than(at, j) * top * at.rise[j]);
+    at.log[j] = log(wider_than(at, j, share) * top * at.rise[j]);
   }
 }
 
@@ -195,7 +201,8 @@ bool Search<S>::make_feasible(int64_t i) {
 // Packs the weights, scales them, and takes a feasible point layer by layer. False: none was found.
 template <class S>
 template <class T>
-bool Search<S>::start(const QuadraticProblem& problem, bool warm) {
+bool Search<S>::start(const QuadraticProblem& problem, bool warm, double of_ratio) {
+  share = of_ratio;
   for (int64_t i = 0; i < problem.layers; ++i) {
     shifts[i] = base[i];
     const EntryScaling scaling{i < sweep.hidden ? unit[i] : nullptr, i > 0 ? unit[i - 1] : nullptr, shifts[i]};
@@ -217,7 +224,23 @@ bool Search<S>::start(const QuadraticProblem& problem, bool warm) {
   sweep.read_m();
   keep(here);
   keep(best);
-  return sweep.top(kFirstPower, false).top >= 0;
+  const double top = sweep.top(kFirstPower, false).top;
+  begun = 0.5 * log2(top);
+  for (int64_t i = 0; i < problem.layers; ++i) begun += shifts[i];
+  return top >= 0;
+}
+
+// The better of two closed forms. With the whole of |m| / r a layer costs at most what its norms multiply to; with half
+// of it K of the next layers is smaller, mostly: that is up to a half of the bound after ten layers.
+template <class S>
+template <class T>
+bool Search<S>::cold_start(const QuadraticProblem& problem) {
+  const bool whole = start<T>(problem, false);
+  const double first = begun;
+  if (sweep.stopped) return false;
+  ++evaluated;
+  if (start<T>(problem, false, kShare) && (!whole || begun < first)) return true;
+  return whole && start<T>(problem, false);
 }
 
 // The gradient by log D where the sweep stands, of the logarithm of the smoothed maximum.
