@@ -180,7 +180,7 @@ def test_the_table_against_torch_runs_and_its_ways_agree(
 ) -> None:
     gpu_against_torch.main(["--device", "cpu", "--tiny"])
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("    lipfast  ") for line in lines) == 10
+    assert sum(line.startswith("    lipfast  ") for line in lines) == 11
     assert all(" ms" in line for line in lines[1:] if line.startswith("    "))
 
 
