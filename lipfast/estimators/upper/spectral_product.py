@@ -19,7 +19,7 @@ from lipfast.estimators.upper.interval_jacobian import interval_jacobians
 from lipfast.estimators.upper.layer_bracket import LayerBrackets
 from lipfast.estimators.upper.layer_calls import FoundStarts, LayerCall, layer_brackets
 from lipfast.estimators.upper.local.slopes import LocalSlopes
-from lipfast.estimators.upper.many import UpperBounds, UpperBoundsOfGraph
+from lipfast.estimators.upper.many import Tighter, UpperBounds, UpperBoundsOfGraph
 from lipfast.estimators.upper.networks import Group, prepared
 from lipfast.estimators.upper.numbers_read import NumbersRead
 from lipfast.estimators.upper.quadratic.bounds import quadratic_bounds, queued_bounds
@@ -210,7 +210,7 @@ class _Call(NamedTuple):
         if later is not None:
             bounds = replace(bounds, tighter=[later.read()])
         if queued is not None:
-            return replace(bounds, tighter=[queued(bounds.logs)])
+            return replace(bounds, tighter=[self._of_domain(queued(bounds.logs))])
         if self.quadratic is None:
             return bounds
         effort, warm, follow = self.quadratic
@@ -229,7 +229,13 @@ class _Call(NamedTuple):
             memory=self.memory,
             slopes=slopes,
         )
-        return replace(bounds, tighter=[tighter])
+        return replace(bounds, tighter=[self._of_domain(tighter)])
+
+    def _of_domain(self, tighter: Tighter | str) -> Tighter | str:
+        """On a domain no bound has a certificate, also where the domain says nothing of slopes."""
+        if self.domain is None or isinstance(tighter, str):
+            return tighter
+        return replace(tighter, certificate=None)
 
 
 def _bounds_of_group(

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -267,6 +268,25 @@ def test_graphs(model: Callable[[], nn.Module], size: int) -> None:
         assert upper.value < 0.93 * everywhere
         assert upper.certified
         assert upper.certificate is None
+
+
+@pytest.mark.parametrize("call", ["upper", "tracker"])
+def test_no_certificate_where_the_domain_says_nothing_of_slopes(call: str) -> None:
+    """For want of memory, or of numbers within float64; it would be one of all inputs."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)).double()
+    plan, weights = lipfast.compile(model, torch.zeros(1, 3).double()), model.state_dict()
+    large = {name: 1e150 * value for name, value in weights.items()}
+    for own, memory in ((weights, 1), (large, 1 << 30)):
+        options: dict[str, Any] = {"method": "quadratic", "memory": memory}
+        everywhere = plan.upper(own, **options)
+        options["domain"] = Box(-0.1, 0.1)
+        found = (
+            plan.upper(own, **options) if call == "upper" else plan.tracker(**options).upper(own)
+        )
+        assert everywhere.certificate is not None
+        assert found.log_value == everywhere.log_value
+        assert found.certificate is None
 
 
 class _TwoInputs(nn.Module):
