@@ -290,12 +290,12 @@ def _on_domain(
     hundred; where few have more than one, steps of a graph have these units alone.
     """
     chain = matrix_chain(sweep)
-    own = None if chain is None else chain.numbers(plan, networks[0], slopes[0])
-    if chain is None or own is None:
+    pairs = list(zip(networks, slopes, strict=True))
+    numbers = [] if chain is None else [chain.numbers(plan, *pair) for pair in pairs]
+    if chain is None or not all(numbers):
         return _bounds_of_graphs(plan, networks, slopes, effort=effort, memory=memory)
     bounds: list[Upward] = []
-    for entry, local in zip(networks, slopes, strict=True):
-        own = chain.numbers(plan, entry, local)
+    for (entry, local), own in zip(pairs, numbers, strict=True):
         assert own is not None
         weights, errors, *units = own.without_dead_units()
         wrong = None if all(error is None for error in errors) else [errors]

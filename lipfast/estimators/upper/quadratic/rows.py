@@ -59,25 +59,27 @@ def row_bounds(
     chain = matrix_chain(sweep)
     here = all(tensor.is_cpu for tensor in networks[0].values())
     local: Sequence[EntrySlopes | None] = slopes or [None] * len(networks)
-    numbers = []
-    if chain is not None and here:
-        pairs = zip(networks, local, strict=True)
-        numbers = [chain.numbers(plan, entry, own) for entry, own in pairs]
-    if chain is None or not all(numbers) or not numbers:
+    if chain is None or not here:
         return f"quadratic constraints in norm {norm:g} are for chains of matrices on the CPU"
     evaluations, shares = _ROW_SEARCHES[effort]
-    bounds = []
-    for entry, own in zip(networks, numbers, strict=True):
-        assert own is not None
-        rows = _Rows(own.without_dead_units(), norm)
-        if rows.work * evaluations * len(shares) > _MOST_WORK:
-            bounds.append(Upward(math.inf))
-            continue
-        largest = Upward.of(rows.bounds(shares, evaluations))
-        bounds.append(largest * chain.last_constant(plan, entry, norm))
-    if all(bound.unbounded for bound in bounds):
-        return f"no quadratic constraints in norm {norm:g}: one network for each row takes too long"
-    return Tighter(QUADRATIC, [own.value for own in bounds], [own.log for own in bounds])
+    bounds: list[Upward] = []
+    reasons: list[str | None] = []
+    for entry, own in zip(networks, local, strict=True):
+        numbers = chain.numbers(plan, entry, own)
+        bound, why = Upward(math.inf), None
+        rows = None if numbers is None else _Rows(numbers.without_dead_units(), norm)
+        if rows is None:
+            why = "an activation has no slopes"
+        elif rows.work * evaluations * len(shares) > _MOST_WORK:
+            why = "one network for each row takes too long"
+        else:
+            largest = Upward.of(rows.bounds(shares, evaluations))
+            bound = largest * chain.last_constant(plan, entry, norm)
+            why = "numbers leave float64" if bound.unbounded else None
+        bounds.append(bound)
+        reasons.append(why and f"no quadratic constraints in norm {norm:g}: {why}")
+    values, logs = [own.value for own in bounds], [own.log for own in bounds]
+    return Tighter(QUADRATIC, values, logs, reasons=reasons)
 
 
 class _Rows:

@@ -14,6 +14,7 @@ from lipfast.errors import ArgumentError
 from lipfast.estimators.domain import Ball, Box
 from lipfast.estimators.plan import Plan
 from lipfast.estimators.upper.quadratic import rows as module
+from lipfast.rules.registry import RULES, Call
 
 QUADRATIC = "quadratic constraints"
 
@@ -122,3 +123,39 @@ def test_only_on_a_domain_and_only_of_chains() -> None:
     assert found.certified
     assert found.reason is not None
     assert "chains" in found.reason
+
+
+@pytest.mark.parametrize("norm", [1, math.inf])
+def test_says_that_numbers_leave_float64(norm: float) -> None:
+    model = _network((3, 8, 8, 2), torch.float64)
+    weights = {name: 1e150 * value for name, value in model.state_dict().items()}
+    plan = lipfast.compile(model, torch.zeros(1, 3).double())
+    found = plan.upper(weights, norm=norm, domain=Box(-1, 1), method="quadratic")
+    assert math.isinf(found.value) and math.isfinite(found.log_value)
+    assert found.reason is not None and "numbers leave float64" in found.reason
+
+
+@pytest.mark.parametrize("norm", [1, 2, math.inf])
+def test_networks_of_which_one_has_no_slopes(norm: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's rule that knows slopes of some parameters only: of the others, their bounds."""
+    monkeypatch.setitem(RULES, "aten.prelu", RULES["aten.prelu"])
+    error = RULES["aten.prelu"].error
+
+    def slopes(call: Call) -> tuple[float, float] | None:
+        return (0.0, 1.0) if float(call.tensor(call.node.args[1]).max()) < 0.9 else None
+
+    lipfast.rule("aten.prelu", error=error, slopes=slopes)(lambda call: call.input)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 6), nn.PReLU(), nn.Linear(6, 2))
+    plan, first = lipfast.compile(model, torch.zeros(1, 3)), model.state_dict()
+    second = {**first, "3.weight": torch.tensor([0.95])}
+    options = {"norm": norm, "domain": Ball(0.01), "method": "quadratic", "effort": 1}
+    alone = [plan.upper(own, **options) for own in (first, second)]
+    assert alone[0].method == QUADRATIC
+    if norm != 2:
+        assert alone[1].reason is not None and "has no slopes" in alone[1].reason
+    for order in ([0, 1], [1, 0]):
+        found = plan.upper([(first, second)[index] for index in order], **options)
+        for one, index in zip(found, order, strict=True):
+            assert (one.method, one.reason) == (alone[index].method, alone[index].reason)
+            assert one.value == pytest.approx(alone[index].value, rel=0.05)
