@@ -58,7 +58,7 @@ double search_multipliers(const QuadraticProblem& problem, QuadraticResult& resu
   Search<S> search(problem, arena);
   search.unit = result.unit_exponents;
   search.base = result.weight_exponents;
-  bool found = problem.start != nullptr && search.template start<T>(problem, true, kCarriedShare);
+  bool found = problem.start != nullptr && search.template start<T>(problem, true, kShare);
   if (!found && !search.sweep.stopped) found = search.template cold_start<T>(problem);
   double least = 0;
   if (found) least = proves_at_once(problem) ? search.step_once() : search.improve(problem.evaluations);

@@ -43,7 +43,7 @@ WARM_EVALUATIONS = {1: 10, 2: 10, 3: 300}
 NEXT_EVALUATIONS = {1: 1, 2: 3, 3: 300}
 """The same from those of the checkpoint just before. One evaluation each is as good as ten without
 a start where checkpoints follow each other closely (a few per cent of the weights' norm)."""
-_LOST = 0.1
+_LOST = 0.05
 """Of the gain on the product, in logarithms, that is more than networks that follow each other
 lose; 0.01 of it may be lost every time."""
 _LOST_EACH_TIME = 0.01
