@@ -22,7 +22,7 @@ from lipfast.rules.formulas import Formula, lowered, result
 from lipfast.rules.intervals import Array, Interval, down, up
 from lipfast.rules.registry import RULES, Call, written_here
 from lipfast.rules.scalar_functions import ONE, Jet, about
-from lipfast.rules.slopes import hull, of_prelu
+from lipfast.rules.slopes import hull, left_of_prelu
 
 _CELLS = 16  # of a smooth function
 
@@ -76,8 +76,9 @@ class OnRanges:
 
 def _nearer(first: Line, second: Line, middle: Array, sign: float) -> Line:
     """For each unit the line that is lower (sign 1) or higher in the middle."""
-    values = [sign * (line.slope * middle + line.offset) for line in (first, second)]
-    better = values[0] < values[1]
+    with np.errstate(all="ignore"):
+        values = [sign * (line.slope * middle + line.offset) for line in (first, second)]
+    better = values[0] < values[1]  # NaN is not
     return Line(*(np.where(better, one, two) for one, two in zip(first, second, strict=True)))
 
 
@@ -155,10 +156,15 @@ class _Cut(NamedTuple):
         most = np.maximum(ends[:, :-1], ends[:, 1:])
         above = np.maximum(up(self.slopes.high - s), 0.0)
         below = np.maximum(up(s - self.slopes.low), 0.0)
+        smaller, larger = np.minimum(above, below), np.maximum(above, below)
+        # a b / (a + b): the smaller one times a share from 1/2 to 1, which is 1 beside infinity.
         both = above + below
-        bump = np.where(both > 0.0, above / np.where(both > 0.0, both, 1.0) * below, 0.0)
-        extra = up(self.width * bump * (1.0 + 16 * UNIT_ROUNDOFF))
-        top = up(most + np.where(bump > 0.0, extra, 0.0)).max(1)
+        divides = np.isfinite(both) & (both > 0.0)
+        share = np.where(divides, larger / np.where(divides, both, 1.0), 1.0)
+        extra = up(self.width * up(smaller * share * (1.0 + 16 * UNIT_ROUNDOFF)))
+        # NaN stays, and says nothing.
+        extra = np.where((smaller <= 0.0) | (self.width <= 0.0), 0.0, extra)
+        top = up(most + extra).max(1)
         moved = Interval.of(s) * Interval(self.centre.low[:, None], self.centre.high[:, None])
         moved = moved - self.own
         found: Array = up(top + (moved.high if sign > 0 else -moved.low)[:, 0])
@@ -308,17 +314,11 @@ def _leaky(*slope: float) -> Pieces | None:
 
 
 def _prelu(call: Call) -> Pieces | None:
-    ends = of_prelu(call)
+    ends = left_of_prelu(call)
     if ends is None:
         return None
-    # The hull with 1 of a slope: the other end is the slope's, on either side.
-    low, high = (cast(Tensor, end).cpu() for end in ends)
-    value = call.tensor(call.node.args[1]).detach().double().cpu().reshape(low.shape)
-    left = torch.where(value < 1.0, low, 1.0), torch.where(value > 1.0, high, 1.0)
-    if call.rounding(call.node.args[1]) is None:
-        left = value, value
-    flat = [end.expand(call.node.shape).reshape(-1).numpy() for end in left]
-    return (0.0,), [(flat[0], flat[1]), (1.0, 1.0)]
+    low, high = (end.cpu().expand(call.node.shape).reshape(-1).numpy() for end in ends)
+    return (0.0,), [(low, high), (1.0, 1.0)]
 
 
 def _threshold(call: Call) -> Pieces | None:

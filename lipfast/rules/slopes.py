@@ -51,13 +51,19 @@ def of_rrelu(node: Node) -> tuple[float, float] | None:
 
 
 def of_prelu(call: Call) -> SlopeRange | None:
-    """1 and the slope of the channel, which is the first axis of a sample."""
+    """1 and the slope of the channel."""
+    ends = left_of_prelu(call)
+    return None if ends is None else (ends[0].clamp_max(1.0), ends[1].clamp_min(1.0))
+
+
+def left_of_prelu(call: Call) -> tuple[Tensor, Tensor] | None:
+    """The slopes for numbers below 0: of the channel, which is the first axis of a sample."""
     ends = _enclosed(call, call.node.args[1])
     if ends is None:
         return None
     sample = call.operand_shapes[0]
     shape = (-1, *[1] * (len(sample) - 1)) if sample else ()
-    return ends[0].reshape(shape).clamp_max(1.0), ends[1].reshape(shape).clamp_min(1.0)
+    return ends[0].reshape(shape), ends[1].reshape(shape)
 
 
 def _enclosed(call: Call, argument: Argument) -> tuple[Tensor, Tensor] | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
+from functools import partial
 
 import mpmath
 import numpy as np
@@ -123,6 +125,57 @@ def test_cells_have_teeth(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not exceeded()
     monkeypatch.setattr("lipfast.rules.on_ranges.UNIT_ROUNDOFF", -1.0 / 16)
     assert exceeded()
+
+
+def _always(slopes: Interval, x: Interval) -> Interval:
+    return slopes + x * Interval.of(0.0)
+
+
+def test_slopes_far_apart_do_not_hide_each_other() -> None:
+    """A function may rise by 1e-30 and fall back at once: neither number may get lost."""
+
+    def zeros(x: Interval) -> Interval:
+        return x * Interval.of(0.0)
+
+    for low, high in ((-1e300, 1e-30), (-1e-30, 1e300)):
+        functions = UnitFunctions(zeros, partial(_always, Interval.of(low, high)), (), 1)
+        found = functions.on(np.zeros(1), np.ones(1), Interval.of(np.zeros(1)))
+        assert found.most[0] >= 1e-30
+        assert found.least[0] <= -1e-30
+
+
+def test_a_cell_without_known_slopes_says_nothing_of_values() -> None:
+    """``1 / (x^2 - x + 0.3)``: in cells around 1/2 the divisor may be 0, for all that is known."""
+
+    class Peak(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.reciprocal(x * x - x + 0.3)
+
+    plan = Plan.trace(Peak(), torch.zeros(2, 1, dtype=torch.float64))
+    node = join_compositions(plan.graph).nodes[-1]
+    functions = unit_functions(Call(node, 2, [Upward.of(1.0)], [(1,)], 0.0, {}, {}), None)
+    assert functions is not None
+    low, high, centre = np.array([-20.0]), np.array([20.0]), np.zeros(1)
+    found = functions.on(low, high, Interval.of(centre))
+    assert found.upper[0] == math.inf
+    assert not found.most[0] < 1 / 0.05 - 1 / 0.3
+    within = found.within(
+        of_slopes_alone(-np.ones(1) * 100, np.ones(1) * 100, low, high), low, high
+    )
+    assert within.above.slope[0] * 0.5 + within.above.offset[0] >= 1 / 0.05 - 1 / 0.3 - 1e-9
+
+
+def test_a_slope_of_a_prelu_that_is_computed_is_known_to_its_rounding() -> None:
+    class Computed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Parameter(torch.tensor(1 / 3, dtype=torch.float64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.prelu(x, (self.first * 3.0).reshape(1))
+
+    found = functions_of(Computed()).on(-np.ones(1), np.zeros(1), Interval.of(np.zeros(1)))
+    assert Fraction(found.lower[0]) <= 3 * Fraction(1 / 3) <= Fraction(found.upper[0])
 
 
 def test_slopes_alone_bound_all_functions_that_have_them() -> None:
