@@ -85,6 +85,7 @@ class BoundedStep:
         out: what its activation gives.
         rooms: what rounding, and errors of C, A and B, add to products with a row of sizes: see
             `_room`.
+        tiny: more than what underflows between a row of what is carried on and its like before.
     """
 
     step: GraphStep
@@ -94,6 +95,7 @@ class BoundedStep:
     read: Span
     out: Span
     rooms: tuple[Tensor, Tensor, Tensor]
+    tiny: Tensor
 
 
 def slopes_on_domain(
@@ -177,6 +179,7 @@ class Ranges:
             if step.units is None:
                 length = float(_lengths(read.size[None]))
                 longest = length * float((-step.constraint.products).sqrt()) * (1.0 + 2.0**-40)
+                longest += UNDERFLOW
                 ends = read.low.new_full((step.constraint.outputs,), longest)
                 lines, out = None, Span(-ends, ends)
             else:
@@ -195,7 +198,8 @@ class Ranges:
                 self._room(step.added, out.size),
                 self._room(step.kept, alive.size),
             )
-            passed = BoundedStep(step, lines, longest, alive, read, out, rooms)
+            tiny = UNDERFLOW * (1.0 + sum(own.size.sum() for own in (alive, read, out)))
+            passed = BoundedStep(step, lines, longest, alive, read, out, rooms, tiny)
             self.passed.append(passed)
             alive = self._carried(passed)
         return slopes
@@ -284,7 +288,7 @@ class Ranges:
         step, size = passed.step, rows.abs()
         b, c = step.added.value, step.read.value
         own = rows if b is None else rows @ b
-        room = room + size @ passed.rooms[1]
+        room = room + size @ passed.rooms[1] + passed.tiny
         before = None
         if step.kept is not None:
             a = step.kept.value
@@ -302,7 +306,7 @@ class Ranges:
         largest = torch.maximum(lines.above.abs(), lines.below.abs())
         room = room + self._rounding * (own.abs() @ largest + added.abs())
         room = room + self._rounding * (turned.abs() @ passed.read.size)
-        room = room + turned.abs() @ passed.rooms[0] + UNDERFLOW * (1.0 + passed.read.size.sum())
+        room = room + turned.abs() @ passed.rooms[0]
         found = turned if c is None else turned @ c
         if before is not None:
             found = found + before

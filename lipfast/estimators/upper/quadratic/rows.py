@@ -118,7 +118,8 @@ class _Rows:
             evaluations=evaluations,
         )
         lengths = widened(scales.square().reciprocal().sum(1), scales.shape[1] + 4).sqrt()
-        return widened(found.values * widened(lengths, 4), 4)
+        # Also where the bound is a denormal number, which the length may be rounded with.
+        return widened(found.values * widened(lengths, 4), 4) + SMALLEST
 
     def _scaled(self, row: int, scales: Tensor) -> tuple[list[Tensor], list[Tensor | None]]:
         """From scaled inputs to one output, or from one input to scaled outputs."""

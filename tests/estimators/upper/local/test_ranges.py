@@ -196,6 +196,18 @@ def test_of_a_point_the_derivative_is_known() -> None:
             assert float((high - low).max()) < 1e-10
 
 
+def test_products_that_underflow_between_large_numbers_are_not_lost() -> None:
+    """``2^-500 relu(2^-600 x)`` for x up to 2^290: the product of the weights is 0 in float64."""
+    model = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1), nn.ReLU()).double()
+    for layer, weight in ((model[0], 2.0**-600), (model[2], 2.0**-500)):
+        layer.weight.data.fill_(weight)
+        layer.bias.data.zero_()
+    plan = Plan.trace(model, torch.zeros(2, 1, dtype=torch.float64))
+    last = ranges_of(plan, model, Box(0.0, 2.0**290)).passed[-1]
+    # From the centre on; 2^290 2^-600 2^-500 / 2.
+    assert float(last.read.high) >= 2.0**-811
+
+
 def test_of_a_domain_beyond_all_numbers_the_rules_say_all() -> None:
     model = mlp(nn.ReLU, 1)
     assert slopes_of(model, Box(-1e305, 1e305), 3) == []
