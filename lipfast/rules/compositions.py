@@ -222,13 +222,13 @@ def _inside(functions: _Functions, reach: float, end: _End) -> Extent:
     for turn in range(_MOST_ROUNDS):
         middle = low + (high - low) / 2
         radius = up(np.maximum(high - middle, middle - low))
+        narrow = (middle <= low) | (middle >= high)
         own = functions.on(Interval.of(middle), row)
         jet = functions.on(Interval(low, high), row)
-        slopes = end.most(about(own, jet, radius))
+        slopes = end.most(about(own, jet, radius, ~narrow))
         if turn == 0:
             size = float(jet.value.size.max())
         best = max(best, end.reached(own.slope))
-        narrow = (middle <= low) | (middle >= high)
         last = turn == _MOST_ROUNDS - 1 or len(low) > max(_MOST_CELLS, _CELLS_OF_ONE * count)
         open_ = (slopes > end.enough(best)) & ~narrow & (not last)
         bound = max(bound, float(slopes[~open_].max(initial=bound)))

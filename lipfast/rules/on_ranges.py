@@ -237,7 +237,8 @@ def unit_functions(call: Call, places: Tensor | None) -> UnitFunctions | None:
     def slopes(x: Interval) -> Interval:
         middle = x.low / 2 + x.high / 2
         radius = up(np.maximum(x.high - middle, middle - x.low))
-        return about(jet(Interval.of(middle)), jet(x), radius)
+        inside = (x.low < middle) & (middle < x.high)
+        return about(jet(Interval.of(middle)), jet(x), radius, inside)
 
     return UnitFunctions(lambda x: jet(x).value, slopes, kinks, _CELLS)
 

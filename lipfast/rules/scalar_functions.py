@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipfast.rules.intervals import WHOLE, Array, Interval, evaluated, even, rising
+from lipfast.rules.intervals import WHOLE, Array, Choice, Interval, evaluated, even, rising
 
 ONE = Interval.of(1.0)
 TWO = Interval.of(2.0)
@@ -209,13 +209,15 @@ FUNCTIONS: Mapping[str, Callable[[Interval], Taken]] = {
 }
 
 
-def about(middle: Jet, jet: Jet, radius: Array) -> Interval:
+def about(middle: Jet, jet: Jet, radius: Array, inside: Choice) -> Interval:
     """The slopes on intervals: as enclosed, and from those at their middles by the mean value.
 
     Args:
         middle: at the middles.
         jet: on the whole intervals.
         radius: half of their lengths, or more.
+        inside: whether the middle lies between the ends, as float64: where it is one of them, a
+            kink there has the slopes of both sides.
     """
     moved = middle.slope + jet.curve * Interval(-radius, radius)
-    return jet.slope.met(moved)
+    return jet.slope.met(moved).where(inside, jet.slope)

@@ -98,6 +98,21 @@ def test_kinks_that_a_range_only_touches_do_not_count() -> None:
     assert found.upper.tolist() == [1.0, 0.0, 1.0, 1.0]
 
 
+def test_next_to_a_kink_slopes_are_those_of_its_side() -> None:
+    """Between neighbouring numbers the middle is one of them, perhaps the kink."""
+    tiny = 2.0**-1074
+    left = functions_of(nn.ELU(3.0)).on(-np.ones(1) * tiny, np.zeros(1), Interval.of(np.zeros(1)))
+    assert left.lower[0] <= 3.0 <= left.upper[0]
+    both = functions_of(nn.ELU(3.0)).on(*np.array([[-tiny], [tiny]]), Interval.of(np.zeros(1)))
+    assert both.lower[0] <= 1.0 and both.upper[0] >= 3.0
+    below, above = np.nextafter(3.0, 0.0), np.nextafter(3.0, 4.0)
+    for low, high, slope in ((below, 3.0, 1.5), (3.0, above, 1.0), (below, above, 1.5)):
+        on = functions_of(nn.Hardswish()).on(
+            *np.array([[low], [high]]), Interval.of(np.ones(1) * 3)
+        )
+        assert on.lower[0] - 1e-9 <= slope <= on.upper[0] + 1e-9
+
+
 def test_lines_of_a_relu_are_its_chord_and_the_nearer_side() -> None:
     functions = functions_of(nn.ReLU())
     low, high = np.array([-1.0, -3.0]), np.array([3.0, 1.0])

@@ -95,7 +95,7 @@ class BoundedStep:
     read: Span
     out: Span
     rooms: tuple[Tensor, Tensor, Tensor]
-    tiny: Tensor
+    tiny: float
 
 
 def slopes_on_domain(
@@ -198,7 +198,7 @@ class Ranges:
                 self._room(step.added, out.size),
                 self._room(step.kept, alive.size),
             )
-            tiny = UNDERFLOW * (1.0 + sum(own.size.sum() for own in (alive, read, out)))
+            tiny = UNDERFLOW * (1.0 + sum(float(own.size.sum()) for own in (alive, read, out)))
             passed = BoundedStep(step, lines, longest, alive, read, out, rooms, tiny)
             self.passed.append(passed)
             alive = self._carried(passed)
