@@ -14,7 +14,7 @@ from lipfast.estimators.domain import Box, Domain
 from lipfast.plan.architecture import Architecture
 from lipfast.rounding import UNDERFLOW, widened
 
-# More than what squares below the range of float64 add to a length, per unit of the radius.
+# More than what squares below the range of float64 add to a length.
 _VANISHED = 2.0**-500
 
 
@@ -33,14 +33,16 @@ class AroundCentre(NamedTuple):
 
     def reach(self, rows: Tensor) -> Tensor:
         """The largest ``|row (x - c)|`` on the domain, for rows (K, entries)."""
-        terms = rows.shape[1] + 8
         if not self.ball:
             total: Tensor = rows.abs() @ self.radii
-            return widened(total, terms) + UNDERFLOW * rows.shape[1]
-        radius = self.radii[:1]
-        length: Tensor = torch.linalg.vector_norm(rows, dim=1)
-        length = widened(length, terms) + _VANISHED
-        return widened(length * radius, 4) + UNDERFLOW
+            return widened(total, rows.shape[1] + 8) + UNDERFLOW * rows.shape[1]
+        return widened(lengths(rows) * self.radii[:1], 4) + UNDERFLOW
+
+
+def lengths(rows: Tensor) -> Tensor:
+    """Euclidean lengths (K,) of rows (K, entries), rounded up."""
+    length: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return widened(length, rows.shape[1] + 8) + _VANISHED
 
 
 def around_centre(plan: Architecture, domain: Domain) -> AroundCentre:

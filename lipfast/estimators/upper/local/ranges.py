@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lipfast.estimators.domain import Domain
 from lipfast.estimators.enclosure import enclose_nodes, missing_error_rules
-from lipfast.estimators.upper.local.around import AroundCentre, around_centre
+from lipfast.estimators.upper.local.around import AroundCentre, around_centre, lengths
 from lipfast.estimators.upper.quadratic.graph_linear import Coefficients
 from lipfast.estimators.upper.quadratic.graph_problem import (
     EntrySlopes,
@@ -177,7 +177,7 @@ class Ranges:
             if not (alive.fits() and read.fits()):
                 break
             if step.units is None:
-                length = float(_lengths(read.size[None]))
+                length = float(lengths(read.size[None]))
                 longest = length * float((-step.constraint.products).sqrt()) * (1.0 + 2.0**-40)
                 longest += UNDERFLOW
                 ends = read.low.new_full((step.constraint.outputs,), longest)
@@ -295,7 +295,7 @@ class Ranges:
             before = rows if a is None else rows @ a
             room = room + size @ passed.rooms[2]
         if passed.lines is None:
-            room = room + _lengths(own) * passed.longest
+            room = room + lengths(own) * passed.longest
             if before is None:
                 before = rows.new_zeros(len(rows), sum(step.before))
             return before, added, room
@@ -312,12 +312,6 @@ class Ranges:
             found = found + before
             room = room + self._rounding * (found.abs() @ passed.alive.size)
         return found, added, room
-
-
-def _lengths(rows: Tensor) -> Tensor:
-    """Euclidean lengths, rounded up: fewer than 2^30 squares, some of which may vanish."""
-    length: Tensor = torch.linalg.vector_norm(rows, dim=1)
-    return length * (1.0 + 2.0**-20) + 2.0**-500
 
 
 def _product_of_span(matrix: Coefficients, span: Span) -> tuple[Tensor, Tensor]:
