@@ -34,7 +34,7 @@ from bench.published import ECLIPSE, MNIST, NO_ACAS, RANDOM, Networks, StateDict
 from bench.turns import PRODUCT, Benchmark, in_turn, measure, measure_bounds
 from experiments.data.generated import INPUTS
 from experiments.models import fcn
-from lipfast.estimators.upper.quadratic.certificate import WarmStart
+from lipfast.estimators.upper.quadratic.certificate import Multipliers
 from lipfast.estimators.upper.spectral_product import upper_bounds_together
 
 QUADRATIC = tuple(f"quadratic, effort {effort}" for effort in (1, 2, 3))
@@ -178,7 +178,7 @@ def runs() -> Runs:
 
 
 @cache
-def found_before() -> list[WarmStart | None]:
+def found_before() -> list[Multipliers | None]:
     """What the checkpoints before leave to start from."""
     plan, earlier = runs().plan, runs().earlier
     found = upper_bounds_together(plan, earlier, method="quadratic", effort=1)

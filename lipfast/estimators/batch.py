@@ -17,7 +17,7 @@ from lipfast.estimators.options import UpperMethod
 from lipfast.estimators.plan import Plan
 from lipfast.estimators.results import LowerBound
 from lipfast.estimators.upper.many import UpperBounds
-from lipfast.estimators.upper.quadratic.certificate import WarmStart
+from lipfast.estimators.upper.quadratic.certificate import Multipliers
 from lipfast.estimators.upper.spectral_product import upper_bounds_together
 from lipfast.estimators.upper.starts import StartVectors
 from lipfast.norms import Norm
@@ -50,7 +50,7 @@ def batch_bounds(
     start: Sequence[StartVectors | None] | None,
     memory: int,
     method: UpperMethod = "product",
-    warm: Sequence[WarmStart | None] | None = None,
+    warm: Sequence[Multipliers | None] | None = None,
 ) -> BatchBounds:
     """Upper and lower bounds of many networks, as `Plan.upper` and `Plan.lower` compute them.
 

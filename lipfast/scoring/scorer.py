@@ -18,7 +18,7 @@ from lipfast.checkpoints.metadata import Scalar
 from lipfast.errors import LipfastError
 from lipfast.estimators.batch import batch_bounds
 from lipfast.estimators.plan import Plan
-from lipfast.estimators.upper.quadratic.certificate import WarmStart
+from lipfast.estimators.upper.quadratic.certificate import Multipliers
 from lipfast.estimators.upper.starts import StartVectors
 from lipfast.plan.checked import StateDict, checked_all
 from lipfast.scoring.architectures import ArchArguments, ModelFamily
@@ -88,7 +88,7 @@ class Scorer:
         # Of the last batch of every plan: run -> singular vectors of its last checkpoint there.
         self._vectors: dict[ArchArguments, dict[str, StartVectors]] = {}
         # The same for quadratic constraints.
-        self._warm: dict[ArchArguments, dict[str, WarmStart | None]] = {}
+        self._warm: dict[ArchArguments, dict[str, Multipliers | None]] = {}
         self._rows = RowMaker(self.architecture.name, self.samples.name, self.options)
         self._most: dict[ArchArguments, int] = {}  # checkpoints that fit the device's memory
 

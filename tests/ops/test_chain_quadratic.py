@@ -119,6 +119,23 @@ def test_one_evaluation_along_a_run_is_as_good_as_ten(capability: str) -> None:
     assert max(lost) < 0.1
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_multipliers_of_other_weights(capability: str, seed: int) -> None:
+    """After a jump a single evaluation is not taken at its word."""
+    sizes = (10, 60, 60, 5)
+    weights, other = (random_chain(sizes, own, dtype=torch.float32) for own in (seed, 50 + seed))
+    before = bound(sizes, other, "relu", evaluations=30)
+    start = [logs[0] for logs in before.logs]
+    cold, warm = (
+        bound(sizes, weights, "relu", evaluations=count, start=own)
+        for count, own in ((10, None), (1, start))
+    )
+    assert (warm.log_values - cold.log_values).item() < 0.1
+    scaled = [1e12 * weights[0], *weights[1:]]
+    warm = bound(sizes, scaled, "relu", evaluations=1, start=start)
+    assert (warm.log_values - cold.log_values).item() < math.log(1e12) + 0.1
+
+
 @pytest.mark.parametrize("box", BOXES)
 def test_one_evaluation_is_no_worse_than_none(capability: str, box: str) -> None:
     """The step is proved at once, or else where it began."""

@@ -48,29 +48,32 @@ bool balance(const QuadraticProblem& problem, const QuadraticResult& result, Are
   return true;
 }
 
-// A single evaluation is left to the certificate, which costs little more than a sweep.
-LIPFAST_INLINE bool proves_at_once(const QuadraticProblem& problem) { return problem.evaluations == 1; }
-
-// The multipliers with which to prove, as they are found in S's arithmetic, and about rho^2; 0: none were found. Where
-// one step is taken without a trial, `logs` has the multipliers before it, and rho^2 is of them.
+// The multipliers with which to prove, as they are found in S's arithmetic, and about rho^2; 0: none were found. A
+// single evaluation is one step that is left to the certificate, which costs little more than a sweep: `tried` is false
+// then, `logs` has the multipliers before it, and rho^2 is of them.
 template <class S, class T>
 double search_multipliers(const QuadraticProblem& problem, QuadraticResult& result, Arena arena) {
   Search<S> search(problem, arena);
   search.unit = result.unit_exponents;
   search.base = result.weight_exponents;
-  bool found = problem.start != nullptr && search.template start<T>(problem, true, kShare);
-  if (!found && !search.sweep.stopped) found = search.template cold_start<T>(problem);
+  const bool carried = problem.start != nullptr && search.template start<T>(problem, true, kShare);
+  const bool found = carried || (!search.sweep.stopped && search.template cold_start<T>(problem));
+  // Where an earlier result says little of these weights, or nothing, one step is not enough.
+  int64_t least_evaluations = 0;
+  if (problem.start != nullptr) least_evaluations = !carried ? kColdEvaluations : search.far ? kFarEvaluations : 0;
+  const int64_t evaluations = larger(problem.evaluations, least_evaluations);
+  result.tried = evaluations != 1;
   double least = 0;
-  if (found) least = proves_at_once(problem) ? search.step_once() : search.improve(problem.evaluations);
+  if (found) least = result.tried ? search.improve(evaluations) : search.step_once();
   result.evaluations += static_cast<int32_t>(search.evaluated);
   if (!found || search.sweep.stopped) return 0;
-  const double* log_d = proves_at_once(problem) ? search.here : search.best;
+  const double* log_d = result.tried ? search.best : search.here;
   const double* before = search.best;
   for (int64_t i = 0; i < problem.layers; ++i) result.weight_exponents[i] = search.shifts[i];
   for (int64_t i = 0; i + 1 < problem.layers; ++i) {
     for (int64_t j = 0; j < problem.sizes[i + 1]; ++j) {
       result.multipliers[i][j] = exp(*log_d++);
-      if (proves_at_once(problem)) result.logs[i][j] = exp(*before++);
+      if (!result.tried) result.logs[i][j] = exp(*before++);
     }
   }
   return larger(least, 0x1p-200);  // M = 0
@@ -143,7 +146,7 @@ void certify(const QuadraticProblem& problem, QuadraticResult& result, Arena are
 // before.
 template <class T>
 void prove_found(const QuadraticProblem& problem, QuadraticResult& result, Arena arena, double guess, double growth) {
-  if (!proves_at_once(problem)) return certify<T>(problem, result, arena, guess, growth, kAttempts);
+  if (result.tried) return certify<T>(problem, result, arena, guess, growth, kAttempts);
   certify<T>(problem, result, arena, guess, growth, 0);
   const double square = result.square;
   if (square < guess) return;

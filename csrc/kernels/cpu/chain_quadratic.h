@@ -39,6 +39,7 @@ struct QuadraticProblem {
 struct QuadraticResult {
   double log_value, value, square;
   int32_t evaluations;
+  bool tried;                  // whether the multipliers were, before the certificate
   double* const* multipliers;  // L - 1, sizes[i + 1] each
   double* const* logs;         // log2 of them in original units
   int32_t* const* unit_exponents;

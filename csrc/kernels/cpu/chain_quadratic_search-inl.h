@@ -10,11 +10,14 @@ constexpr double kLargestStep = 2;      // of log D
 constexpr double kDescent = 1e-4;       // Armijo's condition (Nocedal and Wright 2006, section 3.1)
 constexpr double kFirstStep = 0.3;      // the largest entry of one along the gradient
 constexpr double kSmallestStep = 1e-3;  // share of a step
-constexpr double kCarried = 0.95;       // of log D of an earlier result, in a start from it
+constexpr double kCarried = 0.8;        // of log D of an earlier result, in a start from it
 constexpr double kMostCarried = 4;      // that is off the closed form
-constexpr double kShare = 0.5;          // of |m| / r in the other closed form
-constexpr double kLeastGain = 1e-7;     // of the logarithm, from a step
-constexpr double kMostRescaling = 20;   // of a matrix, twice: scaled weights stay within what the proof takes
+constexpr double kFarOff = 0.72;  // largest eigenvalue of D^-1/2 K D^-1/2 from which an earlier D is of other weights
+constexpr double kTooFarOff = 1;  // and says nothing
+constexpr int64_t kFarEvaluations = 4, kColdEvaluations = 10;  // at least, then
+constexpr double kShare = 0.5;                                 // of |m| / r in the other closed form
+constexpr double kLeastGain = 1e-7;                            // of the logarithm, from a step
+constexpr double kMostRescaling = 20;  // of a matrix, twice: scaled weights stay within what the proof takes
 constexpr int64_t kFirstPower = 8;
 constexpr double kSmallestLog = -140, kLargestLog = 140;  // of a multiplier: far inside what the proof takes
 
@@ -31,10 +34,11 @@ struct Search {
   int64_t units, evaluated;
   double share = 1;  // of |m| / r in the closed form
   double begun = 0;  // about log2 of rho where the search starts
+  bool far = false;  // whether a start from an earlier result is of other weights: as the last layer says
 
   Search(const QuadraticProblem& problem, Arena& arena);
   template <class T>
-  bool start(const QuadraticProblem& problem, bool warm, double of_ratio = 1);
+  bool start(const QuadraticProblem& problem, bool warm, double of_ratio);
   template <class T>
   bool cold_start(const QuadraticProblem& problem);
   double improve(int64_t evaluations);
@@ -165,19 +169,29 @@ void Search<S>::closed_form(int64_t i) {
 }
 
 // Between the closed form and D of an earlier result, scaled up where it is not feasible; false where that says nothing
-// of this network. The best D leave no room (D - K is nearly singular), so that D of other weights, even of ones a
-// little way off, may be far worse than the closed form; a little of that gives the room.
+// of this network: it is far from feasible, or far from the closed form. The best D leave no room (D - K is nearly
+// singular), so that D of other weights, even of ones a little way off, may be far worse than the closed form; a little
+// of that gives the room.
 template <class S>
 bool Search<S>::warm_start(const QuadraticProblem& problem, int64_t i) {
   const SweepLayer<S>& at = sweep.layers[i];
   int64_t sum = 0;
   for (int64_t l = 0; l <= i; ++l) sum += shifts[l];
   closed_form(i);
+  int64_t clipped = 0;
   for (int64_t j = 0; j < at.n; ++j) {
     const double units = problem.start[i][j] + 2.0 * static_cast<double>(unit[i][j] - sum);
     const double off = units * 0.6931471805599453 - at.log[j];
     if (!(fabs(off) < kLargestLog)) return false;
-    at.log[j] += kCarried * larger(-kMostCarried, smaller(kMostCarried, off));
+    clipped += fabs(off) > kMostCarried;
+    at.fall[j] = larger(-kMostCarried, smaller(kMostCarried, off));
+    at.scale[j] = static_cast<S>(exp(-0.5 * (at.log[j] + at.fall[j])));
+  }
+  const double tight = top_of(i, at.scale);
+  if (!(tight < kTooFarOff) || 8 * clipped > at.n) return false;
+  far = tight > kFarOff;
+  for (int64_t j = 0; j < at.n; ++j) {
+    at.log[j] += kCarried * at.fall[j];
     at.scale[j] = static_cast<S>(exp(-0.5 * at.log[j]));
   }
   const double top = top_of(i, at.scale);
@@ -229,17 +243,18 @@ bool Search<S>::start(const QuadraticProblem& problem, bool warm, double of_rati
   return top >= 0;
 }
 
-// The better of two closed forms. With the whole of |m| / r a layer costs at most what its norms multiply to; with half
-// of it K of the next layers is smaller, mostly: that is up to a half of the bound after ten layers.
+// The better of two closed forms. With the whole of |m| / r a layer costs at most what its norms multiply to, which is
+// best where all layers are nearly of rank one; with half of it K of the layers that follow is smaller, mostly, up to a
+// half of the bound after ten layers.
 template <class S>
 template <class T>
 bool Search<S>::cold_start(const QuadraticProblem& problem) {
-  const bool whole = start<T>(problem, false);
+  const bool whole = start<T>(problem, false, 1);
   const double first = begun;
   if (sweep.stopped) return false;
   ++evaluated;
   if (start<T>(problem, false, kShare) && (!whole || begun < first)) return true;
-  return whole && start<T>(problem, false);
+  return whole && start<T>(problem, false, 1);
 }
 
 // The gradient by log D where the sweep stands, of the logarithm of the smoothed maximum.

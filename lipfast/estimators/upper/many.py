@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from lipfast.estimators.results import UpperBound
 from lipfast.estimators.upper.composition import Composition
 from lipfast.estimators.upper.layer_bracket import LayerBrackets
-from lipfast.estimators.upper.quadratic.certificate import QuadraticCertificate, WarmStart
+from lipfast.estimators.upper.quadratic.certificate import Multipliers, QuadraticCertificate
 from lipfast.estimators.upper.starts import StartVectors
 from lipfast.norms import Norm
 from lipfast.ops.denormals import FLUSHED
@@ -38,7 +38,7 @@ class Tighter:
     values: Sequence[float]
     logs: Sequence[float]
     certificate: Callable[[int], QuadraticCertificate] | None = None
-    warm_start: Callable[[int], WarmStart | None] | None = None
+    warm_start: Callable[[int], Multipliers] | None = None
     reasons: Sequence[str | None] | None = None
 
 
@@ -152,7 +152,7 @@ class UpperBounds:
             return next(iter(parts.values())).starts
         return [part.starts[position] for part, position in self._places]
 
-    def warm_start(self, network: int) -> WarmStart | None:
+    def warm_start(self, network: int) -> Multipliers | None:
         """What quadratic constraints of similar weights start from."""
         part, position = self._places[network]
         for tighter in part.tighter:

@@ -23,7 +23,7 @@ from lipfast.estimators.upper.many import Tighter, UpperBounds, UpperBoundsOfGra
 from lipfast.estimators.upper.networks import Group, prepared
 from lipfast.estimators.upper.numbers_read import NumbersRead
 from lipfast.estimators.upper.quadratic.bounds import quadratic_bounds, queued_bounds
-from lipfast.estimators.upper.quadratic.certificate import WarmStart
+from lipfast.estimators.upper.quadratic.certificate import Multipliers
 from lipfast.estimators.upper.quadratic.rows import row_bounds
 from lipfast.estimators.upper.starts import Starts, StartVectors, checked_starts
 from lipfast.estimators.upper.sweep import Sweep, composed, sweep_of
@@ -112,7 +112,7 @@ def upper_bounds_together(
     method: UpperMethod = "product",
     effort: int = 2,
     memory: int = 1 << 30,
-    warm: Sequence[WarmStart | None] | None = None,
+    warm: Sequence[Multipliers | None] | None = None,
     follow: bool = True,
 ) -> UpperBounds:
     """`product_bounds` in arrays: for callers that need no `UpperBound` of every network.
@@ -144,7 +144,7 @@ class _Quadratic(NamedTuple):
     """What quadratic constraints are asked for with."""
 
     effort: int
-    warm: Sequence[WarmStart | None]
+    warm: Sequence[Multipliers | None]
     follow: bool
 
 
@@ -210,7 +210,7 @@ class _Call(NamedTuple):
         if later is not None:
             bounds = replace(bounds, tighter=[later.read()])
         if queued is not None:
-            return replace(bounds, tighter=[self._of_domain(queued(bounds.logs))])
+            return replace(bounds, tighter=[self._of_domain(queued())])
         if self.quadratic is None:
             return bounds
         effort, warm, follow = self.quadratic
@@ -225,7 +225,6 @@ class _Call(NamedTuple):
             effort=effort,
             start=[warm[index] for index in group.networks],
             follow=follow,
-            products=bounds.logs,
             memory=self.memory,
             slopes=slopes,
         )

@@ -13,7 +13,7 @@ from lipfast.estimators.domain import Domain
 from lipfast.estimators.options import UpperMethod, check_method, upper_step
 from lipfast.estimators.progress import shown_progress
 from lipfast.estimators.results import UpperBound
-from lipfast.estimators.upper.quadratic.certificate import Multipliers, WarmStart
+from lipfast.estimators.upper.quadratic.certificate import Multipliers
 from lipfast.estimators.upper.spectral_product import upper_bounds_together
 from lipfast.estimators.upper.starts import StartVectors
 from lipfast.norms import Norm, check_norm
@@ -72,7 +72,7 @@ class Tracker:
         check_method(method, effort, check_norm(norm), domain)
         self.plan = plan
         self.vectors: StartVectors = {}
-        self._warm: WarmStart | None = None
+        self._warm: Multipliers | None = None
         self._progress, self._step = progress, upper_step(method)
         self._bounds = partial(
             upper_bounds_together,
@@ -125,7 +125,7 @@ class Tracker:
     @property
     def multipliers(self) -> Multipliers | None:
         """What quadratic constraints start from."""
-        return None if self._warm is None else self._warm.multipliers
+        return self._warm
 
     def reset(self) -> None:
         """Forget the vectors and multipliers: the next checkpoint starts without."""

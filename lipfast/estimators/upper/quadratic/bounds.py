@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lipfast.estimators.upper.many import Tighter
 from lipfast.estimators.upper.quadratic.boxes import Boxes
-from lipfast.estimators.upper.quadratic.certificate import (
-    Multipliers,
-    QuadraticCertificate,
-    WarmStart,
-)
+from lipfast.estimators.upper.quadratic.certificate import Multipliers, QuadraticCertificate
 from lipfast.estimators.upper.quadratic.chains import MatrixChain, matrix_chain
 from lipfast.estimators.upper.quadratic.graph_problem import EntrySlopes
 from lipfast.estimators.upper.quadratic.graph_quadratic import graph_quadratic
@@ -42,11 +37,8 @@ WARM_EVALUATIONS = {1: 10, 2: 10, 3: 300}
 """The same from the multipliers of a network that is earlier in the same run, somewhere."""
 NEXT_EVALUATIONS = {1: 1, 2: 3, 3: 300}
 """The same from those of the checkpoint just before. One evaluation each is as good as ten without
-a start where checkpoints follow each other closely (a few per cent of the weights' norm)."""
-_LOST = 0.05
-"""Of the gain on the product, in logarithms, that is more than networks that follow each other
-lose; 0.01 of it may be lost every time."""
-_LOST_EACH_TIME = 0.01
+a start where checkpoints follow each other closely (a few per cent of the weights' norm); where
+they do not, the op takes more."""
 # What part of all units may have more than one slope where the others are left out.
 _FEW_FREE = 0.125
 
@@ -57,9 +49,8 @@ def quadratic_bounds(
     networks: ResolvedNetworks,
     *,
     effort: int,
-    start: Sequence[WarmStart | None],
+    start: Sequence[Multipliers | None],
     follow: bool,
-    products: Sequence[float],
     memory: int,
     slopes: Sequence[EntrySlopes] | None = None,
 ) -> Tighter | str:
@@ -75,23 +66,15 @@ def quadratic_bounds(
         sweep: of the graph that the networks are bounded by.
         networks: their parameters, with those that are new in the graph.
         effort: how long multipliers are searched for: 1, 2 or 3.
-        start: for each network what a similar one had found, or None; only chains take them.
+        start: for each network multipliers of a similar one, or None; only chains take them.
         follow: whether those similar ones are just before in a run.
-        products: logarithms of the products of norms, which say how well a start did.
         memory: bytes that all matrices of a graph may take together; networks are bounded one by
             one. What would take more, or more than `OPERATIONS`, has no bound, and says so.
         slopes: for each network ranges of slopes on a domain; the bound is then for pairs of its
             points, never above that of all pairs, and has no certificate.
     """
     found = _everywhere(
-        plan,
-        sweep,
-        networks,
-        effort=effort,
-        start=start,
-        follow=follow,
-        products=products,
-        memory=memory,
+        plan, sweep, networks, effort=effort, start=start, follow=follow, memory=memory
     )
     if not any(slopes or ()):
         return found
@@ -115,9 +98,8 @@ def _everywhere(
     networks: ResolvedNetworks,
     *,
     effort: int,
-    start: Sequence[WarmStart | None],
+    start: Sequence[Multipliers | None],
     follow: bool,
-    products: Sequence[float],
     memory: int,
 ) -> Tighter | str:
     # On a device a chain that has slopes was queued.
@@ -125,26 +107,17 @@ def _everywhere(
     boxes = None if chain is None else _all_boxes(chain, plan, networks)
     if chain is None or boxes is None:
         return _bounds_of_graphs(plan, networks, None, effort=effort, memory=memory)
-    call = _ChainCall(chain, plan, networks, boxes)
     sizes = [layer.output_shape[-1] for layer in chain.layers[:-1]]
-    fitting = [own if own and _is_of_chain(own.multipliers, sizes) else None for own in start]
+    fitting = [own if own and _is_of_chain(own, sizes) else None for own in start]
     warm = NEXT_EVALUATIONS if follow else WARM_EVALUATIONS
-    evaluations = (warm if all(fitting) else EVALUATIONS)[effort]
-    found = call.found(range(len(networks)), evaluations, fitting)
-    # A start from far off leads to less than none.
-    before = [own.gain if own else -math.inf for own in fitting]
-    gains = [p - log for p, log in zip(products, found.logs, strict=True)]
-    lost = [i for i, gain in enumerate(gains) if fitting[i] and not gain >= before[i] - _LOST]
-    if lost:
-        found = found.or_better(call.found(lost, EVALUATIONS[effort], [None] * len(lost)), lost)
-        gains = [p - log for p, log in zip(products, found.logs, strict=True)]
-        before = [-math.inf if i in set(lost) else own for i, own in enumerate(before)]
-
-    def warm_start(network: int) -> WarmStart | None:
-        gain = max(gains[network], before[network] - _LOST_EACH_TIME)
-        return WarmStart(found.multipliers(network), gain) if gains[network] > 0 else None
-
-    return Tighter(QUADRATIC, found.values, found.logs, found.certificate, warm_start)
+    call = chain_quadratic(
+        [chain.matrices(entry) for entry in networks],
+        *boxes,
+        errors=_all_errors(chain, networks),
+        evaluations=(warm if all(fitting) else EVALUATIONS)[effort],
+        start=_stacked_starts(fitting, sizes) if any(fitting) else None,
+    )
+    return _tighter_by(chain, plan, networks, call)
 
 
 def queued_bounds(
@@ -153,10 +126,10 @@ def queued_bounds(
     networks: ResolvedNetworks,
     *,
     effort: int,
-    start: Sequence[WarmStart | None],
+    start: Sequence[Multipliers | None],
     memory: int,
-) -> Callable[[Sequence[float]], Tighter | str] | None:
-    """`quadratic_bounds` of chains on a CUDA device, when somebody has the products of norms.
+) -> Callable[[], Tighter | str] | None:
+    """`quadratic_bounds` of chains on a CUDA device, when somebody asks.
 
     They are queued at once, and nothing of them is looked at before. None where they are elsewhere,
     or no chains.
@@ -175,9 +148,9 @@ def queued_bounds(
     elif min(map(min, stored.shapes)) == 0:
         why = "a matrix has no entries"
     if why is not None:
-        return lambda _: f"no quadratic constraints: {why}"
+        return lambda: f"no quadratic constraints: {why}"
     sizes = [layer.output_shape[-1] for layer in chain.layers[:-1]]
-    fitting = [own if own and _is_of_chain(own.multipliers, sizes) else None for own in start]
+    fitting = [own if own and _is_of_chain(own, sizes) else None for own in start]
     room = memory // needed
     later = ProvedLater(
         stored.some,
@@ -186,93 +159,37 @@ def queued_bounds(
         start=_stacked_starts(fitting, sizes, device) if any(fitting) else None,
     )
 
-    def bounds(products: Sequence[float]) -> Tighter:
-        call = later.read()
-        values, logs = _unscaled(chain, plan, networks, call)
-        found = _ProvedChains(chain, values, logs, [(call, row) for row in range(len(networks))])
-
-        def warm_start(network: int) -> WarmStart | None:
-            gain = products[network] - logs[network]
-            return WarmStart(found.multipliers(network), gain) if gain > 0 else None
-
-        return Tighter(QUADRATIC, values, logs, found.certificate, warm_start)
-
-    return bounds
+    return lambda: _tighter_by(chain, plan, networks, later.read())
 
 
 def _device_of_networks(networks: ResolvedNetworks) -> torch.device:
     return next((t.device for t in networks[0].values()), torch.device("cpu"))
 
 
-class _ProvedChains(NamedTuple):
-    """Bounds of networks of a chain, and which of the native calls proved each.
+def _tighter_by(
+    chain: MatrixChain,
+    plan: Architecture,
+    networks: ResolvedNetworks,
+    call: ChainQuadratic | ProvedChains,
+) -> Tighter:
+    """The bounds of a chain's networks, with what proves each."""
+    bounds = [_unscaled_bound(chain, plan, own, call, index) for index, own in enumerate(networks)]
 
-    Attributes:
-        chain: of matrices.
-        values: the bounds, with the constant of what follows the last matrix.
-        logs: their logarithms.
-        proved: of each network, the call, and the row there.
-    """
-
-    chain: MatrixChain
-    values: list[float]
-    logs: list[float]
-    proved: list[tuple[ChainQuadratic | ProvedChains, int]]
-
-    def or_better(self, other: _ProvedChains, chosen: Sequence[int]) -> _ProvedChains:
-        """The smaller bound each, where another call was made for some."""
-        values, logs, proved = list(self.values), list(self.logs), list(self.proved)
-        for row, network in enumerate(chosen):
-            if other.logs[row] < logs[network]:
-                values[network], logs[network] = other.values[row], other.logs[row]
-                proved[network] = other.proved[row]
-        return self._replace(values=values, logs=logs, proved=proved)
-
-    def multipliers(self, network: int) -> Multipliers:
-        call, row = self.proved[network]
+    def multipliers(network: int) -> Multipliers:
         # On a device, where copies of many rows are many launches, parts of all of them.
-        return [own[row].clone() if own.is_cpu else own[row] for own in call.logs]
+        return [own[network].clone() if own.is_cpu else own[network] for own in call.logs]
 
-    def certificate(self, network: int) -> QuadraticCertificate:
-        call, row = self.proved[network]
+    def certificate(network: int) -> QuadraticCertificate:
         return QuadraticCertificate(
-            tuple(layer.name for layer in self.chain.layers),
-            tuple(own[row].clone() for own in call.multipliers),
-            tuple(own[row].clone() for own in call.unit_exponents),
-            tuple(call.weight_exponents[row].tolist()),
-            float(call.squares[row]),
+            tuple(layer.name for layer in chain.layers),
+            tuple(own[network].clone() for own in call.multipliers),
+            tuple(own[network].clone() for own in call.unit_exponents),
+            tuple(call.weight_exponents[network].tolist()),
+            float(call.squares[network]),
         )
 
-
-class _ChainCall(NamedTuple):
-    """Networks of a chain, with the ranges of slopes: per activation, of all or of each."""
-
-    chain: MatrixChain
-    plan: Architecture
-    networks: ResolvedNetworks
-    boxes: tuple[list[Tensor], list[Tensor]]
-
-    def found(
-        self, chosen: Sequence[int], evaluations: int, start: Sequence[WarmStart | None]
-    ) -> _ProvedChains:
-        """Bounds of some of the networks, in one native call."""
-        networks = [self.networks[index] for index in chosen]
-        means, products = (
-            [own if own.dim() == 1 else own[list(chosen)] for own in side] for side in self.boxes
-        )
-        sizes = [layer.output_shape[-1] for layer in self.chain.layers[:-1]]
-        call = chain_quadratic(
-            [self.chain.matrices(entry) for entry in networks],
-            means,
-            products,
-            errors=_all_errors(self.chain, networks),
-            evaluations=evaluations,
-            start=_stacked_starts(start, sizes) if any(start) else None,
-        )
-        values, logs = _unscaled(self.chain, self.plan, networks, call)
-        return _ProvedChains(
-            self.chain, values, logs, [(call, row) for row in range(len(networks))]
-        )
+    values, logs = [own.value for own in bounds], [own.log for own in bounds]
+    return Tighter(QUADRATIC, values, logs, certificate, multipliers)
 
 
 def _on_domain(
@@ -384,26 +301,14 @@ def _is_of_chain(start: Multipliers, sizes: Sequence[int]) -> bool:
 
 
 def _stacked_starts(
-    start: Sequence[WarmStart | None],
+    start: Sequence[Multipliers | None],
     sizes: Sequence[int],
     device: torch.device = torch.device("cpu"),  # noqa: B008 - a constant
 ) -> list[Tensor]:
     """(N, n_i) each; NaN for networks without."""
     none = [torch.full((n,), torch.nan, dtype=torch.float64, device=device) for n in sizes]
-    rows = (own.multipliers if own else none for own in start)
+    rows = (own or none for own in start)
     return [stacked(column) for column in zip(*rows, strict=True)]
-
-
-def _unscaled(
-    chain: MatrixChain,
-    plan: Architecture,
-    networks: Sequence[Mapping[str, Tensor]],
-    found: ChainQuadratic | ProvedChains,
-) -> tuple[list[float], list[float]]:
-    bounds = [
-        _unscaled_bound(chain, plan, entry, found, index) for index, entry in enumerate(networks)
-    ]
-    return [own.value for own in bounds], [own.log for own in bounds]
 
 
 def _unscaled_bound(

@@ -26,20 +26,6 @@ Multipliers = Sequence[Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class WarmStart:
-    """What quadratic constraints of similar weights start from; no part of a proof.
-
-    Attributes:
-        multipliers: of the bound that was found.
-        gain: how far its logarithm was below the product's; a start that leads to much less than
-            that is not gone on from.
-    """
-
-    multipliers: Multipliers
-    gain: float
-
-
-@dataclass(frozen=True, eq=False)
 class QuadraticCertificate:
     r"""Multipliers for which one matrix is positive, which proves the bound of a chain.
 
